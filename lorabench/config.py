@@ -1,0 +1,198 @@
+"""Types of the configuration and the checks made before anything runs.
+
+Values live in conf/*.yaml, types here; Hydra refuses an unknown key or a wrong type while it composes. A method's own
+type is its dataclass (see lorabench/method.py). Nothing heavy is imported here: `--cfg job` must stay quick.
+"""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from lorabench.errors import UserError
+
+
+@dataclass
+class LoRASpec:
+    """How one LoRA is trained (stage 1). Optimiser: AdamW with a linear warm-up."""
+
+    rank: int = MISSING
+    alpha: float = MISSING  # the update is scaled by alpha / rank
+    steps: int = MISSING
+    batch: int = MISSING  # images a step, drawn with replacement
+    lr: float = MISSING
+    betas: tuple[float, float] = MISSING
+    weight_decay: float = MISSING
+    warmup: int = MISSING  # steps
+    max_grad_norm: float = MISSING
+
+
+@dataclass
+class GenerateSpec:
+    """How the images of a pair are drawn."""
+
+    images: int = MISSING  # a pair and row
+    steps: int = MISSING  # of the sampler
+    guidance: float = MISSING  # classifier-free guidance scale; 1 is without
+    batch: int = MISSING  # images drawn together; part of the floating-point result
+
+
+@dataclass
+class PromptSpec:
+    content_token: str = MISSING
+    style_token: str = MISSING
+
+
+@dataclass
+class ModelSpec:
+    name: str = MISSING
+    path: str = MISSING  # "micro" (the packaged one) or a diffusers folder
+
+
+@dataclass
+class ScorerSpec:
+    name: str = MISSING
+    path: str = MISSING  # folder with dino/ clip/ csd/
+
+
+@dataclass
+class MicroworldSpec:
+    name: str = MISSING
+    subjects: list[str] = MISSING
+    styles: list[str] = MISSING
+    content_images: int = MISSING  # photos a subject's LoRA is trained on
+    style_images: int = MISSING  # pictures a style's LoRA is trained on
+    references: int = MISSING  # other images of each, for scoring
+
+
+@dataclass
+class DreamBoothStyleDropSpec:
+    name: str = MISSING
+    root: str = MISSING  # holds dreambooth/dataset and styledrop/data
+    subjects: list[str] = MISSING
+    styles: list[str] = MISSING
+
+
+@dataclass
+class TrainerSpec:
+    """Where and how wide a run is computed; only `precision` changes the numbers."""
+
+    accelerator: str = MISSING
+    devices: int = MISSING
+    precision: str = MISSING
+    workers: int = MISSING  # processes for independent items; 0 is this process
+    threads: int = MISSING  # torch threads in each
+
+
+@dataclass
+class LoggerSpec:
+    kind: str = MISSING  # wandb | csv | none
+    mode: str = "offline"  # wandb: offline | online
+    project: str = "lorabench"
+
+
+@dataclass
+class Config:
+    """The root; groups are typed by their own schemas."""
+
+    name: str = MISSING
+    seed: int = MISSING
+    outputs: str = MISSING
+    store: str = MISSING
+    mode: str = MISSING
+    prompts: PromptSpec = field(default_factory=PromptSpec)
+    generate: GenerateSpec = field(default_factory=GenerateSpec)
+    model: Any = MISSING
+    scorers: Any = MISSING
+    dataset: Any = MISSING
+    lora: Any = MISSING
+    method: Any = MISSING
+    trainer: Any = MISSING
+    logger: Any = MISSING
+
+
+SCHEMAS = {
+    "model": {"diffusers": ModelSpec},
+    "scorers": {"folder": ScorerSpec},
+    "dataset": {"microworld": MicroworldSpec, "dreambooth_styledrop": DreamBoothStyleDropSpec},
+    "lora": {"lora": LoRASpec},
+    "trainer": {"trainer": TrainerSpec},
+    "logger": {"logger": LoggerSpec},
+}
+
+
+def register() -> None:
+    """Put every schema where the yaml files find it: `defaults: [schema/<name>, _self_]`."""
+    from lorabench import method
+
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    for group, schemas in SCHEMAS.items():
+        for name, node in schemas.items():
+            store.store(group=f"{group}/schema", name=name, node=node, package=group)
+    method.register()
+
+
+# The least value that makes sense for a key of this name, wherever it stands, and whether it is allowed itself.
+LEAST = {
+    "rank": (1, True), "alpha": (0, False), "steps": (1, True), "batch": (1, True), "lr": (0, False),
+    "betas": (0, True), "weight_decay": (0, True), "warmup": (0, True), "max_grad_norm": (0, False),
+    "images": (1, True), "guidance": (1, True), "references": (1, True),
+    "content_images": (1, True), "style_images": (1, True), "seed": (0, True),
+    "devices": (1, True), "workers": (0, True), "threads": (1, True),
+}  # fmt: skip
+CHOICES = {
+    "trainer.accelerator": ("cpu", "gpu", "auto"),
+    "trainer.precision": ("32-true", "bf16-mixed", "16-mixed"),
+    "logger.kind": ("wandb", "csv", "none"),
+    "logger.mode": ("offline", "online"),
+}
+
+
+def validate(cfg: DictConfig) -> None:
+    """Check every value; raises UserError with what to type."""
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise UserError(f"{missing[0]} has no value; type {missing[0]}=...")
+    values: Any = OmegaConf.to_container(cfg, resolve=True)
+    for path, value in leaves(values):
+        bounds = LEAST.get(path.rsplit(".", 1)[-1])
+        if bounds and isinstance(value, int | float) and not isinstance(value, bool):
+            least, allowed = bounds
+            if value < least or (value == least and not allowed):
+                limit = f"at least {least}" if allowed else f"greater than {least}"
+                raise UserError(f"{path}={value} must be {limit}")
+        if path in CHOICES and value not in CHOICES[path]:
+            raise UserError(unknown(path, str(value), CHOICES[path]))
+    for group in ("subjects", "styles"):
+        if not values["dataset"][group]:
+            raise UserError(f"dataset.{group} is empty; type dataset.{group}=[a,b]")
+    if values["prompts"]["content_token"] == values["prompts"]["style_token"]:
+        raise UserError("prompts.content_token and prompts.style_token must differ")
+
+
+def leaves(value: Any, path: str = "") -> Iterable[tuple[str, Any]]:
+    """(dotted path, leaf) of nested dicts and lists; list items carry their list's path."""
+    if isinstance(value, dict):
+        for key, child in value.items():
+            yield from leaves(child, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list):
+        for child in value:
+            yield from leaves(child, path)
+    else:
+        yield path, value
+
+
+def unknown(key: str, value: str, options: Iterable[str]) -> str:
+    """One line on a name that does not exist: the nearest one, and all of them.
+
+    >>> unknown("method", "duolra", ["direct", "duolora"])
+    "method=duolra is unknown, did you mean duolora? Type method=<direct|duolora>"
+    """
+    options = list(options)
+    near = difflib.get_close_matches(value, options, n=1)
+    hint = f", did you mean {near[0]}?" if near else ";"
+    return f"{key}={value} is unknown{hint} {'Type' if near else 'type'} {key}=<{'|'.join(options)}>"
