@@ -1,0 +1,147 @@
+"""What a merging method is: the naive sum of two LoRAs, of which a method overrides what it changes.
+
+    y[row] = W x[row] + sum_k gain_k(site, progress) * o_k . U_k ( r_k . D_k ( i_k . x[row] ) )
+
+with k = content, style, `.` elementwise, and the gates o (out), r (rank) and i (in) absent by default.
+
+A new method is `lorabench/methods/foo.py` (a frozen dataclass: its fields are the types of its settings) and
+`conf/method/foo.yaml` (their values and sources). The dataclass becomes the schema of the yaml by being there.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lorabench.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lorabench.adapters import Gates
+    from lorabench.passes import MergeStep
+
+CONF = Path(__file__).parents[1] / "conf"
+_METHODS: dict[str, type[Method]] = {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitSpec:
+    """How the gates of a merge are learned, with Adam.
+
+    batch: content images and style images a step, as many of each, drawn with replacement.
+    """
+
+    steps: int
+    lr: float
+    batch: int
+
+
+@dataclass(frozen=True)
+class Site:
+    """An adapted layer of the live UNet.
+
+    name: module path, "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q".
+    ranks: rank of each adapter here (0 where an adapter leaves the layer alone).
+    depth: 0 at the highest resolution with attention, 1 at the lowest.
+    """
+
+    name: str
+    in_features: int
+    out_features: int
+    ranks: tuple[int, ...]
+    depth: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """The naive sum; adapters come in the order (content, style).
+
+    name: the file in lorabench/methods.
+    paper: what the publication reports, shown beside our numbers.
+    fit: how the gates are learned; None for a training-free method.
+    """
+
+    name: str
+    paper: dict[str, Any]
+    fit: FitSpec | None
+
+    def __init_subclass__(cls) -> None:
+        _METHODS[cls.__module__.rpartition(".")[2]] = cls
+
+    def gates(self, site: Site, seed: int) -> tuple[Gates, ...] | None:
+        """The gates of each adapter at a site: what they are, or, where they are learned, what they start from.
+
+        `seed` belongs to the pair; a random draw is seeded with it and the name of the site.
+        """
+        return None
+
+    def loss(self, step: MergeStep, gates: Mapping[str, tuple[Gates, ...]]) -> dict[str, Tensor]:
+        """Weighted terms whose sum is minimised over the gates; called once an optimiser step."""
+        raise NotImplementedError(f"{self.name} learns gates and so needs a loss")
+
+    def gain(self, site: str, progress: float) -> tuple[float, ...]:
+        """Strength of each adapter; progress = index of the sampling step / number of steps."""
+        return (1.0, 1.0)
+
+
+def methods() -> dict[str, type[Method]]:
+    """Every method by name, in alphabetical order."""
+    from lorabench import methods as package
+
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
+    return dict(sorted(_METHODS.items()))
+
+
+def register() -> None:
+    """Make each method the Hydra schema of its yaml (`defaults: [schema/<name>, _self_]`)."""
+    for name, method in methods().items():
+        ConfigStore.instance().store(group="method/schema", name=name, node=method, package="method")
+
+
+def build(config: DictConfig | dict[str, Any]) -> Method:
+    """The method of a composed config, or of one read back from a run folder."""
+    schema = OmegaConf.structured(methods()[config["name"]])
+    return OmegaConf.to_object(OmegaConf.merge(schema, config))  # pyright: ignore[reportReturnType]
+
+
+def load(name: str, ablation: str = "none") -> Method:
+    """A method with the values of its yaml, without Hydra: `load("duolora", ablation="no_cycle")`."""
+    return build(_compose(name, ablation))
+
+
+def fitting_methods(ablation: str) -> list[str]:
+    """The methods whose settings an ablation changes; every method for one that changes nothing."""
+    return [name for name in methods() if _fits(name, ablation)]
+
+
+def _fits(name: str, ablation: str) -> bool:
+    try:
+        _compose(name, ablation)
+    except OmegaConfBaseException:
+        return False
+    return True
+
+
+def _compose(name: str, ablation: str) -> DictConfig:
+    values = _read("method", name)
+    values.pop("defaults")
+    schema = OmegaConf.structured(methods()[values["name"]])
+    return OmegaConf.merge(schema, values, _read("ablation", ablation))  # pyright: ignore[reportReturnType]
+
+
+def _read(group: str, name: str) -> DictConfig:
+    path = CONF / group / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
+        raise UserError(f"no {group} is called {name!r}; type {group}= one of {known}")
+    return OmegaConf.load(path)  # pyright: ignore[reportReturnType]
