@@ -1,0 +1,43 @@
+"""The micro model's CLIP tokenizer: one token for every word of the world, letters for all other words."""
+
+from __future__ import annotations
+
+import string
+from collections import Counter
+from itertools import pairwise
+
+from transformers import CLIPTokenizer
+
+from lorabench.data import microworld as mw
+
+MAX_LENGTH = 32
+# Identifiers for personalisation: single tokens that no caption of the world holds (as "sks" is rare for SDXL).
+IDENTIFIERS = ("sks", "szn", "tok", "sbu")
+
+
+def build_tokenizer() -> CLIPTokenizer:
+    """A byte-pair vocabulary whose merges spell exactly the words of the world and the identifiers."""
+    letters = list(string.ascii_lowercase + string.digits + ",.-'")
+    vocab = letters + [letter + "</w>" for letter in letters]
+    words = [[*word[:-1], word[-1] + "</w>"] for word in [*mw.vocabulary(), *IDENTIFIERS]]
+    merges: list[tuple[str, str]] = []
+    while pairs := Counter(pair for word in words for pair in pairwise(word)):
+        best = max(pairs, key=lambda pair: (pairs[pair], pair))
+        merges.append(best)
+        vocab.append("".join(best))
+        words = [_merge(word, best) for word in words]
+    ids = {token: i for i, token in enumerate(dict.fromkeys(vocab))}
+    for special in ("<|startoftext|>", "<|endoftext|>"):
+        ids[special] = len(ids)
+    return CLIPTokenizer(vocab=ids, merges=merges, model_max_length=MAX_LENGTH)
+
+
+def _merge(word: list[str], pair: tuple[str, str]) -> list[str]:
+    """Join every occurrence of the pair, left to right."""
+    out: list[str] = []
+    for symbol in word:
+        if out and (out[-1], symbol) == pair:
+            out[-1] += symbol
+        else:
+            out.append(symbol)
+    return out
