@@ -1,0 +1,47 @@
+"""`python -m lorabench.micro <step>`: rebuild the shipped model and scorers from nothing (see the model card)."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+WORK = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lorabench" / "micro-v1"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m lorabench.micro", description=__doc__)
+    parser.add_argument("--work", type=Path, default=WORK, help="where pictures and checkpoints lie (default: %(default)s)")
+    steps = parser.add_subparsers(dest="step", required=True)
+
+    bank = steps.add_parser("bank", help="render the training pictures (120,000: 6 minutes on 2 cores)")
+    bank.add_argument("--shards", type=int, default=30)
+    bank.add_argument("--workers", type=int, default=2)
+
+    unet = steps.add_parser("unet", help="train the UNet and the text encoders; resumes where it was")
+    unet.add_argument("--steps", type=int, default=20000)
+    unet.add_argument("--decay", type=int, default=2000, help="the rate falls to zero over this many last steps")
+    unet.add_argument("--batch", type=int, default=64, help="pictures a step and device")
+    unet.add_argument("--lr", type=float, default=8e-4)
+    unet.add_argument("--devices", type=int, default=2)
+    unet.add_argument("--name", default="unet", help="checkpoints lie in <work>/<name>")
+    unet.add_argument("--start", type=Path, help="branch off this checkpoint, e.g. for an early end")
+
+    args = parser.parse_args()
+    if args.step == "bank":
+        from tqdm import tqdm
+
+        from lorabench.micro import bank as pictures
+
+        with tqdm(total=args.shards * pictures.SHARD, unit="picture") as bar:
+            pictures.render(args.work / "bank", args.shards, args.workers, bar.update)
+    elif args.step == "unet":
+        from lorabench.micro.unet import pretrain
+
+        pretrain(
+            args.work, args.work / args.name, args.steps, args.decay, args.batch, args.lr, args.devices, args.start
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""The latent space: principal components of 4x4 patches, 8 of 48, with their spread half equalised.
+
+A linear code is known before anything is trained, so the UNet can learn while the VAE is still being distilled onto
+it. Dividing by the square root of each component's deviation lifts fine detail above the noise without letting it
+drown the mean colour, which full whitening would.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+PATCH = 4
+
+
+@dataclass(frozen=True)
+class PatchPCA:
+    """mean [48], encoder [8, 48], decoder [48, 8] over patches flattened as (channel, row, column)."""
+
+    mean: Tensor
+    encoder: Tensor
+    decoder: Tensor
+
+    @classmethod
+    def fit(cls, images: np.ndarray, channels: int = 8) -> PatchPCA:
+        """From uint8 images [n, H, W, 3]; the latents have variance one on average over the channels."""
+        patches = _patches(to_tensor(images)).transpose(1, 2).reshape(-1, 3 * PATCH**2).double()
+        mean = patches.mean(0)
+        values, vectors = torch.linalg.eigh((patches - mean).T @ (patches - mean) / len(patches))
+        values, vectors = values.flip(0)[:channels], vectors.flip(1)[:, :channels]
+        scale = values**-0.25
+        scale = scale / (values * scale**2).mean().sqrt()
+        return cls(mean.float(), (vectors * scale).T.float().contiguous(), (vectors / scale).float().contiguous())
+
+    def encode(self, images: Tensor) -> Tensor:
+        """[n, 3, H, W] in [-1, 1] -> [n, 8, H/4, W/4]."""
+        flat = torch.einsum("kp,npl->nkl", self.encoder, _patches(images) - self.mean[:, None])
+        return flat.reshape(len(images), -1, images.shape[2] // PATCH, images.shape[3] // PATCH)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """The linear decoder, [n, 8, h, w] -> [n, 3, 4h, 4w] in [-1, 1]."""
+        n, k, h, w = latents.shape
+        flat = torch.einsum("pk,nkl->npl", self.decoder, latents.reshape(n, k, h * w)) + self.mean[:, None]
+        return F.fold(flat, (h * PATCH, w * PATCH), PATCH, stride=PATCH).clamp(-1, 1)
+
+    def save(self, path: Path) -> None:
+        save_file({"mean": self.mean, "encoder": self.encoder, "decoder": self.decoder}, path)
+
+    @classmethod
+    def load(cls, path: Path) -> PatchPCA:
+        return cls(**load_file(path))
+
+
+def to_tensor(images: np.ndarray) -> Tensor:
+    """uint8 [n, H, W, 3] -> float [n, 3, H, W] in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def _patches(images: Tensor) -> Tensor:
+    return F.unfold(images, PATCH, stride=PATCH)
+
+
+def encode_bank(pca: PatchPCA, shards: list[np.ndarray]) -> Tensor:
+    """Latents of all pictures of a bank, float16 [n, 8, 16, 16]."""
+    return torch.cat([pca.encode(to_tensor(part)).half() for shard in shards for part in np.array_split(shard, 8)])

@@ -1,0 +1,195 @@
+"""The three micro scorers: their config.json, and one training loss each on batches of the bank."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lorabench.data import microworld as mw
+from lorabench.metrics.clip import build_clip, build_tokenizer
+from lorabench.metrics.cosine import normalise
+from lorabench.metrics.csd import build_csd
+from lorabench.metrics.dino import build_dino
+from lorabench.micro import scorer_losses as losses
+from lorabench.micro.scorer_bank import PHOTOS, SIZE, STYLES, SUBJECTS, VIEWS, ScorerBank
+
+PREPROCESS = {
+    "resize": SIZE, "crop": SIZE, "interpolation": "bicubic", "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25],
+}  # fmt: skip
+CONTEXT = 32  # tokens of a caption
+
+
+@dataclass
+class Batch:
+    """pixels [n, 3, SIZE, SIZE] preprocessed; what each picture shows; integer labels [n] of subject and style.
+
+    Every second text says everything, the others leave details out at random.
+    """
+
+    pixels: torch.Tensor
+    subjects: list[mw.Subject]
+    styles: list[mw.Style | None]
+    texts: list[str]
+    subject_ids: torch.Tensor
+    style_ids: torch.Tensor
+
+
+def grid_batch(bank: ScorerBank, rng: np.random.Generator, blocks: int, rows: int, styled: int, photos: int) -> Batch:
+    """From each of `blocks` blocks, `rows` subjects in the same `styled` styles, and `photos` photographs of each."""
+    where, subject_ids, style_ids = [], [], []
+    for b in rng.choice(bank.blocks, blocks, replace=False):
+        chosen = rng.choice(SUBJECTS, rows, replace=False)
+        styles = rng.choice(STYLES, styled, replace=False)
+        for i in chosen:
+            for view in [*styles, *(STYLES + rng.choice(PHOTOS, photos, replace=False))]:
+                where.append((int(b), int(i), int(view)))
+                subject_ids.append(int(b) * SUBJECTS + int(i))
+                style_ids.append(int(b) * STYLES + int(view) if view < STYLES else -1)
+    images = torch.from_numpy(np.stack([bank.pixels[w] for w in where])).permute(0, 3, 1, 2)
+    factors = bank.factors
+    subjects = [factors[b].subjects[i] for b, i, _ in where]
+    shown_styles = [factors[b].style_of(view) for b, _, view in where]
+    poses = [factors[b].poses[i][view] for b, i, view in where]
+    return Batch(
+        degrade((images.float() / 255 - 0.5) / 0.25, rng),
+        subjects,
+        shown_styles,
+        [mw.caption(*shown, rng if k % 2 else None) for k, shown in enumerate(zip(subjects, shown_styles, poses))],
+        torch.tensor(subject_ids),
+        torch.tensor(style_ids),
+    )
+
+
+def degrade(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """Blur and grain on half of the pictures each, as an autoencoder leaves them: generated images are not crisp."""
+    n = len(pixels)
+    weights = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0])
+    kernel = (weights[:, None] * weights[None, :] / 256).expand(3, 1, 5, 5)
+    blurred = F.conv2d(F.pad(pixels, (2, 2, 2, 2), mode="replicate"), kernel, groups=3)
+    amount = torch.from_numpy((rng.uniform(0, 1, n) * (rng.random(n) < 0.5)).astype(np.float32)).view(n, 1, 1, 1)
+    grain = torch.from_numpy((rng.uniform(0, 0.25, n) * (rng.random(n) < 0.5)).astype(np.float32)).view(n, 1, 1, 1)
+    noise = torch.from_numpy(rng.standard_normal(pixels.shape, np.float32))
+    return torch.lerp(pixels, blurred, amount) + grain * noise
+
+
+class DinoTask(nn.Module):
+    """Identity: the same subject in other styles, poses and places, against others of its class in the same style."""
+
+    batch = staticmethod(lambda bank, rng: grid_batch(bank, rng, blocks=6, rows=8, styled=2, photos=1))
+
+    def __init__(self, config: dict[str, Any], folder: Path) -> None:
+        super().__init__()
+        self.network = build_dino(config["architecture"])
+        width = self.network.num_features
+        self.classes = nn.Linear(width, len(mw.CLASSES))
+        self.factors = nn.Linear(width, 18)
+
+    def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
+        feature = self.network(batch.pixels).float()
+        unit = normalise(feature)
+        classes = torch.tensor([mw.CLASSES.index(s.cls) for s in batch.subjects])
+        return {
+            "contrast": losses.supervised_contrastive(unit, batch.subject_ids, 0.07),
+            "class": 0.3 * F.cross_entropy(self.classes(feature), classes),
+            "factors": 1.0 * losses.masked_mse(self.factors(feature), losses.subject_targets(batch.subjects)),
+            "order": 0.5 * losses.disagreement(unit, losses.distance_matrix(batch.subjects, mw.content_distance)),
+        }
+
+
+class CSDTask(nn.Module):
+    """Style: the same setting on other subjects, against others of its family; the content head the other way round."""
+
+    batch = staticmethod(lambda bank, rng: grid_batch(bank, rng, blocks=5, rows=3, styled=STYLES, photos=1))
+
+    def __init__(self, config: dict[str, Any], folder: Path) -> None:
+        super().__init__()
+        self.network = build_csd(config["architecture"])
+        width = self.network.last_layer_style.shape[1]
+        self.families = nn.Linear(width, len(mw.FAMILIES) + 1)
+        self.style_factors, self.subject_factors = nn.Linear(width, 7), nn.Linear(width, 18)
+        self.classes = nn.Linear(width, len(mw.CLASSES))
+
+    def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
+        out = {role: value.float() for role, value in self.network(batch.pixels).items()}
+        style, content = normalise(out["style"]), normalise(out["content"])
+        families = torch.tensor([mw.FAMILIES.index(s.family) if s else len(mw.FAMILIES) for s in batch.styles])
+        classes = torch.tensor([mw.CLASSES.index(s.cls) for s in batch.subjects])
+        return {
+            "contrast": losses.supervised_contrastive(style, batch.style_ids, 0.07),
+            "family": 0.3 * F.cross_entropy(self.families(out["style"]), families),
+            "factors": 1.0 * losses.masked_mse(self.style_factors(out["style"]), losses.style_targets(batch.styles)),
+            "order": 0.5 * losses.disagreement(style, losses.distance_matrix(batch.styles, mw.style_distance)),
+            "content": 0.3 * losses.supervised_contrastive(content, batch.subject_ids, 0.1),
+            "class": 0.1 * F.cross_entropy(self.classes(out["content"]), classes),
+            "content_factors": 0.3
+            * losses.masked_mse(self.subject_factors(out["content"]), losses.subject_targets(batch.subjects)),
+        }
+
+
+class ClipTask(nn.Module):
+    """Pictures and their captions."""
+
+    batch = staticmethod(lambda bank, rng: grid_batch(bank, rng, blocks=40, rows=1, styled=3, photos=1))
+
+    def __init__(self, config: dict[str, Any], folder: Path) -> None:
+        super().__init__()
+        self.network = build_clip(config["architecture"])
+        self.tokenizer = build_tokenizer(config["architecture"], folder)
+
+    def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
+        image, text, scale = self.network(batch.pixels, self.tokenizer(batch.texts))
+        same = torch.tensor([[a == b for b in batch.texts] for a in batch.texts])
+        return {"contrast": losses.image_text_contrastive(image.float(), text.float(), same, scale.clamp(max=100))}
+
+
+def clip_vocabulary() -> list[tuple[str, str]]:
+    """Byte-pair merges that spell each word of the world as one token: those of the micro model's own tokenizer."""
+    from lorabench.micro.tokens import build_tokenizer as build_micro_tokenizer
+
+    model = json.loads(build_micro_tokenizer().backend_tokenizer.to_str())["model"]
+    return [tuple(merge.split() if isinstance(merge, str) else merge) for merge in model["merges"]]
+
+
+def write_merges(path: Path, merges: list[tuple[str, str]]) -> int:
+    """CLIP's merges file (a header line, then a pair a line, gzip without a date). Returns the size of the vocabulary."""
+    text = "\n".join(["#version: lorabench", *(" ".join(merge) for merge in merges)])
+    path.write_bytes(gzip.compress(text.encode(), mtime=0))
+    return 2 * 256 + len(merges) + 2
+
+
+def tower(width: int, layers: int, embed_dim: int, vocabulary: int) -> dict[str, Any]:
+    """open_clip's config of a two-tower model at the world's size."""
+    return {
+        "embed_dim": embed_dim,
+        "vision_cfg": {"image_size": SIZE, "patch_size": 8, "width": width, "layers": layers, "head_width": 32},
+        "text_cfg": {"context_length": CONTEXT, "vocab_size": vocabulary, "width": 96, "heads": 3, "layers": 3},
+    }
+
+
+def make_config(kind: str, folder: Path) -> dict[str, Any]:
+    """The config.json of a micro scorer; for CLIP also writes its merges into `folder`."""
+    architecture: dict[str, Any]
+    if kind == "dino":
+        args = {"img_size": SIZE, "patch_size": 8, "embed_dim": 160, "depth": 6, "num_heads": 5}
+        architecture = {"model": "vit_tiny_patch16_224", "args": args}
+    elif kind == "clip":
+        vocabulary = write_merges(folder / "merges.txt.gz", clip_vocabulary())
+        architecture = {"config": tower(128, 5, 96, vocabulary), "merges": "merges.txt.gz"}
+    else:
+        architecture = {"config": tower(128, 5, 96, 8)}
+    return {
+        "name": f"{kind}@micro", "kind": kind, "world": mw.VERSION, "architecture": architecture,
+        "preprocess": PREPROCESS, "weights": "model.safetensors",
+    }  # fmt: skip
+
+
+TASKS: dict[str, Callable[[dict[str, Any], Path], nn.Module]] = {"dino": DinoTask, "clip": ClipTask, "csd": CSDTask}

@@ -1,0 +1,106 @@
+"""Trains the micro scorers on the world: `python -m lorabench.micro scorers`.
+
+About 10 to 15 minutes each on one CPU thread (bfloat16), resumable at any moment. Scorers are instruments, so they
+know all 16 style families, also those the base model never sees; held-out subjects and styles are new to both.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lorabench.metrics.load import KINDS
+from lorabench.micro.scorer_bank import ScorerBank, world_fingerprint
+from lorabench.micro.scorer_models import TASKS, make_config
+from lorabench.seeds import seed_of
+
+CACHE = Path("~/.cache/lorabench/micro")
+BLOCKS = 480
+STEPS = {"dino": 900, "clip": 600, "csd": 800}
+PEAK_LR, WARMUP, WEIGHT_DECAY = 1.5e-3, 60, 0.05
+SAVE_EVERY = 100
+
+
+def learning_rate(step: int, steps: int) -> float:
+    """Linear warm-up, then a cosine to zero."""
+    if step < WARMUP:
+        return PEAK_LR * (step + 1) / WARMUP
+    return PEAK_LR * 0.5 * (1 + math.cos(math.pi * (step - WARMUP) / max(1, steps - WARMUP)))
+
+
+def train_scorer(kind: str, out: Path, steps: int, bank: ScorerBank, cache: Path, report: Callable[[str], None]) -> Path:
+    """Train one scorer and write its folder out/<kind>; continues from the checkpoint in `cache`."""
+    from safetensors.torch import save_file
+
+    folder = out / kind
+    folder.mkdir(parents=True, exist_ok=True)
+    config = make_config(kind, folder)
+    torch.manual_seed(seed_of("scorer", kind) % 2**31)
+    task = TASKS[kind](config, folder)
+    decayed = [p for p in task.parameters() if p.ndim >= 2]
+    others = [p for p in task.parameters() if p.ndim < 2]
+    optimiser = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}], betas=(0.9, 0.98)
+    )
+    checkpoint, start = cache / f"scorer-{kind}-{world_fingerprint()}-{steps}.pt", 0
+    if checkpoint.is_file():
+        saved = torch.load(checkpoint, weights_only=True)
+        task.load_state_dict(saved["task"])
+        optimiser.load_state_dict(saved["optimiser"])
+        start = saved["step"]
+    task.train()
+    began = time.monotonic()
+    for step in range(start, steps):
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(step, steps)
+        rng = np.random.default_rng(seed_of("scorer batch", kind, step))
+        batch = task.batch(bank, rng)
+        with torch.autocast("cpu", torch.bfloat16):
+            parts = task.loss(batch)
+        optimiser.zero_grad(set_to_none=True)
+        sum(parts.values()).backward()
+        torch.nn.utils.clip_grad_norm_(task.parameters(), 1.0)
+        optimiser.step()
+        if (step + 1) % 20 == 0 or step + 1 == steps:
+            pace = (time.monotonic() - began) / (step + 1 - start)
+            values = " ".join(f"{name} {value.item():.3f}" for name, value in parts.items())
+            report(f"{kind} {step + 1}/{steps} {pace:.2f} s/step {values}")
+        if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
+            partial = checkpoint.with_suffix(".tmp")
+            torch.save({"task": task.state_dict(), "optimiser": optimiser.state_dict(), "step": step + 1}, partial)
+            partial.rename(checkpoint)
+    state = {name: value.half().contiguous() for name, value in task.network.state_dict().items()}
+    save_file(state, folder / "model.safetensors")
+    (folder / "model.safetensors").chmod(0o644)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    return folder
+
+
+def train_scorers(
+    out: Path,
+    steps: dict[str, int] | None = None,
+    threads: int = 1,
+    kinds: Sequence[str] = KINDS,
+    blocks: int = BLOCKS,
+    cache: Path = CACHE,
+    report: Callable[[str], None] = print,
+) -> None:
+    """Draw the bank, train the scorers into out/<kind>, fit the truth readout, and write the model card's figures."""
+    from lorabench.micro.evaluate_scorers import evaluate_scorers
+    from lorabench.micro.readout import fit_readout
+
+    torch.set_num_threads(threads)
+    cache = cache.expanduser()
+    cache.mkdir(parents=True, exist_ok=True)
+    bank = ScorerBank(cache, blocks)
+    bank.build(lambda done: report(f"bank {done}/{blocks} blocks") if done % 20 == 0 else None)
+    for kind in kinds:
+        train_scorer(kind, out, (steps or STEPS)[kind], bank, cache, report)
+    fit_readout(out, bank)
+    evaluate_scorers(out)
