@@ -1,7 +1,7 @@
 """The micro SDXL: a real `StableDiffusionXLPipeline` with SDXL's block structure and small widths.
 
 SDXL has blocks (320, 640, 1280) with (0, 2, 10) transformer layers on 128x128x4 latents; here (64, 96, 160) with
-(0, 1, 2) on 16x16x8. Block names, two attentions a down block and three an up block, the `text_time` conditioning and
+(0, 1, 2) on 16x16x12. Block names, two attentions a down block and three an up block, the `text_time` conditioning and
 the two text encoders, whose penultimate states are joined, are SDXL's own.
 """
 
@@ -13,7 +13,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from lorabench.micro.tokens import MAX_LENGTH, build_tokenizer
 
 RESOLUTION = 64
-LATENT_CHANNELS = 8
+LATENT_CHANNELS = 12
 
 
 def build_unet(widths=(64, 96, 160), heads=(2, 3, 5), layers=(1, 1, 2), text_width=96, groups=32) -> UNet2DConditionModel:

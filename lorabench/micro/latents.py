@@ -1,4 +1,4 @@
-"""The latent space: principal components of 4x4 patches, 8 of 48, with their spread half equalised.
+"""The latent space: principal components of 4x4 patches, 12 of 48, with their spread half equalised.
 
 A linear code is known before anything is trained, so the UNet can learn while the VAE is still being distilled onto
 it. Dividing by the square root of each component's deviation lifts fine detail above the noise without letting it
@@ -16,19 +16,21 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lorabench.micro.architecture import LATENT_CHANNELS
+
 PATCH = 4
 
 
 @dataclass(frozen=True)
 class PatchPCA:
-    """mean [48], encoder [8, 48], decoder [48, 8] over patches flattened as (channel, row, column)."""
+    """mean [48], encoder [k, 48], decoder [48, k] over patches flattened as (channel, row, column)."""
 
     mean: Tensor
     encoder: Tensor
     decoder: Tensor
 
     @classmethod
-    def fit(cls, images: np.ndarray, channels: int = 8) -> PatchPCA:
+    def fit(cls, images: np.ndarray, channels: int = LATENT_CHANNELS) -> PatchPCA:
         """From uint8 images [n, H, W, 3]; the latents have variance one on average over the channels."""
         patches = _patches(to_tensor(images)).transpose(1, 2).reshape(-1, 3 * PATCH**2).double()
         mean = patches.mean(0)
@@ -39,12 +41,12 @@ class PatchPCA:
         return cls(mean.float(), (vectors * scale).T.float().contiguous(), (vectors / scale).float().contiguous())
 
     def encode(self, images: Tensor) -> Tensor:
-        """[n, 3, H, W] in [-1, 1] -> [n, 8, H/4, W/4]."""
+        """[n, 3, H, W] in [-1, 1] -> [n, k, H/4, W/4]."""
         flat = torch.einsum("kp,npl->nkl", self.encoder, _patches(images) - self.mean[:, None])
         return flat.reshape(len(images), -1, images.shape[2] // PATCH, images.shape[3] // PATCH)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """The linear decoder, [n, 8, h, w] -> [n, 3, 4h, 4w] in [-1, 1]."""
+        """The linear decoder, [n, k, h, w] -> [n, 3, 4h, 4w] in [-1, 1]."""
         n, k, h, w = latents.shape
         flat = torch.einsum("pk,nkl->npl", self.decoder, latents.reshape(n, k, h * w)) + self.mean[:, None]
         return F.fold(flat, (h * PATCH, w * PATCH), PATCH, stride=PATCH).clamp(-1, 1)
@@ -67,5 +69,5 @@ def _patches(images: Tensor) -> Tensor:
 
 
 def encode_bank(pca: PatchPCA, shards: list[np.ndarray]) -> Tensor:
-    """Latents of all pictures of a bank, float16 [n, 8, 16, 16]."""
+    """Latents of all pictures of a bank, float16 [n, k, 16, 16]."""
     return torch.cat([pca.encode(to_tensor(part)).half() for shard in shards for part in np.array_split(shard, 8)])

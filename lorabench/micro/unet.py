@@ -37,7 +37,7 @@ class Denoiser(nn.Module):
             weight.requires_grad_("layers.2." not in name and "final_layer_norm" not in name)
 
     def forward(self, latents: Tensor, t: Tensor, ids: Tensor) -> Tensor:
-        """Noisy latents [n, 8, 16, 16], timesteps [n], token ids [n, 32] -> predicted v."""
+        """Noisy latents [n, 12, 16, 16], timesteps [n], token ids [n, 32] -> predicted v."""
         first = self.text_encoder(ids, output_hidden_states=True)
         second = self.text_encoder_2(ids, output_hidden_states=True)
         states = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
