@@ -1,0 +1,27 @@
+"""Stage 5: from a run folder to what people look at; all of it can be redrawn from the folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def write_report(run_folder: Path | str) -> None:
+    """Write table.md, table.csv, grid.png and report.html into a finished run folder (report/folder.py)."""
+    write_joint_report([run_folder], run_folder)
+
+
+def write_joint_report(run_folders: Sequence[Path | str], out: Path | str) -> None:
+    """The same four files for several runs together, into the folder `out`."""
+    from lorabench.report import figures, page, table
+    from lorabench.report.folder import RunFolder, join_scores
+
+    runs = [RunFolder.load(folder) for folder in run_folders]
+    lines = table.summary(join_scores(runs))
+    spent = table.costs(runs)
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "table.md").write_text(table.write_markdown(lines, spent), encoding="utf-8")
+    (out / "table.csv").write_text(table.write_csv(lines, spent), encoding="utf-8")
+    figures.draw_grid(runs).save(out / "grid.png", optimize=True)
+    (out / "report.html").write_text(page.render(runs, lines, spent), encoding="utf-8")

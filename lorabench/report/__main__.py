@@ -1,0 +1,34 @@
+"""python -m lorabench.report RUN [RUN ...] [--out DIR]: redraw the report of a run folder, or join a few."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from lorabench.errors import UserError
+from lorabench.report import write_joint_report
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m lorabench.report", description=__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="finished run folder")
+    parser.add_argument(
+        "--out", type=Path, help="where to write; needed for several runs, default: the run folder"
+    )
+    args = parser.parse_args(argv)
+    try:
+        if len(args.runs) > 1 and args.out is None:
+            raise UserError("several run folders need a place for the joint report; add --out DIR")
+        out = args.out or args.runs[0]
+        write_joint_report(args.runs, out)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print((out / "table.md").read_text(encoding="utf-8"))
+    print(out / "report.html")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""The picture grid: a row a pair; columns: references, the two single LoRAs, merged images, oracle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from lorabench.report.folder import CEILING, FRAMES, Picture, RunFolder, join_pictures
+
+MERGED = 4  # merged images a row, shared among the methods
+CELL = 144  # pixels; a 64 px image is enlarged 2.25 times, a 1024 px one reduced
+GAP, GROUP_GAP, MARGIN, HEAD, NAMES = 6, 20, 24, 44, 168
+INK, MUTED, RULE, PAPER = "#1c1d21", "#71737c", "#d9dae0", "#ffffff"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One place in the grid; a reference has a path only."""
+
+    group: str
+    path: Path
+    picture: Picture | None = None
+
+
+def grid_rows(runs: list[RunFolder]) -> dict[tuple[str, str], list[Cell | None]]:
+    """(content, style) -> cells, in the same columns for every pair; None where a pair lacks an image."""
+    pictures = join_pictures(runs)
+    pairs = list(dict.fromkeys((p.content, p.style) for p in pictures))
+    methods = list(dict.fromkeys(p.label for p in pictures if p.label not in FRAMES))
+    wanted = {
+        "content_only": 1,
+        "style_only": 1,
+        **dict.fromkeys(methods, max(1, MERGED // len(methods or "-"))),
+    }
+    wanted[CEILING] = 1
+    rows = {}
+    for content, style in pairs:
+        cells: list[Cell | None] = []
+        for role, name in (("content", content), ("style", style)):
+            found = next((path for run in runs for path in run.references(role, name)), None)
+            cells.append(Cell(f"{role} reference", found) if found else None)
+        for row, count in wanted.items():
+            own = [p for p in pictures if (p.label, p.content, p.style) == (row, content, style)][:count]
+            cells += [Cell(row.replace("_", " "), p.path, p) for p in own] + [None] * (count - len(own))
+        rows[content, style] = cells
+    used = [any(column) for column in zip(*rows.values(), strict=True)]
+    return {pair: [c for c, keep in zip(cells, used, strict=True) if keep] for pair, cells in rows.items()}
+
+
+def column_groups(rows: dict[tuple[str, str], list[Cell | None]]) -> list[tuple[str, int]]:
+    """Headings from left to right with the number of columns that each spans."""
+    names = [next(c.group for c in column if c) for column in zip(*rows.values(), strict=True)]
+    return [(name, len(list(same))) for name, same in groupby(names)]
+
+
+def draw_grid(runs: list[RunFolder]) -> Image.Image:
+    """The grid as one RGB picture."""
+    rows = grid_rows(runs)
+    groups = column_groups(rows)
+    widest = max(
+        ImageFont.load_default(17).getlength(name) for pair in rows for name in (pair[0], f"in {pair[1]}")
+    )
+    names = min(NAMES, int(widest))
+    lefts, left = [], MARGIN + names + GROUP_GAP
+    for _, span in groups:
+        for _ in range(span):
+            lefts.append(left)
+            left += CELL + GAP
+        left += GROUP_GAP - GAP
+    size = (left - GROUP_GAP + MARGIN, MARGIN + HEAD + len(rows) * (CELL + GAP) - GAP + MARGIN)
+    sheet = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(sheet)
+
+    column = 0
+    for name, span in groups:
+        first, last = lefts[column], lefts[column + span - 1] + CELL
+        draw.text(
+            ((first + last) / 2, MARGIN + HEAD - 18), name, INK, fit(name, last - first, 16), anchor="ms"
+        )
+        draw.line((first, MARGIN + HEAD - 8, last - 1, MARGIN + HEAD - 8), RULE)
+        column += span
+
+    for i, ((content, style), cells) in enumerate(rows.items()):
+        top = MARGIN + HEAD + i * (CELL + GAP)
+        draw.text((MARGIN, top + CELL / 2 - 4), content, INK, fit(content, names, 17), anchor="ls")
+        draw.text(
+            (MARGIN, top + CELL / 2 + 18), f"in {style}", MUTED, fit(f"in {style}", names, 15), anchor="ls"
+        )
+        for cell, x in zip(cells, lefts, strict=True):
+            if cell:
+                sheet.paste(square(cell.path, CELL), (x, top))
+            draw.rectangle((x, top, x + CELL - 1, top + CELL - 1), outline=RULE)
+    return sheet
+
+
+def fit(text: str, width: int, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own typeface at the largest size up to `size` that keeps the text within width."""
+    while size > 9 and ImageFont.load_default(size).getlength(text) > width:
+        size -= 1
+    return ImageFont.load_default(size)
+
+
+def square(path: Path, side: int) -> Image.Image:
+    """An image cut to its central square and resized."""
+    with Image.open(path) as image:
+        image = image.convert("RGB")
+    edge = min(image.size)
+    x, y = (image.width - edge) // 2, (image.height - edge) // 2
+    return image.resize((side, side), Image.Resampling.LANCZOS, box=(x, y, x + edge, y + edge))

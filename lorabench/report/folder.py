@@ -1,0 +1,157 @@
+"""What a report is made from: the run folder, and the pictures that its scores name.
+
+    scores.parquet                                     tidy rows, one an image x metric x reference
+    manifest.json                                      method, ablation, dataset, model, seed, and
+        costs       {learned_parameters, merge_seconds (a pair), seconds_per_image}
+        timings     {stage: seconds}
+        versions    {package: version}
+        losses      {"<content>+<style>": {term: [a value a step]}}
+    config.yaml                                        shown as it is
+    images/<method or frame>/<content>+<style>/<index:02d>.png
+    references/{content,style}/<name>/<i>.png
+
+Of the manifest only the first five keys are required; without costs or losses the report is shorter.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from lorabench.errors import UserError
+
+REQUIRED = ("method", "ablation", "dataset", "model", "seed")
+FLOORS = ("base", "content_only", "style_only")
+CEILING = "oracle"
+FRAMES = (*FLOORS, CEILING)
+METRICS = (
+    "dino/content",
+    "clip_i/content",
+    "clip_i/style",
+    "clip_t",
+    "csd/style",
+    "csd/content",
+    "subject_r1",
+    "style_r1",
+)
+
+
+def label(method: str, ablation: str = "none") -> str:
+    """Name of a table row: the method, with its ablation where there is one."""
+    return method if method in FRAMES or ablation == "none" else f"{method} {ablation}"
+
+
+def metric_order(metrics: list[str]) -> list[str]:
+    """The standard columns that are present, then any others by name."""
+    return [m for m in METRICS if m in metrics] + sorted(set(metrics) - set(METRICS))
+
+
+def label_rows(scores: pd.DataFrame) -> pd.DataFrame:
+    """The scores with their column `label`."""
+    labels = [label(m, a) for m, a in zip(scores["method"], scores["ablation"], strict=True)]
+    return scores.assign(label=labels)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One generated image with its scores, averaged over its references."""
+
+    label: str
+    content: str
+    style: str
+    prompt: str
+    seed: int
+    index: int
+    path: Path
+    values: dict[str, float]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A finished run on disk; see the module for its layout."""
+
+    path: Path
+    manifest: dict
+    scores: pd.DataFrame
+
+    @classmethod
+    def load(cls, path: Path | str) -> RunFolder:
+        """Read manifest and scores; a folder that is no finished run is the user's mistake."""
+        path = Path(path)
+        for name in ("manifest.json", "scores.parquet"):
+            if not (path / name).is_file():
+                raise UserError(
+                    f"{path} is no finished run (no {name}); type the folder that `python run.py` printed"
+                )
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        if missing := [key for key in REQUIRED if key not in manifest]:
+            raise UserError(f"{path / 'manifest.json'} has no {', '.join(missing)}; run its command again")
+        return cls(path, manifest, label_rows(pd.read_parquet(path / "scores.parquet")))
+
+    @property
+    def label(self) -> str:
+        return label(self.manifest["method"], self.manifest["ablation"])
+
+    @property
+    def config(self) -> str:
+        """The resolved config as text; empty when the folder has none."""
+        file = self.path / "config.yaml"
+        return file.read_text(encoding="utf-8") if file.is_file() else ""
+
+    def references(self, role: str, name: str) -> list[Path]:
+        """Reference images of a concept, role "content" or "style"."""
+        return sorted((self.path / "references" / role / name).glob("*.png"))
+
+    @cached_property
+    def pictures(self) -> list[Picture]:
+        """Every scored image, in the order of the scores."""
+        key = ["method", "label", "content", "style", "prompt", "seed", "image"]
+        table = self.scores.pivot_table("value", key, "metric", sort=False)
+        metrics = metric_order(list(table))
+        found = []
+        for row in table.reset_index().to_dict("records"):
+            folder = self.path / "images" / row["method"] / f"{row['content']}+{row['style']}"
+            path = folder / f"{row['image']:02d}.png"
+            if not path.is_file():
+                raise UserError(f"{path} was scored but is missing; run the command of this folder again")
+            found.append(
+                Picture(
+                    label=row["label"],
+                    content=row["content"],
+                    style=row["style"],
+                    prompt=row["prompt"],
+                    seed=row["seed"],
+                    index=row["image"],
+                    path=path,
+                    values={metric: row[metric] for metric in metrics if pd.notna(row[metric])},
+                )
+            )
+        return found
+
+
+def join_scores(runs: list[RunFolder]) -> pd.DataFrame:
+    """Scores of several runs that can be compared, in one table; the frame rows that they share come once."""
+    scores = pd.concat([run.scores for run in runs], ignore_index=True)
+    for column in ("dataset", "world", "model"):
+        if len(values := scores[column].astype(str).unique()) > 1:
+            raise UserError(
+                f"these runs differ in {column} ({', '.join(values)}); give folders of one {column}"
+            )
+    for metric, backbones in scores.groupby("metric")["backbone"].unique().items():
+        if len(backbones) > 1:
+            raise UserError(f"{metric} was scored by {' and '.join(backbones)}; give folders of one scorer")
+    return scores.drop_duplicates(
+        ["label", "dataset", "content", "style", "prompt", "seed", "image", "metric", "backbone", "reference"]
+    )
+
+
+def join_pictures(runs: list[RunFolder]) -> list[Picture]:
+    """Pictures of several runs, the frames that they share once."""
+    unique = {
+        (p.label, p.content, p.style, p.prompt, p.seed, p.index): p for run in runs for p in run.pictures
+    }
+    return list(unique.values())

@@ -1,0 +1,126 @@
+"""report.html: one file that opens from disk, with every image in it and nothing fetched from anywhere."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from functools import cache
+from pathlib import Path
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+
+from lorabench.report import figures, table
+from lorabench.report.folder import FRAMES, RunFolder, join_pictures
+
+EMBED = 384  # pixels: larger images are shown reduced; the PNG itself lies beside the page
+
+
+def render(runs: list[RunFolder], lines: pd.DataFrame, spent: pd.DataFrame) -> str:
+    """The page of one run or of several together; lines and spent as made by report.table."""
+    environment = Environment(
+        loader=PackageLoader("lorabench.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # scores in the order of the table
+    methods = list(dict.fromkeys(run.label for run in runs))
+    rows = figures.grid_rows(runs)
+    return environment.get_template("page.html.j2").render(
+        runs=runs,
+        title=" · ".join(methods)
+        if len(methods) < 3
+        else f"{len(methods)} methods on {runs[0].manifest['dataset']}",
+        methods=methods,
+        backbones=dict(zip(lines["metric"], lines["backbone"], strict=True)),
+        columns=score_columns(lines),
+        labels=list(lines["label"].unique()),
+        frames=FRAMES,
+        cost_names=[table.COSTS[c] for c in spent],
+        costs={
+            name: [table.format_cost(spent, name, c) for c in spent]
+            for name in spent.index
+            if len(spent.columns)
+        },
+        footnotes=table.footnotes(lines),
+        grid=rows,
+        groups=figures.column_groups(rows),
+        pairs=pair_strips(runs),
+        curves={run.path.name: loss_curves(run) for run in runs if run.manifest.get("losses")},
+        uri=data_uri,
+    )
+
+
+def score_columns(lines: pd.DataFrame) -> dict[str, dict[str, dict]]:
+    """metric -> label -> texts and the whisker: start, width and dot in percent of the column's range."""
+    columns: dict[str, dict[str, dict]] = {}
+    for metric, column in lines.groupby("metric", sort=False):
+        low, high = column[["mean", "low"]].min(axis=None), column[["mean", "high"]].max(axis=None)
+        scale = 100 / (high - low) if high > low else 0.0
+        columns[str(metric)] = {
+            line["label"]: {
+                "mean": f"{line['mean']:.3f}",
+                "interval": "" if math.isnan(line["low"]) else f"{line['low']:.3f} to {line['high']:.3f}",
+                "dot": (line["mean"] - low) * scale,
+                "start": 0.0 if math.isnan(line["low"]) else (line["low"] - low) * scale,
+                "width": 0.0 if math.isnan(line["low"]) else (line["high"] - line["low"]) * scale,
+                "unseparated": line.get("separated") is False,
+            }
+            for line in column.to_dict("records")
+        }
+    return columns
+
+
+def pair_strips(runs: list[RunFolder]) -> dict[tuple[str, str], dict]:
+    """(content, style) -> its prompts, references by role, and pictures by row in the order of the table."""
+    pictures = join_pictures(runs)
+    strips: dict[tuple[str, str], dict] = {}
+    for label in table.row_order([p.label for p in pictures]):
+        for p in (p for p in pictures if p.label == label):
+            pair = strips.setdefault((p.content, p.style), {"prompts": {}, "rows": {}, "references": {}})
+            pair["prompts"][p.prompt] = None
+            pair["rows"].setdefault(label, []).append(p)
+    for (content, style), pair in strips.items():
+        for role, name in (("content", content), ("style", style)):
+            found = next((paths for run in runs if (paths := run.references(role, name))), [])
+            pair["references"][f"{role} reference"] = found
+    return strips
+
+
+def loss_curves(run: RunFolder) -> dict[str, dict[str, dict]]:
+    """Pair -> loss term -> first and last value and the points of a 120 x 32 polyline."""
+    return {
+        pair: {term: curve(values) for term, values in terms.items() if values}
+        for pair, terms in run.manifest["losses"].items()
+    }
+
+
+def curve(values: list[float]) -> dict[str, str]:
+    """A polyline of one loss term over its own range; steps that are not finite are left out."""
+    finite = [(i, v) for i, v in enumerate(values) if math.isfinite(v)]
+    low, high = (min(v for _, v in finite), max(v for _, v in finite)) if finite else (0.0, 0.0)
+    across, up = 116 / max(len(values) - 1, 1), 28 / (high - low or 1.0)
+    points = " ".join(f"{2 + i * across:.1f},{30 - (v - low) * up:.1f}" for i, v in finite)
+    return {
+        "points": points,
+        "first": f"{values[0]:.3g}",
+        "last": f"{values[-1]:.3g}",
+        "steps": str(len(values)),
+    }
+
+
+@cache
+def data_uri(path: Path) -> str:
+    """An image as a data URI: the file's own bytes when it is small, reduced WebP otherwise."""
+    with Image.open(path) as image:
+        if max(image.size) <= EMBED:
+            return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+        small = image.convert("RGB")
+    small.thumbnail((EMBED, EMBED), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    small.save(buffer, "webp", quality=85)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
