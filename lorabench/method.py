@@ -33,7 +33,7 @@ CONF = Path(__file__).parents[1] / "conf"
 _METHODS: dict[str, type[Method]] = {}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class FitSpec:
     """How the gates of a merge are learned, with Adam.
 
@@ -71,7 +71,7 @@ class Method:
     """
 
     name: str
-    paper: dict[str, Any]
+    paper: list[dict[str, Any]]
     fit: FitSpec | None
 
     def __init_subclass__(cls) -> None:
@@ -104,14 +104,13 @@ def methods() -> dict[str, type[Method]]:
 
 def register() -> None:
     """Make each method the Hydra schema of its yaml (`defaults: [schema/<name>, _self_]`)."""
-    for name, method in methods().items():
-        ConfigStore.instance().store(group="method/schema", name=name, node=method, package="method")
+    for name in methods():
+        ConfigStore.instance().store(group="method/schema", name=name, node=_schema(name), package="method")
 
 
 def build(config: DictConfig | dict[str, Any]) -> Method:
     """The method of a composed config, or of one read back from a run folder."""
-    schema = OmegaConf.structured(methods()[config["name"]])
-    return OmegaConf.to_object(OmegaConf.merge(schema, config))  # pyright: ignore[reportReturnType]
+    return OmegaConf.to_object(OmegaConf.merge(_schema(config["name"]), config))  # pyright: ignore[reportReturnType]
 
 
 def load(name: str, ablation: str = "none") -> Method:
@@ -135,8 +134,14 @@ def _fits(name: str, ablation: str) -> bool:
 def _compose(name: str, ablation: str) -> DictConfig:
     values = _read("method", name)
     values.pop("defaults")
-    schema = OmegaConf.structured(methods()[values["name"]])
-    return OmegaConf.merge(schema, values, _read("ablation", ablation))  # pyright: ignore[reportReturnType]
+    return OmegaConf.merge(_schema(values["name"]), values, _read("ablation", ablation))  # pyright: ignore[reportReturnType]
+
+
+def _schema(name: str) -> DictConfig:
+    """The types of a method's settings. A method is frozen; what it is composed from must not be."""
+    schema = OmegaConf.structured(methods()[name])
+    OmegaConf.set_readonly(schema, None)
+    return schema
 
 
 def _read(group: str, name: str) -> DictConfig:

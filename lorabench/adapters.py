@@ -1,0 +1,222 @@
+"""The one adapter layer: any number of LoRAs on a linear layer, gated and weighted row by row.
+
+    y[row] = W x[row] + sum_k gain_k[row] * o_k . U_k ( r_k . D_k ( i_k . x[row] ) )
+
+The adapters are stacked along the rank, D' = cat_k(D_k i_k) and U' = cat_k(o_k U_k), and the rank gates and the gains
+scale the R = sum_k r_k numbers between them, so that K adapters cost two small products and no dense update is formed.
+The same layer trains an adapter, learns the gates of a merge and samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from lorabench.errors import UserError
+from lorabench.lora import Factors, LoRA
+
+
+@dataclass(frozen=True)
+class Gates:
+    """Gate vectors of one adapter at one site; None stands for ones.
+
+    o: [out], r: [rank], i: [in].
+    """
+
+    o: Tensor | None = None
+    r: Tensor | None = None
+    i: Tensor | None = None
+
+    def down(self, factors: Factors) -> Tensor:
+        """D i, [rank, in]."""
+        return factors.down if self.i is None else factors.down * self.i
+
+    def up(self, factors: Factors) -> Tensor:
+        """o U, [out, rank]."""
+        return factors.up if self.o is None else self.o[:, None] * factors.up
+
+    def named(self) -> dict[str, Tensor]:
+        """The gates that are set."""
+        return {kind: tensor for kind, tensor in vars(self).items() if tensor is not None}
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Gates:
+        return Gates(**{kind: function(tensor) for kind, tensor in self.named().items()})
+
+
+class GatedLoRA(nn.Module):
+    """A frozen linear layer with K adapters stacked on the rank.
+
+    gain: [rows or 1, R], the strength of every rank entry in each row of the next forward; None stands for ones.
+    gated: whether the next forward applies the gates.
+    """
+
+    def __init__(
+        self,
+        base: nn.Linear,
+        factors: Sequence[Factors],
+        gates: Sequence[Gates] | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__()
+        place = {"device": base.weight.device, "dtype": dtype or base.weight.dtype}
+        self.base = base
+        self.ranks = tuple(each.rank for each in factors)
+        self.down = nn.Parameter(torch.cat([each.down for each in factors]).to(**place), requires_grad=False)
+        self.up = nn.Parameter(torch.cat([each.up for each in factors], dim=1).to(**place), requires_grad=False)
+        self.gates = gates
+        self.gain: Tensor | None = None
+        self.gated = gates is not None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [rows, ..., in] -> [rows, ..., out]."""
+        down, up, scale = self.down, self.up, self.gain
+        if self.gated and self.gates is not None:
+            factors = self.factors()
+            down = torch.cat([gate.down(each) for gate, each in zip(self.gates, factors, strict=True)])
+            up = torch.cat([gate.up(each) for gate, each in zip(self.gates, factors, strict=True)], dim=1)
+            rank = self._rank_gate()
+            if rank is not None:
+                scale = rank[None] if scale is None else scale * rank
+        z = linear(x, down.to(x.dtype))
+        if scale is not None:
+            z = z * scale.to(z.dtype).view(-1, *(1,) * (x.ndim - 2), scale.shape[-1])
+        return self.base(x) + linear(z, up.to(x.dtype))
+
+    def factors(self) -> list[Factors]:
+        """The adapters, as views of the stacked factors."""
+        downs, ups = self.down.split(self.ranks), self.up.split(self.ranks, dim=1)
+        return [Factors(down, up) for down, up in zip(downs, ups, strict=True)]
+
+    def _rank_gate(self) -> Tensor | None:
+        """The rank gates side by side, [R]; None where no adapter has one."""
+        gates = [gate.r for gate in self.gates or ()]
+        if all(gate is None for gate in gates):
+            return None
+        pairs = zip(gates, self.ranks, strict=True)
+        return torch.cat([self.down.new_ones(rank) if gate is None else gate for gate, rank in pairs])
+
+
+class Adapters:
+    """The adapters on a UNet; a context manager that takes them off again."""
+
+    def __init__(self, unet: nn.Module, layers: Mapping[str, GatedLoRA]):
+        self.unet = unet
+        self.layers = dict(layers)
+        for site, layer in self.layers.items():
+            self.unet.set_submodule(site, layer)
+
+    def rows(self, gains: Tensor | Mapping[str, Tensor], gated: bool = True) -> None:
+        """Set what the next forwards use.
+
+        gains: [rows, K], or one such a site; a single row serves every row of the batch.
+        gated: False switches the gates off, in every row.
+        """
+        expanded: dict[tuple[int, ...], Tensor] = {}  # sites of equal ranks share one tensor
+        for site, layer in self.layers.items():
+            if isinstance(gains, Mapping):
+                layer.gain = _by_rank(gains[site], layer)
+            else:
+                if layer.ranks not in expanded:
+                    expanded[layer.ranks] = _by_rank(gains, layer)
+                layer.gain = expanded[layer.ranks]
+            layer.gated = gated
+
+    def loras(self) -> list[LoRA]:
+        """The adapters as they stand, on their own memory."""
+        stacks = {site: layer.factors() for site, layer in self.layers.items()}
+        count = len(next(iter(stacks.values())))
+        return [
+            LoRA({site: Factors(stack[k].down.detach().clone(), stack[k].up.detach().clone())
+                  for site, stack in stacks.items()})
+            for k in range(count)
+        ]  # fmt: skip
+
+    def detach(self) -> None:
+        """Put the very layers back that were there before."""
+        for site, layer in self.layers.items():
+            self.unet.set_submodule(site, layer.base)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+
+
+def _by_rank(gains: Tensor, layer: GatedLoRA) -> Tensor:
+    """Repeat each adapter's gain over its ranks: [rows, K] -> [rows, R]."""
+    ranks = torch.tensor(layer.ranks, device=gains.device)
+    return gains.repeat_interleave(ranks, dim=1).to(layer.down.device)
+
+
+def attach(
+    unet: nn.Module,
+    loras: Sequence[LoRA],
+    gates: Mapping[str, Sequence[Gates]] | None = None,
+    dtype: torch.dtype | None = None,
+) -> Adapters:
+    """Put LoRAs on a UNet, every one at full strength until `rows` says otherwise.
+
+    gates: by site, one a LoRA.  dtype: of the factors, where it should not be the UNet's.  Raises UserError where a LoRA does not fit the UNet.
+    """
+    layers = {}
+    for site in _union(loras):
+        base = _linear(unet, site)
+        stack = [lora.get(site) or _nothing(base) for lora in loras]
+        for each in stack:
+            if each.down.shape[1] != base.in_features or each.up.shape[0] != base.out_features:
+                raise UserError(
+                    f"the LoRA maps {each.down.shape[1]} to {each.up.shape[0]} channels at {site}, the model "
+                    f"{base.in_features} to {base.out_features}; give a LoRA trained on this model"
+                )
+        layers[site] = GatedLoRA(base, stack, gates and gates[site], dtype)
+    return Adapters(unet, layers)
+
+
+def export(
+    loras: Sequence[LoRA],
+    gates: Mapping[str, Sequence[Gates]] | None = None,
+    gains: Mapping[str, Sequence[float]] | None = None,
+) -> LoRA:
+    """The merge as one ordinary LoRA of rank sum_k r_k, exactly: down = cat_k(D_k i_k), up = cat_k(gain_k o_k U_k r_k)."""
+    merged = {}
+    for site in _union(loras):
+        present = [k for k, lora in enumerate(loras) if site in lora]
+        downs, ups = [], []
+        for k in present:
+            factors, gate = loras[k][site], gates[site][k] if gates else Gates()
+            up = gate.up(factors) if gate.r is None else gate.up(factors) * gate.r
+            downs.append(gate.down(factors))
+            ups.append(up if gains is None else up * gains[site][k])
+        merged[site] = Factors(torch.cat(downs).detach(), torch.cat(ups, dim=1).detach())
+    return LoRA(merged)
+
+
+def _union(loras: Sequence[LoRA]) -> list[str]:
+    return sorted({site for lora in loras for site in lora})
+
+
+def _linear(unet: nn.Module, site: str) -> nn.Linear:
+    try:
+        layer = unet.get_submodule(site)
+    except AttributeError:
+        layer = None
+    if not isinstance(layer, nn.Linear):
+        raise UserError(f"the LoRA adapts {site}, which is no linear layer here; give a LoRA trained on this model")
+    return layer
+
+
+def _nothing(base: nn.Linear) -> Factors:
+    """An adapter of rank 0: it leaves the layer alone."""
+    weight = base.weight
+    return Factors(weight.new_empty(0, base.in_features), weight.new_empty(base.out_features, 0))
+
+
+def learned_params(gates: Mapping[str, Sequence[Gates]]) -> int:
+    """How many numbers the gates hold."""
+    return sum(tensor.numel() for site in gates.values() for gate in site for tensor in gate.named().values())

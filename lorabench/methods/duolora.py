@@ -1,0 +1,119 @@
+"""DuoLoRA: Cycle-consistent and Rank-disentangled Content-Style Personalization (Roy et al., ICCV 2025, 2504.13206).
+
+    dW_m = A_c diag(m_c) B_c + A_s diag(m_s) B_s
+    L = L_content + L_style + lambda_prior L_prior + lambda_cycle (L_cycle_style + L_cycle_content)
+
+    L_content = || e_m(x_c, p_c) - e_c(x_c, p_c) ||^2,   L_style = || e_m(x_s, p_s) - e_s(x_s, p_s) ||^2
+    L_prior = ||m_dom||_1 + lambda max(0, ||m_minor||_* - ||m_dom||_*)       of each layer; ||m||_* = ||diag(m)||_* = sum |m|
+    L_cycle_style   = || e_csc - e_c(x_c, p_c) ||^2      content image, add style, remove style
+    L_cycle_content = || e_scs - e_s(x_s, p_s) ||^2      style image, add content, remove content
+
+e_m, e_c and e_s are the predictions with the merged, the content and the style adapter. The dominant adapter of a layer
+is the content LoRA below the middle of the resolutions with attention, the style LoRA above it: on SDXL down_blocks.2,
+mid_block, up_blocks.0 against down_blocks.1, up_blocks.1. Its mask starts with more ones.
+
+Against the naive sum: gates r, learned with Adam. Against ZipRank: the prior and the cycle.
+
+Which reading was taken where the paper is silent:
+- Constyle is one step at one timestep, without decoding. To add style to a content image: e_m(x_c, p_cs), its clean
+  estimate, noised again with the same eps and t; to remove it: e_c of that, under p_c. The gradient flows through the
+  removing pass into the adding pass, the only one with masks. (In the released code the cycle's targets are detached and
+  the removing pass uses the adapter that added; a merge then learns nothing from the way round.) The cycle by itself is
+  least where nothing is added; the reconstruction terms, a hundred times its weight, forbid that.
+- The predictions stand for the images, in the reconstruction as in the cycle.
+- L_prior is the mean over the entries of a mask and over the layers with a prior: its weight against the reconstruction
+  must depend neither on the rank nor on the number of layers.
+- Which entries start as ones is drawn with a seed; the others start as zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lorabench.errors import UserError
+from lorabench.method import FitSpec, Method, Site
+from lorabench.seeds import seed_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lorabench.adapters import Gates
+    from lorabench.passes import MergeStep
+
+
+@dataclass(frozen=True, kw_only=True)
+class DuoLoRA(Method):
+    """prior: lambda_prior.  rank_constraint: lambda inside L_prior.  style_cycle, content_cycle: lambda_cycle of each.
+
+    dominant_ones, minor_ones: shares of the two masks of a layer that start as ones.
+    """
+
+    fit: FitSpec
+    prior: float
+    rank_constraint: float
+    style_cycle: float
+    content_cycle: float
+    dominant_ones: float
+    minor_ones: float
+
+    def __post_init__(self) -> None:
+        for name in ("dominant_ones", "minor_ones"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"method.{name}={getattr(self, name)} is no share; type method.{name}=<0 to 1>")
+
+    def gates(self, site: Site, seed: int) -> tuple[Gates, ...]:
+        from lorabench.adapters import Gates
+
+        dominant = dominant_adapter(site)
+        shares = [1.0 if dominant is None else self.dominant_ones if k == dominant else self.minor_ones for k in (0, 1)]
+        return tuple(
+            Gates(r=ones(rank, share, seed_of(seed, site.name, k)))
+            for k, (rank, share) in enumerate(zip(site.ranks, shares, strict=True))
+        )
+
+    def loss(self, step: MergeStep, gates: Mapping[str, tuple[Gates, ...]]) -> dict[str, Tensor]:
+        c, s, p_cs = step.content, step.style, step.both
+        add = [(c.under(p_cs), self.style_cycle), (s.under(p_cs), self.content_cycle)]
+        e_c, e_s = step.teachers()
+        e_mc, e_ms, *e_added = step.merged(c, s, *(noised for noised, weight in add if weight))
+        terms = {"content": (e_mc - e_c).square().mean(), "style": (e_ms - e_s).square().mean()}
+        added = iter(e_added)
+        cs = step.renoised(c, next(added), c.prompt) if self.style_cycle else None
+        sc = step.renoised(s, next(added), s.prompt) if self.content_cycle else None
+        e_csc, e_scs = step.alone(cs, sc)
+        if e_csc is not None:
+            terms["style_cycle"] = self.style_cycle * (e_csc - e_c).square().mean()
+        if e_scs is not None:
+            terms["content_cycle"] = self.content_cycle * (e_scs - e_s).square().mean()
+        if self.prior:
+            terms["prior"] = self.prior * self.layer_prior(step.sites, gates)
+        return terms
+
+    def layer_prior(self, sites: Mapping[str, Site], gates: Mapping[str, tuple[Gates, ...]]) -> Tensor:
+        """L_prior, the mean over the layers with a prior and over the entries of a mask."""
+        terms = []
+        for name, site in sites.items():
+            dominant = dominant_adapter(site)
+            if dominant is not None:
+                m_dom, m_minor = gates[name][dominant].r, gates[name][1 - dominant].r
+                l_dom, l_minor = m_dom.abs().sum(), m_minor.abs().sum()
+                constraint = (l_minor - l_dom).clamp(min=0)
+                terms.append((l_dom + self.rank_constraint * constraint) / max(site.ranks))
+        return sum(terms) / len(terms)
+
+
+def dominant_adapter(site: Site) -> int | None:
+    """0 (content) below the middle of the resolutions with attention, 1 (style) above, None in the very middle."""
+    if site.depth == 0.5:
+        return None
+    return 0 if site.depth > 0.5 else 1
+
+
+def ones(rank: int, share: float, seed: int) -> Tensor:
+    """A mask of zeros and round(share * rank) ones at seeded places."""
+    import torch
+
+    order = torch.randperm(rank, generator=torch.Generator().manual_seed(seed))
+    return (order < round(share * rank)).float()

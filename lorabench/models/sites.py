@@ -1,0 +1,45 @@
+"""Which layers of a UNet are adapted, and how deep they lie, read from the live UNet."""
+
+from __future__ import annotations
+
+import re
+
+from torch import nn
+
+from lorabench.errors import UserError
+
+TARGET = re.compile(r".*\.attn[12]\.(to_q|to_k|to_v|to_out\.0)")
+
+
+def attention_sites(unet: nn.Module) -> dict[str, nn.Linear]:
+    """The projections of self- and cross-attention, what DreamBooth-LoRA, ZipLoRA and DuoLoRA adapt (560 on SDXL)."""
+    found = {
+        name: layer for name, layer in unet.named_modules() if TARGET.fullmatch(name) and isinstance(layer, nn.Linear)
+    }
+    if not found:
+        raise UserError("the UNet has no attention layer to adapt; type model=micro or give an SDXL folder")
+    return found
+
+
+def halvings(unet: nn.Module) -> dict[str, int]:
+    """How often the latent is halved before each block: {"down_blocks.1": 1, "mid_block": 2, ...}."""
+    level, levels = 0, {}
+    for index, block in enumerate(unet.get_submodule("down_blocks").children()):
+        levels[f"down_blocks.{index}"] = level
+        level += block.downsamplers is not None
+    levels["mid_block"] = level
+    for index, block in enumerate(unet.get_submodule("up_blocks").children()):
+        levels[f"up_blocks.{index}"] = level
+        level -= block.upsamplers is not None
+    return levels
+
+
+def depths(unet: nn.Module, sites: list[str]) -> dict[str, float]:
+    """Depth of each site: 0 at the highest resolution that has one, 1 at the lowest.
+
+    On SDXL down_blocks.1 and up_blocks.1 are 0; down_blocks.2, mid_block and up_blocks.0 are 1.
+    """
+    levels = halvings(unet)
+    by_site = {site: next(levels[block] for block in levels if site.startswith(f"{block}.")) for site in sites}
+    top, bottom = min(by_site.values()), max(by_site.values())
+    return {site: (level - top) / max(bottom - top, 1) for site, level in by_site.items()}

@@ -1,0 +1,65 @@
+"""Sampling: diffusers' schedulers, guidance as rows of one forward, noise from each image's own seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from lorabench.adapters import Adapters
+from lorabench.models.sdxl import SDXL, Conditioning
+
+Gain = Callable[[str, float], tuple[float, ...]]
+
+
+def initial_noise(model: SDXL, seeds: Sequence[int]) -> Tensor:
+    """[n, c, h, w] of variance 1; an image's noise depends on its seed alone, not on batch, process or device."""
+    edge = model.unet.config.sample_size
+    shape = (1, model.unet.config.in_channels, edge, edge)
+    draws = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return torch.cat(draws).to(model.device, model.dtype)
+
+
+@torch.no_grad()
+def sample(
+    model: SDXL,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    steps: int,
+    guidance: float,
+    adapters: Adapters | None = None,
+    gain: Gain | None = None,
+) -> Tensor:
+    """Images uint8 [n, H, W, 3], one a prompt and seed.
+
+    guidance: scale of classifier-free guidance; 1 leaves the unconditional rows out.
+    gain: strength of each adapter by (site, progress), progress = step / steps; None leaves them as they are set.
+    """
+    scheduler = model.new_scheduler()
+    scheduler.set_timesteps(steps, device=model.device)
+    latents = initial_noise(model, seeds) * scheduler.init_noise_sigma
+    conditioning = model.encode_prompts(prompts)
+    guided = guidance > 1
+    if guided:
+        conditioning = Conditioning.join([model.encode_nothing(len(prompts)), conditioning])
+    for index, t in enumerate(scheduler.timesteps):
+        if adapters is not None and gain is not None:
+            _set_gains(adapters, gain, index / steps)
+        rows = torch.cat([latents, latents]) if guided else latents
+        prediction = model.predict(scheduler.scale_model_input(rows, t), t, conditioning)
+        if guided:
+            unconditional, conditional = prediction.chunk(2)
+            prediction = unconditional + guidance * (conditional - unconditional)
+        latents = scheduler.step(prediction, t, latents, return_dict=False)[0]
+    images = model.decode(latents) * 255
+    return images.round().byte().permute(0, 2, 3, 1).cpu()
+
+
+def _set_gains(adapters: Adapters, gain: Gain, progress: float) -> None:
+    """Same gains in every row: as in diffusers, the unconditional branch sees the adapters too."""
+    by_site = {site: gain(site, progress) for site in adapters.layers}
+    if len(set(by_site.values())) == 1:
+        adapters.rows(torch.tensor([next(iter(by_site.values()))]))
+    else:
+        adapters.rows({site: torch.tensor([value]) for site, value in by_site.items()})

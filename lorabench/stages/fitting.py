@@ -1,0 +1,67 @@
+"""How every stage uses Lightning: quietly, on the model's own device, steps counted for the one progress bar."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.loggers import Logger
+from torch import Tensor, device
+
+Progress = Callable[[int], None]  # called with the number of units done so far
+
+logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # it reports hardware and tips at each start
+
+
+class Steps(pl.Callback):
+    """Reports optimiser steps done."""
+
+    def __init__(self, progress: Progress):
+        self.progress = progress
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.progress(trainer.global_step)
+
+
+def fit(
+    module: pl.LightningModule,
+    steps: int,
+    place: device,
+    precision: str,
+    progress: Progress | None = None,
+    logger: Logger | None = None,
+    **options: Any,
+) -> None:
+    """Run `steps` optimiser steps; the "batch" of each is its index, from which a module seeds its draws."""
+    callbacks = [Steps(progress)] if progress else []
+    trainer = quiet_trainer(place, precision, callbacks, logger, max_steps=steps, **options)
+    trainer.fit(module, range(steps))
+
+
+def quiet_trainer(
+    place: device,
+    precision: str,
+    callbacks: Sequence[pl.Callback] = (),
+    logger: Logger | None = None,
+    **options: Any,
+) -> pl.Trainer:
+    """A Trainer on one device that writes and prints nothing by itself."""
+    return pl.Trainer(
+        accelerator="cpu" if place.type == "cpu" else "gpu",
+        devices=1 if place.type == "cpu" else [place.index or 0],
+        precision=precision,  # pyright: ignore[reportArgumentType] (a value of the configuration)
+        callbacks=list(callbacks),
+        logger=logger or False,
+        log_every_n_steps=1,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+
+
+def curve(values: Sequence[Tensor]) -> list[float]:
+    """Losses kept on the device while training, as numbers."""
+    return [float(value) for value in values]
