@@ -27,6 +27,15 @@ def main() -> None:
     unet.add_argument("--name", default="unet", help="checkpoints lie in <work>/<name>")
     unet.add_argument("--start", type=Path, help="branch off this checkpoint, e.g. for an early end")
 
+    vae = steps.add_parser("vae", help="distil the autoencoder onto the latent space of the UNet")
+    vae.add_argument("--steps", type=int, default=6000)
+    vae.add_argument("--batch", type=int, default=32)
+    vae.add_argument("--lr", type=float, default=2e-3)
+
+    export = steps.add_parser("export", help="write the pipeline that ships")
+    export.add_argument("--name", default="unet", help="which checkpoint: <work>/<name>/last.ckpt")
+    export.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "assets" / "micro_sdxl")
+
     args = parser.parse_args()
     if args.step == "bank":
         from tqdm import tqdm
@@ -41,6 +50,15 @@ def main() -> None:
         pretrain(
             args.work, args.work / args.name, args.steps, args.decay, args.batch, args.lr, args.devices, args.start
         )
+    elif args.step == "vae":
+        from lorabench.micro.vae import distil
+
+        distil(args.work, args.steps, args.batch, args.lr)
+    elif args.step == "export":
+        from lorabench.micro.export import export as write
+
+        size = write(args.work / args.name / "last.ckpt", args.work / "vae" / "model", args.out)
+        print(f"{args.out}: {size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

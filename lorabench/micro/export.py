@@ -1,0 +1,36 @@
+"""From checkpoints to the folder that ships: a plain `StableDiffusionXLPipeline` in half precision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline
+
+from lorabench.micro.architecture import build_pipeline
+from lorabench.micro.unet import Denoiser
+
+
+def averaged(checkpoint: Path) -> Denoiser:
+    """The denoiser with the moving average of its weights, from a checkpoint of `lorabench.micro unet`."""
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    prefix = "ema.module."
+    model = Denoiser()
+    model.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+    return model.eval()
+
+
+def assemble(checkpoint: Path, vae: Path) -> StableDiffusionXLPipeline:
+    """The whole pipeline in fp32."""
+    model = averaged(checkpoint)
+    return build_pipeline(
+        unet=model.unet,
+        vae=AutoencoderKL.from_pretrained(vae),
+        text_encoders=(model.text_encoder, model.text_encoder_2),
+    )
+
+
+def export(checkpoint: Path, vae: Path, folder: Path) -> int:
+    """Write the pipeline to `folder` in float16; returns its size in bytes."""
+    assemble(checkpoint, vae).to(torch.float16).save_pretrained(folder, safe_serialization=True)
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
