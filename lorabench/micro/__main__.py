@@ -11,7 +11,9 @@ WORK = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "loraben
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m lorabench.micro", description=__doc__)
-    parser.add_argument("--work", type=Path, default=WORK, help="where pictures and checkpoints lie (default: %(default)s)")
+    parser.add_argument(
+        "--work", type=Path, default=WORK, help="where pictures and checkpoints lie (default: %(default)s)"
+    )
     steps = parser.add_subparsers(dest="step", required=True)
 
     bank = steps.add_parser("bank", help="render the training pictures (120,000: 6 minutes on 2 cores)")
@@ -36,6 +38,9 @@ def main() -> None:
     export.add_argument("--name", default="unet", help="which checkpoint: <work>/<name>/last.ckpt")
     export.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "assets" / "micro_sdxl")
 
+    evaluate = steps.add_parser("evaluate", help="read the pictures of the model that ships with the scorers")
+    evaluate.add_argument("--folder", type=Path, default=Path(__file__).parents[1] / "assets" / "micro_sdxl")
+
     args = parser.parse_args()
     if args.step == "bank":
         from tqdm import tqdm
@@ -59,6 +64,14 @@ def main() -> None:
 
         size = write(args.work / args.name / "last.ckpt", args.work / "vae" / "model", args.out)
         print(f"{args.out}: {size / 1e6:.1f} MB")
+    elif args.step == "evaluate":
+        from tqdm import tqdm
+
+        from lorabench.micro.evaluate import evaluate as read
+        from lorabench.micro.evaluate import prompts
+
+        with tqdm(total=len(prompts()), unit="picture") as bar:
+            print(read(args.folder, bar.update))
 
 
 if __name__ == "__main__":
