@@ -100,7 +100,7 @@ class Config:
 
     name: str = MISSING
     seed: int = MISSING
-    outputs: str = MISSING
+    output: str = MISSING
     store: str = MISSING
     mode: str = MISSING
     prompts: PromptSpec = field(default_factory=PromptSpec)
@@ -193,6 +193,8 @@ def unknown(key: str, value: str, options: Iterable[str]) -> str:
     "method=duolra is unknown, did you mean duolora? Type method=<direct|duolora>"
     """
     options = list(options)
+    if not options:
+        return f"{key}={value} is unknown; there is no {key} to choose, leave it out"
     near = difflib.get_close_matches(value, options, n=1)
     hint = f", did you mean {near[0]}?" if near else ";"
     return f"{key}={value} is unknown{hint} {'Type' if near else 'type'} {key}=<{'|'.join(options)}>"

@@ -1,0 +1,133 @@
+"""The command line: compose with Hydra, check, run, and turn every mistake into one line.
+
+Exit codes: 0 done, 2 a mistake of the user's (one line says what to type), 130 interrupted, 1 anything else.
+"""
+
+import difflib
+import os
+import sys
+import traceback
+from errno import EACCES, ENOSPC, ENOTDIR, EPERM, EROFS
+from pathlib import Path
+from typing import NoReturn
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import MissingConfigException
+from omegaconf import DictConfig
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from lorabench import config
+from lorabench.errors import UserError
+
+UNWRITABLE = (EACCES, ENOSPC, ENOTDIR, EPERM, EROFS)
+
+
+def main() -> int:
+    """Run the command line of sys.argv; returns the exit code."""
+    traceback_wanted = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing, and `main` prints
+    conf = Path(os.environ["LORABENCH_ROOT"]) / "conf"
+    config.register()
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf), config_name="config")(task)()
+        return 0
+    except KeyboardInterrupt:
+        return interrupted()
+    except Exception as error:  # of composing: `task` raises none
+        if traceback_wanted:
+            raise
+        return fail(one_line(error))
+
+
+def task(cfg: DictConfig) -> None:
+    """What Hydra calls, once a run of a sweep; exits itself, since Hydra adds lines of its own to an exception."""
+    try:
+        config.validate(cfg)
+        choices = HydraConfig.get().runtime.choices
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        run(cfg, choices["method"], choices["ablation"], folder)
+    except UserError as error:
+        sys.exit(fail(str(error)))
+    except KeyboardInterrupt:
+        sys.exit(interrupted())
+    except SystemExit as error:
+        # Lightning turns Ctrl-C into an exit of its own (only where jobs run in this process).
+        sys.exit(interrupted() if isinstance(error.__context__, KeyboardInterrupt) else error.code)
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            fault()
+        sys.exit(fail(unwritable(error)))
+    except Exception:
+        fault()
+
+
+def fault() -> NoReturn:
+    """A fault of ours: the traceback."""
+    traceback.print_exc()
+    sys.exit(1)
+
+
+def run(cfg: DictConfig, method: str, ablation: str, folder: Path) -> None:
+    from lorabench.pipeline import Pipeline
+
+    Pipeline.of(cfg, method, ablation, folder).run()
+
+
+def fail(line: str) -> int:
+    print(f"error: {line}", file=sys.stderr)
+    return 2
+
+
+def interrupted() -> int:
+    print("\ninterrupted; what is finished is kept, type the same command to resume", file=sys.stderr)
+    return 130
+
+
+def one_line(error: Exception) -> str:
+    """What is wrong and what to type, from what Hydra raised."""
+    if isinstance(error, MissingConfigException):
+        return missing_choice(error)
+    if isinstance(error, OSError):
+        return unwritable(error)
+    return ablation_misfit(str(error)) or wrong_override(error)
+
+
+def missing_choice(error: MissingConfigException) -> str:
+    """An unknown option of a config group, such as method=foo."""
+    group, _, name = (error.missing_cfg_file or "").rpartition("/")
+    options = [option for option in error.options or [] if option != "schema"]
+    if not group:
+        return f"{str(error).splitlines()[0]}; type python run.py --info defaults to see every group"
+    return config.unknown(group, name, options)
+
+
+def wrong_override(error: Exception) -> str:
+    """An unknown key, a value of a wrong type, or an override that cannot be read."""
+    cause = error.__cause__
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.full_key and cause.parent_node is not None:
+        *parents, key = cause.full_key.split(".")
+        known = [".".join([*parents, str(name)]) for name in cause.parent_node]
+        near = difflib.get_close_matches(cause.full_key, known, n=1)
+        return f"the key {cause.full_key} is unknown; type one of {', '.join(near or known)}"
+    reason = str(cause if isinstance(cause, OmegaConfBaseException) else "").split("\n")[0]
+    text = "; ".join(filter(None, [str(error).split("\n")[0], reason]))
+    return f"{text}; type python run.py --cfg job to see every key"
+
+
+def ablation_misfit(message: str) -> str | None:
+    """An ablation whose keys the method does not have; Hydra's message starts "In 'ablation/<name>'"."""
+    from lorabench.method import fitting_methods
+
+    start, _, rest = message.partition("In 'ablation/")
+    if start or not rest:
+        return None
+    ablation = rest.partition("'")[0]
+    fitting = fitting_methods(ablation)
+    chosen = next((word.split("=", 1)[1] for word in sys.argv if word.startswith("method=")), "this method")
+    return f"ablation={ablation} does not fit method={chosen}; type method=<{'|'.join(fitting)}> or leave it out"
+
+
+def unwritable(error: OSError) -> str:
+    """A folder that cannot be made or written to."""
+    return f"cannot write to {error.filename}: {error.strerror}; type output=<a folder you can write to>"

@@ -1,0 +1,166 @@
+"""The run folder: everything of a run copied together from the store, so that it can be read, moved and shown alone.
+
+The manifest is written last; its key and its list of files are what makes a run done.
+"""
+
+import json
+import platform
+import shutil
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from lorabench.config import LoggerSpec
+from lorabench.data.catalogue import world_version
+from lorabench.plan import ORACLE, STAGES, Item, Plan, Row
+from lorabench.store import files_of
+from lorabench.tasks import COST_FILE, CURVES_FILE
+
+PACKAGES = (
+    "lorabench", "torch", "diffusers", "transformers", "peft", "pytorch-lightning", "hydra-core", "open_clip_torch",
+    "timm", "numpy", "pillow",
+)  # fmt: skip
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What becomes of a plan: config is the resolved yaml."""
+
+    path: Path
+    plan: Plan
+    config: str
+
+    def is_done(self, logger: LoggerSpec) -> bool:
+        """Whether the folder holds this very run, whole and shown by this logger."""
+        try:
+            manifest = json.loads((self.path / MANIFEST).read_text())
+            same = manifest["key"] == self.plan.key() and manifest["logger"] == [logger.kind, logger.mode]
+            files: dict[str, int] = manifest["files"]
+            return same and all((self.path / file).stat().st_size == size for file, size in files.items())
+        except (OSError, ValueError, KeyError):
+            return False
+
+    def assemble(self, seconds: float, logger: LoggerSpec) -> None:
+        """Write everything; `seconds` is what the missing items took just now."""
+        from lorabench.report import write_report
+
+        (self.path / MANIFEST).unlink(missing_ok=True)
+        for part in ("images", "references", "merged"):
+            shutil.rmtree(self.path / part, ignore_errors=True)
+        (self.path / "config.yaml").write_text(self.config)
+        for row, pair in self.plan.cells():
+            images = self.path / "images" / row.name / pair.name
+            copy(self.plan.path(self.plan.generate(row, pair)), images, "*.png")
+            if row.is_method:
+                merged = self.plan.path(self.plan.merge(row, pair)) / "merged.safetensors"
+                (self.path / "merged").mkdir(exist_ok=True)
+                shutil.copyfile(merged, self.path / "merged" / f"{pair.name}.safetensors")
+        self.write_references()
+        self.write_scores()
+        manifest = self.manifest(seconds)
+        self.write_manifest(manifest)
+        write_report(self.path)
+        files = {file: (self.path / file).stat().st_size for file in self.own_files()}
+        self.write_manifest(manifest | {"key": self.plan.key(), "logger": [logger.kind, logger.mode], "files": files})
+
+    def write_manifest(self, manifest: dict[str, Any]) -> None:
+        draft = self.path / f"{MANIFEST}.draft"
+        draft.write_text(json.dumps(manifest, indent=1))
+        draft.replace(self.path / MANIFEST)
+
+    def own_files(self) -> list[str]:
+        """What the run wrote, without the manifest and the logger's files."""
+        logs = ("wandb/", "curves.csv", MANIFEST)
+        return [file for file in files_of(self.path) if not file.startswith(logs)]
+
+    def write_references(self) -> None:
+        """The references as the scorers saw them, in the size of the generated images."""
+        from PIL import Image
+
+        row, pair = next(self.plan.cells())
+        with Image.open(self.path / "images" / row.name / pair.name / "00.png") as image:
+            size = image.width
+        for concept in self.plan.concepts():
+            folder = self.path / "references" / concept.role / concept.name
+            folder.mkdir(parents=True)
+            for index, reference in enumerate(concept.references):
+                reference.image(size).save(folder / f"{index}.png")
+
+    def write_scores(self) -> None:
+        """scores.parquet: the stored rows of every row and pair, with what they belong to."""
+        import pandas as pd
+
+        parts = []
+        for row, pair in self.plan.cells():
+            scores = pd.read_parquet(self.plan.path(self.plan.score(row, pair)) / "scores.parquet")
+            parts.append(
+                scores.assign(
+                    dataset=self.plan.dataset.name,
+                    world=world_version(self.plan.dataset),
+                    method=row.name,
+                    ablation=row.ablation,
+                    model=self.plan.model_name,
+                )
+            )
+        pd.concat(parts, ignore_index=True).to_parquet(self.path / "scores.parquet", index=False)
+
+    def manifest(self, seconds: float) -> dict[str, Any]:
+        """Timings are seconds of computing, summed over the items, whichever run made them."""
+        chosen = self.plan.rows[-1]
+        stages = {stage: self.plan.items(stage) for stage in STAGES}
+        return {
+            "method": chosen.name,
+            "ablation": chosen.ablation,
+            "dataset": self.plan.dataset.name,
+            "world": world_version(self.plan.dataset),
+            "model": self.plan.model_name,
+            "seed": self.plan.seed,
+            "costs": self.costs(chosen),
+            "timings": {stage: sum(self.cost(item).get("seconds", 0.0) for item in stages[stage]) for stage in STAGES},
+            "wall_seconds": seconds,
+            "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES},
+            "losses": {item.name: self.curves(item) for item in stages["merge"] if self.curves(item)},
+            "keys": {stage: {item.name: item.key for item in items} for stage, items in stages.items()},
+        }
+
+    def costs(self, row: Row) -> dict[str, float]:
+        """What the row's merges and images cost, means over the pairs."""
+        count = len(self.plan.pairs)
+        drawn = [self.cost(self.plan.generate(row, pair)) for pair in self.plan.pairs]
+        costs = {"seconds_per_image": sum(c["seconds"] for c in drawn) / count / self.plan.generation.images}
+        if row.is_method:
+            merged = [self.cost(self.plan.merge(row, pair)) for pair in self.plan.pairs]
+            costs["learned_parameters"] = merged[0]["learned_parameters"]
+            costs["merge_seconds"] = sum(c["seconds"] for c in merged) / count
+            if all("peak_gpu_bytes" in c for c in merged):
+                costs["merge_peak_gpu_bytes"] = max(c["peak_gpu_bytes"] for c in merged)
+        return costs
+
+    def cost(self, item: Item) -> dict[str, Any]:
+        file = self.plan.path(item) / COST_FILE
+        return json.loads(file.read_text()) if file.is_file() else {}
+
+    def curves(self, item: Item) -> dict[str, list[float]]:
+        """term -> a value a step; empty for an item without a fit."""
+        file = self.plan.path(item) / CURVES_FILE
+        return json.loads(file.read_text()) if file.is_file() else {}
+
+    def captions(self) -> dict[str, str]:
+        """Relative path of every image -> what it shows."""
+        shown = {}
+        for row, pair in self.plan.cells():
+            for index in range(self.plan.generation.images):
+                prompt = pair.text if row.name == ORACLE else pair.prompt
+                shown[f"images/{row.name}/{pair.name}/{index:02d}.png"] = f"{pair.name}: {prompt}"
+        return shown
+
+    def table(self) -> str:
+        return (self.path / "table.md").read_text()
+
+
+def copy(source: Path, target: Path, pattern: str) -> None:
+    target.mkdir(parents=True)
+    for file in sorted(source.glob(pattern)):
+        shutil.copyfile(file, target / file.name)

@@ -1,0 +1,14 @@
+"""python run.py method=duolora: personalise, merge, generate, score and report; see README.md."""
+
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+os.environ["LORABENCH_ROOT"] = str(ROOT)
+sys.path.insert(0, str(ROOT))
+
+from lorabench.cli import main  # noqa: E402
+
+if __name__ == "__main__":
+    sys.exit(main())
