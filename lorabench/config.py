@@ -168,8 +168,11 @@ def validate(cfg: DictConfig) -> None:
         if path in CHOICES and value not in CHOICES[path]:
             raise UserError(unknown(path, str(value), CHOICES[path]))
     for group in ("subjects", "styles"):
-        if not values["dataset"][group]:
+        names = values["dataset"][group]
+        if not names:
             raise UserError(f"dataset.{group} is empty; type dataset.{group}=[a,b]")
+        if len(set(names)) < len(names):
+            raise UserError(f"dataset.{group} names something twice: {', '.join(names)}; name each once")
     if values["prompts"]["content_token"] == values["prompts"]["style_token"]:
         raise UserError("prompts.content_token and prompts.style_token must differ")
 

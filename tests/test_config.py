@@ -1,0 +1,103 @@
+"""Every yaml composes, wrong pairs do not, values are checked, and composing stays quick."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from lorabench import config
+from lorabench.errors import UserError
+from lorabench.method import fitting_methods, methods
+
+ROOT = Path(__file__).parents[1]
+CONF = ROOT / "conf"
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def hydra(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("LORABENCH_ROOT", str(ROOT))
+    config.register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+def composed(*overrides: str) -> DictConfig:
+    return compose("config", list(overrides))
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [f"{group}={name}" for group in ("dataset", "lora", "logger", "method", "trainer") for name in options(group)],
+)
+def test_every_choice_composes_and_passes_the_checks(choice: str) -> None:
+    cfg = composed(choice)
+    config.validate(cfg)
+    assert not OmegaConf.missing_keys(cfg)
+
+
+@pytest.mark.parametrize("ablation", options("ablation"))
+def test_an_ablation_composes_with_the_methods_it_fits_and_with_no_other(ablation: str) -> None:
+    fitting = fitting_methods(ablation)
+    assert fitting
+    for method in methods():
+        overrides = (f"method={method}", f"ablation={ablation}")
+        if method in fitting:
+            changed = composed(*overrides).method != composed(f"method={method}").method
+            assert changed == (ablation != "none")
+        else:
+            with pytest.raises(Exception, match=f"In 'ablation/{ablation}'"):
+                composed(*overrides)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("lora.steps=-1", "lora.steps=-1 must be at least 1"),
+        ("lora.rank=0", "lora.rank=0 must be at least 1"),
+        ("lora.lr=0", "must be greater than 0"),
+        ("method.fit.steps=-100", "method.fit.steps=-100 must be at least 1"),
+        ("generate.images=0", "generate.images=0 must be at least 1"),
+        ("generate.steps=0", "generate.steps=0 must be at least 1"),
+        ("seed=-1", "seed=-1 must be at least 0"),
+        ("trainer.workers=-1", "trainer.workers=-1 must be at least 0"),
+        ("trainer.accelerator=gpus", "did you mean gpu"),
+        ("mode=onlin", "did you mean online"),
+        ("dataset.styles=[]", "type dataset.styles="),
+        ("dataset.styles=[ink_1,ink_1]", "name each once"),
+        ("prompts.style_token=sks", "must differ"),
+        ("name=???", "type name="),
+    ],
+)
+def test_values_are_checked(override: str, words: str) -> None:
+    with pytest.raises(UserError, match=words) as error:
+        config.validate(composed(override))
+    assert "\n" not in str(error.value)
+
+
+def test_the_store_and_the_folders_follow_the_output() -> None:
+    cfg = composed("output=/somewhere")
+    assert cfg.store == "/somewhere/store"
+
+
+def test_printing_the_config_imports_nothing_heavy() -> None:
+    code = (
+        "import runpy, sys; sys.argv = ['run.py', '--cfg', 'job']\n"
+        "try: runpy.run_path('run.py', run_name='__main__')\n"
+        "except SystemExit as end: assert not end.code\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'pytorch_lightning', 'pandas', 'wandb', 'timm', 'open_clip'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("name: adhoc")

@@ -1,0 +1,166 @@
+"""Concepts of the microworld and of photographs in their public layouts, and what bad files get."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lorabench.config import DreamBoothStyleDropSpec, MicroworldSpec
+from lorabench.data import dreambooth, microworld_pairs, styledrop
+from lorabench.data.catalogue import load_pairs
+from lorabench.data.pairs import Prompts, square
+from lorabench.errors import UserError
+
+PHOTOS = Path(__file__).parents[2] / "shared" / "data"
+WORLD = MicroworldSpec("microworld", ["mug_1", "cat_1"], ["halftone_1", "ink_1"], 3, 2, 2)
+PROMPTS = Prompts()
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Two subjects and a style in the public layouts."""
+    for name, colour in (("dog", "brown"), ("cat2", "grey")):
+        folder = tmp_path / "dreambooth" / "dataset" / name
+        folder.mkdir(parents=True)
+        for index in range(2):
+            Image.new("RGB", (40, 30 + index), colour).save(folder / f"{index:02d}.jpg")
+    manifest = "Classes\n\nsubject_name,class\ndog,dog\ncat2,cat\nvase,vase\n\nPrompts\n\nprompt_list = [\n'a, b',\n]\n"
+    (tmp_path / "dreambooth" / "dataset" / "prompts_and_classes.txt").write_text(manifest)
+    styles = tmp_path / "styledrop" / "data"
+    styles.mkdir(parents=True)
+    Image.new("RGB", (50, 20), "teal").save(styles / "image_01_05.jpg")
+    (styles / "data.json").write_text(json.dumps({"image_01_05.jpg": ["A village", "in oil painting style"]}))
+    return tmp_path
+
+
+def spec(root: Path, subjects: list[str] | None = None, styles: list[str] | None = None) -> DreamBoothStyleDropSpec:
+    subjects, styles = subjects or ["dog", "cat2"], styles or ["image_01_05"]
+    return DreamBoothStyleDropSpec("dreambooth_styledrop", str(root), subjects, styles)
+
+
+def test_microworld_pairs_are_all_pairs_with_their_prompts() -> None:
+    pairs = load_pairs(WORLD, PROMPTS)
+    assert [pair.name for pair in pairs] == [
+        "mug_1+halftone_1", "mug_1+ink_1", "cat_1+halftone_1", "cat_1+ink_1",
+    ]  # fmt: skip
+    pair = pairs[0]
+    assert pair.prompt == "a sks mug in szn style"
+    assert pair.text == "a mug in halftone style"
+    assert {image.prompt for image in pair.content.images} == {"a sks mug"}
+    assert all(image.prompt == f"a {image.word} in szn style" for image in pair.style.images)
+    assert len(pair.content.images) == 3
+    assert len(pair.style.references) == 2
+    everything = [*pair.content.images, *pair.content.references, *pair.style.images, *pair.style.references]
+    assert len({image.sha256 for image in everything}) == len(everything)
+
+
+def test_a_concept_does_not_depend_on_the_rest_of_the_run() -> None:
+    alone = load_pairs(MicroworldSpec("microworld", ["cat_1"], ["ink_1"], 3, 2, 2), PROMPTS)[0]
+    among = load_pairs(WORLD, PROMPTS)[3]
+    assert alone.content.identity() == among.content.identity()
+    assert alone.style.identity() == among.style.identity()
+
+
+def test_microworld_images_are_the_same_in_another_process() -> None:
+    pair = load_pairs(WORLD, PROMPTS)[1]
+    for reference in (pair.content.images[0], pair.style.images[1]):
+        again = pickle.loads(pickle.dumps(reference))
+        assert np.array_equal(np.asarray(reference.image(64)), np.asarray(again.image(64)))
+        assert reference.image(64).size == (64, 64)
+
+
+def test_the_oracle_draws_the_subject_in_the_style_in_other_poses() -> None:
+    pair = load_pairs(WORLD, PROMPTS)[0]
+    first, second = (np.asarray(microworld_pairs.oracle(pair, index)) for index in (0, 1))
+    assert first.shape == (64, 64, 3)
+    assert not np.array_equal(first, second)
+
+
+def test_other_identifiers() -> None:
+    pair = load_pairs(WORLD, Prompts(content_token="xyz", style_token="abc"))[0]
+    assert pair.prompt == "a xyz mug in abc style"
+
+
+def test_photographs_in_the_public_layouts(photos: Path) -> None:
+    pairs = load_pairs(spec(photos), PROMPTS)
+    assert [pair.name for pair in pairs] == ["dog+image_01_05", "cat2+image_01_05"]
+    assert pairs[1].prompt == "a sks cat in szn style"
+    assert pairs[1].text == "a cat in oil painting style"
+    assert pairs[0].style.images[0].prompt == "a village in szn style"
+    assert pairs[0].content.images[0].image(16).size == (16, 16)
+
+
+def test_keys_follow_the_bytes_and_not_the_path(photos: Path, tmp_path: Path) -> None:
+    before = dreambooth.subject(photos / "dreambooth", "dog", PROMPTS).identity()
+    moved = (photos / "dreambooth").rename(tmp_path / "elsewhere")
+    assert dreambooth.subject(moved, "dog", PROMPTS).identity() == before
+    Image.new("RGB", (40, 30), "black").save(moved / "dataset" / "dog" / "00.jpg")
+    assert dreambooth.subject(moved, "dog", PROMPTS).identity() != before
+
+
+def test_exif_orientation_and_transparency(tmp_path: Path) -> None:
+    tall = Image.new("RGB", (8, 4))
+    exif = tall.getexif()
+    exif[0x0112] = 6  # rotated by a quarter
+    tall.save(tmp_path / "a.jpg", exif=exif)
+    assert dreambooth.read_image(tmp_path / "a.jpg").size == (4, 8)
+    Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "b.png")
+    assert dreambooth.read_image(tmp_path / "b.png").getpixel((1, 1)) == (255, 255, 255)
+    Image.new("L", (4, 4), 7).save(tmp_path / "c.png")
+    assert dreambooth.read_image(tmp_path / "c.png").getpixel((0, 0)) == (7, 7, 7)
+
+
+def test_square_crops_the_centre() -> None:
+    image = Image.new("RGB", (30, 10), "black")
+    image.paste((255, 0, 0), (10, 0, 20, 10))
+    assert square(image, 10).getcolors() == [(100, (255, 0, 0))]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda root: (root / "dreambooth/dataset/prompts_and_classes.txt").unlink(), "dataset.root="),
+        (lambda root: [path.unlink() for path in (root / "dreambooth/dataset/dog").iterdir()], "holds no image"),
+        (lambda root: (root / "dreambooth/dataset/dog/00.jpg").write_bytes(b"no image"), "not a readable image"),
+        (lambda root: truncate(root / "dreambooth/dataset/cat2/01.jpg"), "not a readable image"),
+        (lambda root: (root / "styledrop/data/image_01_05.jpg").unlink(), "is missing"),
+        (lambda root: (root / "styledrop/data/data.json").write_text("[1]"), "is not of the form"),
+        (lambda root: (root / "styledrop/data/data.json").unlink(), "dataset.root="),
+    ],
+)
+def test_bad_files_are_named_before_anything_runs(photos: Path, spoil, words: str) -> None:  # noqa: ANN001
+    spoil(photos)
+    with pytest.raises(UserError, match=words) as error:
+        load_pairs(spec(photos), PROMPTS)
+    assert "\n" not in str(error.value)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def test_unknown_names_are_told_the_nearest(photos: Path) -> None:
+    with pytest.raises(UserError, match="did you mean dog"):
+        load_pairs(spec(photos, subjects=["dgo"]), PROMPTS)
+    with pytest.raises(UserError, match="image_01_05"):
+        load_pairs(spec(photos, styles=["image_01_04"]), PROMPTS)
+    with pytest.raises(UserError, match="vase is unknown"):  # in the manifest, without a folder
+        load_pairs(spec(photos, subjects=["vase"]), PROMPTS)
+    with pytest.raises(UserError, match="try one of mug_"):
+        load_pairs(MicroworldSpec("microworld", ["mug_9"], ["ink_1"], 1, 1, 1), PROMPTS)
+
+
+@pytest.mark.skipif(not PHOTOS.is_dir(), reason="the photographs are not here")
+def test_every_photograph_of_the_real_data() -> None:
+    classes = dreambooth.read_classes(PHOTOS / "dreambooth" / "dataset" / "prompts_and_classes.txt")
+    assert (len(classes), classes["red_cartoon"], classes["grey_sloth_plushie"]) == (30, "cartoon", "stuffed animal")
+    subjects = sorted(path.name for path in (PHOTOS / "dreambooth" / "dataset").iterdir() if path.is_dir())
+    styles = sorted(styledrop.read_manifest(PHOTOS / "styledrop" / "data" / "data.json"))
+    pairs = load_pairs(spec(PHOTOS, subjects, styles), PROMPTS)
+    assert len(pairs) == len(subjects) * len(styles) > 3
+    assert "a dog in kid crayon drawing style" in {pair.text for pair in pairs}
