@@ -162,7 +162,8 @@ def attach(
 ) -> Adapters:
     """Put LoRAs on a UNet, every one at full strength until `rows` says otherwise.
 
-    gates: by site, one a LoRA.  dtype: of the factors, where it should not be the UNet's.  Raises UserError where a LoRA does not fit the UNet.
+    gates: by site, one a LoRA.  dtype: of the factors, where it should not be the UNet's.
+    Raises UserError where a LoRA does not fit the UNet.
     """
     layers = {}
     for site in _union(loras):
@@ -183,7 +184,10 @@ def export(
     gates: Mapping[str, Sequence[Gates]] | None = None,
     gains: Mapping[str, Sequence[float]] | None = None,
 ) -> LoRA:
-    """The merge as one ordinary LoRA of rank sum_k r_k, exactly: down = cat_k(D_k i_k), up = cat_k(gain_k o_k U_k r_k)."""
+    """The merge as one ordinary LoRA of rank sum_k r_k, exactly.
+
+    down = cat_k(D_k i_k), up = cat_k(gain_k o_k U_k r_k).
+    """
     merged = {}
     for site in _union(loras):
         present = [k for k, lora in enumerate(loras) if site in lora]

@@ -113,28 +113,41 @@ def build(config: DictConfig | dict[str, Any]) -> Method:
     return OmegaConf.to_object(OmegaConf.merge(_schema(config["name"]), config))  # pyright: ignore[reportReturnType]
 
 
-def load(name: str, ablation: str = "none") -> Method:
-    """A method with the values of its yaml, without Hydra: `load("duolora", ablation="no_cycle")`."""
-    return build(_compose(name, ablation))
+def load(name: str, ablation: str = "none", **overrides: Any) -> Method:
+    """A method with the values of its yaml, without Hydra: `load("duolora", "no_cycle", prior=0.2)`.
+
+    Raises UserError for an unknown name and for an ablation that does not fit.
+    """
+    known(name, "method")
+    known(ablation, "ablation")
+    if name not in (fitting := fitting_methods(ablation)):
+        raise UserError(misfit(name, ablation, fitting))
+    return build(OmegaConf.merge(_values(name, ablation), overrides))  # pyright: ignore[reportArgumentType]
 
 
 def fitting_methods(ablation: str) -> list[str]:
-    """The methods whose settings an ablation changes; every method for one that changes nothing."""
-    return [name for name in methods() if _fits(name, ablation)]
+    """The methods that have the settings an ablation changes; every method for one that changes nothing."""
+    return [path.stem for path in sorted((CONF / "method").glob("*.yaml")) if _fits(path.stem, ablation)]
+
+
+def misfit(name: str, ablation: str, fitting: list[str]) -> str:
+    """One line on an ablation of another method."""
+    return f"ablation={ablation} fits method={'|'.join(fitting)}, not {name}; type method={fitting[0]}"
 
 
 def _fits(name: str, ablation: str) -> bool:
     try:
-        _compose(name, ablation)
+        _values(name, ablation)
     except OmegaConfBaseException:
         return False
     return True
 
 
-def _compose(name: str, ablation: str) -> DictConfig:
-    values = _read("method", name)
-    values.pop("defaults")
-    return OmegaConf.merge(_schema(values["name"]), values, _read("ablation", ablation))  # pyright: ignore[reportReturnType]
+def _values(name: str, ablation: str) -> DictConfig:
+    values = OmegaConf.load(CONF / "method" / f"{name}.yaml")
+    del values["defaults"]
+    delta = OmegaConf.load(CONF / "ablation" / f"{ablation}.yaml")
+    return OmegaConf.merge(_schema(values["name"]), values, delta)  # pyright: ignore[reportReturnType]
 
 
 def _schema(name: str) -> DictConfig:
@@ -144,9 +157,8 @@ def _schema(name: str) -> DictConfig:
     return schema
 
 
-def _read(group: str, name: str) -> DictConfig:
-    path = CONF / group / f"{name}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
-        raise UserError(f"no {group} is called {name!r}; type {group}= one of {known}")
-    return OmegaConf.load(path)  # pyright: ignore[reportReturnType]
+def known(name: str, group: str) -> None:
+    """UserError unless there is a yaml of this name."""
+    names = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    if name not in names:
+        raise UserError(f"no {group} is called {name}; type {group}=<{'|'.join(names)}>")

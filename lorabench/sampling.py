@@ -18,10 +18,9 @@ def initial_noise(model: SDXL, seeds: Sequence[int]) -> Tensor:
     edge = model.unet.config.sample_size
     shape = (1, model.unet.config.in_channels, edge, edge)
     draws = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    return torch.cat(draws).to(model.device, model.dtype)
+    return torch.cat(draws).to(model.device)
 
 
-@torch.no_grad()
 def sample(
     model: SDXL,
     prompts: Sequence[str],
@@ -31,7 +30,22 @@ def sample(
     adapters: Adapters | None = None,
     gain: Gain | None = None,
 ) -> Tensor:
-    """Images uint8 [n, H, W, 3], one a prompt and seed.
+    """Images uint8 [n, H, W, 3], one a prompt and seed; arguments as in `sample_latents`."""
+    images = model.decode(sample_latents(model, prompts, seeds, steps, guidance, adapters, gain)) * 255
+    return images.round().byte().permute(0, 2, 3, 1).cpu()
+
+
+@torch.no_grad()
+def sample_latents(
+    model: SDXL,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    steps: int,
+    guidance: float,
+    adapters: Adapters | None = None,
+    gain: Gain | None = None,
+) -> Tensor:
+    """Latents [n, c, h, w] of unit scale.
 
     guidance: scale of classifier-free guidance; 1 leaves the unconditional rows out.
     gain: strength of each adapter by (site, progress), progress = step / steps; None leaves them as they are set.
@@ -52,8 +66,7 @@ def sample(
             unconditional, conditional = prediction.chunk(2)
             prediction = unconditional + guidance * (conditional - unconditional)
         latents = scheduler.step(prediction, t, latents, return_dict=False)[0]
-    images = model.decode(latents) * 255
-    return images.round().byte().permute(0, 2, 3, 1).cpu()
+    return latents
 
 
 def _set_gains(adapters: Adapters, gain: Gain, progress: float) -> None:

@@ -4,7 +4,7 @@
     L = L_content + L_style + lambda_prior L_prior + lambda_cycle (L_cycle_style + L_cycle_content)
 
     L_content = || e_m(x_c, p_c) - e_c(x_c, p_c) ||^2,   L_style = || e_m(x_s, p_s) - e_s(x_s, p_s) ||^2
-    L_prior = ||m_dom||_1 + lambda max(0, ||m_minor||_* - ||m_dom||_*)       of each layer; ||m||_* = ||diag(m)||_* = sum |m|
+    L_prior = ||m_dom||_1 + lambda max(0, ||m_minor||_* - ||m_dom||_*)       a layer; ||m||_* = ||diag(m)||_* = sum |m|
     L_cycle_style   = || e_csc - e_c(x_c, p_c) ||^2      content image, add style, remove style
     L_cycle_content = || e_scs - e_s(x_s, p_s) ||^2      style image, add content, remove content
 
@@ -17,9 +17,9 @@ Against the naive sum: gates r, learned with Adam. Against ZipRank: the prior an
 Which reading was taken where the paper is silent:
 - Constyle is one step at one timestep, without decoding. To add style to a content image: e_m(x_c, p_cs), its clean
   estimate, noised again with the same eps and t; to remove it: e_c of that, under p_c. The gradient flows through the
-  removing pass into the adding pass, the only one with masks. (In the released code the cycle's targets are detached and
-  the removing pass uses the adapter that added; a merge then learns nothing from the way round.) The cycle by itself is
-  least where nothing is added; the reconstruction terms, a hundred times its weight, forbid that.
+  removing pass into the adding pass, the only one with masks. (In the released code the cycle's targets are detached
+  and the removing pass uses the adapter that added; a merge then learns nothing from the way round.) The cycle by
+  itself is least where nothing is added; the reconstruction terms, a hundred times its weight, forbid that.
 - The predictions stand for the images, in the reconstruction as in the cycle.
 - L_prior is the mean over the entries of a mask and over the layers with a prior: its weight against the reconstruction
   must depend neither on the rank nor on the number of layers.

@@ -8,11 +8,12 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import diffusers
 import numpy as np
 import torch
+import transformers
 from diffusers import StableDiffusionXLPipeline
 from diffusers.models.attention_processor import AttnProcessor
-from diffusers.utils import logging
 from PIL import Image
 from torch import Tensor
 
@@ -70,9 +71,10 @@ class SDXL:
         """
         folder = MICRO if str(path) == "micro" else Path(path)
         _check(folder)
-        logging.disable_progress_bar()
-        pipeline = StableDiffusionXLPipeline.from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
-        pipeline.vae.to(dtype=torch.float32)
+        diffusers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.disable_progress_bar()
+        dtypes = {"default": dtype, "vae": torch.float32}
+        pipeline = StableDiffusionXLPipeline.from_pretrained(folder, torch_dtype=dtypes, local_files_only=True)
         return cls(pipeline.to(device))
 
     def new_scheduler(self) -> Any:
@@ -97,14 +99,15 @@ class SDXL:
     @torch.no_grad()
     def encode_images(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """[n, 3, H, W] in [-1, 1] -> latents [n, c, h, w] of unit scale; the mode, or a draw with a generator."""
-        posterior = self.vae.encode(images.to(self.device, self.vae.dtype)).latent_dist
+        posterior = self.vae.encode(images.to(self.device)).latent_dist
         latents = posterior.mode() if generator is None else posterior.sample(generator)
         return latents * self.vae.config.scaling_factor
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [n, c, h, w] of unit scale -> images [n, 3, H, W] in [0, 1]."""
-        images = self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor).sample
+        with torch.autocast(self.device.type, enabled=False):  # half precision would show as banding
+            images = self.vae.decode(latents.float() / self.vae.config.scaling_factor).sample
         return (images / 2 + 0.5).clamp(0, 1)
 
     def time_ids(self, n: int) -> Tensor:
@@ -113,12 +116,13 @@ class SDXL:
         return torch.tensor([[edge, edge, 0, 0, edge, edge]] * n, device=self.device, dtype=self.dtype)
 
     def predict(self, sample: Tensor, t: Tensor, prompts: Conditioning) -> Tensor:
-        """The UNet's output, noise or velocity by `prediction_type`.
+        """The UNet's output in fp32, noise or velocity by `prediction_type`.
 
         sample: noised latents [n, c, h, w] of variance 1; t: [n] or a scalar; prompts: n rows.
         """
         added = {"text_embeds": prompts.pooled, "time_ids": self.time_ids(len(sample))}
-        return self.unet(sample, t, prompts.embeds, added_cond_kwargs=added, return_dict=False)[0]
+        sample = sample.to(self.dtype)
+        return self.unet(sample, t, prompts.embeds, added_cond_kwargs=added, return_dict=False)[0].float()
 
     def add_noise(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps; t: [n]."""
@@ -131,9 +135,9 @@ class SDXL:
         return noise if self.prediction_type == "epsilon" else signal * noise - spread * latents
 
     def clean_estimate(self, sample: Tensor, t: Tensor, prediction: Tensor) -> Tensor:
-        """x_0 from x_t and a prediction: (x_t - sqrt(1 - abar_t) eps) / sqrt(abar_t), or sqrt(abar_t) x_t - sqrt(1 - abar_t) v.
+        """x_0 from x_t and a prediction, by the conversion that the schedulers make inside their steps.
 
-        The conversion that the schedulers make inside their steps.
+        (x_t - sqrt(1 - abar_t) eps) / sqrt(abar_t), or sqrt(abar_t) x_t - sqrt(1 - abar_t) v.
         """
         signal, spread = self._signal_and_spread(t)
         if self.prediction_type == "epsilon":

@@ -21,15 +21,24 @@ from lorabench.stages.merge import AllGates
 
 
 class Generating(pl.LightningModule):
-    """Samples batches of (prompts, seeds)."""
+    """Samples batches of (prompts, seeds), asked for by index."""
 
-    def __init__(self, model: SDXL, adapters: Adapters, method: Method, spec: GenerateSpec):
+    def __init__(
+        self,
+        model: SDXL,
+        adapters: Adapters,
+        method: Method,
+        spec: GenerateSpec,
+        batches: Sequence[tuple[Sequence[str], Sequence[int]]],
+    ):
         super().__init__()
-        self.model, self.adapters, self.method, self.spec = model, adapters, method, spec
+        self.model, self.adapters, self.method = model, adapters, method
+        self.spec, self.batches = spec, batches
 
-    def predict_step(self, batch: tuple[list[str], list[int]]) -> Tensor:
-        prompts, seeds = batch
-        return sample(self.model, prompts, seeds, self.spec.steps, self.spec.guidance, self.adapters, self.method.gain)
+    def predict_step(self, index: int) -> Tensor:
+        prompts, seeds = self.batches[index]
+        steps, guidance = self.spec.steps, self.spec.guidance
+        return sample(self.model, prompts, seeds, steps, guidance, self.adapters, self.method.gain)
 
 
 class Images(pl.Callback):
@@ -60,13 +69,13 @@ def generate(
     progress: called with the number of images done so far.
     """
     starts = range(0, len(prompts), spec.batch)
-    batches = [(list(prompts[i : i + spec.batch]), list(seeds[i : i + spec.batch])) for i in starts]
+    batches = [(prompts[i : i + spec.batch], seeds[i : i + spec.batch]) for i in starts]
     callbacks = [Images(progress)] if progress else []
     on_device = gates and {
         site: tuple(gate.map(lambda tensor: tensor.to(model.device)) for gate in each) for site, each in gates.items()
     }
     with attach(model.unet, loras, on_device) as adapters:
-        module = Generating(model, adapters, method, spec)
+        module = Generating(model, adapters, method, spec, batches)
         runner = quiet_trainer(model.device, trainer.precision, callbacks)
-        images: Any = runner.predict(module, batches)
+        images: Any = runner.predict(module, range(len(batches)))
     return torch.cat(images).numpy()

@@ -85,17 +85,24 @@ class Merging(pl.LightningModule):
         super().__init__()
         assert method.fit is not None
         self.model, self.adapters, self.sites = model, adapters, sites
-        self.method, self.gates, self.seed = method, gates, seed
+        self.method, self.seed = method, seed
+        self.gates = _map(gates, lambda tensor: nn.Parameter(tensor.to(model.device, torch.float32)))
+        for site, layer in adapters.layers.items():
+            layer.gates, layer.gated = self.gates[site], True
         self.spec: FitSpec = method.fit
         self.learned = nn.ParameterList(
-            tensor for site in gates.values() for gate in site for tensor in gate.named().values()
+            tensor for site in self.gates.values() for gate in site for tensor in gate.named().values()
         )
         self.content, self.style = Images(model, pair.content), Images(model, pair.style)
         self.both = model.encode_prompts([pair.prompt])
         self.losses: dict[str, list[Tensor]] = {}
 
+    def loss(self, step: int) -> dict[str, Tensor]:
+        """The weighted terms of a step."""
+        return self.method.loss(self.draw(step), self.gates)
+
     def training_step(self, step: int) -> Tensor:
-        terms = self.method.loss(self.draw(step), self.gates)
+        terms = self.loss(step)
         for name, term in terms.items():
             self.losses.setdefault(name, []).append(term.detach())
         self.log_dict(terms, batch_size=1)
@@ -157,16 +164,13 @@ def merge(
     item = seed_of("merge", pair.content.identity(), pair.style.identity(), seed)
     with attach(model.unet, loras) as adapters:
         sites = live_sites(model, adapters)
-        gates = _initial_gates(method, sites, item)
+        gates = initial_gates(method, sites, item)
         losses = {}
         if gates is not None and method.fit is not None:
-            gates = _map(gates, lambda tensor: nn.Parameter(tensor.to(model.device, torch.float32)))
-            for site, layer in adapters.layers.items():
-                layer.gates = gates[site]
             module = Merging(model, adapters, sites, method, gates, pair, item)
             fit(module, method.fit.steps, model.device, trainer.precision, progress, logger)
             losses = {name: curve(values) for name, values in module.losses.items()}
-            gates = _map(gates, lambda tensor: tensor.detach().cpu())
+            gates = _map(module.gates, lambda tensor: tensor.detach().cpu())
     learned = learned_params(gates) if gates is not None and method.fit is not None else 0
     gains = {site: method.gain(site, 0.0) for site in adapters.layers}
     return MergeResult(export(loras, gates, gains), gates, learned, losses)
@@ -181,7 +185,7 @@ def live_sites(model: SDXL, adapters: Adapters) -> dict[str, Site]:
     }
 
 
-def _initial_gates(method: Method, sites: Mapping[str, Site], seed: int) -> AllGates | None:
+def initial_gates(method: Method, sites: Mapping[str, Site], seed: int) -> AllGates | None:
     gates = {name: method.gates(site, seed) for name, site in sites.items()}
     present = {name: each for name, each in gates.items() if each is not None}
     return present or None

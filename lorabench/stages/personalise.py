@@ -34,7 +34,10 @@ class DreamBoothLoRA(pl.LightningModule):
     def __init__(self, model: SDXL, adapters: Adapters, concept: Concept, spec: LoRASpec, seed: int):
         super().__init__()
         self.model, self.spec, self.seed = model, spec, seed
-        self.layers = nn.ModuleList(adapters.layers.values())
+        self.factors = nn.ParameterList(
+            factor for layer in adapters.layers.values() for factor in (layer.down, layer.up)
+        )
+        self.factors.requires_grad_(True)
         self.scale = spec.alpha / spec.rank
         adapters.rows(torch.tensor([[self.scale]]))
         images = [reference.image(model.resolution) for reference in concept.images]
@@ -42,7 +45,7 @@ class DreamBoothLoRA(pl.LightningModule):
         self.prompts = model.encode_prompts([reference.prompt for reference in concept.images])
 
     def training_step(self, step: int) -> Tensor:
-        draw = torch.Generator().manual_seed(seed_of(self.seed, step))
+        draw = torch.Generator().manual_seed(self.step_seed(step))
         picks = torch.randint(len(self.latents), (self.spec.batch,), generator=draw)
         t = torch.randint(len(self.model.alphas_bar), (self.spec.batch,), generator=draw).to(self.device)
         noise = torch.randn(self.spec.batch, *self.latents.shape[1:], generator=draw).to(self.device)
@@ -52,11 +55,13 @@ class DreamBoothLoRA(pl.LightningModule):
         self.log("loss", loss, batch_size=1)
         return loss
 
+    def step_seed(self, step: int) -> int:
+        return seed_of(self.seed, step)
+
     def configure_optimizers(self) -> Any:
         spec = self.spec
-        factors = [parameter for parameter in self.parameters() if parameter.requires_grad]
         optimiser = torch.optim.AdamW(
-            factors, lr=spec.lr, betas=tuple(spec.betas), weight_decay=spec.weight_decay, fused=True
+            self.factors, lr=spec.lr, betas=tuple(spec.betas), weight_decay=spec.weight_decay, fused=True
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: min(1, (step + 1) / (spec.warmup + 1)))
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -78,9 +83,6 @@ def personalise(
     """
     item = seed_of("personalise", concept.identity(), seed)
     with attach(model.unet, [initial(model.unet, spec.rank, item)], dtype=torch.float32) as adapters:
-        for layer in adapters.layers.values():
-            layer.down.requires_grad_(True)
-            layer.up.requires_grad_(True)
         module = DreamBoothLoRA(model, adapters, concept, spec, item)
         fit(
             module,

@@ -1,0 +1,100 @@
+"""A tiny random SDXL and a pair of drawn concepts: everything the network stages need, in milliseconds."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from PIL import Image
+
+from lorabench.config import GenerateSpec, LoRASpec, TrainerSpec
+from lorabench.data.pairs import Concept, Pair, Prompts, Reference
+from lorabench.lora import Factors, LoRA
+from lorabench.micro.architecture import build_pipeline, build_text_encoders, build_unet, build_vae
+from lorabench.micro.tokens import build_tokenizer
+from lorabench.models.sdxl import SDXL
+from lorabench.models.sites import attention_sites
+from lorabench.seeds import seed_of
+
+CPU = TrainerSpec(accelerator="cpu", devices=1, precision="32-true", workers=0, threads=1)
+SDXL_SCHEDULE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "epsilon",
+    "timestep_spacing": "leading",
+    "steps_offset": 1,
+}
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random SDXL pipeline of the micro model's structure, a few channels wide."""
+    torch.manual_seed(0)
+    pipeline = build_pipeline(
+        unet=build_unet(widths=(8, 16, 16), heads=(1, 2, 2), layers=(1, 1, 2), text_width=32, groups=8),
+        vae=build_vae(widths=(8, 8, 8), groups=8),
+        text_encoders=build_text_encoders(build_tokenizer(), text_width=32, layers=2),
+    )
+    path = tmp_path_factory.mktemp("model") / "tiny_sdxl"
+    pipeline.save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def model(folder: Path) -> SDXL:
+    return SDXL.load(folder)
+
+
+@pytest.fixture
+def loras(model: SDXL) -> tuple[LoRA, LoRA]:
+    """Random content and style LoRAs of ranks 3 and 2 that change the output visibly."""
+    return random_lora(model, 3, "content"), random_lora(model, 2, "style")
+
+
+def random_lora(model: SDXL, rank: int, name: str, scale: float = 0.3) -> LoRA:
+    factors = {}
+    for site, layer in attention_sites(model.unet).items():
+        draw = torch.Generator().manual_seed(seed_of(name, site))
+        down = torch.randn(rank, layer.in_features, generator=draw) * scale
+        factors[site] = Factors(down, torch.randn(layer.out_features, rank, generator=draw) * scale)
+    return LoRA(factors)
+
+
+@pytest.fixture
+def pair() -> Pair:
+    prompts = Prompts()
+    photos = [reference("mug", prompts.content("mug"), colour) for colour in ("red", "orange")]
+    pictures = [reference(word, prompts.style(word), colour) for word, colour in (("boat", "blue"), ("tree", "teal"))]
+    content = Concept("mug_1", "content", "mug", tuple(photos), tuple(photos))
+    style = Concept("halftone_1", "style", "halftone style", tuple(pictures), tuple(pictures))
+    return Pair(content, style, prompts.merged("mug"), "a mug in halftone style")
+
+
+def reference(word: str, prompt: str, colour: str) -> Reference:
+    return Reference(word, prompt, f"sha-{colour}", partial(Image.new, "RGB", (64, 64), colour))
+
+
+@pytest.fixture
+def lora_spec() -> LoRASpec:
+    return LoRASpec(
+        rank=2,
+        alpha=4,
+        steps=3,
+        batch=2,
+        lr=1e-2,
+        betas=(0.9, 0.999),
+        weight_decay=0.01,
+        warmup=1,
+        max_grad_norm=1.0,
+    )
+
+
+@pytest.fixture
+def generate_spec() -> GenerateSpec:
+    return GenerateSpec(images=2, steps=3, guidance=3.0, batch=2)

@@ -1,0 +1,148 @@
+"""Our sampler against StableDiffusionXLPipeline with load_lora_weights; images that do not depend on their batch."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import CPU, SDXL_SCHEDULE
+from diffusers import DDPMScheduler, EulerDiscreteScheduler, StableDiffusionXLPipeline
+
+from lorabench.adapters import attach, export
+from lorabench.errors import UserError
+from lorabench.method import load
+from lorabench.models.sdxl import SDXL
+from lorabench.models.sites import attention_sites, depths, halvings
+from lorabench.sampling import initial_noise, sample, sample_latents
+from lorabench.stages.generate import generate
+
+PROMPTS = ["a sks mug in szn style", "a boat"]
+
+
+@pytest.fixture(params=["micro", "sdxl"])
+def any_model(request, folder) -> SDXL:
+    """The micro model's scheduler (velocity, trailing), and SDXL's (noise, leading) with zeros for no prompt."""
+    model = SDXL.load(folder)
+    if request.param == "sdxl":
+        model.pipeline.scheduler = EulerDiscreteScheduler(**SDXL_SCHEDULE)
+        model.pipeline.register_to_config(force_zeros_for_empty_prompt=True)
+        model = SDXL(model.pipeline)
+    return model
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_equals_the_diffusers_pipeline_with_a_loaded_lora(any_model, loras, tmp_path, guidance) -> None:
+    lora = export(loras)
+    lora.save(tmp_path / "lora.safetensors")
+    with attach(any_model.unet, [lora]):
+        ours = sample_latents(any_model, PROMPTS, [3, 4], 4, guidance)
+    pipeline: StableDiffusionXLPipeline = any_model.pipeline
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.load_lora_weights(tmp_path, weight_name="lora.safetensors")
+    theirs = pipeline(
+        PROMPTS,
+        num_inference_steps=4,
+        guidance_scale=guidance,
+        latents=initial_noise(any_model, [3, 4]),
+        output_type="latent",
+    ).images
+    pipeline.unload_lora_weights()
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_images_equal_those_of_the_pipeline(model) -> None:
+    ours = sample(model, PROMPTS, [3, 4], 2, 1.0)
+    model.pipeline.set_progress_bar_config(disable=True)
+    theirs = model.pipeline(
+        PROMPTS,
+        num_inference_steps=2,
+        guidance_scale=1.0,
+        latents=initial_noise(model, [3, 4]),
+        output_type="np",
+    ).images
+    assert ours.dtype == torch.uint8 and ours.shape == (2, 64, 64, 3)
+    np.testing.assert_allclose(ours.numpy(), theirs * 255, atol=0.51)  # we round to whole levels
+
+
+def test_images_do_not_depend_on_their_batch(model, loras, generate_spec) -> None:
+    method, prompts, seeds = load("direct"), [PROMPTS[0]] * 3, [7, 8, 9]
+    done: list[int] = []
+    images = generate(model, method, loras, None, prompts, seeds, generate_spec, CPU, done.append)
+    assert images.shape == (3, 64, 64, 3) and done == [2, 3]
+    alone = generate(model, method, loras, None, prompts[:1], seeds[2:], generate_spec, CPU)
+    np.testing.assert_allclose(alone[0].astype(int), images[2].astype(int), atol=1)
+
+
+@pytest.mark.parametrize(
+    ("frame", "gains"), [("base", None), ("content_only", 0), ("style_only", 1), ("direct", "both")]
+)
+def test_frames_are_the_adapters_they_name(model, loras, generate_spec, frame, gains) -> None:
+    images = generate(model, load(frame), loras, None, PROMPTS, [1, 2], generate_spec, CPU)
+    used = {None: [], 0: loras[:1], 1: loras[1:], "both": loras}[gains]
+    with attach(model.unet, used):
+        expected = sample(model, PROMPTS, [1, 2], generate_spec.steps, generate_spec.guidance)
+    np.testing.assert_allclose(images.astype(int), expected.numpy().astype(int), atol=1)
+
+
+def test_gains_may_differ_by_site_and_progress(model, loras) -> None:
+    seen = set()
+
+    def gain(site: str, progress: float) -> tuple[float, float]:
+        seen.add((site, progress))
+        return (1.0, 0.0) if site.startswith("mid_block") else (0.0, 1.0)
+
+    with attach(model.unet, loras) as adapters:
+        sample(model, PROMPTS, [1, 2], 2, 1.0, adapters, gain)
+        assert {progress for _, progress in seen} == {0.0, 0.5}
+        mid = next(layer for site, layer in adapters.layers.items() if site.startswith("mid_block"))
+        assert mid.gain.tolist() == [[1, 1, 1, 0, 0]]
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_noise_target_and_clean_estimate_are_the_schedulers_own(model, prediction_type) -> None:
+    scheduler = DDPMScheduler(
+        beta_schedule="linear", beta_start=1e-4, beta_end=0.02, prediction_type=prediction_type, clip_sample=False
+    )
+    model.prediction_type, model.alphas_bar = prediction_type, scheduler.alphas_cumprod
+    torch.manual_seed(0)
+    latents, noise, t = torch.randn(2, 8, 4, 4), torch.randn(2, 8, 4, 4), torch.tensor([20, 700])
+    noised = model.add_noise(latents, noise, t)
+    torch.testing.assert_close(noised, scheduler.add_noise(latents, noise, t))
+    target = model.target(latents, noise, t)
+    if prediction_type == "v_prediction":
+        torch.testing.assert_close(target, scheduler.get_velocity(latents, noise, t))
+    prediction = torch.randn(2, 8, 4, 4)
+    ours = model.clean_estimate(noised, t, prediction)
+    for row in range(2):
+        step = scheduler.step(prediction[row : row + 1], int(t[row]), noised[row : row + 1])
+        torch.testing.assert_close(ours[row : row + 1], step.pred_original_sample)
+    torch.testing.assert_close(model.clean_estimate(noised, t, target), latents, rtol=1e-4, atol=1e-4)
+
+
+def test_clean_estimate_is_finite_without_signal(model) -> None:
+    scheduler = EulerDiscreteScheduler(rescale_betas_zero_snr=True, **SDXL_SCHEDULE)
+    model.pipeline.scheduler = scheduler
+    model = SDXL(model.pipeline)
+    t, noise = torch.tensor([999]), torch.randn(1, 8, 4, 4)
+    estimate = model.clean_estimate(noise, t, noise + 0.1)
+    again = model.add_noise(estimate, noise, t)
+    torch.testing.assert_close(again, noise - 0.1, rtol=1e-3, atol=1e-3)
+
+
+def test_depths_are_read_from_the_live_unet(model) -> None:
+    assert halvings(model.unet) == {
+        "down_blocks.0": 0, "down_blocks.1": 1, "down_blocks.2": 2, "mid_block": 2,
+        "up_blocks.0": 2, "up_blocks.1": 1, "up_blocks.2": 0,
+    }  # fmt: skip
+    by_site = depths(model.unet, list(attention_sites(model.unet)))
+    shallow = {site.split(".attentions")[0] for site, depth in by_site.items() if depth == 0}
+    assert shallow == {"down_blocks.1", "up_blocks.1"} and set(by_site.values()) == {0.0, 1.0}
+
+
+def test_a_folder_that_is_no_sdxl_model_is_refused(tmp_path) -> None:
+    with pytest.raises(UserError, match="not a diffusers model folder"):
+        SDXL.load(tmp_path / "nowhere")
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    with pytest.raises(UserError, match="not an SDXL model"):
+        SDXL.load(tmp_path)
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}')
+    with pytest.raises(UserError, match="incomplete"):
+        SDXL.load(tmp_path)
