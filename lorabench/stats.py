@@ -48,9 +48,7 @@ class Interval:
         return self.low > 0 or self.high < 0
 
 
-def interval(
-    pair_means: Sequence[float] | np.ndarray | pd.Series, level: float = LEVEL, seed: int = SEED
-) -> Interval:
+def interval(pair_means: Sequence[float] | np.ndarray | pd.Series, level: float = LEVEL, seed: int = SEED) -> Interval:
     """Mean of n pair means [n] with its expanded percentile interval; the seed is fixed, so tables repeat."""
     values = np.asarray(pair_means, dtype=float)
     n = len(values)

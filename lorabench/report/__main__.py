@@ -13,9 +13,7 @@ from lorabench.report import write_joint_report
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m lorabench.report", description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="finished run folder")
-    parser.add_argument(
-        "--out", type=Path, help="where to write; needed for several runs, default: the run folder"
-    )
+    parser.add_argument("--out", type=Path, help="where to write; needed for several runs, default: the run folder")
     args = parser.parse_args(argv)
     try:
         if len(args.runs) > 1 and args.out is None:

@@ -60,9 +60,7 @@ def draw_grid(runs: list[RunFolder]) -> Image.Image:
     """The grid as one RGB picture."""
     rows = grid_rows(runs)
     groups = column_groups(rows)
-    widest = max(
-        ImageFont.load_default(17).getlength(name) for pair in rows for name in (pair[0], f"in {pair[1]}")
-    )
+    widest = max(ImageFont.load_default(17).getlength(name) for pair in rows for name in (pair[0], f"in {pair[1]}"))
     names = min(NAMES, int(widest))
     lefts, left = [], MARGIN + names + GROUP_GAP
     for _, span in groups:
@@ -77,18 +75,14 @@ def draw_grid(runs: list[RunFolder]) -> Image.Image:
     column = 0
     for name, span in groups:
         first, last = lefts[column], lefts[column + span - 1] + CELL
-        draw.text(
-            ((first + last) / 2, MARGIN + HEAD - 18), name, INK, fit(name, last - first, 16), anchor="ms"
-        )
+        draw.text(((first + last) / 2, MARGIN + HEAD - 18), name, INK, fit(name, last - first, 16), anchor="ms")
         draw.line((first, MARGIN + HEAD - 8, last - 1, MARGIN + HEAD - 8), RULE)
         column += span
 
     for i, ((content, style), cells) in enumerate(rows.items()):
         top = MARGIN + HEAD + i * (CELL + GAP)
         draw.text((MARGIN, top + CELL / 2 - 4), content, INK, fit(content, names, 17), anchor="ls")
-        draw.text(
-            (MARGIN, top + CELL / 2 + 18), f"in {style}", MUTED, fit(f"in {style}", names, 15), anchor="ls"
-        )
+        draw.text((MARGIN, top + CELL / 2 + 18), f"in {style}", MUTED, fit(f"in {style}", names, 15), anchor="ls")
         for cell, x in zip(cells, lefts, strict=True):
             if cell:
                 sheet.paste(square(cell.path, CELL), (x, top))

@@ -84,9 +84,7 @@ class RunFolder:
         path = Path(path)
         for name in ("manifest.json", "scores.parquet"):
             if not (path / name).is_file():
-                raise UserError(
-                    f"{path} is no finished run (no {name}); type the folder that `python run.py` printed"
-                )
+                raise UserError(f"{path} is no finished run (no {name}); type the folder that `python run.py` printed")
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
         if missing := [key for key in REQUIRED if key not in manifest]:
             raise UserError(f"{path / 'manifest.json'} has no {', '.join(missing)}; run its command again")
@@ -138,9 +136,7 @@ def join_scores(runs: list[RunFolder]) -> pd.DataFrame:
     scores = pd.concat([run.scores for run in runs], ignore_index=True)
     for column in ("dataset", "world", "model"):
         if len(values := scores[column].astype(str).unique()) > 1:
-            raise UserError(
-                f"these runs differ in {column} ({', '.join(values)}); give folders of one {column}"
-            )
+            raise UserError(f"these runs differ in {column} ({', '.join(values)}); give folders of one {column}")
     for metric, backbones in scores.groupby("metric")["backbone"].unique().items():
         if len(backbones) > 1:
             raise UserError(f"{metric} was scored by {' and '.join(backbones)}; give folders of one scorer")
@@ -151,7 +147,5 @@ def join_scores(runs: list[RunFolder]) -> pd.DataFrame:
 
 def join_pictures(runs: list[RunFolder]) -> list[Picture]:
     """Pictures of several runs, the frames that they share once."""
-    unique = {
-        (p.label, p.content, p.style, p.prompt, p.seed, p.index): p for run in runs for p in run.pictures
-    }
+    unique = {(p.label, p.content, p.style, p.prompt, p.seed, p.index): p for run in runs for p in run.pictures}
     return list(unique.values())

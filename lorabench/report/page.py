@@ -32,20 +32,14 @@ def render(runs: list[RunFolder], lines: pd.DataFrame, spent: pd.DataFrame) -> s
     rows = figures.grid_rows(runs)
     return environment.get_template("page.html.j2").render(
         runs=runs,
-        title=" · ".join(methods)
-        if len(methods) < 3
-        else f"{len(methods)} methods on {runs[0].manifest['dataset']}",
+        title=" · ".join(methods) if len(methods) < 3 else f"{len(methods)} methods on {runs[0].manifest['dataset']}",
         methods=methods,
         backbones=dict(zip(lines["metric"], lines["backbone"], strict=True)),
         columns=score_columns(lines),
         labels=list(lines["label"].unique()),
         frames=FRAMES,
         cost_names=[table.COSTS[c] for c in spent],
-        costs={
-            name: [table.format_cost(spent, name, c) for c in spent]
-            for name in spent.index
-            if len(spent.columns)
-        },
+        costs={name: [table.format_cost(spent, name, c) for c in spent] for name in spent.index if len(spent.columns)},
         footnotes=table.footnotes(lines),
         grid=rows,
         groups=figures.column_groups(rows),

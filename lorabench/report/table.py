@@ -30,7 +30,7 @@ def summary(scores: pd.DataFrame) -> pd.DataFrame:
     `direct` itself, and when there is no `direct` to compare with.
     """
     scores = label_rows(scores)
-    groups = {key: rows for key, rows in scores.groupby(["label", "metric"], sort=False)}
+    groups = dict(iter(scores.groupby(["label", "metric"], sort=False)))
     lines = []
     for name in row_order(scores["label"].tolist()):
         for metric in metric_order(scores["metric"].unique().tolist()):
@@ -72,9 +72,7 @@ def write_csv(lines: pd.DataFrame, spent: pd.DataFrame) -> str:
     wide = pd.DataFrame(index=pd.Index(lines["label"].unique(), name="method"))
     for metric, column in lines.groupby("metric", sort=False):
         by_label = column.set_index("label")
-        wide[metric], wide[f"{metric}_low"], wide[f"{metric}_high"] = (
-            by_label[c] for c in ("mean", "low", "high")
-        )
+        wide[metric], wide[f"{metric}_low"], wide[f"{metric}_high"] = (by_label[c] for c in ("mean", "low", "high"))
     return wide.join(spent).to_csv(float_format="%.6g")
 
 
