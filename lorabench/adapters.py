@@ -44,6 +44,11 @@ class Gates:
         """The gates that are set."""
         return {kind: tensor for kind, tensor in vars(self).items() if tensor is not None}
 
+    def only(self) -> Tensor:
+        """The one gate that is set."""
+        [gate] = self.named().values()
+        return gate
+
     def map(self, function: Callable[[Tensor], Tensor]) -> Gates:
         return Gates(**{kind: function(tensor) for kind, tensor in self.named().items()})
 
@@ -175,7 +180,7 @@ def attach(
                     f"the LoRA maps {each.down.shape[1]} to {each.up.shape[0]} channels at {site}, the model "
                     f"{base.in_features} to {base.out_features}; give a LoRA trained on this model"
                 )
-        layers[site] = GatedLoRA(base, stack, gates and gates[site], dtype)
+        layers[site] = GatedLoRA(base, stack, gates[site] if gates else None, dtype)
     return Adapters(unet, layers)
 
 

@@ -144,7 +144,7 @@ def _fits(name: str, ablation: str) -> bool:
 
 
 def _values(name: str, ablation: str) -> DictConfig:
-    values = OmegaConf.load(CONF / "method" / f"{name}.yaml")
+    values: Any = OmegaConf.load(CONF / "method" / f"{name}.yaml")
     del values["defaults"]
     delta = OmegaConf.load(CONF / "ablation" / f"{ablation}.yaml")
     return OmegaConf.merge(_schema(values["name"]), values, delta)  # pyright: ignore[reportReturnType]

@@ -1,20 +1,23 @@
 """Every method: its files, its ablations, and its loss against an independent dense implementation."""
 
+from typing import Any
+
 import pytest
 import torch
 from omegaconf import OmegaConf
 from test_merge import merging, short
 from torch.func import functional_call
 
+from lorabench.adapters import Gates
 from lorabench.errors import UserError
-from lorabench.method import CONF, Site, build, fitting_methods, load, methods
+from lorabench.method import CONF, Method, Site, build, fitting_methods, load, methods
 from lorabench.methods.duolora import dominant_adapter
 
 LEARNED = ("ziplora", "ziprank", "duolora")
 
 
 def test_every_method_has_its_yaml_and_every_yaml_its_paper() -> None:
-    yamls = {path.stem: OmegaConf.load(path) for path in (CONF / "method").glob("*.yaml")}
+    yamls: dict[str, Any] = {path.stem: OmegaConf.load(path) for path in (CONF / "method").glob("*.yaml")}
     assert set(yamls) == set(methods())
     assert all("paper" in values and f"schema/{values.name}" in values.defaults for values in yamls.values())
 
@@ -39,7 +42,8 @@ def test_an_ablation_of_another_method_does_not_fit() -> None:
 
 def test_a_method_is_built_from_plain_values_too() -> None:
     method = load("duolora", "no_cycle")
-    assert build(OmegaConf.to_container(OmegaConf.structured(method))) == method
+    values: Any = OmegaConf.to_container(OmegaConf.structured(method))
+    assert build(values) == method
 
 
 @pytest.mark.parametrize(
@@ -87,7 +91,7 @@ class Dense:
                     "o": lambda up=up, down=down, m=m: m.diag() @ (up @ down),
                 }[kind]
                 updates.append(masked() if merged else up @ down)
-            used = [update for update, on in zip(updates, (merged or content, merged or style), strict=True) if on]
+            used: Any = [update for update, on in zip(updates, (merged or content, merged or style), strict=True) if on]
             weights[f"{site}.weight"] = self.weights[f"{site}.weight"] + sum(used)
         t, model = self.module.draw(0).t, self.module.model
         added = {"text_embeds": noised.prompt.pooled, "time_ids": model.time_ids(len(noised.x))}
@@ -168,6 +172,12 @@ def test_every_term_and_its_gradient_equal_the_dense_formula(model, loras, pair,
         torch.testing.assert_close(gate.grad, gradient, rtol=1e-3, atol=1e-5)
 
 
+def start(method: Method, site: Site, seed: int = 0) -> tuple[Gates, ...]:
+    gates = method.gates(site, seed)
+    assert gates is not None
+    return gates
+
+
 def site(depth: float, ranks: tuple[int, int] = (8, 8)) -> Site:
     return Site("a.layer", 4, 4, ranks, depth)
 
@@ -175,13 +185,13 @@ def site(depth: float, ranks: tuple[int, int] = (8, 8)) -> Site:
 def test_duolora_starts_with_more_ones_in_the_dominant_mask() -> None:
     method = load("duolora", dominant_ones=0.75, minor_ones=0.25)
     for depth, ones in ((1.0, [6, 2]), (0.0, [2, 6]), (0.5, [8, 8])):
-        gates = method.gates(site(depth), seed=1)
-        assert [int(gate.r.sum()) for gate in gates] == ones
-        assert all(set(gate.r.tolist()) <= {0.0, 1.0} for gate in gates)
-        again = method.gates(site(depth), seed=1)
-        assert all(torch.equal(left.r, right.r) for left, right in zip(gates, again, strict=True))
-    assert not torch.equal(method.gates(site(1.0), seed=1)[0].r, method.gates(site(1.0), seed=2)[0].r)
-    assert all((gate.r == 1).all() for gate in load("duolora", "no_prior_init").gates(site(1.0), seed=0))
+        gates = start(method, site(depth), 1)
+        assert [int(gate.only().sum()) for gate in gates] == ones
+        assert all(set(gate.only().tolist()) <= {0.0, 1.0} for gate in gates)
+        again = start(method, site(depth), 1)
+        assert all(torch.equal(left.only(), right.only()) for left, right in zip(gates, again, strict=True))
+    assert not torch.equal(start(method, site(1.0), 1)[0].only(), start(method, site(1.0), 2)[0].only())
+    assert all((gate.only() == 1).all() for gate in start(load("duolora", "no_prior_init"), site(1.0)))
 
 
 def test_the_dominant_adapter_follows_the_resolution() -> None:
@@ -190,9 +200,9 @@ def test_the_dominant_adapter_follows_the_resolution() -> None:
 
 def test_zip_masks_have_the_size_of_the_papers_dimension() -> None:
     layer = Site("a.layer", 4, 6, (3, 2), 0.0)
-    assert [tuple(gate.i.shape) for gate in load("ziplora").gates(layer, 0)] == [(4,), (4,)]
-    assert [tuple(gate.o.shape) for gate in load("ziplora", mask_dim="out").gates(layer, 0)] == [(6,), (6,)]
-    assert [tuple(gate.r.shape) for gate in load("ziprank").gates(layer, 0)] == [(3,), (2,)]
+    assert [tuple(gate.only().shape) for gate in start(load("ziplora"), layer)] == [(4,), (4,)]
+    assert [tuple(gate.only().shape) for gate in start(load("ziplora", mask_dim="out"), layer)] == [(6,), (6,)]
+    assert [tuple(gate.only().shape) for gate in start(load("ziprank"), layer)] == [(3,), (2,)]
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:

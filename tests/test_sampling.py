@@ -1,10 +1,13 @@
 """Our sampler against StableDiffusionXLPipeline with load_lora_weights; images that do not depend on their batch."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from conftest import CPU, SDXL_SCHEDULE
-from diffusers import DDPMScheduler, EulerDiscreteScheduler, StableDiffusionXLPipeline
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 
 from lorabench.adapters import attach, export
 from lorabench.errors import UserError
@@ -34,7 +37,7 @@ def test_equals_the_diffusers_pipeline_with_a_loaded_lora(any_model, loras, tmp_
     lora.save(tmp_path / "lora.safetensors")
     with attach(any_model.unet, [lora]):
         ours = sample_latents(any_model, PROMPTS, [3, 4], 4, guidance)
-    pipeline: StableDiffusionXLPipeline = any_model.pipeline
+    pipeline: Any = any_model.pipeline
     pipeline.set_progress_bar_config(disable=True)
     pipeline.load_lora_weights(tmp_path, weight_name="lora.safetensors")
     theirs = pipeline(
@@ -50,8 +53,9 @@ def test_equals_the_diffusers_pipeline_with_a_loaded_lora(any_model, loras, tmp_
 
 def test_images_equal_those_of_the_pipeline(model) -> None:
     ours = sample(model, PROMPTS, [3, 4], 2, 1.0)
-    model.pipeline.set_progress_bar_config(disable=True)
-    theirs = model.pipeline(
+    pipeline: Any = model.pipeline
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(
         PROMPTS,
         num_inference_steps=2,
         guidance_scale=1.0,
@@ -93,12 +97,12 @@ def test_gains_may_differ_by_site_and_progress(model, loras) -> None:
         sample(model, PROMPTS, [1, 2], 2, 1.0, adapters, gain)
         assert {progress for _, progress in seen} == {0.0, 0.5}
         mid = next(layer for site, layer in adapters.layers.items() if site.startswith("mid_block"))
-        assert mid.gain.tolist() == [[1, 1, 1, 0, 0]]
+        assert mid.gain is not None and mid.gain.tolist() == [[1, 1, 1, 0, 0]]
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_noise_target_and_clean_estimate_are_the_schedulers_own(model, prediction_type) -> None:
-    scheduler = DDPMScheduler(
+    scheduler: Any = DDPMScheduler(
         beta_schedule="linear", beta_start=1e-4, beta_end=0.02, prediction_type=prediction_type, clip_sample=False
     )
     model.prediction_type, model.alphas_bar = prediction_type, scheduler.alphas_cumprod

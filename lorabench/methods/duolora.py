@@ -93,15 +93,17 @@ class DuoLoRA(Method):
 
     def layer_prior(self, sites: Mapping[str, Site], gates: Mapping[str, tuple[Gates, ...]]) -> Tensor:
         """L_prior, the mean over the layers with a prior and over the entries of a mask."""
+        import torch
+
         terms = []
         for name, site in sites.items():
             dominant = dominant_adapter(site)
             if dominant is not None:
-                m_dom, m_minor = gates[name][dominant].r, gates[name][1 - dominant].r
-                l_dom, l_minor = m_dom.abs().sum(), m_minor.abs().sum()
-                constraint = (l_minor - l_dom).clamp(min=0)
-                terms.append((l_dom + self.rank_constraint * constraint) / max(site.ranks))
-        return sum(terms) / len(terms)
+                m_dom, m_minor = gates[name][dominant].only(), gates[name][1 - dominant].only()
+                norm, minor_norm = m_dom.abs().sum(), m_minor.abs().sum()
+                constraint = (minor_norm - norm).clamp(min=0)
+                terms.append((norm + self.rank_constraint * constraint) / max(site.ranks))
+        return torch.stack(terms).mean()
 
 
 def dominant_adapter(site: Site) -> int | None:

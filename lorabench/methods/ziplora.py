@@ -52,14 +52,13 @@ class ZipLoRA(Method):
         return tuple(Gates(o=torch.ones(site.out_features)) for _ in site.ranks)
 
     def loss(self, step: MergeStep, gates: Mapping[str, tuple[Gates, ...]]) -> dict[str, Tensor]:
+        import torch
+
         e_c, e_s = step.teachers()
         e_mc, e_ms = step.merged(step.content, step.style)
-        overlaps = [(m_c * m_s).abs().mean() for m_c, m_s in map(self._masks, gates.values())]
+        overlaps = torch.stack([(m_c.only() * m_s.only()).abs().mean() for m_c, m_s in gates.values()])
         return {
             "content": (e_mc - e_c).square().mean(),
             "style": (e_ms - e_s).square().mean(),
-            "similarity": self.similarity * sum(overlaps) / len(overlaps),
+            "similarity": self.similarity * overlaps.mean(),
         }
-
-    def _masks(self, gates: tuple[Gates, ...]) -> list[Tensor]:
-        return [getattr(gate, self.mask_dim[0]) for gate in gates]  # gate i or o

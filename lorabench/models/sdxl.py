@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -12,15 +11,12 @@ import diffusers
 import numpy as np
 import torch
 import transformers
-from diffusers import StableDiffusionXLPipeline
 from diffusers.models.attention_processor import AttnProcessor
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 from PIL import Image
 from torch import Tensor
 
-from lorabench.errors import UserError
-
-MICRO = Path(__file__).parents[1] / "assets" / "micro_sdxl"
-PREDICTION_TYPES = ("epsilon", "v_prediction")
+from lorabench.weights import sdxl_folder
 
 
 class Conditioning(NamedTuple):
@@ -69,8 +65,7 @@ class SDXL:
 
         The VAE stays in fp32: SDXL's overflows in fp16.
         """
-        folder = MICRO if str(path) == "micro" else Path(path)
-        _check(folder)
+        folder = sdxl_folder(path)
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()
         dtypes = {"default": dtype, "vae": torch.float32}
@@ -92,7 +87,7 @@ class SDXL:
     def encode_nothing(self, n: int) -> Conditioning:
         """n rows of the empty prompt: zeros or the encoded empty string, as the pipeline is configured."""
         empty = self.encode_prompts([""])
-        if self.pipeline.config.force_zeros_for_empty_prompt:
+        if dict(self.pipeline.config)["force_zeros_for_empty_prompt"]:
             empty = Conditioning(torch.zeros_like(empty.embeds), torch.zeros_like(empty.pooled))
         return empty.take([0] * n)
 
@@ -153,23 +148,3 @@ def pixels(images: Sequence[Image.Image]) -> Tensor:
     """RGB images of one size -> [n, 3, H, W] in [-1, 1]."""
     stack = np.stack([np.asarray(image, dtype=np.float32) for image in images])
     return torch.from_numpy(stack).permute(0, 3, 1, 2) / 127.5 - 1
-
-
-def _check(folder: Path) -> None:
-    """UserError unless the folder is that of an SDXL pipeline with a schedule that we can train on."""
-    hint = "type model.path=<folder saved by StableDiffusionXLPipeline.save_pretrained>, or model=micro"
-    try:
-        kind = json.loads((folder / "model_index.json").read_text())["_class_name"]
-    except (OSError, ValueError, KeyError):
-        raise UserError(f"{folder} is not a diffusers model folder; {hint}") from None
-    if not kind.startswith("StableDiffusionXL"):
-        raise UserError(f"{folder} holds a {kind}, not an SDXL model; {hint}")
-    try:
-        schedule = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
-        complete = all((folder / part / "config.json").is_file() for part in ("unet", "vae", "text_encoder_2"))
-    except (OSError, ValueError):
-        complete, schedule = False, {}
-    if not complete:
-        raise UserError(f"{folder} is an incomplete SDXL folder; {hint}")
-    if schedule.get("prediction_type", "epsilon") not in PREDICTION_TYPES:
-        raise UserError(f"{folder} predicts {schedule['prediction_type']}, not one of {PREDICTION_TYPES}; {hint}")
