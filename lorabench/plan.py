@@ -55,8 +55,7 @@ class Make:
     item: Item
 
     def __call__(self, progress: Progress) -> None:
-        work = partial(self.item.work, progress=progress)
-        self.store.get_or_make(self.item.stage, self.item.parts, work)
+        self.store.get_or_make(self.item.stage, self.item.parts, lambda folder: self.item.work(folder, progress))
 
 
 @dataclass(frozen=True)
@@ -99,12 +98,13 @@ class Plan:
 
     def items(self, stage: str) -> list[Item]:
         """The items of a stage, each once."""
-        made = {
-            "personalise": lambda: [self.personalise(concept) for concept in self.concepts()],
-            "merge": lambda: [self.merge(row, pair) for row, pair in self.cells() if row.is_method],
-            "generate": lambda: [self.generate(row, pair) for row, pair in self.cells()],
-            "score": lambda: [self.score(row, pair) for row, pair in self.cells()],
-        }[stage]()
+        if stage == "personalise":
+            made = [self.personalise(concept) for concept in self.concepts()]
+        elif stage == "merge":
+            made = [self.merge(row, pair) for row, pair in self.cells() if row.is_method]
+        else:
+            make = {"generate": self.generate, "score": self.score}[stage]
+            made = [make(row, pair) for row, pair in self.cells()]
         return list({item.key: item for item in made}.values())
 
     def cells(self) -> Iterator[tuple[Row, Pair]]:

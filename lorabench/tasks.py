@@ -48,9 +48,9 @@ def merge(
     from lorabench.stages.merge import merge
 
     base = load_model(model, trainer.accelerator)
-    loras = [LoRA.load(path / "lora.safetensors") for path in (content, style)]
+    subject, look = (LoRA.load(path / "lora.safetensors") for path in (content, style))
     with cost(folder, trainer) as costs:
-        result = merge(base, build(settings), *loras, pair, seed, trainer, progress)
+        result = merge(base, build(settings), subject, look, pair, seed, trainer, progress)
         result.save(folder)
         costs["learned_parameters"] = result.learned_params
     (folder / CURVES_FILE).write_text(json.dumps(result.losses))

@@ -133,7 +133,7 @@ def test_square_crops_the_centre() -> None:
         (lambda root: (root / "styledrop/data/data.json").unlink(), "dataset.root="),
     ],
 )
-def test_bad_files_are_named_before_anything_runs(photos: Path, spoil, words: str) -> None:  # noqa: ANN001
+def test_bad_files_are_named_before_anything_runs(photos: Path, spoil, words: str) -> None:
     spoil(photos)
     with pytest.raises(UserError, match=words) as error:
         load_pairs(spec(photos), PROMPTS)

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from PIL import Image
 
 from lorabench.config import LoggerSpec
+from lorabench.errors import UserError
 
 
 class View(Protocol):
@@ -43,7 +44,8 @@ class CsvView:
         self.rows: list[tuple[str, str, str, int, float]] = []
 
     def curves(self, stage: str, name: str, curves: dict[str, list[float]]) -> None:
-        self.rows += [(stage, name, term, i, v) for term, values in curves.items() for i, v in enumerate(values)]
+        for term, values in curves.items():
+            self.rows += [(stage, name, term, step, value) for step, value in enumerate(values)]
 
     def finish(self, captions: dict[str, str]) -> None:
         with self.path.open("w", newline="") as file:
@@ -56,19 +58,24 @@ class WandbView:
     def __init__(self, spec: LoggerSpec, folder: Path) -> None:
         os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
+        from wandb.errors import Error
 
         name = f"{folder.parent.name}/{folder.name}"
         self.folder = folder
         self.wandb = wandb
-        self.run = wandb.init(
-            project=spec.project,
-            name=name,
-            id=hashlib.sha256(name.encode()).hexdigest()[:16],  # the same command continues the same run
-            resume="allow",
-            mode="online" if spec.mode == "online" else "offline",
-            dir=folder,
-            settings=wandb.Settings(console="off", x_disable_stats=True),
-        )
+        try:
+            self.run = wandb.init(
+                project=spec.project,
+                name=name,
+                id=hashlib.sha256(name.encode()).hexdigest()[:16],  # the same command continues the same run
+                resume="allow",
+                mode="online" if spec.mode == "online" else "offline",
+                dir=folder,
+                settings=wandb.Settings(console="off", x_disable_stats=True),
+            )
+        except Error as error:
+            reason = str(error).split("\n")[0]
+            raise UserError(f"W&B cannot be reached ({reason}); type wandb login first, or mode=offline") from error
         self.run.define_metric("step")
         self.run.define_metric("*", step_metric="step")
 
@@ -78,6 +85,8 @@ class WandbView:
             self.run.log({"step": step, **values})
 
     def finish(self, captions: dict[str, str]) -> None:
+        import pandas as pd
+
         self.run.config.update({"manifest": json.loads((self.folder / "manifest.json").read_text())})
         by_row: dict[str, list[Any]] = {}
         for path, caption in captions.items():
@@ -85,7 +94,6 @@ class WandbView:
                 shown = self.wandb.Image(image.copy(), caption=caption)
             by_row.setdefault(Path(path).parts[1], []).append(shown)
         self.run.log({f"images/{row}": images for row, images in by_row.items()})
-        with (self.folder / "table.csv").open(newline="") as file:
-            header, *rows = csv.reader(file)
-        self.run.log({"table": self.wandb.Table(columns=header, data=rows)})
+        table = pd.read_csv(self.folder / "table.csv")
+        self.run.log({"table": self.wandb.Table(dataframe=table)})
         self.run.finish()
