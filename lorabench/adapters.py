@@ -79,14 +79,7 @@ class GatedLoRA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [rows, ..., in] -> [rows, ..., out]."""
-        down, up, scale = self.down, self.up, self.gain
-        if self.gated and self.gates is not None:
-            factors = self.factors()
-            down = torch.cat([gate.down(each) for gate, each in zip(self.gates, factors, strict=True)])
-            up = torch.cat([gate.up(each) for gate, each in zip(self.gates, factors, strict=True)], dim=1)
-            rank = self._rank_gate()
-            if rank is not None:
-                scale = rank[None] if scale is None else scale * rank
+        down, up, scale = self._gated() if self.gated else (self.down, self.up, self.gain)
         z = linear(x, down.to(x.dtype))
         if scale is not None:
             z = z * scale.to(z.dtype).view(-1, *(1,) * (x.ndim - 2), scale.shape[-1])
@@ -97,13 +90,19 @@ class GatedLoRA(nn.Module):
         downs, ups = self.down.split(self.ranks), self.up.split(self.ranks, dim=1)
         return [Factors(down, up) for down, up in zip(downs, ups, strict=True)]
 
-    def _rank_gate(self) -> Tensor | None:
-        """The rank gates side by side, [R]; None where no adapter has one."""
-        gates = [gate.r for gate in self.gates or ()]
-        if all(gate is None for gate in gates):
-            return None
-        pairs = zip(gates, self.ranks, strict=True)
-        return torch.cat([self.down.new_ones(rank) if gate is None else gate for gate, rank in pairs])
+    def _gated(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """D', U' and the scale between them; what no gate touches is passed on as it is."""
+        down, up, scale = self.down, self.up, self.gain
+        gated = list(zip(self.gates or (), self.factors(), strict=False))
+        if any(gate.i is not None for gate, _ in gated):
+            down = torch.cat([gate.down(each) for gate, each in gated])
+        if any(gate.o is not None for gate, _ in gated):
+            up = torch.cat([gate.up(each) for gate, each in gated], dim=1)
+        if any(gate.r is not None for gate, _ in gated):
+            ones = (self.down.new_ones(each.rank) if gate.r is None else gate.r for gate, each in gated)
+            rank = torch.cat(list(ones))
+            scale = rank[None] if scale is None else scale * rank
+        return down, up, scale
 
 
 class Adapters:

@@ -69,7 +69,7 @@ class SDXL:
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()
         dtypes = {"default": dtype, "vae": torch.float32}
-        pipeline = StableDiffusionXLPipeline.from_pretrained(folder, torch_dtype=dtypes, local_files_only=True)
+        pipeline = StableDiffusionXLPipeline.from_pretrained(folder, dtype=dtypes, local_files_only=True)
         return cls(pipeline.to(device))
 
     def new_scheduler(self) -> Any:

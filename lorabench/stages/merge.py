@@ -133,7 +133,7 @@ class Merging(pl.LightningModule):
         )
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.learned, lr=self.spec.lr, fused=True)
+        return torch.optim.Adam(self.learned, lr=self.spec.lr)
 
 
 class Images:

@@ -61,9 +61,7 @@ class DreamBoothLoRA(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         spec = self.spec
         slow, fast = spec.betas
-        optimiser = torch.optim.AdamW(
-            self.factors, lr=spec.lr, betas=(slow, fast), weight_decay=spec.weight_decay, fused=True
-        )
+        optimiser = torch.optim.AdamW(self.factors, lr=spec.lr, betas=(slow, fast), weight_decay=spec.weight_decay)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: min(1, (step + 1) / (spec.warmup + 1)))
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
