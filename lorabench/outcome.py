@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from lorabench import __version__
 from lorabench.config import LoggerSpec
 from lorabench.data.catalogue import world_version
 from lorabench.plan import ORACLE, STAGES, Item, Plan, Row
@@ -18,7 +19,7 @@ from lorabench.store import files_of
 from lorabench.tasks import COST_FILE, CURVES_FILE
 
 PACKAGES = (
-    "lorabench", "torch", "diffusers", "transformers", "peft", "pytorch-lightning", "hydra-core", "open_clip_torch",
+    "torch", "diffusers", "transformers", "peft", "pytorch-lightning", "hydra-core", "open_clip_torch",
     "timm", "numpy", "pillow",
 )  # fmt: skip
 MANIFEST = "manifest.json"
@@ -76,7 +77,7 @@ class Outcome:
         return [file for file in files_of(self.path) if not file.startswith(logs)]
 
     def write_references(self) -> None:
-        """The references as the scorers saw them, in the size of the generated images."""
+        """The references that were scored against, in the size of the generated images."""
         from PIL import Image
 
         row, pair = next(self.plan.cells())
@@ -95,15 +96,14 @@ class Outcome:
         parts = []
         for row, pair in self.plan.cells():
             scores = pd.read_parquet(self.plan.path(self.plan.score(row, pair)) / "scores.parquet")
-            parts.append(
-                scores.assign(
-                    dataset=self.plan.dataset.name,
-                    world=world_version(self.plan.dataset),
-                    method=row.name,
-                    ablation=row.ablation,
-                    model=self.plan.model_name,
-                )
-            )
+            whose = {
+                "dataset": self.plan.dataset.name,
+                "world": world_version(self.plan.dataset),
+                "method": row.name,
+                "ablation": row.ablation,
+                "model": self.plan.model_name,
+            }
+            parts.append(scores.assign(**whose)[[*whose, *scores.columns]])
         pd.concat(parts, ignore_index=True).to_parquet(self.path / "scores.parquet", index=False)
 
     def manifest(self, seconds: float) -> dict[str, Any]:
@@ -120,7 +120,7 @@ class Outcome:
             "costs": self.costs(chosen),
             "timings": {stage: sum(self.cost(item).get("seconds", 0.0) for item in stages[stage]) for stage in STAGES},
             "wall_seconds": seconds,
-            "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES},
+            "versions": versions(),
             "losses": {item.name: self.curves(item) for item in stages["merge"] if self.curves(item)},
             "keys": {stage: {item.name: item.key for item in items} for stage, items in stages.items()},
         }
@@ -158,6 +158,11 @@ class Outcome:
 
     def table(self) -> str:
         return (self.path / "table.md").read_text()
+
+
+def versions() -> dict[str, str]:
+    ours = {"lorabench": __version__, "python": platform.python_version()}
+    return ours | {package: metadata.version(package) for package in PACKAGES}
 
 
 def copy(source: Path, target: Path, pattern: str) -> None:

@@ -181,10 +181,10 @@ class Plan:
         references = [[image.sha256 for image in concept.references] for concept in (pair.content, pair.style)]
         parts = {
             "version": VERSIONS["score"], "scorers": self.scorers_digest, "images": images.key, "text": pair.text,
-            "prompt": pair.prompt, "names": [pair.content.name, pair.style.name], "references": references,
-            "world": world_version(self.dataset),
+            "prompt": pair.prompt, "seeds": self.seeds(pair), "names": [pair.content.name, pair.style.name],
+            "references": references, "world": world_version(self.dataset),
         }  # fmt: skip
-        work = partial(tasks.score, self.scorers, self.trainer, pair, self.path(images), self.dataset)
+        work = partial(tasks.score, self.scorers, self.trainer, pair, self.path(images), self.seeds(pair))
         return Item("score", f"{row.name} {pair.name}", parts, work, 1, 4.0 * self.generation.images)
 
     def path(self, item: Item) -> Path:

@@ -18,6 +18,8 @@ from lorabench.data.pairs import Concept, Pair
 from lorabench.workers import Progress
 
 if TYPE_CHECKING:
+    from lorabench.metrics.scorer import Scorer
+    from lorabench.metrics.truth import Truth
     from lorabench.models.sdxl import SDXL
 
 COST_FILE = "cost.json"
@@ -87,16 +89,50 @@ def oracle(pair: Pair, count: int, folder: Path, progress: Progress) -> None:
         progress(index + 1)
 
 
+def score(
+    scorers: Path, trainer: TrainerSpec, pair: Pair, images: Path, seeds: list[int], folder: Path, progress: Progress
+) -> None:
+    """scores.parquet: one row an image x metric x reference, without what the images are called in a run."""
+    import pandas as pd
+    import torch
+
+    from lorabench.stages.fitting import quiet_trainer
+    from lorabench.stages.score import score
+
+    device = torch.device(device_name(trainer.accelerator))
+    found, truth = load_scorers(scorers, device.type)
+    paths = sorted(images.glob("*.png"))
+    with cost(folder, trainer):
+        prompts = [pair.prompt] * len(paths)
+        runner = quiet_trainer(device, "32-true")
+        rows = score(paths, pair, prompts, found, seeds=seeds, keys={}, truth=truth, trainer=runner)
+    pd.DataFrame(rows).to_parquet(folder / "scores.parquet", index=False)
+
+
+@cache
+def load_scorers(root: Path, device: str) -> tuple[list[Scorer], Truth | None]:
+    """The scorers of a folder, and the readout of the microworld's truth where it lies beside them; once a process."""
+    from lorabench.metrics import load
+    from lorabench.metrics.truth import load_truth
+
+    quiet()
+    found = load.load_scorers(root, device)
+    return found, load_truth(found, root) if (root / "truth").is_dir() else None
+
+
 @cache
 def load_model(path: Path, accelerator: str) -> SDXL:
     """The base model, once a process."""
-    import torch
-
     from lorabench.models.sdxl import SDXL
 
     quiet()
-    on_gpu = accelerator == "gpu" or (accelerator == "auto" and torch.cuda.is_available())
-    return SDXL.load(path, "cuda" if on_gpu else "cpu")
+    return SDXL.load(path, device_name(accelerator))
+
+
+def device_name(accelerator: str) -> str:
+    import torch
+
+    return "cuda" if accelerator == "gpu" or (accelerator == "auto" and torch.cuda.is_available()) else "cpu"
 
 
 def quiet() -> None:
@@ -114,7 +150,7 @@ def cost(folder: Path, trainer: TrainerSpec) -> Iterator[dict[str, Any]]:
     """Write cost.json: seconds of the block, peak GPU memory in bytes, and what the block adds."""
     import torch
 
-    on_gpu = trainer.accelerator != "cpu" and torch.cuda.is_available()
+    on_gpu = device_name(trainer.accelerator) == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     costs: dict[str, Any] = {}
@@ -124,9 +160,3 @@ def cost(folder: Path, trainer: TrainerSpec) -> Iterator[dict[str, Any]]:
     if on_gpu:
         costs["peak_gpu_bytes"] = torch.cuda.max_memory_allocated()
     (folder / COST_FILE).write_text(json.dumps(costs))
-
-
-def score(
-    scorers: Path, trainer: TrainerSpec, pair: Pair, images: Path, dataset: object, folder: Path, progress: Progress
-) -> None:
-    from lorabench.stages.score import score

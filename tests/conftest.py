@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from functools import partial
 from pathlib import Path
@@ -11,11 +12,16 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from lorabench.config import GenerateSpec, LoRASpec, TrainerSpec
 from lorabench.data.pairs import Concept, Pair, Prompts, Reference
 from lorabench.lora import Factors, LoRA
+from lorabench.metrics.clip import build_clip
+from lorabench.metrics.csd import build_csd
+from lorabench.metrics.dino import build_dino
 from lorabench.micro.architecture import build_pipeline, build_text_encoders, build_unet, build_vae
+from lorabench.micro.scorer_models import make_config
 from lorabench.micro.tokens import build_tokenizer
 from lorabench.models.sdxl import SDXL
 from lorabench.models.sites import attention_sites
@@ -98,3 +104,27 @@ def lora_spec() -> LoRASpec:
 @pytest.fixture
 def generate_spec() -> GenerateSpec:
     return GenerateSpec(images=2, steps=3, guidance=3.0, batch=2)
+
+
+@pytest.fixture(scope="session")
+def scorers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random scorers of the micro scorers' structure."""
+    root = tmp_path_factory.mktemp("scorers")
+    builders = {"dino": build_dino, "clip": build_clip, "csd": build_csd}
+    torch.manual_seed(0)
+    for kind, build in builders.items():
+        place = root / kind
+        place.mkdir()
+        config = make_config(kind, place)
+        (place / "config.json").write_text(json.dumps(config))
+        save_file(build(config["architecture"]).state_dict(), place / "model.safetensors")
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny(folder: Path, scorers: Path) -> list[str]:
+    """Overrides that make a whole run take seconds; two images a pair, random weights."""
+    return [
+        f"model.path={folder}", f"scorers.path={scorers}", "logger=none", "trainer.workers=2", "lora.rank=2",
+        "lora.steps=3", "lora.batch=2", "generate.images=2", "generate.steps=2",
+    ]  # fmt: skip

@@ -1,0 +1,154 @@
+"""The main job as a user runs it: a whole run, found again, resumed, interrupted, the same for any workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+from diffusers import StableDiffusionXLPipeline
+
+ROOT = Path(__file__).parents[1]
+PAIRS = ("mug_1+halftone_1", "mug_1+ink_1")
+WORLD = [
+    "dataset.subjects=[mug_1]", "dataset.styles=[halftone_1,ink_1]", "dataset.content_images=2",
+    "dataset.style_images=2", "dataset.references=2",
+]  # fmt: skip
+DUOLORA = ["method=duolora", "method.fit.steps=2"]
+FOLDER = "adhoc/duolora-none-s0"
+
+
+def start(*overrides: str) -> subprocess.Popen[str]:
+    command = [sys.executable, str(ROOT / "run.py"), *overrides]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, text=True, start_new_session=True, stdout=pipe, stderr=pipe)
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def hashes(folder: Path, pattern: str) -> dict[str, str]:
+    """Relative path -> hash of the bytes."""
+    return {
+        str(f.relative_to(folder)): sha256(f.read_bytes()).hexdigest()
+        for f in sorted(folder.rglob(pattern))
+        if f.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, tiny: list[str]) -> tuple[Path, list[str], str]:
+    """(output folder, command line, what it printed) of a finished run."""
+    output = tmp_path_factory.mktemp("output")
+    arguments = [*tiny, *WORLD, *DUOLORA, f"output={output}", "logger=csv"]
+    code, out, err = finish(start(*arguments))
+    assert code == 0, err
+    return output, arguments, out
+
+
+def test_the_run_folder_is_complete(run: tuple[Path, list[str], str]) -> None:
+    output, _, printed = run
+    folder = output / FOLDER
+    files = {"config.yaml", "manifest.json", "scores.parquet", "table.md", "table.csv", "grid.png", "report.html"}
+    assert files <= {file.name for file in folder.iterdir()}
+    rows = {"base", "content_only", "style_only", "oracle", "duolora"}
+    expected = {f"{row}/{pair}/{i:02d}.png" for row in rows for pair in PAIRS for i in range(2)}
+    assert set(hashes(folder / "images", "*.png")) == expected
+    assert set(hashes(folder / "merged", "*")) == {f"{pair}.safetensors" for pair in PAIRS}
+    assert set(hashes(folder / "references", "*")) >= {"content/mug_1/0.png", "style/ink_1/1.png"}
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert (manifest["method"], manifest["ablation"], manifest["dataset"]) == ("duolora", "none", "microworld")
+    assert set(manifest["costs"]) == {"learned_parameters", "merge_seconds", "seconds_per_image"}
+    assert all(manifest["timings"][stage] > 0 for stage in ("personalise", "merge", "generate", "score"))
+    assert {len(v) for pair in PAIRS for v in manifest["losses"][pair].values()} == {2}
+    curves = (folder / "curves.csv").read_text().splitlines()
+    assert curves[0] == "stage,name,term,step,value"
+    assert len([line for line in curves if line.startswith("personalise,mug_1,loss")]) == 3
+    assert printed.strip().endswith(str(folder / "report.html"))
+    assert (folder / "table.md").read_text().strip() in printed
+
+
+def test_the_scores_are_tidy_rows(run: tuple[Path, list[str], str]) -> None:
+    import pandas as pd
+
+    scores = pd.read_parquet(run[0] / FOLDER / "scores.parquet")
+    assert set(scores["method"]) == {"base", "content_only", "style_only", "oracle", "duolora"}
+    assert {"dino/content", "clip_i/style", "clip_t", "csd/style"} <= set(scores["metric"])
+    key = ["method", "content", "style", "prompt", "image", "metric", "reference"]
+    assert not any(scores.duplicated(key))
+    assert all(scores["value"].between(-1, 1))
+    seeds = scores.groupby(["content", "style", "image"])["seed"].nunique()
+    assert set(seeds) == {1}  # every row starts from the same noise
+
+
+def test_the_merged_lora_loads_in_diffusers(run: tuple[Path, list[str], str], folder: Path) -> None:
+    pipeline = StableDiffusionXLPipeline.from_pretrained(folder)
+    pipeline.load_lora_weights(str(run[0] / FOLDER / "merged"), weight_name=f"{PAIRS[0]}.safetensors")
+    assert pipeline.get_active_adapters()
+
+
+def test_the_same_command_again_finds_everything_done(run: tuple[Path, list[str], str]) -> None:
+    output, arguments, printed = run
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()}
+    code = (
+        "import atexit, runpy, sys; sys.argv = ['run.py', *sys.argv[1:]]\n"
+        "atexit.register(lambda: print('torch' in sys.modules, file=sys.stderr))\n"
+        "runpy.run_path('run.py', run_name='__main__')"
+    )
+    command = [sys.executable, "-c", code, *arguments]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout) == (0, printed), result.stderr
+    assert result.stderr.strip() == "False"  # nothing heavy was imported
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()} == before
+
+
+def test_a_second_method_finds_the_loras_and_the_frame_rows(run: tuple[Path, list[str], str]) -> None:
+    output, arguments, _ = run
+    made = {path.parent.name for path in output.glob("store/*/*/key.json")}
+    code, _, err = finish(start(*[a for a in arguments if a not in DUOLORA], "method=direct"))
+    assert code == 0, err
+    new = [path for path in output.glob("store/*/*/key.json") if path.parent.name not in made]
+    assert sorted(path.parts[-3] for path in new) == ["generate"] * 2 + ["merge"] * 2 + ["score"] * 2
+    assert (output / FOLDER / "report.html").is_file()
+
+
+def test_killed_and_resumed_in_this_process_gives_the_same(run: tuple[Path, list[str], str], tmp_path: Path) -> None:
+    """Killed with the LoRAs under way; resumed without workers, so their number does not matter either."""
+    output, arguments, _ = run
+    elsewhere = [*arguments, f"output={tmp_path}"]
+    process = start(*elsewhere)
+    wait_for(tmp_path, "store/personalise/*/key.json", process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path / FOLDER / "manifest.json").exists()
+    code, _, err = finish(start(*elsewhere, "trainer.workers=0"))
+    assert code == 0, err
+    for part in ("images", "merged", "references"):
+        assert hashes(tmp_path / FOLDER / part, "*.*") == hashes(output / FOLDER / part, "*.*")
+    assert hashes(tmp_path / FOLDER, "table.csv")
+
+
+def test_ctrl_c_says_how_to_resume(run: tuple[Path, list[str], str], tmp_path: Path) -> None:
+    process = start(*run[1], f"output={tmp_path}", "lora.steps=100000")
+    wait_for(tmp_path, "store/.drafts/*", process)
+    os.killpg(process.pid, signal.SIGINT)
+    code, _, err = finish(process)
+    assert code == 130, err
+    assert "Traceback" not in err
+    assert err.strip().endswith("interrupted; what is finished is kept, type the same command to resume")
+
+
+def wait_for(folder: Path, pattern: str, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not list(folder.glob(pattern)):
+        assert process.poll() is None, finish(process)
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
