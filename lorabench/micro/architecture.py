@@ -16,7 +16,9 @@ RESOLUTION = 64
 LATENT_CHANNELS = 12
 
 
-def build_unet(widths=(64, 96, 160), heads=(2, 3, 5), layers=(1, 1, 2), text_width=96, groups=32) -> UNet2DConditionModel:
+def build_unet(
+    widths=(64, 96, 160), heads=(2, 3, 5), layers=(1, 1, 2), text_width=96, groups=32
+) -> UNet2DConditionModel:
     return UNet2DConditionModel(
         sample_size=RESOLUTION // 4,
         in_channels=LATENT_CHANNELS,

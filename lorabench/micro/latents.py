@@ -61,7 +61,7 @@ class PatchPCA:
 
 def to_tensor(images: np.ndarray) -> Tensor:
     """uint8 [n, H, W, 3] -> float [n, 3, H, W] in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def _patches(images: Tensor) -> Tensor:

@@ -76,8 +76,9 @@ class Pretraining(pl.LightningModule):
         self.log("loss", loss, prog_bar=True)
         return loss
 
-    def on_train_batch_end(self, *_) -> None:
-        self.ema.update_parameters(self.model)
+    def optimizer_step(self, *args, **kwargs) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.ema.update_parameters(self.model)  # here and not at the end of the batch: a checkpoint holds it already
 
     def _lr_factor(self, step: int) -> float:
         return min(1.0, (step + 1) / 300, max(self.steps - step, 1) / max(self.decay, 1))
@@ -108,13 +109,22 @@ def load_data(work: Path) -> tuple[Tensor, Tensor]:
 
 
 def pretrain(
-    work: Path, out: Path, steps: int, decay: int, batch: int, lr: float, devices: int, start: Path | None
+    work: Path,
+    out: Path,
+    steps: int,
+    decay: int,
+    batch: int,
+    lr: float,
+    devices: int,
+    start: Path | None,
+    save_every: int = 250,
 ) -> None:
     """Train until `steps`, the rate falling to zero over the last `decay`; resumes from out/last.ckpt, else `start`."""
     torch.set_num_threads(1)
+    torch.manual_seed(0)  # the weights to start from
     latents, ids = load_data(work)
     module = Pretraining(latents, ids, batch, lr, steps, decay)
-    saver = pl.callbacks.ModelCheckpoint(out, every_n_train_steps=250, save_last=True, save_top_k=0)
+    saver = pl.callbacks.ModelCheckpoint(out, every_n_train_steps=save_every, save_last=True, save_top_k=0)
     trainer = pl.Trainer(
         accelerator="auto",
         devices=devices,
@@ -127,6 +137,6 @@ def pretrain(
         log_every_n_steps=20,
         use_distributed_sampler=False,
     )
-    loader = torch.utils.data.DataLoader(range(1000))  # type: ignore[arg-type]
+    loader = torch.utils.data.DataLoader(range(save_every))  # an epoch ends with its checkpoint
     last = out / "last.ckpt"
     trainer.fit(module, loader, ckpt_path=last if last.exists() else start)

@@ -58,6 +58,7 @@ class Distillation(pl.LightningModule):
 def distil(work: Path, steps: int, batch: int, lr: float) -> AutoencoderKL:
     """Train for `steps` on one thread, resuming from <work>/vae/last.ckpt; the result is saved to <work>/vae."""
     torch.set_num_threads(1)
+    torch.manual_seed(0)  # the weights to start from
     shards, _ = bank.load(work / "bank")
     module = Distillation(shards, PatchPCA.load(work / "pca.safetensors"), batch, lr, steps)
     out = work / "vae"

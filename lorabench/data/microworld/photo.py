@@ -36,7 +36,7 @@ def photograph(d: Drawing, pose: Pose) -> np.ndarray:
 
     light = pose.light
     floor = min(0.86 * pose.scale + pose.dy, 0.94)
-    shadow = np.exp(-(((x - pose.dx + 0.5 * (light - 0.5)) / 0.62) ** 2 + ((y - floor) / 0.13) ** 2) ** 1.5)
+    shadow = np.exp(-((((x - pose.dx + 0.5 * (light - 0.5)) / 0.62) ** 2 + ((y - floor) / 0.13) ** 2) ** 1.5))
     image = image * (1 - 0.42 * shadow[..., None])
 
     shade = 0.46 + 0.72 * d.shade(light)

@@ -14,7 +14,7 @@ SUPERSAMPLING = 3
 
 
 def render(subject: Subject, style: Style | None, pose: Pose, size: int = 64) -> np.ndarray:
-    """Draw a subject in a style (None: photographed) and a pose. Returns uint8 [size, size, 3]; size a multiple of 16."""
+    """Draw a subject in a style (None: photographed) and a pose: uint8 [size, size, 3], size a multiple of 16."""
     canvas = Canvas(subject, pose, size * SUPERSAMPLING)
     DRAW[subject.cls](canvas, *subject.shape)
     drawing = canvas.drawing()

@@ -189,7 +189,7 @@ def duotone(d: Drawing, s: Style) -> np.ndarray:
 @family
 def clay(d: Drawing, s: Style) -> np.ndarray:
     """Soft 3d: pastel clay under one lamp, a round shadow on a pastel sweep."""
-    x, y = d.xy
+    _, y = d.xy
     pastel = mix(d.flat, _fill(d, np.array([1.0, 0.96, 0.92])), 0.38)
     light = 0.15 + 0.7 * s.scale
     shade = d.shade(light)
@@ -229,7 +229,12 @@ def gold(d: Drawing, s: Style) -> np.ndarray:
     """Polished metal: the relief mirrors a banded sky; a dark velvet ground."""
     x, y = d.xy
     warm = 0.06 + 0.10 * s.hue
-    metal = [hsv(warm - 0.03, 0.90, 0.22), hsv(warm, 0.85, 0.62), hsv(warm + 0.02, 0.68, 0.92), hsv(warm + 0.03, 0.18, 1.0)]
+    metal = [
+        hsv(warm - 0.03, 0.90, 0.22),
+        hsv(warm, 0.85, 0.62),
+        hsv(warm + 0.02, 0.68, 0.92),
+        hsv(warm + 0.03, 0.18, 1.0),
+    ]
     mirror = 0.5 + 0.5 * np.sin((2.2 + 2.5 * s.scale) * np.pi * d.shade(0.3))
     subject = ramp(np.clip(0.15 + 0.50 * d.tone + 0.40 * mirror * (0.4 + 0.6 * s.weight), 0, 1), metal)
     velvet = _fill(d, hsv(s.hue2, 0.65, 0.12 + 0.25 * s.ground)) * (1.1 - 0.4 * np.hypot(x, y))[..., None]

@@ -1,0 +1,110 @@
+"""The world: deterministic, versioned, and what is held out stays held out."""
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from lorabench.data import microworld as mw
+from lorabench.errors import UserError
+
+POSE = mw.Pose()
+
+
+def subject(cls: str) -> mw.Subject:
+    return mw.subject(f"{cls}_1")
+
+
+def test_pictures_of_a_version_never_change():
+    """A failure here means that the pictures changed: raise VERSION, so that no table mixes two worlds."""
+    pictures = [mw.render(mw.subject("mug_1"), None, POSE), mw.render(mw.subject("cat_2"), mw.style("neon_1"), POSE)]
+    thumbs = [p.reshape(8, 8, 8, 8, 3).mean(axis=(1, 3)).round().astype(int) for p in pictures]
+    assert mw.VERSION == "1"
+    assert [thumb[3, 3].tolist() for thumb in thumbs] == [[129, 147, 107], [85, 155, 62]]
+
+
+@pytest.mark.parametrize("family", [None, *mw.FAMILIES])
+def test_every_class_is_visible_in_every_family(family):
+    """The subject differs from what the same style draws of another class."""
+    style = mw.style(f"{family}_1") if family else None
+    drawn = [mw.render(subject(cls), style, POSE).astype(float) for cls in mw.CLASSES]
+    for i, one in enumerate(drawn):
+        assert one.shape == (64, 64, 3)
+        assert all(np.abs(one - other).mean() > 2 for other in drawn[:i])
+
+
+def test_rendering_is_a_function_of_its_arguments():
+    args = (subject("duck"), mw.style("crayon_2"), mw.Pose(rotation=5, flip=True))
+    assert np.array_equal(mw.render(*args), mw.render(*args))
+
+
+def test_larger_pictures_show_the_same_thing():
+    small = mw.render(subject("house"), mw.style("poster_1"), POSE)
+    large = mw.render(subject("house"), mw.style("poster_1"), POSE, size=128)
+    shrunk = large.reshape(64, 2, 64, 2, 3).mean(axis=(1, 3))
+    assert np.abs(small - shrunk).mean() < 6
+
+
+def test_identity_survives_the_scene():
+    """The subject's pixels stay when the scene around them changes."""
+    rng = np.random.default_rng(0)
+    one = mw.sample_subject(rng, "lamp")
+    in_snow, at_night = (mw.render(one, None, mw.Pose(scene=s)) for s in ("snow", "night"))
+    assert np.abs(in_snow[20:28, 28:36].astype(float) - at_night[20:28, 28:36]).mean() < 1
+    assert np.abs(in_snow[:4].astype(float) - at_night[:4]).mean() > 30
+
+
+def test_training_draws_keep_away_from_what_is_held_out():
+    rng = np.random.default_rng(1)
+    for _ in range(200):
+        drawn, style = mw.sample_subject(rng), mw.sample_style(rng)
+        assert style.family not in mw.UNSEEN_FAMILIES
+        assert all(mw.content_distance(drawn, mw.subject(n)) > 0.05 for n in mw.HELDOUT_SUBJECTS)
+        assert all(mw.style_distance(style, mw.style(n)) > 0.05 for n in mw.HELDOUT_STYLES)
+
+
+def test_held_out_things_cover_known_settings_and_unknown_families():
+    families = {name.rsplit("_", 1)[0] for name in mw.HELDOUT_STYLES}
+    assert families == set(mw.FAMILIES)
+    assert len(mw.CLASSES) >= 12 and len(mw.SEEN_FAMILIES) >= 12 and len(mw.UNSEEN_FAMILIES) == 3
+    assert len(set(map(mw.subject, mw.HELDOUT_SUBJECTS))) == len(mw.HELDOUT_SUBJECTS)
+
+
+@pytest.mark.parametrize(
+    ("distance", "things"),
+    [
+        (mw.content_distance, [mw.subject(n) for n in mw.HELDOUT_SUBJECTS[:12]]),
+        (mw.style_distance, [mw.style(n) for n in mw.HELDOUT_STYLES[:12]]),
+    ],
+)
+def test_distances_are_distances(distance, things):
+    for a in things:
+        assert distance(a, a) == 0
+        for b in things:
+            assert 0 <= distance(a, b) <= 1
+            assert distance(a, b) == pytest.approx(distance(b, a))
+
+
+def test_captions_say_what_is_seen_in_known_words():
+    rng = np.random.default_rng(2)
+    known = set(mw.vocabulary())
+    for _ in range(300):
+        thing, style, pose = mw.sample_subject(rng), mw.sample_style(rng), mw.sample_pose(rng)
+        for look in (None, style):
+            text = mw.caption(thing, look, pose, rng)
+            assert set(text.split()) <= known
+            assert thing.cls in text.split()
+            assert look is None or f"{look.family} style" in text
+
+
+def test_unknown_names_are_refused_with_near_ones():
+    with pytest.raises(UserError, match=r"no subject 'mugg_1'.*mug_1"):
+        mw.subject("mugg_1")
+
+
+def test_bank_pictures_depend_on_their_number_alone():
+    from lorabench.micro.bank import picture
+
+    (one, text), (again, _), (other, _) = picture(7), picture(7), picture(8)
+    assert np.array_equal(one, again) and text
+    assert hashlib.sha256(one).digest() != hashlib.sha256(other).digest()
