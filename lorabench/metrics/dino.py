@@ -1,0 +1,34 @@
+"""DINO's place: the class token of a timm vision transformer (DINO, arXiv 2104.14294), scored against content images.
+
+For the published numbers: vit_small_patch16_224.dino with Resize 256 and CenterCrop 224, as in DreamBooth and
+its successors. timm's own transform for these weights resizes to 248, hence the explicit preprocessing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from lorabench.errors import UserError
+from lorabench.metrics.scorer import Scorer
+
+
+def build_dino(architecture: dict[str, Any]) -> nn.Module:
+    """architecture: {"model": a name timm knows, "args": its keyword arguments}; always without a classifier head."""
+    try:
+        return timm.create_model(architecture["model"], pretrained=False, num_classes=0, **architecture.get("args", {}))
+    except RuntimeError as error:
+        raise UserError(f"timm cannot build '{architecture['model']}' ({error}); see timm.list_models()") from error
+
+
+class Dino(Scorer):
+    """Content by the class token after the last norm."""
+
+    metric = "dino"
+    roles = ("content",)
+
+    def features(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"content": self.network(pixels)}
