@@ -54,11 +54,11 @@ class MergeStep:
         """The gated merge on each input, with gradients to the gates."""
         return self._predict(inputs, [MERGED] * len(inputs), gated=True)
 
-    def alone(self, content: Noised | None, style: Noised | None) -> tuple[Tensor | None, Tensor | None]:
-        """The content LoRA and the style LoRA by themselves, whole, with gradients to their inputs; None passes."""
-        pairs = [(each, gain) for each, gain in ((content, CONTENT), (style, STYLE)) if each is not None]
-        predictions = iter(self._predict(*zip(*pairs, strict=True), gated=False)) if pairs else iter(())
-        return content and next(predictions), style and next(predictions)
+    def alone(self, inputs: Sequence[Noised], adapters: Sequence[int]) -> tuple[Tensor, ...]:
+        """One LoRA by itself on each input (0 content, 1 style), whole, with gradients to the input."""
+        if not inputs:
+            return ()
+        return self._predict(inputs, [(CONTENT, STYLE)[adapter] for adapter in adapters], gated=False)
 
     def renoised(self, noised: Noised, prediction: Tensor, prompt: Conditioning) -> Noised:
         """One-step clean estimate from a prediction, noised again with the same noise and timestep."""

@@ -30,7 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from lorabench.errors import UserError
 from lorabench.method import FitSpec, Method, Site
@@ -40,7 +40,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lorabench.adapters import Gates
-    from lorabench.passes import MergeStep
+    from lorabench.passes import MergeStep, Noised
+
+
+CONTENT, STYLE = 0, 1
+
+
+class Cycle(NamedTuple):
+    """One way round of Constyle: images and the LoRA that they are the domain of, and its own prediction of them."""
+
+    name: str
+    weight: float
+    start: Noised
+    adapter: int
+    reference: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,19 +87,21 @@ class DuoLoRA(Method):
         )
 
     def loss(self, step: MergeStep, gates: Mapping[str, tuple[Gates, ...]]) -> dict[str, Tensor]:
-        c, s, p_cs = step.content, step.style, step.both
-        add = [(c.under(p_cs), self.style_cycle), (s.under(p_cs), self.content_cycle)]
         e_c, e_s = step.teachers()
-        e_mc, e_ms, *e_added = step.merged(c, s, *(noised for noised, weight in add if weight))
+        cycles = [
+            Cycle("style_cycle", self.style_cycle, step.content, CONTENT, e_c),
+            Cycle("content_cycle", self.content_cycle, step.style, STYLE, e_s),
+        ]
+        cycles = [cycle for cycle in cycles if cycle.weight]
+        starts = [cycle.start.under(step.both) for cycle in cycles]
+        e_mc, e_ms, *e_added = step.merged(step.content, step.style, *starts)
+        added = [
+            step.renoised(start, e, cycle.start.prompt) for start, e, cycle in zip(starts, e_added, cycles, strict=True)
+        ]
+        e_back = step.alone(added, [cycle.adapter for cycle in cycles])
         terms = {"content": (e_mc - e_c).square().mean(), "style": (e_ms - e_s).square().mean()}
-        added = iter(e_added)
-        cs = step.renoised(c, next(added), c.prompt) if self.style_cycle else None
-        sc = step.renoised(s, next(added), s.prompt) if self.content_cycle else None
-        e_csc, e_scs = step.alone(cs, sc)
-        if e_csc is not None:
-            terms["style_cycle"] = self.style_cycle * (e_csc - e_c).square().mean()
-        if e_scs is not None:
-            terms["content_cycle"] = self.content_cycle * (e_scs - e_s).square().mean()
+        for cycle, e in zip(cycles, e_back, strict=True):
+            terms[cycle.name] = cycle.weight * (e - cycle.reference).square().mean()
         if self.prior:
             terms["prior"] = self.prior * self.layer_prior(step.sites, gates)
         return terms
@@ -103,14 +118,16 @@ class DuoLoRA(Method):
                 norm, minor_norm = m_dom.abs().sum(), m_minor.abs().sum()
                 constraint = (minor_norm - norm).clamp(min=0)
                 terms.append((norm + self.rank_constraint * constraint) / max(site.ranks))
+        if not terms:
+            raise UserError("no layer lies below or above the middle resolution; type ablation=no_layer_prior")
         return torch.stack(terms).mean()
 
 
 def dominant_adapter(site: Site) -> int | None:
-    """0 (content) below the middle of the resolutions with attention, 1 (style) above, None in the very middle."""
+    """CONTENT below the middle of the resolutions with attention, STYLE above it, None in the very middle."""
     if site.depth == 0.5:
         return None
-    return 0 if site.depth > 0.5 else 1
+    return CONTENT if site.depth > 0.5 else STYLE
 
 
 def ones(rank: int, share: float, seed: int) -> Tensor:

@@ -92,11 +92,9 @@ class SDXL:
         return empty.take([0] * n)
 
     @torch.no_grad()
-    def encode_images(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """[n, 3, H, W] in [-1, 1] -> latents [n, c, h, w] of unit scale; the mode, or a draw with a generator."""
-        posterior = self.vae.encode(images.to(self.device)).latent_dist
-        latents = posterior.mode() if generator is None else posterior.sample(generator)
-        return latents * self.vae.config.scaling_factor
+    def encode_images(self, images: Tensor) -> Tensor:
+        """[n, 3, H, W] in [-1, 1] -> latents [n, c, h, w] of unit scale, the mode of what the encoder says."""
+        return self.vae.encode(images.to(self.device)).latent_dist.mode() * self.vae.config.scaling_factor
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

@@ -35,11 +35,15 @@ def halvings(unet: nn.Module) -> dict[str, int]:
 
 
 def depths(unet: nn.Module, sites: list[str]) -> dict[str, float]:
-    """Depth of each site: 0 at the highest resolution that has one, 1 at the lowest.
+    """Depth of each site: 0 at the highest resolution with attention, 1 at the lowest, 0.5 where there is only one.
 
     On SDXL down_blocks.1 and up_blocks.1 are 0; down_blocks.2, mid_block and up_blocks.0 are 1.
     """
     levels = halvings(unet)
-    by_site = {site: next(levels[block] for block in levels if site.startswith(f"{block}.")) for site in sites}
-    top, bottom = min(by_site.values()), max(by_site.values())
-    return {site: (level - top) / max(bottom - top, 1) for site, level in by_site.items()}
+
+    def level(site: str) -> int:
+        return next(level for block, level in levels.items() if site.startswith(f"{block}."))
+
+    attention = [level(name) for name, _ in unet.named_modules() if TARGET.fullmatch(name)]  # adapted or not
+    top, bottom = min(attention), max(attention)
+    return {site: (level(site) - top) / (bottom - top) if bottom > top else 0.5 for site in sites}

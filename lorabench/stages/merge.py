@@ -114,8 +114,8 @@ class Merging(pl.LightningModule):
         size = self.spec.batch
         contents = torch.randint(len(self.content.latents), (size,), generator=draw)
         styles = torch.randint(len(self.style.latents), (size,), generator=draw)
-        t = torch.randint(len(self.model.alphas_bar), (size,), generator=draw).to(self.device)
-        noise = torch.randn(size, *self.content.latents.shape[1:], generator=draw).to(self.device)
+        t = torch.randint(len(self.model.alphas_bar), (size,), generator=draw).to(self.model.device)
+        noise = torch.randn(size, *self.content.latents.shape[1:], generator=draw).to(self.model.device)
 
         def noised(images: Images, picks: Tensor) -> Noised:
             return Noised(self.model.add_noise(images.latents[picks], noise, t), images.prompts.take(picks))

@@ -47,8 +47,8 @@ class DreamBoothLoRA(pl.LightningModule):
     def training_step(self, step: int) -> Tensor:
         draw = torch.Generator().manual_seed(self.step_seed(step))
         picks = torch.randint(len(self.latents), (self.spec.batch,), generator=draw)
-        t = torch.randint(len(self.model.alphas_bar), (self.spec.batch,), generator=draw).to(self.device)
-        noise = torch.randn(self.spec.batch, *self.latents.shape[1:], generator=draw).to(self.device)
+        t = torch.randint(len(self.model.alphas_bar), (self.spec.batch,), generator=draw).to(self.model.device)
+        noise = torch.randn(self.spec.batch, *self.latents.shape[1:], generator=draw).to(self.model.device)
         latents, prompts = self.latents[picks], self.prompts.take(picks)
         prediction = self.model.predict(self.model.add_noise(latents, noise, t), t, prompts)
         loss = mse_loss(prediction, self.model.target(latents, noise, t))
