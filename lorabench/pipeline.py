@@ -23,6 +23,10 @@ from lorabench.store import Store
 from lorabench.weights import scorer_folder, sdxl_folder
 from lorabench.workers import Pool
 
+REPORT_COST = 200.0  # of the progress bar, in UNet rows
+
+Stages = dict[str, list[Item]]
+
 
 @dataclass(frozen=True)
 class Pipeline:
@@ -64,27 +68,31 @@ class Pipeline:
         """Make what is missing, write the run folder and print the table."""
         if not self.outcome.is_done(self.logger):
             start = time.perf_counter()
+            stages = {stage: self.plan.items(stage) for stage in STAGES}
+            missing = {stage: [item for item in items if not self.find(item)] for stage, items in stages.items()}
             view = open_view(self.logger, self.outcome.path)
-            self.make(view)
-            self.outcome.assemble(time.perf_counter() - start, self.logger)
-            view.finish(self.outcome.captions())
+            with Bar(sum(item.cost for items in missing.values() for item in items)) as bar:
+                self.make(stages, missing, view, bar)
+                bar.start("report", [])
+                self.outcome.assemble(time.perf_counter() - start, self.logger)
+                view.finish(self.outcome.captions())
+                bar.finish()
         print(self.outcome.table())
         print(self.outcome.path / "report.html")
 
-    def make(self, view: View) -> None:
-        """Everything that the store lacks, stage by stage, under one progress bar."""
-        stages = {stage: self.plan.items(stage) for stage in STAGES}
-        missing = {stage: [item for item in items if not self.find(item)] for stage, items in stages.items()}
-        total = sum(item.cost for items in missing.values() for item in items)
+    def make(self, stages: Stages, missing: Stages, view: View, bar: "Bar") -> None:
+        """Everything that the store lacks, stage by stage."""
         trainer = self.plan.trainer
-        with Pool(trainer.workers, trainer.threads) as pool, Bar(total) as bar:
+        with Pool(trainer.workers, trainer.threads) as pool:
             for stage, items in stages.items():
-                for item in (item for item in items if item not in missing[stage]):
-                    self.show(view, item)
-                bar.start(stage, missing[stage])
-                for index in pool.run([Make(self.plan.store, item) for item in missing[stage]], bar.advance):
+                lacking = missing[stage]
+                for item in items:
+                    if item not in lacking:
+                        self.show(view, item)
+                bar.start(stage, lacking)
+                for index in pool.run([Make(self.plan.store, item) for item in lacking], bar.advance):
                     bar.complete(index)
-                    self.show(view, missing[stage][index])
+                    self.show(view, lacking[index])
 
     def find(self, item: Item) -> Path | None:
         return self.plan.store.find(item.stage, item.parts)
@@ -98,12 +106,10 @@ class Pipeline:
 class Bar:
     """One progress bar with the time left for the whole job; its unit is one UNet row."""
 
-    def __init__(self, total: float) -> None:
-        slow = not sys.stderr.isatty()
+    def __init__(self, work: float) -> None:
         layout = "{desc:<18} {percentage:3.0f}% |{bar:30}| {elapsed}, {remaining} left"
-        self.bar = tqdm(
-            total=total, bar_format=layout, smoothing=0.05, mininterval=10 if slow else 0.2, disable=not total
-        )
+        every = 0.2 if sys.stderr.isatty() else 10
+        self.bar = tqdm(total=work + REPORT_COST, bar_format=layout, smoothing=0.05, mininterval=every)
         self.items: list[Item] = []
         self.done: dict[int, float] = {}
 
@@ -129,5 +135,9 @@ class Bar:
         self.finished += 1
         self.describe()
 
+    def finish(self) -> None:
+        self.bar.update(self.bar.total - self.bar.n)
+
     def describe(self) -> None:
-        self.bar.set_description_str(f"{self.stage} {self.finished}/{len(self.items)}", refresh=False)
+        count = f" {self.finished}/{len(self.items)}" if self.items else ""
+        self.bar.set_description_str(f"{self.stage}{count}")
