@@ -89,7 +89,8 @@ class Pipeline:
                 for item in items:
                     if item not in lacking:
                         self.show(view, item)
-                bar.start(stage, lacking)
+                if lacking:
+                    bar.start(stage, lacking)
                 for index in pool.run([Make(self.plan.store, item) for item in lacking], bar.advance):
                     bar.complete(index)
                     self.show(view, lacking[index])
@@ -108,7 +109,8 @@ class Bar:
 
     def __init__(self, work: float) -> None:
         layout = "{desc:<18} {percentage:3.0f}% |{bar:30}| {elapsed}, {remaining} left"
-        every = 0.2 if sys.stderr.isatty() else 10
+        self.live = sys.stderr.isatty()
+        every = 0.2 if self.live else 10  # seconds: a log file is not a screen
         self.bar = tqdm(total=work + REPORT_COST, bar_format=layout, smoothing=0.05, mininterval=every)
         self.items: list[Item] = []
         self.done: dict[int, float] = {}
@@ -140,4 +142,4 @@ class Bar:
 
     def describe(self) -> None:
         count = f" {self.finished}/{len(self.items)}" if self.items else ""
-        self.bar.set_description_str(f"{self.stage}{count}")
+        self.bar.set_description_str(f"{self.stage}{count}", refresh=self.live)
