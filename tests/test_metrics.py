@@ -7,52 +7,12 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tiny_scorers import MICRO, pictures, write_scorer
 
 from lorabench.errors import UserError
 from lorabench.metrics import cosine
 from lorabench.metrics.load import load_scorer, read_config
 from lorabench.metrics.preprocess import Preprocess, to_uint8
-
-MICRO = Preprocess(8, 8, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-TOWER = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 16, "patch_size": 8, "width": 32, "layers": 1, "head_width": 16},
-    "text_cfg": {"context_length": 12, "vocab_size": 600, "width": 32, "heads": 2, "layers": 1},
-}
-ARCHITECTURES = {
-    "dino": {
-        "model": "vit_tiny_patch16_224",
-        "args": {"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2},
-    },
-    "clip": {"config": TOWER},
-    "csd": {"config": TOWER},
-}
-
-
-def write_scorer(folder, kind):
-    """A folder with a random tiny scorer in it."""
-    from lorabench.metrics.clip import build_clip
-    from lorabench.metrics.csd import build_csd
-    from lorabench.metrics.dino import build_dino
-
-    torch.manual_seed(0)
-    folder.mkdir(parents=True, exist_ok=True)
-    network = {"dino": build_dino, "clip": build_clip, "csd": build_csd}[kind](ARCHITECTURES[kind])
-    preprocess = {**MICRO.as_dict(), "resize": 16, "crop": 16}
-    config = {
-        "name": f"{kind}@test",
-        "kind": kind,
-        "architecture": ARCHITECTURES[kind],
-        "preprocess": preprocess,
-        "weights": "w.safetensors",
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    save_file({k: v.half().contiguous() for k, v in network.state_dict().items()}, folder / "w.safetensors")
-    return folder
-
-
-def pictures(n, side=16, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (n, side, side, 3), dtype=np.uint8)
 
 
 def test_cosine_matrix_is_the_plain_formula():
@@ -104,7 +64,7 @@ def test_preprocessing_values_and_range():
     np.testing.assert_allclose(MICRO(noise)[0].permute(1, 2, 0).numpy(), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("image", [np.random.rand(8, 8, 3), np.random.rand(8, 8, 3).astype(np.float32)])
+@pytest.mark.parametrize("image", [np.ones((8, 8, 3)), np.ones((8, 8, 3), np.float32)])
 def test_floats_are_refused_so_nothing_is_divided_by_255_twice(image):
     with pytest.raises(TypeError, match="uint8"):
         MICRO([image])
@@ -191,5 +151,7 @@ def test_clip_scores_texts_in_the_space_of_images(tmp_path):
 
     clip = load_scorer(write_scorer(tmp_path / "clip", "clip"))
     assert isinstance(clip, Clip)
-    clip.tokenizer = lambda texts: torch.ones(len(texts), 12, dtype=torch.long)
-    assert clip.embed_text(["a", "b"]).shape == (2, 16)
+    texts = clip.embed_text(["a red mug", "a mug in ink style", "a red mug"])
+    assert texts.shape == (3, 16)
+    assert torch.allclose(texts[0], texts[2])
+    assert not torch.allclose(texts[0], texts[1], atol=1e-3)

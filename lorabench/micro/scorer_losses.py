@@ -27,7 +27,9 @@ def supervised_contrastive(embeddings: torch.Tensor, labels: torch.Tensor, tempe
     return per_row[count > 0].mean()
 
 
-def image_text_contrastive(image: torch.Tensor, text: torch.Tensor, same: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+def image_text_contrastive(
+    image: torch.Tensor, text: torch.Tensor, same: torch.Tensor, scale: torch.Tensor
+) -> torch.Tensor:
     """CLIP's symmetric loss with several positives: unit rows [n, d]; same [n, n] is true where texts are equal."""
     logits = scale * image @ text.T
     target = same.float() / same.sum(dim=1, keepdim=True)

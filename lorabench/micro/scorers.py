@@ -22,8 +22,8 @@ from lorabench.seeds import seed_of
 
 CACHE = Path("~/.cache/lorabench/micro")
 BLOCKS = 480
-STEPS = {"dino": 900, "clip": 600, "csd": 800}
-PEAK_LR, WARMUP, WEIGHT_DECAY = 1.5e-3, 60, 0.05
+STEPS = {"dino": 800, "clip": 400, "csd": 600}
+PEAK_LR, WARMUP, WEIGHT_DECAY = 2e-3, 40, 0.05
 SAVE_EVERY = 100
 
 
@@ -34,7 +34,9 @@ def learning_rate(step: int, steps: int) -> float:
     return PEAK_LR * 0.5 * (1 + math.cos(math.pi * (step - WARMUP) / max(1, steps - WARMUP)))
 
 
-def train_scorer(kind: str, out: Path, steps: int, bank: ScorerBank, cache: Path, report: Callable[[str], None]) -> Path:
+def train_scorer(
+    kind: str, out: Path, steps: int, bank: ScorerBank, cache: Path, report: Callable[[str], None]
+) -> Path:
     """Train one scorer and write its folder out/<kind>; continues from the checkpoint in `cache`."""
     from safetensors.torch import save_file
 
@@ -61,10 +63,9 @@ def train_scorer(kind: str, out: Path, steps: int, bank: ScorerBank, cache: Path
             group["lr"] = learning_rate(step, steps)
         rng = np.random.default_rng(seed_of("scorer batch", kind, step))
         batch = task.batch(bank, rng)
-        with torch.autocast("cpu", torch.bfloat16):
-            parts = task.loss(batch)
+        parts = task.loss(batch)
         optimiser.zero_grad(set_to_none=True)
-        sum(parts.values()).backward()
+        torch.stack(list(parts.values())).sum().backward()
         torch.nn.utils.clip_grad_norm_(task.parameters(), 1.0)
         optimiser.step()
         if (step + 1) % 20 == 0 or step + 1 == steps:

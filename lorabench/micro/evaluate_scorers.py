@@ -1,0 +1,186 @@
+"""Do the micro scorers earn trust? Retrieval and rank correlation with the truth, on held-out subjects and styles.
+
+Retrieval at 1: the nearest other picture shows the same subject (style); candidates in the query's own style (of its
+own subject) are left out, so the match has to be made across styles (subjects). Spearman's correlation is taken
+between cosine and the negative true distance of all pairs of pictures across styles (subjects); "within" only counts
+pairs of different individuals of one class (family), the hard case.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+
+from lorabench.data import microworld as mw
+from lorabench.metrics.clip import Clip
+from lorabench.metrics.cosine import cosine_matrix, leave_group_out_r1
+from lorabench.metrics.load import load_scorers
+from lorabench.metrics.scorer import Scorer
+from lorabench.metrics.truth import CONTENT, PHOTO, STYLE, Truth, load_truth
+from lorabench.micro.scorer_losses import distance_matrix
+from lorabench.seeds import seed_of
+
+STYLES_A_SUBJECT, PHOTOS_A_SUBJECT = 8, 4
+FIGURES, CARD = "figures.json", "figures.md"
+
+
+@dataclass(frozen=True)
+class Views:
+    """Pictures [n, 64, 64, 3], each of a held-out subject in a held-out style ("photo" for a photograph)."""
+
+    images: np.ndarray
+    subjects: list[str]
+    styles: list[str]
+
+    def only(self, photographs: bool) -> Views:
+        rows = [i for i, style in enumerate(self.styles) if (style == PHOTO) == photographs]
+        return Views(self.images[rows], [self.subjects[i] for i in rows], [self.styles[i] for i in rows])
+
+
+def heldout_views() -> Views:
+    """Each held-out subject in 8 of the held-out styles, evenly used, and 4 photographs, every one in its own pose."""
+    images, subjects, styles = [], [], []
+    for k, name in enumerate(mw.HELDOUT_SUBJECTS):
+        rng = np.random.default_rng(seed_of("scorer evaluation", name))
+        offset = k * STYLES_A_SUBJECT
+        turn = np.random.default_rng(seed_of("styles", offset // len(mw.HELDOUT_STYLES)))
+        order = turn.permutation(mw.HELDOUT_STYLES)
+        chosen = [str(order[(offset + j) % len(order)]) for j in range(STYLES_A_SUBJECT)]
+        for style in [*chosen, *[PHOTO] * PHOTOS_A_SUBJECT]:
+            look = None if style == PHOTO else mw.style(style)
+            images.append(mw.render(mw.subject(name), look, mw.sample_pose(rng)))
+            subjects.append(name)
+            styles.append(style)
+    return Views(np.stack(images), subjects, styles)
+
+
+def codes(names: Sequence[str]) -> torch.Tensor:
+    """Integer labels [n], equal where names are equal."""
+    return torch.tensor(np.unique(np.array(names), return_inverse=True)[1])
+
+
+def rank_correlation(unit: torch.Tensor, distances: torch.Tensor, usable: torch.Tensor) -> float:
+    """Spearman of cosine and negative true distance over the usable pairs [n, n] above the diagonal."""
+    chosen = torch.triu(usable & ~torch.isnan(distances), diagonal=1)
+    return float(spearmanr(cosine_matrix(unit, unit)[chosen], -distances[chosen])[0])
+
+
+def role_figures(unit: torch.Tensor, views: Views, role: str) -> dict[str, float]:
+    """Figures of one embedding [n, d] in one role on the pictures."""
+    if role == "content":
+        labels, groups, kinds = views.subjects, views.styles, [name.rsplit("_", 1)[0] for name in views.subjects]
+        distances = distance_matrix([mw.subject(name) for name in labels], mw.content_distance)
+    else:
+        labels, groups, kinds = views.styles, views.subjects, [name.rsplit("_", 1)[0] for name in views.styles]
+        distances = distance_matrix([mw.style(name) for name in labels], mw.style_distance)
+    label, group, kind = codes(labels), codes(groups), codes(kinds)
+    across = group[:, None] != group[None, :]
+    within = across & (kind[:, None] == kind[None, :]) & (label[:, None] != label[None, :])
+    return {
+        "r1": leave_group_out_r1(unit, label, group),
+        "spearman": rank_correlation(unit, distances, across),
+        "spearman_within": rank_correlation(unit, distances, within),
+    }
+
+
+def photo_r1(drawn: torch.Tensor, drawings: Views, photographed: torch.Tensor, photographs: Views) -> float:
+    """Share of drawings whose subject has the highest mean cosine over its photographs: how the metric is used."""
+    similarity = cosine_matrix(drawn, photographed)
+    means = torch.stack(
+        [similarity[:, [s == name for s in photographs.subjects]].mean(dim=1) for name in mw.HELDOUT_SUBJECTS], dim=1
+    )
+    best = means.argmax(dim=1).tolist()
+    return float(np.mean([mw.HELDOUT_SUBJECTS[i] == s for i, s in zip(best, drawings.subjects, strict=True)]))
+
+
+def truth_figures(truth: Truth, scorers: Sequence[Scorer], views: Views) -> dict[str, float]:
+    """Accuracy of class, family and nearest prototype, on drawings and on photographs."""
+    embeddings = {s.name: s.embed(views.images) for s in scorers if s.name in (CONTENT[0], STYLE[0])}
+    read = truth.read(embeddings)
+    photo = np.array([style == PHOTO for style in views.styles])
+    subjects, styles = np.array(views.subjects), np.array(views.styles)
+    classes = np.array([name.rsplit("_", 1)[0] for name in views.subjects])
+    families = np.array([name.rsplit("_", 1)[0] for name in views.styles])  # "photo" stays "photo"
+    figures = {}
+    for what, right in (("class", classes), ("subject", subjects)):
+        hit = np.array(read[what]) == right
+        figures |= {f"{what}_drawings": float(hit[~photo].mean()), f"{what}_photographs": float(hit[photo].mean())}
+    hit = np.array(read["family"]) == families
+    figures |= {"family_drawings": float(hit[~photo].mean()), "family_photographs": float(hit[photo].mean())}
+    figures["style_drawings"] = float((np.array(read["style"]) == styles)[~photo].mean())
+    return figures
+
+
+def text_figures(clip: Clip, drawings: Views) -> dict[str, float]:
+    """Of all "a <class> in <family> style", is the nearest sentence right in class, in family, in both?"""
+    sentences = [(c, f) for c in mw.CLASSES for f in mw.FAMILIES]
+    texts = clip.embed_text([f"a {c} in {f} style" for c, f in sentences])
+    best = cosine_matrix(clip.embed(drawings.images)["content"], texts).argmax(dim=1).tolist()
+    right = [
+        (sentences[i][0] == subject.rsplit("_", 1)[0], sentences[i][1] == style.rsplit("_", 1)[0])
+        for i, subject, style in zip(best, drawings.subjects, drawings.styles, strict=True)
+    ]
+    both = np.array(right)
+    return {"class": float(both[:, 0].mean()), "family": float(both[:, 1].mean()), "both": float(both.all(1).mean())}
+
+
+def figures_of(scorers: Sequence[Scorer], truth: Truth) -> dict[str, Any]:
+    """All figures, by metric and role."""
+    views = heldout_views()
+    drawings, photographs = views.only(photographs=False), views.only(photographs=True)
+    figures: dict[str, Any] = {"world": mw.VERSION, "pictures": len(views.subjects), "retrieval": {}, "truth": {}}
+    for scorer in scorers:
+        drawn, photographed = scorer.embed(drawings.images), scorer.embed(photographs.images)
+        for role in scorer.roles:
+            result = role_figures(drawn[role], drawings, role)
+            if role == "content":
+                result["photo_r1"] = photo_r1(drawn[role], drawings, photographed[role], photographs)
+            figures["retrieval"][f"{scorer.metric}/{role}"] = result
+        if isinstance(scorer, Clip):
+            figures["clip_t"] = text_figures(scorer, drawings)
+    figures["truth"] = truth_figures(truth, scorers, views)
+    return figures
+
+
+def as_markdown(figures: dict[str, Any]) -> str:
+    """The fragment for the model card."""
+    lines = [
+        f"On {figures['pictures']} pictures of the {len(mw.HELDOUT_SUBJECTS)} held-out subjects in the "
+        f"{len(mw.HELDOUT_STYLES)} held-out styles (world {figures['world']}):",
+        "",
+        "| score | R@1 | R@1 to photographs | Spearman with truth | within class or family |",
+        "|---|---|---|---|---|",
+    ]
+    for name, f in figures["retrieval"].items():
+        photo = f"{f['photo_r1']:.2f}" if "photo_r1" in f else "-"
+        lines.append(f"| {name} | {f['r1']:.2f} | {photo} | {f['spearman']:.2f} | {f['spearman_within']:.2f} |")
+    t, c, count = figures["truth"], figures["clip_t"], len(mw.HELDOUT_SUBJECTS)
+    lines += [
+        "",
+        "| read off | drawings | photographs |",
+        "|---|---|---|",
+        f"| class (dino) | {t['class_drawings']:.2f} | {t['class_photographs']:.2f} |",
+        f"| subject of {count} (dino) | {t['subject_drawings']:.2f} | {t['subject_photographs']:.2f} |",
+        f"| family or photograph (csd) | {t['family_drawings']:.2f} | {t['family_photographs']:.2f} |",
+        f"| style of {len(mw.HELDOUT_STYLES)} (csd) | {t['style_drawings']:.2f} | - |",
+        "",
+        f"Nearest of {len(mw.CLASSES) * len(mw.FAMILIES)} sentences (clip_t): class {c['class']:.2f}, "
+        f"family {c['family']:.2f}, both {c['both']:.2f}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def evaluate_scorers(root: Path) -> dict[str, Any]:
+    """Write root/figures.json and root/figures.md for the scorers in `root`; returns the figures."""
+    scorers = load_scorers(root)
+    figures = figures_of(scorers, load_truth(scorers, root))
+    (root / FIGURES).write_text(json.dumps(figures, indent=1) + "\n")
+    (root / CARD).write_text(as_markdown(figures))
+    return figures

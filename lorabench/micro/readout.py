@@ -1,0 +1,93 @@
+"""Fits the truth readout: linear heads on the bank, prototypes of the held-out subjects and styles."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from lorabench.data import microworld as mw
+from lorabench.metrics.cosine import normalise
+from lorabench.metrics.load import load_scorer
+from lorabench.metrics.truth import CONTENT, PHOTO, STYLE
+from lorabench.micro.scorer_bank import STYLES, SUBJECTS, VIEWS, ScorerBank
+from lorabench.seeds import seed_of
+
+HEAD_BLOCKS = 80
+PHOTOS_A_SUBJECT, DRAWINGS_A_SUBJECT, DRAWINGS_A_STYLE = 8, 24, 32
+
+
+def subject_views(name: str) -> np.ndarray:
+    """Pictures [n, 64, 64, 3] of a held-out subject: photographs, and drawings in styles of the training kind."""
+    rng = np.random.default_rng(seed_of("prototype of subject", name))
+    views = [mw.render(mw.subject(name), None, mw.sample_pose(rng)) for _ in range(PHOTOS_A_SUBJECT)]
+    for k in range(DRAWINGS_A_SUBJECT):
+        look = mw.sample_style(rng, mw.FAMILIES[k % len(mw.FAMILIES)])
+        views.append(mw.render(mw.subject(name), look, mw.sample_pose(rng)))
+    return np.stack(views)
+
+
+def style_views(name: str) -> np.ndarray:
+    """Pictures [n, 64, 64, 3] of a held-out style, of individuals of the training kind and all classes."""
+    rng = np.random.default_rng(seed_of("prototype of style", name))
+    subjects = [mw.sample_subject(rng, mw.CLASSES[k % len(mw.CLASSES)]) for k in range(DRAWINGS_A_STYLE)]
+    return np.stack([mw.render(s, mw.style(name), mw.sample_pose(rng)) for s in subjects])
+
+
+def fit_head(unit: torch.Tensor, labels: torch.Tensor, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logistic regression with a small ridge on unit rows [n, d] -> weight [classes, d], bias [classes]."""
+    head = torch.nn.Linear(unit.shape[1], classes)
+    torch.nn.init.zeros_(head.weight)
+    torch.nn.init.zeros_(head.bias)
+    optimiser = torch.optim.LBFGS(head.parameters(), max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        optimiser.zero_grad()
+        loss = F.cross_entropy(head(unit), labels) + 1e-4 * head.weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    return head.weight.detach(), head.bias.detach()
+
+
+def fit_readout(root: Path, bank: ScorerBank) -> None:
+    """Write root/truth/ for the dino and csd scorers in `root`."""
+    from safetensors.torch import save_file
+
+    dino, csd = load_scorer(root / "dino"), load_scorer(root / "csd")
+    blocks = range(min(HEAD_BLOCKS, bank.blocks))
+    images = np.concatenate([bank.pixels[b].reshape(-1, *bank.shape[3:]) for b in blocks])
+    classes, families = [], []
+    for b in blocks:
+        for i in range(SUBJECTS):
+            for view in range(VIEWS):
+                classes.append(mw.CLASSES.index(bank.factors[b].subjects[i].cls))
+                look = bank.factors[b].styles[view].family if view < STYLES else None
+                families.append(mw.FAMILIES.index(look) if look else len(mw.FAMILIES))
+    content, style = dino.embed(images)[CONTENT[1]], csd.embed(images)[STYLE[1]]
+    tensors = {}
+    for role, unit, labels, count in (
+        ("content", content, classes, len(mw.CLASSES)),
+        ("style", style, families, len(mw.FAMILIES) + 1),
+    ):
+        tensors[f"{role}.weight"], tensors[f"{role}.bias"] = fit_head(unit, torch.tensor(labels), count)
+    tensors["content.prototypes"] = torch.stack(
+        [normalise(dino.embed(subject_views(n))[CONTENT[1]].mean(0, keepdim=True))[0] for n in mw.HELDOUT_SUBJECTS]
+    )
+    tensors["style.prototypes"] = torch.stack(
+        [normalise(csd.embed(style_views(n))[STYLE[1]].mean(0, keepdim=True))[0] for n in mw.HELDOUT_STYLES]
+    )
+    folder = root / "truth"
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.half().contiguous() for name, value in tensors.items()}, folder / "model.safetensors")
+    (folder / "model.safetensors").chmod(0o644)
+    config = {
+        "made_for": {"world": mw.VERSION, dino.name: dino.version, csd.name: csd.version},
+        "content": {"labels": list(mw.CLASSES), "names": list(mw.HELDOUT_SUBJECTS)},
+        "style": {"labels": [*mw.FAMILIES, PHOTO], "names": list(mw.HELDOUT_STYLES)},
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")

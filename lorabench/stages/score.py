@@ -1,0 +1,243 @@
+"""Stage 4: every image against its references, one row a number.
+
+An image is decoded once and fed to every scorer; references and texts are embedded once for all images that share
+them. A row is one image x metric x reference, so that any paper's averaging can be computed from the rows later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from lorabench.data.pairs import Concept, Pair
+from lorabench.errors import UserError
+from lorabench.metrics.clip import Clip
+from lorabench.metrics.cosine import cosine_matrix
+from lorabench.metrics.preprocess import to_uint8
+from lorabench.metrics.scorer import Scorer
+from lorabench.metrics.truth import CONTENT, STYLE, Truth
+
+VERSION = "1"  # of the rows' meaning: a change here makes old and new numbers incomparable
+KEYS = ("dataset", "world", "content", "style", "prompt", "seed", "image", "method", "ablation", "model")
+COLUMNS = (*KEYS, "metric", "backbone", "role", "reference", "value", "version")
+UNIQUE = (*KEYS, "metric", "backbone", "role", "reference")
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Item:
+    """An image to score: decoded (uint8 [H, W, 3]) or the path of one, its pair, and the other KEYS of its rows.
+
+    Keys that are left out (method, say, when a store holds what a method drew) are left out of the rows too.
+    """
+
+    image: np.ndarray | Path
+    pair: Pair
+    keys: Mapping[str, Any]
+
+    def known(self) -> Row:
+        """The KEYS that this item has, in their order."""
+        known = {"content": self.pair.content.name, "style": self.pair.style.name, **self.keys}
+        return {key: known[key] for key in KEYS if key in known}
+
+    def load(self) -> np.ndarray:
+        if isinstance(self.image, np.ndarray):
+            return to_uint8(self.image)
+        try:
+            with Image.open(self.image) as picture:
+                return to_uint8(picture)
+        except OSError as error:
+            raise UserError(
+                f"cannot read the image {self.image} ({error}); delete it and run the command again"
+            ) from error
+
+
+class References:
+    """Embeddings of references and texts, made once each and kept by content hash and by the scorer's weights."""
+
+    def __init__(self) -> None:
+        self._images: dict[tuple[str, str, str], dict[str, torch.Tensor]] = {}
+        self._texts: dict[tuple[str, str, str], torch.Tensor] = {}
+
+    def concept(self, scorer: Scorer, concept: Concept) -> dict[str, torch.Tensor]:
+        """The concept's references by role, unit rows [m, d] in their order."""
+        keys = [(scorer.name, scorer.version, reference.sha256) for reference in concept.references]
+        new = {key: r for key, r in zip(keys, concept.references, strict=True) if key not in self._images}
+        if new:
+            embedded = scorer.embed([to_uint8(reference.load()) for reference in new.values()])
+            for i, key in enumerate(new):
+                self._images[key] = {role: rows[i] for role, rows in embedded.items()}
+        return {role: torch.stack([self._images[key][role] for key in keys]) for role in scorer.roles}
+
+    def text(self, scorer: Clip, text: str) -> torch.Tensor:
+        """The unit row [1, d] of a text."""
+        key = (scorer.name, scorer.version, text)
+        if key not in self._texts:
+            self._texts[key] = scorer.embed_text([text])
+        return self._texts[key]
+
+
+def similarity_rows(item: Item, scorer: Scorer, image: Mapping[str, torch.Tensor], references: References) -> list[Row]:
+    """Rows of one image and one scorer; `image` is its unit row [1, d] by role."""
+    rows = []
+    version = f"{VERSION}-{scorer.version}"
+    for role in scorer.roles:
+        concept = item.pair.content if role == "content" else item.pair.style
+        values = cosine_matrix(image[role], references.concept(scorer, concept)[role])[0].tolist()
+        for reference, value in zip(concept.references, values, strict=True):
+            name = reference.sha256[:12]
+            rows.append(row(item, f"{scorer.metric}/{role}", scorer.name, role, name, value, version))
+    if isinstance(scorer, Clip):
+        text = item.pair.text
+        value = cosine_matrix(image["content"], references.text(scorer, text)).item()
+        rows.append(row(item, scorer.text_metric, scorer.name, "text", text, value, version))
+    return rows
+
+
+def truth_rows(item: Item, read: Mapping[str, str], truth: Truth) -> list[Row]:
+    """1 or 0 for class, subject, family and style, where the pair is of the microworld, else nothing."""
+    content, style = item.pair.content, item.pair.style
+    rows = []
+    version = f"{VERSION}-{truth.version}"
+    if content.factors is not None:
+        expected = {"class_acc": ("class", content.factors.cls), "subject_r1": ("subject", content.name)}
+        for metric, (what, right) in expected.items():
+            rows.append(row(item, metric, CONTENT[0], "content", right, float(read[what] == right), version))
+    if style.factors is not None:
+        expected = {"family_acc": ("family", style.factors.family), "style_r1": ("style", style.name)}
+        for metric, (what, right) in expected.items():
+            rows.append(row(item, metric, STYLE[0], "style", right, float(read[what] == right), version))
+    return rows
+
+
+def row(item: Item, metric: str, backbone: str, role: str, reference: str, value: float, version: str) -> Row:
+    """One line of scores.parquet, in the order of COLUMNS."""
+    return {
+        **item.known(),
+        "metric": metric, "backbone": backbone, "role": role, "reference": reference,
+        "value": float(value), "version": version,
+    }  # fmt: skip
+
+
+class Decoded(Dataset[tuple[int, np.ndarray]]):
+    """(position, picture) of every item, decoded on demand; plain tuples, which Lightning passes through untouched."""
+
+    def __init__(self, items: Sequence[Item]) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, position: int) -> tuple[int, np.ndarray]:
+        return position, self.items[position].load()
+
+
+class Scoring(pl.LightningModule):
+    """predict_step: a batch of (position, picture) -> the rows of its items."""
+
+    def __init__(self, items: Sequence[Item], scorers: Sequence[Scorer], truth: Truth | None) -> None:
+        super().__init__()
+        self.items, self.truth, self.references = items, truth, References()
+        self.scorers = torch.nn.ModuleList(scorers)
+
+    def predict_step(self, batch: list[tuple[int, np.ndarray]], batch_idx: int = 0) -> list[Row]:
+        items = [self.items[position] for position, _ in batch]
+        pictures = [picture for _, picture in batch]
+        rows: list[Row] = []
+        embeddings = {}
+        for scorer in self.scorers:
+            assert isinstance(scorer, Scorer)
+            embedded = embeddings[scorer.name] = scorer.embed(pictures)
+            for i, item in enumerate(items):
+                one = {role: values[i : i + 1] for role, values in embedded.items()}
+                rows += similarity_rows(item, scorer, one, self.references)
+        if self.truth is not None and CONTENT[0] in embeddings and STYLE[0] in embeddings:
+            read = self.truth.read(embeddings)
+            for i, item in enumerate(items):
+                rows += truth_rows(item, {what: names[i] for what, names in read.items()}, self.truth)
+        return rows
+
+
+def score_items(
+    items: Sequence[Item],
+    scorers: Sequence[Scorer],
+    truth: Truth | None = None,
+    trainer: pl.Trainer | None = None,
+    batch: int = 32,
+) -> list[Row]:
+    """Rows of all items, ordered as the items are. With several ranks each gets the rows of its own share."""
+    if not items:
+        return []
+    trainer = trainer or pl.Trainer(
+        accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=False,
+    )  # fmt: skip
+    loader = DataLoader(Decoded(items), batch_size=batch, collate_fn=list)
+    parts = trainer.predict(Scoring(items, scorers, truth), loader) or []
+    rows = [r for part in parts for r in part]
+    if trainer.world_size == 1:
+        check_rows(rows, items)
+    else:
+        check_unique(rows)
+    return rows
+
+
+def score(
+    images: Sequence[np.ndarray | Path],
+    pair: Pair,
+    prompts: Sequence[str],
+    scorers: Sequence[Scorer],
+    *,
+    seeds: Sequence[int],
+    keys: Mapping[str, Any],
+    truth: Truth | None = None,
+    trainer: pl.Trainer | None = None,
+    batch: int = 32,
+) -> list[Row]:
+    """Rows of the images of one pair; prompts and seeds [n] belong to images [n] (decoded, or paths).
+
+    keys: the KEYS all have in common, of dataset, world, method, ablation, model.
+    """
+    items = [
+        Item(image, pair, {**keys, "prompt": prompt, "seed": seed, "image": i})
+        for i, (image, prompt, seed) in enumerate(zip(images, prompts, seeds, strict=True))
+    ]
+    return score_items(items, scorers, truth, trainer, batch)
+
+
+def check_unique(rows: Sequence[Row]) -> None:
+    """RuntimeError when a value was computed twice for the same image, metric and reference."""
+    seen = set()
+    for r in rows:
+        key = tuple(r.get(column) for column in UNIQUE)
+        if key in seen:
+            raise RuntimeError(f"scored twice: {dict(zip(UNIQUE, key, strict=True))}")
+        seen.add(key)
+
+
+def check_rows(rows: Sequence[Row], items: Sequence[Item]) -> None:
+    """RuntimeError unless rows are unique and every item has some of every metric that its pair can have."""
+    check_unique(rows)
+    metrics = {r["metric"] for r in rows}
+    found: dict[tuple, set[str]] = {}
+    for r in rows:
+        found.setdefault(tuple(r.get(key) for key in KEYS), set()).add(r["metric"])
+    for item in items:
+        known = item.known()
+        expected = set(metrics)
+        if item.pair.content.factors is None:
+            expected -= {"class_acc", "subject_r1"}
+        if item.pair.style.factors is None:
+            expected -= {"family_acc", "style_r1"}
+        missing = expected - found.get(tuple(known.get(key) for key in KEYS), set())
+        if missing:
+            raise RuntimeError(f"image {known.get('image')} of {item.pair.name} lacks {', '.join(sorted(missing))}")
