@@ -71,8 +71,8 @@ class GatedLoRA(nn.Module):
         place = {"device": base.weight.device, "dtype": dtype or base.weight.dtype}
         self.base = base
         self.ranks = tuple(each.rank for each in factors)
-        self.down = nn.Parameter(torch.cat([each.down for each in factors]).to(**place), requires_grad=False)
-        self.up = nn.Parameter(torch.cat([each.up for each in factors], dim=1).to(**place), requires_grad=False)
+        self.down = nn.Parameter(torch.cat([each.down.to(**place) for each in factors]), requires_grad=False)
+        self.up = nn.Parameter(torch.cat([each.up.to(**place) for each in factors], dim=1), requires_grad=False)
         self.gates = gates
         self.gain: Tensor | None = None
         self.gated = gates is not None
@@ -93,7 +93,7 @@ class GatedLoRA(nn.Module):
     def _gated(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """D', U' and the scale between them; what no gate touches is passed on as it is."""
         down, up, scale = self.down, self.up, self.gain
-        gated = list(zip(self.gates or (), self.factors(), strict=False))
+        gated = list(zip(self.gates or (), self.factors(), strict=True))
         if any(gate.i is not None for gate, _ in gated):
             down = torch.cat([gate.down(each) for gate, each in gated])
         if any(gate.o is not None for gate, _ in gated):
@@ -128,7 +128,7 @@ class Adapters:
                 if layer.ranks not in expanded:
                     expanded[layer.ranks] = _by_rank(gains, layer)
                 layer.gain = expanded[layer.ranks]
-            layer.gated = gated
+            layer.gated = gated and layer.gates is not None
 
     def loras(self) -> list[LoRA]:
         """The adapters as they stand, on their own memory."""

@@ -137,7 +137,7 @@ def duolora_terms(dense, step, method):
         dominant, minor = (m_c, m_s) if low else (m_s, m_c)
         nuclear = [torch.linalg.matrix_norm(m.diag(), "nuc") for m in (dominant, minor)]
         hinge = torch.clamp(nuclear[1] - nuclear[0], min=0)
-        layers.append((dominant.abs().sum() + method.rank_constraint * hinge) / 3)
+        layers.append((dominant.abs().sum() + method.prior_hinge * hinge) / 3)
     terms["prior"] = 0.1 * torch.stack(layers).mean()
     return terms
 

@@ -58,14 +58,14 @@ class Cycle(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class DuoLoRA(Method):
-    """prior: lambda_prior.  rank_constraint: lambda inside L_prior.  style_cycle, content_cycle: lambda_cycle of each.
+    """prior: lambda_prior.  prior_hinge: lambda inside L_prior.  style_cycle, content_cycle: lambda_cycle of each.
 
     dominant_ones, minor_ones: shares of the two masks of a layer that start as ones.
     """
 
     fit: FitSpec
     prior: float
-    rank_constraint: float
+    prior_hinge: float
     style_cycle: float
     content_cycle: float
     dominant_ones: float
@@ -117,7 +117,7 @@ class DuoLoRA(Method):
                 m_dom, m_minor = gates[name][dominant].only(), gates[name][1 - dominant].only()
                 norm, minor_norm = m_dom.abs().sum(), m_minor.abs().sum()
                 constraint = (minor_norm - norm).clamp(min=0)
-                terms.append((norm + self.rank_constraint * constraint) / max(site.ranks))
+                terms.append((norm + self.prior_hinge * constraint) / max(site.ranks))
         if not terms:
             raise UserError("no layer lies below or above the middle resolution; type ablation=no_layer_prior")
         return torch.stack(terms).mean()
