@@ -30,7 +30,8 @@ def main() -> None:
     unet.add_argument("--start", type=Path, help="branch off this checkpoint, e.g. for an early end")
 
     vae = steps.add_parser("vae", help="distil the autoencoder onto the latent space of the UNet")
-    vae.add_argument("--steps", type=int, default=6000)
+    vae.add_argument("--steps", type=int, default=2500)
+    vae.add_argument("--decay", type=int, default=700)
     vae.add_argument("--batch", type=int, default=32)
     vae.add_argument("--lr", type=float, default=2e-3)
 
@@ -58,7 +59,7 @@ def main() -> None:
     elif args.step == "vae":
         from lorabench.micro.vae import distil
 
-        distil(args.work, args.steps, args.batch, args.lr)
+        distil(args.work, args.steps, args.decay, args.batch, args.lr)
     elif args.step == "export":
         from lorabench.micro.export import export as write
 

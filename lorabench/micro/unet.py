@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from lorabench.micro import bank
 from lorabench.micro.architecture import RESOLUTION, build_scheduler, build_text_encoders, build_unet
 from lorabench.micro.latents import PatchPCA, encode_bank
+from lorabench.micro.rate import trapezoid
 from lorabench.micro.tokens import MAX_LENGTH, build_tokenizer
 
 EMPTY_SHARE = 0.1  # captions dropped for classifier-free guidance
@@ -80,13 +81,9 @@ class Pretraining(pl.LightningModule):
         super().optimizer_step(*args, **kwargs)
         self.ema.update_parameters(self.model)  # here and not at the end of the batch: a checkpoint holds it already
 
-    def _lr_factor(self, step: int) -> float:
-        return min(1.0, (step + 1) / 300, max(self.steps - step, 1) / max(self.decay, 1))
-
     def configure_optimizers(self):
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.lr, betas=(0.9, 0.99), weight_decay=0.01)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return trapezoid(optimizer, self.steps, self.decay)
 
 
 def tokenize(captions: list[str]) -> Tensor:

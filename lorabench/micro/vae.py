@@ -18,20 +18,21 @@ from torch import Tensor, nn
 from lorabench.micro import bank
 from lorabench.micro.architecture import build_vae
 from lorabench.micro.latents import PatchPCA, to_tensor
+from lorabench.micro.rate import trapezoid
 
 LATENT_NOISE = 0.15
 LOG_VARIANCE = -8.0
 
 
 class Distillation(pl.LightningModule):
-    def __init__(self, shards: list, pca: PatchPCA, batch: int, lr: float, steps: int) -> None:
+    def __init__(self, shards: list, pca: PatchPCA, batch: int, lr: float, steps: int, decay: int) -> None:
         super().__init__()
         self.vae = build_vae()
         for name, weight in self.vae.named_parameters():  # residual branches start silent
             if ".conv2.weight" in name:
                 nn.init.zeros_(weight)
         self.data = (shards, pca)
-        self.batch, self.lr, self.steps = batch, lr, steps
+        self.batch, self.lr, self.steps, self.decay = batch, lr, steps, decay
 
     def training_step(self, _: Tensor, __: int) -> Tensor:
         rng = torch.Generator().manual_seed(self.global_step)
@@ -51,16 +52,15 @@ class Distillation(pl.LightningModule):
 
     def configure_optimizers(self):
         optimizer = torch.optim.AdamW(self.vae.parameters(), lr=self.lr, betas=(0.9, 0.99), weight_decay=0.0)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, self.steps, pct_start=0.05)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return trapezoid(optimizer, self.steps, self.decay, warmup=100)
 
 
-def distil(work: Path, steps: int, batch: int, lr: float) -> AutoencoderKL:
+def distil(work: Path, steps: int, decay: int, batch: int, lr: float) -> AutoencoderKL:
     """Train for `steps` on one thread, resuming from <work>/vae/last.ckpt; the result is saved to <work>/vae."""
     torch.set_num_threads(1)
     torch.manual_seed(0)  # the weights to start from
     shards, _ = bank.load(work / "bank")
-    module = Distillation(shards, PatchPCA.load(work / "pca.safetensors"), batch, lr, steps)
+    module = Distillation(shards, PatchPCA.load(work / "pca.safetensors"), batch, lr, steps, decay)
     out = work / "vae"
     trainer = pl.Trainer(
         accelerator="auto",
@@ -68,7 +68,7 @@ def distil(work: Path, steps: int, batch: int, lr: float) -> AutoencoderKL:
         precision="bf16-mixed",
         max_steps=steps,
         gradient_clip_val=1.0,
-        callbacks=[pl.callbacks.ModelCheckpoint(out, every_n_train_steps=250, save_last=True, save_top_k=0)],
+        callbacks=[pl.callbacks.ModelCheckpoint(out, every_n_train_steps=100, save_last=True, save_top_k=0)],
         logger=pl.loggers.CSVLogger(out, name="log"),
         log_every_n_steps=20,
     )
