@@ -23,7 +23,7 @@ from lorabench.store import Store
 from lorabench.weights import scorer_folder, sdxl_folder
 from lorabench.workers import Pool
 
-REPORT_COST = 200.0  # of the progress bar, in UNet rows
+REPORT_COST = 300.0  # as Item.cost
 
 Stages = dict[str, list[Item]]
 

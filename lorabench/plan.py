@@ -32,7 +32,7 @@ class Item:
     """One artifact of the store.
 
     work: makes its files in an empty folder, telling the steps done so far, of `steps`.
-    cost: UNet rows, forward and backward, about; the share of the progress bar.
+    cost: the share of the progress bar, in rows of the UNet while sampling; measured on the micro model.
     """
 
     stage: str
@@ -129,7 +129,7 @@ class Plan:
             "concept": concept.identity(), "seed": self.seed,
         }  # fmt: skip
         work = partial(tasks.personalise, self.model, self.trainer, concept, self.lora, self.seed)
-        return Item("personalise", concept.name, parts, work, self.lora.steps, 3.0 * self.lora.steps * self.lora.batch)
+        return Item("personalise", concept.name, parts, work, self.lora.steps, 2.0 * self.lora.steps * self.lora.batch)
 
     def merge(self, row: Row, pair: Pair) -> Item:
         content, style = self.personalise(pair.content), self.personalise(pair.style)
@@ -142,7 +142,7 @@ class Plan:
             tasks.merge, self.model, self.trainer, row.settings, self.path(content), self.path(style), pair, self.seed
         )
         fit = row.settings["fit"] or {"steps": 0, "batch": 0}
-        return Item("merge", pair.name, parts, work, fit["steps"], 12.0 * fit["steps"] * fit["batch"])
+        return Item("merge", pair.name, parts, work, fit["steps"], 20.0 * fit["steps"] * fit["batch"])
 
     def generate(self, row: Row, pair: Pair) -> Item:
         return self.oracle(pair) if row.name == ORACLE else self.sample(row, pair)
