@@ -137,3 +137,4 @@ def pretrain(
     loader = torch.utils.data.DataLoader(range(save_every))  # an epoch ends with its checkpoint
     last = out / "last.ckpt"
     trainer.fit(module, loader, ckpt_path=last if last.exists() else start)
+    trainer.save_checkpoint(last)  # the end need not fall on a regular save
