@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from functools import partial
 from pathlib import Path
@@ -12,16 +11,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from tiny_scorers import write_scorer
 
 from lorabench.config import GenerateSpec, LoRASpec, TrainerSpec
 from lorabench.data.pairs import Concept, Pair, Prompts, Reference
 from lorabench.lora import Factors, LoRA
-from lorabench.metrics.clip import build_clip
-from lorabench.metrics.csd import build_csd
-from lorabench.metrics.dino import build_dino
+from lorabench.metrics.load import KINDS
 from lorabench.micro.architecture import build_pipeline, build_text_encoders, build_unet, build_vae
-from lorabench.micro.scorer_models import make_config
 from lorabench.micro.tokens import build_tokenizer
 from lorabench.models.sdxl import SDXL
 from lorabench.models.sites import attention_sites
@@ -109,16 +105,10 @@ def generate_spec() -> GenerateSpec:
 
 @pytest.fixture(scope="session")
 def scorers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random scorers of the micro scorers' structure."""
+    """A folder of tiny random scorers."""
     root = tmp_path_factory.mktemp("scorers")
-    builders = {"dino": build_dino, "clip": build_clip, "csd": build_csd}
-    torch.manual_seed(0)
-    for kind, build in builders.items():
-        place = root / kind
-        place.mkdir()
-        config = make_config(kind, place)
-        (place / "config.json").write_text(json.dumps(config))
-        save_file(build(config["architecture"]).state_dict(), place / "model.safetensors")
+    for kind in KINDS:
+        write_scorer(root / kind, kind)
     return root
 
 
