@@ -15,7 +15,7 @@ from lorabench.metrics.cosine import normalise
 from lorabench.metrics.preprocess import Preprocess
 from lorabench.metrics.scorer import Scorer
 
-Tokenizer = Callable[[Sequence[str]], torch.Tensor]
+Tokenizer = Callable[[list[str]], torch.Tensor]
 
 
 def model_config(architecture: dict[str, Any]) -> dict[str, Any]:

@@ -34,9 +34,11 @@ class CSDNetwork(nn.Module):
 
 
 def build_csd(architecture: dict[str, Any]) -> CSDNetwork:
-    """The image tower of open_clip's model (its text tower is dropped), heads as wide as its joint space."""
+    """The image tower of open_clip's model without its projection and text tower; heads as wide as the joint space."""
     config = model_config(architecture)
     visual = open_clip.CLIP(**config).visual
+    if not hasattr(visual, "proj"):  # the RN towers, whose attention pooling projects by itself
+        return CSDNetwork(visual, config["embed_dim"], config["embed_dim"])
     visual.register_parameter("proj", None)
     return CSDNetwork(visual, config["vision_cfg"]["width"], config["embed_dim"])
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 
 from lorabench.data import microworld as mw
 from lorabench.metrics.clip import Clip
@@ -28,7 +28,8 @@ from lorabench.micro.scorer_losses import distance_matrix
 from lorabench.seeds import seed_of
 
 STYLES_A_SUBJECT, PHOTOS_A_SUBJECT = 8, 4
-FIGURES, CARD = "figures.json", "figures.md"
+FIGURES, CARD = "figures.json", "README.md"
+BEGIN, END = "<!-- figures -->\n", "<!-- end of figures -->\n"  # what the card has between these is written here
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ def codes(names: Sequence[str]) -> torch.Tensor:
 def rank_correlation(unit: torch.Tensor, distances: torch.Tensor, usable: torch.Tensor) -> float:
     """Spearman of cosine and negative true distance over the usable pairs [n, n] above the diagonal."""
     chosen = torch.triu(usable & ~torch.isnan(distances), diagonal=1)
-    return float(spearmanr(cosine_matrix(unit, unit)[chosen], -distances[chosen])[0])
+    cosine, closeness = cosine_matrix(unit, unit)[chosen].numpy(), -distances[chosen].numpy()
+    return float(np.corrcoef(rankdata(cosine), rankdata(closeness))[0, 1])
 
 
 def role_figures(unit: torch.Tensor, views: Views, role: str) -> dict[str, float]:
@@ -178,9 +180,12 @@ def as_markdown(figures: dict[str, Any]) -> str:
 
 
 def evaluate_scorers(root: Path) -> dict[str, Any]:
-    """Write root/figures.json and root/figures.md for the scorers in `root`; returns the figures."""
+    """Write root/figures.json, and the figures' part of the model card where there is one; returns the figures."""
     scorers = load_scorers(root)
     figures = figures_of(scorers, load_truth(scorers, root))
     (root / FIGURES).write_text(json.dumps(figures, indent=1) + "\n")
-    (root / CARD).write_text(as_markdown(figures))
+    card = root / CARD
+    if card.is_file():
+        before, _, rest = card.read_text().partition(BEGIN)
+        card.write_text(f"{before}{BEGIN}{as_markdown(figures)}{END}{rest.partition(END)[2]}")
     return figures

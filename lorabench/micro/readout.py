@@ -16,7 +16,7 @@ from lorabench.metrics.truth import CONTENT, PHOTO, STYLE
 from lorabench.micro.scorer_bank import STYLES, SUBJECTS, VIEWS, ScorerBank
 from lorabench.seeds import seed_of
 
-HEAD_BLOCKS = 80
+HEAD_ROWS = (0, SUBJECTS // 2)  # of each block: one subject of either class
 PHOTOS_A_SUBJECT, DRAWINGS_A_SUBJECT, DRAWINGS_A_STYLE = 8, 24, 32
 
 
@@ -46,7 +46,7 @@ def fit_head(unit: torch.Tensor, labels: torch.Tensor, classes: int) -> tuple[to
 
     def closure() -> torch.Tensor:
         optimiser.zero_grad()
-        loss = F.cross_entropy(head(unit), labels) + 1e-4 * head.weight.square().sum()
+        loss = F.cross_entropy(head(unit), labels) + 1e-5 * head.weight.square().sum()
         loss.backward()
         return loss
 
@@ -59,11 +59,10 @@ def fit_readout(root: Path, bank: ScorerBank) -> None:
     from safetensors.torch import save_file
 
     dino, csd = load_scorer(root / "dino"), load_scorer(root / "csd")
-    blocks = range(min(HEAD_BLOCKS, bank.blocks))
-    images = np.concatenate([bank.pixels[b].reshape(-1, *bank.shape[3:]) for b in blocks])
+    images = np.concatenate([bank.pixels[:, i].reshape(-1, *bank.shape[3:]) for i in HEAD_ROWS])
     classes, families = [], []
-    for b in blocks:
-        for i in range(SUBJECTS):
+    for i in HEAD_ROWS:
+        for b in range(bank.blocks):
             for view in range(VIEWS):
                 classes.append(mw.CLASSES.index(bank.factors[b].subjects[i].cls))
                 look = bank.factors[b].styles[view].family if view < STYLES else None

@@ -20,6 +20,7 @@ from lorabench.metrics.clip import build_clip, build_tokenizer
 from lorabench.metrics.cosine import normalise
 from lorabench.metrics.csd import build_csd
 from lorabench.metrics.dino import build_dino
+from lorabench.metrics.weights import read_safetensors
 from lorabench.micro import scorer_losses as losses
 from lorabench.micro.scorer_bank import PHOTOS, SIZE, STYLES, SUBJECTS, ScorerBank
 
@@ -27,10 +28,10 @@ PREPROCESS = {
     "resize": SIZE, "crop": SIZE, "interpolation": "bicubic", "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25],
 }  # fmt: skip
 CONTEXT = 32  # tokens of a caption
-# Shapes need convolutions at this size of data, so CLIP has the residual tower of OpenAI's RN models; style is seen
-# by a plain transformer too, so CSD keeps the structure of the real one.
-RESNET = {"layers": [1, 2, 2, 1], "width": 16}
-VIT = {"layers": 5, "width": 128, "patch_size": 8}
+# Shapes need convolutions at this size of data, so CLIP and CSD have the residual tower of OpenAI's RN models: with a
+# plain transformer CSD learned style perfectly but no content at all.
+CLIP_TOWER = {"layers": [1, 2, 2, 1], "width": 16}
+CSD_TOWER = {"layers": [1, 2, 1, 1], "width": 16}
 
 
 @dataclass
@@ -138,6 +139,7 @@ class CSDTask(ScorerTask):
     def __init__(self, config: dict[str, Any], folder: Path) -> None:
         super().__init__()
         self.network = build_csd(config["architecture"])
+        start_from_clip(self.network.backbone, folder.parent / "clip" / "model.safetensors")
         width = self.network.last_layer_style.shape[1]
         self.families = nn.Linear(width, len(mw.FAMILIES) + 1)
         self.style_factors, self.subject_factors = nn.Linear(width, 7), nn.Linear(width, 18)
@@ -158,11 +160,20 @@ class CSDTask(ScorerTask):
             "family": 0.3 * F.cross_entropy(self.families(out["style"]), families),
             "factors": 1.0 * losses.masked_mse(self.style_factors(out["style"]), losses.style_targets(batch.styles)),
             "order": 0.5 * losses.disagreement(style, losses.distance_matrix(batch.styles, mw.style_distance)),
-            "content": 0.3 * losses.supervised_contrastive(content, batch.subject_ids, 0.1),
-            "class": 0.1 * F.cross_entropy(self.classes(out["content"]), classes),
-            "content_factors": 0.3
+            "content": 0.6 * losses.supervised_contrastive(content, batch.subject_ids, 0.1),
+            "class": 0.3 * F.cross_entropy(self.classes(out["content"]), classes),
+            "content_factors": 0.5
             * losses.masked_mse(self.subject_factors(out["content"]), losses.subject_targets(batch.subjects)),
         }
+
+
+def start_from_clip(tower: nn.Module, weights: Path) -> None:
+    """Copy what fits of the trained CLIP's image tower, where there is one: the released CSD began from CLIP too."""
+    if weights.is_file():
+        own = tower.state_dict()
+        visual = {name.removeprefix("visual."): value for name, value in read_safetensors(weights).items()}
+        fitting = {name: v.float() for name, v in visual.items() if name in own and own[name].shape == v.shape}
+        tower.load_state_dict({**own, **fitting})
 
 
 class ClipTask(ScorerTask):
@@ -222,9 +233,9 @@ def make_config(kind: str, folder: Path) -> dict[str, Any]:
         architecture = {"model": "tiny_vit_5m_224", "args": args}
     elif kind == "clip":
         vocabulary = write_merges(folder / "merges.txt.gz", clip_vocabulary())
-        architecture = {"config": open_clip_config(RESNET, 96, vocabulary), "merges": "merges.txt.gz"}
+        architecture = {"config": open_clip_config(CLIP_TOWER, 96, vocabulary), "merges": "merges.txt.gz"}
     else:
-        architecture = {"config": open_clip_config(VIT, 96, 8)}
+        architecture = {"config": open_clip_config(CSD_TOWER, 160, 8)}
     return {
         "name": f"{kind}@micro", "kind": kind, "world": mw.VERSION, "architecture": architecture,
         "preprocess": PREPROCESS, "weights": "model.safetensors",
