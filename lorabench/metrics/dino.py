@@ -25,7 +25,7 @@ def build_dino(architecture: dict[str, Any]) -> nn.Module:
 
 
 class Dino(Scorer):
-    """Content by the class token after the last norm."""
+    """Content by the pooled feature after the last norm: the class token of a plain transformer."""
 
     metric = "dino"
     roles = ("content",)
