@@ -106,8 +106,8 @@ def wrong_override(error: Exception) -> str:
     """An unknown key, a value of a wrong type, or an override that cannot be read."""
     cause = error.__cause__
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.full_key and cause.parent_node is not None:
-        *parents, key = cause.full_key.split(".")
-        known = [".".join([*parents, str(name)]) for name in cause.parent_node]
+        group = cause.full_key.rpartition(".")[0]
+        known = [f"{group}.{name}" if group else str(name) for name in cause.parent_node]
         near = difflib.get_close_matches(cause.full_key, known, n=1)
         return f"the key {cause.full_key} is unknown; type one of {', '.join(near or known)}"
     reason = str(cause if isinstance(cause, OmegaConfBaseException) else "").split("\n")[0]

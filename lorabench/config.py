@@ -81,7 +81,6 @@ class TrainerSpec:
     """Where and how wide a run is computed; only `precision` changes the numbers."""
 
     accelerator: str = MISSING
-    devices: int = MISSING
     precision: str = MISSING
     workers: int = MISSING  # processes for independent items; 0 is this process
     threads: int = MISSING  # torch threads in each
@@ -142,7 +141,7 @@ LEAST = {
     "betas": (0, True), "weight_decay": (0, True), "warmup": (0, True), "max_grad_norm": (0, False),
     "images": (1, True), "guidance": (1, True), "references": (1, True),
     "content_images": (1, True), "style_images": (1, True), "seed": (0, True),
-    "devices": (1, True), "workers": (0, True), "threads": (1, True),
+    "workers": (0, True), "threads": (1, True),
 }  # fmt: skip
 CHOICES = {
     "trainer.accelerator": ("cpu", "gpu", "auto"),

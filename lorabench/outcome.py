@@ -43,8 +43,8 @@ class Outcome:
         except (OSError, ValueError, KeyError):
             return False
 
-    def assemble(self, seconds: float, logger: LoggerSpec) -> None:
-        """Write everything; `seconds` is what the missing items took just now."""
+    def assemble(self, seconds: float) -> None:
+        """Write everything; `seconds` is what the missing items took just now. Not done before it is sealed."""
         from lorabench.report import write_report
 
         (self.path / MANIFEST).unlink(missing_ok=True)
@@ -60,9 +60,12 @@ class Outcome:
                 shutil.copyfile(merged, self.path / "merged" / f"{pair.name}.safetensors")
         self.write_references()
         self.write_scores()
-        manifest = self.manifest(seconds)
-        self.write_manifest(manifest)
+        self.write_manifest(self.manifest(seconds))
         write_report(self.path)
+
+    def seal(self, logger: LoggerSpec) -> None:
+        """Declare the run done: its key, its files, and the logger that has shown it."""
+        manifest = json.loads((self.path / MANIFEST).read_text())
         files = {file: (self.path / file).stat().st_size for file in self.own_files()}
         self.write_manifest(manifest | {"key": self.plan.key(), "logger": [logger.kind, logger.mode], "files": files})
 

@@ -74,8 +74,9 @@ class Pipeline:
             with Bar(sum(item.cost for items in missing.values() for item in items)) as bar:
                 self.make(stages, missing, view, bar)
                 bar.start("report", [])
-                self.outcome.assemble(time.perf_counter() - start, self.logger)
+                self.outcome.assemble(time.perf_counter() - start)
                 view.finish(self.outcome.captions())
+                self.outcome.seal(self.logger)
                 bar.finish()
         print(self.outcome.table())
         print(self.outcome.path / "report.html")

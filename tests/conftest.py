@@ -24,7 +24,7 @@ from lorabench.models.sites import attention_sites
 from lorabench.seeds import seed_of
 
 torch.set_num_threads(1)  # more is many times slower where anything else runs
-CPU = TrainerSpec(accelerator="cpu", devices=1, precision="32-true", workers=0, threads=1)
+CPU = TrainerSpec(accelerator="cpu", precision="32-true", workers=0, threads=1)
 SDXL_SCHEDULE = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
