@@ -39,6 +39,10 @@ def main() -> None:
     export.add_argument("--name", default="unet", help="which checkpoint: <work>/<name>/last.ckpt")
     export.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "assets" / "micro_sdxl")
 
+    steps.add_parser(
+        "scorers", help="train the scorers on pictures of their own (an hour on one thread) and judge them"
+    )
+
     evaluate = steps.add_parser("evaluate", help="read the pictures of the model that ships with the scorers")
     evaluate.add_argument("--folder", type=Path, default=Path(__file__).parents[1] / "assets" / "micro_sdxl")
 
@@ -65,6 +69,11 @@ def main() -> None:
 
         size = write(args.work / args.name / "last.ckpt", args.work / "vae" / "model", args.out)
         print(f"{args.out}: {size / 1e6:.1f} MB")
+    elif args.step == "scorers":
+        from lorabench.metrics.load import MICRO_SCORERS
+        from lorabench.micro.scorers import train_scorers
+
+        train_scorers(MICRO_SCORERS)
     elif args.step == "evaluate":
         from tqdm import tqdm
 
