@@ -39,9 +39,7 @@ def main() -> None:
     export.add_argument("--name", default="unet", help="which checkpoint: <work>/<name>/last.ckpt")
     export.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "assets" / "micro_sdxl")
 
-    steps.add_parser(
-        "scorers", help="train the scorers on pictures of their own (an hour on one thread) and judge them"
-    )
+    steps.add_parser("scorers", help="train the scorers (an hour on one thread) and judge them")
 
     evaluate = steps.add_parser("evaluate", help="read the pictures of the model that ships with the scorers")
     evaluate.add_argument("--folder", type=Path, default=Path(__file__).parents[1] / "assets" / "micro_sdxl")
