@@ -192,7 +192,7 @@ def unknown(key: str, value: str, options: Iterable[str]) -> str:
     """One line on a name that does not exist: the nearest one, and all of them.
 
     >>> unknown("method", "duolra", ["direct", "duolora"])
-    "method=duolra is unknown, did you mean duolora? Type method=<direct|duolora>"
+    'method=duolra is unknown, did you mean duolora? Type method=<direct|duolora>'
     """
     options = list(options)
     if not options:

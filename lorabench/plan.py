@@ -4,9 +4,13 @@ Keys follow from the config, the images and the weights alone, each from the key
 whole plan is known, and a finished run recognised, before anything heavy is imported.
 """
 
+import ast
+import hashlib
+import inspect
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +75,19 @@ class Row:
         return self.name not in (*FLOORS, ORACLE)
 
     def slice(self) -> dict[str, Any]:
-        """The settings that change a number."""
-        return {key: value for key, value in (self.settings or {}).items() if key != "paper"}
+        """What of the method changes a number: its settings and its code."""
+        assert self.settings is not None
+        numbers = {key: value for key, value in self.settings.items() if key != "paper"}
+        return {"settings": numbers, "code": code_of(self.settings["name"])}
+
+
+@cache
+def code_of(method: str) -> str:
+    """Hash of the method's own modules without their comments, so that an edited method is run anew."""
+    modules = {cls.__module__ for cls in methods.methods()[method].__mro__}
+    own = sorted(name for name in modules if name.startswith("lorabench.methods."))
+    code = [ast.unparse(ast.parse(inspect.getsource(sys.modules[name]))) for name in own]
+    return hashlib.sha256("\n".join(code).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
