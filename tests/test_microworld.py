@@ -1,7 +1,5 @@
 """The world: deterministic, versioned, and what is held out stays held out."""
 
-import hashlib
-
 import numpy as np
 import pytest
 
@@ -107,4 +105,4 @@ def test_bank_pictures_depend_on_their_number_alone():
 
     (one, text), (again, _), (other, _) = picture(7), picture(7), picture(8)
     assert np.array_equal(one, again) and text
-    assert hashlib.sha256(one).digest() != hashlib.sha256(other).digest()
+    assert not np.array_equal(one, other)

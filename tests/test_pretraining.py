@@ -9,9 +9,12 @@ import torch
 from lorabench.data import microworld as mw
 from lorabench.micro import bank
 from lorabench.micro.architecture import build_scheduler, build_unet
+from lorabench.micro.export import averaged, export
 from lorabench.micro.latents import PatchPCA, encode_bank, to_tensor
 from lorabench.micro.tokens import IDENTIFIERS, build_tokenizer
 from lorabench.micro.unet import Denoiser, Pretraining, pretrain, tokenize
+from lorabench.micro.vae import distil
+from lorabench.models.sdxl import SDXL
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +94,19 @@ def test_stopped_training_goes_on_as_if_never_stopped(work, monkeypatch):
         train("stopped")
     resumed = train("stopped")
     assert all(torch.equal(weight, resumed[name]) for name, weight in undisturbed.items())
+
+
+def test_checkpoints_become_a_pipeline_that_loads(work):
+    """Two steps of each training, exported: what ships is what diffusers reads back."""
+    pretrain(work, work / "unet", steps=2, decay=1, batch=2, lr=1e-3, devices=1, start=None)
+    distil(work, steps=2, decay=1, batch=2, lr=1e-3)
+    size = export(work / "unet" / "last.ckpt", work / "vae" / "model", work / "pipeline")
+    assert 30e6 < size < 40e6
+    loaded = SDXL.load(work / "pipeline")
+    trained = averaged(work / "unet" / "last.ckpt").unet.state_dict()
+    for name, weight in loaded.unet.state_dict().items():
+        assert torch.equal(weight, trained[name].half().float()), name
+    assert (loaded.prediction_type, loaded.resolution) == ("v_prediction", 64)
 
 
 def test_loss_is_the_error_of_v_with_a_capped_weight(pictures, monkeypatch):

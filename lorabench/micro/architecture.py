@@ -7,7 +7,12 @@ the two text encoders, whose penultimate states are joined, are SDXL's own.
 
 from __future__ import annotations
 
-from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from typing import Any
+
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from lorabench.micro.tokens import MAX_LENGTH, build_tokenizer
@@ -39,14 +44,14 @@ def build_unet(
 
 
 def build_vae(widths=(32, 64, 64), groups=16) -> AutoencoderKL:
+    blocks: Any = {"down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3}
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
         latent_channels=LATENT_CHANNELS,
         sample_size=RESOLUTION,
         block_out_channels=widths,
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
+        **blocks,
         layers_per_block=1,
         norm_num_groups=groups,
         mid_block_add_attention=False,
@@ -58,6 +63,7 @@ def build_vae(widths=(32, 64, 64), groups=16) -> AutoencoderKL:
 def build_text_encoders(
     tokenizer: CLIPTokenizer, text_width=96, layers=3
 ) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
+    special: Any = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=text_width,
@@ -66,9 +72,7 @@ def build_text_encoders(
         num_hidden_layers=layers,
         num_attention_heads=text_width // 32,
         max_position_embeddings=MAX_LENGTH,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        **special,
     )
     return CLIPTextModel(config), CLIPTextModelWithProjection(config)
 
@@ -97,6 +101,7 @@ def build_pipeline(
     """The whole pipeline; parts not given are freshly initialised. `.save_pretrained(folder)` writes it."""
     tokenizer = build_tokenizer()
     first, second = text_encoders or build_text_encoders(tokenizer)
+    scheduler: Any = build_scheduler()
     return StableDiffusionXLPipeline(
         vae=vae or build_vae(),
         text_encoder=first,
@@ -104,7 +109,7 @@ def build_pipeline(
         tokenizer=tokenizer,
         tokenizer_2=build_tokenizer(),
         unet=unet or build_unet(),
-        scheduler=build_scheduler(),
+        scheduler=scheduler,
         force_zeros_for_empty_prompt=False,
         add_watermarker=False,
     )

@@ -19,7 +19,7 @@ from lorabench.models.sdxl import SDXL
 from lorabench.sampling import sample
 from lorabench.seeds import seed_of
 
-STEPS, GUIDANCE = 20, 4.0
+STEPS, GUIDANCE = 25, 3.0  # as in conf/config.yaml
 EACH = 4  # pictures a class and domain
 
 

@@ -29,7 +29,7 @@ def build_tokenizer() -> CLIPTokenizer:
     ids = {token: i for i, token in enumerate(dict.fromkeys(vocab))}
     for special in ("<|startoftext|>", "<|endoftext|>"):
         ids[special] = len(ids)
-    return CLIPTokenizer(vocab=ids, merges=merges, model_max_length=MAX_LENGTH)
+    return CLIPTokenizer(vocab=ids, merges=merges, model_max_length=MAX_LENGTH)  # pyright: ignore[reportArgumentType]
 
 
 def _merge(word: list[str], pair: tuple[str, str]) -> list[str]:

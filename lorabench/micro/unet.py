@@ -13,8 +13,11 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from diffusers.models.attention_processor import AttnProcessor
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, TensorDataset
 
 from lorabench.micro import bank
 from lorabench.micro.architecture import RESOLUTION, build_scheduler, build_text_encoders, build_unet
@@ -121,7 +124,7 @@ def pretrain(
     torch.manual_seed(0)  # the weights to start from
     latents, ids = load_data(work)
     module = Pretraining(latents, ids, batch, lr, steps, decay)
-    saver = pl.callbacks.ModelCheckpoint(out, every_n_train_steps=save_every, save_last=True, save_top_k=0)
+    saver = ModelCheckpoint(out, every_n_train_steps=save_every, save_last=True, save_top_k=0)
     trainer = pl.Trainer(
         accelerator="auto",
         devices=devices,
@@ -130,11 +133,11 @@ def pretrain(
         max_steps=steps,
         gradient_clip_val=1.0,
         callbacks=[saver],
-        logger=pl.loggers.CSVLogger(out, name="log"),
+        logger=CSVLogger(out, name="log"),
         log_every_n_steps=20,
         use_distributed_sampler=False,
     )
-    loader = torch.utils.data.DataLoader(range(save_every))  # an epoch ends with its checkpoint
+    loader = DataLoader(TensorDataset(torch.arange(save_every)))  # an epoch ends with its checkpoint
     last = out / "last.ckpt"
     trainer.fit(module, loader, ckpt_path=last if last.exists() else start)
     trainer.save_checkpoint(last)  # the end need not fall on a regular save

@@ -8,12 +8,16 @@ than the linear code can. A little noise on its input prepares it for the UNet's
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from lorabench.micro import bank
 from lorabench.micro.architecture import build_vae
@@ -35,17 +39,18 @@ class Distillation(pl.LightningModule):
         self.batch, self.lr, self.steps, self.decay = batch, lr, steps, decay
 
     def training_step(self, _: Tensor, __: int) -> Tensor:
+        vae: Any = self.vae
         rng = torch.Generator().manual_seed(self.global_step)
         shards, pca = self.data
         shard = shards[int(torch.randint(len(shards), (1,), generator=rng))]
         pick = torch.randint(len(shard), (self.batch,), generator=rng).sort().values
         images = to_tensor(shard[pick.numpy()])
         latents = pca.encode(images)
-        mean, log_variance = self.vae.quant_conv(self.vae.encoder(images)).float().chunk(2, dim=1)
+        mean, log_variance = vae.encode(images, return_dict=False)[0].parameters.float().chunk(2, dim=1)
         code = F.mse_loss(mean, latents) + 0.01 * F.mse_loss(log_variance, torch.full_like(mean, LOG_VARIANCE))
         sigma = LATENT_NOISE * torch.rand(self.batch, 1, 1, 1, generator=rng)
         noisy = latents + sigma * torch.randn(latents.shape, generator=rng)
-        drawn = self.vae.decode(noisy).sample.float()
+        drawn = vae.decode(noisy, return_dict=False)[0].float()
         error = F.mse_loss(drawn, images)
         self.log_dict({"code": code.detach(), "psnr": -10 * torch.log10(error.detach() / 4)}, prog_bar=True)
         return code + F.l1_loss(drawn, images) + 2 * error
@@ -68,12 +73,12 @@ def distil(work: Path, steps: int, decay: int, batch: int, lr: float) -> Autoenc
         precision="bf16-mixed",
         max_steps=steps,
         gradient_clip_val=1.0,
-        callbacks=[pl.callbacks.ModelCheckpoint(out, every_n_train_steps=100, save_last=True, save_top_k=0)],
-        logger=pl.loggers.CSVLogger(out, name="log"),
+        callbacks=[ModelCheckpoint(out, every_n_train_steps=100, save_last=True, save_top_k=0)],
+        logger=CSVLogger(out, name="log"),
         log_every_n_steps=20,
     )
     last = out / "last.ckpt"
-    loader = torch.utils.data.DataLoader(range(1000))  # type: ignore[arg-type]
+    loader = DataLoader(TensorDataset(torch.arange(1000)))
     trainer.fit(module, loader, ckpt_path=last if last.exists() else None)
     module.vae.save_pretrained(out / "model")
     return module.vae

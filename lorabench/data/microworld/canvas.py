@@ -154,7 +154,7 @@ class Drawing:
     def height(self) -> np.ndarray:
         """Rounded relief [n, n] in [0, 1]: smoothed distance to the border of each piece's subject."""
         step = max(self.n // 64, 1)
-        depth = ndimage.distance_transform_edt(self.mask[::step, ::step]) / 64
+        depth = np.asarray(ndimage.distance_transform_edt(self.mask[::step, ::step])) / 64
         relief = np.sqrt(np.clip(depth / 0.18, 0, 1))
         return ndimage.gaussian_filter(ndimage.zoom(relief, step, order=1), self.n / 64)
 
