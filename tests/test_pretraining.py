@@ -102,6 +102,7 @@ def test_checkpoints_become_a_pipeline_that_loads(work):
     distil(work, steps=2, decay=1, batch=2, lr=1e-3)
     size = export(work / "unet" / "last.ckpt", work / "vae" / "model", work / "pipeline")
     assert 30e6 < size < 40e6
+    assert not [p for p in (work / "pipeline").rglob("*.json") if str(work) in p.read_text()], "paths of this machine"
     loaded = SDXL.load(work / "pipeline")
     trained = averaged(work / "unet" / "last.ckpt").unet.state_dict()
     for name, weight in loaded.unet.state_dict().items():

@@ -8,7 +8,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 
-from lorabench.micro.architecture import build_pipeline
+from lorabench.micro.architecture import build_pipeline, build_vae
 from lorabench.micro.unet import Denoiser
 
 
@@ -23,10 +23,11 @@ def averaged(checkpoint: Path) -> Denoiser:
 
 def assemble(checkpoint: Path, vae: Path) -> StableDiffusionXLPipeline:
     """The whole pipeline in fp32."""
-    model = averaged(checkpoint)
+    model, autoencoder = averaged(checkpoint), build_vae()
+    autoencoder.load_state_dict(AutoencoderKL.from_pretrained(vae).state_dict())  # without the path it remembers
     return build_pipeline(
         unet=model.unet,
-        vae=AutoencoderKL.from_pretrained(vae),
+        vae=autoencoder,
         text_encoders=(model.text_encoder, model.text_encoder_2),
     )
 
