@@ -13,16 +13,13 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from diffusers.models.attention_processor import AttnProcessor
-from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, TensorDataset
 
 from lorabench.micro import bank
 from lorabench.micro.architecture import RESOLUTION, build_scheduler, build_text_encoders, build_unet
+from lorabench.micro.fit import fit, trapezoid
 from lorabench.micro.latents import PatchPCA, encode_bank
-from lorabench.micro.rate import trapezoid
 from lorabench.micro.tokens import MAX_LENGTH, build_tokenizer
 
 EMPTY_SHARE = 0.1  # captions dropped for classifier-free guidance
@@ -124,20 +121,4 @@ def pretrain(
     torch.manual_seed(0)  # the weights to start from
     latents, ids = load_data(work)
     module = Pretraining(latents, ids, batch, lr, steps, decay)
-    saver = ModelCheckpoint(out, every_n_train_steps=save_every, save_last=True, save_top_k=0)
-    trainer = pl.Trainer(
-        accelerator="auto",
-        devices=devices,
-        strategy="ddp" if devices > 1 else "auto",
-        precision="bf16-mixed",
-        max_steps=steps,
-        gradient_clip_val=1.0,
-        callbacks=[saver],
-        logger=CSVLogger(out, name="log"),
-        log_every_n_steps=20,
-        use_distributed_sampler=False,
-    )
-    loader = DataLoader(TensorDataset(torch.arange(save_every)))  # an epoch ends with its checkpoint
-    last = out / "last.ckpt"
-    trainer.fit(module, loader, ckpt_path=last if last.exists() else start)
-    trainer.save_checkpoint(last)  # the end need not fall on a regular save
+    fit(module, out, steps, save_every, devices, start)

@@ -14,15 +14,12 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
 
 from lorabench.micro import bank
 from lorabench.micro.architecture import build_vae
+from lorabench.micro.fit import fit, trapezoid
 from lorabench.micro.latents import PatchPCA, to_tensor
-from lorabench.micro.rate import trapezoid
 
 LATENT_NOISE = 0.15
 LOG_VARIANCE = -8.0
@@ -67,18 +64,6 @@ def distil(work: Path, steps: int, decay: int, batch: int, lr: float) -> Autoenc
     shards, _ = bank.load(work / "bank")
     module = Distillation(shards, PatchPCA.load(work / "pca.safetensors"), batch, lr, steps, decay)
     out = work / "vae"
-    trainer = pl.Trainer(
-        accelerator="auto",
-        devices=1,
-        precision="bf16-mixed",
-        max_steps=steps,
-        gradient_clip_val=1.0,
-        callbacks=[ModelCheckpoint(out, every_n_train_steps=100, save_last=True, save_top_k=0)],
-        logger=CSVLogger(out, name="log"),
-        log_every_n_steps=20,
-    )
-    last = out / "last.ckpt"
-    loader = DataLoader(TensorDataset(torch.arange(1000)))
-    trainer.fit(module, loader, ckpt_path=last if last.exists() else None)
+    fit(module, out, steps, save_every=100)
     module.vae.save_pretrained(out / "model")
     return module.vae
