@@ -5,6 +5,9 @@
 The adapters are stacked along the rank, D' = cat_k(D_k i_k) and U' = cat_k(o_k U_k), and the rank gates and the gains
 scale the R = sum_k r_k numbers between them, so that K adapters cost two small products and no dense update is formed.
 The same layer trains an adapter, learns the gates of a merge and samples.
+
+Several pairs go through one batch when factors and gates have a leading axis [pairs]: each pair's share of the rows,
+one after the other, then meets its own.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from lorabench.lora import Factors, LoRA
 class Gates:
     """Gate vectors of one adapter at one site; None stands for ones.
 
-    o: [out], r: [rank], i: [in].
+    o: [out], r: [rank], i: [in]; with a leading axis [pairs] where the factors have one.
     """
 
     o: Tensor | None = None
@@ -34,11 +37,16 @@ class Gates:
 
     def down(self, factors: Factors) -> Tensor:
         """D i, [rank, in]."""
-        return factors.down if self.i is None else factors.down * self.i
+        return factors.down if self.i is None else factors.down * self.i[..., None, :]
 
     def up(self, factors: Factors) -> Tensor:
         """o U, [out, rank]."""
-        return factors.up if self.o is None else self.o[:, None] * factors.up
+        return factors.up if self.o is None else self.o[..., None] * factors.up
+
+    def gated(self, factors: Factors) -> Factors:
+        """The factors of o U diag(r) D i."""
+        up = self.up(factors)
+        return Factors(self.down(factors), up if self.r is None else up * self.r[..., None, :])
 
     def named(self) -> dict[str, Tensor]:
         """The gates that are set."""
@@ -51,6 +59,9 @@ class Gates:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Gates:
         return Gates(**{kind: function(tensor) for kind, tensor in self.named().items()})
+
+
+AllGates = dict[str, tuple[Gates, ...]]  # by site, one an adapter
 
 
 class GatedLoRA(nn.Module):
@@ -71,38 +82,48 @@ class GatedLoRA(nn.Module):
         place = {"device": base.weight.device, "dtype": dtype or base.weight.dtype}
         self.base = base
         self.ranks = tuple(each.rank for each in factors)
-        self.down = nn.Parameter(torch.cat([each.down.to(**place) for each in factors]), requires_grad=False)
-        self.up = nn.Parameter(torch.cat([each.up.to(**place) for each in factors], dim=1), requires_grad=False)
+        self.down = nn.Parameter(torch.cat([each.down.to(**place) for each in factors], dim=-2), requires_grad=False)
+        self.up = nn.Parameter(torch.cat([each.up.to(**place) for each in factors], dim=-1), requires_grad=False)
         self.gates = gates
         self.gain: Tensor | None = None
         self.gated = gates is not None
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [rows, ..., in] -> [rows, ..., out]."""
-        down, up, scale = self._gated() if self.gated else (self.down, self.up, self.gain)
-        z = linear(x, down.to(x.dtype))
-        if scale is not None:
-            z = z * scale.to(z.dtype).view(-1, *(1,) * (x.ndim - 2), scale.shape[-1])
-        return self.base(x) + linear(z, up.to(x.dtype))
+        down, up, rank = self._gated() if self.gated else (self.down, self.up, None)
+        z = product(x, down.to(x.dtype))
+        if rank is not None and rank.ndim == 2:
+            rank = rank.repeat_interleave(len(x) // len(rank), dim=0)
+        for scale in (self.gain, rank):
+            if scale is not None:
+                z = z * scale.to(z.dtype).view(-1, *(1,) * (x.ndim - 2), scale.shape[-1])
+        return self.base(x) + product(z, up.to(x.dtype))
 
     def factors(self) -> list[Factors]:
         """The adapters, as views of the stacked factors."""
-        downs, ups = self.down.split(self.ranks), self.up.split(self.ranks, dim=1)
+        downs, ups = self.down.split(self.ranks, dim=-2), self.up.split(self.ranks, dim=-1)
         return [Factors(down, up) for down, up in zip(downs, ups, strict=True)]
 
     def _gated(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """D', U' and the scale between them; what no gate touches is passed on as it is."""
-        down, up, scale = self.down, self.up, self.gain
+        """D', U' and the rank gates between them; what no gate touches is passed on as it is."""
+        down, up, rank = self.down, self.up, None
         gated = list(zip(self.gates or (), self.factors(), strict=True))
         if any(gate.i is not None for gate, _ in gated):
-            down = torch.cat([gate.down(each) for gate, each in gated])
+            down = torch.cat([gate.down(each) for gate, each in gated], dim=-2)
         if any(gate.o is not None for gate, _ in gated):
-            up = torch.cat([gate.up(each) for gate, each in gated], dim=1)
+            up = torch.cat([gate.up(each) for gate, each in gated], dim=-1)
         if any(gate.r is not None for gate, _ in gated):
-            ones = (self.down.new_ones(each.rank) if gate.r is None else gate.r for gate, each in gated)
-            rank = torch.cat(list(ones))
-            scale = rank[None] if scale is None else scale * rank
-        return down, up, scale
+            ones = (each.down.new_ones(each.down.shape[:-1]) if gate.r is None else gate.r for gate, each in gated)
+            rank = torch.cat(list(ones), dim=-1)
+        return down, up, rank
+
+
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """x W^T for weight [out, in]; for [pairs, out, in], each pair's share of the rows of x with its own weight."""
+    if weight.ndim == 2:
+        return linear(x, weight)
+    shared = x.reshape(len(weight), -1, x.shape[-1])
+    return (shared @ weight.mT).view(*x.shape[:-1], weight.shape[-2])
 
 
 class Adapters:
@@ -170,13 +191,14 @@ def attach(
     Raises UserError where a LoRA does not fit the UNet.
     """
     layers = {}
-    for site in _union(loras):
-        base = _linear(unet, site)
-        stack = [lora.get(site) or _nothing(base) for lora in loras]
+    for site in union(loras):
+        base = linear_at(unet, site)
+        present = next(lora[site] for lora in loras if site in lora)
+        stack = [lora.get(site) or _nothing(present) for lora in loras]
         for each in stack:
-            if each.down.shape[1] != base.in_features or each.up.shape[0] != base.out_features:
+            if each.down.shape[-1] != base.in_features or each.up.shape[-2] != base.out_features:
                 raise UserError(
-                    f"the LoRA maps {each.down.shape[1]} to {each.up.shape[0]} channels at {site}, the model "
+                    f"the LoRA maps {each.down.shape[-1]} to {each.up.shape[-2]} channels at {site}, the model "
                     f"{base.in_features} to {base.out_features}; give a LoRA trained on this model"
                 )
         layers[site] = GatedLoRA(base, stack, gates[site] if gates else None, dtype)
@@ -193,23 +215,20 @@ def export(
     down = cat_k(D_k i_k), up = cat_k(gain_k o_k U_k r_k).
     """
     merged = {}
-    for site in _union(loras):
+    for site in union(loras):
         present = [k for k, lora in enumerate(loras) if site in lora]
-        downs, ups = [], []
-        for k in present:
-            factors, gate = loras[k][site], gates[site][k] if gates else Gates()
-            up = gate.up(factors) if gate.r is None else gate.up(factors) * gate.r
-            downs.append(gate.down(factors))
-            ups.append(up if gains is None else up * gains[site][k])
+        gated = [gates[site][k].gated(loras[k][site]) if gates else loras[k][site] for k in present]
+        downs = [each.down for each in gated]
+        ups = [each.up if gains is None else each.up * gains[site][k] for k, each in zip(present, gated, strict=True)]
         merged[site] = Factors(torch.cat(downs).detach(), torch.cat(ups, dim=1).detach())
     return LoRA(merged)
 
 
-def _union(loras: Sequence[LoRA]) -> list[str]:
+def union(loras: Sequence[LoRA]) -> list[str]:
     return sorted({site for lora in loras for site in lora})
 
 
-def _linear(unet: nn.Module, site: str) -> nn.Linear:
+def linear_at(unet: nn.Module, site: str) -> nn.Linear:
     try:
         layer = unet.get_submodule(site)
     except AttributeError:
@@ -219,12 +238,12 @@ def _linear(unet: nn.Module, site: str) -> nn.Linear:
     return layer
 
 
-def _nothing(base: nn.Linear) -> Factors:
+def _nothing(like: Factors) -> Factors:
     """An adapter of rank 0: it leaves the layer alone."""
-    weight = base.weight
-    return Factors(weight.new_empty(0, base.in_features), weight.new_empty(base.out_features, 0))
+    return Factors(like.down[..., :0, :], like.up[..., :0])
 
 
 def learned_params(gates: Mapping[str, Sequence[Gates]]) -> int:
-    """How many numbers the gates hold."""
-    return sum(tensor.numel() for site in gates.values() for gate in site for tensor in gate.named().values())
+    """How many numbers the gates hold; a tensor that several sites share counts once."""
+    tensors = [tensor for site in gates.values() for gate in site for tensor in gate.named().values()]
+    return sum({id(tensor): tensor.numel() for tensor in tensors}.values())

@@ -4,6 +4,7 @@ Exit codes: 0 done, 2 a mistake of the user's (one line says what to type), 130 
 """
 
 import difflib
+import importlib
 import os
 import sys
 import traceback
@@ -20,6 +21,12 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from lorabench import config
 from lorabench.errors import UserError
 
+TASKS = {
+    "benchmark": "lorabench.pipeline",
+    "layer_probe": "lorabench.studies.layer_probe",
+    "theorem1": "lorabench.studies.theorem1",
+    "params": "lorabench.studies.params",
+}  # each has run(cfg, folder)
 UNWRITABLE = (EACCES, ENOSPC, ENOTDIR, EPERM, EROFS)
 
 
@@ -44,9 +51,9 @@ def task(cfg: DictConfig) -> None:
     """What Hydra calls, once a run of a sweep; exits itself, since Hydra adds lines of its own to an exception."""
     try:
         config.validate(cfg)
-        choices = HydraConfig.get().runtime.choices
         folder = Path(HydraConfig.get().runtime.output_dir)
-        run(cfg, choices["method"], choices["ablation"], folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        importlib.import_module(TASKS[cfg.task.name]).run(cfg, folder)
     except UserError as error:
         sys.exit(fail(str(error)))
     except KeyboardInterrupt:
@@ -66,12 +73,6 @@ def fault() -> NoReturn:
     """A fault of ours: the traceback."""
     traceback.print_exc()
     sys.exit(1)
-
-
-def run(cfg: DictConfig, method: str, ablation: str, folder: Path) -> None:
-    from lorabench.pipeline import Pipeline
-
-    Pipeline.of(cfg, method, ablation, folder).run()
 
 
 def fail(line: str) -> int:

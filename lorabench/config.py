@@ -7,12 +7,15 @@ type is its dataclass (see lorabench/method.py). Nothing heavy is imported here:
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from lorabench.errors import UserError
+
+CONF = Path(__file__).parents[1] / "conf"
 
 
 @dataclass
@@ -61,8 +64,9 @@ class ScorerSpec:
 @dataclass
 class MicroworldSpec:
     name: str = MISSING
-    subjects: list[str] = MISSING
-    styles: list[str] = MISSING
+    subjects: list[str] = MISSING  # "a+b": both in one picture
+    styles: list[str] = MISSING  # "a+b": a blend of both
+    contents: list[str] | None = MISSING  # one group of subjects, instead of `subjects`
     content_images: int = MISSING  # photos a subject's LoRA is trained on
     style_images: int = MISSING  # pictures a style's LoRA is trained on
     references: int = MISSING  # other images of each, for scoring
@@ -72,8 +76,22 @@ class MicroworldSpec:
 class DreamBoothStyleDropSpec:
     name: str = MISSING
     root: str = MISSING  # holds dreambooth/dataset and styledrop/data
-    subjects: list[str] = MISSING
+    subjects: list[str] = MISSING  # as in MicroworldSpec, like the next two
     styles: list[str] = MISSING
+    contents: list[str] | None = MISSING
+
+
+@dataclass
+class MergeSpec:
+    """How merges are made, whatever the method.
+
+    concepts: of several subjects or styles, "joint" merges all LoRAs at once, "uniform" averages the merges of each
+        subject with each style, as DuoLoRA does with several concepts.
+    pairs_per_batch: pairs trained side by side in one batch; changes the speed, not the result.
+    """
+
+    concepts: str = MISSING
+    pairs_per_batch: int = MISSING
 
 
 @dataclass
@@ -94,6 +112,25 @@ class LoggerSpec:
 
 
 @dataclass
+class TaskSpec:
+    """What a command does; folder: of its results, under output/name."""
+
+    name: str = MISSING
+    folder: str = MISSING
+
+
+@dataclass
+class ParamsTask(TaskSpec):
+    ranks: dict[str, int] = MISSING  # of both LoRAs, by model
+
+
+@dataclass
+class LayerProbeTask(TaskSpec):
+    scale: float = MISSING  # strength of a LoRA in the layers probed
+    by: list[str] = MISSING  # "block", "layer" (a transformer block)
+
+
+@dataclass
 class Config:
     """The root; groups are typed by their own schemas."""
 
@@ -103,6 +140,7 @@ class Config:
     store: str = MISSING
     mode: str = MISSING
     prompts: PromptSpec = field(default_factory=PromptSpec)
+    merge: MergeSpec = field(default_factory=MergeSpec)
     generate: GenerateSpec = field(default_factory=GenerateSpec)
     model: Any = MISSING
     scorers: Any = MISSING
@@ -111,6 +149,7 @@ class Config:
     method: Any = MISSING
     trainer: Any = MISSING
     logger: Any = MISSING
+    task: Any = MISSING
 
 
 SCHEMAS = {
@@ -120,6 +159,7 @@ SCHEMAS = {
     "lora": {"lora": LoRASpec},
     "trainer": {"trainer": TrainerSpec},
     "logger": {"logger": LoggerSpec},
+    "task": {"task": TaskSpec, "theorem1": TaskSpec, "params": ParamsTask, "layer_probe": LayerProbeTask},
 }
 
 
@@ -141,9 +181,10 @@ LEAST = {
     "betas": (0, True), "weight_decay": (0, True), "warmup": (0, True), "max_grad_norm": (0, False),
     "images": (1, True), "guidance": (1, True), "references": (1, True),
     "content_images": (1, True), "style_images": (1, True), "seed": (0, True),
-    "workers": (0, True), "threads": (1, True),
+    "workers": (0, True), "threads": (1, True), "pairs_per_batch": (1, True),
 }  # fmt: skip
 CHOICES = {
+    "merge.concepts": ("joint", "uniform"),
     "trainer.accelerator": ("cpu", "gpu", "auto"),
     "trainer.precision": ("32-true", "bf16-mixed", "16-mixed"),
     "logger.kind": ("wandb", "csv", "none"),
@@ -164,14 +205,16 @@ def validate(cfg: DictConfig) -> None:
             if value < least or (value == least and not allowed):
                 limit = f"at least {least}" if allowed else f"greater than {least}"
                 raise UserError(f"{path}={value} must be {limit}")
-        if path in CHOICES and value not in CHOICES[path]:
-            raise UserError(unknown(path, str(value), CHOICES[path]))
-    for group in ("subjects", "styles"):
-        names = values["dataset"][group]
+        if path in CHOICES:
+            choose(path, value, CHOICES[path])
+    for group in ("contents", "subjects", "styles"):
+        if (names := values["dataset"][group]) is None:
+            continue
         if not names:
             raise UserError(f"dataset.{group} is empty; type dataset.{group}=[a,b]")
-        if len(set(names)) < len(names):
-            raise UserError(f"dataset.{group} names something twice: {', '.join(names)}; name each once")
+        for together in (names, *(name.split("+") for name in names)):
+            if len(set(together)) < len(together):
+                raise UserError(f"dataset.{group} names something twice: {', '.join(together)}; name each once")
     if values["prompts"]["content_token"] == values["prompts"]["style_token"]:
         raise UserError("prompts.content_token and prompts.style_token must differ")
 
@@ -186,6 +229,12 @@ def leaves(value: Any, path: str = "") -> Iterable[tuple[str, Any]]:
             yield from leaves(child, path)
     else:
         yield path, value
+
+
+def choose(key: str, value: str, options: Iterable[str]) -> None:
+    """UserError unless the value of a key is one of the options."""
+    if value not in (options := list(options)):
+        raise UserError(unknown(key, value, options))
 
 
 def unknown(key: str, value: str, options: Iterable[str]) -> str:

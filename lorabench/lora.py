@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -24,6 +25,7 @@ class Factors:
 
     down: [rank, in], called A (lora_A) in peft.
     up: [out, rank], called B (lora_B); the file's alpha / rank is folded in.
+    Factors of several pairs have a leading axis [pairs].
     """
 
     down: Tensor
@@ -31,7 +33,16 @@ class Factors:
 
     @property
     def rank(self) -> int:
-        return self.down.shape[0]
+        return self.down.shape[-2]
+
+    def svd(self) -> Factors:
+        """The same update as orthonormal U [out, rank] and diag(s) V^T [rank, in], s falling; no dense update.
+
+        Unlike the trained factors, which any invertible matrix between them changes, these belong to the update.
+        """
+        q, s = torch.linalg.qr(self.up.float()), torch.linalg.qr(self.down.float().mT)
+        u, values, vt = torch.linalg.svd(q.R @ s.R.mT, full_matrices=False)
+        return Factors((values[:, None] * vt @ s.Q.mT).to(self.down), (q.Q @ u).to(self.up))
 
 
 class LoRA(Mapping[str, Factors]):
@@ -57,6 +68,27 @@ class LoRA(Mapping[str, Factors]):
     def rank(self) -> int:
         """The highest rank of any site."""
         return max(factors.rank for factors in self._factors.values())
+
+    def svd(self) -> LoRA:
+        """The same updates in the basis of their singular value decompositions."""
+        return LoRA({site: factors.svd() for site, factors in self.items()})
+
+    @staticmethod
+    def stack(loras: Sequence[LoRA]) -> LoRA:
+        """LoRAs of the same shapes as one with a leading axis [pairs]."""
+        return LoRA(
+            {
+                site: Factors(
+                    torch.stack([each[site].down for each in loras]), torch.stack([each[site].up for each in loras])
+                )
+                for site in loras[0]
+            }
+        )
+
+    @property
+    def shape(self) -> dict[str, tuple[int, ...]]:
+        """What LoRAs must share to be stacked."""
+        return {site: (*each.down.shape, *each.up.shape) for site, each in self.items()}
 
     def save(self, path: Path | str, metadata: Mapping[str, str] | None = None) -> None:
         """Write the safetensors file that `pipe.load_lora_weights` reads.

@@ -2,7 +2,8 @@
 
     y[row] = W x[row] + sum_k gain_k(site, progress) * o_k . U_k ( r_k . D_k ( i_k . x[row] ) )
 
-with k = content, style, `.` elementwise, and the gates o (out), r (rank) and i (in) absent by default.
+with k = content, style (or several of each), `.` elementwise, and the gates o (out), r (rank) and i (in) absent by
+default.
 
 A new method is `lorabench/methods/foo.py` (a frozen dataclass: its fields are the types of its settings) and
 `conf/method/foo.yaml` (their values and sources). The dataclass becomes the schema of the yaml by being there.
@@ -12,24 +13,25 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lorabench.config import CONF, LoRASpec
+from lorabench.data.pairs import Role
 from lorabench.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lorabench.adapters import Gates
+    from lorabench.adapters import AllGates
+    from lorabench.lora import LoRA
     from lorabench.passes import MergeStep
 
-CONF = Path(__file__).parents[1] / "conf"
 _METHODS: dict[str, type[Method]] = {}
 
 
@@ -51,6 +53,7 @@ class Site:
 
     name: module path, "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q".
     ranks: rank of each adapter here (0 where an adapter leaves the layer alone).
+    roles: whether each adapter is a content or a style.
     depth: 0 at the highest resolution with attention, 1 at the lowest.
     """
 
@@ -58,17 +61,25 @@ class Site:
     in_features: int
     out_features: int
     ranks: tuple[int, ...]
+    roles: tuple[Role, ...]
     depth: float
+
+    def of(self, role: Role) -> list[int]:
+        """Which adapters have this role."""
+        return [k for k, each in enumerate(self.roles) if each == role]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """The naive sum; adapters come in the order (content, style).
+    """The naive sum; adapters come in the order contents, styles.
 
     name: the file in lorabench/methods.
     paper: what the publication reports, shown beside our numbers.
-    fit: how the gates are learned; None for a training-free method.
+    fit: how the gates are learned; None for a method that takes no optimiser steps.
+    exports: whether a merge is one ordinary LoRA; images are then drawn with that very file.
     """
+
+    exports: ClassVar[bool] = True
 
     name: str
     paper: list[dict[str, Any]]
@@ -77,20 +88,46 @@ class Method:
     def __init_subclass__(cls) -> None:
         _METHODS[cls.__module__.rpartition(".")[2]] = cls
 
-    def gates(self, site: Site, seed: int) -> tuple[Gates, ...] | None:
-        """The gates of each adapter at a site: what they are, or, where they are learned, what they start from.
+    def lora(self, role: Role, spec: LoRASpec) -> LoRASpec:
+        """How the LoRAs of a role are trained that this method merges."""
+        return spec
+
+    def rebase(self, loras: Sequence[LoRA]) -> Sequence[LoRA]:
+        """The same updates in the factors that the gates act on."""
+        return loras
+
+    def gates(self, sites: Mapping[str, Site], seed: int) -> AllGates | None:
+        """The gates of each adapter by site: what they are, or, where they are learned, what they start from.
 
         `seed` belongs to the pair; a random draw is seeded with it and the name of the site.
         """
         return None
 
-    def loss(self, step: MergeStep, gates: Mapping[str, tuple[Gates, ...]]) -> dict[str, Tensor]:
-        """Weighted terms whose sum is minimised over the gates; called once an optimiser step."""
+    def solve(self, draw: Callable[[int, int], MergeStep], seed: int) -> AllGates | None:
+        """Gates in closed form, from what the LoRAs do on draws; of a method without `fit`.
+
+        draw(step, batch): the seeded draw number `step`, of `batch` images a concept.
+        """
+        return None
+
+    def loss(self, step: MergeStep, gates: AllGates) -> dict[str, Tensor]:
+        """Weighted terms [pairs] whose sum is minimised over the gates; called once an optimiser step.
+
+        Gates of several pairs in one batch have a leading axis [pairs]: reduce over the last axis only.
+        """
         raise NotImplementedError(f"{self.name} learns gates and so needs a loss")
 
-    def gain(self, site: str, progress: float) -> tuple[float, ...]:
+    def steps(self, images: Sequence[int]) -> int:
+        """Optimiser steps for concepts with so many training images each."""
+        return self.fit.steps if self.fit else 0
+
+    def stop(self, terms: Mapping[str, Tensor]) -> Tensor | None:
+        """Which pairs [pairs] have no further step to make after one with these terms; None goes on."""
+        return None
+
+    def gain(self, site: Site, progress: float) -> tuple[float, ...]:
         """Strength of each adapter; progress = index of the sampling step / number of steps."""
-        return (1.0, 1.0)
+        return (1.0,) * len(site.ranks)
 
 
 def methods() -> dict[str, type[Method]]:

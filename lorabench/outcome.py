@@ -6,10 +6,12 @@ The manifest is written last; its key and its list of files are what makes a run
 import json
 import platform
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lorabench import __version__
 from lorabench.config import LoggerSpec
@@ -17,6 +19,9 @@ from lorabench.data.catalogue import world_version
 from lorabench.plan import ORACLE, STAGES, Item, Plan, Row
 from lorabench.store import files_of
 from lorabench.tasks import COST_FILE, CURVES_FILE
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 PACKAGES = (
     "torch", "diffusers", "transformers", "peft", "pytorch-lightning", "hydra-core", "open_clip_torch",
@@ -48,7 +53,7 @@ class Outcome:
         from lorabench.report import write_report
 
         (self.path / MANIFEST).unlink(missing_ok=True)
-        for part in ("images", "references", "merged"):
+        for part in ("images", "references", "merged", "figures"):
             shutil.rmtree(self.path / part, ignore_errors=True)
         (self.path / "config.yaml").write_text(self.config)
         for row, pair in self.plan.cells():
@@ -59,6 +64,7 @@ class Outcome:
                 (self.path / "merged").mkdir(exist_ok=True)
                 shutil.copyfile(merged, self.path / "merged" / f"{pair.name}.safetensors")
         self.write_references()
+        self.write_ranks()
         self.write_scores()
         self.write_manifest(self.manifest(seconds))
         write_report(self.path)
@@ -86,11 +92,22 @@ class Outcome:
         row, pair = next(self.plan.cells())
         with Image.open(self.path / "images" / row.name / pair.name / "00.png") as image:
             size = image.width
-        for concept in self.plan.concepts():
-            folder = self.path / "references" / concept.role / concept.name
+        shown = {(role, name): pair.of(role) for pair in self.plan.pairs for role, name in pair.names.items()}
+        for (role, name), concepts in shown.items():
+            folder = self.path / "references" / role / name
             folder.mkdir(parents=True)
-            for index, reference in enumerate(concept.references):
-                reference.image(size).save(folder / f"{index}.png")
+            for index, images in enumerate(zip(*(concept.references for concept in concepts), strict=False)):
+                side_by_side([image.image(size) for image in images]).save(folder / f"{index}.png")
+
+    def write_ranks(self) -> None:
+        """The figure of effective ranks along the network, of the chosen method's merges."""
+        from lorabench.report.ranks import write_ranks
+
+        chosen, first = self.plan.rows[-1], self.plan.pairs[0]
+        if chosen.is_method and all(pair.roles == first.roles for pair in self.plan.pairs):
+            merges = {pair.name: self.plan.path(self.plan.merge(chosen, pair)) for pair in self.plan.pairs}
+            ranks = {name: json.loads((path / "merge.json").read_text())["ranks"] for name, path in merges.items()}
+            write_ranks(self.path, ranks, list(first.roles))
 
     def write_scores(self) -> None:
         """scores.parquet: the stored rows of every row and pair, with what they belong to."""
@@ -166,6 +183,19 @@ class Outcome:
 def versions() -> dict[str, str]:
     ours = {"lorabench": __version__, "python": platform.python_version()}
     return ours | {package: metadata.version(package) for package in PACKAGES}
+
+
+def side_by_side(images: "Sequence[Image]") -> "Image":
+    """One picture of the same size: the image itself, or several in a square grid."""
+    from PIL import Image
+
+    edge, width = ceil(len(images) ** 0.5), images[0].width
+    if edge == 1:
+        return images[0]
+    sheet, cell = Image.new("RGB", images[0].size, "white"), width // edge
+    for index, image in enumerate(images):
+        sheet.paste(image.resize((cell, cell), Image.Resampling.LANCZOS), (index % edge * cell, index // edge * cell))
+    return sheet
 
 
 def copy(source: Path, target: Path, pattern: str) -> None:

@@ -6,14 +6,17 @@ Stopped at any moment, the same command goes on from what is stored.
 
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from lorabench.config import LoggerSpec
+from lorabench import method as methods
 from lorabench.data.catalogue import load_pairs
 from lorabench.data.pairs import Prompts
 from lorabench.loggers.views import View, open_view
@@ -28,81 +31,85 @@ REPORT_COST = 300.0  # as Item.cost
 Stages = dict[str, list[Item]]
 
 
-@dataclass(frozen=True)
-class Pipeline:
-    """One run: its plan, where it goes and how it is shown."""
+def plan_of(cfg: DictConfig, rows: list[Row] | None = None) -> Plan:
+    """The plan of a composed config, of the given rows or of the configured method between the frame rows.
 
-    plan: Plan
-    outcome: Outcome
-    logger: LoggerSpec
+    Raises UserError for every mistake that can be seen beforehand.
+    """
+    store = Store(Path(cfg.store))
+    store.root.mkdir(parents=True, exist_ok=True)
+    model, scorers = sdxl_folder(cfg.model.path), scorer_folder(cfg.scorers.path)
+    typed: Any = {name: OmegaConf.to_object(cfg[name]) for name in ("dataset", "lora", "generate", "merge", "trainer")}
+    pairs = load_pairs(typed["dataset"], Prompts(**cfg.prompts))
+    if rows is None:
+        choices = HydraConfig.get().runtime.choices
+        settings = asdict(methods.build(cfg.method))
+        rows = frame_rows(Row(choices["method"], choices["ablation"], settings), typed["dataset"], pairs)
+    return Plan(
+        store=store,
+        pairs=pairs,
+        rows=rows,
+        dataset=typed["dataset"],
+        model=model,
+        model_name=cfg.model.name,
+        scorers=scorers,
+        weights=store.digest(model),
+        scorers_digest=store.digest(scorers),
+        lora=typed["lora"],
+        generation=typed["generate"],
+        merging=typed["merge"],
+        trainer=typed["trainer"],
+        seed=cfg.seed,
+    )
 
-    @classmethod
-    def of(cls, cfg: DictConfig, method: str, ablation: str, folder: Path) -> "Pipeline":
-        """The run of a composed config.  Raises UserError for every mistake that can be seen beforehand."""
-        store = Store(Path(cfg.store))
-        folder.mkdir(parents=True, exist_ok=True)
-        store.root.mkdir(parents=True, exist_ok=True)
-        model, scorers = sdxl_folder(cfg.model.path), scorer_folder(cfg.scorers.path)
-        typed: Any = {name: OmegaConf.to_object(cfg[name]) for name in ("dataset", "lora", "generate", "trainer")}
-        settings: Any = OmegaConf.to_container(cfg.method, resolve=True)
-        chosen = Row(method, ablation, settings)
-        plan = Plan(
-            store=store,
-            pairs=load_pairs(typed["dataset"], Prompts(**cfg.prompts)),
-            rows=frame_rows(chosen, typed["dataset"]),
-            dataset=typed["dataset"],
-            model=model,
-            model_name=cfg.model.name,
-            scorers=scorers,
-            weights=store.digest(model),
-            scorers_digest=store.digest(scorers),
-            lora=typed["lora"],
-            generation=typed["generate"],
-            trainer=typed["trainer"],
-            seed=cfg.seed,
-        )
-        logger: Any = OmegaConf.to_object(cfg.logger)
-        return cls(plan, Outcome(folder, plan, OmegaConf.to_yaml(cfg, resolve=True)), logger)
 
-    def run(self) -> None:
-        """Make what is missing, write the run folder and print the table."""
-        if not self.outcome.is_done(self.logger):
-            start = time.perf_counter()
-            stages = {stage: self.plan.items(stage) for stage in STAGES}
-            missing = {stage: [item for item in items if not self.find(item)] for stage, items in stages.items()}
-            view = open_view(self.logger, self.outcome.path)
-            with Bar(sum(item.cost for items in missing.values() for item in items)) as bar:
-                self.make(stages, missing, view, bar)
-                bar.start("report", [])
-                self.outcome.assemble(time.perf_counter() - start)
-                view.finish(self.outcome.captions())
-                self.outcome.seal(self.logger)
-                bar.finish()
-        print(self.outcome.table())
-        print(self.outcome.path / "report.html")
+def run(cfg: DictConfig, folder: Path) -> None:
+    """The whole benchmark of the configured method into its run folder; prints the table."""
+    plan = plan_of(cfg)
+    outcome, logger = Outcome(folder, plan, OmegaConf.to_yaml(cfg, resolve=True)), OmegaConf.to_object(cfg.logger)
+    if not outcome.is_done(logger):
+        start = time.perf_counter()
+        view = open_view(logger, outcome.path)
+        make(plan, {stage: plan.items(stage) for stage in STAGES}, partial(show, outcome, view), REPORT_COST)
+        outcome.assemble(time.perf_counter() - start)
+        view.finish(outcome.captions())
+        outcome.seal(logger)
+    print(outcome.table())
+    print(outcome.path / "report.html")
 
-    def make(self, stages: Stages, missing: Stages, view: View, bar: "Bar") -> None:
-        """Everything that the store lacks, stage by stage."""
-        trainer = self.plan.trainer
-        with Pool(trainer.workers, trainer.threads) as pool:
-            for stage, items in stages.items():
-                lacking = missing[stage]
-                for item in items:
-                    if item not in lacking:
-                        self.show(view, item)
-                if lacking:
-                    bar.start(stage, lacking)
-                for index in pool.run([Make(self.plan.store, item) for item in lacking], bar.advance):
-                    bar.complete(index)
-                    self.show(view, lacking[index])
 
-    def find(self, item: Item) -> Path | None:
-        return self.plan.store.find(item.stage, item.parts)
+def make(plan: Plan, stages: Stages, show: Callable[[Item], None] | None = None, extra: float = 0.0) -> None:
+    """Everything that the store lacks, stage by stage, with one progress bar.
 
-    def show(self, view: View, item: Item) -> None:
-        curves = self.outcome.curves(item)
-        if curves:
-            view.curves(item.stage, item.name, curves)
+    show: told of each item that is there.  extra: of the bar, work that follows.
+    """
+    jobs = {stage: plan.jobs(stage, [i for i in items if not found(plan, i)]) for stage, items in stages.items()}
+    cost = sum(job.cost for made in jobs.values() for job in made)
+    with Bar(cost + extra) as bar, Pool(plan.trainer.workers, plan.trainer.threads) as pool:
+        for stage, items in stages.items():
+            lacking = {item.key for job in jobs[stage] for item in job.items}
+            for item in items:
+                if show and item.key not in lacking:
+                    show(item)
+            if jobs[stage]:
+                bar.start(stage, jobs[stage])
+            for index in pool.run(jobs[stage], bar.advance):
+                bar.complete(index)
+                for item in jobs[stage][index].items:
+                    if show:
+                        show(item)
+        bar.start("report", [])
+        bar.finish()
+
+
+def found(plan: Plan, item: Item) -> Path | None:
+    return plan.store.find(item.stage, item.parts)
+
+
+def show(outcome: Outcome, view: View, item: Item) -> None:
+    curves = outcome.curves(item)
+    if curves:
+        view.curves(item.stage, item.name, curves)
 
 
 class Bar:
@@ -112,8 +119,8 @@ class Bar:
         layout = "{desc:<18} {percentage:3.0f}% |{bar:30}| {elapsed}, {remaining} left"
         self.live = sys.stderr.isatty()
         every = 0.2 if self.live else 10  # seconds: a log file is not a screen
-        self.bar = tqdm(total=work + REPORT_COST, bar_format=layout, smoothing=0.05, mininterval=every)
-        self.items: list[Item] = []
+        self.bar = tqdm(total=work, bar_format=layout, smoothing=0.05, mininterval=every)
+        self.jobs: list[Make] = []
         self.done: dict[int, float] = {}
 
     def __enter__(self) -> "Bar":
@@ -122,19 +129,19 @@ class Bar:
     def __exit__(self, *_: object) -> None:
         self.bar.close()
 
-    def start(self, stage: str, items: list[Item]) -> None:
-        """Items of the next stage, to be named by their index from now on."""
-        self.stage, self.items, self.done, self.finished = stage, items, {}, 0
+    def start(self, stage: str, jobs: list[Make]) -> None:
+        """Jobs of the next stage, to be named by their index from now on."""
+        self.stage, self.jobs, self.done, self.finished = stage, jobs, {}, 0
         self.describe()
 
     def advance(self, index: int, steps: int) -> None:
-        item = self.items[index]
-        share = item.cost * min(steps / max(item.steps, 1), 1.0)
+        job = self.jobs[index]
+        share = job.cost * min(steps / max(job.steps, 1), 1.0)
         self.bar.update(share - self.done.get(index, 0.0))
         self.done[index] = share
 
     def complete(self, index: int) -> None:
-        self.advance(index, max(self.items[index].steps, 1))
+        self.advance(index, max(self.jobs[index].steps, 1))
         self.finished += 1
         self.describe()
 
@@ -142,5 +149,5 @@ class Bar:
         self.bar.update(self.bar.total - self.bar.n)
 
     def describe(self) -> None:
-        count = f" {self.finished}/{len(self.items)}" if self.items else ""
+        count = f" {self.finished}/{len(self.jobs)}" if self.jobs else ""
         self.bar.set_description_str(f"{self.stage}{count}", refresh=self.live)

@@ -7,8 +7,9 @@ whole plan is known, and a finished run recognised, before anything heavy is imp
 import ast
 import hashlib
 import inspect
+import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -16,19 +17,20 @@ from typing import Any
 
 from lorabench import method as methods
 from lorabench import tasks
-from lorabench.config import DreamBoothStyleDropSpec, GenerateSpec, LoRASpec, MicroworldSpec, TrainerSpec
+from lorabench.config import DreamBoothStyleDropSpec, GenerateSpec, LoRASpec, MergeSpec, MicroworldSpec, TrainerSpec
 from lorabench.data.catalogue import world_version
-from lorabench.data.pairs import Concept, Pair
+from lorabench.data.pairs import Concept, Pair, Role
 from lorabench.seeds import seed_of
-from lorabench.store import Store, key_of
+from lorabench.store import Store, canonical, key_of
 from lorabench.workers import Progress
 
 STAGES = ("personalise", "merge", "generate", "score")
 # Raise a stage's number when its results change: what is stored under the old number is then made anew.
-VERSIONS = {"personalise": 1, "merge": 1, "generate": 1, "oracle": 1, "score": 1}
+VERSIONS = {"personalise": 1, "merge": 2, "generate": 2, "oracle": 1, "score": 1}
 
 FLOORS = ("base", "content_only", "style_only")
 ORACLE = "oracle"
+ROLES: tuple[Role, Role] = ("content", "style")
 
 
 @dataclass(frozen=True)
@@ -53,13 +55,30 @@ class Item:
 
 @dataclass(frozen=True)
 class Make:
-    """The job of a worker: an item into the store."""
+    """The job of a worker: items of a stage into the store; several of them, merges, in one batch."""
 
     store: Store
-    item: Item
+    items: tuple[Item, ...]
+
+    @property
+    def steps(self) -> int:
+        return sum(item.steps for item in self.items)
+
+    @property
+    def cost(self) -> float:
+        return sum(item.cost for item in self.items)
 
     def __call__(self, progress: Progress) -> None:
-        self.store.get_or_make(self.item.stage, self.item.parts, lambda folder: self.item.work(folder, progress))
+        first = self.items[0]
+        if len(self.items) == 1:
+            self.store.get_or_make(first.stage, first.parts, lambda folder: first.work(folder, progress))
+            return
+        merges: dict[str, Any] = {item.key: item.work for item in self.items}
+
+        def make(drafts: dict[str, Path]) -> None:
+            tasks.merge([merges[key] for key in drafts], list(drafts.values()), progress)
+
+        self.store.get_or_make_all(first.stage, [item.parts for item in self.items], make)
 
 
 @dataclass(frozen=True)
@@ -74,11 +93,20 @@ class Row:
     def is_method(self) -> bool:
         return self.name not in (*FLOORS, ORACLE)
 
+    def method(self) -> methods.Method:
+        assert self.settings is not None
+        return _method(canonical(self.settings))
+
     def slice(self) -> dict[str, Any]:
         """What of the method changes a number: its settings and its code."""
         assert self.settings is not None
         numbers = {key: value for key, value in self.settings.items() if key != "paper"}
         return {"settings": numbers, "code": code_of(self.settings["name"])}
+
+
+@cache
+def _method(settings: str) -> methods.Method:
+    return methods.build(json.loads(settings))
 
 
 @cache
@@ -108,13 +136,15 @@ class Plan:
     scorers_digest: str
     lora: LoRASpec
     generation: GenerateSpec
+    merging: MergeSpec
     trainer: TrainerSpec
     seed: int
 
     def items(self, stage: str) -> list[Item]:
         """The items of a stage, each once."""
         if stage == "personalise":
-            made = [self.personalise(concept) for concept in self.concepts()]
+            needed = [row for row in self.rows if row.settings is not None]
+            made = [self.personalise(row, concept) for concept in self.concepts() for row in needed]
         elif stage == "merge":
             made = [self.merge(row, pair) for row, pair in self.cells() if row.is_method]
         else:
@@ -127,9 +157,8 @@ class Plan:
 
     def concepts(self) -> list[Concept]:
         """Every subject and style once, subjects first."""
-        contents = {pair.content.name: pair.content for pair in self.pairs}
-        styles = {pair.style.name: pair.style for pair in self.pairs}
-        return [*contents.values(), *styles.values()]
+        found = {concept.name: concept for role in ROLES for pair in self.pairs for concept in pair.of(role)}
+        return list(found.values())
 
     def key(self) -> str:
         """What the run is, in one hash: equal keys give equal scores."""
@@ -138,42 +167,57 @@ class Plan:
     def base_parts(self) -> dict[str, Any]:
         return {"weights": self.weights, "precision": self.trainer.precision}
 
-    def personalise(self, concept: Concept) -> Item:
+    def personalise(self, row: Row, concept: Concept) -> Item:
+        """The LoRA of a concept as a method wants it trained; most want the same one."""
+        spec = row.method().lora(concept.role, self.lora)
         parts = {
-            "version": VERSIONS["personalise"], "model": self.base_parts(), "lora": asdict(self.lora),
+            "version": VERSIONS["personalise"], "model": self.base_parts(), "lora": asdict(spec),
             "concept": concept.identity(), "seed": self.seed,
         }  # fmt: skip
-        work = partial(tasks.personalise, self.model, self.trainer, concept, self.lora, self.seed)
-        return Item("personalise", concept.name, parts, work, self.lora.steps, 2.0 * self.lora.steps * self.lora.batch)
+        work = partial(tasks.personalise, self.model, self.trainer, concept, spec, self.seed)
+        return Item("personalise", concept.name, parts, work, spec.steps, 2.0 * spec.steps * spec.batch)
+
+    def loras(self, row: Row, pair: Pair) -> list[Item]:
+        return [self.personalise(row, concept) for concept in pair.concepts]
 
     def merge(self, row: Row, pair: Pair) -> Item:
-        content, style = self.personalise(pair.content), self.personalise(pair.style)
+        loras = self.loras(row, pair)
         parts = {
             "version": VERSIONS["merge"], "model": self.base_parts(), "method": row.slice(),
-            "content": content.key, "style": style.key, "prompt": pair.prompt, "seed": self.seed,
+            "loras": [lora.key for lora in loras], "prompt": pair.prompt, "seed": self.seed,
         }  # fmt: skip
-        assert row.settings is not None
-        work = partial(
-            tasks.merge, self.model, self.trainer, row.settings, self.path(content), self.path(style), pair, self.seed
-        )
-        fit = row.settings["fit"] or {"steps": 0, "batch": 0}
-        return Item("merge", pair.name, parts, work, fit["steps"], 20.0 * fit["steps"] * fit["batch"])
+        uniform = not pair.is_single and self.merging.concepts == "uniform"
+        if uniform:
+            parts["concepts"] = self.merging.concepts
+        paths = tuple(self.path(lora) for lora in loras)
+        work = tasks.Merge(self.model, self.trainer, row.settings or {}, self.merging, paths, pair, self.seed)
+        fit = row.method().fit
+        steps = fit.steps * (len(pair.couples) if uniform else 1) if fit else 0
+        rows = fit.batch * (2 if uniform else len(pair.concepts)) if fit else 0
+        return Item("merge", pair.name, parts, work, steps, 10.0 * steps * rows)
+
+    def jobs(self, stage: str, items: Sequence[Item]) -> list[Make]:
+        """The items as jobs of the workers; merges that can share a batch go together."""
+        size = self.merging.pairs_per_batch if stage == "merge" else 1
+        if size == 1 or self.merging.concepts == "uniform":
+            return [Make(self.store, (item,)) for item in items]
+        return [Make(self.store, tuple(items[start : start + size])) for start in range(0, len(items), size)]
 
     def generate(self, row: Row, pair: Pair) -> Item:
         return self.oracle(pair) if row.name == ORACLE else self.sample(row, pair)
 
     def sample(self, row: Row, pair: Pair) -> Item:
-        content, style = self.personalise(pair.content), self.personalise(pair.style)
+        loras = self.loras(row, pair)
         merged = self.merge(row, pair) if row.is_method else None
         parts = {
             "version": VERSIONS["generate"], "model": self.base_parts(), "method": row.slice(),
-            "content": content.key, "style": style.key, "merged": merged and merged.key,
+            "loras": [lora.key for lora in loras], "merged": merged and merged.key,
             "generate": asdict(self.generation), "prompt": pair.prompt, "seeds": self.seeds(pair),
         }  # fmt: skip
-        assert row.settings is not None
+        paths = tuple(self.path(lora) for lora in loras)
         work = partial(
-            tasks.generate, self.model, self.trainer, row.settings, self.path(content), self.path(style),
-            merged and self.path(merged), pair.prompt, self.seeds(pair), self.generation,
+            tasks.generate, self.model, self.trainer, row.settings, paths, merged and self.path(merged), pair,
+            self.seeds(pair), self.generation,
         )  # fmt: skip
         count = self.generation.images
         return Item("generate", f"{row.name} {pair.name}", parts, work, count, 2.0 * count * self.generation.steps)
@@ -181,22 +225,22 @@ class Plan:
     def oracle(self, pair: Pair) -> Item:
         count = self.generation.images
         parts = {
-            "version": VERSIONS["oracle"], "world": world_version(self.dataset), "content": pair.content.name,
-            "style": pair.style.name, "images": count,
+            "version": VERSIONS["oracle"], "world": world_version(self.dataset), "content": pair.content_name,
+            "style": pair.style_name, "images": count,
         }  # fmt: skip
         return Item("generate", f"{ORACLE} {pair.name}", parts, partial(tasks.oracle, pair, count), count, count)
 
     def seeds(self, pair: Pair) -> list[int]:
         """One seed an image, the same for every method."""
-        names = (pair.content.name, pair.style.name, pair.prompt)
+        names = (pair.content_name, pair.style_name, pair.prompt)
         return [seed_of("image", *names, index, self.seed) for index in range(self.generation.images)]
 
     def score(self, row: Row, pair: Pair) -> Item:
         images = self.generate(row, pair)
-        references = [[image.sha256 for image in concept.references] for concept in (pair.content, pair.style)]
+        references = [[image.sha256 for image in concept.references] for concept in pair.concepts]
         parts = {
             "version": VERSIONS["score"], "scorers": self.scorers_digest, "images": images.key, "text": pair.text,
-            "prompt": pair.prompt, "seeds": self.seeds(pair), "names": [pair.content.name, pair.style.name],
+            "prompt": pair.prompt, "seeds": self.seeds(pair), "names": [pair.content_name, pair.style_name],
             "references": references, "world": world_version(self.dataset),
         }  # fmt: skip
         work = partial(tasks.score, self.scorers, self.trainer, pair, self.path(images), self.seeds(pair))
@@ -206,8 +250,8 @@ class Plan:
         return self.store.path(item.stage, item.parts)
 
 
-def frame_rows(chosen: Row, dataset: MicroworldSpec | DreamBoothStyleDropSpec) -> list[Row]:
-    """The rows that frame the table, then the chosen method's."""
+def frame_rows(chosen: Row, dataset: MicroworldSpec | DreamBoothStyleDropSpec, pairs: Sequence[Pair]) -> list[Row]:
+    """The rows that frame the table, then the chosen method's; the oracle where the truth of every pair is known."""
     floors = [Row(name, settings=asdict(methods.load(name))) for name in FLOORS if name != chosen.name]
-    ceiling = [Row(ORACLE)] if isinstance(dataset, MicroworldSpec) else []
-    return [*floors, *ceiling, chosen]
+    known = isinstance(dataset, MicroworldSpec) and all(pair.is_single for pair in pairs)
+    return [*floors, *([Row(ORACLE)] if known else []), chosen]

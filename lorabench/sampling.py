@@ -21,6 +21,7 @@ def initial_noise(model: SDXL, seeds: Sequence[int]) -> Tensor:
     return torch.cat(draws).to(model.device)
 
 
+@torch.no_grad()
 def sample(
     model: SDXL,
     prompts: Sequence[str],

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,32 @@ class Store:
             finally:
                 shutil.rmtree(draft, ignore_errors=True)
         return path
+
+    def get_or_make_all(
+        self, stage: str, wanted: Sequence[Mapping[str, Any]], make: Callable[[dict[str, Path]], None]
+    ) -> None:
+        """Several artifacts of a stage by one `make({key: empty folder})` of those that are not there.
+
+        Their locks are taken in the order of the keys, so that two processes never wait for each other.
+        """
+        rest = sorted(wanted, key=lambda parts: key_of(stage, parts))
+
+        def enter(index: int, drafts: dict[str, Path]) -> None:
+            if index == len(rest):
+                if drafts:
+                    make(drafts)
+                return
+            lacking: list[Path] = []
+
+            def hold(folder: Path) -> None:
+                lacking.append(folder)
+                enter(index + 1, drafts | {key_of(stage, rest[index]): folder})
+
+            self.get_or_make(stage, rest[index], hold)
+            if not lacking:
+                enter(index + 1, drafts)
+
+        enter(0, {})
 
     def _lock(self, path: Path) -> FileLock:
         locks = self.root / ".locks"

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorabench.config import GenerateSpec, LoRASpec, TrainerSpec
+from lorabench.config import GenerateSpec, LoRASpec, MergeSpec, TrainerSpec
 from lorabench.data.pairs import Concept, Pair
 from lorabench.workers import Progress
 
@@ -40,42 +41,72 @@ def personalise(
     curves.write(folder)
 
 
-def merge(
-    model: Path, trainer: TrainerSpec, settings: dict[str, Any], content: Path, style: Path, pair: Pair, seed: int,
-    folder: Path, progress: Progress,
-) -> None:  # fmt: skip
-    """merged.safetensors and what the method learned, of a pair."""
+@dataclass(frozen=True)
+class Merge:
+    """The merge of one pair; loras: the folders of the LoRAs of its concepts."""
+
+    model: Path
+    trainer: TrainerSpec
+    settings: dict[str, Any]
+    spec: MergeSpec
+    loras: tuple[Path, ...]
+    pair: Pair
+    seed: int
+
+    def __call__(self, folder: Path, progress: Progress) -> None:
+        merge([self], [folder], progress)
+
+
+def merge(merges: Sequence[Merge], folders: Sequence[Path], progress: Progress) -> None:
+    """merged.safetensors and what the method learned, of each pair; several go through one batch."""
     from lorabench.lora import LoRA
     from lorabench.method import build
-    from lorabench.stages.merge import merge
+    from lorabench.stages.merge import MergeItem, merge, merge_pairs
 
-    base = load_model(model, trainer.accelerator)
-    subject, look = (LoRA.load(path / "lora.safetensors") for path in (content, style))
-    with cost(folder, trainer) as costs:
-        result = merge(base, build(settings), subject, look, pair, seed, trainer, progress)
+    first = merges[0]
+    base, method = load_model(first.model, first.trainer.accelerator), build(first.settings)
+    items = [
+        MergeItem(tuple(LoRA.load(path / "lora.safetensors") for path in each.loras), each.pair) for each in merges
+    ]
+    costs: dict[str, Any] = {}
+    with measured(costs, first.trainer):
+        if len(items) == 1:
+            results = [merge(base, method, items[0], first.seed, first.trainer, first.spec.concepts, progress)]
+        else:
+            results = merge_pairs(base, method, items, first.seed, first.trainer, progress)
+    costs["seconds"] /= len(items)
+    for result, folder in zip(results, folders, strict=True):
         result.save(folder)
-        costs["learned_parameters"] = result.learned_params
-    (folder / CURVES_FILE).write_text(json.dumps(result.losses))
+        (folder / CURVES_FILE).write_text(json.dumps(result.losses))
+        (folder / COST_FILE).write_text(json.dumps(costs | {"learned_parameters": result.learned_params}))
 
 
 def generate(
-    model: Path, trainer: TrainerSpec, settings: dict[str, Any], content: Path, style: Path, merged: Path | None,
-    prompt: str, seeds: list[int], spec: GenerateSpec, folder: Path, progress: Progress,
+    model: Path, trainer: TrainerSpec, settings: dict[str, Any], loras: tuple[Path, ...], merged: Path | None,
+    pair: Pair, seeds: list[int], spec: GenerateSpec, folder: Path, progress: Progress,
 ) -> None:  # fmt: skip
-    """<index>.png, one a seed."""
+    """<index>.png, one a seed: with the merged LoRA where the method makes one, else with all LoRAs at their gains."""
     from PIL import Image
 
     from lorabench.lora import LoRA
     from lorabench.method import build
     from lorabench.stages.generate import generate
-    from lorabench.stages.merge import MergeResult
+    from lorabench.stages.merge import MergeResult, live_sites
 
-    base = load_model(model, trainer.accelerator)
-    loras = [LoRA.load(path / "lora.safetensors") for path in (content, style)]
-    gates = MergeResult.load(merged).gates if merged else None
+    base, method, prompts = load_model(model, trainer.accelerator), build(settings), [pair.prompt] * len(seeds)
+    result = MergeResult.load(merged) if merged else None
     with cost(folder, trainer):
-        prompts = [prompt] * len(seeds)
-        images = generate(base, build(settings), loras, gates, prompts, seeds, spec, trainer, progress)
+        if result is not None and method.exports:
+            images = generate(base, [result.lora], prompts, seeds, spec, trainer, progress=progress)
+        else:
+            own = method.rebase([LoRA.load(path / "lora.safetensors") for path in loras])
+            sites = live_sites(base, own, pair.roles)
+
+            def gain(site: str, at: float) -> tuple[float, ...]:
+                return method.gain(sites[site], at)
+
+            gates = result.gates if result is not None else None
+            images = generate(base, own, prompts, seeds, spec, trainer, gates, gain, progress)
     for index, image in enumerate(images):
         Image.fromarray(image).save(folder / f"{index:02d}.png")
 
@@ -146,17 +177,24 @@ def quiet() -> None:
 
 
 @contextmanager
-def cost(folder: Path, trainer: TrainerSpec) -> Iterator[dict[str, Any]]:
-    """Write cost.json: seconds of the block, peak GPU memory in bytes, and what the block adds."""
+def cost(folder: Path, trainer: TrainerSpec) -> Iterator[None]:
+    """Write cost.json of the block."""
+    costs: dict[str, Any] = {}
+    with measured(costs, trainer):
+        yield
+    (folder / COST_FILE).write_text(json.dumps(costs))
+
+
+@contextmanager
+def measured(costs: dict[str, Any], trainer: TrainerSpec) -> Iterator[None]:
+    """Note seconds of the block and peak GPU memory in bytes."""
     import torch
 
     on_gpu = device_name(trainer.accelerator) == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    costs: dict[str, Any] = {}
     start = time.perf_counter()
-    yield costs
+    yield
     costs["seconds"] = time.perf_counter() - start
     if on_gpu:
         costs["peak_gpu_bytes"] = torch.cuda.max_memory_allocated()
-    (folder / COST_FILE).write_text(json.dumps(costs))

@@ -15,6 +15,7 @@ from tiny_scorers import write_scorer
 
 from lorabench.config import GenerateSpec, LoRASpec, TrainerSpec
 from lorabench.data.pairs import Concept, Pair, Prompts, Reference
+from lorabench.data.pairs import pair as make_pair
 from lorabench.lora import Factors, LoRA
 from lorabench.metrics.load import KINDS
 from lorabench.micro.architecture import build_pipeline, build_text_encoders, build_unet, build_vae
@@ -76,7 +77,7 @@ def pair() -> Pair:
     pictures = [reference(word, prompts.style(word), colour) for word, colour in (("boat", "blue"), ("tree", "teal"))]
     content = Concept("mug_1", "content", "mug", tuple(photos), tuple(photos))
     style = Concept("halftone_1", "style", "halftone style", tuple(pictures), tuple(pictures))
-    return Pair(content, style, prompts.merged("mug"), "a mug in halftone style")
+    return make_pair((content,), (style,), prompts)
 
 
 def reference(word: str, prompt: str, colour: str) -> Reference:

@@ -17,7 +17,7 @@ from lorabench.data.pairs import Prompts, square
 from lorabench.errors import UserError
 
 PHOTOS = Path(__file__).parents[2] / "shared" / "data"
-WORLD = MicroworldSpec("microworld", ["mug_1", "cat_1"], ["halftone_1", "ink_1"], 3, 2, 2)
+WORLD = MicroworldSpec("microworld", ["mug_1", "cat_1"], ["halftone_1", "ink_1"], None, 3, 2, 2)
 PROMPTS = Prompts()
 
 
@@ -40,7 +40,7 @@ def photos(tmp_path: Path) -> Path:
 
 def spec(root: Path, subjects: list[str] | None = None, styles: list[str] | None = None) -> DreamBoothStyleDropSpec:
     subjects, styles = subjects or ["dog", "cat2"], styles or ["image_01_05"]
-    return DreamBoothStyleDropSpec("dreambooth_styledrop", str(root), subjects, styles)
+    return DreamBoothStyleDropSpec("dreambooth_styledrop", str(root), subjects, styles, None)
 
 
 def test_microworld_pairs_are_all_pairs_with_their_prompts() -> None:
@@ -51,24 +51,24 @@ def test_microworld_pairs_are_all_pairs_with_their_prompts() -> None:
     pair = pairs[0]
     assert pair.prompt == "a sks mug in szn style"
     assert pair.text == "a mug in halftone style"
-    assert {image.prompt for image in pair.content.images} == {"a sks mug"}
-    assert all(image.prompt == f"a {image.word} in szn style" for image in pair.style.images)
-    assert len(pair.content.images) == 3
-    assert len(pair.style.references) == 2
-    everything = [*pair.content.images, *pair.content.references, *pair.style.images, *pair.style.references]
+    assert {image.prompt for image in pair.contents[0].images} == {"a sks mug"}
+    assert all(image.prompt == f"a {image.word} in szn style" for image in pair.styles[0].images)
+    assert len(pair.contents[0].images) == 3
+    assert len(pair.styles[0].references) == 2
+    everything = [image for concept in pair.concepts for image in (*concept.images, *concept.references)]
     assert len({image.sha256 for image in everything}) == len(everything)
 
 
 def test_a_concept_does_not_depend_on_the_rest_of_the_run() -> None:
-    alone = load_pairs(MicroworldSpec("microworld", ["cat_1"], ["ink_1"], 3, 2, 2), PROMPTS)[0]
+    alone = load_pairs(MicroworldSpec("microworld", ["cat_1"], ["ink_1"], None, 3, 2, 2), PROMPTS)[0]
     among = load_pairs(WORLD, PROMPTS)[3]
-    assert alone.content.identity() == among.content.identity()
-    assert alone.style.identity() == among.style.identity()
+    assert alone.contents[0].identity() == among.contents[0].identity()
+    assert alone.styles[0].identity() == among.styles[0].identity()
 
 
 def test_microworld_images_are_the_same_in_another_process() -> None:
     pair = load_pairs(WORLD, PROMPTS)[1]
-    for reference in (pair.content.images[0], pair.style.images[1]):
+    for reference in (pair.contents[0].images[0], pair.styles[0].images[1]):
         again = pickle.loads(pickle.dumps(reference))
         assert np.array_equal(np.asarray(reference.image(64)), np.asarray(again.image(64)))
         assert reference.image(64).size == (64, 64)
@@ -91,8 +91,8 @@ def test_photographs_in_the_public_layouts(photos: Path) -> None:
     assert [pair.name for pair in pairs] == ["dog+image_01_05", "cat2+image_01_05"]
     assert pairs[1].prompt == "a sks cat in szn style"
     assert pairs[1].text == "a cat in oil painting style"
-    assert pairs[0].style.images[0].prompt == "a village in szn style"
-    assert pairs[0].content.images[0].image(16).size == (16, 16)
+    assert pairs[0].styles[0].images[0].prompt == "a village in szn style"
+    assert pairs[0].contents[0].images[0].image(16).size == (16, 16)
 
 
 def test_keys_follow_the_bytes_and_not_the_path(photos: Path, tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_unknown_names_are_told_the_nearest(photos: Path) -> None:
     with pytest.raises(UserError, match="vase is unknown"):  # in the manifest, without a folder
         load_pairs(spec(photos, subjects=["vase"]), PROMPTS)
     with pytest.raises(UserError, match="try one of mug_"):
-        load_pairs(MicroworldSpec("microworld", ["mug_9"], ["ink_1"], 1, 1, 1), PROMPTS)
+        load_pairs(MicroworldSpec("microworld", ["mug_9"], ["ink_1"], None, 1, 1, 1), PROMPTS)
 
 
 @pytest.mark.skipif(not PHOTOS.is_dir(), reason="the photographs are not here")
@@ -164,3 +164,20 @@ def test_every_photograph_of_the_real_data() -> None:
     pairs = load_pairs(spec(PHOTOS, subjects, styles), PROMPTS)
     assert len(pairs) == len(subjects) * len(styles) > 3
     assert "a dog in kid crayon drawing style" in {pair.text for pair in pairs}
+
+
+def test_several_subjects_in_one_picture_are_all_named() -> None:
+    spec = MicroworldSpec("microworld", ["duck_1"], ["ink_1", "halftone_1+gold_1"], ["mug_1", "cat_1", "car_1"], 3, 2, 2)
+    first, second = load_pairs(spec, PROMPTS)
+    assert (first.name, second.name) == ("mug_1+cat_1+car_1+ink_1", "mug_1+cat_1+car_1+halftone_1+gold_1")
+    assert first.prompt == second.prompt == "a sks mug, a sks cat and a sks car in szn style"
+    assert second.text == "a mug, a cat and a car in halftone style and gold style"
+    assert first.roles == ("content", "content", "content", "style")
+    assert [couple.name for couple in first.couples] == ["mug_1+ink_1", "cat_1+ink_1", "car_1+ink_1"]
+    assert first.couples[0].prompt == "a sks mug in szn style" and not first.is_single
+    assert len(second.couples) == 6 and first.couples[0].is_single and not first.couples[0].couples
+
+
+def test_two_subjects_of_one_class_cannot_be_told_apart() -> None:
+    with pytest.raises(UserError, match="two subjects called 'mug'"):
+        load_pairs(MicroworldSpec("microworld", ["mug_1+mug_2"], ["ink_1"], None, 1, 1, 1), PROMPTS)

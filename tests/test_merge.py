@@ -1,38 +1,79 @@
 """Stage 2: gradients reach the gates and nothing else, rows do not see one another, results come back from disk."""
 
+from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
-from conftest import CPU
+from conftest import CPU, random_lora
 
 from lorabench.adapters import attach
-from lorabench.method import load
-from lorabench.passes import CONTENT, MERGED, STYLE, MergeStep
-from lorabench.stages.merge import MergeResult, Merging, initial_gates, live_sites, merge
+from lorabench.data.pairs import Pair, Prompts
+from lorabench.data.pairs import pair as make_pair
+from lorabench.lora import LoRA
+from lorabench.method import Method, load
+from lorabench.passes import MergeStep
+from lorabench.stages.learn import Merging
+from lorabench.stages.merge import MergeItem, MergeResult, live_sites, merge, merge_pairs
 
 SHORT = {"steps": 2, "lr": 0.01, "batch": 2}
 
 
-def short(name: str, ablation: str = "none") -> Any:
-    return load(name, ablation, fit=SHORT)
+def short(name: str, ablation: str = "none", **overrides: Any) -> Any:
+    return load(name, ablation, fit=SHORT, **overrides)
 
 
-def merging(model, loras, pair, method) -> Merging:
-    adapters = attach(model.unet, loras)
-    sites = live_sites(model, adapters)
-    gates = initial_gates(method, sites, 0)
-    assert gates is not None
-    return Merging(model, adapters, sites, method, gates, pair, 0)
+def merging(model, loras, pair: Pair, method: Method, seed: int = 0) -> Merging:
+    rebased = method.rebase(loras)
+    sites = live_sites(model, rebased, pair.roles)
+    start = method.gates(sites, seed)
+    assert start is not None
+    return Merging(model, attach(model.unet, rebased), sites, method, [start], [pair], [seed])
+
+
+def merged(model, method: Method, loras, pair: Pair, seed: int = 0, **options: Any) -> MergeResult:
+    return merge(model, method, MergeItem(tuple(loras), pair), seed, CPU, **options)
+
+
+def recoloured(pair: Pair, name: str) -> Pair:
+    """Another pair of the same shape."""
+    content = replace(pair.contents[0], name=name, images=pair.styles[0].images)
+    return replace(pair, contents=(content,))
+
+
+@pytest.fixture
+def trio(pair: Pair) -> Pair:
+    """Two subjects in one style."""
+    cat = replace(pair.contents[0], name="cat_1", word="cat", images=pair.contents[0].images[:1])
+    return make_pair((pair.contents[0], cat), pair.styles, Prompts())
+
+
+@pytest.fixture
+def three(model, loras) -> tuple[LoRA, ...]:
+    return loras[0], random_lora(model, 4, "cat"), loras[1]
 
 
 def test_gradients_reach_the_gates_and_nothing_else(model, loras, pair) -> None:
     for name in ("ziplora", "ziprank", "duolora"):
         module = merging(model, loras, pair, short(name))
-        module.loss(0)["style"].backward()
+        module.loss(0)["style"].sum().backward()
         assert all(gate.grad is not None and gate.grad.abs().sum() > 0 for gate in module.learned)
         parameters = list(model.unet.parameters())
         assert len(parameters) > 0 and all(parameter.grad is None for parameter in parameters)
         module.adapters.detach()
+
+
+def test_gates_of_switched_off_adapters_get_no_gradient(model, loras, pair) -> None:
+    module = merging(model, loras, pair, short("duolora"))
+    step = module.draw(0)
+    rows = torch.tensor([[1.0, 0.0]] * len(step.t))
+    module.adapters.rows(rows, gated=True)
+    model.predict(step.images[0].x, step.t, step.images[0].prompt).square().sum().backward()
+    for content, style in module.gates.values():
+        assert content.only().grad.abs().sum() > 0 and not style.only().grad.any()
+    module.adapters.detach()
+    for predictions in (step.teachers(), step.alone(step.images, [(0,), (1,)])):
+        assert not any(prediction.requires_grad for prediction in predictions)
 
 
 def test_teachers_are_each_lora_alone(model, loras, pair) -> None:
@@ -40,7 +81,7 @@ def test_teachers_are_each_lora_alone(model, loras, pair) -> None:
     step: MergeStep = module.draw(0)
     e_c, e_s = step.teachers()
     module.adapters.detach()
-    for lora, noised, expected in ((loras[0], step.content, e_c), (loras[1], step.style, e_s)):
+    for lora, noised, expected in ((loras[0], step.images[0], e_c), (loras[1], step.images[1], e_s)):
         with attach(model.unet, [lora]):
             torch.testing.assert_close(model.predict(noised.x, step.t, noised.prompt), expected, rtol=1e-4, atol=1e-5)
 
@@ -48,14 +89,14 @@ def test_teachers_are_each_lora_alone(model, loras, pair) -> None:
 def test_predictions_do_not_depend_on_what_shares_the_forward(model, loras, pair) -> None:
     module = merging(model, loras, pair, short("duolora"))
     step = module.draw(0)
-    together = step.merged(step.content, step.style, step.content.under(step.both))
-    alone = [step.merged(noised)[0] for noised in (step.content, step.style, step.content.under(step.both))]
-    for left, right in zip(together, alone, strict=True):
-        torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-5)
-    for gains in (CONTENT, STYLE, MERGED):
+    inputs = (*step.images, step.images[0].under(step.both))
+    together = step.merged(*inputs)
+    for left, noised in zip(together, inputs, strict=True):
+        torch.testing.assert_close(left, step.merged(noised)[0], rtol=1e-5, atol=1e-5)
+    for gains in ((1.0, 0.0), (0.0, 1.0), (1.0, 1.0)):
         module.adapters.rows(torch.tensor([gains]), gated=False)
-        first = model.predict(step.content.x[:1], step.t[:1], step.content.prompt.take([0]))
-        both = model.predict(step.content.x, step.t, step.content.prompt)
+        first = model.predict(step.images[0].x[:1], step.t[:1], step.images[0].prompt.take([0]))
+        both = model.predict(step.images[0].x, step.t, step.images[0].prompt)
         torch.testing.assert_close(first, both[:1], rtol=1e-5, atol=1e-5)
     module.adapters.detach()
 
@@ -65,17 +106,16 @@ def test_content_and_style_share_noise_and_timestep(model, loras, pair) -> None:
     step = module.draw(3)
     module.adapters.detach()
     alpha_bar = model.alphas_bar[step.t].view(-1, 1, 1, 1)
-    signal = [noised.x - (1 - alpha_bar).sqrt() * step.noise for noised in (step.content, step.style)]
-    for each, images in zip(signal, (module.content.latents, module.style.latents), strict=True):
-        for row in each / alpha_bar.sqrt():
-            assert min(float((row - image).abs().max()) for image in images) < 1e-2
+    for noised, images in zip(step.images, module.draws[0].concepts, strict=True):
+        for row in (noised.x - (1 - alpha_bar).sqrt() * step.noise) / alpha_bar.sqrt():
+            assert min(float((row - image).abs().max()) for image in images.latents) < 1e-2
 
 
 def test_a_merge_leaves_model_and_loras_alone_and_is_repeatable(model, loras, pair) -> None:
     weights = {name: value.clone() for name, value in model.unet.state_dict().items()}
     factors = [{site: each.up.clone() for site, each in lora.items()} for lora in loras]
     done: list[int] = []
-    result = merge(model, short("duolora"), loras[0], loras[1], pair, 0, CPU, done.append)
+    result = merged(model, short("duolora"), loras, pair, progress=done.append)
     assert done == [1, 2]
     assert set(result.losses) == {"content", "style", "style_cycle", "content_cycle", "prior"}
     assert all(len(values) == 2 for values in result.losses.values())
@@ -83,20 +123,91 @@ def test_a_merge_leaves_model_and_loras_alone_and_is_repeatable(model, loras, pa
     assert all(torch.equal(value, weights[name]) for name, value in model.unet.state_dict().items())
     for lora, before in zip(loras, factors, strict=True):
         assert all(torch.equal(lora[site].up, before[site]) for site in before)
-    merge(model, short("ziplora"), loras[0], loras[1], pair, 0, CPU)  # another item in between changes nothing
-    again = merge(model, short("duolora"), loras[0], loras[1], pair, 0, CPU)
+    merged(model, short("ziplora"), loras, pair)  # another item in between changes nothing
+    again = merged(model, short("duolora"), loras, pair)
     assert again.losses == result.losses
-    assert merge(model, short("duolora"), loras[0], loras[1], pair, 1, CPU).losses != result.losses
+    assert merged(model, short("duolora"), loras, pair, 1).losses != result.losses
+
+
+@pytest.mark.parametrize("name", ["ziplora", "ziprank", "duolora", "duolora_released"])
+def test_pairs_side_by_side_are_the_pairs_one_by_one(model, loras, pair, name) -> None:
+    """And keep being it whatever else is in the batch."""
+    method = short(name)
+    others = [random_lora(model, 3, "other"), random_lora(model, 2, "look")]
+    items = [MergeItem(tuple(loras), pair), MergeItem(tuple(others), recoloured(pair, "cup_1"))]
+    alone = [merge_pairs(model, method, [item], 0, CPU)[0] for item in items]
+    together = merge_pairs(model, method, items, 0, CPU)
+    turned = merge_pairs(model, method, items[::-1], 0, CPU)[::-1]
+    for one, *batched in zip(alone, together, turned, strict=True):
+        for result in batched:
+            assert result.learned_params == one.learned_params and result.losses.keys() == one.losses.keys()
+            for term in one.losses:
+                torch.testing.assert_close(
+                    torch.tensor(result.losses[term]), torch.tensor(one.losses[term]), rtol=1e-4, atol=1e-6
+                )
+            for site in one.lora:
+                left, right = (each.lora[site].up @ each.lora[site].down for each in (result, one))
+                torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-4)
+            for site, ranks in one.ranks.items():
+                assert result.ranks[site] == pytest.approx(ranks, rel=1e-3)
+
+
+def test_loras_of_other_shapes_get_a_batch_of_their_own(model, loras, pair) -> None:
+    method = short("ziprank")
+    wide = (random_lora(model, 5, "other"), loras[1])
+    items = [MergeItem(tuple(loras), pair), MergeItem(wide, pair), MergeItem(tuple(loras), recoloured(pair, "cup_1"))]
+    done: list[int] = []
+    results = merge_pairs(model, method, items, 0, CPU, done.append)
+    assert [result.lora.rank for result in results] == [5, 7, 5] and done == [2, 4, 5, 6]
+
+
+def test_three_adapters_are_one_merge(model, three, trio) -> None:
+    for name in ("direct", "ziplora", "duolora", "duolora_released"):
+        result = merged(model, short(name) if name != "direct" else load(name), three, trio)
+        assert result.lora.rank == 3 + 4 + 2 and all(len(ranks) == 3 for ranks in result.ranks.values())
+    assert result.learned_params == len({site.rpartition(".attn")[0] for site in three[0]}) * 2 * 9
+
+
+def test_uniform_is_the_mean_of_the_merges_of_each_content_with_the_style(model, three, trio) -> None:
+    for name in ("direct", "ziplora", "duolora"):
+        method = short(name) if name != "direct" else load(name)
+        result = merged(model, method, three, trio, concepts="uniform")
+        loras = [(three[0], three[2]), (three[1], three[2])]
+        parts = [merged(model, method, pick, couple) for pick, couple in zip(loras, trio.couples, strict=True)]
+        for site in three[0]:
+            dense = sum(part.lora[site].up @ part.lora[site].down for part in parts) / 2
+            torch.testing.assert_close(result.lora[site].up @ result.lora[site].down, dense, rtol=1e-4, atol=1e-5)
+
+
+def test_an_adapter_that_lacks_a_site_leaves_it_alone(model, loras, pair) -> None:
+    half = LoRA({site: each for i, (site, each) in enumerate(loras[0].items()) if i % 2})
+    result = merged(model, short("ziprank"), (half, loras[1]), pair)
+    bare = next(site for site in loras[0] if site not in half)
+    assert result.lora[bare].rank == 2 and result.ranks[bare][0] == 0 and set(result.lora) == set(loras[0])
+
+
+def test_a_pair_stops_by_itself(model, loras, pair) -> None:
+    few = recoloured(pair, "cup_1")
+    few = replace(few, contents=(replace(few.contents[0], images=pair.contents[0].images * 2),))
+    method = load("duolora", "early_stop", fit={"steps": 4, "lr": 0.01, "batch": 1})
+    items = [MergeItem(tuple(loras), pair), MergeItem(tuple(loras), few)]
+    results = merge_pairs(model, method, items, 0, CPU)
+    assert [len(result.losses["content"]) for result in results] == [2, 1]
+    again = merge_pairs(model, method, items[1:], 0, CPU)[0]
+    torch.testing.assert_close(torch.tensor(again.losses["content"]), torch.tensor(results[1].losses["content"]))
+    stopped = merged(model, load("ziplora", fit={"steps": 5, "lr": 0.01, "batch": 1}, stop_at=1.0), loras, pair)
+    assert len(stopped.losses["content"]) == 1
 
 
 def test_a_result_comes_back_from_disk(model, loras, pair, tmp_path) -> None:
-    for name in ("direct", "ziplora", "duolora"):
-        result = merge(model, short(name), loras[0], loras[1], pair, 0, CPU)
+    for name in ("direct", "ziplora", "duolora", "duolora_released"):
+        result = merged(model, short(name) if name != "direct" else load(name), loras, pair)
         folder = tmp_path / name
         folder.mkdir()
         result.save(folder)
         loaded = MergeResult.load(folder)
         assert loaded.losses == result.losses and loaded.learned_params == result.learned_params
+        assert loaded.ranks == result.ranks
         assert (loaded.gates is None) == (result.gates is None) == (name == "direct")
         for site in result.lora:
             assert torch.equal(loaded.lora[site].down, result.lora[site].down)
@@ -107,18 +218,19 @@ def test_a_result_comes_back_from_disk(model, loras, pair, tmp_path) -> None:
 
 
 def test_the_merged_lora_is_the_live_merge(model, loras, pair) -> None:
-    result = merge(model, short("duolora"), loras[0], loras[1], pair, 0, CPU)
+    method = short("duolora")
+    result = merged(model, method, loras, pair)
     sample, t = torch.randn(1, model.unet.config.in_channels, 16, 16), torch.tensor([500])
     prompt = model.encode_prompts([pair.prompt])
-    with attach(model.unet, loras, result.gates):
+    with attach(model.unet, method.rebase(loras), result.gates):
         live = model.predict(sample, t, prompt)
     with attach(model.unet, [result.lora]):
         torch.testing.assert_close(model.predict(sample, t, prompt), live, rtol=1e-5, atol=1e-5)
 
 
 def test_the_direct_merge_is_the_sum(model, loras, pair) -> None:
-    result = merge(model, load("direct"), loras[0], loras[1], pair, 0, CPU)
+    result = merged(model, load("direct"), loras, pair)
     assert result.gates is None and result.learned_params == 0 and result.losses == {}
-    for site, merged in result.lora.items():
+    for site, each in result.lora.items():
         total = sum(lora[site].up @ lora[site].down for lora in loras)
-        torch.testing.assert_close(merged.up @ merged.down, total)
+        torch.testing.assert_close(each.up @ each.down, total)

@@ -20,7 +20,7 @@ def same(left, right) -> bool:
 def test_trains_the_factors_and_nothing_else(model: SDXL, pair, lora_spec) -> None:
     before = {name: value.clone() for name, value in model.unet.state_dict().items()}
     done: list[int] = []
-    lora = personalise(model, pair.content, lora_spec, 0, CPU, done.append)
+    lora = personalise(model, pair.contents[0], lora_spec, 0, CPU, done.append)
     assert done == [1, 2, 3] and lora.rank == lora_spec.rank
     assert lora.sites == sorted(attention_sites(model.unet))
     assert all(factors.up.abs().sum() > 0 for factors in lora.values())
@@ -30,28 +30,28 @@ def test_trains_the_factors_and_nothing_else(model: SDXL, pair, lora_spec) -> No
 
 
 def test_draws_belong_to_the_concept_and_the_seed(model, pair, lora_spec) -> None:
-    first = personalise(model, pair.content, lora_spec, 0, CPU)
-    personalise(model, pair.style, lora_spec, 0, CPU)  # another item in between changes nothing
-    assert same(first, personalise(model, pair.content, lora_spec, 0, CPU))
-    assert not same(first, personalise(model, pair.content, lora_spec, 1, CPU))
+    first = personalise(model, pair.contents[0], lora_spec, 0, CPU)
+    personalise(model, pair.styles[0], lora_spec, 0, CPU)  # another item in between changes nothing
+    assert same(first, personalise(model, pair.contents[0], lora_spec, 0, CPU))
+    assert not same(first, personalise(model, pair.contents[0], lora_spec, 1, CPU))
 
 
 def test_alpha_over_rank_is_folded_in(model, pair, lora_spec) -> None:
     """The trained adapter at strength alpha / rank and the returned LoRA at full strength are one function."""
     start = initial(model.unet, lora_spec.rank, 0)
     with attach(model.unet, [start], dtype=torch.float32) as adapters:
-        DreamBoothLoRA(model, adapters, pair.content, lora_spec, 0)
+        DreamBoothLoRA(model, adapters, pair.contents[0], lora_spec, 0)
         assert all(
             layer.gain is not None and set(layer.gain.flatten().tolist()) == {2.0} for layer in adapters.layers.values()
         )
-    trained = personalise(model, pair.content, lora_spec, 0, CPU)
+    trained = personalise(model, pair.contents[0], lora_spec, 0, CPU)
     assert 2.0 * lora_spec.lr < max(factors.up.abs().max() for factors in trained.values())
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_the_loss_is_the_denoising_loss_of_the_models_own_target(model, pair, lora_spec, prediction_type) -> None:
     model.prediction_type = prediction_type
-    concept: Concept = replace(pair.content, images=pair.content.images[:1])
+    concept: Concept = replace(pair.contents[0], images=pair.contents[0].images[:1])
     with attach(model.unet, [initial(model.unet, 2, 0)]) as adapters:
         module = DreamBoothLoRA(model, adapters, concept, lora_spec, 0)
         module.log = lambda *_, **__: None
@@ -70,11 +70,11 @@ def test_the_loss_is_the_denoising_loss_of_the_models_own_target(model, pair, lo
 
 def test_training_lowers_the_loss(model, pair, lora_spec) -> None:
     spec = replace(lora_spec, steps=40, batch=4, rank=4)
-    trained = personalise(model, pair.content, spec, 0, CPU)
+    trained = personalise(model, pair.contents[0], spec, 0, CPU)
 
     def loss(lora) -> float:
         with attach(model.unet, [lora], dtype=torch.float32) as adapters, torch.no_grad():
-            module = DreamBoothLoRA(model, adapters, pair.content, replace(spec, alpha=spec.rank), 1)
+            module = DreamBoothLoRA(model, adapters, pair.contents[0], replace(spec, alpha=spec.rank), 1)
             module.log = lambda *_, **__: None
             return sum(float(module.training_step(step)) for step in range(8))
 

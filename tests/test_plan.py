@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from lorabench import method as methods
-from lorabench.config import GenerateSpec, LoRASpec, MicroworldSpec, TrainerSpec
+from lorabench.config import GenerateSpec, LoRASpec, MergeSpec, MicroworldSpec, TrainerSpec
 from lorabench.data.catalogue import load_pairs
 from lorabench.data.pairs import Prompts
 from lorabench.plan import STAGES, Plan, Row, frame_rows
 from lorabench.store import Store
 
-WORLD = MicroworldSpec("microworld", ["mug_1", "cat_1"], ["ink_1", "neon_1"], 2, 2, 2)
+WORLD = MicroworldSpec("microworld", ["mug_1", "cat_1"], ["ink_1", "neon_1"], None, 2, 2, 2)
+PAIRS = load_pairs(WORLD, Prompts())
 
 
 def chosen(method: str, ablation: str = "none") -> Row:
@@ -24,9 +25,9 @@ def chosen(method: str, ablation: str = "none") -> Row:
 @pytest.fixture
 def plan(tmp_path: Path, lora_spec: LoRASpec, generate_spec: GenerateSpec) -> Plan:
     return Plan(
-        store=Store(tmp_path), pairs=load_pairs(WORLD, Prompts()), rows=frame_rows(chosen("duolora"), WORLD),
+        store=Store(tmp_path), pairs=PAIRS, rows=frame_rows(chosen("duolora"), WORLD, PAIRS),
         dataset=WORLD, model=tmp_path / "model", model_name="micro", scorers=tmp_path / "scorers", weights="w",
-        scorers_digest="s", lora=lora_spec, generation=generate_spec,
+        scorers_digest="s", lora=lora_spec, generation=generate_spec, merging=MergeSpec("joint", 1),
         trainer=TrainerSpec("cpu", "32-true", 2, 1), seed=0,
     )  # fmt: skip
 
@@ -42,18 +43,18 @@ def test_subjects_and_styles_cost_a_sum_and_not_a_product(plan: Plan) -> None:
 
 
 def test_another_method_shares_the_loras_and_the_frame_rows(plan: Plan) -> None:
-    one, other = keys(plan), keys(replace(plan, rows=frame_rows(chosen("ziplora"), WORLD)))
+    one, other = keys(plan), keys(replace(plan, rows=frame_rows(chosen("ziplora"), WORLD, PAIRS)))
     assert one["personalise"] == other["personalise"]
     assert not one["merge"] & other["merge"]
     assert len(one["generate"] & other["generate"]) == len(one["score"] & other["score"]) == 4 * 4
 
 
 def test_an_ablation_changes_the_merge_and_the_papers_numbers_do_not(plan: Plan) -> None:
-    ablated = keys(replace(plan, rows=frame_rows(chosen("duolora", "no_cycle"), WORLD)))
+    ablated = keys(replace(plan, rows=frame_rows(chosen("duolora", "no_cycle"), WORLD, PAIRS)))
     assert not keys(plan)["merge"] & ablated["merge"]
     row = chosen("duolora")
     unread = Row("duolora", "none", {**(row.settings or {}), "paper": []})
-    assert keys(replace(plan, rows=frame_rows(unread, WORLD))) == keys(plan)
+    assert keys(replace(plan, rows=frame_rows(unread, WORLD, PAIRS))) == keys(plan)
 
 
 def test_what_the_key_depends_on(plan: Plan) -> None:
@@ -87,6 +88,32 @@ def test_every_method_starts_from_the_same_noise(plan: Plan) -> None:
 
 
 def test_a_frame_row_that_is_the_chosen_method_stands_once(plan: Plan) -> None:
-    rows = [row.name for row in frame_rows(chosen("base"), WORLD)]
+    rows = [row.name for row in frame_rows(chosen("base"), WORLD, PAIRS)]
     assert rows == ["content_only", "style_only", "oracle", "base"]
-    assert not replace(plan, rows=frame_rows(chosen("base"), WORLD)).items("merge")
+    assert not replace(plan, rows=frame_rows(chosen("base"), WORLD, PAIRS)).items("merge")
+
+
+def test_a_method_that_wants_its_own_lora_trains_that_one_besides(plan: Plan) -> None:
+    row = chosen("duolora", "short_content_lora")
+    short = replace(plan, rows=frame_rows(row, WORLD, PAIRS), lora=replace(plan.lora, steps=30))
+    assert [item.steps for item in short.items("personalise")] == [30, 3, 30, 3, 30, 30]
+
+
+def test_several_subjects_have_no_oracle_and_the_kind_of_merge_is_in_the_key(plan: Plan) -> None:
+    spec = replace(WORLD, contents=["mug_1", "cat_1"])
+    pairs = load_pairs(spec, Prompts())
+    rows = frame_rows(chosen("duolora"), spec, pairs)
+    assert [row.name for row in rows] == ["base", "content_only", "style_only", "duolora"]
+    joint = replace(plan, pairs=pairs, rows=rows)
+    uniform = replace(joint, merging=MergeSpec("uniform", 1))
+    assert not keys(joint)["merge"] & keys(uniform)["merge"]
+    assert keys(replace(plan, merging=MergeSpec("uniform", 1))) == keys(plan)
+    assert [item.steps for item in uniform.items("merge")] == [200, 200]
+
+
+def test_pairs_of_a_batch_are_one_job_and_keep_their_keys(plan: Plan) -> None:
+    together = replace(plan, merging=MergeSpec("joint", 3))
+    assert keys(together) == keys(plan)
+    merges = together.items("merge")
+    assert [len(job.items) for job in together.jobs("merge", merges)] == [3, 1]
+    assert [len(job.items) for job in together.jobs("score", together.items("score"))] == [1] * 20

@@ -9,85 +9,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from made_run import METRICS, PAIRS, make_run, paint
 from PIL import Image
 
 from lorabench.data import microworld as mw
 from lorabench.errors import UserError
-from lorabench.report import write_joint_report, write_report
+from lorabench.report import figures, write_joint_report, write_report
 from lorabench.report.__main__ import main
-
-PAIRS = [("mug_1", "halftone_1"), ("mug_1", "neon_1"), ("bird_1", "halftone_1"), ("bird_1", "neon_1")]
-QUALITY = {"base": 0.2, "content_only": 0.4, "style_only": 0.35, "direct": 0.5, "duolora": 0.6, "oracle": 0.9}
-METRICS = {
-    "dino/content": "dino@micro",
-    "clip_i/style": "clip@micro",
-    "clip_t": "clip@micro",
-    "subject_r1": "dino@micro",
-}
-
-
-def paint(*names: object) -> Image.Image:
-    """A flat colour that belongs to the names."""
-    colour = np.random.default_rng([ord(c) for c in repr(names)]).integers(40, 230, 3)
-    return Image.new("RGB", (64, 64), tuple(int(c) for c in colour))
-
-
-def make_run(folder: Path, method: str = "duolora", ablation: str = "none", pairs=PAIRS, images: int = 3) -> Path:
-    """A finished run as the pipeline leaves it, with made-up scores."""
-    rows = []
-    for row in ("base", "content_only", "style_only", method, "oracle"):
-        for content, style in pairs:
-            for image in range(images):
-                path = folder / "images" / row / f"{content}+{style}" / f"{image:02d}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                paint(row, content, style, image).save(path)
-                for metric, backbone in METRICS.items():
-                    # the same pair and image are hard for every row: what pairing takes out
-                    shared = np.random.default_rng([ord(c) for c in content + style + metric] + [image])
-                    own = np.random.default_rng([ord(c) for c in row + ablation + content + style + metric] + [image])
-                    for reference in range(1 if metric == "clip_t" else 2):
-                        value = QUALITY[row] + 0.1 * shared.normal() + 0.01 * own.normal() + 0.01 * reference
-                        rows.append(
-                            {
-                                "dataset": "microworld",
-                                "world": "1",
-                                "content": content,
-                                "style": style,
-                                "prompt": f"a sks {content} in szn style",
-                                "seed": 0,
-                                "image": image,
-                                "method": row,
-                                "ablation": ablation if row == method else "none",
-                                "model": "micro",
-                                "metric": metric,
-                                "backbone": backbone,
-                                "role": metric.split("/")[-1],
-                                "reference": str(reference),
-                                "value": value,
-                                "version": "1",
-                            }
-                        )
-    pd.DataFrame(rows).to_parquet(folder / "scores.parquet")
-    for role, names in zip(("content", "style"), zip(*pairs, strict=True), strict=True):
-        for name in set(names):
-            (folder / "references" / role / name).mkdir(parents=True)
-            for i in range(2):
-                paint(role, name, i).save(folder / "references" / role / name / f"{i}.png")
-    losses = {"total": list(np.geomspace(1, 0.1, 100)), "cycle": list(np.geomspace(0.3, 0.02, 100))}
-    manifest = {
-        "method": method,
-        "ablation": ablation,
-        "dataset": "microworld",
-        "model": "micro",
-        "seed": 0,
-        "costs": {"learned_parameters": 12288, "merge_seconds": 11.4, "seconds_per_image": 0.31},
-        "timings": {"personalise": 62.0, "merge": 45.6, "generate": 21.0, "score": 6.0},
-        "versions": {"lorabench": "0.1.0", "torch": "2.15.0"},
-        "losses": {f"{content}+{style}": losses for content, style in pairs},
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    (folder / "config.yaml").write_text(f"method:\n  name: {method}\nseed: 0\n")
-    return folder
 
 
 @pytest.fixture
@@ -254,3 +182,58 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="differ in world"):
         write_joint_report(runs, tmp_path / "joint")
     assert main([*map(str, runs)]) == 2
+
+
+GROUPS = [("mug_1+cat_1", "ink_1"), ("mug_1+cat_1+bicycle_3+duck_12", "ink_1+watercolor_2")]
+
+
+def test_several_subjects_in_one_picture(tmp_path: Path) -> None:
+    """Their names are long, and the world has no truth of them."""
+    folder = make_run(tmp_path / "run", pairs=GROUPS, oracle=False)
+    write_report(folder)
+    table = pd.read_csv(folder / "table.csv", index_col="method")
+    assert list(table.index) == ["base", "content_only", "style_only", "duolora"]
+    page = (folder / "report.html").read_text()
+    assert "mug_1+cat_1 in ink_1</th>" in page  # of its losses
+    assert "mug_1+<wbr>cat_1+<wbr>bicycle_3+<wbr>duck_12<span>in ink_1+<wbr>watercolor_2</span>" in page
+    assert page[page.index('id="images"') :].count('class="shot"') == len(list(folder.glob("images/*/*/*.png")))
+    with Image.open(folder / "grid.png") as grid:
+        colours = {colour for _, colour in grid.convert("RGB").getcolors(1 << 20) or []}
+    for names in (("content", GROUPS[1][0], 0), ("duolora", *GROUPS[1], 2)):
+        assert paint(*names).getpixel((0, 0)) in colours
+
+
+def test_long_names_stay_beside_the_pictures_of_the_grid() -> None:
+    assert figures.wrap("mug_1", 168, 17) == ["mug_1"]
+    for text, size in ((GROUPS[1][0], 17), (f"in {GROUPS[1][1]}", 15), ("grey_sloth_plushie+colorful_sneaker", 17)):
+        lines = figures.wrap(text, 168, size)
+        assert "".join(lines) == text
+        assert all(figures.fit(line, 168, size).getlength(line) <= 168 for line in lines)
+
+
+def test_runs_of_different_pairs_side_by_side(tmp_path: Path) -> None:
+    runs = [
+        make_run(tmp_path / "one" / "direct-none-s0", "direct"),
+        make_run(tmp_path / "one" / "duolora-none-s0", pairs=PAIRS[:1]),
+        make_run(tmp_path / "two" / "duolora-none-s0", pairs=GROUPS, oracle=False),
+        make_run(tmp_path / "two" / "ziplora-none-s0", "ziplora", pairs=GROUPS, oracle=False),
+    ]
+    write_joint_report(runs, tmp_path)
+    text = (tmp_path / "table.md").read_text()
+    assert "Mean over 2 to 6 pairs" in text and "Not all rows average over the same pairs" in text
+    assert "~" not in text  # a pair or none in common with direct: nothing to tell apart
+    page = (tmp_path / "report.html").read_text()
+    headings = re.findall("Losses of the merges: (.*?)</h2>", page)
+    twice = [f"duolora seed 0 ({name}/duolora-none-s0)" for name in ("one", "two")]
+    assert headings == ["direct seed 0", *twice, "ziplora seed 0"]
+    section = page[page.index('id="images"') :]
+    images = {path.relative_to(run).as_posix() for run in runs for path in run.glob("images/*/*/*.png")}
+    assert section.count('class="shot"') == len(images)
+
+
+def test_rows_of_the_same_pairs_need_no_warning(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / "direct", "direct"), make_run(tmp_path / "seed1", "direct", seed=1)]
+    runs.append(make_run(tmp_path / "duolora"))
+    write_joint_report(runs, tmp_path)
+    text = (tmp_path / "table.md").read_text()
+    assert "Mean over 4 pairs (12 to 24 images a row" in text and "same pairs" not in text

@@ -16,6 +16,7 @@ from lorabench.models.sdxl import SDXL
 from lorabench.models.sites import attention_sites, depths, halvings
 from lorabench.sampling import initial_noise, sample, sample_latents
 from lorabench.stages.generate import generate
+from lorabench.stages.merge import live_sites
 
 PROMPTS = ["a sks mug in szn style", "a boat"]
 
@@ -67,11 +68,11 @@ def test_images_equal_those_of_the_pipeline(model) -> None:
 
 
 def test_images_do_not_depend_on_their_batch(model, loras, generate_spec) -> None:
-    method, prompts, seeds = load("direct"), [PROMPTS[0]] * 3, [7, 8, 9]
+    prompts, seeds = [PROMPTS[0]] * 3, [7, 8, 9]
     done: list[int] = []
-    images = generate(model, method, loras, None, prompts, seeds, generate_spec, CPU, done.append)
+    images = generate(model, loras, prompts, seeds, generate_spec, CPU, progress=done.append)
     assert images.shape == (3, 64, 64, 3) and done == [2, 3]
-    alone = generate(model, method, loras, None, prompts[:1], seeds[2:], generate_spec, CPU)
+    alone = generate(model, loras, prompts[:1], seeds[2:], generate_spec, CPU)
     np.testing.assert_allclose(alone[0].astype(int), images[2].astype(int), atol=1)
 
 
@@ -79,7 +80,12 @@ def test_images_do_not_depend_on_their_batch(model, loras, generate_spec) -> Non
     ("frame", "gains"), [("base", None), ("content_only", 0), ("style_only", 1), ("direct", "both")]
 )
 def test_frames_are_the_adapters_they_name(model, loras, generate_spec, frame, gains) -> None:
-    images = generate(model, load(frame), loras, None, PROMPTS, [1, 2], generate_spec, CPU)
+    method, sites = load(frame), live_sites(model, loras, ("content", "style"))
+
+    def gain(site: str, progress: float) -> tuple[float, ...]:
+        return method.gain(sites[site], progress)
+
+    images = generate(model, loras, PROMPTS, [1, 2], generate_spec, CPU, gain=gain)
     used = {None: [], 0: loras[:1], 1: loras[1:], "both": loras}[gains]
     with attach(model.unet, used):
         expected = sample(model, PROMPTS, [1, 2], generate_spec.steps, generate_spec.guidance)

@@ -33,7 +33,7 @@ def reference(picture, word="mug"):
 def pair_of(contents, styles, factors=None):
     content = Concept("mug_1", "content", "mug", (), tuple(reference(p) for p in contents), factors and factors[0])
     style = Concept("ink_1", "style", "ink style", (), tuple(reference(p) for p in styles), factors and factors[1])
-    return Pair(content, style, "a sks mug in szn style", "a mug in ink style")
+    return Pair((content,), (style,), "a sks mug in szn style", "a mug in ink style")
 
 
 def run(scorers, images, pair, **options):

@@ -61,9 +61,9 @@ def thing(name: str, index: int) -> str:
 
 
 def oracle(pair: Pair, index: int) -> Image.Image:
-    """The truth: this subject in that style, in pose `index`."""
-    name = seed_of("oracle", pair.content.name, pair.style.name, index)
-    return render(pair.content.factors, pair.style.factors, name)
+    """The truth of a single pair: this subject in that style, in pose `index`."""
+    [content], [style] = pair.contents, pair.styles
+    return render(content.factors, style.factors, seed_of("oracle", content.name, style.name, index))
 
 
 def render(individual: mw.Subject, look: mw.Style | None, seed: int) -> Image.Image:

@@ -1,11 +1,16 @@
 """What is personalised and merged: references, concepts (a subject or a style) and pairs of them."""
 
-from collections.abc import Callable
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from PIL import Image, ImageOps
 
+from lorabench.errors import UserError
+
+JOIN = "+"  # between names of what is drawn together
 Role = Literal["content", "style"]
 
 
@@ -22,8 +27,13 @@ class Prompts:
     def style(self, word: str) -> str:
         return f"a {word} in {self.style_token} style"
 
-    def merged(self, word: str) -> str:
-        return f"a {self.content_token} {word} in {self.style_token} style"
+    def merged(self, words: Sequence[str]) -> str:
+        """Each subject by its identifier and word; the style identifier is the same for all styles and comes once.
+
+        >>> Prompts().merged(["dog"]), Prompts().merged(["dog", "cat"])
+        ('a sks dog in szn style', 'a sks dog and a sks cat in szn style')
+        """
+        return f"{listed(self.content(word) for word in words)} in {self.style_token} style"
 
 
 @dataclass(frozen=True)
@@ -74,29 +84,80 @@ class Concept:
 
 @dataclass(frozen=True)
 class Pair:
-    """A subject to be drawn in a style.
+    """A subject to be drawn in a style; or several subjects together, or in a blend of several styles.
 
-    prompt: with both identifiers, what every row generates from ("a sks dog in szn style").
+    prompt: with all identifiers, what every row generates from ("a sks dog in szn style").
     text: the same in plain words, for CLIP-T ("a dog in oil painting style").
+    couples: of several, each content with each style as a pair of its own; empty for a single pair.
     """
 
-    content: Concept
-    style: Concept
+    contents: tuple[Concept, ...]
+    styles: tuple[Concept, ...]
     prompt: str
     text: str
+    couples: tuple[Pair, ...] = ()
+
+    @property
+    def concepts(self) -> tuple[Concept, ...]:
+        """Contents, then styles: the order of the adapters."""
+        return self.contents + self.styles
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        return tuple(concept.role for concept in self.concepts)
+
+    @property
+    def content_name(self) -> str:
+        return JOIN.join(concept.name for concept in self.contents)
+
+    @property
+    def style_name(self) -> str:
+        return JOIN.join(concept.name for concept in self.styles)
+
+    @property
+    def names(self) -> dict[Role, str]:
+        return {"content": self.content_name, "style": self.style_name}
 
     @property
     def name(self) -> str:
-        return f"{self.content.name}+{self.style.name}"
+        return f"{self.content_name}{JOIN}{self.style_name}"
+
+    def of(self, role: Role) -> tuple[Concept, ...]:
+        return self.contents if role == "content" else self.styles
+
+    @property
+    def is_single(self) -> bool:
+        """One subject in one style: what the truth of a microworld knows how to draw and to name."""
+        return len(self.concepts) == 2
 
 
-def all_pairs(subjects: list[Concept], styles: list[Concept], prompts: Prompts) -> list[Pair]:
-    """Every subject in every style, subjects first."""
-    return [
-        Pair(subject, style, prompts.merged(subject.word), f"a {subject.word} in {style.word}")
-        for subject in subjects
-        for style in styles
-    ]
+def all_pairs(subjects: list[tuple[Concept, ...]], styles: list[tuple[Concept, ...]], prompts: Prompts) -> list[Pair]:
+    """Every group of subjects in every group of styles, subjects first."""
+    return [pair(contents, looks, prompts) for contents in subjects for looks in styles]
+
+
+def pair(contents: tuple[Concept, ...], styles: tuple[Concept, ...], prompts: Prompts) -> Pair:
+    """Contents and styles with the prompts that name each of them; UserError where a prompt cannot tell two apart."""
+    words = [content.word for content in contents]
+    if twice := next((word for word in words if words.count(word) > 1), None):
+        names = JOIN.join(content.name for content in contents)
+        raise UserError(
+            f"{names} has two subjects called {twice!r}, which no prompt tells apart; name one of each class"
+        )
+    text = f"{listed(f'a {word}' for word in words)} in {listed(style.word for style in styles)}"
+    singles = [((content,), (style,)) for content in contents for style in styles]
+    couples = tuple(pair(*single, prompts) for single in singles) if len(singles) > 1 else ()
+    return Pair(contents, styles, prompts.merged(words), text, couples)
+
+
+def listed(items: Iterable[str]) -> str:
+    """As a sentence lists them.
+
+    >>> listed(["a mug", "a cat", "a dog"])
+    'a mug, a cat and a dog'
+    """
+    *head, last = items
+    return f"{', '.join(head)} and {last}" if head else last
 
 
 def square(image: Image.Image, size: int) -> Image.Image:

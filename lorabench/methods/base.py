@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from lorabench.method import Method
+from lorabench.method import Method, Site
 
 
 @dataclass(frozen=True, kw_only=True)
 class Base(Method):
-    def gain(self, site: str, progress: float) -> tuple[float, ...]:
-        return (0.0, 0.0)
+    def gain(self, site: Site, progress: float) -> tuple[float, ...]:
+        return (0.0,) * len(site.ranks)

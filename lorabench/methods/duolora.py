@@ -1,133 +1,202 @@
 """DuoLoRA: Cycle-consistent and Rank-disentangled Content-Style Personalization (Roy et al., ICCV 2025, 2504.13206).
 
-    dW_m = A_c diag(m_c) B_c + A_s diag(m_s) B_s
+    dW_m = U_c diag(m_c) S_c V_c^T + U_s diag(m_s) S_s V_s^T
     L = L_content + L_style + lambda_prior L_prior + lambda_cycle (L_cycle_style + L_cycle_content)
 
     L_content = || e_m(x_c, p_c) - e_c(x_c, p_c) ||^2,   L_style = || e_m(x_s, p_s) - e_s(x_s, p_s) ||^2
     L_prior = ||m_dom||_1 + lambda max(0, ||m_minor||_* - ||m_dom||_*)       a layer; ||m||_* = ||diag(m)||_* = sum |m|
-    L_cycle_style   = || e_csc - e_c(x_c, p_c) ||^2      content image, add style, remove style
-    L_cycle_content = || e_scs - e_s(x_s, p_s) ||^2      style image, add content, remove content
+    L_cycle: see lorabench/constyle.py
 
 e_m, e_c and e_s are the predictions with the merged, the content and the style adapter. The dominant adapter of a layer
-is the content LoRA below the middle of the resolutions with attention, the style LoRA above it: on SDXL down_blocks.2,
-mid_block, up_blocks.0 against down_blocks.1, up_blocks.1. Its mask starts with more ones.
+is what its prior says (lorabench/priors.py); its mask starts with more ones. Of several subjects or styles, all have
+masks, a norm is the mean over the adapters of a role, and losses are sums over the adapters.
 
 Against the naive sum: gates r, learned with Adam. Against ZipRank: the prior and the cycle.
 
-Which reading was taken where the paper is silent:
-- Constyle is one step at one timestep, without decoding. To add style to a content image: e_m(x_c, p_cs), its clean
-  estimate, noised again with the same eps and t; to remove it: e_c of that, under p_c. The gradient flows through the
-  removing pass into the adding pass, the only one with masks. (In the released code the cycle's targets are detached
-  and the removing pass uses the adapter that added; a merge then learns nothing from the way round.) The cycle by
-  itself is least where nothing is added; the reconstruction terms, a hundred times its weight, forbid that.
-- The predictions stand for the images, in the reconstruction as in the cycle.
-- L_prior is the mean over the entries of a mask and over the layers with a prior: its weight against the reconstruction
-  must depend neither on the rank nor on the number of layers.
+The paper is silent, and this is the reading taken:
+- Constyle: `through_merge`, the only reading in which the masks can learn from the way round.
+- L_prior is the mean over the entries of a mask (`prior_norm: mean`) and over the layers with a prior: its weight
+  against the reconstruction must depend neither on the rank nor on the number of layers. With `sum`, as the norm is
+  written, it is r times as strong.
 - Which entries start as ones is drawn with a seed; the others start as zeros.
+
+The released code (aniket004/DuoLoRA at b1e029b) departs from the paper; every departure is a setting, with the paper's
+value in `duolora` and the released one in `duolora_released`, and an ablation that switches it on by itself:
+
+    ablation              setting                      released behaviour
+    released_blocks       prior: released              only down_blocks.2 counts as content; most layers have no prior
+    vector_nuclear_norm   nuclear_norm: vector         the "nuclear norm" of a mask is that of a column, ||m||_2
+    no_hinge              hinge: false                 ||m_minor||_* - ||m_dom||_* without the max(0, .)
+    cycle_adapters        remove_with: other           what added the other concept is to remove it, too
+    detached_cycle        constyle: detached           no gradient through the way round
+    shared_masks          shared_masks: true           q, k, v and out share a mask, which moves four times a step
+    early_stop            one_step_an_epoch: true      an epoch ends after a step: 100 / (images of a concept) steps
+    swapped_lambdas       lambda_cycle, lambda_prior   0.1 and 0.01 instead of 0.01 and 0.1
+    ones_init             init: ones                   every mask starts as ones
+    short_content_lora    content_lora_steps: 0.1      the content LoRA has a tenth of the style LoRA's steps
+    raw_basis             basis: raw                   masks on the factors as they are trained
+    summed_prior          prior_norm: sum              as the norm is written
+
+`init: gaussian` is the released code's other start: r = randn scaled to [0, 1], m = r where r exceeds the threshold of
+the adapter, else 0. Not reproduced: AdamW's decay of 1e-6 a step, clipping (Adam cancels it), fp16.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import TYPE_CHECKING, Any
 
+from lorabench.config import LoRASpec, choose
+from lorabench.data.pairs import Role
 from lorabench.errors import UserError
 from lorabench.method import FitSpec, Method, Site
+from lorabench.priors import dominant_roles, read_prior
 from lorabench.seeds import seed_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lorabench.adapters import Gates
-    from lorabench.passes import MergeStep, Noised
+    from lorabench.adapters import AllGates, Gates
+    from lorabench.lora import LoRA
+    from lorabench.passes import MergeStep
 
-
-CONTENT, STYLE = 0, 1
-
-
-class Cycle(NamedTuple):
-    """One way round of Constyle: images and the LoRA that they are the domain of, and its own prediction of them."""
-
-    name: str
-    weight: float
-    start: Noised
-    adapter: int
-    reference: Tensor
+OTHER: dict[Role, Role] = {"content": "style", "style": "content"}
+CHOICES = {
+    "basis": ("svd", "raw"),
+    "prior_norm": ("mean", "sum"),
+    "nuclear_norm": ("diagonal", "vector"),
+    "constyle": ("through_merge", "detached"),
+    "remove_with": ("own", "other"),
+    "cycle_in": ("prediction", "image"),
+    "cycles": ("both", "style", "content"),
+    "init": ("prior", "gaussian", "ones"),
+}
+SHARES = ("dominant_ones", "minor_ones", "dominant_threshold", "minor_threshold", "content_lora_steps")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DuoLoRA(Method):
-    """prior: lambda_prior.  prior_hinge: lambda inside L_prior.  style_cycle, content_cycle: lambda_cycle of each.
+    """prior: see lorabench/priors.py.  prior_hinge: lambda inside L_prior.  cycles: which of the two are used.
 
-    dominant_ones, minor_ones: shares of the two masks of a layer that start as ones.
+    dominant_ones, minor_ones: shares of the two masks of a layer that start as ones, with `init: prior`.
+    dominant_threshold, minor_threshold: with `init: gaussian`.
+    content_lora_steps: share of the LoRA's steps that a content LoRA is trained for.
     """
 
     fit: FitSpec
-    prior: float
+    basis: str
+    prior: Any
+    lambda_prior: float
+    prior_norm: str
     prior_hinge: float
-    style_cycle: float
-    content_cycle: float
+    hinge: bool
+    nuclear_norm: str
+    lambda_cycle: float
+    cycles: str
+    constyle: str
+    remove_with: str
+    cycle_in: str
+    init: str
     dominant_ones: float
     minor_ones: float
+    dominant_threshold: float
+    minor_threshold: float
+    shared_masks: bool
+    one_step_an_epoch: bool
+    content_lora_steps: float
 
     def __post_init__(self) -> None:
-        for name in ("dominant_ones", "minor_ones"):
+        for name, options in CHOICES.items():
+            choose(f"method.{name}", getattr(self, name), options)
+        for name in SHARES:
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"method.{name}={getattr(self, name)} is no share; type method.{name}=<0 to 1>")
+        object.__setattr__(self, "prior", read_prior(self.prior))
 
-    def gates(self, site: Site, seed: int) -> tuple[Gates, ...]:
+    def lora(self, role: Role, spec: LoRASpec) -> LoRASpec:
+        if role == "style" or self.content_lora_steps == 1:
+            return spec
+        return replace(spec, steps=max(1, round(spec.steps * self.content_lora_steps)))
+
+    def rebase(self, loras: Sequence[LoRA]) -> Sequence[LoRA]:
+        return [lora.svd() for lora in loras] if self.basis == "svd" else loras
+
+    def steps(self, images: Sequence[int]) -> int:
+        return ceil(self.fit.steps / max(images)) if self.one_step_an_epoch else self.fit.steps
+
+    def gates(self, sites: Mapping[str, Site], seed: int) -> AllGates:
+        dominant = dominant_roles(self.prior, sites)
+        made: dict[tuple[str, tuple[int, ...]], tuple[Gates, ...]] = {}
+        gates = {}
+        for name, site in sites.items():
+            owner = attention(name) if self.shared_masks else name
+            if (owner, site.ranks) not in made:
+                made[owner, site.ranks] = self.start(owner, site, dominant[name], seed)
+            gates[name] = made[owner, site.ranks]
+        return gates
+
+    def start(self, name: str, site: Site, dominant: Role | None, seed: int) -> tuple[Gates, ...]:
+        """The masks of a layer before the first step."""
+        import torch
+
         from lorabench.adapters import Gates
 
-        dominant = dominant_adapter(site)
-        shares = [1.0 if dominant is None else self.dominant_ones if k == dominant else self.minor_ones for k in (0, 1)]
-        return tuple(
-            Gates(r=ones(rank, share, seed_of(seed, site.name, k)))
-            for k, (rank, share) in enumerate(zip(site.ranks, shares, strict=True))
-        )
+        masks = []
+        for k, (rank, role) in enumerate(zip(site.ranks, site.roles, strict=True)):
+            leads = role == dominant
+            if self.init == "ones" or (dominant is None and self.init == "prior"):
+                masks.append(torch.ones(rank))
+            elif self.init == "prior":
+                masks.append(ones(rank, self.dominant_ones if leads else self.minor_ones, seed_of(seed, name, k)))
+            else:
+                threshold = self.dominant_threshold if leads else self.minor_threshold
+                masks.append(scaled_gaussian(rank, 0.0 if dominant is None else threshold, seed_of(seed, name)))
+        return tuple(Gates(r=mask) for mask in masks)
 
-    def loss(self, step: MergeStep, gates: Mapping[str, tuple[Gates, ...]]) -> dict[str, Tensor]:
-        e_c, e_s = step.teachers()
-        cycles = [
-            Cycle("style_cycle", self.style_cycle, step.content, CONTENT, e_c),
-            Cycle("content_cycle", self.content_cycle, step.style, STYLE, e_s),
-        ]
-        cycles = [cycle for cycle in cycles if cycle.weight]
-        starts = [cycle.start.under(step.both) for cycle in cycles]
-        e_mc, e_ms, *e_added = step.merged(step.content, step.style, *starts)
-        added = [
-            step.renoised(start, e, cycle.start.prompt) for start, e, cycle in zip(starts, e_added, cycles, strict=True)
-        ]
-        e_back = step.alone(added, [cycle.adapter for cycle in cycles])
-        terms = {"content": (e_mc - e_c).square().mean(), "style": (e_ms - e_s).square().mean()}
-        for cycle, e in zip(cycles, e_back, strict=True):
-            terms[cycle.name] = cycle.weight * (e - cycle.reference).square().mean()
-        if self.prior:
-            terms["prior"] = self.prior * self.layer_prior(step.sites, gates)
+    def loss(self, step: MergeStep, gates: AllGates) -> dict[str, Tensor]:
+        from lorabench.constyle import constyle
+
+        weights: dict[Role, float] = {
+            "content": self.lambda_cycle * (self.cycles != "content"),
+            "style": self.lambda_cycle * (self.cycles != "style"),
+        }
+        ways = self.constyle == "through_merge", self.remove_with == "own", self.cycle_in == "image"
+        cycle_terms, predictions, targets = constyle(step, weights, *ways)
+        terms = step.reconstruction(predictions, targets) | cycle_terms
+        if self.lambda_prior:
+            terms["prior"] = self.lambda_prior * self.layer_prior(step.sites, gates)
         return terms
 
-    def layer_prior(self, sites: Mapping[str, Site], gates: Mapping[str, tuple[Gates, ...]]) -> Tensor:
-        """L_prior, the mean over the layers with a prior and over the entries of a mask."""
+    def layer_prior(self, sites: Mapping[str, Site], gates: AllGates) -> Tensor:
+        """L_prior [pairs], the mean over the layers with a prior."""
         import torch
 
         terms = []
-        for name, site in sites.items():
-            dominant = dominant_adapter(site)
-            if dominant is not None:
-                m_dom, m_minor = gates[name][dominant].only(), gates[name][1 - dominant].only()
-                norm, minor_norm = m_dom.abs().sum(), m_minor.abs().sum()
-                constraint = (minor_norm - norm).clamp(min=0)
-                terms.append((norm + self.prior_hinge * constraint) / max(site.ranks))
+        for name, role in dominant_roles(self.prior, sites).items():
+            if role is not None:
+                site = sites[name]
+                dominant, minor = ([gates[name][k].only() for k in site.of(each)] for each in (role, OTHER[role]))
+                excess = self.nuclear(minor) - self.nuclear(dominant)
+                size = torch.stack([mask.abs().sum(-1) for mask in dominant]).mean(0)
+                term = size + self.prior_hinge * (excess.clamp(min=0) if self.hinge else excess)
+                terms.append(term if self.prior_norm == "sum" else term / max(site.ranks))
         if not terms:
             raise UserError("no layer lies below or above the middle resolution; type ablation=no_layer_prior")
-        return torch.stack(terms).mean()
+        return torch.stack(terms).mean(0)
+
+    def nuclear(self, masks: Sequence[Tensor]) -> Tensor:
+        """||diag(m)||_* = ||m||_1, or what the released code takes for it, the nuclear norm of a column: ||m||_2."""
+        import torch
+
+        order = 1 if self.nuclear_norm == "diagonal" else 2
+        return torch.stack([torch.linalg.vector_norm(mask, order, dim=-1) for mask in masks]).mean(0)
 
 
-def dominant_adapter(site: Site) -> int | None:
-    """CONTENT below the middle of the resolutions with attention, STYLE above it, None in the very middle."""
-    if site.depth == 0.5:
-        return None
-    return CONTENT if site.depth > 0.5 else STYLE
+def attention(site: str) -> str:
+    """The attention module of a projection: the path up to attn1 or attn2."""
+    return site.removesuffix(".0").rpartition(".")[0]
 
 
 def ones(rank: int, share: float, seed: int) -> Tensor:
@@ -136,3 +205,12 @@ def ones(rank: int, share: float, seed: int) -> Tensor:
 
     order = torch.randperm(rank, generator=torch.Generator().manual_seed(seed))
     return (order < round(share * rank)).float()
+
+
+def scaled_gaussian(rank: int, threshold: float, seed: int) -> Tensor:
+    """r = randn scaled to [0, 1], zero where it does not exceed the threshold; a seed gives nested supports."""
+    import torch
+
+    draw = torch.randn(rank, generator=torch.Generator().manual_seed(seed))
+    r = (draw - draw.min()) / (draw.max() - draw.min()).clamp(min=1e-12)
+    return r * (r > threshold)

@@ -1,42 +1,53 @@
 """ZipRank: the masks of DuoLoRA without its priors and its cycle (Roy et al., ICCV 2025, arXiv 2504.13206, first row of
 its ablation table).
 
-    dW_m = A_c M_c B_c + A_s M_s B_s,   M = diag(m), m in R^r
-    L = || e_m(x_c, p_c) - e_c(x_c, p_c) ||^2 + || e_m(x_s, p_s) - e_s(x_s, p_s) ||^2
+    dW_m = sum_k U_k diag(m_k) S_k V_k^T,   dW_k = U_k S_k V_k^T,   m_k in R^r,   k = c, s
+    L = sum_k || e_m(x_k, p_k) - e_k(x_k, p_k) ||^2
 
 Against the naive sum: gates r, learned from all ones with Adam. Against ZipLoRA: r numbers an adapter and layer instead
 of d_in, and no similarity term.
 
-Where the paper leaves room: the masks act on the factors as they are trained, as in the released code.
+The masks act in the basis of the update's singular value decomposition, as the paper writes it (`basis: svd`). The
+released code masks the factors as they are trained (`basis: raw`), which depends on how an update happens to be
+factored: (U Q)(Q^-1 D) is the same update for any invertible Q and meets another mask.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lorabench.config import choose
 from lorabench.method import FitSpec, Method, Site
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lorabench.adapters import Gates
+    from lorabench.adapters import AllGates
+    from lorabench.lora import LoRA
     from lorabench.passes import MergeStep
 
 
 @dataclass(frozen=True, kw_only=True)
 class ZipRank(Method):
-    fit: FitSpec
+    """basis: "svd" or "raw", the factors that the masks act on."""
 
-    def gates(self, site: Site, seed: int) -> tuple[Gates, ...]:
+    fit: FitSpec
+    basis: str
+
+    def __post_init__(self) -> None:
+        choose("method.basis", self.basis, ("svd", "raw"))
+
+    def rebase(self, loras: Sequence[LoRA]) -> Sequence[LoRA]:
+        return [lora.svd() for lora in loras] if self.basis == "svd" else loras
+
+    def gates(self, sites: Mapping[str, Site], seed: int) -> AllGates:
         import torch
 
         from lorabench.adapters import Gates
 
-        return tuple(Gates(r=torch.ones(rank)) for rank in site.ranks)
+        return {name: tuple(Gates(r=torch.ones(rank)) for rank in site.ranks) for name, site in sites.items()}
 
-    def loss(self, step: MergeStep, gates: Mapping[str, tuple[Gates, ...]]) -> dict[str, Tensor]:
-        e_c, e_s = step.teachers()
-        e_mc, e_ms = step.merged(step.content, step.style)
-        return {"content": (e_mc - e_c).square().mean(), "style": (e_ms - e_s).square().mean()}
+    def loss(self, step: MergeStep, gates: AllGates) -> dict[str, Tensor]:
+        return step.reconstruction(step.merged(*step.images), step.teachers())

@@ -96,9 +96,8 @@ class SDXL:
         """[n, 3, H, W] in [-1, 1] -> latents [n, c, h, w] of unit scale, the mode of what the encoder says."""
         return self.vae.encode(images.to(self.device)).latent_dist.mode() * self.vae.config.scaling_factor
 
-    @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents [n, c, h, w] of unit scale -> images [n, 3, H, W] in [0, 1]."""
+        """Latents [n, c, h, w] of unit scale -> images [n, 3, H, W] in [0, 1], differentiable."""
         with torch.autocast(self.device.type, enabled=False):  # half precision would show as banding
             images = self.vae.decode(latents.float() / self.vae.config.scaling_factor).sample
         return (images / 2 + 0.5).clamp(0, 1)

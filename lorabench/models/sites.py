@@ -22,12 +22,16 @@ def attention_sites(unet: nn.Module) -> dict[str, nn.Linear]:
 
 
 def halvings(unet: nn.Module) -> dict[str, int]:
-    """How often the latent is halved before each block: {"down_blocks.1": 1, "mid_block": 2, ...}."""
+    """How often the latent is halved before each block: {"down_blocks.1": 1, "mid_block": 2, ...}.
+
+    KOALA-700M has no middle block.
+    """
     level, levels = 0, {}
     for index, block in enumerate(unet.get_submodule("down_blocks").children()):
         levels[f"down_blocks.{index}"] = level
         level += block.downsamplers is not None
-    levels["mid_block"] = level
+    if getattr(unet, "mid_block", None) is not None:
+        levels["mid_block"] = level
     for index, block in enumerate(unet.get_submodule("up_blocks").children()):
         levels[f"up_blocks.{index}"] = level
         level -= block.upsamplers is not None

@@ -13,15 +13,15 @@ def write_report(run_folder: Path | str) -> None:
 
 def write_joint_report(run_folders: Sequence[Path | str], out: Path | str) -> None:
     """The same four files for several runs together, into the folder `out`."""
-    from lorabench.report import figures, page, table
-    from lorabench.report.folder import RunFolder, join_scores
+    from lorabench.report import figures, page
+    from lorabench.report.folder import RunFolder
+    from lorabench.report.table import Table, write_csv, write_markdown
 
     runs = [RunFolder.load(folder) for folder in run_folders]
-    lines = table.summary(join_scores(runs))
-    spent = table.costs(runs)
+    table = Table.of(runs)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "table.md").write_text(table.write_markdown(lines, spent), encoding="utf-8")
-    (out / "table.csv").write_text(table.write_csv(lines, spent), encoding="utf-8")
+    (out / "table.md").write_text(write_markdown(table), encoding="utf-8")
+    (out / "table.csv").write_text(write_csv(table), encoding="utf-8")
     figures.draw_grid(runs).save(out / "grid.png", optimize=True)
-    (out / "report.html").write_text(page.render(runs, lines, spent), encoding="utf-8")
+    (out / "report.html").write_text(page.render(runs, table), encoding="utf-8")

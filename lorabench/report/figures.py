@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -81,13 +82,26 @@ def draw_grid(runs: list[RunFolder]) -> Image.Image:
 
     for i, ((content, style), cells) in enumerate(rows.items()):
         top = MARGIN + HEAD + i * (CELL + GAP)
-        draw.text((MARGIN, top + CELL / 2 - 4), content, INK, fit(content, names, 17), anchor="ls")
-        draw.text((MARGIN, top + CELL / 2 + 18), f"in {style}", MUTED, fit(f"in {style}", names, 15), anchor="ls")
+        lines = [(line, INK, 17) for line in wrap(content, names, 17)]
+        lines += [(line, MUTED, 15) for line in wrap(f"in {style}", names, 15)]
+        for number, (line, colour, most) in enumerate(lines):
+            middle = top + CELL / 2 + 22 * (number - (len(lines) - 1) / 2)
+            draw.text((MARGIN, middle), line, colour, fit(line, names, most), anchor="lm")
         for cell, x in zip(cells, lefts, strict=True):
             if cell:
                 sheet.paste(square(cell.path, CELL), (x, top))
             draw.rectangle((x, top, x + CELL - 1, top + CELL - 1), outline=RULE)
     return sheet
+
+
+def wrap(text: str, width: int, size: int) -> list[str]:
+    """A name on as few lines as its width allows, broken where several are joined."""
+    lines = [""]
+    for part in re.split(r"(?<=\+)", text):
+        joined = lines[-1] + part
+        fits = not lines[-1] or ImageFont.load_default(size).getlength(joined) <= width
+        lines = [*lines[:-1], joined] if fits else [*lines, part]
+    return lines
 
 
 def fit(text: str, width: int, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

@@ -9,7 +9,9 @@
     config.yaml                                        shown as it is
     images/<method or frame>/<content>+<style>/<index:02d>.png
     references/{content,style}/<name>/<i>.png
+    figures/rank_by_layer.png                          where there were merges
 
+A content may be several subjects in one picture and is then called "mug_1+cat_1", everywhere; styles likewise.
 Of the manifest only the first five keys are required; without costs or losses the report is shorter.
 """
 
@@ -28,6 +30,7 @@ REQUIRED = ("method", "ablation", "dataset", "model", "seed")
 FLOORS = ("base", "content_only", "style_only")
 CEILING = "oracle"
 FRAMES = (*FLOORS, CEILING)
+RANK_FIGURE = "figures/rank_by_layer.png"
 METRICS = (
     "dino/content",
     "clip_i/content",
@@ -99,6 +102,17 @@ class RunFolder:
         """The resolved config as text; empty when the folder has none."""
         file = self.path / "config.yaml"
         return file.read_text(encoding="utf-8") if file.is_file() else ""
+
+    @property
+    def losses(self) -> dict[str, dict[str, list[float]]]:
+        """Pair -> loss term -> a value a step."""
+        return self.manifest.get("losses") or {}
+
+    @property
+    def rank_figure(self) -> Path | None:
+        """Ranks along the network (report/ranks.py)."""
+        path = self.path / RANK_FIGURE
+        return path if path.is_file() else None
 
     def references(self, role: str, name: str) -> list[Path]:
         """Reference images of a concept, role "content" or "style"."""

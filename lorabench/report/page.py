@@ -12,14 +12,16 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from lorabench.report import figures, table
+from lorabench.report import figures
 from lorabench.report.folder import FRAMES, RunFolder, join_pictures
+from lorabench.report.published import MARK
+from lorabench.report.table import COSTS, Table, format_cost, format_reported, row_order
 
 EMBED = 384  # pixels: larger images are shown reduced; the PNG itself lies beside the page
 
 
-def render(runs: list[RunFolder], lines: pd.DataFrame, spent: pd.DataFrame) -> str:
-    """The page of one run or of several together; lines and spent as made by report.table."""
+def render(runs: list[RunFolder], table: Table) -> str:
+    """The page of one run or of several together."""
     environment = Environment(
         loader=PackageLoader("lorabench.report", "."),
         autoescape=True,
@@ -30,23 +32,39 @@ def render(runs: list[RunFolder], lines: pd.DataFrame, spent: pd.DataFrame) -> s
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # scores in the order of the table
     methods = list(dict.fromkeys(run.label for run in runs))
     rows = figures.grid_rows(runs)
+    spent = table.spent
+    named = list(zip(run_names(runs), runs, strict=True))
     return environment.get_template("page.html.j2").render(
-        runs=runs,
+        runs=named,
         title=" · ".join(methods) if len(methods) < 3 else f"{len(methods)} methods on {runs[0].manifest['dataset']}",
         methods=methods,
-        backbones=dict(zip(lines["metric"], lines["backbone"], strict=True)),
-        columns=score_columns(lines),
-        labels=list(lines["label"].unique()),
+        backbones=table.backbones,
+        columns=score_columns(table.lines),
+        labels=table.labels,
         frames=FRAMES,
-        cost_names=[table.COSTS[c] for c in spent],
-        costs={name: [table.format_cost(spent, name, c) for c in spent] for name in spent.index if len(spent.columns)},
-        footnotes=table.footnotes(lines),
+        reported=table.reported,
+        mark=MARK,
+        number=format_reported,
+        cost_names=[COSTS[c] for c in spent],
+        costs={name: [format_cost(spent, name, c) for c in spent] for name in spent.index if len(spent.columns)},
+        footnotes=table.notes,
         grid=rows,
         groups=figures.column_groups(rows),
         pairs=pair_strips(runs),
-        curves={run.path.name: loss_curves(run) for run in runs if run.manifest.get("losses")},
+        curves=[(name, loss_curves(run)) for name, run in named if run.losses],
+        pair_names={f"{content}+{style}": f"{content} in {style}" for content, style in rows},
         uri=data_uri,
+        figure=figure_uri,
     )
+
+
+def run_names(runs: list[RunFolder]) -> list[str]:
+    """What tells the runs apart for a reader: label and seed, and the folder where those are the same."""
+    names = [f"{run.label} seed {run.manifest['seed']}" for run in runs]
+    return [
+        f"{name} ({run.path.resolve().parent.name}/{run.path.resolve().name})" if names.count(name) > 1 else name
+        for name, run in zip(names, runs, strict=True)
+    ]
 
 
 def score_columns(lines: pd.DataFrame) -> dict[str, dict[str, dict]]:
@@ -73,7 +91,7 @@ def pair_strips(runs: list[RunFolder]) -> dict[tuple[str, str], dict]:
     """(content, style) -> its prompts, references by role, and pictures by row in the order of the table."""
     pictures = join_pictures(runs)
     strips: dict[tuple[str, str], dict] = {}
-    for label in table.row_order([p.label for p in pictures]):
+    for label in row_order([p.label for p in pictures]):
         for p in (p for p in pictures if p.label == label):
             pair = strips.setdefault((p.content, p.style), {"prompts": {}, "rows": {}, "references": {}})
             pair["prompts"][p.prompt] = None
@@ -88,8 +106,7 @@ def pair_strips(runs: list[RunFolder]) -> dict[tuple[str, str], dict]:
 def loss_curves(run: RunFolder) -> dict[str, dict[str, dict]]:
     """Pair -> loss term -> first and last value and the points of a 120 x 32 polyline."""
     return {
-        pair: {term: curve(values) for term, values in terms.items() if values}
-        for pair, terms in run.manifest["losses"].items()
+        pair: {term: curve(values) for term, values in terms.items() if values} for pair, terms in run.losses.items()
     }
 
 
@@ -107,12 +124,17 @@ def curve(values: list[float]) -> dict[str, str]:
     }
 
 
+def figure_uri(path: Path) -> str:
+    """A drawing as it is: its lines and words would suffer from being reduced."""
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
 @cache
 def data_uri(path: Path) -> str:
     """An image as a data URI: the file's own bytes when it is small, reduced WebP otherwise."""
     with Image.open(path) as image:
         if max(image.size) <= EMBED:
-            return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+            return figure_uri(path)
         small = image.convert("RGB")
     small.thumbnail((EMBED, EMBED), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()

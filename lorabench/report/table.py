@@ -1,11 +1,19 @@
-"""The table: a row a method between the frame rows, with 95 % intervals, costs, and what is not separated."""
+"""The table: a row a method between the frame rows, with 95 % intervals, costs, and what is not separated.
+
+Under a method stands what its publication reports, marked as such.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isnan
 
 import pandas as pd
 
 from lorabench import stats
-from lorabench.report.folder import CEILING, FLOORS, FRAMES, RunFolder, label_rows, metric_order
+from lorabench.report import published
+from lorabench.report.folder import CEILING, FLOORS, FRAMES, RunFolder, join_scores, label_rows, metric_order
+from lorabench.report.published import Published
 
 COSTS = {
     "learned_parameters": "learned parameters",
@@ -13,6 +21,40 @@ COSTS = {
     "seconds_per_image": "s an image",
 }
 BASELINE = "direct"
+
+
+@dataclass(frozen=True)
+class Table:
+    """What is shown of one or several runs, whatever the format.
+
+    lines: as `summary` makes them.  spent: as `costs` makes them.
+    reported: by label, the publications' rows.  notes: paragraphs under the table.
+    """
+
+    lines: pd.DataFrame
+    spent: pd.DataFrame
+    reported: dict[str, list[Published]]
+    notes: list[str]
+
+    @classmethod
+    def of(cls, runs: list[RunFolder]) -> Table:
+        """Raises UserError where the runs cannot be compared."""
+        scores = join_scores(runs)
+        lines = summary(scores)
+        reported = published.published(runs, list(lines["metric"].unique()))
+        notes = footnotes(lines, scores)
+        if reported:
+            notes.append(published.footnote(runs, lines))
+        return cls(lines, costs(runs), reported, notes)
+
+    @property
+    def labels(self) -> list[str]:
+        return list(self.lines["label"].unique())
+
+    @property
+    def backbones(self) -> dict[str, str]:
+        """Metric -> who scored it, in the order of the columns."""
+        return dict(zip(self.lines["metric"], self.lines["backbone"], strict=True))
 
 
 def row_order(labels: list[str]) -> list[str]:
@@ -27,7 +69,7 @@ def summary(scores: pd.DataFrame) -> pd.DataFrame:
 
     Columns: label, metric, backbone, mean, low, high, pairs, images, and of each method the paired difference
     to `direct` (difference, difference_low, difference_high, separated); that is missing for the frames, for
-    `direct` itself, and when there is no `direct` to compare with.
+    `direct` itself, and when there is no `direct` to compare with on at least two pairs.
     """
     scores = label_rows(scores)
     groups = dict(iter(scores.groupby(["label", "metric"], sort=False)))
@@ -50,12 +92,13 @@ def summary(scores: pd.DataFrame) -> pd.DataFrame:
             baseline = groups.get((BASELINE, metric))
             if baseline is not None and name not in (BASELINE, *FRAMES):
                 delta = stats.difference(rows, baseline)
-                line |= {
-                    "difference": delta.mean,
-                    "difference_low": delta.low,
-                    "difference_high": delta.high,
-                    "separated": delta.separated,
-                }
+                if not isnan(delta.low):  # a pair or none in common tells nothing apart, nor together
+                    line |= {
+                        "difference": delta.mean,
+                        "difference_low": delta.low,
+                        "difference_high": delta.high,
+                        "separated": delta.separated,
+                    }
             lines.append(line)
     return pd.DataFrame(lines)
 
@@ -67,28 +110,46 @@ def costs(runs: list[RunFolder]) -> pd.DataFrame:
     return pd.DataFrame(known.groupby("label", sort=False).mean())
 
 
-def write_csv(lines: pd.DataFrame, spent: pd.DataFrame) -> str:
-    """One row a method: <metric>, <metric>_low, <metric>_high, then the costs."""
-    wide = pd.DataFrame(index=pd.Index(lines["label"].unique(), name="method"))
-    for metric, column in lines.groupby("metric", sort=False):
+def write_csv(table: Table) -> str:
+    """One row a method: <metric>, <metric>_low, <metric>_high, then the costs; what is reported is named so."""
+    wide = pd.DataFrame(index=pd.Index(table.labels, name="method"))
+    for metric, column in table.lines.groupby("metric", sort=False):
         by_label = column.set_index("label")
         wide[metric], wide[f"{metric}_low"], wide[f"{metric}_high"] = (by_label[c] for c in ("mean", "low", "high"))
-    return wide.join(spent).to_csv(float_format="%.6g")
+    wide = wide.join(table.spent)
+    rows: dict[str, dict[str, float]] = {}
+    for name in table.labels:
+        rows[name] = wide.loc[name].to_dict()
+        rows |= {f"{published.MARK} {name} {own.text}": own.values for own in table.reported.get(name, [])}
+    return pd.DataFrame(list(rows.values()), list(rows), wide.columns).to_csv(float_format="%.6g", index_label="method")
 
 
-def write_markdown(lines: pd.DataFrame, spent: pd.DataFrame) -> str:
+def write_markdown(table: Table) -> str:
     """The table for people, with footnotes that say who scored and what the marks mean."""
-    metrics = list(lines["metric"].unique())
-    rows = {(line["label"], line["metric"]): line for line in lines.to_dict("records")}
+    rows = {(line["label"], line["metric"]): line for line in table.lines.to_dict("records")}
+    metrics, spent = list(table.backbones), table.spent
     text = [
         "| " + " | ".join(["method", *metrics, *(COSTS[c] for c in spent)]) + " |",
         "|---|" + "---:|" * (len(metrics) + spent.shape[1]),
     ]
-    for name in lines["label"].unique():
+    for name in table.labels:
         cells = [format_score(rows.get((name, metric))) for metric in metrics]
         cells += [format_cost(spent, name, c) for c in spent]
-        text.append("| " + " | ".join([name.replace("|", "\\|"), *cells]) + " |")
-    return "\n".join(text) + "\n\n" + "\n\n".join(footnotes(lines)) + "\n"
+        text.append("| " + " | ".join([escape(name), *cells]) + " |")
+        for own in table.reported.get(name, []):
+            cells = [f"*{value}*" if (value := format_reported(own, metric)) else "" for metric in metrics]
+            title = escape(f"{published.MARK} {own.text}")
+            text.append("| " + " | ".join([title, *cells, *[""] * spent.shape[1]]) + " |")
+    return "\n".join(text) + "\n\n" + "\n\n".join(table.notes) + "\n"
+
+
+def escape(text: str) -> str:
+    """Text as a cell of a markdown table.
+
+    >>> escape("a|b <i>")
+    'a\\\\|b \\\\<i>'
+    """
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "\\<")
 
 
 def format_score(line: dict | None) -> str:
@@ -107,16 +168,24 @@ def format_cost(spent: pd.DataFrame, name: str, cost: str) -> str:
     return f"{value:,.0f}".replace(",", " ") if cost == "learned_parameters" else f"{value:.3g}"
 
 
-def footnotes(lines: pd.DataFrame) -> list[str]:
+def format_reported(own: Published, metric: str) -> str:
+    """A publication's number with the digits that it gives."""
+    return f"{own.values[metric]:g}" if metric in own.values else ""
+
+
+def footnotes(lines: pd.DataFrame, scores: pd.DataFrame) -> list[str]:
     """Paragraphs under the table."""
-    pairs, images = max(lines["pairs"]), max(lines["images"])
-    backbones = list(dict.fromkeys(lines["backbone"]))
+    pairs, backbones = lines["pairs"].tolist(), list(dict.fromkeys(lines["backbone"]))
     notes = [
-        f"Mean over {pairs} pairs ({images} images a row; averaged by reference, image, pair in this order) "
-        "with the 95 % interval of a bootstrap over pairs."
+        f"Mean over {span(pairs)} pairs ({span(lines['images'].tolist())} images a row; averaged by reference, image, "
+        "pair in this order) with the 95 % interval of a bootstrap over pairs."
     ]
-    if pairs < 6:
-        notes[0] += f" With {pairs} pairs the interval is at most their range and too narrow; take 6 or more."
+    if min(pairs) < 6:
+        notes[0] += f" With {min(pairs)} pairs the interval is at most their range and too narrow; take 6 or more."
+    cells = scores.groupby(["metric", "label"])[stats.PAIR]
+    covered = cells.apply(lambda pairs: frozenset(pairs.drop_duplicates().itertuples(index=False, name=None)))
+    if any(covered.groupby(level="metric").nunique() > 1):
+        notes[0] += " Not all rows average over the same pairs: their means cannot be compared."
     notes.append(f"Scored by {', '.join(backbones)}.")
     if any(name.endswith("@micro") for name in backbones):
         notes[1] += (
@@ -129,3 +198,13 @@ def footnotes(lines: pd.DataFrame) -> list[str]:
             "the interval of the difference, paired by (pair, prompt, seed), holds zero."
         )
     return notes
+
+
+def span(counts: list[int]) -> str:
+    """The count, or from least to greatest where rows differ.
+
+    >>> span([4, 4]), span([4, 2])
+    ('4', '2 to 4')
+    """
+    least, greatest = min(counts), max(counts)
+    return str(least) if least == greatest else f"{least} to {greatest}"

@@ -1,4 +1,4 @@
-"""Stage 3: images of a pair by a method, or by a frame method (base, content_only, style_only)."""
+"""Stage 3: images of prompts by LoRAs: the merged one, or several with a strength each."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from lorabench.adapters import Adapters, attach
+from lorabench.adapters import Adapters, AllGates, attach
 from lorabench.config import GenerateSpec, TrainerSpec
 from lorabench.lora import LoRA
-from lorabench.method import Method
 from lorabench.models.sdxl import SDXL
-from lorabench.sampling import sample
+from lorabench.sampling import Gain, sample
 from lorabench.stages.fitting import Progress, quiet_trainer
-from lorabench.stages.merge import AllGates
+from lorabench.stages.learn import map_gates
 
 
 class Generating(pl.LightningModule):
@@ -27,18 +26,18 @@ class Generating(pl.LightningModule):
         self,
         model: SDXL,
         adapters: Adapters,
-        method: Method,
+        gain: Gain | None,
         spec: GenerateSpec,
         batches: Sequence[tuple[Sequence[str], Sequence[int]]],
     ):
         super().__init__()
-        self.model, self.adapters, self.method = model, adapters, method
+        self.model, self.adapters, self.gain = model, adapters, gain
         self.spec, self.batches = spec, batches
 
     def predict_step(self, index: int) -> Tensor:
         prompts, seeds = self.batches[index]
         steps, guidance = self.spec.steps, self.spec.guidance
-        return sample(self.model, prompts, seeds, steps, guidance, self.adapters, self.method.gain)
+        return sample(self.model, prompts, seeds, steps, guidance, self.adapters, self.gain)
 
 
 class Images(pl.Callback):
@@ -54,28 +53,26 @@ class Images(pl.Callback):
 
 def generate(
     model: SDXL,
-    method: Method,
     loras: Sequence[LoRA],
-    gates: AllGates | None,
     prompts: Sequence[str],
     seeds: Sequence[int],
     spec: GenerateSpec,
     trainer: TrainerSpec,
+    gates: AllGates | None = None,
+    gain: Gain | None = None,
     progress: Progress | None = None,
 ) -> np.ndarray:
     """Images uint8 [n, H, W, 3], one a prompt and seed (n of each).
 
-    loras: (content, style), also for the frame methods.  gates: those of the MergeResult.
+    gates: by site, one a LoRA.  gain: strength of each LoRA by (site, progress); None is one for all.
     progress: called with the number of images done so far.
     """
     starts = range(0, len(prompts), spec.batch)
     batches = [(prompts[i : i + spec.batch], seeds[i : i + spec.batch]) for i in starts]
     callbacks = [Images(progress)] if progress else []
-    on_device = gates and {
-        site: tuple(gate.map(lambda tensor: tensor.to(model.device)) for gate in each) for site, each in gates.items()
-    }
+    on_device = gates and map_gates(gates, lambda tensor: tensor.to(model.device))
     with attach(model.unet, loras, on_device) as adapters:
-        module = Generating(model, adapters, method, spec, batches)
+        module = Generating(model, adapters, gain, spec, batches)
         runner = quiet_trainer(model.device, trainer.precision, callbacks)
         images: Any = runner.predict(module, range(len(batches)))
     return torch.cat(images).numpy()

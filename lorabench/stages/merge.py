@@ -1,195 +1,251 @@
-"""Stage 2: merge a content LoRA and a style LoRA by a method."""
+"""Stage 2: merge the LoRAs of a pair by a method."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
-import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import Logger
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from lorabench.adapters import Adapters, Gates, attach, export, learned_params
+from lorabench.adapters import AllGates, Gates, attach, export, learned_params, linear_at, union
 from lorabench.config import TrainerSpec
-from lorabench.data.pairs import Concept, Pair
+from lorabench.data.pairs import Pair, Role
 from lorabench.lora import LoRA
-from lorabench.method import FitSpec, Method, Site
-from lorabench.models.sdxl import SDXL, Conditioning, pixels
+from lorabench.method import Method, Site
+from lorabench.models.sdxl import SDXL
 from lorabench.models.sites import depths
-from lorabench.passes import MergeStep, Noised
+from lorabench.ranks import effective_rank
 from lorabench.seeds import seed_of
 from lorabench.stages.fitting import Progress, curve, fit
+from lorabench.stages.learn import Draws, Merging
 
-AllGates = dict[str, tuple[Gates, ...]]
+Ranks = dict[str, list[float]]  # by site, one an adapter
+
+
+@dataclass(frozen=True)
+class MergeItem:
+    """LoRAs to merge, in the order of the pair's concepts."""
+
+    loras: tuple[LoRA, ...]
+    pair: Pair
 
 
 @dataclass(frozen=True)
 class MergeResult:
     """What a merge is, on the CPU.
 
-    lora: the merge as one ordinary LoRA of rank r_c + r_s.
+    lora: the merge as one ordinary LoRA of rank sum_k r_k.
     gates: by site, one an adapter; None where the method has none.
     learned_params: how many numbers were learned.
     losses: the weighted terms by name, one value a step.
+    ranks: the effective rank of each adapter's gated update.
     """
 
     lora: LoRA
     gates: AllGates | None
     learned_params: int
     losses: dict[str, list[float]]
+    ranks: Ranks
 
     def save(self, folder: Path) -> None:
         """Write merged.safetensors (diffusers' format), gates.safetensors where there are gates, and merge.json."""
         self.lora.save(folder / "merged.safetensors")
         if self.gates is not None:
             named = {
-                f"{site}|{k}|{kind}": tensor
+                f"{site}|{k}|{kind}": tensor.clone()  # gates that share their memory are written apart
                 for site, gates in self.gates.items()
                 for k, gate in enumerate(gates)
                 for kind, tensor in gate.named().items()
             }
             save_file(named, folder / "gates.safetensors")
-        facts = {"learned_params": self.learned_params, "losses": self.losses}
+        facts = {"learned_params": self.learned_params, "losses": self.losses, "ranks": self.ranks}
         (folder / "merge.json").write_text(json.dumps(facts))
 
     @classmethod
     def load(cls, folder: Path) -> MergeResult:
+        facts = json.loads((folder / "merge.json").read_text())
         gates = None
         if (folder / "gates.safetensors").is_file():
-            kinds: dict[str, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
+            kinds: dict[str, list[dict[str, Tensor]]] = {
+                site: [{} for _ in ranks] for site, ranks in facts["ranks"].items()
+            }
             for name, tensor in load_file(folder / "gates.safetensors").items():
                 site, k, kind = name.split("|")
-                kinds.setdefault(site, ({}, {}))[int(k)][kind] = tensor
-            gates = {site: tuple(Gates(**each) for each in both) for site, both in kinds.items()}
-        facts = json.loads((folder / "merge.json").read_text())
+                kinds[site][int(k)][kind] = tensor
+            gates = {site: tuple(Gates(**each) for each in all_kinds) for site, all_kinds in kinds.items()}
         return cls(LoRA.load(folder / "merged.safetensors"), gates, **facts)
-
-
-class Merging(pl.LightningModule):
-    """Learns the gates of a method; both LoRAs and the model stay as they are."""
-
-    def __init__(
-        self,
-        model: SDXL,
-        adapters: Adapters,
-        sites: dict[str, Site],
-        method: Method,
-        gates: AllGates,
-        pair: Pair,
-        seed: int,
-    ):
-        super().__init__()
-        assert method.fit is not None
-        self.model, self.adapters, self.sites = model, adapters, sites
-        self.method, self.seed = method, seed
-        self.gates = _map(gates, lambda tensor: nn.Parameter(tensor.to(model.device, torch.float32)))
-        for site, layer in adapters.layers.items():
-            layer.gates, layer.gated = self.gates[site], True
-        self.spec: FitSpec = method.fit
-        self.learned = nn.ParameterList(
-            tensor for site in self.gates.values() for gate in site for tensor in gate.named().values()
-        )
-        self.content, self.style = Images(model, pair.content), Images(model, pair.style)
-        self.both = model.encode_prompts([pair.prompt])
-        self.losses: dict[str, list[Tensor]] = {}
-
-    def loss(self, step: int) -> dict[str, Tensor]:
-        """The weighted terms of a step."""
-        return self.method.loss(self.draw(step), self.gates)
-
-    def training_step(self, step: int) -> Tensor:
-        terms = self.loss(step)
-        for name, term in terms.items():
-            self.losses.setdefault(name, []).append(term.detach())
-        self.log_dict(terms, batch_size=1)
-        return torch.stack(list(terms.values())).sum()
-
-    def draw(self, step: int) -> MergeStep:
-        """Images, noise and timesteps of a step; one noise and timestep for a content and a style image."""
-        draw = torch.Generator().manual_seed(seed_of(self.seed, step))
-        size = self.spec.batch
-        contents = torch.randint(len(self.content.latents), (size,), generator=draw)
-        styles = torch.randint(len(self.style.latents), (size,), generator=draw)
-        t = torch.randint(len(self.model.alphas_bar), (size,), generator=draw).to(self.model.device)
-        noise = torch.randn(size, *self.content.latents.shape[1:], generator=draw).to(self.model.device)
-
-        def noised(images: Images, picks: Tensor) -> Noised:
-            return Noised(self.model.add_noise(images.latents[picks], noise, t), images.prompts.take(picks))
-
-        both = self.both.take([0] * size)
-        return MergeStep(
-            self.model,
-            self.adapters,
-            self.sites,
-            noised(self.content, contents),
-            noised(self.style, styles),
-            both,
-            noise,
-            t,
-        )
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.learned, lr=self.spec.lr)
-
-
-class Images:
-    """A concept's training images as the UNet sees them, computed once."""
-
-    def __init__(self, model: SDXL, concept: Concept):
-        self.latents = model.encode_images(pixels([each.image(model.resolution) for each in concept.images]))
-        self.prompts: Conditioning = model.encode_prompts([each.prompt for each in concept.images])
 
 
 def merge(
     model: SDXL,
     method: Method,
-    content: LoRA,
-    style: LoRA,
-    pair: Pair,
+    item: MergeItem,
+    seed: int,
+    trainer: TrainerSpec,
+    concepts: str = "joint",
+    progress: Progress | None = None,
+    logger: Logger | None = None,
+) -> MergeResult:
+    """Merge the LoRAs of a pair.
+
+    concepts: "joint" merges them all at once, "uniform" averages the merges of each content with each style.
+    Every draw is seeded by the pair's images and words, `seed` and the step.
+    progress: called after every step with the optimiser steps done so far.
+    """
+    if concepts == "uniform" and not item.pair.is_single:
+        return uniform(model, method, item, seed, trainer, progress, logger)
+    [result] = merge_pairs(model, method, [item], seed, trainer, progress, logger)
+    return result
+
+
+def merge_pairs(
+    model: SDXL,
+    method: Method,
+    items: Sequence[MergeItem],
     seed: int,
     trainer: TrainerSpec,
     progress: Progress | None = None,
     logger: Logger | None = None,
-) -> MergeResult:
-    """Merge two LoRAs of a pair.
+) -> list[MergeResult]:
+    """Merge pairs, those whose LoRAs have the same shape side by side in one batch if the method learns."""
+    rebased = [MergeItem(tuple(method.rebase(item.loras)), item.pair) for item in items]
+    if method.fit is None:
+        return [closed(model, method, item, seed) for item in rebased]
+    shapes = [[item.pair.roles, [lora.shape for lora in item.loras]] for item in rebased]
+    done, results = 0, [None] * len(items)
+    for shape in [shape for i, shape in enumerate(shapes) if shape not in shapes[:i]]:
+        alike = [i for i, each in enumerate(shapes) if each == shape]
+        start = done
 
-    Every draw is seeded by the pair's images and words, `seed` and the step.
-    progress: called after every step with the optimiser steps done so far, of method.fit.steps (none for fit=None).
-    """
-    loras = [content, style]
-    item = seed_of("merge", pair.content.identity(), pair.style.identity(), seed)
+        def tell(steps: int, start: int = start, count: int = len(alike)) -> None:
+            if progress:
+                progress(start + steps * count)
+
+        made = learned(model, method, [rebased[i] for i in alike], seed, trainer, tell, logger)
+        for i, result in zip(alike, made, strict=True):
+            results[i] = result
+        done += method.fit.steps * len(alike)
+    return results
+
+
+def learned(
+    model: SDXL,
+    method: Method,
+    items: Sequence[MergeItem],
+    seed: int,
+    trainer: TrainerSpec,
+    progress: Progress,
+    logger: Logger | None,
+) -> list[MergeResult]:
+    """Learn the gates of pairs of one shape."""
+    first, *others = items
+    sites = live_sites(model, first.loras, first.pair.roles)
+    seeds = [item_seed(item.pair, seed) for item in items]
+    starts = [method.gates(sites, each) or {} for each in seeds]
+    loras = first.loras
+    if others:
+        loras = [LoRA.stack(alike) for alike in zip(*(item.loras for item in items), strict=True)]
     with attach(model.unet, loras) as adapters:
-        sites = live_sites(model, adapters)
-        gates = initial_gates(method, sites, item)
-        losses = {}
-        if gates is not None and method.fit is not None:
-            module = Merging(model, adapters, sites, method, gates, pair, item)
-            fit(module, method.fit.steps, model.device, trainer.precision, progress, logger)
-            losses = {name: curve(values) for name, values in module.losses.items()}
-            gates = _map(module.gates, lambda tensor: tensor.detach().cpu())
-    learned = learned_params(gates) if gates is not None and method.fit is not None else 0
-    gains = {site: method.gain(site, 0.0) for site in adapters.layers}
-    return MergeResult(export(loras, gates, gains), gates, learned, losses)
+        module = Merging(model, adapters, sites, method, starts, [item.pair for item in items], seeds)
+        fit(module, max(module.steps), model.device, trainer.precision, progress, logger)
+    return [
+        result_of(method, item, sites, gates, learned_params(start), losses)
+        for item, gates, start, losses in zip(items, module.results, starts, module.losses, strict=True)
+    ]
 
 
-def live_sites(model: SDXL, adapters: Adapters) -> dict[str, Site]:
-    """The adapted layers as a method sees them."""
-    depth = depths(model.unet, list(adapters.layers))
-    return {
-        name: Site(name, layer.base.in_features, layer.base.out_features, layer.ranks, depth[name])
-        for name, layer in adapters.layers.items()
+def closed(model: SDXL, method: Method, item: MergeItem, seed: int) -> MergeResult:
+    """A merge without optimiser steps."""
+    sites = live_sites(model, item.loras, item.pair.roles)
+    seed = item_seed(item.pair, seed)
+    gates, count = method.gates(sites, seed), 0
+    with attach(model.unet, item.loras) as adapters:
+        draws = cache(lambda: Draws(model, item.pair, seed))  # a method that solves nothing encodes nothing
+        solved = method.solve(lambda step, batch: draws().step(step, batch, adapters, sites), seed)
+    if solved is not None:
+        gates, count = solved, learned_params(solved)
+    return result_of(method, item, sites, gates, count, {})
+
+
+def uniform(
+    model: SDXL,
+    method: Method,
+    item: MergeItem,
+    seed: int,
+    trainer: TrainerSpec,
+    progress: Progress | None,
+    logger: Logger | None,
+) -> MergeResult:
+    """The mean of the merges of each content with each style: their updates average, so their gates do."""
+    pair = item.pair
+    couples = [tuple(pair.concepts.index(concept) for concept in couple.concepts) for couple in pair.couples]
+    singles = [
+        MergeItem((item.loras[c], item.loras[s]), couple) for couple, (c, s) in zip(pair.couples, couples, strict=True)
+    ]
+    parts = merge_pairs(model, method, singles, seed, trainer, progress, logger)
+    loras = tuple(method.rebase(item.loras))
+    sites = live_sites(model, loras, pair.roles)
+    gates = {site: tuple(mean_gates(parts, couples, site, k, loras[k]) for k in range(len(loras))) for site in sites}
+    losses = {
+        f"{name} {part.pair.name}": values
+        for part, result in zip(singles, parts, strict=True)
+        for name, values in result.losses.items()
     }
+    learned = sum(part.learned_params for part in parts)
+    return result_of(method, MergeItem(loras, pair), sites, gates, learned, losses)
 
 
-def initial_gates(method: Method, sites: Mapping[str, Site], seed: int) -> AllGates | None:
-    gates = {name: method.gates(site, seed) for name, site in sites.items()}
-    present = {name: each for name, each in gates.items() if each is not None}
-    return present or None
+def mean_gates(
+    parts: Sequence[MergeResult], couples: Sequence[tuple[int, ...]], site: str, adapter: int, lora: LoRA
+) -> Gates:
+    """The mean over all couples of an adapter's gates at a site; zero in the couples that it is no part of."""
+    mine = [
+        part.gates[site][couple.index(adapter)] if part.gates else Gates(r=torch.ones(lora[site].rank))
+        for part, couple in zip(parts, couples, strict=True)
+        if adapter in couple
+    ]
+    kinds = mine[0].named()
+    return Gates(**{kind: torch.stack([gate.named()[kind] for gate in mine]).sum(0) / len(couples) for kind in kinds})
 
 
-def _map(gates: AllGates, function: Callable[[Tensor], Tensor]) -> AllGates:
-    return {site: tuple(gate.map(function) for gate in each) for site, each in gates.items()}
+def result_of(
+    method: Method,
+    item: MergeItem,
+    sites: Mapping[str, Site],
+    gates: AllGates | None,
+    learned_params: int,
+    losses: Mapping[str, Sequence[Tensor]] | Mapping[str, list[float]],
+) -> MergeResult:
+    gains = {name: method.gain(site, 0.0) for name, site in sites.items()}
+    ranks = {}
+    for site in sites:
+        ranks[site] = []
+        for k, lora in enumerate(item.loras):
+            factors = lora.get(site)
+            if factors is not None and gates:
+                factors = gates[site][k].gated(factors)
+            ranks[site].append(0.0 if factors is None else effective_rank(factors.down, factors.up))
+    curves = {name: curve(values) for name, values in losses.items()}
+    return MergeResult(export(item.loras, gates, gains), gates, learned_params, curves, ranks)
+
+
+def item_seed(pair: Pair, seed: int) -> int:
+    return seed_of("merge", *(concept.identity() for concept in pair.concepts), seed)
+
+
+def live_sites(model: SDXL, loras: Sequence[LoRA], roles: Sequence[Role]) -> dict[str, Site]:
+    """The adapted layers as a method sees them; UserError where a LoRA adapts no linear layer of the model."""
+    names = union(loras)
+    depth = depths(model.unet, names)
+    layers = {name: linear_at(model.unet, name) for name in names}
+    ranks = {name: tuple(lora[name].rank if name in lora else 0 for lora in loras) for name in names}
+    return {
+        name: Site(name, layer.in_features, layer.out_features, ranks[name], tuple(roles), depth[name])
+        for name, layer in layers.items()
+    }

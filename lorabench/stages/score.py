@@ -46,7 +46,7 @@ class Item:
 
     def known(self) -> Row:
         """The KEYS that this item has, in their order."""
-        known = {"content": self.pair.content.name, "style": self.pair.style.name, **self.keys}
+        known = {"content": self.pair.content_name, "style": self.pair.style_name, **self.keys}
         return {key: known[key] for key in KEYS if key in known}
 
     def load(self) -> np.ndarray:
@@ -91,11 +91,11 @@ def similarity_rows(item: Item, scorer: Scorer, image: Mapping[str, torch.Tensor
     rows = []
     version = f"{VERSION}-{scorer.version}"
     for role in scorer.roles:
-        concept = item.pair.content if role == "content" else item.pair.style
-        values = cosine_matrix(image[role], references.concept(scorer, concept)[role])[0].tolist()
-        for reference, value in zip(concept.references, values, strict=True):
-            name = reference.sha256[:12]
-            rows.append(row(item, f"{scorer.metric}/{role}", scorer.name, role, name, value, version))
+        for concept in item.pair.of(role):
+            values = cosine_matrix(image[role], references.concept(scorer, concept)[role])[0].tolist()
+            for reference, value in zip(concept.references, values, strict=True):
+                name = reference.sha256[:12]
+                rows.append(row(item, f"{scorer.metric}/{role}", scorer.name, role, name, value, version))
     if isinstance(scorer, Clip):
         text = item.pair.text
         value = cosine_matrix(image["content"], references.text(scorer, text)).item()
@@ -104,9 +104,11 @@ def similarity_rows(item: Item, scorer: Scorer, image: Mapping[str, torch.Tensor
 
 
 def truth_rows(item: Item, read: Mapping[str, str], truth: Truth) -> list[Row]:
-    """1 or 0 for class, subject, family and style, where the pair is of the microworld, else nothing."""
-    content, style = item.pair.content, item.pair.style
+    """1 or 0 for class, subject, family and style, where the pair is a single one of the microworld, else nothing."""
     rows = []
+    if not item.pair.is_single:
+        return rows
+    content, style = item.pair.concepts
     version = f"{VERSION}-{truth.version}"
     if content.factors is not None:
         expected = {"class_acc": ("class", content.factors.cls), "subject_r1": ("subject", content.name)}
@@ -234,9 +236,9 @@ def check_rows(rows: Sequence[Row], items: Sequence[Item]) -> None:
     for item in items:
         known = item.known()
         expected = set(metrics)
-        if item.pair.content.factors is None:
+        if not item.pair.is_single or item.pair.contents[0].factors is None:
             expected -= {"class_acc", "subject_r1"}
-        if item.pair.style.factors is None:
+        if not item.pair.is_single or item.pair.styles[0].factors is None:
             expected -= {"family_acc", "style_r1"}
         missing = expected - found.get(tuple(known.get(key) for key in KEYS), set())
         if missing:

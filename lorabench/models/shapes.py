@@ -1,0 +1,44 @@
+"""UNets without their weights: what can be counted needs a configuration and no memory.
+
+The configurations are those of stabilityai/stable-diffusion-xl-base-1.0, etri-vilab/koala-1b-llava-cap and
+etri-vilab/koala-700m-llava-cap, with the keys that differ from diffusers' defaults. The number of transformer layers of
+the first block is in all of them without effect: that block has no attention. KOALA-700M has no middle block.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lorabench.config import unknown
+from lorabench.errors import UserError
+from lorabench.weights import ASSETS
+
+if TYPE_CHECKING:
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+FOLDER = Path(__file__).parent / "configs"
+CONFIGS = {
+    "sdxl": FOLDER / "sdxl.json",
+    "koala_1b": FOLDER / "koala_1b.json",
+    "koala_700m": FOLDER / "koala_700m.json",
+    "micro": ASSETS / "micro_sdxl" / "unet" / "config.json",
+}
+
+
+def empty_unet(name: str) -> UNet2DConditionModel:
+    """The UNet of a model on torch's meta device.  UserError for a model that is not known."""
+    if name not in CONFIGS:
+        raise UserError(unknown("task.ranks", name, CONFIGS))
+
+    import torch
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(json.loads(CONFIGS[name].read_text()))
+    return unet  # pyright: ignore[reportReturnType]
+
+
+def parameters(unet: UNet2DConditionModel) -> int:
+    return sum(parameter.numel() for parameter in unet.parameters())

@@ -1,0 +1,71 @@
+"""An independent merge: updates formed in full, one pass at a time, with nothing of our adapters or passes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+
+class Dense:
+    """Predictions of a Merging module's pair with masks of its own, copied from the module's gates.
+
+    basis: "svd" masks the singular value decomposition of the dense update, "raw" the factors.
+    leaves: a mask a site and adapter.
+    """
+
+    def __init__(self, module, loras, basis: str = "raw"):
+        self.model, self.loras, self.basis = module.draws[0].model, loras, basis
+        self.t = module.draw(0).t
+        module.adapters.detach()
+        self.weights = dict(self.model.unet.named_parameters())
+        self.kinds = {site: [next(iter(gate.named())) for gate in gates] for site, gates in module.gates.items()}
+        self.leaves = {
+            site: [gate.only().detach().clone().requires_grad_(True) for gate in gates]
+            for site, gates in module.gates.items()
+        }
+
+    def masked(self, update: Tensor, up: Tensor, down: Tensor, kind: str, m: Tensor) -> Tensor:
+        if kind == "i":
+            return update @ m.diag()
+        if kind == "o":
+            return m.diag() @ update
+        if self.basis == "raw":
+            return up @ m.diag() @ down
+        u, s, vt = torch.linalg.svd(update, full_matrices=False)
+        r = len(m)
+        return u[:, :r] @ m.diag() @ s[:r].diag() @ vt[:r]
+
+    def predict(self, noised, merged: bool = False, on: tuple[int, ...] = ()) -> Tensor:
+        """With all masked updates, or with some whole ones."""
+        weights = {}
+        for site, leaves in self.leaves.items():
+            total = self.weights[f"{site}.weight"]
+            for k, (lora, kind, m) in enumerate(zip(self.loras, self.kinds[site], leaves, strict=True)):
+                up, down = lora[site].up, lora[site].down
+                if merged:
+                    total = total + self.masked(up @ down, up, down, kind, m)
+                elif k in on:
+                    total = total + up @ down
+            weights[f"{site}.weight"] = total
+        added = {"text_embeds": noised.prompt.pooled, "time_ids": self.model.time_ids(len(noised.x))}
+        arguments = (noised.x, self.t, noised.prompt.embeds)
+        options = {"added_cond_kwargs": added, "return_dict": False}
+        return functional_call(self.model.unet, weights, arguments, options)[0]
+
+    def clean(self, x: Tensor, v: Tensor) -> Tensor:
+        a, b = self.signal_and_spread()
+        return a * x - b * v
+
+    def renoised(self, noised, v: Tensor, noise: Tensor, prompt):
+        """Clean estimate of a velocity, noised again."""
+        a, b = self.signal_and_spread()
+        return type(noised)(a * self.clean(noised.x, v) + b * noise, prompt)
+
+    def signal_and_spread(self) -> tuple[Tensor, Tensor]:
+        alpha_bar = self.model.pipeline.scheduler.alphas_cumprod[self.t].view(-1, 1, 1, 1)
+        return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+
+
+def mse(left: Tensor, right: Tensor) -> Tensor:
+    return ((left - right) ** 2).mean()

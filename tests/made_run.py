@@ -1,0 +1,95 @@
+"""A small run folder with made-up scores and pictures, for everything that is drawn from one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import yaml
+from PIL import Image
+
+PAIRS = [("mug_1", "halftone_1"), ("mug_1", "neon_1"), ("bird_1", "halftone_1"), ("bird_1", "neon_1")]
+QUALITY = {"base": 0.2, "content_only": 0.4, "style_only": 0.35, "direct": 0.5, "duolora": 0.6, "oracle": 0.9}
+METRICS = {
+    "dino/content": "dino@micro",
+    "clip_i/style": "clip@micro",
+    "clip_t": "clip@micro",
+    "subject_r1": "dino@micro",
+}
+
+
+def paint(*names: object) -> Image.Image:
+    """A flat colour that belongs to the names."""
+    colour = np.random.default_rng([ord(c) for c in repr(names)]).integers(40, 230, 3)
+    return Image.new("RGB", (64, 64), tuple(int(c) for c in colour))
+
+
+def make_run(
+    folder: Path,
+    method: str = "duolora",
+    ablation: str = "none",
+    pairs: Sequence[tuple[str, str]] = PAIRS,
+    images: int = 3,
+    seed: int = 0,
+    paper: Sequence[dict] = (),
+    oracle: bool = True,
+) -> Path:
+    """A finished run as the pipeline leaves it, with made-up scores."""
+    rows = []
+    for row in ("base", "content_only", "style_only", method, *["oracle"] * oracle):
+        for content, style in pairs:
+            for image in range(images):
+                path = folder / "images" / row / f"{content}+{style}" / f"{image:02d}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                paint(row, content, style, image).save(path)
+                for metric, backbone in METRICS.items():
+                    # the same pair and image are hard for every row: what pairing takes out
+                    shared = np.random.default_rng([ord(c) for c in content + style + metric] + [image])
+                    own = np.random.default_rng([ord(c) for c in row + ablation + content + style + metric] + [image])
+                    for reference in range(1 if metric == "clip_t" else 2):
+                        value = QUALITY.get(row, 0.5) + 0.1 * shared.normal() + 0.01 * own.normal() + 0.01 * reference
+                        rows.append(
+                            {
+                                "dataset": "microworld",
+                                "world": "1",
+                                "content": content,
+                                "style": style,
+                                "prompt": f"a sks {content} in szn style",
+                                "seed": seed,
+                                "image": image,
+                                "method": row,
+                                "ablation": ablation if row == method else "none",
+                                "model": "micro",
+                                "metric": metric,
+                                "backbone": backbone,
+                                "role": metric.split("/")[-1],
+                                "reference": str(reference),
+                                "value": value,
+                                "version": "1",
+                            }
+                        )
+    pd.DataFrame(rows).to_parquet(folder / "scores.parquet")
+    for role, names in zip(("content", "style"), zip(*pairs, strict=True), strict=True):
+        for name in set(names):
+            (folder / "references" / role / name).mkdir(parents=True)
+            for i in range(2):
+                paint(role, name, i).save(folder / "references" / role / name / f"{i}.png")
+    losses = {"total": list(np.geomspace(1, 0.1, 100)), "cycle": list(np.geomspace(0.3, 0.02, 100))}
+    manifest = {
+        "method": method,
+        "ablation": ablation,
+        "dataset": "microworld",
+        "model": "micro",
+        "seed": seed,
+        "costs": {"learned_parameters": 12288, "merge_seconds": 11.4, "seconds_per_image": 0.31},
+        "timings": {"personalise": 62.0, "merge": 45.6, "generate": 21.0, "score": 6.0},
+        "versions": {"lorabench": "0.1.0", "torch": "2.15.0"},
+        "losses": {f"{content}+{style}": losses for content, style in pairs},
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    config = {"method": {"name": method, "paper": list(paper)}, "seed": seed}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    return folder

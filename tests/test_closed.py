@@ -1,0 +1,146 @@
+"""Closed-form masks: against dense least squares, against activations taken independently, and in their limits."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+from torch import Tensor
+
+from lorabench.lora import Factors
+from lorabench.masks import LocalError, input_error, least, least_nonnegative, output_error, rank_error
+
+RANKS = [(3, 2), (1, 4), (4, 2, 3), (3, 0)]
+KINDS = {"rank": rank_error, "in": input_error, "out": output_error}
+
+
+def problem(ranks, features=6, out=7, tokens=40, seed=0) -> tuple[list[Factors], list[Tensor]]:
+    """Random factors, and each teacher's inputs [tokens, in], correlated as activations are."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=draw, dtype=torch.float64)
+
+    factors = [Factors(randn(rank, features), randn(out, rank)) for rank in ranks]
+    return factors, [randn(tokens, features) @ randn(features, features) for _ in ranks]
+
+
+def moments_of(kind: str, factors: list[Factors], inputs: list[Tensor]) -> Tensor:
+    down = torch.cat([each.down for each in factors])
+    return torch.stack([v.mT @ v / len(v) for v in (x if kind == "in" else x @ down.mT for x in inputs)])
+
+
+def dense(kind: str, factors: list[Factors], inputs: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """The same least squares as a tall matrix and a target: a column is what one entry of the masks puts out."""
+    unit = {
+        "rank": lambda each: [torch.outer(u, d) for u, d in zip(each.up.mT, each.down, strict=True)],
+        "in": lambda each: [torch.outer(w, e) for w, e in zip((each.up @ each.down).mT, torch.eye(6), strict=True)],
+        "out": lambda each: [torch.outer(e, w) for e, w in zip(torch.eye(7), each.up @ each.down, strict=True)],
+    }[kind]
+    updates = [update.double() for each in factors for update in unit(each)]
+    columns = [torch.cat([(x @ update.mT / len(x) ** 0.5).flatten() for x in inputs]) for update in updates]
+    target = [(x @ (each.up @ each.down).mT / len(x) ** 0.5).flatten() for each, x in zip(factors, inputs, strict=True)]
+    return torch.stack(columns, dim=1), torch.cat(target)
+
+
+def flat(kind: str, m: Tensor) -> Tensor:
+    return m.mT.flatten() if kind == "out" else m
+
+
+@pytest.mark.parametrize("ranks", RANKS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_masks_are_the_dense_least_squares_solution(kind, ranks) -> None:
+    factors, inputs = problem(ranks)
+    error = KINDS[kind](factors, moments_of(kind, factors, inputs))
+    matrix, target = dense(kind, factors, inputs)
+    m = flat(kind, least(error, 1e-10))
+    torch.testing.assert_close(matrix @ m, matrix @ torch.linalg.lstsq(matrix, target).solution, rtol=1e-5, atol=1e-5)
+    if kind == "rank":  # unique; in the others the columns of a narrow update depend on one another
+        torch.testing.assert_close(m, torch.linalg.lstsq(matrix, target).solution, rtol=1e-5, atol=1e-5)
+    anything = torch.randn_like(least(error, 1.0))
+    residual = matrix @ flat(kind, anything) - target
+    torch.testing.assert_close(error(anything).sum(), residual @ residual)
+    torch.testing.assert_close(error.c.sum(), target @ target)
+    ones = torch.ones_like(anything)
+    assert error(least(error, 1e-10)).sum() <= error(ones).sum() + 1e-9
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_ridge_pulls_towards_one(kind) -> None:
+    factors, inputs = problem((3, 2))
+    error = KINDS[kind](factors, moments_of(kind, factors, inputs))
+    matrix, target = dense(kind, factors, inputs)
+    m = least(error, 0.1)
+    weights = 0.1 * error.A.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True).expand_as(m)
+    rows = flat(kind, weights).sqrt().diag()
+    tall = torch.cat([matrix, rows]), torch.cat([target, rows.sum(1)])
+    torch.testing.assert_close(flat(kind, m), torch.linalg.lstsq(*tall).solution, rtol=1e-5, atol=1e-5)
+    assert (least(error, 1e9) - 1).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("ranks", RANKS)
+@pytest.mark.parametrize("strength", [0.01, 0.3, 3.0])
+def test_the_lasso_is_optimal(ranks, strength) -> None:
+    factors, inputs = problem(ranks, seed=1)
+    error = rank_error(factors, moments_of("rank", factors, inputs))
+    penalty = torch.zeros(sum(ranks), dtype=torch.float64)
+    penalty[: ranks[0]] = strength * error.c
+    m = least_nonnegative(error, 1e-6, penalty)
+    slope = 2 * (error.A @ m - error.b) + penalty + 2e-6 * error.A.diagonal().mean() * (m - 1)
+    assert (m >= 0).all()
+    scale = float(error.c)
+    torch.testing.assert_close(slope[m > 0] / scale, torch.zeros_like(slope[m > 0]), rtol=0, atol=1e-9)
+    assert (slope[m == 0] >= -1e-9 * scale).all()
+    found = minimize(
+        lambda v: float(error(torch.from_numpy(v)) + penalty @ torch.from_numpy(v)) / scale,
+        np.ones(sum(ranks)),
+        bounds=[(0, None)] * sum(ranks),
+        method="L-BFGS-B",
+        options={"maxiter": 10_000, "ftol": 1e-15, "gtol": 1e-10},
+    )
+    assert float(error(m) + penalty @ m) / scale <= found.fun + 1e-6
+    torch.testing.assert_close(m, torch.from_numpy(found.x), rtol=1e-2, atol=1e-2)
+
+
+def test_a_heavy_prior_switches_the_dominant_adapter_off_and_no_other() -> None:
+    factors, inputs = problem((3, 2), seed=2)
+    error = rank_error(factors, moments_of("rank", factors, inputs))
+    m = least_nonnegative(error, 1e-6, torch.tensor([1e6, 1e6, 1e6, 0, 0], dtype=torch.float64))
+    assert (m[:3] == 0).all() and (m[3:] > 0).any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_adapters_that_do_not_meet_keep_masks_of_one(kind) -> None:
+    """Content inputs lie where only the content adapter looks, and the other way round."""
+    factors, inputs = problem((3, 2))
+    left, right = torch.eye(6, dtype=torch.float64).split(3)
+    factors = [Factors(each.down @ (half.mT @ half), each.up) for each, half in zip(factors, (left, right), strict=True)]
+    inputs = [x @ (half.mT @ half) for x, half in zip(inputs, (left, right), strict=True)]
+    error = KINDS[kind](factors, moments_of(kind, factors, inputs))
+    m = least(error, 1e-3)
+    torch.testing.assert_close(m, torch.ones_like(m), rtol=0, atol=1e-12)
+    assert error(m).sum() < 1e-12 * error.c.sum()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_identical_adapters_share_the_work(kind) -> None:
+    factors, inputs = problem((3, 3))
+    twins = [factors[0], factors[0]]
+    error = KINDS[kind](twins, moments_of(kind, twins, inputs))
+    m = flat(kind, least(error, 1e-6))
+    torch.testing.assert_close(m[: len(m) // 2] + m[len(m) // 2 :], torch.ones(len(m) // 2).double(), rtol=0, atol=1e-3)
+    if kind != "in":  # a narrow update has input masks that it does not see at all
+        torch.testing.assert_close(m, torch.full_like(m, 0.5), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_no_input_reaches_keeps_masks_of_one(kind) -> None:
+    """An adapter of zeros; its teacher still asks the other one to be silent on its inputs."""
+    factors, inputs = problem((3, 2))
+    factors[1] = Factors(factors[1].down, torch.zeros_like(factors[1].up))
+    error = KINDS[kind](factors, moments_of(kind, factors, inputs))
+    mask = flat(kind, least(error, 1e-3))
+    silent = flat(kind, error.A.diagonal(dim1=-2, dim2=-1)) == 0
+    torch.testing.assert_close(mask[silent], torch.ones_like(mask[silent]))
+    assert error(least(error, 1e-3)).sum() <= error(torch.ones_like(least(error, 1e-3))).sum()
+    nothing = LocalError(torch.zeros(5, 5).double(), torch.zeros(5).double(), torch.zeros(()).double())
+    assert (least(nothing, 1e-3) == 1).all()

@@ -1,0 +1,106 @@
+"""Sizes of the family's UNets, and the learned parameters that the papers state."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+from omegaconf import OmegaConf
+
+from lorabench.errors import UserError
+from lorabench.method import load
+from lorabench.models.shapes import CONFIGS, empty_unet, parameters
+from lorabench.models.sites import attention_sites, depths, halvings
+from lorabench.studies.params import adapted, count, run, table
+
+# Parameters in millions as the model cards state them (of the micro model, its own), and adapted layers.
+SIZES = {"sdxl": (2567, 560), "koala_1b": (1161, 240), "koala_700m": (782, 168), "micro": (14, 136)}
+MICRO_WIDTHS = [64, 96, 160]
+
+
+@pytest.fixture(scope="module")
+def counts() -> pd.DataFrame:
+    return count({"sdxl": 64, "koala_1b": 64, "koala_700m": 64, "micro": 16})
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_unets_have_the_published_sizes(name: str) -> None:
+    unet = empty_unet(name)
+    assert all(parameter.is_meta for parameter in unet.parameters())
+    assert (parameters(unet) // 10**6, len(attention_sites(unet))) == SIZES[name]
+
+
+def test_koala_700m_has_no_middle_block() -> None:
+    unet = empty_unet("koala_700m")
+    assert halvings(unet) == {
+        "down_blocks.0": 0, "down_blocks.1": 1, "down_blocks.2": 2,
+        "up_blocks.0": 2, "up_blocks.1": 1, "up_blocks.2": 0,
+    }  # fmt: skip
+    by_site = depths(unet, list(attention_sites(unet)))
+    shallow = {site.split(".attentions")[0] for site, depth in by_site.items() if depth == 0}
+    assert shallow == {"down_blocks.1", "up_blocks.1"} and set(by_site.values()) == {0.0, 1.0}
+    assert "mid_block" in halvings(empty_unet("koala_1b"))
+
+
+def learned(counts: pd.DataFrame, model: str, method: str) -> int:
+    rows = counts[(counts["model"] == model) & (counts["method"] == method)]
+    return int(rows["learned_parameters"].item())
+
+
+def test_sdxl_at_rank_64_learns_what_the_papers_state(counts) -> None:
+    assert learned(counts, "sdxl", "duolora") == 71_680
+    assert learned(counts, "sdxl", "ziprank") == 71_680
+    assert learned(counts, "sdxl", "ziplora (out)") == 1_331_200
+    assert learned(counts, "sdxl", "ziplora (in)") == 1_571_840
+
+
+@pytest.mark.parametrize("model", SIZES)
+def test_counts_follow_from_the_layers(counts, model: str) -> None:
+    layers = attention_sites(empty_unet(model)).values()
+    rank = 16 if model == "micro" else 64
+    widths = [(layer.in_features, layer.out_features) for layer in layers]
+    assert learned(counts, model, "duolora") == 2 * rank * len(widths)
+    assert learned(counts, model, "ziplora (in)") == 2 * sum(ins for ins, _ in widths)
+    assert learned(counts, model, "ziplora (out)") == 2 * sum(outs for _, outs in widths)
+    of_loras = counts.loc[counts["model"] == model, "lora_parameters"].unique().tolist()
+    assert of_loras == [2 * rank * sum(ins + outs for ins, outs in widths)]
+
+
+def test_sites_carry_what_gates_are_made_of() -> None:
+    sites = adapted(empty_unet("micro"), 3)
+    assert {(site.ranks, site.roles) for site in sites.values()} == {((3, 3), ("content", "style"))}
+    assert {site.out_features for site in sites.values()} == set(MICRO_WIDTHS[1:])
+    assert all(site.name == name for name, site in sites.items())
+
+
+def test_methods_that_learn_nothing_are_left_out(counts) -> None:
+    methods = {label.split(" ")[0] for label in counts["method"]}
+    assert {"ziplora", "ziprank", "duolora"} <= methods
+    assert not methods & {"direct", "base", "content_only", "style_only"}
+    assert all(load(name).fit for name in methods)
+
+
+def test_run_writes_both_tables(tmp_path, capsys) -> None:
+    cfg = OmegaConf.create({"task": {"name": "params", "ranks": {"micro": 4}}})
+    run(cfg, tmp_path)
+    written = pd.read_csv(tmp_path / "params.csv")
+    text = (tmp_path / "params.md").read_text()
+    assert set(written["model"]) == {"micro"} and set(written["rank"]) == {4}
+    assert "| learned by duolora | 1,088 |" in text and text in capsys.readouterr().out
+    assert table(written) == text
+
+
+@pytest.mark.parametrize(
+    ("ranks", "message"),
+    [({}, "names no model"), ({"micro": 0}, "must be at least 1"), ({"sdxxl": 4}, "did you mean sdxl")],
+)
+def test_mistakes_are_one_line(ranks: dict[str, int], message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        count(ranks)
+    assert "\n" not in str(error.value)
+
+
+def test_configs_hold_no_path() -> None:
+    for path in CONFIGS.values():
+        assert not any("/" in str(value) for value in json.loads(path.read_text()).values())

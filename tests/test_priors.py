@@ -1,0 +1,52 @@
+"""Which role dominates a layer, by the resolutions of the live UNet, by a preset's names or by a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from test_methods import site
+
+from lorabench.errors import UserError
+from lorabench.method import load
+from lorabench.priors import RESOLUTION, by_depth, dominant_roles, read_prior
+
+BLOCKS = {"down_blocks.1": 0.0, "down_blocks.2": 1.0, "mid_block": 1.0, "up_blocks.0": 1.0, "up_blocks.1": 0.0}
+SDXL = {f"{block}.attentions.0.to_q": site(depth, name=f"{block}.attentions.0.to_q") for block, depth in BLOCKS.items()}
+
+
+def roles(prior) -> list[str]:
+    return ["" if role is None else role[0] for role in dominant_roles(read_prior(prior), SDXL).values()]
+
+
+def test_presets_on_the_blocks_of_sdxl() -> None:
+    assert roles(RESOLUTION) == ["s", "c", "c", "c", "s"]
+    assert roles("paper_names") == ["s", "c", "c", "", "s"]
+    assert roles("released") == ["s", "c", "", "", "s"]
+    assert [by_depth(site(depth)) for depth in (1.0, 0.0, 0.5)] == ["content", "style", None]
+
+
+def test_a_file_is_a_prior_and_its_blocks_are_in_the_settings(tmp_path: Path) -> None:
+    file = tmp_path / "prior.yaml"
+    file.write_text("content: [mid_block]\nstyle: [up_blocks.1, down_blocks.1.attentions.0]\n")
+    assert roles(str(file)) == ["s", "", "c", "", "s"]
+    method = load("duolora", prior=str(file))
+    file.unlink()
+    assert method.prior == {"content": ["mid_block"], "style": ["up_blocks.1", "down_blocks.1.attentions.0"]}
+    assert load("duolora", prior=method.prior) == method
+
+
+def test_priors_that_make_no_sense_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"prior=resolutions is unknown, did you mean resolution"):
+        read_prior("resolutions")
+    file = tmp_path / "prior.yaml"
+    file.write_text("content: [mid_block]\n")
+    with pytest.raises(UserError, match="needs lists of module paths"):
+        read_prior(str(file))
+    file.write_text("content: [")
+    with pytest.raises(UserError, match=r"prior\.yaml is no yaml"):
+        read_prior(str(file))
+    with pytest.raises(UserError, match=r"content layers \(middle\) are not in this UNet"):
+        dominant_roles({"content": ["middle"], "style": ["up_blocks.1"]}, SDXL)
+    with pytest.raises(UserError, match="to content and to style"):
+        dominant_roles({"content": ["mid_block"], "style": ["mid_block"]}, SDXL)

@@ -1,0 +1,144 @@
+"""Effective ranks against the dense update, and their figure and table along the network."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from made_run import make_run
+from PIL import Image
+
+from lorabench.adapters import Gates
+from lorabench.lora import Factors
+from lorabench.models.sdxl import SDXL
+from lorabench.models.sites import attention_sites
+from lorabench.ranks import effective_rank, ranks_of
+from lorabench.report import write_joint_report, write_report
+from lorabench.report.ranks import block_of, draw_ranks, layer_of, network_order, write_ranks
+
+
+def dense(update: torch.Tensor) -> float:
+    """Roy & Vetterli's definition on the whole matrix."""
+    values = torch.linalg.svdvals(update.double())
+    shares = values[values > 0] / values.sum()
+    return torch.exp(-(shares * shares.log()).sum()).item()
+
+
+def factors(rank: int, size_in: int, size_out: int, seed: int = 0) -> Factors:
+    draw = torch.Generator().manual_seed(seed)
+    return Factors(torch.randn(rank, size_in, generator=draw), torch.randn(size_out, rank, generator=draw))
+
+
+@pytest.mark.parametrize("rank, size_in, size_out", [(4, 96, 64), (1, 8, 8), (16, 5, 40), (16, 40, 5), (8, 4, 6)])
+def test_effective_rank_is_that_of_the_dense_update(rank: int, size_in: int, size_out: int) -> None:
+    own = factors(rank, size_in, size_out)
+    assert effective_rank(own.down, own.up) == pytest.approx(dense(own.up.double() @ own.down.double()), rel=1e-9)
+
+
+def test_effective_rank_counts_equal_directions() -> None:
+    down, up = torch.eye(12)[:7], torch.eye(9)[:, :7]
+    assert effective_rank(down, 3 * up) == pytest.approx(7)
+    assert effective_rank(down[:1], up[:, :1]) == pytest.approx(1)
+    assert effective_rank(down, torch.zeros_like(up)) == 0.0  # an adapter that was never trained
+    assert effective_rank(down[:0], up[:, :0]) == 0.0  # a layer that the adapter leaves alone
+    assert effective_rank(down * torch.nan, up) != effective_rank(down, up)
+
+
+def test_gates_of_every_kind_are_applied() -> None:
+    own = factors(6, 20, 30)
+    draw = torch.Generator().manual_seed(1)
+    gates = Gates(*(torch.rand(size, generator=draw) for size in (30, 6, 20)))
+    assert gates.o is not None and gates.r is not None and gates.i is not None
+    update = torch.diag(gates.o) @ own.up @ torch.diag(gates.r) @ own.down @ torch.diag(gates.i)
+    assert ranks_of({"a": own}, {"a": gates})["a"] == pytest.approx(dense(update), rel=1e-5)
+    closed = Gates(r=torch.tensor([1.0, 0, 0, 0, 0, 0]), i=gates.i)
+    assert ranks_of({"a": own}, {"a": closed})["a"] == pytest.approx(1)
+
+
+def sdxl_sites() -> list[str]:
+    """The 560 adapted layers of SDXL in the order in which it runs them."""
+    parts = [("down_blocks.1", 2, 2), ("down_blocks.2", 2, 10), ("mid_block", 1, 10), ("up_blocks.0", 3, 10),
+             ("up_blocks.1", 3, 2)]  # fmt: skip
+    return [
+        f"{block}.attentions.{i}.transformer_blocks.{k}.{attention}.{projection}"
+        for block, attentions, layers in parts
+        for i in range(attentions)
+        for k in range(layers)
+        for attention in ("attn1", "attn2")
+        for projection in ("to_q", "to_k", "to_v", "to_out.0")
+    ]
+
+
+def test_sites_are_ordered_as_the_network_runs_them(model: SDXL) -> None:
+    sites = sdxl_sites()
+    assert len(sites) == 560 and network_order(set(sites)) == sites
+    assert [block_of(site) for site in sites[::8]] == (
+        ["down 1"] * 4 + ["down 2"] * 20 + ["mid"] * 10 + ["up 0"] * 30 + ["up 1"] * 6
+    )
+    assert len({layer_of(site) for site in sites}) == 70
+
+    run: list[str] = []  # against a live UNet
+    for name, layer in attention_sites(model.unet).items():
+        layer.register_forward_hook(lambda *_, name=name: run.append(name))
+    both = model.encode_prompts(["a mug"])
+    latent = torch.zeros(1, model.unet.config["in_channels"], 16, 16)
+    with torch.no_grad():
+        model.predict(latent, torch.tensor([500]), both)
+    assert network_order(set(run)) == run
+
+
+def test_figure_and_table_average_adapters_projections_and_pairs(tmp_path: Path) -> None:
+    sites = sdxl_sites()
+    ranks = {f"pair {k}": {site: [10.0 + k, 20.0 + k, float(i // 8)] for i, site in enumerate(sites)} for k in range(3)}
+    write_ranks(tmp_path, ranks, ["content", "content", "style"])
+    table = pd.read_csv(tmp_path / "figures" / "rank_by_layer.csv")
+    assert list(table) == ["position", "block", "site", "role", "mean", "min", "max", "pairs"]
+    assert len(table) == 2 * 560 and list(table["site"][::2]) == sites
+    content = table[table["role"] == "content"]
+    assert set(zip(content["mean"], content["min"], content["max"], content["pairs"], strict=True)) == {(16, 15, 17, 3)}
+    with Image.open(tmp_path / "figures" / "rank_by_layer.png") as picture:
+        assert picture.size == (1440, 528)
+
+    [axes] = draw_ranks(ranks, ["content", "content", "style"], sites).axes
+    drawn = {}
+    for line in axes.lines:
+        if line.get_marker() == "o":
+            drawn.setdefault(line.get_color(), []).extend(
+                zip(*map(list, map(np.asarray, line.get_data())), strict=True)
+            )
+    first, second = drawn.values()
+    assert first == [(i, 16.0) for i in range(70)] and second == [(i, float(i)) for i in range(70)]
+    assert axes.get_legend_handles_labels()[1] == ["content", "style"]
+
+
+def test_pairs_of_different_adapters_and_sites(tmp_path: Path) -> None:
+    ranks = {
+        "a": {"mid_block.x.to_q": [1.0, 4.0]},
+        "b": {"mid_block.x.to_q": [3.0, 5.0, np.nan], "up_blocks.0.y": [2, 2, 2]},
+    }
+    write_ranks(tmp_path, ranks, {"a": ["content", "style"], "b": ["content", "content", "style"]})
+    table = pd.read_csv(tmp_path / "figures" / "rank_by_layer.csv", index_col=["site", "role"])
+    assert table.loc[("mid_block.x.to_q", "content"), "mean"] == 2.5
+    assert table.loc[("mid_block.x.to_q", "style"), ["mean", "pairs"]].tolist() == [4.0, 1]  # a merge that diverged
+    assert table.loc[("up_blocks.0.y", "style"), "pairs"] == 1
+
+
+def test_no_merges_no_figure(tmp_path: Path) -> None:
+    write_ranks(tmp_path, {}, ["content", "style"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_page_shows_the_figure_of_each_run_that_has_one(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name, name, images=1) for name in ("direct", "duolora")]
+    write_ranks(runs[0], {"a": {"mid_block.x.to_q": [1.0, 4.0]}}, ["content", "style"])
+    picture = base64.b64encode((runs[0] / "figures" / "rank_by_layer.png").read_bytes()).decode()
+    for folder, count in ((runs[0], 1), (runs[1], 0)):
+        write_report(folder)
+        page = (folder / "report.html").read_text()
+        assert page.count(picture) == count and page.count("along the network") == count
+    write_joint_report(runs, tmp_path)
+    assert (tmp_path / "report.html").read_text().count(picture) == 1
