@@ -21,7 +21,7 @@ from lorabench.data.catalogue import load_pairs
 from lorabench.data.pairs import Prompts
 from lorabench.loggers.views import View, open_view
 from lorabench.outcome import Outcome
-from lorabench.plan import STAGES, Item, Make, Plan, Row, frame_rows
+from lorabench.plan import FLOORS, STAGES, Item, Make, Plan, Row, frame_rows
 from lorabench.store import Store
 from lorabench.weights import scorer_folder, sdxl_folder
 from lorabench.workers import Pool
@@ -44,7 +44,8 @@ def plan_of(cfg: DictConfig, rows: list[Row] | None = None) -> Plan:
     if rows is None:
         choices = HydraConfig.get().runtime.choices
         settings = asdict(methods.build(cfg.method))
-        rows = frame_rows(Row(choices["method"], choices["ablation"], settings), typed["dataset"], pairs)
+        chosen = Row(choices["method"], choices["ablation"], settings, choices["method"] in FLOORS)
+        rows = frame_rows(chosen, typed["dataset"], pairs)
     return Plan(
         store=store,
         pairs=pairs,

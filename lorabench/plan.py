@@ -83,15 +83,19 @@ class Make:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table: the chosen method, a frame row, or the oracle, which has no method."""
+    """A row of the table: the chosen method, a frame row, or the oracle, which has no method.
+
+    live: drawn from the LoRAs at the method's gains, without a merge.
+    """
 
     name: str
     ablation: str = "none"
     settings: dict[str, Any] | None = None
+    live: bool = False
 
     @property
     def is_method(self) -> bool:
-        return self.name not in (*FLOORS, ORACLE)
+        return not self.live and self.name != ORACLE
 
     def method(self) -> methods.Method:
         assert self.settings is not None
@@ -252,6 +256,6 @@ class Plan:
 
 def frame_rows(chosen: Row, dataset: MicroworldSpec | DreamBoothStyleDropSpec, pairs: Sequence[Pair]) -> list[Row]:
     """The rows that frame the table, then the chosen method's; the oracle where the truth of every pair is known."""
-    floors = [Row(name, settings=asdict(methods.load(name))) for name in FLOORS if name != chosen.name]
+    floors = [Row(name, settings=asdict(methods.load(name)), live=True) for name in FLOORS if name != chosen.name]
     known = isinstance(dataset, MicroworldSpec) and all(pair.is_single for pair in pairs)
     return [*floors, *([Row(ORACLE)] if known else []), chosen]

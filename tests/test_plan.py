@@ -11,7 +11,7 @@ from lorabench import method as methods
 from lorabench.config import GenerateSpec, LoRASpec, MergeSpec, MicroworldSpec, TrainerSpec
 from lorabench.data.catalogue import load_pairs
 from lorabench.data.pairs import Prompts
-from lorabench.plan import STAGES, Plan, Row, frame_rows
+from lorabench.plan import FLOORS, STAGES, Plan, Row, frame_rows
 from lorabench.store import Store
 
 WORLD = MicroworldSpec("microworld", ["mug_1", "cat_1"], ["ink_1", "neon_1"], None, 2, 2, 2)
@@ -19,7 +19,7 @@ PAIRS = load_pairs(WORLD, Prompts())
 
 
 def chosen(method: str, ablation: str = "none") -> Row:
-    return Row(method, ablation, asdict(methods.load(method, ablation)))
+    return Row(method, ablation, asdict(methods.load(method, ablation)), method in FLOORS)
 
 
 @pytest.fixture

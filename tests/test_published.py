@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 from made_run import make_run
 
 from lorabench.report import write_joint_report, write_report
@@ -46,11 +47,13 @@ def test_reported_rows_stand_under_their_method(tmp_path: Path) -> None:
 
 
 def test_seeds_show_a_publication_once_and_ablations_their_own(tmp_path: Path) -> None:
+    """An ablation whose yaml says nothing inherits the method's rows, which are not of it."""
+    ablated = {**MAIN, "table": "ablation", "ablation": "no_cycle", "clip_t": 0.3}
     runs = [
-        make_run(tmp_path / "a", paper=[MAIN]),
-        make_run(tmp_path / "b", paper=[MAIN], seed=1),
-        make_run(tmp_path / "c", ablation="no_cycle", paper=[{**MAIN, "table": "ablation", "clip_t": 0.3}]),
-        make_run(tmp_path / "d", ablation="no_layer_prior"),
+        make_run(tmp_path / "a", paper=[MAIN, ablated]),
+        make_run(tmp_path / "b", paper=[MAIN, ablated], seed=1),
+        make_run(tmp_path / "c", ablation="no_cycle", paper=[MAIN, ablated]),
+        make_run(tmp_path / "d", ablation="no_layer_prior", paper=[MAIN, ablated]),
     ]
     write_joint_report(runs, tmp_path)
     first = [line.split("|")[1].strip() for line in lines(tmp_path) if line.startswith("|")]
@@ -58,6 +61,13 @@ def test_seeds_show_a_publication_once_and_ablations_their_own(tmp_path: Path) -
         "duolora", "↳ reported: arXiv 2504.13206, table main",
         "duolora no_cycle", "↳ reported: arXiv 2504.13206, table ablation", "duolora no_layer_prior",
     ]  # fmt: skip
+
+
+def test_what_an_ablation_reports_names_it() -> None:
+    """Otherwise it would not be shown."""
+    for file in sorted((Path(__file__).parents[1] / "conf" / "ablation").glob("*.yaml")):
+        for entry in (yaml.safe_load(file.read_text()) or {}).get("paper", []):
+            assert entry.get("ablation") == file.stem, f"{file.name}: write ablation: {file.stem} into its paper rows"
 
 
 @pytest.mark.parametrize(
@@ -85,12 +95,17 @@ def test_hostile_sources_are_escaped(tmp_path: Path) -> None:
     assert "<script>|" not in page and "&lt;/th&gt;&lt;script&gt;|" in page
 
 
-def test_real_scorers_on_photographs_get_the_milder_footnote(tmp_path: Path) -> None:
-    folder = make_run(tmp_path / "run", paper=[MAIN])
+@pytest.mark.parametrize("dataset, backbone, unmatched", [
+    ("microworld", "@micro", True), ("dreambooth_styledrop", "@micro", True), ("microworld", "@vits16", True),
+    ("dreambooth_styledrop", "@vits16", False),
+])  # fmt: skip
+def test_the_footnote_says_how_far_the_rows_match(tmp_path: Path, dataset: str, backbone: str, unmatched: bool) -> None:
+    folder = make_run(tmp_path / "run", paper=[MAIN], images=1)
     scores = pd.read_parquet(folder / "scores.parquet")
-    scores["backbone"] = scores["backbone"].str.replace("@micro", "@vits16")
-    scores.assign(dataset="dreambooth_styledrop").to_parquet(folder / "scores.parquet")
+    scores["backbone"] = scores["backbone"].str.replace("@micro", backbone)
+    scores.assign(dataset=dataset).to_parquet(folder / "scores.parquet")
     manifest = folder / "manifest.json"
-    manifest.write_text(manifest.read_text().replace("microworld", "dreambooth_styledrop"))
+    manifest.write_text(manifest.read_text().replace("microworld", dataset))
     write_report(folder)
-    assert UNMATCH not in lines(folder)[-1] and lines(folder)[-1].startswith("Rows marked ↳")
+    note = lines(folder)[-1]
+    assert note.startswith("Rows marked ↳") and (UNMATCH in note) == unmatched

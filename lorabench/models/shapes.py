@@ -8,8 +8,9 @@ the first block is in all of them without effect: that block has no attention. K
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lorabench.config import unknown
 from lorabench.errors import UserError
@@ -32,12 +33,16 @@ def empty_unet(name: str) -> UNet2DConditionModel:
     if name not in CONFIGS:
         raise UserError(unknown("task.ranks", name, CONFIGS))
 
+    return without_weights(json.loads(CONFIGS[name].read_text()))
+
+
+def without_weights(config: Mapping[str, Any]) -> UNet2DConditionModel:
+    """A UNet of a configuration on torch's meta device."""
     import torch
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(json.loads(CONFIGS[name].read_text()))
-    return unet  # pyright: ignore[reportReturnType]
+        return UNet2DConditionModel.from_config(dict(config))  # pyright: ignore[reportReturnType]
 
 
 def parameters(unet: UNet2DConditionModel) -> int:

@@ -1,6 +1,8 @@
 """What the publication of a method reports, to stand beside what was measured and never to be taken for it.
 
-A method's yaml lists it under `paper`, an ablation's yaml its own: {arxiv: "2504.13206", table: main, csd/style: 0.48}.
+A method's yaml lists it under `paper`: {arxiv: "2504.13206", table: main, csd/style: 0.48}. A row of one of its
+ablations says which, {arxiv: "2504.13206", table: ablation, ablation: no_cycle, csd/style: 0.45}, in the method's yaml or
+in the ablation's: an ablated run also has what the method lists, which is not reported of it.
 """
 
 from __future__ import annotations
@@ -46,14 +48,15 @@ def published(runs: list[RunFolder], metrics: list[str]) -> dict[str, list[Publi
 
 
 def entries(run: RunFolder) -> list[dict]:
-    """The config's `method.paper`; empty where the folder has no config that says so."""
+    """Of the config's `method.paper` what is of this ablation; empty where the folder has no config that says so."""
     try:
         config = yaml.safe_load(run.config)
     except yaml.YAMLError:
         return []
     method = config.get("method") if isinstance(config, dict) else None
     listed = method.get("paper") if isinstance(method, dict) else None
-    return [entry for entry in listed or [] if isinstance(entry, dict)]
+    own = run.manifest["ablation"]
+    return [entry for entry in listed or [] if isinstance(entry, dict) and entry.get("ablation", "none") == own]
 
 
 def source(entry: dict) -> str:

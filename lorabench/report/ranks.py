@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby, pairwise
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -124,7 +125,7 @@ def draw_ranks(ranks_by_pair: RanksByPair, roles: Roles, order: Sequence[str]) -
             )  # fmt: skip
 
     axes.set_xlim(-0.5, len(layers) - 0.5)
-    axes.set_ylim(0, max(1.0, 1.08 * float(points["max"].max())))
+    axes.set_ylim(0, max(1.0, 1.08 * np.nan_to_num(points["max"]).max()))
     axes.set_xticks([(left + right - 1) / 2 for left, right in pairwise(edges)], [name for name, _ in blocks])
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.tick_params(length=0, labelcolor=MUTED, labelsize=9)

@@ -1,0 +1,44 @@
+"""The figure of a layer probe: what content and what style lose when their LoRA is weakened in a module."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from lorabench.priors import ROLES
+from lorabench.report.ranks import COLOURS
+
+TITLES = {"block": "by block", "layer": "by transformer block"}
+
+
+def draw_probe(found: pd.DataFrame, path: Path) -> None:
+    """A panel a kind of module; a point a role with its interval, modules from the input to the output."""
+    from matplotlib.figure import Figure
+
+    kinds = list(found["kind"].unique())
+    heights = [found["kind"].eq(kind).sum() + 1.5 for kind in kinds]
+    figure = Figure(figsize=(9, 0.34 * sum(heights) + 1.2), layout="constrained", facecolor="white")
+    panels = figure.subplots(len(kinds), 1, height_ratios=heights, sharex=True, squeeze=False)[:, 0]
+    for panel, kind in zip(panels, kinds, strict=True):
+        rows = found[found["kind"] == kind].reset_index(drop=True)
+        for role, shift in zip(ROLES, (-0.14, 0.14), strict=True):
+            y = rows.index + shift
+            low, high = rows[f"{role}_low"].fillna(rows[role]), rows[f"{role}_high"].fillna(rows[role])
+            panel.hlines(y, low, high, color=COLOURS[role], linewidth=1.6, alpha=0.45)
+            panel.plot(rows[role], y, "o", color=COLOURS[role], markersize=5.5, label=role)
+        panel.axvline(0, color="#71737c", linewidth=0.8)
+        panel.set_yticks(rows.index, [short(name) for name in rows["module"]], fontsize=10)
+        panel.set_ylim(len(rows) - 0.4, -0.6)
+        panel.set_title(TITLES[kind], loc="left", fontsize=12)
+        panel.grid(axis="x", color="#d9dae0", linewidth=0.7)
+        panel.tick_params(length=0, colors="#1c1d21")
+        panel.spines[:].set_visible(False)
+    panels[-1].set_xlabel("share of its score that the role loses when its LoRA is scaled down here", fontsize=11)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False)
+    figure.savefig(path, dpi=160, metadata={"Software": None})
+
+
+def short(name: str) -> str:
+    """down_blocks.1.attentions.0.transformer_blocks.0 -> down_blocks.1 · 0 · 0."""
+    return name.replace(".attentions.", " · ").replace(".transformer_blocks.", " · ")

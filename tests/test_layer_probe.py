@@ -1,0 +1,89 @@
+"""The layer probe: shares against numbers made by hand, modules of the live UNet, and a prior that DuoLoRA can read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+from conftest import CPU
+
+from lorabench.errors import UserError
+from lorabench.method import load
+from lorabench.models.sdxl import SDXL
+from lorabench.priors import dominant_roles
+from lorabench.report.probe import draw_probe
+from lorabench.stages.merge import MergeItem, live_sites, merge
+from lorabench.studies.layer_probe import measure, names_of, table, write_prior
+
+BLOCKS = ["down_blocks.1", "down_blocks.2", "mid_block", "up_blocks.0", "up_blocks.1"]
+
+
+def scores(content: float, style: float) -> pd.DataFrame:
+    """Four pairs of two images; pairs differ by what cancels in a difference."""
+    rows = []
+    for pair in range(4):
+        for image in range(2):
+            at = {"dataset": "d", "content": f"c{pair}", "style": "s", "prompt": "p", "seed": image, "image": image}
+            rows.append({**at, "metric": "dino/content", "value": content + pair / 10})
+            rows.append({**at, "metric": "csd/style", "value": style - pair / 10})
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture
+def drawn() -> dict[str, pd.DataFrame]:
+    return {
+        "custom_weights": scores(0.8, 0.9),
+        "style_only": scores(0.6, 0.9),
+        "content_only": scores(0.8, 0.1),
+        "content mid_block": scores(0.65, 0.9),
+        "style mid_block": scores(0.8, 0.82),
+        "content up_blocks.1": scores(0.8, 0.9),
+        "style up_blocks.1": scores(0.8, 0.3),
+    }
+
+
+def test_shares_are_of_what_the_whole_lora_gives(drawn) -> None:
+    found = measure(drawn, "block", ["mid_block", "up_blocks.1"])
+    assert found["content"].tolist() == pytest.approx([0.75, 0.0])
+    assert found["style"].tolist() == pytest.approx([0.1, 0.75])
+    assert found["carries"].tolist() == ["content", "style"] and found["separated"].all()
+    assert "| mid_block | 0.75 [0.75, 0.75] | 0.10 [0.10, 0.10] | content |" in table(found)
+
+
+def test_a_lora_that_does_nothing_has_no_layers_to_tell_apart(drawn) -> None:
+    with pytest.raises(UserError, match="without the style LoRA csd/style does not fall"):
+        measure(drawn | {"content_only": scores(0.8, 0.9)}, "block", ["mid_block"])
+
+
+def test_modules_in_the_order_of_the_forward_pass(folder: Path) -> None:
+    assert names_of(folder, "block") == BLOCKS
+    layers = names_of(folder, "layer")
+    assert layers[0] == "down_blocks.1.attentions.0.transformer_blocks.0"
+    assert len(layers) == len(set(layers)) and all(".attn" not in name for name in layers)
+
+
+def test_the_prior_is_one_that_duolora_reads(folder: Path, model: SDXL, loras, pair, drawn, tmp_path: Path) -> None:
+    found = measure(drawn, "block", ["mid_block", "up_blocks.1"])
+    plan = SimpleNamespace(model_name="tiny", pairs=[pair], generation=SimpleNamespace(images=2))
+    write_prior(tmp_path / "prior.yaml", found, plan)  # pyright: ignore[reportArgumentType]
+    method = load("duolora", prior=str(tmp_path / "prior.yaml"))
+    assert method.prior == {"content": ["mid_block"], "style": ["up_blocks.1"]}
+    roles = dominant_roles(method.prior, live_sites(model, loras, pair.roles))
+    assert {role for site, role in roles.items() if site.startswith("mid_block.")} == {"content"}
+    assert {role for site, role in roles.items() if site.startswith("down_blocks.2.")} == {None}
+    draw_probe(found, tmp_path / "probe.png")
+    assert (tmp_path / "probe.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_custom_weights_scale_roles_and_modules(model: SDXL, loras, pair) -> None:
+    method = load("custom_weights", style=0.5, blocks={"mid_block": {"content": 0.25}})
+    result = merge(model, method, MergeItem(tuple(loras), pair), 0, CPU)
+    content, style = loras
+    for site, merged in result.lora.items():
+        weight = 0.25 if site.startswith("mid_block.") else 1.0
+        dense = weight * content[site].up @ content[site].down + 0.5 * style[site].up @ style[site].down
+        assert (merged.up @ merged.down - dense).abs().max() < 1e-5
+    with pytest.raises(UserError, match=r"method\.blocks\.mid_block needs"):
+        load("custom_weights", blocks={"mid_block": {"subject": 0.5}})
