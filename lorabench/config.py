@@ -83,15 +83,9 @@ class DreamBoothStyleDropSpec:
 
 @dataclass
 class MergeSpec:
-    """How merges are made, whatever the method.
+    """How merges are computed, whatever the method."""
 
-    concepts: of several subjects or styles, "joint" merges all LoRAs at once, "uniform" averages the merges of each
-        subject with each style, as DuoLoRA does with several concepts.
-    pairs_per_batch: pairs trained side by side in one batch; changes the speed, not the result.
-    """
-
-    concepts: str = MISSING
-    pairs_per_batch: int = MISSING
+    pairs_per_batch: int = MISSING  # pairs trained side by side in one batch; changes the speed, not the result
 
 
 @dataclass
@@ -167,6 +161,7 @@ def register() -> None:
     """Put every schema where the yaml files find it: `defaults: [schema/<name>, _self_]`."""
     from lorabench import method
 
+    OmegaConf.register_new_resolver("count", lambda names: len(names or [None]), replace=True)
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     for group, schemas in SCHEMAS.items():
@@ -184,7 +179,7 @@ LEAST = {
     "workers": (0, True), "threads": (1, True), "pairs_per_batch": (1, True),
 }  # fmt: skip
 CHOICES = {
-    "merge.concepts": ("joint", "uniform"),
+    "method.concepts": ("joint", "uniform"),
     "trainer.accelerator": ("cpu", "gpu", "auto"),
     "trainer.precision": ("32-true", "bf16-mixed", "16-mixed"),
     "logger.kind": ("wandb", "csv", "none"),

@@ -76,6 +76,8 @@ class Method:
     name: the file in lorabench/methods.
     paper: what the publication reports, shown beside our numbers.
     fit: how the gates are learned; None for a method that takes no optimiser steps.
+    concepts: of several subjects or styles, "joint" merges all LoRAs at once; "uniform" averages the merges of each
+        subject with each style, which is how DuoLoRA handles several.
     exports: whether a merge is one ordinary LoRA; images are then drawn with that very file.
     """
 
@@ -84,6 +86,7 @@ class Method:
     name: str
     paper: list[dict[str, Any]]
     fit: FitSpec | None
+    concepts: str = "joint"
 
     def __init_subclass__(cls) -> None:
         _METHODS[cls.__module__.rpartition(".")[2]] = cls

@@ -104,7 +104,7 @@ class Row:
     def slice(self) -> dict[str, Any]:
         """What of the method changes a number: its settings and its code."""
         assert self.settings is not None
-        numbers = {key: value for key, value in self.settings.items() if key != "paper"}
+        numbers = {key: value for key, value in self.settings.items() if key not in ("paper", "concepts")}
         return {"settings": numbers, "code": code_of(self.settings["name"])}
 
 
@@ -190,11 +190,11 @@ class Plan:
             "version": VERSIONS["merge"], "model": self.base_parts(), "method": row.slice(),
             "loras": [lora.key for lora in loras], "prompt": pair.prompt, "seed": self.seed,
         }  # fmt: skip
-        uniform = not pair.is_single and self.merging.concepts == "uniform"
-        if uniform:
-            parts["concepts"] = self.merging.concepts
+        uniform = not pair.is_single and row.method().concepts == "uniform"
+        if uniform:  # of a single pair it says nothing
+            parts["concepts"] = "uniform"
         paths = tuple(self.path(lora) for lora in loras)
-        work = tasks.Merge(self.model, self.trainer, row.settings or {}, self.merging, paths, pair, self.seed)
+        work = tasks.Merge(self.model, self.trainer, row.settings or {}, paths, pair, self.seed)
         fit = row.method().fit
         steps = fit.steps * (len(pair.couples) if uniform else 1) if fit else 0
         rows = fit.batch * (2 if uniform else len(pair.concepts)) if fit else 0
@@ -203,8 +203,6 @@ class Plan:
     def jobs(self, stage: str, items: Sequence[Item]) -> list[Make]:
         """The items as jobs of the workers; merges that can share a batch go together."""
         size = self.merging.pairs_per_batch if stage == "merge" else 1
-        if size == 1 or self.merging.concepts == "uniform":
-            return [Make(self.store, (item,)) for item in items]
         return [Make(self.store, tuple(items[start : start + size])) for start in range(0, len(items), size)]
 
     def generate(self, row: Row, pair: Pair) -> Item:

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorabench.config import GenerateSpec, LoRASpec, MergeSpec, TrainerSpec
+from lorabench.config import GenerateSpec, LoRASpec, TrainerSpec
 from lorabench.data.pairs import Concept, Pair
 from lorabench.workers import Progress
 
@@ -48,7 +48,6 @@ class Merge:
     model: Path
     trainer: TrainerSpec
     settings: dict[str, Any]
-    spec: MergeSpec
     loras: tuple[Path, ...]
     pair: Pair
     seed: int
@@ -61,7 +60,7 @@ def merge(merges: Sequence[Merge], folders: Sequence[Path], progress: Progress) 
     """merged.safetensors and what the method learned, of each pair; several go through one batch."""
     from lorabench.lora import LoRA
     from lorabench.method import build
-    from lorabench.stages.merge import MergeItem, merge, merge_pairs
+    from lorabench.stages.merge import MergeItem, merge_all
 
     first = merges[0]
     base, method = load_model(first.model, first.trainer.accelerator), build(first.settings)
@@ -70,10 +69,7 @@ def merge(merges: Sequence[Merge], folders: Sequence[Path], progress: Progress) 
     ]
     costs: dict[str, Any] = {}
     with measured(costs, first.trainer):
-        if len(items) == 1:
-            results = [merge(base, method, items[0], first.seed, first.trainer, first.spec.concepts, progress)]
-        else:
-            results = merge_pairs(base, method, items, first.seed, first.trainer, progress)
+        results = merge_all(base, method, items, first.seed, first.trainer, progress)
     costs["seconds"] /= len(items)
     for result, folder in zip(results, folders, strict=True):
         result.save(folder)

@@ -14,7 +14,7 @@ from lorabench.method import load
 from lorabench.models.sdxl import SDXL
 from lorabench.priors import dominant_roles
 from lorabench.report.probe import draw_probe
-from lorabench.stages.merge import MergeItem, live_sites, merge
+from lorabench.stages.merge import MergeItem, live_sites, merge_all
 from lorabench.studies.layer_probe import measure, names_of, table, write_prior
 
 BLOCKS = ["down_blocks.1", "down_blocks.2", "mid_block", "up_blocks.0", "up_blocks.1"]
@@ -79,7 +79,7 @@ def test_the_prior_is_one_that_duolora_reads(folder: Path, model: SDXL, loras, p
 
 def test_custom_weights_scale_roles_and_modules(model: SDXL, loras, pair) -> None:
     method = load("custom_weights", style=0.5, blocks={"mid_block": {"content": 0.25}})
-    result = merge(model, method, MergeItem(tuple(loras), pair), 0, CPU)
+    [result] = merge_all(model, method, [MergeItem(tuple(loras), pair)], 0, CPU)
     content, style = loras
     for site, merged in result.lora.items():
         weight = 0.25 if site.startswith("mid_block.") else 1.0

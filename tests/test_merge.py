@@ -14,7 +14,7 @@ from lorabench.lora import LoRA
 from lorabench.method import Method, load
 from lorabench.passes import MergeStep
 from lorabench.stages.learn import Merging
-from lorabench.stages.merge import MergeItem, MergeResult, live_sites, merge, merge_pairs
+from lorabench.stages.merge import MergeItem, MergeResult, live_sites, merge_all, merge_pairs
 
 SHORT = {"steps": 2, "lr": 0.01, "batch": 2}
 
@@ -32,7 +32,8 @@ def merging(model, loras, pair: Pair, method: Method, seed: int = 0) -> Merging:
 
 
 def merged(model, method: Method, loras, pair: Pair, seed: int = 0, **options: Any) -> MergeResult:
-    return merge(model, method, MergeItem(tuple(loras), pair), seed, CPU, **options)
+    [result] = merge_all(model, method, [MergeItem(tuple(loras), pair)], seed, CPU, **options)
+    return result
 
 
 def recoloured(pair: Pair, name: str) -> Pair:
@@ -170,8 +171,8 @@ def test_three_adapters_are_one_merge(model, three, trio) -> None:
 
 def test_uniform_is_the_mean_of_the_merges_of_each_content_with_the_style(model, three, trio) -> None:
     for name in ("direct", "ziplora", "duolora"):
-        method = short(name) if name != "direct" else load(name)
-        result = merged(model, method, three, trio, concepts="uniform")
+        method = short(name, "uniform") if name != "direct" else load(name, "uniform")
+        result = merged(model, method, three, trio)
         loras = [(three[0], three[2]), (three[1], three[2])]
         parts = [merged(model, method, pick, couple) for pick, couple in zip(loras, trio.couples, strict=True)]
         for site in three[0]:

@@ -1,9 +1,12 @@
 """Every method: its files, its ablations, what its masks start from, and how many passes a step takes."""
 
+import inspect
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from conftest import CPU
 from omegaconf import OmegaConf
 from test_merge import merging, short
 
@@ -11,6 +14,7 @@ from lorabench.adapters import AllGates, learned_params
 from lorabench.config import CONF
 from lorabench.errors import UserError
 from lorabench.method import Method, Site, build, fitting_methods, load, methods
+from lorabench.stages.merge import MergeItem, merge_all
 
 YAMLS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
 
@@ -64,10 +68,10 @@ def test_the_released_preset_is_all_departures_at_once() -> None:
     numbers = [{key: value for key, value in vars(each).items() if key != "paper"} for each in (switched, preset)]
     assert numbers[0] == numbers[1]
     paper = vars(load("duolora"))
-    ablations = (
-        "released_blocks vector_nuclear_norm no_hinge cycle_adapters detached_cycle shared_masks early_stop "
-        "swapped_lambdas ones_init short_content_lora raw_basis summed_prior"
-    ).split()
+    docs = inspect.getdoc(inspect.getmodule(type(preset))) or ""
+    listed = docs.partition("released behaviour\n")[2].partition("\n\n")[0]
+    ablations = [line.split()[0] for line in listed.splitlines()]
+    assert len(ablations) == 12
     alone = [vars(load("duolora", ablation)) for ablation in ablations]
     changed = {key: each[key] for each in alone for key in each if each[key] != paper[key] and key != "paper"}
     assert changed == {key: value for key, value in numbers[1].items() if value != paper[key]}
@@ -149,8 +153,9 @@ def test_the_gaussian_start_of_the_released_code() -> None:
 def test_shared_masks_are_one_memory_that_moves_four_times() -> None:
     from lorabench.stages.learn import parameters
 
-    names = [f"mid_block.attentions.0.transformer_blocks.0.attn1.{each}" for each in ("to_q", "to_k", "to_v", "to_out.0")]
-    other = "mid_block.attentions.0.transformer_blocks.0.attn2.to_q"
+    block = "mid_block.attentions.0.transformer_blocks.0"
+    names = [f"{block}.attn1.{each}" for each in ("to_q", "to_k", "to_v", "to_out.0")]
+    other = f"{block}.attn2.to_q"
     gates = start(load("duolora", "shared_masks", init="ones"), *(site(1.0, name=name) for name in (*names, other)))
     assert learned_params(gates) == 2 * 2 * 8
     learned, shared = parameters([gates], torch.device("cpu"))
@@ -195,3 +200,22 @@ def test_settings_that_make_no_sense_are_refused() -> None:
         load("duolora", constyle="attached")
     with pytest.raises(UserError, match="basis=qr"):
         load("ziprank", basis="qr")
+
+
+CELLS = [(name, "none") for name in YAMLS] + [
+    (fitting_methods(path.stem)[0], path.stem)
+    for path in sorted((CONF / "ablation").glob("*.yaml"))
+    if path.stem not in ("none", "uniform")  # uniform concerns several subjects: see test_merge.py
+]
+
+
+@pytest.mark.parametrize(("name", "ablation"), CELLS)
+def test_every_method_and_ablation_merges(model, loras, pair, name, ablation) -> None:
+    method = load(name, ablation)
+    if method.fit is not None:
+        method = replace(method, fit=replace(method.fit, steps=1))
+    [result] = merge_all(model, method, [MergeItem(tuple(loras), pair)], 0, CPU)
+    assert set(result.lora) == set(loras[0]) and result.lora.rank == 5
+    assert all(torch.isfinite(each.up).all() and torch.isfinite(each.down).all() for each in result.lora.values())
+    assert (result.learned_params > 0) == (result.gates is not None)
+    assert all(0 <= rank <= 3.001 for ranks in result.ranks.values() for rank in ranks)

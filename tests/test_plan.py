@@ -27,7 +27,7 @@ def plan(tmp_path: Path, lora_spec: LoRASpec, generate_spec: GenerateSpec) -> Pl
     return Plan(
         store=Store(tmp_path), pairs=PAIRS, rows=frame_rows(chosen("duolora"), WORLD, PAIRS),
         dataset=WORLD, model=tmp_path / "model", model_name="micro", scorers=tmp_path / "scorers", weights="w",
-        scorers_digest="s", lora=lora_spec, generation=generate_spec, merging=MergeSpec("joint", 1),
+        scorers_digest="s", lora=lora_spec, generation=generate_spec, merging=MergeSpec(1),
         trainer=TrainerSpec("cpu", "32-true", 2, 1), seed=0,
     )  # fmt: skip
 
@@ -105,14 +105,15 @@ def test_several_subjects_have_no_oracle_and_the_kind_of_merge_is_in_the_key(pla
     rows = frame_rows(chosen("duolora"), spec, pairs)
     assert [row.name for row in rows] == ["base", "content_only", "style_only", "duolora"]
     joint = replace(plan, pairs=pairs, rows=rows)
-    uniform = replace(joint, merging=MergeSpec("uniform", 1))
+    uniform = replace(joint, rows=frame_rows(chosen("duolora", "uniform"), spec, pairs))
     assert not keys(joint)["merge"] & keys(uniform)["merge"]
-    assert keys(replace(plan, merging=MergeSpec("uniform", 1))) == keys(plan)
     assert [item.steps for item in uniform.items("merge")] == [200, 200]
+    alone = frame_rows(chosen("duolora", "uniform"), WORLD, PAIRS)
+    assert keys(replace(plan, rows=alone)) == keys(plan)
 
 
 def test_pairs_of_a_batch_are_one_job_and_keep_their_keys(plan: Plan) -> None:
-    together = replace(plan, merging=MergeSpec("joint", 3))
+    together = replace(plan, merging=MergeSpec(3))
     assert keys(together) == keys(plan)
     merges = together.items("merge")
     assert [len(job.items) for job in together.jobs("merge", merges)] == [3, 1]

@@ -1,8 +1,8 @@
 """What the publication of a method reports, to stand beside what was measured and never to be taken for it.
 
 A method's yaml lists it under `paper`: {arxiv: "2504.13206", table: main, csd/style: 0.48}. A row of one of its
-ablations says which, {arxiv: "2504.13206", table: ablation, ablation: no_cycle, csd/style: 0.45}, in the method's yaml or
-in the ablation's: an ablated run also has what the method lists, which is not reported of it.
+ablations says which, {arxiv: "2504.13206", table: ablation, ablation: no_cycle, csd/style: 0.45}, in the method's yaml
+or in the ablation's: an ablated run also has what the method lists, which is not reported of it.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ class JointReport(Callback):
         folder = Path(OmegaConf.select(config, "hydra.sweep.dir")).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         self.register = Path(tempfile.mkdtemp(prefix=".sweep-", dir=folder))
-        atexit.register(shutil.rmtree, self.register, ignore_errors=True)  # a sweep that is stopped has no end
+        atexit.register(shutil.rmtree, self.register, ignore_errors=True)  # however the sweep ends
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """In the job's process."""
@@ -46,7 +46,6 @@ class JointReport(Callback):
         if self.register is None:
             return
         notes = [json.loads(file.read_text()) for file in sorted(self.register.glob("*.json"))]
-        shutil.rmtree(self.register, ignore_errors=True)
         report([Path(note["folder"]) for note in notes if note["code"] == 0])
         if failed := [note["code"] for note in notes if note["code"] != 0]:
             print(f"error: {len(failed)} of {len(notes)} runs failed; see above", file=sys.stderr)

@@ -82,26 +82,23 @@ class MergeResult:
         return cls(LoRA.load(folder / "merged.safetensors"), gates, **facts)
 
 
-def merge(
+def merge_all(
     model: SDXL,
     method: Method,
-    item: MergeItem,
+    items: Sequence[MergeItem],
     seed: int,
     trainer: TrainerSpec,
-    concepts: str = "joint",
     progress: Progress | None = None,
     logger: Logger | None = None,
-) -> MergeResult:
-    """Merge the LoRAs of a pair.
+) -> list[MergeResult]:
+    """Merge the LoRAs of each item, several subjects or styles in the way that the method wants.
 
-    concepts: "joint" merges them all at once, "uniform" averages the merges of each content with each style.
     Every draw is seeded by the pair's images and words, `seed` and the step.
-    progress: called after every step with the optimiser steps done so far.
+    progress: called after every step with the optimiser steps done so far, summed over the items.
     """
-    if concepts == "uniform" and not item.pair.is_single:
-        return uniform(model, method, item, seed, trainer, progress, logger)
-    [result] = merge_pairs(model, method, [item], seed, trainer, progress, logger)
-    return result
+    if method.concepts == "joint" or all(item.pair.is_single for item in items):
+        return merge_pairs(model, method, items, seed, trainer, progress, logger)
+    return [uniform(model, method, item, seed, trainer, progress, logger) for item in items]
 
 
 def merge_pairs(
@@ -184,6 +181,8 @@ def uniform(
 ) -> MergeResult:
     """The mean of the merges of each content with each style: their updates average, so their gates do."""
     pair = item.pair
+    if pair.is_single:
+        return merge_pairs(model, method, [item], seed, trainer, progress, logger)[0]
     couples = [tuple(pair.concepts.index(concept) for concept in couple.concepts) for couple in pair.couples]
     singles = [
         MergeItem((item.loras[c], item.loras[s]), couple) for couple, (c, s) in zip(pair.couples, couples, strict=True)

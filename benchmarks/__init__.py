@@ -1,0 +1,1 @@
+"""How fast merges are learned; see README.md."""

@@ -1,0 +1,114 @@
+"""What the benchmarks merge: models of three sizes, random LoRAs on their attention layers and a pair of plain images.
+
+micro   the packaged model, 64 px
+slice   SDXL's widths, heads and text width with one transformer block a layer instead of 2 and 10, random weights
+sdxl    SDXL's own configuration, random weights
+
+The last two are UNets alone: no step of a merge uses a text encoder or an autoencoder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from diffusers.models.attention_processor import AttnProcessor
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from PIL import Image
+from torch import Tensor
+
+from lorabench.data.pairs import Concept, Pair, Prompts, Reference
+from lorabench.data.pairs import pair as make_pair
+from lorabench.lora import Factors, LoRA
+from lorabench.models.sdxl import SDXL, Conditioning
+from lorabench.models.shapes import CONFIGS
+from lorabench.models.sites import attention_sites
+from lorabench.seeds import seed_of
+
+RANKS = {"micro": 16, "slice": 64, "sdxl": 64}
+DIFFERENCES: dict[str, dict[str, Any]] = {
+    "slice": {"transformer_layers_per_block": [1, 1, 1], "sample_size": 32},
+    "sdxl": {},
+}
+TOKENS = 77
+
+
+class UNetOnly(SDXL):
+    """A UNet under SDXL's noise schedule; prompts and images have seeded random codes."""
+
+    def __init__(self, unet: UNet2DConditionModel):
+        self.unet = unet.requires_grad_(False).eval()
+        self.device, self.dtype = unet.device, unet.dtype
+        if self.device.type == "cpu":
+            unet.set_attn_processor(AttnProcessor())  # as SDXL does
+        self.prediction_type = "epsilon"
+        betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000).square()
+        self.alphas_bar = (1 - betas).cumprod(0).to(self.device)
+        self.config: Any = unet.config
+        self.resolution = 8 * self.config.sample_size
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        pooled = self.config.projection_class_embeddings_input_dim - 6 * self.config.addition_time_embed_dim
+        return Conditioning.join(
+            [
+                Conditioning(self.random("tokens", prompt, TOKENS, self.config.cross_attention_dim),
+                             self.random("pooled", prompt, pooled))
+                for prompt in prompts
+            ]
+        )  # fmt: skip
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        edge = self.config.sample_size
+        codes = [self.random("image", index, self.config.in_channels, edge, edge) for index in range(len(images))]
+        return torch.cat(codes).float()
+
+    def random(self, *shape: Any) -> Tensor:
+        """[1, *shape] of unit variance; the leading two of `shape` are the names that it is drawn from."""
+        kind, name, *sizes = shape
+        draw = torch.Generator().manual_seed(seed_of(kind, name))
+        return torch.randn(1, *sizes, generator=draw).to(self.device, self.dtype)
+
+
+def build(size: str, device: str, dtype: torch.dtype, latents: int | None = None) -> SDXL:
+    """A model of one of the sizes; latents: edge of the latents where it should not be the size's own."""
+    if size == "micro":
+        return SDXL.load("micro", device, dtype)
+    config = json.loads(CONFIGS["sdxl"].read_text()) | DIFFERENCES[size]
+    if latents:
+        config["sample_size"] = latents
+    torch.manual_seed(0)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)  # built in place: a copy in fp32 would be twice as large
+    try:
+        with torch.device(device):
+            unet = UNet2DConditionModel.from_config(config)
+    finally:
+        torch.set_default_dtype(before)
+    return UNetOnly(unet)  # pyright: ignore[reportArgumentType]
+
+
+def random_lora(model: SDXL, rank: int, name: str) -> LoRA:
+    """Random updates of about a sixth of the weights' size."""
+    factors = {}
+    for site, layer in attention_sites(model.unet).items():
+        draw = torch.Generator().manual_seed(seed_of(name, site))
+        down = torch.randn(rank, layer.in_features, generator=draw) / layer.in_features**0.5
+        factors[site] = Factors(down, torch.randn(layer.out_features, rank, generator=draw) * 0.1 / rank**0.5)
+    return LoRA(factors)
+
+
+def plain_pair(name: str = "0") -> Pair:
+    """A subject and a style of one image each, of one colour."""
+    prompts = Prompts()
+    content = concept(f"mug_{name}", "content", "mug", prompts.content("mug"))
+    style = concept(f"paint_{name}", "style", "paint style", prompts.style("boat"))
+    return make_pair((content,), (style,), prompts)
+
+
+def concept(name: str, role: Any, word: str, prompt: str) -> Concept:
+    colour = tuple(seed_of(name, channel) % 256 for channel in "rgb")
+    image = Reference(word, prompt, f"{name}-{colour}", partial(Image.new, "RGB", (64, 64), colour))
+    return Concept(name, role, word, (image,), (image,))
