@@ -52,23 +52,17 @@ class UNetOnly(SDXL):
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         pooled = self.config.projection_class_embeddings_input_dim - 6 * self.config.addition_time_embed_dim
-        return Conditioning.join(
-            [
-                Conditioning(self.random("tokens", prompt, TOKENS, self.config.cross_attention_dim),
-                             self.random("pooled", prompt, pooled))
-                for prompt in prompts
-            ]
-        )  # fmt: skip
+        embeds = [self.random(f"tokens {prompt}", TOKENS, self.config.cross_attention_dim) for prompt in prompts]
+        return Conditioning(torch.cat(embeds), torch.cat([self.random(f"pooled {each}", pooled) for each in prompts]))
 
     def encode_images(self, images: Tensor) -> Tensor:
-        edge = self.config.sample_size
-        codes = [self.random("image", index, self.config.in_channels, edge, edge) for index in range(len(images))]
+        edge, channels = self.config.sample_size, self.config.in_channels
+        codes = [self.random(f"image {float(image.mean())}", channels, edge, edge) for image in images]
         return torch.cat(codes).float()
 
-    def random(self, *shape: Any) -> Tensor:
-        """[1, *shape] of unit variance; the leading two of `shape` are the names that it is drawn from."""
-        kind, name, *sizes = shape
-        draw = torch.Generator().manual_seed(seed_of(kind, name))
+    def random(self, name: str, *sizes: int) -> Tensor:
+        """[1, *sizes] of unit variance, drawn from a name."""
+        draw = torch.Generator().manual_seed(seed_of(name))
         return torch.randn(1, *sizes, generator=draw).to(self.device, self.dtype)
 
 

@@ -10,11 +10,11 @@ import sys
 import traceback
 from errno import EACCES, ENOSPC, ENOTDIR, EPERM, EROFS
 from pathlib import Path
-from typing import NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import MissingConfigException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
@@ -27,6 +27,7 @@ TASKS = {
     "theorem1": "lorabench.studies.theorem1",
     "params": "lorabench.studies.params",
 }  # each has run(cfg, folder)
+INTERRUPTED = 130
 UNWRITABLE = (EACCES, ENOSPC, ENOTDIR, EPERM, EROFS)
 
 
@@ -47,32 +48,42 @@ def main() -> int:
         return fail(one_line(error))
 
 
-def task(cfg: DictConfig) -> None:
-    """What Hydra calls, once a run of a sweep; exits itself, since Hydra adds lines of its own to an exception."""
+def task(cfg: DictConfig) -> int:
+    """What Hydra calls, once a run of a sweep; exits itself, since Hydra adds lines of its own to an exception.
+
+    In a sweep a failed run only returns its code: the others still run, and report/sweep.py exits with it at the end.
+    """
+    code = attempt(cfg)
+    if code and (code == INTERRUPTED or HydraConfig.get().mode == RunMode.RUN):
+        sys.exit(code)
+    return code
+
+
+def attempt(cfg: DictConfig) -> int:
+    """The exit code of a run."""
     try:
         config.validate(cfg)
         folder = Path(HydraConfig.get().runtime.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         importlib.import_module(TASKS[cfg.task.name]).run(cfg, folder)
+        return 0
     except UserError as error:
-        sys.exit(fail(str(error)))
+        return fail(str(error))
     except KeyboardInterrupt:
-        sys.exit(interrupted())
+        return interrupted()
     except SystemExit as error:
         # Lightning turns Ctrl-C into an exit of its own (only where jobs run in this process).
-        sys.exit(interrupted() if isinstance(error.__context__, KeyboardInterrupt) else error.code)
+        return interrupted() if isinstance(error.__context__, KeyboardInterrupt) else int(error.code or 0)
     except OSError as error:
-        if error.errno not in UNWRITABLE:
-            fault()
-        sys.exit(fail(unwritable(error)))
+        return fail(unwritable(error)) if error.errno in UNWRITABLE else fault()
     except Exception:
-        fault()
+        return fault()
 
 
-def fault() -> NoReturn:
+def fault() -> int:
     """A fault of ours: the traceback."""
     traceback.print_exc()
-    sys.exit(1)
+    return 1
 
 
 def fail(line: str) -> int:
@@ -82,7 +93,7 @@ def fail(line: str) -> int:
 
 def interrupted() -> int:
     print("\ninterrupted; what is finished is kept, type the same command to resume", file=sys.stderr)
-    return 130
+    return INTERRUPTED
 
 
 def one_line(error: Exception) -> str:

@@ -103,11 +103,11 @@ class Outcome:
         """The figure of effective ranks along the network, of the chosen method's merges."""
         from lorabench.report.ranks import write_ranks
 
-        chosen, first = self.plan.rows[-1], self.plan.pairs[0]
-        if chosen.is_method and all(pair.roles == first.roles for pair in self.plan.pairs):
+        chosen = self.plan.rows[-1]
+        if chosen.is_method:
             merges = {pair.name: self.plan.path(self.plan.merge(chosen, pair)) for pair in self.plan.pairs}
             ranks = {name: json.loads((path / "merge.json").read_text())["ranks"] for name, path in merges.items()}
-            write_ranks(self.path, ranks, list(first.roles))
+            write_ranks(self.path, ranks, {pair.name: pair.roles for pair in self.plan.pairs})
 
     def write_scores(self) -> None:
         """scores.parquet: the stored rows of every row and pair, with what they belong to."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lorabench import config
 from lorabench.errors import UserError
@@ -33,17 +36,42 @@ def hydra(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def composed(*overrides: str) -> DictConfig:
-    return compose("config", list(overrides))
+    """As Hydra hands it to the task: the run folder's name is resolved from the choices."""
+    cfg = compose("config", list(overrides), return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg
 
 
 @pytest.mark.parametrize(
     "choice",
-    [f"{group}={name}" for group in ("dataset", "lora", "logger", "method", "trainer") for name in options(group)],
+    [f"{group}={name}" for group in ("dataset", "lora", "logger", "method", "task", "trainer") for name in options(group)],
 )
 def test_every_choice_composes_and_passes_the_checks(choice: str) -> None:
     cfg = composed(choice)
     config.validate(cfg)
     assert not OmegaConf.missing_keys(cfg)
+
+
+@pytest.mark.parametrize("experiment", sorted(path.stem for path in (ROOT / "experiments").glob("*.yaml")))
+def test_every_experiment_composes_and_every_run_of_its_sweep_does(experiment: str) -> None:
+    cfg = compose("config", [f"experiments={experiment}"], return_hydra_config=True)
+    assert cfg.name == experiment
+    sweep = cfg.hydra.sweeper.params or {}
+    axes = [[f"{key}={value}" for value in sweep_values(str(values))] for key, values in sweep.items()]
+    runs = list(product(*axes))
+    folders = []
+    for run in runs:
+        each = composed(f"experiments={experiment}", *run)
+        config.validate(each)
+        folders.append((str(each.dataset.contents), each.task.folder))
+    assert len(set(folders)) == len(runs)  # no run writes over another
+
+
+def sweep_values(values: str) -> list[str]:
+    """The choices of a sweep: commas outside brackets part them."""
+    return re.findall(r"\[[^]]*\]|[^,\[\]]+", values)
 
 
 @pytest.mark.parametrize("ablation", options("ablation"))

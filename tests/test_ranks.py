@@ -107,11 +107,9 @@ def test_figure_and_table_average_adapters_projections_and_pairs(tmp_path: Path)
     drawn = {}
     for line in axes.lines:
         if line.get_marker() == "o":
-            drawn.setdefault(line.get_color(), []).extend(
-                zip(*map(list, map(np.asarray, line.get_data())), strict=True)
-            )
+            drawn.setdefault(line.get_color(), []).extend(np.asarray(line.get_xydata()).tolist())
     first, second = drawn.values()
-    assert first == [(i, 16.0) for i in range(70)] and second == [(i, float(i)) for i in range(70)]
+    assert first == [[i, 16] for i in range(70)] and second == [[i, i] for i in range(70)]
     assert axes.get_legend_handles_labels()[1] == ["content", "style"]
 
 

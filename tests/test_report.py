@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from made_run import METRICS, PAIRS, make_run, paint
-from PIL import Image
+from PIL import Image, ImageFont
 
 from lorabench.data import microworld as mw
 from lorabench.errors import UserError
@@ -208,7 +208,9 @@ def test_long_names_stay_beside_the_pictures_of_the_grid() -> None:
     for text, size in ((GROUPS[1][0], 17), (f"in {GROUPS[1][1]}", 15), ("grey_sloth_plushie+colorful_sneaker", 17)):
         lines = figures.wrap(text, 168, size)
         assert "".join(lines) == text
-        assert all(figures.fit(line, 168, size).getlength(line) <= 168 for line in lines)
+        fonts = [figures.fit(line, 168, size) for line in lines]
+        assert all(font.getlength(line) <= 168 for line, font in zip(lines, fonts, strict=True))
+        assert all(isinstance(font, ImageFont.FreeTypeFont) and font.size >= 14 for font in fonts)  # can be read
 
 
 def test_runs_of_different_pairs_side_by_side(tmp_path: Path) -> None:

@@ -1,0 +1,207 @@
+"""The steps that are measured: ours through the product's own module, the plain ones, and DuoLoRA's extra passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from benchmarks import sequential
+from benchmarks.sequential import ColumnMasked, RankMasked, Sequential
+from benchmarks.sizes import RANKS, plain_pair, random_lora
+from lorabench.adapters import attach
+from lorabench.constyle import go_back
+from lorabench.lora import LoRA
+from lorabench.method import load
+from lorabench.models.sdxl import SDXL, Conditioning
+from lorabench.passes import MergeStep
+from lorabench.stages.learn import Draws, Merging
+from lorabench.stages.merge import live_sites
+
+SEED = 0
+# The names that the tables show.
+PLAIN_ZIPLORA, PLAIN_DUOLORA = "reference ZipLoRA", "reference DuoLoRA (released)"
+ZIPLORA, DUOLORA, RELEASED = "ZipLoRA", "DuoLoRA", "DuoLoRA (released)"
+FLOOR = "bare UNet in ZipLoRA's passes"
+EXTRA_DUOLORA, EXTRA_RELEASED = "extra passes of DuoLoRA", "extra passes of DuoLoRA (released)"
+# Masks that q, k, v and out share would be no like for like with the reference; the passes are the same.
+METHODS = {
+    PLAIN_ZIPLORA: load("ziplora"),
+    ZIPLORA: load("ziplora"),
+    DUOLORA: load("duolora"),
+    PLAIN_DUOLORA: load("duolora_released", shared_masks=False),
+    RELEASED: load("duolora_released", shared_masks=False),
+}
+
+
+class Contender(Protocol):
+    """prepare(i) is not measured; run(i) is, with the adapters attached."""
+
+    def attach(self) -> None: ...
+    def detach(self) -> None: ...
+    def prepare(self, i: int) -> None: ...
+    def run(self, i: int) -> None: ...
+
+
+class Ours:
+    """A step of the product: draw, loss, backward and Adam of `Merging`, without Lightning's loop around it."""
+
+    def __init__(self, model: SDXL, loras: tuple[LoRA, LoRA], method: Any):
+        pair = plain_pair()
+        self.model, self.method = model, method
+        self.loras = method.rebase(loras)  # the merge stage keeps them, too
+        sites = live_sites(model, self.loras, pair.roles)
+        self.adapters = attach(model.unet, self.loras)
+        self.module = Merging(model, self.adapters, sites, method, [method.gates(sites, SEED)], [pair], [SEED])
+        self.optimizer = self.module.configure_optimizers()
+        self.detach()
+
+    def attach(self) -> None:
+        for site, layer in self.adapters.layers.items():
+            self.model.unet.set_submodule(site, layer)
+
+    def detach(self) -> None:
+        self.adapters.detach()
+
+    def prepare(self, i: int) -> None: ...
+
+    def run(self, i: int) -> None:
+        self.optimizer.zero_grad()
+        total(self.module.loss(i)).backward()
+        self.optimizer.step()
+
+
+class Plain:
+    """A step of the sequential reference, on the same draws."""
+
+    def __init__(self, model: SDXL, loras: tuple[LoRA, LoRA], method: Any, layer: type[ColumnMasked], loss: Callable):
+        pair = plain_pair()
+        self.net, self.method, self.loss = Sequential(model, loras, layer), method, loss
+        self.sites = live_sites(model, loras, pair.roles)
+        self.draws = Draws(model, pair, SEED)
+        self.optimizer = torch.optim.Adam(self.net.masks, lr=method.fit.lr)
+
+    def attach(self) -> None:
+        self.net.attach()
+
+    def detach(self) -> None:
+        self.net.detach()
+
+    def prepare(self, i: int) -> None: ...
+
+    def terms(self, i: int) -> dict[str, Tensor]:
+        unused: Any = None
+        return self.loss(self.net, self.draws.step(i, self.method.fit.batch, unused, self.sites), self.method)
+
+    def run(self, i: int) -> None:
+        self.optimizer.zero_grad()
+        total(self.terms(i)).backward()
+        self.optimizer.step()
+
+
+class Extra:
+    """What DuoLoRA's step has beyond ZipLoRA's, by itself: the rows of the way round and their backward."""
+
+    def __init__(self, duolora: Ours):
+        self.duolora = duolora
+        self.attach, self.detach = duolora.attach, duolora.detach
+
+    def prepare(self, i: int) -> None:
+        self.step: MergeStep = self.duolora.module.draw(i)
+        self.targets = self.step.teachers()
+
+    def run(self, i: int) -> None:
+        step, both = self.step, (0, 1)
+        starts = [step.images[k].under(step.both) for k in both]
+        if self.duolora.method.constyle == "through_merge":
+            ends = go_back(step, both, starts, step.merged(*starts), [(0,), (1,)])
+            errors = [step.mse(target, end.prediction) for target, end in zip(self.targets, ends, strict=True)]
+            torch.stack(errors).sum().backward()
+        else:
+            with torch.no_grad():
+                go_back(step, both, starts, step.alone(starts, [(1,), (0,)]), [(1,), (0,)])
+
+
+class Floor:
+    """What no way of adapting can undercut: ZipLoRA's rows through the UNet as it is, two of them with a backward."""
+
+    def __init__(self, model: SDXL, method: Any):
+        self.model, self.batch = model, method.fit.batch
+        self.draws = Draws(model, plain_pair(), SEED)
+
+    def attach(self) -> None: ...
+
+    def detach(self) -> None: ...
+
+    def prepare(self, i: int) -> None: ...
+
+    def run(self, i: int) -> None:
+        unused: Any = None
+        step = self.draws.step(i, self.batch, unused, {})
+        x, t = torch.cat([each.x for each in step.images]), step.t.repeat(len(step.images))
+        prompts = Conditioning.join([each.prompt for each in step.images])
+        with torch.no_grad():
+            target = self.model.predict(x, t, prompts)
+        (self.model.predict(x.requires_grad_(), t, prompts) - target + 1).square().mean().backward()
+
+
+def total(terms: dict[str, Tensor]) -> Tensor:
+    return torch.stack([term.sum() for term in terms.values()]).sum()
+
+
+def loras_of(model: SDXL, size: str) -> tuple[LoRA, LoRA]:
+    return random_lora(model, RANKS[size], "content"), random_lora(model, RANKS[size], "style")
+
+
+def builders(model: SDXL, loras: tuple[LoRA, LoRA]) -> dict[str, Callable[[], Contender]]:
+    """How to make each contender; what two of them need is made once."""
+
+    @cache
+    def ours(name: str) -> Ours:
+        return Ours(model, loras, METHODS[name])
+
+    def plain(name: str, layer: type[ColumnMasked], loss: Callable) -> Plain:
+        return Plain(model, loras, METHODS[name], layer, loss)
+
+    return {
+        PLAIN_ZIPLORA: lambda: plain(PLAIN_ZIPLORA, ColumnMasked, sequential.ziplora),
+        ZIPLORA: lambda: ours(ZIPLORA),
+        FLOOR: lambda: Floor(model, METHODS[ZIPLORA]),
+        PLAIN_DUOLORA: lambda: plain(PLAIN_DUOLORA, RankMasked, sequential.duolora_released),
+        RELEASED: lambda: ours(RELEASED),
+        EXTRA_RELEASED: lambda: Extra(ours(RELEASED)),
+        DUOLORA: lambda: ours(DUOLORA),
+        EXTRA_DUOLORA: lambda: Extra(ours(DUOLORA)),
+    }
+
+
+def differences(ours: Ours, plain: Plain) -> dict[str, float]:
+    """Largest relative difference of a loss term, and of a mask's gradient, on one draw with masks away from ones."""
+    masks = [gate.only() for gates in ours.module.gates.values() for gate in gates]
+    with torch.no_grad():
+        draw = torch.Generator().manual_seed(SEED)
+        for mine, theirs in zip(masks, plain.net.masks, strict=True):
+            for mask in (mine, theirs):
+                mask.grad = None
+            theirs.copy_(mine.copy_(1 + 0.5 * torch.randn(mine.shape, generator=draw)))
+    terms = []
+    for contender, compute in ((ours, ours.module.loss), (plain, plain.terms)):
+        contender.attach()
+        terms.append(compute(0))
+        total(terms[-1]).backward()
+        contender.detach()
+    left, right = terms
+    assert left.keys() == right.keys()
+    return {
+        "loss": max(distance(left[name].squeeze(), right[name]) for name in left),
+        "gradient": max(distance(mine.grad, theirs.grad) for mine, theirs in zip(masks, plain.net.masks, strict=True)),
+    }
+
+
+def distance(left: Tensor | None, right: Tensor | None) -> float:
+    """||left - right|| / ||right||."""
+    assert left is not None and right is not None
+    return float(((left - right).norm() / right.norm().clamp(min=1e-12)).detach())
