@@ -17,6 +17,7 @@ from lorabench.constyle import go_back
 from lorabench.lora import LoRA
 from lorabench.method import load
 from lorabench.models.sdxl import SDXL, Conditioning
+from lorabench.models.sites import attention_sites
 from lorabench.passes import MergeStep
 from lorabench.stages.learn import Draws, Merging
 from lorabench.stages.merge import live_sites
@@ -126,15 +127,21 @@ class Extra:
 
 
 class Floor:
-    """What no way of adapting can undercut: ZipLoRA's rows through the UNet as it is, two of them with a backward."""
+    """What no way of adapting can undercut: ZipLoRA's rows through the bare UNet, two of them with a backward.
+
+    The backward ends where that of a merge ends, at the first layer with an adapter.
+    """
 
     def __init__(self, model: SDXL, method: Any):
         self.model, self.batch = model, method.fit.batch
         self.draws = Draws(model, plain_pair(), SEED)
+        self.first = next(iter(attention_sites(model.unet).values())).weight
 
-    def attach(self) -> None: ...
+    def attach(self) -> None:
+        self.first.requires_grad_(True)
 
-    def detach(self) -> None: ...
+    def detach(self) -> None:
+        self.first.requires_grad_(False).grad = None
 
     def prepare(self, i: int) -> None: ...
 
@@ -144,8 +151,8 @@ class Floor:
         x, t = torch.cat([each.x for each in step.images]), step.t.repeat(len(step.images))
         prompts = Conditioning.join([each.prompt for each in step.images])
         with torch.no_grad():
-            target = self.model.predict(x, t, prompts)
-        (self.model.predict(x.requires_grad_(), t, prompts) - target + 1).square().mean().backward()
+            self.model.predict(x, t, prompts)
+        self.model.predict(x, t, prompts).square().mean().backward()
 
 
 def total(terms: dict[str, Tensor]) -> Tensor:
