@@ -59,7 +59,7 @@ class Outcome:
         for row, pair in self.plan.cells():
             images = self.path / "images" / row.name / pair.name
             copy(self.plan.path(self.plan.generate(row, pair)), images, "*.png")
-            if row.is_method:
+            if row.is_method and row.method().exports:
                 merged = self.plan.path(self.plan.merge(row, pair)) / "merged.safetensors"
                 (self.path / "merged").mkdir(exist_ok=True)
                 shutil.copyfile(merged, self.path / "merged" / f"{pair.name}.safetensors")
