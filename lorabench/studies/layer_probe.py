@@ -125,7 +125,9 @@ def write_prior(path: Path, rows: pd.DataFrame, plan: Plan) -> None:
     blocks = {role: rows.loc[rows["carries"] == role, "module"].tolist() for role in ROLES}
     pairs = ", ".join(pair.name for pair in plan.pairs)
     origin = f"# measured on {plan.model_name} with {pairs}, {plan.generation.images} images each\n"
-    path.write_text(origin + OmegaConf.to_yaml(OmegaConf.create(blocks)))
+    close = rows.loc[~rows["separated"], "module"].tolist()
+    note = f"# the larger share; not separated on these pairs: {', '.join(close)}\n" if close else ""
+    path.write_text(origin + note + OmegaConf.to_yaml(OmegaConf.create(blocks)))
 
 
 def table(found: pd.DataFrame) -> str:
