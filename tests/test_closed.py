@@ -1,13 +1,22 @@
 """Closed-form masks: against dense least squares, against activations taken independently, and in their limits."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from conftest import random_lora
 from scipy.optimize import minimize
+from test_merge import merged, short
 from torch import Tensor
 
+from lorabench.adapters import attach
 from lorabench.lora import Factors
 from lorabench.masks import LocalError, input_error, least, least_nonnegative, output_error, rank_error
+from lorabench.method import load
+from lorabench.moments import teacher_moments
+from lorabench.stages.learn import Draws
+from lorabench.stages.merge import item_seed, live_sites
 
 RANKS = [(3, 2), (1, 4), (4, 2, 3), (3, 0)]
 KINDS = {"rank": rank_error, "in": input_error, "out": output_error}
@@ -113,7 +122,9 @@ def test_adapters_that_do_not_meet_keep_masks_of_one(kind) -> None:
     """Content inputs lie where only the content adapter looks, and the other way round."""
     factors, inputs = problem((3, 2))
     left, right = torch.eye(6, dtype=torch.float64).split(3)
-    factors = [Factors(each.down @ (half.mT @ half), each.up) for each, half in zip(factors, (left, right), strict=True)]
+    factors = [
+        Factors(each.down @ (half.mT @ half), each.up) for each, half in zip(factors, (left, right), strict=True)
+    ]
     inputs = [x @ (half.mT @ half) for x, half in zip(inputs, (left, right), strict=True)]
     error = KINDS[kind](factors, moments_of(kind, factors, inputs))
     m = least(error, 1e-3)
@@ -144,3 +155,111 @@ def test_what_no_input_reaches_keeps_masks_of_one(kind) -> None:
     assert error(least(error, 1e-3)).sum() <= error(torch.ones_like(least(error, 1e-3))).sum()
     nothing = LocalError(torch.zeros(5, 5).double(), torch.zeros(5).double(), torch.zeros(()).double())
     assert (least(nothing, 1e-3) == 1).all()
+
+
+def few_steps(model, loras, pair, adapters, count=2):
+    sites, draws = live_sites(model, loras, pair.roles), Draws(model, pair, item_seed(pair, 0))
+    return [draws.step(i, 2, adapters, sites) for i in range(count)]
+
+
+def seen(model, lora, noised, t) -> dict[str, Tensor]:
+    """What reaches each layer [tokens, in] with one LoRA's dense update in the weights: nothing of our adapters."""
+    inputs, weights = {}, {}
+    hooks = []
+    for site, factors in lora.items():
+        layer = model.unet.get_submodule(site)
+        weights[site] = layer.weight.data.clone()
+        layer.weight.data += factors.up @ factors.down
+        catch = lambda _, args, site=site: inputs.__setitem__(site, args[0].detach().flatten(0, -2))  # noqa: E731
+        hooks.append(layer.register_forward_pre_hook(catch))
+    with torch.no_grad():
+        model.predict(noised.x, t, noised.prompt)
+    for hook, (site, weight) in zip(hooks, weights.items(), strict=True):
+        hook.remove()
+        model.unet.get_submodule(site).weight.data.copy_(weight)
+    return inputs
+
+
+@pytest.mark.parametrize("inputs", [False, True])
+def test_moments_are_those_of_each_lora_alone_on_its_own_images(model, loras, pair, inputs) -> None:
+    with attach(model.unet, loras) as adapters:
+        steps = few_steps(model, loras, pair, adapters)
+        moments = teacher_moments(steps, inputs)
+        assert not any(layer._forward_pre_hooks for layer in adapters.layers.values())
+    for k, lora in enumerate(loras):
+        draws = [seen(model, lora, step.images[k], step.t) for step in steps]
+        for site, moment in moments.items():
+            down = torch.cat([each[site].down for each in loras])
+            rows = torch.cat([x[site] if inputs else x[site] @ down.mT for x in draws])
+            torch.testing.assert_close(moment[k].float(), rows.mT @ rows / len(rows), rtol=1e-4, atol=1e-5)
+
+
+def test_hooks_are_removed_after_a_failure(model, loras, pair) -> None:
+    with attach(model.unet, loras) as adapters:
+        [step] = few_steps(model, loras, pair, adapters, 1)
+        with pytest.raises(IndexError):
+            teacher_moments([replace(step, images=(step.images[0],) * 2, roles=("content",))])
+        assert not any(layer._forward_pre_hooks for layer in adapters.layers.values())
+
+
+CLOSED = [
+    ("ziprank_closed", {"basis": "svd"}, "rank", lambda site: sum(site.ranks)),
+    ("ziprank_closed", {"basis": "raw"}, "rank", lambda site: sum(site.ranks)),
+    ("ziprank_closed", {"lambda_prior": 0.1}, "rank", lambda site: sum(site.ranks)),
+    ("ziplora_closed", {"mask_dim": "in"}, "in", lambda site: 2 * site.in_features),
+    ("ziplora_closed", {"mask_dim": "out"}, "out", lambda site: 2 * site.out_features),
+]
+
+
+@pytest.mark.parametrize(("name", "overrides", "kind", "count"), CLOSED)
+def test_a_merge_has_the_least_local_error(model, loras, pair, name, overrides, kind, count) -> None:
+    """Less than all ones and than masks trained for a while, on the draws that they were made from."""
+    method = load(name, draws=2, batch=2, ridge=1e-4, **overrides)
+    result = merged(model, method, loras, pair)
+    assert result.gates is not None and result.losses == {}
+    sites = live_sites(model, loras, pair.roles)
+    assert result.learned_params == sum(count(site) for site in sites.values())
+    own = {} if kind == "rank" else {"mask_dim": kind}
+    trained = merged(
+        model, short("ziprank", basis=method.basis) if kind == "rank" else short("ziplora", **own), loras, pair
+    )
+    rebased = method.rebase(loras)
+    with attach(model.unet, rebased) as adapters:
+        moments = teacher_moments(few_steps(model, loras, pair, adapters), kind == "in")
+    for site in sites:
+        error = KINDS[kind]([lora[site] for lora in rebased], moments[site])
+
+        def of(gates, error=error) -> float:
+            masks = [gate.only().double() for gate in gates]
+            return float(error(torch.stack(masks, -1) if kind == "out" else torch.cat(masks)).sum() / error.c.sum())
+
+        ones = tuple(gate.map(torch.ones_like) for gate in result.gates[site])
+        slack = 0.1 if "lambda_prior" in overrides else 1e-3
+        assert of(result.gates[site]) <= min(of(ones), of(trained.gates[site])) + slack
+        if "lambda_prior" in overrides:
+            assert all((gate.only() >= 0).all() for gate in result.gates[site])
+
+
+def test_the_prior_makes_the_dominant_masks_smaller(model, loras, pair) -> None:
+    sites = live_sites(model, loras, pair.roles)
+
+    def size(strength: float) -> tuple[float, float]:
+        gates = merged(model, load("ziprank_closed", draws=1, batch=2, lambda_prior=strength), loras, pair).gates
+        assert gates is not None
+        dominant = [gates[name][0 if site.depth > 0.5 else 1].only().abs() for name, site in sites.items()]
+        return torch.cat(dominant).sum().item(), sum(float((each == 0).float().mean()) for each in dominant)
+
+    weak, strong = size(0.01), size(1.0)
+    assert strong[0] < weak[0] and strong[1] > weak[1]
+
+
+@pytest.mark.parametrize(("name", "overrides", "kind", "count"), CLOSED)
+def test_a_merge_is_repeatable_and_takes_more_than_two(model, loras, pair, name, overrides, kind, count) -> None:
+    method = load(name, draws=1, batch=1, **overrides)
+    first, again = merged(model, method, loras, pair), merged(model, method, loras, pair)
+    assert all(torch.equal(first.lora[site].up, again.lora[site].up) for site in first.lora)
+    cat = replace(pair.contents[0], name="cat_1")
+    three = replace(pair, contents=(pair.contents[0], cat))
+    result = merged(model, method, (loras[0], random_lora(model, 4, "cat"), loras[1]), three)
+    assert result.gates is not None and all(len(gates) == 3 for gates in result.gates.values())
+    assert all(torch.isfinite(gate.only()).all() for gates in result.gates.values() for gate in gates)

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorabench.config import choose
 from lorabench.method import Method, Site
+from lorabench.priors import dominant_roles, read_prior
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,6 +57,7 @@ class ZipRankClosed(Method):
 
     def __post_init__(self) -> None:
         choose("method.basis", self.basis, ("svd", "raw"))
+        object.__setattr__(self, "prior", read_prior(self.prior))
 
     def rebase(self, loras: Sequence[LoRA]) -> Sequence[LoRA]:
         return [lora.svd() for lora in loras] if self.basis == "svd" else loras
@@ -82,12 +84,10 @@ class ZipRankClosed(Method):
         """The weight of each entry in lambda_prior * mean(m_dom), by site."""
         import torch
 
-        from lorabench.priors import dominant_roles, read_prior
-
         def weights(site: Site, dominant: Sequence[int]) -> Tensor:
             share = self.lambda_prior / max(1, sum(site.ranks[k] for k in dominant))
             each = [torch.full((rank,), share * (k in dominant)) for k, rank in enumerate(site.ranks)]
             return torch.cat(each).double()
 
-        roles = dominant_roles(read_prior(self.prior), sites)
+        roles = dominant_roles(self.prior, sites)
         return {name: weights(site, site.of(role) if (role := roles[name]) else ()) for name, site in sites.items()}

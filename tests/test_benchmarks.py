@@ -1,0 +1,219 @@
+"""The benchmarks compare like with like, and a step of ours is what they say it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from benchmarks import measure, merge_batch, merge_step, sequential
+from benchmarks.contenders import EXTRA_DUOLORA, METHODS, Ours, Plain, builders, differences, total
+from benchmarks.sequential import ColumnMasked, RankMasked
+from benchmarks.sizes import UNetOnly, plain_pair
+from conftest import random_lora
+from test_merge import recoloured, short
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lorabench.adapters import attach
+from lorabench.lora import LoRA
+from lorabench.method import load
+from lorabench.models.sites import attention_sites
+from lorabench.stages.learn import Merging
+from lorabench.stages.merge import live_sites
+
+REFERENCES = {
+    "ziplora": ({}, ColumnMasked, sequential.ziplora),
+    "duolora_released": ({"shared_masks": False}, RankMasked, sequential.duolora_released),
+}
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+@pytest.mark.parametrize("bare", [False, True], ids=["pipeline", "unet_only"])
+def test_the_reference_has_our_losses_and_gradients(model, loras, name, bare) -> None:
+    overrides, layer, loss = REFERENCES[name]
+    method: Any = load(name, **overrides)
+    network = UNetOnly(model.unet) if bare else model
+    far = differences(Ours(network, loras, method), Plain(network, loras, method, layer, loss))
+    assert max(far.values()) < 1e-4
+
+
+def test_a_step_of_ours_and_of_the_reference_move_the_masks_alike(model, loras) -> None:
+    overrides, layer, loss = REFERENCES["ziplora"]
+    method: Any = load("ziplora", **overrides)
+    ours, plain = Ours(model, loras, method), Plain(model, loras, method, layer, loss)
+    for contender in (ours, plain):
+        contender.attach()
+        for i in range(2):
+            contender.run(i)
+        contender.detach()
+    masks = [gate.only() for gates in ours.module.gates.values() for gate in gates]
+    for mine, theirs in zip(masks, plain.net.masks, strict=True):
+        assert not torch.equal(mine, torch.ones_like(mine))
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-3)  # of a way of 0.02
+    assert all(type(layer) is torch.nn.Linear for layer in attention_sites(model.unet).values())  # as it was
+
+
+class Forwards:
+    """What enters the UNet: the rows of each forward, each with its image, timestep, prompt, gains and gates."""
+
+    def __init__(self, unet, layer):
+        self.rows: list[list[tuple]] = []
+        self.graphs: list[bool] = []
+        self.layer = layer
+        self.hook = unet.register_forward_pre_hook(self.see, with_kwargs=True)
+
+    def see(self, _, inputs, options) -> None:
+        x, t, prompts = inputs
+        rows = zip(x, t, prompts, self.layer.gain.expand(len(x), -1), strict=True)
+        self.rows.append([(self.layer.gated, *(tuple(each.flatten().tolist()) for each in row)) for row in rows])
+        self.graphs.append(torch.is_grad_enabled())
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "graphs"),
+    [
+        ("ziplora", [2, 2], {True: 2, False: 2}),
+        ("duolora", [2, 2, 4], {True: 6, False: 2}),
+        ("duolora_released", [2, 2, 2, 2], {True: 2, False: 6}),
+    ],
+)
+def test_a_step_makes_each_distinct_pass_once(model, loras, name, rows, graphs) -> None:
+    """Teachers without gradients in one forward, everything that has the merge's masks in another."""
+    ours = Ours(model, loras, load(name))
+    ours.attach()
+    layer = next(iter(ours.adapters.layers.values()))
+    seen = Forwards(model.unet, layer)
+    encoders = [part.register_forward_pre_hook(refuse) for part in (model.vae.encoder, model.pipeline.text_encoder)]
+    ours.run(0)
+    for hook in (seen.hook, *encoders):
+        hook.remove()
+    ours.detach()
+    assert sorted(map(len, seen.rows)) == rows
+    passes = [row for each in seen.rows for row in each]
+    assert len(set(passes)) == len(passes)
+    for graph, count in graphs.items():
+        assert sum(len(each) for each, has in zip(seen.rows, seen.graphs, strict=True) if has is graph) == count
+    # one forward for all rows with gates, and none of them without gradients
+    assert [graph for each, graph in zip(seen.rows, seen.graphs, strict=True) if each[0][0]] == [True]
+
+
+def refuse(*_: object) -> None:
+    raise AssertionError("images and prompts are encoded once, before the first step")
+
+
+class NewMatrices(TorchDispatchMode):
+    """The shapes of all matrices that operations make, views of the frozen weights aside."""
+
+    def __init__(self, unet, pairs: int = 1):
+        super().__init__()
+        self.frozen = {parameter.untyped_storage().data_ptr() for parameter in unet.parameters()}
+        self.pairs, self.shapes = pairs, set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for each in made if isinstance(made, tuple | list) else [made]:
+            if isinstance(each, torch.Tensor) and each.untyped_storage().data_ptr() not in self.frozen:
+                if each.ndim == 2 or (each.ndim == 3 and len(each) == self.pairs):
+                    self.shapes.add(tuple(each.shape[-2:]))
+        return made
+
+
+def dense_shapes(unet) -> set[tuple[int, ...]]:
+    shapes = {tuple(layer.weight.shape) for layer in attention_sites(unet).values()}
+    return shapes | {shape[::-1] for shape in shapes}
+
+
+# Three images of a concept a step, so that no activation [rows * tokens, width] has the shape of an update.
+THREE: dict[str, Any] = {"steps": 1, "lr": 0.01, "batch": 3}
+
+
+@pytest.mark.parametrize("name", ["ziplora", "ziprank", "duolora", "duolora_released"])
+def test_no_step_forms_a_dense_update(model, loras, name) -> None:
+    ours = Ours(model, loras, load(name, fit=THREE))
+    dense = dense_shapes(model.unet)
+    ours.attach()
+    with NewMatrices(model.unet) as seen:
+        ours.run(0)
+    ours.detach()
+    assert seen.shapes and not seen.shapes & dense
+
+
+@pytest.mark.parametrize("name", ["ziplora", "duolora"])
+def test_no_step_of_several_pairs_forms_a_dense_update(model, loras, pair, name) -> None:
+    method: Any = load(name, fit=THREE)
+    dense = dense_shapes(model.unet)
+    others = [random_lora(model, 3, "other"), random_lora(model, 2, "look")]
+    stacked = [LoRA.stack(alike) for alike in zip(method.rebase(loras), method.rebase(others), strict=True)]
+    sites = live_sites(model, loras, pair.roles)
+    starts = [method.gates(sites, seed) for seed in (0, 1)]
+    with attach(model.unet, stacked) as adapters:
+        module = Merging(model, adapters, sites, method, starts, [pair, recoloured(pair, "cup_1")], [0, 1])
+        with NewMatrices(model.unet, pairs=2) as seen:
+            total(module.loss(0)).backward()
+    assert seen.shapes and not seen.shapes & dense
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_the_reference_forms_dense_updates(model, loras, name) -> None:
+    """And so the tests above would see one."""
+    overrides, layer, loss = REFERENCES[name]
+    plain = Plain(model, loras, load(name, fit=THREE, **overrides), layer, loss)
+    plain.attach()
+    with NewMatrices(model.unet) as seen:
+        plain.run(0)
+    plain.detach()
+    assert dense_shapes(model.unet) <= seen.shapes | {shape[::-1] for shape in seen.shapes}
+
+
+def test_the_extra_passes_are_those_between_the_steps(model, loras) -> None:
+    made = builders(model, loras)
+    counts = {}
+    for name in ("ZipLoRA", "DuoLoRA", EXTRA_DUOLORA):
+        contender = made[name]()
+        contender.attach()
+        contender.prepare(0)
+        rows: list[int] = []
+        hook = model.unet.register_forward_pre_hook(lambda _, inputs, rows=rows: rows.append(len(inputs[0])))
+        contender.run(0)
+        hook.remove()
+        contender.detach()
+        counts[name] = sum(rows)
+    assert counts["ZipLoRA"] + counts[EXTRA_DUOLORA] == counts["DuoLoRA"]
+
+
+def test_merges_in_a_batch_are_those_alone(model) -> None:
+    items = [merge_batch.item(model, str(number)) for number in range(2)]
+    assert merge_batch.difference(model, short("duolora"), items) < merge_batch.TOLERANCE
+
+
+def test_what_is_measured() -> None:
+    cpu = torch.device("cpu")
+    assert measure.gigaflops(lambda: torch.ones(100, 200) @ torch.ones(200, 300)) == pytest.approx(0.012)
+    assert measure.ratio([2.0, 9.0, 4.0], [1.0, 3.0, 2.0]) == 2.0
+    order: list[tuple[str, int]] = []
+
+    def run(name: str, i: int) -> float:
+        order.append((name, i))
+        return float(i)
+
+    runs = {"a": lambda i: run("a", i), "b": lambda i: run("b", i)}
+    assert measure.interleaved(runs, 2) == {"a": [1.0, 2.0], "b": [1.0, 2.0]}
+    assert order == [(name, i) for i in range(3) for name in "ab"]
+    memory = measure.Peak(cpu)
+    memory.start()
+    torch.ones(50 * 2**18)  # let go of at once: it is the peak that counts
+    found = memory.mib()
+    assert found is None or 49 < found < 60
+
+
+def test_goals_compare_what_they_name() -> None:
+    names = [*METHODS, *merge_step.EXTRAS.values()]
+    times = dict.fromkeys(names, [1.0]) | {"reference ZipLoRA": [3.5], "DuoLoRA": [2.5]}
+    memory = dict.fromkeys(METHODS, 40.0) | {"reference ZipLoRA": 100.0}
+    zipped, memories, duo, slower, *_ = merge_step.goals(times, memory)
+    assert (zipped["value"], zipped["met"]) == (3.5, True) and (memories["value"], memories["met"]) == (0.4, True)
+    assert (duo["value"], duo["met"]) == (1.25, False) and slower["met"]
+
+
+def test_every_pair_of_the_batch_is_another() -> None:
+    assert len({tuple(each.sha256 for each in plain_pair(str(i)).contents[0].images) for i in range(8)}) == 8
