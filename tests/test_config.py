@@ -21,6 +21,7 @@ from lorabench.method import fitting_methods, methods
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
+GROUPS = ("dataset", "lora", "logger", "method", "task", "trainer")
 
 
 def options(group: str) -> list[str]:
@@ -46,7 +47,7 @@ def composed(*overrides: str) -> DictConfig:
 
 @pytest.mark.parametrize(
     "choice",
-    [f"{group}={name}" for group in ("dataset", "lora", "logger", "method", "task", "trainer") for name in options(group)],
+    [f"{group}={name}" for group in GROUPS for name in options(group)],
 )
 def test_every_choice_composes_and_passes_the_checks(choice: str) -> None:
     cfg = composed(choice)

@@ -167,7 +167,8 @@ def test_every_photograph_of_the_real_data() -> None:
 
 
 def test_several_subjects_in_one_picture_are_all_named() -> None:
-    spec = MicroworldSpec("microworld", ["duck_1"], ["ink_1", "halftone_1+gold_1"], ["mug_1", "cat_1", "car_1"], 3, 2, 2)
+    styles = ["ink_1", "halftone_1+gold_1"]
+    spec = MicroworldSpec("microworld", ["duck_1"], styles, ["mug_1", "cat_1", "car_1"], 3, 2, 2)
     first, second = load_pairs(spec, PROMPTS)
     assert (first.name, second.name) == ("mug_1+cat_1+car_1+ink_1", "mug_1+cat_1+car_1+halftone_1+gold_1")
     assert first.prompt == second.prompt == "a sks mug, a sks cat and a sks car in szn style"

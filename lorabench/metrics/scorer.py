@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from lorabench.data.pairs import Role
 from lorabench.metrics.cosine import normalise
 from lorabench.metrics.preprocess import Preprocess
 
@@ -24,7 +25,7 @@ class Scorer(nn.Module):
     """
 
     metric: ClassVar[str]
-    roles: ClassVar[tuple[str, ...]]
+    roles: ClassVar[tuple[Role, ...]]
 
     def __init__(self, name: str, version: str, network: nn.Module, preprocess: Preprocess) -> None:
         super().__init__()

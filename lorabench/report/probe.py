@@ -17,15 +17,14 @@ def draw_probe(found: pd.DataFrame, path: Path) -> None:
     from matplotlib.figure import Figure
 
     kinds = list(found["kind"].unique())
-    heights = [found["kind"].eq(kind).sum() + 1.5 for kind in kinds]
+    heights = [len(found.query("kind == @kind")) + 1.5 for kind in kinds]
     figure = Figure(figsize=(9, 0.34 * sum(heights) + 1.2), layout="constrained", facecolor="white")
     panels = figure.subplots(len(kinds), 1, height_ratios=heights, sharex=True, squeeze=False)[:, 0]
     for panel, kind in zip(panels, kinds, strict=True):
-        rows = found[found["kind"] == kind].reset_index(drop=True)
+        rows = found.query("kind == @kind").reset_index(drop=True)
         for role, shift in zip(ROLES, (-0.14, 0.14), strict=True):
             y = rows.index + shift
-            low, high = rows[f"{role}_low"].fillna(rows[role]), rows[f"{role}_high"].fillna(rows[role])
-            panel.hlines(y, low, high, color=COLOURS[role], linewidth=1.6, alpha=0.45)
+            panel.hlines(y, rows[f"{role}_low"], rows[f"{role}_high"], color=COLOURS[role], linewidth=1.6, alpha=0.45)
             panel.plot(rows[role], y, "o", color=COLOURS[role], markersize=5.5, label=role)
         panel.axvline(0, color="#71737c", linewidth=0.8)
         panel.set_yticks(rows.index, [short(name) for name in rows["module"]], fontsize=10)

@@ -146,7 +146,7 @@ def parameters(starts: Sequence[AllGates], device: torch.device) -> tuple[AllGat
         key = tuple(id(tensor) for tensor in tensors)
         shared |= key in memory
         if key not in memory:
-            together = torch.stack(tensors) if len(tensors) > 1 else tensors[0].clone()
+            together = torch.stack(tensors).squeeze(0) if len(tensors) == 1 else torch.stack(tensors)
             memory[key] = together.to(device, torch.float32)
         return nn.Parameter(memory[key])
 

@@ -114,21 +114,20 @@ def merge_pairs(
     rebased = [MergeItem(tuple(method.rebase(item.loras)), item.pair) for item in items]
     if method.fit is None:
         return [closed(model, method, item, seed) for item in rebased]
-    shapes = [[item.pair.roles, [lora.shape for lora in item.loras]] for item in rebased]
-    done, results = 0, [None] * len(items)
-    for shape in [shape for i, shape in enumerate(shapes) if shape not in shapes[:i]]:
-        alike = [i for i, each in enumerate(shapes) if each == shape]
-        start = done
+    alike: dict[str, list[int]] = {}
+    for index, item in enumerate(rebased):
+        alike.setdefault(str((item.pair.roles, [lora.shape for lora in item.loras])), []).append(index)
+    results: dict[int, MergeResult] = {}
+    for indices in alike.values():
+        start, count = method.fit.steps * len(results), len(indices)
 
-        def tell(steps: int, start: int = start, count: int = len(alike)) -> None:
+        def tell(steps: int, start: int = start, count: int = count) -> None:
             if progress:
                 progress(start + steps * count)
 
-        made = learned(model, method, [rebased[i] for i in alike], seed, trainer, tell, logger)
-        for i, result in zip(alike, made, strict=True):
-            results[i] = result
-        done += method.fit.steps * len(alike)
-    return results
+        made = learned(model, method, [rebased[index] for index in indices], seed, trainer, tell, logger)
+        results.update(zip(indices, made, strict=True))
+    return [results[index] for index in range(len(items))]
 
 
 def learned(
@@ -151,9 +150,10 @@ def learned(
     with attach(model.unet, loras) as adapters:
         module = Merging(model, adapters, sites, method, starts, [item.pair for item in items], seeds)
         fit(module, max(module.steps), model.device, trainer.precision, progress, logger)
+    curves = [{name: curve(values) for name, values in losses.items()} for losses in module.losses]
     return [
         result_of(method, item, sites, gates, learned_params(start), losses)
-        for item, gates, start, losses in zip(items, module.results, starts, module.losses, strict=True)
+        for item, gates, start, losses in zip(items, module.results, starts, curves, strict=True)
     ]
 
 
@@ -219,7 +219,7 @@ def result_of(
     sites: Mapping[str, Site],
     gates: AllGates | None,
     learned_params: int,
-    losses: Mapping[str, Sequence[Tensor]] | Mapping[str, list[float]],
+    losses: dict[str, list[float]],
 ) -> MergeResult:
     gains = {name: method.gain(site, 0.0) for name, site in sites.items()}
     ranks = {}
@@ -230,8 +230,7 @@ def result_of(
             if factors is not None and gates:
                 factors = gates[site][k].gated(factors)
             ranks[site].append(0.0 if factors is None else effective_rank(factors.down, factors.up))
-    curves = {name: curve(values) for name, values in losses.items()}
-    return MergeResult(export(item.loras, gates, gains), gates, learned_params, curves, ranks)
+    return MergeResult(export(item.loras, gates, gains), gates, learned_params, losses, ranks)
 
 
 def item_seed(pair: Pair, seed: int) -> int:

@@ -13,6 +13,7 @@ DuoLoRA of the paper's limit that its prior is tied to SDXL's blocks.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -68,13 +69,12 @@ def run(cfg: DictConfig, folder: Path) -> None:
 
 def names_of(model: Path, kind: str) -> list[str]:
     """Paths of the blocks, or of the transformer blocks, that hold attention, in the order of the forward pass."""
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-
     from lorabench.models.shapes import without_weights
     from lorabench.models.sites import attention_sites
     from lorabench.report.ranks import network_order
 
-    sites = network_order(set(attention_sites(without_weights(UNet2DConditionModel.load_config(model / "unet")))))
+    unet = without_weights(json.loads((model / "unet" / "config.json").read_text()))
+    sites = network_order(set(attention_sites(unet)))
     cut = ".attentions." if kind == "block" else ".attn"
     return list(dict.fromkeys(site.partition(cut)[0] for site in sites))
 
@@ -108,7 +108,7 @@ def lost(scores: Mapping[str, pd.DataFrame], role: Role, scaled: str) -> pd.Seri
     The unit is the mean over pairs: a pair whose LoRA adds little has no reliable share of its own.
     """
     whole, off, low = (
-        stats.pair_means(rows[rows["metric"] == METRIC[role]])
+        stats.pair_means(rows.query(f"metric == {METRIC[role]!r}"))
         for rows in (scores[WHOLE], scores[OFF[role]], scores[scaled])
     )
     unit = float((whole - off).mean())
