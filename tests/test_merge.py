@@ -180,6 +180,13 @@ def test_uniform_is_the_mean_of_the_merges_of_each_content_with_the_style(model,
             torch.testing.assert_close(result.lora[site].up @ result.lora[site].down, dense, rtol=1e-4, atol=1e-5)
 
 
+def test_uniform_copes_with_a_site_that_one_subject_alone_adapts(model, three, trio) -> None:
+    bare = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    without = [LoRA({site: each for site, each in lora.items() if site != bare}) for lora in (three[0], three[2])]
+    result = merged(model, short("ziplora", "uniform"), (without[0], three[1], without[1]), trio)
+    assert result.lora[bare].rank == 4 and [rank > 0 for rank in result.ranks[bare]] == [False, True, False]
+
+
 def test_an_adapter_that_lacks_a_site_leaves_it_alone(model, loras, pair) -> None:
     half = LoRA({site: each for i, (site, each) in enumerate(loras[0].items()) if i % 2})
     result = merged(model, short("ziprank"), (half, loras[1]), pair)

@@ -190,7 +190,9 @@ def uniform(
     parts = merge_pairs(model, method, singles, seed, trainer, progress, logger)
     loras = tuple(method.rebase(item.loras))
     sites = live_sites(model, loras, pair.roles)
-    gates = {site: tuple(mean_gates(parts, couples, site, k, loras[k]) for k in range(len(loras))) for site in sites}
+    gates = {
+        name: tuple(mean_gates(parts, couples, site, k) for k in range(len(loras))) for name, site in sites.items()
+    }
     losses = {
         f"{name} {part.pair.name}": values
         for part, result in zip(singles, parts, strict=True)
@@ -200,16 +202,14 @@ def uniform(
     return result_of(method, MergeItem(loras, pair), sites, gates, learned, losses)
 
 
-def mean_gates(
-    parts: Sequence[MergeResult], couples: Sequence[tuple[int, ...]], site: str, adapter: int, lora: LoRA
-) -> Gates:
+def mean_gates(parts: Sequence[MergeResult], couples: Sequence[tuple[int, ...]], site: Site, adapter: int) -> Gates:
     """The mean over all couples of an adapter's gates at a site; zero in the couples that it is no part of."""
     mine = [
-        part.gates[site][couple.index(adapter)] if part.gates else Gates(r=torch.ones(lora[site].rank))
+        part.gates[site.name][couple.index(adapter)] if part.gates else Gates(r=torch.ones(site.ranks[adapter]))
         for part, couple in zip(parts, couples, strict=True)
-        if adapter in couple
+        if adapter in couple and site.name in part.lora
     ]
-    kinds = mine[0].named()
+    kinds = mine[0].named() if mine else ()
     return Gates(**{kind: torch.stack([gate.named()[kind] for gate in mine]).sum(0) / len(couples) for kind in kinds})
 
 
