@@ -210,7 +210,9 @@ def differences(ours: Ours, plain: Plain) -> dict[str, float]:
     middle = median(float(theirs.norm()) for _, theirs in gradients)
     return {
         "loss": max(abs(left[name] / right[name] - 1) for name in right),
-        "gradient": max(float((mine - theirs).norm()) / max(float(theirs.norm()), middle) for mine, theirs in gradients),
+        "gradient": max(
+            float((mine - theirs).norm()) / max(float(theirs.norm()), middle) for mine, theirs in gradients
+        ),
     }
 
 

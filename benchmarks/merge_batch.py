@@ -33,16 +33,21 @@ def main(arguments: list[str] | None = None) -> None:
     model = build("micro", options.device, torch.float32)
     items = [item(model, str(number)) for number in range(max(BATCHES))]
     facts: dict[str, Any] = {"device": options.device, "steps": options.steps, "repeats": options.repeats}
-    lines = [f"{facts}, rank {RANKS['micro']}, {len(items[0].loras[0])} layers, torch {torch.__version__}"]
+    facts |= {"rank": RANKS["micro"], "adapted layers": len(items[0].loras[0]), "torch": torch.__version__}
+    lines = [", ".join(f"{key} {value}" for key, value in facts.items())]
     for name in options.methods:
         fit = {**vars(load(name).fit), "steps": options.steps}  # pyright: ignore[reportArgumentType]
         method = load(name, fit=fit)
         farthest = difference(model, method, items)
         if farthest > TOLERANCE:
-            sys.exit(f"{name}: merges in a batch differ by {farthest:.1e} from those alone; the tolerance is {TOLERANCE}")
+            sys.exit(
+                f"{name}: merges in a batch differ by {farthest:.1e} from those alone; the tolerance is {TOLERANCE}"
+            )
 
         def timed(count: int, method: Any = method) -> Any:
-            return lambda _: seconds(lambda: merge_pairs(model, method, items[:count], 0, TRAINER), model.device) / count
+            return lambda _: (
+                seconds(lambda: merge_pairs(model, method, items[:count], 0, TRAINER), model.device) / count
+            )
 
         times = interleaved({str(count): timed(count) for count in BATCHES}, options.repeats)
         rows = [

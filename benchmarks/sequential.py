@@ -33,7 +33,9 @@ class ColumnMasked(nn.Module):
         self.base, self.adapter = base, "merged"
         weight = base.weight
         self.content, self.style = ((each.up.to(weight) @ each.down.to(weight)) for each in (content, style))
-        self.m_c, self.m_s = (nn.Parameter(torch.ones(size, device=weight.device)) for size in self.sizes(content, style))
+        self.m_c, self.m_s = (
+            nn.Parameter(torch.ones(size, device=weight.device)) for size in self.sizes(content, style)
+        )
 
     def sizes(self, content: Factors, style: Factors) -> tuple[int, int]:
         return self.base.in_features, self.base.in_features

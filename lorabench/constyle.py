@@ -45,25 +45,28 @@ def constyle(
 ) -> tuple[dict[str, Tensor], tuple[Tensor, ...], tuple[Tensor, ...]]:
     """The cycle terms [pairs], and the merged predictions and the targets of the reconstruction.
 
-    All in three forwards: the teachers, the merge (images and what adds to them), the removing LoRAs; a fourth where
-    other LoRAs than the merge add.
+    All in three forwards: the teachers, the merge, the removing LoRAs; what adds is rows of the merge's forward, or of
+    the teachers' where other LoRAs than the merge add.
     weights: of the cycle of a role's images; 0 leaves it out.
     """
-    targets = step.teachers()
     count = len(step.images)
     cycles = [k for k, role in enumerate(step.roles) if weights[role]]
     starts = [step.images[k].under(step.both) for k in cycles]
     others = [[j for j in range(count) if step.roles[j] != step.roles[k]] for k in cycles]
     removers = [[k] if own_removes else other for k, other in zip(cycles, others, strict=True)]
 
-    merged = step.merged(*step.images, *(starts if through_merge else ()))
-    predictions = merged[:count]
     if through_merge:
+        targets = step.teachers()
+        merged = step.merged(*step.images, *starts)
+        predictions = merged[:count]
         ends = go_back(step, cycles, starts, merged[count:], removers)
         starts_of = [Answer(step.images[k], targets[k]) for k in cycles]
     else:
-        with torch.no_grad():
-            ends = go_back(step, cycles, starts, step.alone(starts, others), removers)
+        with torch.no_grad():  # the teachers and what adds share a forward
+            answers = step.alone((*step.images, *starts), [*((k,) for k in range(count)), *others])
+            targets = answers[:count]
+            ends = go_back(step, cycles, starts, answers[count:], removers)
+        predictions = step.merged(*step.images)
         starts_of = [Answer(step.images[k], predictions[k]) for k in cycles]
 
     terms: dict[str, Tensor] = {}

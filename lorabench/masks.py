@@ -49,12 +49,14 @@ class LocalError:
 
 def rank_error(factors: Sequence[Factors], moments: Tensor) -> LocalError:
     """Of rank masks [R].  moments: [K, R, R], of z = D x by teacher."""
+    moments = precise(moments)
     up = torch.cat([each.up for each in factors], dim=1).to(moments)
     return _error(up.mT @ up * moments, _marks([each.rank for each in factors], moments))
 
 
 def input_error(factors: Sequence[Factors], moments: Tensor) -> LocalError:
     """Of input masks [K in], adapter by adapter.  moments: [K, in, in], of x by teacher."""
+    moments = precise(moments)
     count = len(factors)
     up = torch.cat([each.up for each in factors], dim=1).to(moments)
     down = torch.block_diag(*(each.down.to(moments) for each in factors))  # [R, K in]
@@ -64,10 +66,16 @@ def input_error(factors: Sequence[Factors], moments: Tensor) -> LocalError:
 
 def output_error(factors: Sequence[Factors], moments: Tensor) -> LocalError:
     """Of output masks [out, K], one system a channel.  moments: [K, R, R], of z = D x by teacher."""
+    moments = precise(moments)
     up = torch.cat([each.up for each in factors], dim=1).to(moments)
     parts = _marks([each.rank for each in factors], moments)[:, None] * up  # [K, out, R], an adapter's own columns of U
     systems = torch.einsum("ior,krs,jos->koij", parts, moments, parts)
     return _error(systems, torch.eye(len(factors)).to(moments))
+
+
+def precise(moments: Tensor) -> Tensor:
+    """On the CPU in double precision: the systems are small, and single precision would lose the small eigenvalues."""
+    return moments.cpu().double()
 
 
 def least(error: LocalError, ridge: float) -> Tensor:

@@ -1,6 +1,7 @@
 """Closed-form masks: against dense least squares, against activations taken independently, and in their limits."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -214,7 +215,7 @@ CLOSED = [
 @pytest.mark.parametrize(("name", "overrides", "kind", "count"), CLOSED)
 def test_a_merge_has_the_least_local_error(model, loras, pair, name, overrides, kind, count) -> None:
     """Less than all ones and than masks trained for a while, on the draws that they were made from."""
-    method = load(name, draws=2, batch=2, ridge=1e-4, **overrides)
+    method: Any = load(name, draws=2, batch=2, ridge=1e-4, **overrides)
     result = merged(model, method, loras, pair)
     assert result.gates is not None and result.losses == {}
     sites = live_sites(model, loras, pair.roles)

@@ -104,8 +104,8 @@ CYCLES = {"style_cycle", "content_cycle"}
         ("duolora", "no_layer_prior", RECONSTRUCTION | CYCLES, 3),
         ("duolora", "ones_init", RECONSTRUCTION | CYCLES | {"prior"}, 3),
         ("duolora", "no_rank_constraint", RECONSTRUCTION | CYCLES, 3),
-        ("duolora", "detached_cycle", RECONSTRUCTION | CYCLES | {"prior"}, 4),
-        ("duolora_released", "none", RECONSTRUCTION | CYCLES | {"prior"}, 4),
+        ("duolora", "detached_cycle", RECONSTRUCTION | CYCLES | {"prior"}, 3),
+        ("duolora_released", "none", RECONSTRUCTION | CYCLES | {"prior"}, 3),
     ],
 )
 def test_terms_and_forwards_of_a_step(model, loras, pair, name, ablation, terms, forwards) -> None:

@@ -11,8 +11,8 @@ Against the naive sum: gates i (or o). Against ZipLoRA: layers are fitted one by
 that the teachers give them. The similarity |m_c . m_s| is left out: a product of unknowns is no least squares, and what
 it is for, that the adapters do not disturb each other, is what the least squares measure on the inputs that occur.
 
-Input masks need a layer's second moment of its inputs [in, in] by teacher: some 9 GB for the 560 layers of SDXL, and
-systems of up to 4096 unknowns; output masks need what rank masks need, which is 1000 times less.
+Input masks need the second moments of a layer's inputs [in, in] by teacher: about 10 GB for the 560 layers of SDXL, and
+systems of up to 4096 unknowns; output masks need what rank masks need, which is 100 times less.
 """
 
 from __future__ import annotations

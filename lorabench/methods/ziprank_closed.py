@@ -9,9 +9,9 @@ ZipRank asks the same of the last prediction instead of each layer's output: m i
 a forward and a backward pass a step. Here a few teacher passes give A and b of all layers at once, and m solves a
 system of size r_c + r_s.
 
-Against the naive sum: gates r. Against ZipRank: layers are fitted one by one, on inputs that the teachers give them, so
-that a layer neither sees nor mends what the others leave over; and to convergence, where ZipRank makes 100 steps of
-0.01 from all ones.
+Against the naive sum: gates r. Against ZipRank: layers are fitted one by one, each to its optimum, on the inputs that
+the teachers give them; a layer neither sees nor mends what the others leave over. ZipRank's 100 steps of 0.01 from all
+ones do, and reach a prediction that is nearer to the teachers'.
 
 The layer prior of DuoLoRA can be added, with masks that may not be negative:
 
@@ -19,8 +19,8 @@ The layer prior of DuoLoRA can be added, with masks that may not be negative:
 
 a lasso, solved exactly. Its hinge between dominant and minor mask is left out.
 
-Unlike the prediction, the masks depend on the basis: in the SVD basis (`basis: svd`, the paper's) one adapter's entries
-do not meet in U, among the trained factors (`basis: raw`) they do.
+The optimum depends on the basis: in the SVD basis (`basis: svd`, the paper's) the entries of one adapter do not meet in
+U, among the trained factors (`basis: raw`) they do.
 """
 
 from __future__ import annotations
