@@ -176,7 +176,8 @@ LEAST = {
     "betas": (0, True), "weight_decay": (0, True), "warmup": (0, True), "max_grad_norm": (0, False),
     "images": (1, True), "guidance": (1, True), "references": (1, True),
     "content_images": (1, True), "style_images": (1, True), "seed": (0, True),
-    "workers": (0, True), "threads": (1, True), "pairs_per_batch": (1, True),
+    "workers": (0, True), "threads": (1, True), "pairs_per_batch": (1, True), "draws": (1, True), "ridge": (0, False),
+    "lambda_prior": (0, True), "lambda_cycle": (0, True), "lambda_similarity": (0, True), "prior_hinge": (0, True),
 }  # fmt: skip
 CHOICES = {
     "method.concepts": ("joint", "uniform"),
