@@ -120,6 +120,8 @@ def wrong_override(error: Exception) -> str:
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.full_key and cause.parent_node is not None:
         group = cause.full_key.rpartition(".")[0]
         known = [f"{group}.{name}" if group else str(name) for name in cause.parent_node]
+        if not known:
+            return f"the key {cause.full_key} is unknown; type python run.py --cfg job to see every key"
         near = difflib.get_close_matches(cause.full_key, known, n=1)
         return f"the key {cause.full_key} is unknown; type one of {', '.join(near or known)}"
     reason = str(cause if isinstance(cause, OmegaConfBaseException) else "").split("\n")[0]

@@ -5,6 +5,7 @@ type is its dataclass (see lorabench/method.py). Nothing heavy is imported here:
 """
 
 import difflib
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -195,6 +196,8 @@ def validate(cfg: DictConfig) -> None:
         raise UserError(f"{missing[0]} has no value; type {missing[0]}=...")
     values: Any = OmegaConf.to_container(cfg, resolve=True)
     for path, value in leaves(values):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{path}={value} must be a finite number")
         bounds = LEAST.get(path.rsplit(".", 1)[-1])
         if bounds and isinstance(value, int | float) and not isinstance(value, bool):
             least, allowed = bounds

@@ -127,6 +127,11 @@ class LoRA(Mapping[str, Factors]):
         return cls({site: _fold(site, pair["A"], pair["B"], config) for site, pair in found.items()})
 
 
+def in_basis(loras: Sequence[LoRA], basis: str) -> Sequence[LoRA]:
+    """The same updates in factors as trained ("raw") or as their singular value decomposition ("svd")."""
+    return [lora.svd() for lora in loras] if basis == "svd" else loras
+
+
 def _fold(site: str, down: Tensor, up: Tensor, config: dict) -> Factors:
     """Fold the alpha / rank of peft's config (keys prefixed with "unet.") into `up`."""
     alpha = config.get("unet.lora_alpha", down.shape[0])

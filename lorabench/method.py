@@ -14,7 +14,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hydra.core.config_store import ConfigStore
@@ -77,7 +77,7 @@ class Method:
     paper: what the publication reports, shown beside our numbers.
     fit: how the gates are learned; None for a method that takes no optimiser steps.
     concepts: of several subjects or styles, "joint" merges all LoRAs at once; "uniform" averages the merges of each
-        subject with each style, which is how DuoLoRA handles several.
+        subject with each style, our reading of DuoLoRA's "uniform-weight merging".
     exports: whether a merge is one ordinary LoRA; images are then drawn with that very file.
     """
 
@@ -194,6 +194,10 @@ def _schema(name: str) -> DictConfig:
     """The types of a method's settings. A method is frozen; what it is composed from must not be."""
     schema = OmegaConf.structured(methods()[name])
     OmegaConf.set_readonly(schema, None)
+    for field in fields(methods()[name]):
+        if str(field.type).startswith("dict"):  # its keys are the user's
+            schema[field.name] = {}
+            OmegaConf.set_struct(schema[field.name], False)
     return schema
 
 

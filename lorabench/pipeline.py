@@ -4,6 +4,7 @@ Every artifact comes from the store or is made into it by a worker; the run fold
 Stopped at any moment, the same command goes on from what is stored.
 """
 
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from tqdm import tqdm
 from lorabench import method as methods
 from lorabench.data.catalogue import load_pairs
 from lorabench.data.pairs import Prompts
+from lorabench.errors import UserError
 from lorabench.loggers.views import View, open_view
 from lorabench.outcome import Outcome
 from lorabench.plan import FLOORS, STAGES, Item, Make, Plan, Row, frame_rows
@@ -45,6 +47,8 @@ def plan_of(cfg: DictConfig, rows: list[Row] | None = None) -> Plan:
         choices = HydraConfig.get().runtime.choices
         settings = asdict(methods.build(cfg.method))
         chosen = Row(choices["method"], choices["ablation"], settings, choices["method"] in FLOORS)
+        if chosen.method().concepts == "uniform" and (chosen.live or all(pair.is_single for pair in pairs)):
+            raise UserError("method.concepts=uniform says nothing of single pairs; type dataset.contents=[mug_1,cat_1]")
         rows = frame_rows(chosen, typed["dataset"], pairs)
     return Plan(
         store=store,
@@ -69,6 +73,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
     plan = plan_of(cfg)
     outcome, logger = Outcome(folder, plan, OmegaConf.to_yaml(cfg, resolve=True)), OmegaConf.to_object(cfg.logger)
     if not outcome.is_done(logger):
+        check_methods(plan)
         start = time.perf_counter()
         view = open_view(logger, outcome.path)
         make(plan, {stage: plan.items(stage) for stage in STAGES}, partial(show, outcome, view), REPORT_COST)
@@ -77,6 +82,18 @@ def run(cfg: DictConfig, folder: Path) -> None:
         outcome.seal(logger)
     print(outcome.table())
     print(outcome.path / "report.html")
+
+
+def check_methods(plan: Plan) -> None:
+    """Show each method the UNet's layers; UserError where it does not fit them, before any LoRA is trained."""
+    from lorabench.models.shapes import adapted, without_weights
+
+    unet = without_weights(json.loads((plan.model / "unet" / "config.json").read_text()))
+    for roles in {pair.roles for pair in plan.pairs}:
+        sites = adapted(unet, plan.lora.rank, roles)
+        for row in plan.rows:
+            if row.settings is not None:
+                row.method().gates(sites, plan.seed)
 
 
 def make(plan: Plan, stages: Stages, show: Callable[[Item], None] | None = None, extra: float = 0.0) -> None:

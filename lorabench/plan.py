@@ -19,7 +19,7 @@ from lorabench import method as methods
 from lorabench import tasks
 from lorabench.config import DreamBoothStyleDropSpec, GenerateSpec, LoRASpec, MergeSpec, MicroworldSpec, TrainerSpec
 from lorabench.data.catalogue import world_version
-from lorabench.data.pairs import Concept, Pair, Role
+from lorabench.data.pairs import ROLES, Concept, Pair
 from lorabench.seeds import seed_of
 from lorabench.store import Store, canonical, key_of
 from lorabench.workers import Progress
@@ -30,7 +30,7 @@ VERSIONS = {"personalise": 1, "merge": 2, "generate": 2, "oracle": 1, "score": 1
 
 FLOORS = ("base", "content_only", "style_only")
 ORACLE = "oracle"
-ROLES: tuple[Role, Role] = ("content", "style")
+SHARED = ("constyle", "masks", "moments", "priors")  # modules beside the methods that several of them use
 
 
 @dataclass(frozen=True)
@@ -115,10 +115,16 @@ def _method(settings: str) -> methods.Method:
 
 @cache
 def code_of(method: str) -> str:
-    """Hash of the method's own modules without their comments, so that an edited method is run anew."""
+    """Hash of the method's own modules, and of those that methods share and it imports, without their comments.
+
+    So an edited method is run anew; what all methods go through is in VERSIONS.
+    """
     modules = {cls.__module__ for cls in methods.methods()[method].__mro__}
     own = sorted(name for name in modules if name.startswith("lorabench.methods."))
-    code = [ast.unparse(ast.parse(inspect.getsource(sys.modules[name]))) for name in own]
+    trees = [ast.parse(inspect.getsource(sys.modules[name])) for name in own]
+    imported = {node.module for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    shared = [Path(__file__).with_name(f"{name}.py") for name in SHARED if f"lorabench.{name}" in imported]
+    code = [ast.unparse(tree) for tree in [*trees, *(ast.parse(file.read_text()) for file in shared)]]
     return hashlib.sha256("\n".join(code).encode()).hexdigest()
 
 
@@ -179,7 +185,8 @@ class Plan:
             "concept": concept.identity(), "seed": self.seed,
         }  # fmt: skip
         work = partial(tasks.personalise, self.model, self.trainer, concept, spec, self.seed)
-        return Item("personalise", concept.name, parts, work, spec.steps, 2.0 * spec.steps * spec.batch)
+        name = concept.name if spec == self.lora else f"{concept.name} as {row.name} wants it"
+        return Item("personalise", name, parts, work, spec.steps, 2.0 * spec.steps * spec.batch)
 
     def loras(self, row: Row, pair: Pair) -> list[Item]:
         return [self.personalise(row, concept) for concept in pair.concepts]

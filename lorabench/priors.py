@@ -19,12 +19,11 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from lorabench.config import CONF, unknown
-from lorabench.data.pairs import Role
+from lorabench.data.pairs import ROLES, Role
 from lorabench.errors import UserError
 from lorabench.method import Site
 
 RESOLUTION = "resolution"
-ROLES: tuple[Role, Role] = ("content", "style")
 Blocks = dict[str, list[str]]  # module paths by role
 
 
@@ -63,12 +62,18 @@ def dominant_roles(prior: str | Blocks, sites: Mapping[str, Site]) -> dict[str, 
         return {name: by_depth(site) for name, site in sites.items()}
     found = {name: [role for role in ROLES if any(within(name, block) for block in prior[role])] for name in sites}
     for role in ROLES:
-        if not any(role in roles for roles in found.values()):
-            blocks = ", ".join(prior[role]) or "none"
+        if prior[role] and not any(role in roles for roles in found.values()):
+            blocks = ", ".join(prior[role])
             raise UserError(f"the prior's {role} layers ({blocks}) are not in this UNet; type method.prior=resolution")
     if both := next((name for name, roles in found.items() if len(roles) > 1), None):
         raise UserError(f"the prior gives {both} to content and to style; take it out of one list")
     return {name: roles[0] if roles else None for name, roles in found.items()}
+
+
+def leads_somewhere(roles: Mapping[str, Role | None]) -> None:
+    """UserError unless some layer has a dominant role."""
+    if not any(roles.values()):
+        raise UserError("the prior has no layer of this UNet; type ablation=no_layer_prior or another method.prior")
 
 
 def by_depth(site: Site) -> Role | None:

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 from torch.linalg import qr, svdvals
-
-from lorabench.adapters import Gates
-from lorabench.lora import Factors
 
 
 def effective_rank(down: Tensor, up: Tensor) -> float:
@@ -27,9 +22,3 @@ def effective_rank(down: Tensor, up: Tensor) -> float:
         return 0.0
     shares = values / values.sum()
     return torch.special.entr(shares).sum().exp().item()
-
-
-def ranks_of(lora: Mapping[str, Factors], gates: Mapping[str, Gates] | None = None) -> dict[str, float]:
-    """Effective rank of one adapter's update at each of its sites, through its gates where there are any."""
-    gated = {site: gates[site].gated(factors) if gates else factors for site, factors in lora.items()}
-    return {site: effective_rank(factors.down, factors.up) for site, factors in gated.items()}

@@ -55,6 +55,16 @@ def test_every_choice_composes_and_passes_the_checks(choice: str) -> None:
     assert not OmegaConf.missing_keys(cfg)
 
 
+def test_a_value_that_is_no_finite_number_is_refused() -> None:
+    with pytest.raises(UserError, match=r"method\.lambda_cycle=inf must be a finite number"):
+        config.validate(composed("method=duolora", "method.lambda_cycle=inf"))
+
+
+def test_the_modules_of_custom_weights_are_typed_by_the_user() -> None:
+    cfg = composed("method=custom_weights", "method.blocks={mid_block: {style: 0.5}}")
+    assert cfg.method.blocks == {"mid_block": {"style": 0.5}}
+
+
 @pytest.mark.parametrize("experiment", sorted(path.stem for path in (ROOT / "experiments").glob("*.yaml")))
 def test_every_experiment_composes_and_every_run_of_its_sweep_does(experiment: str) -> None:
     cfg = compose("config", [f"experiments={experiment}"], return_hydra_config=True)

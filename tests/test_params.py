@@ -10,9 +10,9 @@ from omegaconf import OmegaConf
 
 from lorabench.errors import UserError
 from lorabench.method import load
-from lorabench.models.shapes import CONFIGS, empty_unet, parameters
+from lorabench.models.shapes import CONFIGS, adapted, empty_unet, parameters
 from lorabench.models.sites import attention_sites, depths, halvings
-from lorabench.studies.params import adapted, count, run, table
+from lorabench.studies.params import count, run, table
 
 # Parameters in millions as the model cards state them (of the micro model, its own), and adapted layers.
 SIZES = {"sdxl": (2567, 560), "koala_1b": (1161, 240), "koala_700m": (782, 168), "micro": (14, 136)}
@@ -93,7 +93,7 @@ def test_run_writes_both_tables(tmp_path, capsys) -> None:
 
 @pytest.mark.parametrize(
     ("ranks", "message"),
-    [({}, "names no model"), ({"micro": 0}, "must be at least 1"), ({"sdxxl": 4}, "did you mean sdxl")],
+    [({"micro": 0}, "must be at least 1"), ({"sdxxl": 4}, "did you mean sdxl")],
 )
 def test_mistakes_are_one_line(ranks: dict[str, int], message: str) -> None:
     with pytest.raises(UserError, match=message) as error:

@@ -11,7 +11,9 @@ from lorabench import method as methods
 from lorabench.config import GenerateSpec, LoRASpec, MergeSpec, MicroworldSpec, TrainerSpec
 from lorabench.data.catalogue import load_pairs
 from lorabench.data.pairs import Prompts
-from lorabench.plan import FLOORS, STAGES, Plan, Row, frame_rows
+from lorabench.errors import UserError
+from lorabench.pipeline import check_methods
+from lorabench.plan import FLOORS, STAGES, Plan, Row, code_of, frame_rows
 from lorabench.store import Store
 
 WORLD = MicroworldSpec("microworld", ["mug_1", "cat_1"], ["ink_1", "neon_1"], None, 2, 2, 2)
@@ -110,6 +112,28 @@ def test_several_subjects_have_no_oracle_and_the_kind_of_merge_is_in_the_key(pla
     assert [item.steps for item in uniform.items("merge")] == [200, 200]
     alone = frame_rows(chosen("duolora", "uniform"), WORLD, PAIRS)
     assert keys(replace(plan, rows=alone)) == keys(plan)
+
+
+def test_what_methods_share_is_part_of_their_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {name: code_of.__wrapped__(name) for name in ("direct", "ziprank", "duolora", "ziprank_closed")}
+    real = Path.read_text
+
+    def edited(path: Path, *args) -> str:
+        return real(path, *args) + ("\nEDITED = 1\n" if path.name in ("constyle.py", "masks.py") else "")
+
+    monkeypatch.setattr(Path, "read_text", edited)
+    after = {name: code_of.__wrapped__(name) for name in before}
+    assert [name for name in before if before[name] != after[name]] == ["duolora", "ziprank_closed"]
+
+
+def test_a_method_is_shown_the_unet_before_any_training(plan: Plan, folder: Path) -> None:
+    row = Row("duolora", settings=asdict(methods.load("duolora", prior={"content": ["nope"], "style": ["mid_block"]})))
+    with pytest.raises(UserError, match=r"content layers \(nope\) are not in this UNet"):
+        check_methods(replace(plan, rows=[row], model=folder))
+    row = Row("custom_weights", settings=asdict(methods.load("custom_weights", blocks={"nope": {"style": 0.5}})))
+    with pytest.raises(UserError, match=r"method\.blocks\.nope is no module"):
+        check_methods(replace(plan, rows=[row], model=folder))
+    check_methods(replace(plan, model=folder))
 
 
 def test_pairs_of_a_batch_are_one_job_and_keep_their_keys(plan: Plan) -> None:

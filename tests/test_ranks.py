@@ -16,7 +16,7 @@ from lorabench.adapters import Gates
 from lorabench.lora import Factors
 from lorabench.models.sdxl import SDXL
 from lorabench.models.sites import attention_sites
-from lorabench.ranks import effective_rank, ranks_of
+from lorabench.ranks import effective_rank
 from lorabench.report import write_joint_report, write_report
 from lorabench.report.ranks import block_of, draw_ranks, layer_of, network_order, write_ranks
 
@@ -54,9 +54,10 @@ def test_gates_of_every_kind_are_applied() -> None:
     gates = Gates(*(torch.rand(size, generator=draw) for size in (30, 6, 20)))
     assert gates.o is not None and gates.r is not None and gates.i is not None
     update = torch.diag(gates.o) @ own.up @ torch.diag(gates.r) @ own.down @ torch.diag(gates.i)
-    assert ranks_of({"a": own}, {"a": gates})["a"] == pytest.approx(dense(update), rel=1e-5)
-    closed = Gates(r=torch.tensor([1.0, 0, 0, 0, 0, 0]), i=gates.i)
-    assert ranks_of({"a": own}, {"a": closed})["a"] == pytest.approx(1)
+    gated = gates.gated(own)
+    assert effective_rank(gated.down, gated.up) == pytest.approx(dense(update), rel=1e-5)
+    closed = Gates(r=torch.tensor([1.0, 0, 0, 0, 0, 0]), i=gates.i).gated(own)
+    assert effective_rank(closed.down, closed.up) == pytest.approx(1)
 
 
 def sdxl_sites() -> list[str]:

@@ -12,6 +12,7 @@ from lorabench.errors import UserError
 
 JOIN = "+"  # between names of what is drawn together
 Role = Literal["content", "style"]
+ROLES: tuple[Role, Role] = ("content", "style")
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ subject; a module's own weights are what a layer probe varies.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from lorabench.data.pairs import ROLES
 from lorabench.errors import UserError
 from lorabench.method import Method, Site
-from lorabench.priors import ROLES, within
+from lorabench.priors import within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,11 @@ class CustomWeights(Method):
         for block, weights in self.blocks.items():
             if not weights or not set(weights) <= set(ROLES):
                 raise UserError(f"method.blocks.{block} needs content: or style: weights; type {{content: 0.5}}")
+
+    def gates(self, sites: Mapping[str, Site], seed: int) -> None:
+        for block in self.blocks:
+            if not any(within(site, block) for site in sites):
+                raise UserError(f"method.blocks.{block} is no module with adapted layers; type one such as mid_block")
 
     def gain(self, site: Site, progress: float) -> tuple[float, ...]:
         weights: Mapping[str, float] = {"content": self.content, "style": self.style}

@@ -40,7 +40,9 @@ class ZipRank(Method):
         choose("method.basis", self.basis, ("svd", "raw"))
 
     def rebase(self, loras: Sequence[LoRA]) -> Sequence[LoRA]:
-        return [lora.svd() for lora in loras] if self.basis == "svd" else loras
+        from lorabench.lora import in_basis
+
+        return in_basis(loras, self.basis)
 
     def gates(self, sites: Mapping[str, Site], seed: int) -> AllGates:
         import torch

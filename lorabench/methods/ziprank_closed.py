@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorabench.config import choose
 from lorabench.method import Method, Site
-from lorabench.priors import dominant_roles, read_prior
+from lorabench.priors import dominant_roles, leads_somewhere, read_prior
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,7 +60,13 @@ class ZipRankClosed(Method):
         object.__setattr__(self, "prior", read_prior(self.prior))
 
     def rebase(self, loras: Sequence[LoRA]) -> Sequence[LoRA]:
-        return [lora.svd() for lora in loras] if self.basis == "svd" else loras
+        from lorabench.lora import in_basis
+
+        return in_basis(loras, self.basis)
+
+    def gates(self, sites: Mapping[str, Site], seed: int) -> None:
+        if self.lambda_prior:
+            leads_somewhere(dominant_roles(read_prior(self.prior), sites))
 
     def solve(self, draw: Callable[[int, int], MergeStep], seed: int) -> AllGates:
         from lorabench.adapters import Gates

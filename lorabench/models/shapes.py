@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorabench.config import unknown
+from lorabench.data.pairs import ROLES, Role
 from lorabench.errors import UserError
+from lorabench.method import Site
 from lorabench.weights import ASSETS
 
 if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from torch import nn
 
 FOLDER = Path(__file__).parent / "configs"
 CONFIGS = {
@@ -43,6 +46,19 @@ def without_weights(config: Mapping[str, Any]) -> UNet2DConditionModel:
 
     with torch.device("meta"):
         return UNet2DConditionModel.from_config(dict(config))  # pyright: ignore[reportReturnType]
+
+
+def adapted(unet: nn.Module, rank: int, roles: tuple[Role, ...] = ROLES) -> dict[str, Site]:
+    """The attention layers of a UNet as a method sees them, with a LoRA of this rank for each role on each."""
+    from lorabench.models.sites import attention_sites, depths
+
+    layers = attention_sites(unet)
+    depth = depths(unet, list(layers))
+    ranks = (rank,) * len(roles)
+    return {
+        name: Site(name, layer.in_features, layer.out_features, ranks, roles, depth[name])
+        for name, layer in layers.items()
+    }
 
 
 def parameters(unet: UNet2DConditionModel) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from lorabench.priors import ROLES
+from lorabench.data.pairs import ROLES
 from lorabench.report.ranks import COLOURS
 
 TITLES = {"block": "by block", "layer": "by transformer block"}

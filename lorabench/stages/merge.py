@@ -98,7 +98,16 @@ def merge_all(
     """
     if method.concepts == "joint" or all(item.pair.is_single for item in items):
         return merge_pairs(model, method, items, seed, trainer, progress, logger)
-    return [uniform(model, method, item, seed, trainer, progress, logger) for item in items]
+    results, done = [], 0
+    for item in items:
+
+        def tell(steps: int, start: int = done) -> None:
+            if progress:
+                progress(start + steps)
+
+        results.append(uniform(model, method, item, seed, trainer, tell, logger))
+        done += method.fit.steps * max(1, len(item.pair.couples)) if method.fit else 0
+    return results
 
 
 def merge_pairs(

@@ -24,11 +24,10 @@ from omegaconf import DictConfig, OmegaConf
 from lorabench import method as methods
 from lorabench import stats
 from lorabench.config import choose
-from lorabench.data.pairs import Role
+from lorabench.data.pairs import ROLES, Role
 from lorabench.errors import UserError
 from lorabench.pipeline import make, plan_of
 from lorabench.plan import Plan, Row
-from lorabench.priors import ROLES
 
 KINDS = ("block", "layer")
 METRIC: dict[Role, str] = {"content": "dino/content", "style": "csd/style"}
@@ -40,6 +39,8 @@ def run(cfg: DictConfig, folder: Path) -> None:
     """Write layer_probe.csv, prior_block.yaml, prior_layer.yaml and layer_probe.png, and print what was found."""
     from lorabench.report.probe import draw_probe
 
+    if not cfg.task.by:
+        raise UserError("task.by is empty; type task.by=[block,layer]")
     for kind in cfg.task.by:
         choose("task.by", kind, KINDS)
     plan = plan_of(cfg, [])

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 from omegaconf import DictConfig
 
+from lorabench.config import CONF
 from lorabench.errors import UserError
-from lorabench.method import CONF, Method, Site, load
-
-if TYPE_CHECKING:
-    from torch import nn
+from lorabench.method import Method, load
 
 COLUMNS = ["model", "rank", "unet_parameters", "sites", "lora_parameters", "method", "learned_parameters"]
 
@@ -39,10 +36,8 @@ def count(ranks: Mapping[str, int]) -> pd.DataFrame:
     ranks: of both LoRAs, by model.
     """
     from lorabench.adapters import learned_params
-    from lorabench.models.shapes import empty_unet, parameters
+    from lorabench.models.shapes import adapted, empty_unet, parameters
 
-    if not ranks:
-        raise UserError("task.ranks names no model; type task.ranks='{sdxl: 64}'")
     rows = []
     learners = learning_methods()
     for model, rank in ranks.items():
@@ -73,18 +68,6 @@ def learning_methods() -> dict[str, Method]:
         else:
             found[path.stem] = method
     return found
-
-
-def adapted(unet: nn.Module, rank: int) -> dict[str, Site]:
-    """The attention layers of a UNet as a method sees them, with two LoRAs of this rank on each."""
-    from lorabench.models.sites import attention_sites, depths
-
-    layers = attention_sites(unet)
-    depth = depths(unet, list(layers))
-    return {
-        name: Site(name, layer.in_features, layer.out_features, (rank, rank), ("content", "style"), depth[name])
-        for name, layer in layers.items()
-    }
 
 
 def table(counts: pd.DataFrame) -> str:
