@@ -118,7 +118,7 @@ def test_terms_and_forwards_of_a_step(model, loras, pair, name, ablation, terms,
 
 
 def test_duolora_starts_with_more_ones_in_the_dominant_mask() -> None:
-    method = load("duolora", dominant_ones=0.75, minor_ones=0.25)
+    method = load("duolora", dominant_ones=0.75, minor_ones=0.25, lambda_prior=0.0)  # a layer may then be neutral
     for depth, ones in ((1.0, [6, 2]), (0.0, [2, 6]), (0.5, [8, 8])):
         [gates] = start(method, site(depth), seed=1).values()
         assert [int(gate.only().sum()) for gate in gates] == ones
@@ -146,7 +146,7 @@ def test_the_gaussian_start_of_the_released_code() -> None:
     assert content[content > 0].min() > 0.5 and style[style > 0].min() > 0.75
     assert (content > 0).float().mean() == pytest.approx(0.5, abs=0.03)
     assert (style > 0).float().mean() == pytest.approx(0.136, abs=0.03)
-    [neutral] = start(method, site(0.5, (64, 64))).values()
+    [neutral] = start(load("duolora", "gaussian_init", lambda_prior=0.0), site(0.5, (64, 64))).values()
     assert torch.equal(neutral[0].only(), neutral[1].only()) and neutral[0].only().min() == 0
 
 
@@ -189,6 +189,12 @@ def test_zip_masks_have_the_size_of_the_papers_dimension() -> None:
     assert sizes(load("ziplora")) == [(4,), (4,)]
     assert sizes(load("ziplora", mask_dim="out")) == [(6,), (6,)]
     assert sizes(load("ziprank")) == [(3,), (2,)]
+
+
+def test_a_prior_needs_a_layer_that_it_is_about() -> None:
+    with pytest.raises(UserError, match="type ablation=no_layer_prior"):
+        start(load("duolora"), site(0.5))
+    assert start(load("duolora", "no_layer_prior"), site(0.5))
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:
