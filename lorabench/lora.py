@@ -35,6 +35,15 @@ class Factors:
     def rank(self) -> int:
         return self.down.shape[-2]
 
+    def singular_values(self) -> Tensor:
+        """Of the update, in float64 on the CPU.
+
+        With up = Q S and down^T = P T the update is Q (S T^T) P^T: those of a core of rank x rank.
+        """
+        factors = (factor.detach().to("cpu", torch.float64) for factor in (self.up, self.down.mT))
+        left, right = (torch.linalg.qr(factor, mode="r").R for factor in factors)
+        return torch.linalg.svdvals(left @ right.mT)
+
     def svd(self) -> Factors:
         """The same update as orthonormal U [out, rank] and diag(s) V^T [rank, in], s falling; no dense update.
 

@@ -17,8 +17,7 @@ SINGULAR = 1e-12  # a pivot of a unit-diagonal Gram matrix below this is a term 
 
 def svd_rank_errors(factors: Factors) -> Tensor:
     """[r]: a rank mask in the SVD basis.  The terms are orthogonal, so keeping the k largest, unscaled, is best."""
-    left, right = triangles(factors)
-    return tail_errors(torch.linalg.svdvals(left @ right.mT).square(), factors.rank)
+    return tail_errors(factors.singular_values().square(), factors.rank)
 
 
 def out_errors(factors: Factors) -> Tensor:

@@ -66,7 +66,7 @@ class ZipRankClosed(Method):
 
     def gates(self, sites: Mapping[str, Site], seed: int) -> None:
         if self.lambda_prior:
-            leads_somewhere(dominant_roles(read_prior(self.prior), sites))
+            leads_somewhere(dominant_roles(self.prior, sites))
 
     def solve(self, draw: Callable[[int, int], MergeStep], seed: int) -> AllGates:
         from lorabench.adapters import Gates
