@@ -1,3 +1,19 @@
-"""A benchmark of ways to merge a content LoRA and a style LoRA."""
+"""Composing a content LoRA and a style LoRA: a benchmark of the ways to do it, and the ways themselves."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lorabench.merging import merge
+    from lorabench.own import OwnLoRA
 
 __version__ = "0.1.0"
+__all__ = ["OwnLoRA", "merge"]
+
+
+def __getattr__(name: str) -> Any:
+    """`lorabench.merge` and `lorabench.OwnLoRA`, imported when they are used: they bring the configuration along."""
+    if name not in __all__:
+        raise AttributeError(f"module 'lorabench' has no attribute {name!r}")
+    from lorabench import merging
+
+    return getattr(merging, name)

@@ -1,22 +1,17 @@
-"""A LoRA as data: two factors for each adapted layer, in and out of diffusers' file format."""
+"""A LoRA as data: two factors for each adapted layer."""
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from lorabench.errors import UserError
-
-METADATA_KEY = "lora_adapter_metadata"  # where diffusers' save_lora_weights keeps the peft config of a file
-KEY = re.compile(r"unet\.(?P<site>.+)\.lora_(?P<factor>[AB])\.weight")
+if TYPE_CHECKING:
+    from lorabench.lora_files.compress import CompressionError
 
 
 @dataclass(frozen=True)
@@ -55,10 +50,15 @@ class Factors:
 
 
 class LoRA(Mapping[str, Factors]):
-    """Factors by site, a site being the path of a linear layer inside the UNet."""
+    """Factors by site, a site being the path of a linear layer inside the UNet.
 
-    def __init__(self, factors: Mapping[str, Factors]):
+    text: factors on the text encoders, by "text_encoder.<module path>" and "text_encoder_2.<module path>"; usually
+        none. Gates and layer groups are about the UNet, so the mapping does not show them.
+    """
+
+    def __init__(self, factors: Mapping[str, Factors], text: Mapping[str, Factors] | None = None):
         self._factors = dict(sorted(factors.items()))
+        self.text: dict[str, Factors] = dict(sorted((text or {}).items()))
 
     def __getitem__(self, site: str) -> Factors:
         return self._factors[site]
@@ -75,16 +75,22 @@ class LoRA(Mapping[str, Factors]):
 
     @property
     def rank(self) -> int:
-        """The highest rank of any site."""
+        """The highest rank of any site of the UNet."""
         return max(factors.rank for factors in self._factors.values())
 
     def svd(self) -> LoRA:
-        """The same updates in the basis of their singular value decompositions."""
-        return LoRA({site: factors.svd() for site, factors in self.items()})
+        """The same updates in the basis of their singular value decompositions; text factors as they are."""
+        return LoRA({site: factors.svd() for site, factors in self.items()}, self.text)
+
+    def compressed(self, rank: int) -> tuple[LoRA, CompressionError]:
+        """The nearest LoRA of at most this rank at every site, and its relative errors, which print as one line."""
+        from lorabench.lora_files.compress import compress
+
+        return compress(self, rank)
 
     @staticmethod
     def stack(loras: Sequence[LoRA]) -> LoRA:
-        """LoRAs of the same shapes as one with a leading axis [pairs]."""
+        """LoRAs of the same shapes as one with a leading axis [pairs]; without text factors, which no gate touches."""
         return LoRA(
             {
                 site: Factors(
@@ -99,54 +105,32 @@ class LoRA(Mapping[str, Factors]):
         """What LoRAs must share to be stacked."""
         return {site: (*each.down.shape, *each.up.shape) for site, each in self.items()}
 
-    def save(self, path: Path | str, metadata: Mapping[str, str] | None = None) -> None:
-        """Write the safetensors file that `pipe.load_lora_weights` reads.
+    def save(
+        self,
+        path: Path | str,
+        metadata: Mapping[str, str] | None = None,
+        format: str = "diffusers",
+        dtype: str | None = None,
+    ) -> None:
+        """Write a .safetensors file for diffusers and ComfyUI, or with format="kohya" for A1111 and ComfyUI.
 
-        No alpha is written, which diffusers and peft read as alpha = rank: the update is `up @ down` as it stands.
-        `metadata` are strings about the file's origin; readers ignore them.
+        dtype: "float32", "float16" or "bfloat16"; None leaves the factors as they are. See lorabench.lora_files.write.
         """
-        tensors = {}
-        for site, factors in self.items():
-            tensors[f"unet.{site}.lora_A.weight"] = factors.down.detach().cpu().contiguous()
-            tensors[f"unet.{site}.lora_B.weight"] = factors.up.detach().cpu().contiguous()
-        save_file(tensors, path, metadata={"format": "pt", **(metadata or {})})
+        from lorabench.lora_files.write import write
+
+        write(self, path, metadata, format, dtype)
 
     @classmethod
     def load(cls, path: Path | str) -> LoRA:
-        """Read a file in diffusers' format; UserError where it is another one."""
-        try:
-            with safe_open(path, framework="pt") as file:
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-                config = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{path} cannot be read as a LoRA in safetensors format: {error}") from None
-        found: dict[str, dict[str, Tensor]] = {}
-        for key, tensor in tensors.items():
-            match = KEY.fullmatch(key)
-            if match is None:
-                raise UserError(
-                    f"{path} has the key {key!r}; give a LoRA of an SDXL UNet's linear layers in diffusers' format "
-                    "(keys unet.<layer>.lora_A.weight and lora_B.weight)"
-                )
-            found.setdefault(match["site"], {})[match["factor"]] = tensor
-        incomplete = [site for site, pair in found.items() if len(pair) < 2]
-        if incomplete or not found:
-            missing = f"one of the two factors of {incomplete[0]}" if incomplete else "every factor"
-            raise UserError(f"{path} lacks {missing}; write it again with pipe.save_lora_weights")
-        return cls({site: _fold(site, pair["A"], pair["B"], config) for site, pair in found.items()})
+        """Read a file of any naming convention, in fp32 with alpha / rank folded into `up`.
+
+        UserError where it is no LoRA of linear layers of the SDXL family. See lorabench.lora_files.read.
+        """
+        from lorabench.lora_files.read import read
+
+        return read(path)
 
 
 def in_basis(loras: Sequence[LoRA], basis: str) -> Sequence[LoRA]:
     """The same updates in factors as trained ("raw") or as their singular value decomposition ("svd")."""
     return [lora.svd() for lora in loras] if basis == "svd" else loras
-
-
-def _fold(site: str, down: Tensor, up: Tensor, config: dict) -> Factors:
-    """Fold the alpha / rank of peft's config (keys prefixed with "unet.") into `up`."""
-    alpha = config.get("unet.lora_alpha", down.shape[0])
-    for pattern, value in config.get("unet.alpha_pattern", {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", site):  # peft's own reading of a pattern
-            alpha = value
-            break
-    rank = down.shape[0]
-    return Factors(down, up * (alpha / (rank**0.5 if config.get("unet.use_rslora") else rank)))

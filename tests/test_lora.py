@@ -1,12 +1,13 @@
-"""LoRA files: read back what was written, fold alpha in, refuse anything else in one line."""
+"""A LoRA as data: read back what was written, with the alpha that diffusers writes; the best LoRA of a lower rank."""
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
-from safetensors.torch import save_file
 
+from lorabench.adapters import export
 from lorabench.errors import UserError
 from lorabench.lora import Factors, LoRA
 
@@ -43,23 +44,44 @@ def test_an_alpha_pattern_beats_the_alpha(loras, tmp_path: Path) -> None:
     torch.testing.assert_close(loaded[SITE].up, content[SITE].up * 4)
 
 
-def test_other_files_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "lora.safetensors"
-    with pytest.raises(UserError, match="cannot be read"):
-        LoRA.load(path)
-    path.write_bytes(b"not a safetensors file")
-    with pytest.raises(UserError, match="cannot be read"):
-        LoRA.load(path)
-    save_file({"lora_unet_mid_block.alpha": torch.ones(1)}, path)
-    with pytest.raises(UserError, match="diffusers' format"):
-        LoRA.load(path)
-    save_file({f"unet.{SITE}.lora_A.weight": torch.ones(1, 2)}, path)
-    with pytest.raises(UserError, match="one of the two factors"):
-        LoRA.load(path)
-
-
 def test_rank_is_the_highest_of_any_site() -> None:
     def factors(rank: int) -> Factors:
         return Factors(torch.zeros(rank, 4), torch.zeros(4, rank))
 
     assert LoRA({"b": factors(2), "a": factors(5)}).rank == 5
+
+
+@pytest.mark.parametrize("rank", [1, 3, 4, 9])
+def test_compression_is_the_truncated_svd(rank: int) -> None:
+    """Against the SVD of the dense updates: the best of that rank, and the norm of what is cut off (Eckart-Young)."""
+    torch.manual_seed(0)
+    shapes = {"a": (7, 12, 9), "b": (4, 5, 30), "c": (2, 6, 6)}
+    factors = {site: Factors(torch.randn(r, m) * 3, torch.randn(n, r)) for site, (r, n, m) in shapes.items()}
+    zero = Factors(torch.randn(4, 5), torch.zeros(6, 4))
+    lora = LoRA({"a": factors["a"], "b": factors["b"], "zero": zero}, {"text_encoder.c": factors["c"]})
+    small, error = lora.compressed(rank)
+    lost, whole = 0.0, 0.0
+    for site, name in (("a", "a"), ("b", "b"), ("c", "text_encoder.c")):
+        dense = (factors[site].up.double() @ factors[site].down.double()).numpy()
+        u, s, vt = np.linalg.svd(dense, full_matrices=False)
+        best = (u[:, :rank] * s[:rank]) @ vt[:rank]
+        found = small.text[name] if site == "c" else small[name]
+        assert found.rank == min(rank, factors[site].rank) and found.up.dtype == torch.float32
+        np.testing.assert_allclose((found.up @ found.down).numpy(), best, atol=2e-5)
+        tail = np.square(s[rank:]).sum()
+        assert error.sites[name] == pytest.approx(np.sqrt(tail / np.square(s).sum()), abs=1e-9)
+        lost, whole = lost + tail, whole + np.square(s).sum()
+        if rank >= factors[site].rank:
+            assert found is factors[site]
+    assert error.overall == pytest.approx(np.sqrt(lost / whole), abs=1e-9) and error.sites["zero"] == 0
+    assert f"relative error {error.overall:.2%}" in str(error)
+
+
+def test_an_exported_merge_of_low_rank_compresses_without_error(loras) -> None:
+    content, _ = loras
+    small, error = export([content, content]).compressed(content.rank)
+    assert error.overall < 1e-6 and small.rank == content.rank
+    for site, each in content.items():
+        torch.testing.assert_close(small[site].up @ small[site].down, 2 * each.up @ each.down, rtol=1e-4, atol=1e-5)
+    with pytest.raises(UserError, match="type a rank"):
+        content.compressed(0)

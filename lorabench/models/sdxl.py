@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,12 +12,18 @@ import diffusers
 import numpy as np
 import torch
 import transformers
-from diffusers.models.attention_processor import AttnProcessor
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
-from lorabench.weights import sdxl_folder
+from lorabench.adapters import attach
+from lorabench.lora import Factors, LoRA
+from lorabench.models.checkpointing import recomputed
+from lorabench.models.files import ModelFiles, model_folder
+from lorabench.models.reading import encoders_of, read_pipeline, set_attention
+
+LARGE = 512  # pixels
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 
 
 class Conditioning(NamedTuple):
@@ -40,48 +47,95 @@ class Conditioning(NamedTuple):
 class SDXL:
     """The parts of a StableDiffusionXLPipeline, frozen, with the arithmetic that its scheduler asks for.
 
+    device: where the UNet computes; with `offload` "encoders" the others only come to it while they are used.
     alphas_bar: [T], the share of signal at each timestep.
-    resolution: edge of the images in pixels.
+    resolution: edge of the images in pixels; latents have `latent_edge`.
     """
 
-    def __init__(self, pipeline: StableDiffusionXLPipeline):
+    def __init__(self, pipeline: StableDiffusionXLPipeline, files: ModelFiles | None = None):
         self.pipeline = pipeline
         self.unet, self.vae = pipeline.unet, pipeline.vae
         self.device, self.dtype = self.unet.device, self.unet.dtype
-        for part in (self.unet, self.vae, pipeline.text_encoder, pipeline.text_encoder_2):
+        self.encoders = (pipeline.text_encoder, pipeline.text_encoder_2)
+        for part in (self.unet, self.vae, *self.encoders):
             part.requires_grad_(False).eval()
-        if self.device.type == "cpu":
-            self.unet.set_attn_processor(AttnProcessor())  # a quarter faster than SDPA on a CPU
+        set_attention(self.unet, files.attention if files else "auto")
+        self.checkpointing = files is not None and files.checkpointing
+        if self.checkpointing:
+            self.unet.enable_gradient_checkpointing(recomputed)
+        self.offload = files is not None and files.offload == "encoders"
         config: Any = pipeline.scheduler.config
         self.prediction_type: str = config.prediction_type
         # Without signal there is no clean estimate to divide out of predicted noise: diffusers' own floor.
         self.alphas_bar = pipeline.scheduler.alphas_cumprod.to(self.device, torch.float32).clamp(min=2**-24)
-        self.resolution: int = self.unet.config.sample_size * pipeline.vae_scale_factor
+        native: int = self.unet.config.sample_size * pipeline.vae_scale_factor
+        self.resolution = (files.resolution if files else None) or native
+        self.latent_edge = self.resolution // pipeline.vae_scale_factor
+        if self.resolution >= LARGE:
+            self.vae.enable_slicing()  # image by image: decoding a batch needs more memory than any training step
         self._prompts: dict[str, Conditioning] = {}
 
     @classmethod
-    def load(cls, path: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> SDXL:
-        """Load "micro", the packaged model, or a diffusers folder.  UserError if it holds no SDXL pipeline.
-
-        The VAE stays in fp32: SDXL's overflows in fp16.
-        """
-        folder = sdxl_folder(path)
+    def load(cls, files: ModelFiles | str | Path, device: str = "cpu") -> SDXL:
+        """Load a model, "micro" (the packaged one) or a diffusers folder.  UserError if it holds no SDXL pipeline."""
+        if not isinstance(files, ModelFiles):
+            files = model_folder(files)
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()
-        dtypes = {"default": dtype, "vae": torch.float32}
-        pipeline = StableDiffusionXLPipeline.from_pretrained(folder, dtype=dtypes, local_files_only=True)
-        return cls(pipeline.to(device))
+        pipeline = read_pipeline(files)
+        for part in (pipeline.unet, *(() if files.offload == "encoders" else (pipeline.vae, *encoders_of(pipeline)))):
+            part.to(device)
+        return cls(pipeline, files)
 
     def new_scheduler(self) -> Any:
         """A scheduler with no sampling under way."""
         return deepcopy(self.pipeline.scheduler)
 
+    @contextmanager
+    def present(self, *modules: nn.Module) -> Iterator[None]:
+        """The modules on the model's device, for as long as they are used; elsewhere they leave its memory free."""
+        for module in modules if self.offload else ():
+            module.to(self.device)
+        yield
+        for module in modules if self.offload else ():
+            module.to("cpu")
+
+    @contextmanager
+    def knowing(self, prompts: dict[str, Conditioning]) -> Iterator[None]:
+        """These prompts, encoded already, instead of those known so far: other encoders are at work for a while."""
+        known, self._prompts = self._prompts, prompts
+        try:
+            yield
+        finally:
+            self._prompts = known
+
+    @contextmanager
+    def adapted_text(self, loras: Sequence[LoRA], gains: Mapping[str, Sequence[float]] | None = None) -> Iterator[None]:
+        """The text encoders under the LoRAs' parts for them, for as long as prompts are encoded.
+
+        gains: by site of `LoRA.text`, strength of each LoRA; None is one for all. Without such parts nothing changes.
+        """
+        with ExitStack() as stack:
+            for encoder in TEXT_ENCODERS:
+                head = f"{encoder}."
+                parts = [LoRA(beneath(head, lora.text)) for lora in loras]
+                if any(parts):
+                    stack.enter_context(self.knowing({}))
+                    adapters = stack.enter_context(attach(getattr(self.pipeline, encoder), parts))
+                    if gains is not None:
+                        adapters.rows({site: torch.tensor([gains[head + site]]) for site in adapters.layers})
+            yield
+
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """One row a prompt; every distinct prompt is encoded once in the life of the model."""
-        for prompt in set(prompts) - self._prompts.keys():
-            embeds, _, pooled, _ = self.pipeline.encode_prompt(prompt, do_classifier_free_guidance=False)
-            self._prompts[prompt] = Conditioning(embeds, pooled)
+        if new := sorted(set(prompts) - self._prompts.keys()):
+            with self.present(*self.encoders):
+                for prompt in new:
+                    embeds, _, pooled, _ = self.pipeline.encode_prompt(
+                        prompt, device=self.device, do_classifier_free_guidance=False
+                    )
+                    self._prompts[prompt] = Conditioning(embeds, pooled)
         return Conditioning.join([self._prompts[prompt] for prompt in prompts])
 
     def encode_nothing(self, n: int) -> Conditioning:
@@ -94,25 +148,30 @@ class SDXL:
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
         """[n, 3, H, W] in [-1, 1] -> latents [n, c, h, w] of unit scale, the mode of what the encoder says."""
-        return self.vae.encode(images.to(self.device)).latent_dist.mode() * self.vae.config.scaling_factor
+        with self.present(self.vae):
+            code = self.vae.encode(images.to(self.device, self.vae.dtype)).latent_dist.mode()
+        return code.float() * self.vae.config.scaling_factor
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [n, c, h, w] of unit scale -> images [n, 3, H, W] in [0, 1], differentiable."""
-        with torch.autocast(self.device.type, enabled=False):  # half precision would show as banding
-            images = self.vae.decode(latents.float() / self.vae.config.scaling_factor).sample
-        return (images / 2 + 0.5).clamp(0, 1)
+        code = (latents.float() / self.vae.config.scaling_factor).to(self.vae.dtype)
+        with self.present(self.vae), torch.autocast(self.device.type, enabled=False):  # bf16 would show as banding
+            images = self.vae.decode(code).sample
+        return (images.float() / 2 + 0.5).clamp(0, 1)
 
     def time_ids(self, n: int) -> Tensor:
         """SDXL's size conditioning [n, 6]: original size, crop corner, target size."""
         edge = self.resolution
-        return torch.tensor([[edge, edge, 0, 0, edge, edge]] * n, device=self.device, dtype=self.dtype)
+        return torch.tensor([[edge, edge, 0, 0, edge, edge]] * n, device=self.device)
 
-    def predict(self, sample: Tensor, t: Tensor, prompts: Conditioning) -> Tensor:
+    def predict(self, sample: Tensor, t: Tensor, prompts: Conditioning, time_ids: Tensor | None = None) -> Tensor:
         """The UNet's output in fp32, noise or velocity by `prediction_type`.
 
         sample: noised latents [n, c, h, w] of variance 1; t: [n] or a scalar; prompts: n rows.
+        time_ids: size conditioning [n, 6]; None is that of a whole image of the model's resolution.
         """
-        added = {"text_embeds": prompts.pooled, "time_ids": self.time_ids(len(sample))}
+        ids = self.time_ids(len(sample)) if time_ids is None else time_ids.to(self.device)
+        added = {"text_embeds": prompts.pooled, "time_ids": ids}
         sample = sample.to(self.dtype)
         return self.unet(sample, t, prompts.embeds, added_cond_kwargs=added, return_dict=False)[0].float()
 
@@ -145,3 +204,8 @@ def pixels(images: Sequence[Image.Image]) -> Tensor:
     """RGB images of one size -> [n, 3, H, W] in [-1, 1]."""
     stack = np.stack([np.asarray(image, dtype=np.float32) for image in images])
     return torch.from_numpy(stack).permute(0, 3, 1, 2) / 127.5 - 1
+
+
+def beneath(head: str, factors: Mapping[str, Factors]) -> dict[str, Factors]:
+    """The factors whose site starts so, by the rest of their names."""
+    return {site.removeprefix(head): each for site, each in factors.items() if site.startswith(head)}

@@ -8,7 +8,7 @@ the first block is in all of them without effect: that block has no attention. K
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 FOLDER = Path(__file__).parent / "configs"
+Blocks = Mapping[Role, Sequence[str]]
 CONFIGS = {
     "sdxl": FOLDER / "sdxl.json",
     "koala_1b": FOLDER / "koala_1b.json",
@@ -48,15 +49,27 @@ def without_weights(config: Mapping[str, Any]) -> UNet2DConditionModel:
         return UNet2DConditionModel.from_config(dict(config))  # pyright: ignore[reportReturnType]
 
 
-def adapted(unet: nn.Module, rank: int, roles: tuple[Role, ...] = ROLES) -> dict[str, Site]:
-    """The attention layers of a UNet as a method sees them, with a LoRA of this rank for each role on each."""
+def adapted(
+    unet: nn.Module, rank: int, roles: tuple[Role, ...] = ROLES, blocks: Blocks | None = None
+) -> dict[str, Site]:
+    """The attention layers of a UNet as a method sees them, with a LoRA of this rank for each role.
+
+    blocks: by role, the modules that its LoRAs are trained on, where that is not all of the UNet.
+    """
     from lorabench.models.sites import attention_sites, depths
 
-    layers = attention_sites(unet)
+    own = [attention_sites(unet, (blocks or {}).get(role, ())) for role in roles]
+    layers = {name: layer for name, layer in attention_sites(unet).items() if any(name in each for each in own)}
     depth = depths(unet, list(layers))
-    ranks = (rank,) * len(roles)
     return {
-        name: Site(name, layer.in_features, layer.out_features, ranks, roles, depth[name])
+        name: Site(
+            name,
+            layer.in_features,
+            layer.out_features,
+            tuple(rank * (name in each) for each in own),
+            roles,
+            depth[name],
+        )
         for name, layer in layers.items()
     }
 

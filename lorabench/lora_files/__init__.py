@@ -1,0 +1,1 @@
+"""LoRA files of the SDXL family: one reader for every naming convention, one writer for two of them."""

@@ -1,0 +1,182 @@
+"""task=merge and task=generate: the user's own LoRAs merged into one file, or drawn with.
+
+    python run.py task=merge content=a.safetensors style=b.safetensors method=direct output=merged.safetensors
+    python run.py task=generate content=a.safetensors style=b.safetensors method=direct prompt="a sks dog in szn style"
+
+Images that a merge learns from and that nobody gave are drawn once and kept in the store.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
+
+from lorabench.config import FileTask, GenerateSpec, ModelSpec, TrainerSpec
+from lorabench.data.pairs import Reference
+from lorabench.errors import UserError
+from lorabench.merging import check_exports, drawn, image_cost, merged, work
+from lorabench.method import Method, build
+from lorabench.models.files import model_files
+from lorabench.own import OwnLoRA, OwnPair
+from lorabench.seeds import seed_of
+from lorabench.store import Store, sha256
+from lorabench.workers import use_threads
+
+if TYPE_CHECKING:
+    from lorabench.lora import LoRA
+    from lorabench.models.sdxl import SDXL
+    from lorabench.stages.merge import MergeResult
+
+LAYOUT = "{desc:<10} {percentage:3.0f}% |{bar:30}| {elapsed}, {remaining} left"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the command line asks for."""
+
+    own: OwnPair
+    method: Method
+    model: ModelSpec
+    generation: GenerateSpec
+    trainer: TrainerSpec
+    task: FileTask
+    store: Store
+    seed: int
+    output: Path
+
+    @classmethod
+    def of(cls, cfg: DictConfig) -> Job:
+        """UserError where a file is missing or a prompt is needed."""
+        typed: Any = {name: OmegaConf.to_object(cfg[name]) for name in ("model", "generate", "trainer", "task")}
+        own = OwnPair(own_loras(cfg, "content"), own_loras(cfg, "style"), cfg.prompt)
+        method = build(cfg.method)
+        own.check(method)
+        store = Store(Path(cfg.store))
+        return cls(
+            own, method, typed["model"], typed["generate"], typed["trainer"], typed["task"], store, cfg.seed,
+            Path(cfg.output),
+        )  # fmt: skip
+
+    def merged(self, bar: Bar) -> MergeResult:
+        cost = image_cost(self.generation)
+        return merged(self.own, self.method, self.model, self.seed, self.trainer, self.kept, bar.reach, cost)
+
+    def kept(self, model: SDXL, own: OwnLoRA, lora: LoRA, progress: Callable[[int], None]) -> list[Reference]:
+        """Images that a LoRA draws of its prompt, from the store."""
+        from lorabench.data.images import image_paths, reference
+
+        files = model_files(self.model)
+        parts = {
+            "version": 1, "model": {"weights": self.store.digest(*files.sources()), **files.numbers()},
+            "precision": self.trainer.precision, "lora": sha256(Path(own.path)), "prompt": own.prompt,
+            "generate": asdict(self.generation), "seed": self.seed,
+        }  # fmt: skip
+
+        def make(folder: Path) -> None:
+            images = drawn(self.generation, self.seed, self.trainer, model, own, lora, progress)
+            for index, image in enumerate(images):
+                image.load().save(folder / f"{index:02d}.png")
+
+        folder = self.store.get_or_make("teachers", parts, make)
+        assert own.prompt
+        return [reference(path, "", own.prompt) for path in image_paths(folder)]
+
+
+def run(cfg: DictConfig, folder: Path) -> None:
+    """Merge into a file, or draw; prints what was made and where it lies."""
+    job = Job.of(cfg)
+    use_threads(job.trainer.threads)
+    (merge if cfg.task.name == "merge" else generate)(job)
+
+
+def merge(job: Job) -> None:
+    check_exports(job.method)
+    if job.output.suffix != ".safetensors":
+        raise UserError(f"output={job.output} must be a .safetensors file; type output=merged.safetensors")
+    with Bar("merge", work(job.own, job.method, job.generation)) as bar:
+        result = job.merged(bar)
+    lora, notes = result.lora, [f"{len(result.lora)} layers, {job.method.name}"]
+    if job.task.rank is not None:
+        lora, error = lora.compressed(job.task.rank)
+        notes.append(str(error))
+    job.output.parent.mkdir(parents=True, exist_ok=True)
+    origin = {"lorabench.method": job.method.name, "lorabench.seed": str(job.seed)}
+    dtype = None if job.task.dtype == "same" else job.task.dtype
+    lora.save(job.output, origin, job.task.format, dtype)
+    print(f"{job.output}  ({', '.join([*notes, f'rank {lora.rank}', f'{job.output.stat().st_size / 1e6:.1f} MB'])})")
+
+
+def generate(job: Job) -> None:
+    """The method's images of the prompt, one a seed."""
+    from PIL import Image
+
+    from lorabench.stages.generate import draw
+    from lorabench.tasks import load_model
+
+    if not job.own.prompt:
+        raise UserError("task=generate draws a prompt; type prompt='a sks dog in szn style'")
+    spec = job.generation
+    cost = image_cost(spec)
+    before = work(job.own, job.method, spec)
+    with Bar("generate", before + spec.images * cost) as bar:
+        result = job.merged(bar)
+        base = load_model(model_files(job.model), job.trainer.accelerator)
+        seeds = [seed_of("image", job.own.prompt, index, job.seed) for index in range(spec.images)]
+        images = draw(
+            base, job.method, [each.read() for each in job.own.files], job.own.roles, result,
+            [job.own.prompt] * spec.images, seeds, spec, job.trainer, lambda count: bar.reach(before + count * cost),
+        )  # fmt: skip
+    job.output.mkdir(parents=True, exist_ok=True)
+    for index, image in enumerate(images):
+        Image.fromarray(image).save(job.output / f"{index:02d}.png")
+    print(f"{job.output}  ({len(images)} images, {job.method.name})")
+
+
+def own_loras(cfg: DictConfig, role: str) -> tuple[OwnLoRA, ...]:
+    """The LoRAs of a role; with several, prompts and images are lists of as many."""
+    spec: Any = OmegaConf.to_container(cfg[role])
+    paths = as_list(spec["lora"])
+    if not paths:
+        raise UserError(f"task={cfg.task.name} needs a {role} LoRA; type {role}=<file.safetensors>")
+    several = {key: as_list(spec[key]) or [None] * len(paths) for key in ("prompt", "images")}
+    for key, values in several.items():
+        if len(values) != len(paths):
+            raise UserError(f"{role}.{key} has {len(values)} entries for {len(paths)} LoRAs; give one for each")
+    return tuple(
+        OwnLoRA(path, prompt, images or ())
+        for path, prompt, images in zip(paths, several["prompt"], several["images"], strict=True)
+    )
+
+
+def as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
+
+
+class Bar:
+    """A progress bar that appears with the first work done, so that a mistake stays a single line."""
+
+    def __init__(self, name: str, total: float) -> None:
+        self.name, self.total = name, total
+        self.bar: tqdm | None = None
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def reach(self, done: float) -> None:
+        """`done` of the total is done."""
+        if self.bar is None:
+            every = 0.2 if sys.stderr.isatty() else 10
+            self.bar = tqdm(total=self.total, desc=self.name, bar_format=LAYOUT, mininterval=every)
+        self.bar.update(max(done - self.bar.n, 0.0))

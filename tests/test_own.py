@@ -1,0 +1,191 @@
+"""The user's own LoRA files: merged by any method, from Python and from the command line, and drawn with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_bad_input import command
+
+from lorabench import OwnLoRA, merge
+from lorabench.adapters import export
+from lorabench.config import GenerateSpec
+from lorabench.errors import UserError
+from lorabench.lora import Factors, LoRA
+from lorabench.merging import merged
+from lorabench.method import load, methods
+from lorabench.models.files import preset
+from lorabench.own import OwnPair
+
+TEACHERS = GenerateSpec(images=2, steps=2, guidance=1.0, batch=2)
+PROMPTS = ["content.prompt=a sks mug", "style.prompt=a boat in szn style", "prompt=a sks mug in szn style"]
+
+
+@pytest.fixture
+def files(loras: tuple[LoRA, LoRA], tmp_path: Path) -> tuple[Path, Path]:
+    paths = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    for lora, path in zip(loras, paths, strict=True):
+        lora.save(path)
+    return paths
+
+
+def updates(lora: LoRA) -> dict[str, torch.Tensor]:
+    return {site: factors.up @ factors.down for site, factors in lora.items()}
+
+
+def assert_same(left: LoRA, right: LoRA, **tolerance: float) -> None:
+    torch.testing.assert_close(updates(left), updates(right), **tolerance)
+
+
+def differ(left: LoRA, right: LoRA) -> bool:
+    pairs = zip(updates(left).values(), updates(right).values(), strict=True)
+    return any(not torch.allclose(one, two) for one, two in pairs)
+
+
+def test_the_naive_sum_needs_no_weights(files, folder, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("lorabench.tasks.load_model", None)
+    ours = updates(merge(*files, model=folder))
+    one, two = (updates(LoRA.load(path)) for path in files)
+    assert ours.keys() == one.keys() | two.keys()
+    for site, update in ours.items():
+        parts = [each[site] for each in (one, two) if site in each]
+        torch.testing.assert_close(update, torch.stack(parts).sum(0))
+
+
+def test_a_learned_merge_draws_what_it_learns_from(files, folder, loras) -> None:
+    content, style = OwnLoRA(files[0], "a sks mug"), OwnLoRA(files[1], "a boat in szn style")
+    options = {"prompt": "a sks mug in szn style", "model": folder, "device": "cpu", "teachers": TEACHERS}
+    fit = {"steps": 3, "lr": 0.1, "batch": 1}
+    first = merge(content, style, "ziplora", fit=fit, **options)
+    assert_same(first, merge(content, style, "ziplora", fit=fit, **options))
+    assert differ(first, export(loras))
+    other = merge(OwnLoRA(files[0], "a boat"), style, "ziplora", fit=fit, **options)
+    assert differ(first, other)
+
+
+def test_given_images_are_taken_instead(files, folder, tmp_path) -> None:
+    shots = tmp_path / "shots"
+    shots.mkdir()
+    Image.new("RGB", (80, 70), "teal").save(shots / "0.png")
+    pair = OwnPair(
+        (OwnLoRA(files[0], "a sks mug", shots),),
+        (OwnLoRA(files[1], "a boat in szn style", [shots / "0.png"]),),
+        "a sks mug in szn style",
+    )
+    from conftest import CPU
+
+    done: list[float] = []
+    method = load("ziprank", fit={"steps": 2, "lr": 0.1, "batch": 1})
+    result = merged(pair, method, preset(folder), 0, CPU, None, done.append)  # no teacher: it must not be asked
+    assert len(result.losses["content"]) == 2
+    assert done[-1] == 2 * 10.0 * 2
+
+
+def test_several_contents_and_text_encoders(loras, folder, tmp_path) -> None:
+    site = "text_encoder_2.text_model.encoder.layers.0.self_attn.q_proj"
+    text = Factors(torch.ones(1, 32), torch.full((32, 1), 0.1))
+    paths = []
+    for index, lora in enumerate([*loras, LoRA(dict(loras[0]), {site: text})]):
+        paths.append(tmp_path / f"{index}.safetensors")
+        lora.save(paths[-1])
+    ours = merge(paths[:2], paths[2], "custom_weights", model=folder, content=0.5, style=2.0)
+    torch.testing.assert_close(ours.text[site].up @ ours.text[site].down, torch.full((32, 32), 0.2))
+    one, two = (updates(lora) for lora in loras)
+    torch.testing.assert_close(updates(ours), {site: 2.5 * one[site] + 0.5 * two[site] for site in one})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"method": "ziplora"}, "learns from the prompt that .*a.safetensors was trained with"),
+        ({"method": "nothing"}, "no method is called nothing"),
+        ({"model": "micro"}, "give a LoRA trained on this model"),
+        ({"style": "missing.safetensors"}, "missing.safetensors"),
+    ],
+)
+def test_mistakes_in_python(files, folder, arguments, words) -> None:
+    given = {"content": files[0], "style": files[1], "model": folder} | arguments
+    with pytest.raises(UserError, match=words):
+        merge(given.pop("content"), given.pop("style"), **given)
+
+
+def test_what_no_file_can_hold_is_refused(files, folder, monkeypatch) -> None:
+    monkeypatch.setattr(methods()["direct"], "exports", False)
+    with pytest.raises(UserError, match="draw with task=generate"):
+        merge(*files, model=folder)
+
+
+def run(cwd: Path, folder: Path, task: str, *overrides: str):
+    model = ["model=micro", f"model.path={folder}", "generate.images=2", "generate.steps=2", f"store={cwd / 'store'}"]
+    return command(f"task={task}", "content=a.safetensors", "style=b.safetensors", *model, *overrides, cwd=cwd)
+
+
+def test_merge_on_the_command_line(files, folder, loras, tmp_path) -> None:
+    result = run(tmp_path, folder, "merge", "method=direct", "task.dtype=float32")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("merged.safetensors  (") and result.stderr == ""
+    assert_same(LoRA.load(tmp_path / "merged.safetensors"), export(loras))
+
+    options = ["output=out/small.safetensors", "task.rank=2", "task.format=kohya"]
+    result = run(tmp_path, folder, "merge", "method=direct", *options)
+    assert result.returncode == 0, result.stderr
+    assert "relative error" in result.stdout and "rank 2" in result.stdout
+    small, error = export(loras).compressed(2)
+    assert str(error) in result.stdout
+    assert_same(LoRA.load(tmp_path / "out" / "small.safetensors"), small, rtol=1e-2, atol=1e-3)
+
+
+def test_a_learned_merge_on_the_command_line_finds_its_images_again(files, folder, tmp_path) -> None:
+    options = ["method=ziprank", "method.fit.steps=2", *PROMPTS]
+    first = run(tmp_path, folder, "merge", *options)
+    assert first.returncode == 0, first.stderr
+    assert len(list((tmp_path / "store" / "teachers").iterdir())) == 2
+    drawn = {path: path.stat().st_mtime_ns for path in tmp_path.glob("store/teachers/*/*.png")}
+    before = LoRA.load(tmp_path / "merged.safetensors")
+    assert run(tmp_path, folder, "merge", *options).returncode == 0
+    assert drawn == {path: path.stat().st_mtime_ns for path in tmp_path.glob("store/teachers/*/*.png")}
+    assert_same(LoRA.load(tmp_path / "merged.safetensors"), before, rtol=0, atol=0)
+
+
+def test_generate_on_the_command_line(files, folder, loras, model, tmp_path) -> None:
+    from conftest import CPU
+
+    from lorabench.seeds import seed_of
+    from lorabench.stages.generate import generate
+
+    result = run(tmp_path, folder, "generate", "method=direct", PROMPTS[-1], "output=images")
+    assert result.returncode == 0, result.stderr
+    prompt = "a sks mug in szn style"
+    seeds = [seed_of("image", prompt, index, 0) for index in range(2)]
+    spec = GenerateSpec(images=2, steps=2, guidance=5.0, batch=1)
+    expected = generate(model, [export(loras)], [prompt] * 2, seeds, spec, CPU)
+    for index, image in enumerate(expected):
+        found = np.asarray(Image.open(tmp_path / "images" / f"{index:02d}.png"), dtype=int)
+        assert np.abs(found - image).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("task", "overrides", "words"),
+    [
+        ("merge", ["style=null"], "task=merge needs a style LoRA; type style=<file.safetensors>"),
+        (
+            "merge",
+            ["content=[a.safetensors,b.safetensors]", "content.prompt=[x]"],
+            "content.prompt has 1 entries for 2",
+        ),
+        ("merge", ["method=ziprank"], "type content.prompt='a sks dog'"),
+        ("merge", ["method=direct", "output=merged.ckpt"], "must be a .safetensors file"),
+        ("merge", ["method=direct", "task.format=a1111"], "type task.format=<diffusers|kohya>"),
+        ("merge", ["method=direct", "task.rank=0"], "task.rank=0 must be at least 1"),
+        ("merge", ["method=ziprank", *PROMPTS, "content.images=nowhere"], "nowhere is no folder"),
+        ("generate", ["method=direct"], "task=generate draws a prompt"),
+    ],
+)
+def test_mistakes_on_the_command_line(files, folder, tmp_path, task, overrides, words) -> None:
+    result = run(tmp_path, folder, task, *overrides)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
+    assert words in result.stderr
+    assert not list(tmp_path.glob("merged*"))
