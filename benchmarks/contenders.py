@@ -17,11 +17,11 @@ from lorabench.adapters import attach
 from lorabench.constyle import go_back
 from lorabench.lora import LoRA
 from lorabench.method import load
+from lorabench.models.adapted import live_sites
 from lorabench.models.sdxl import SDXL, Conditioning
 from lorabench.models.sites import attention_sites
 from lorabench.passes import MergeStep
 from lorabench.stages.learn import Draws, Merging
-from lorabench.stages.merge import live_sites
 
 SEED = 0
 # The names that the tables show.
@@ -55,9 +55,10 @@ class Ours:
         pair = plain_pair()
         self.model, self.method = model, method
         self.loras = method.rebase(loras)  # the merge stage keeps them, too
-        sites = live_sites(model, self.loras, pair.roles)
+        sites = live_sites(model.unet, self.loras, pair.roles)
         self.adapters = attach(model.unet, self.loras)
-        self.module = Merging(model, self.adapters, sites, method, [method.gates(sites, SEED)], [pair], [SEED])
+        start, draws = method.gates(sites, SEED), Draws(model, pair, SEED)
+        self.module = Merging(self.adapters, sites, method, [start], [pair], [draws])
         self.optimizer = self.module.configure_optimizers()
         self.detach()
 
@@ -82,7 +83,7 @@ class Plain:
     def __init__(self, model: SDXL, loras: tuple[LoRA, LoRA], method: Any, layer: type[ColumnMasked], loss: Callable):
         pair = plain_pair()
         self.net, self.method, self.loss = Sequential(model, loras, layer), method, loss
-        self.sites = live_sites(model, loras, pair.roles)
+        self.sites = live_sites(model.unet, loras, pair.roles)
         self.draws = Draws(model, pair, SEED)
         self.optimizer = torch.optim.Adam(self.net.masks, lr=method.fit.lr)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -23,6 +24,8 @@ from torch import Tensor
 from lorabench.data.pairs import Concept, Pair, Prompts, Reference
 from lorabench.data.pairs import pair as make_pair
 from lorabench.lora import Factors, LoRA
+from lorabench.models.files import model_folder
+from lorabench.models.reading import DTYPES
 from lorabench.models.sdxl import SDXL, Conditioning
 from lorabench.models.shapes import CONFIGS
 from lorabench.models.sites import attention_sites
@@ -48,7 +51,7 @@ class UNetOnly(SDXL):
         betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000).square()
         self.alphas_bar = (1 - betas).cumprod(0).to(self.device)
         self.config: Any = unet.config
-        self.resolution = 8 * self.config.sample_size
+        self.resolution, self.latent_edge = 8 * self.config.sample_size, self.config.sample_size
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         pooled = self.config.projection_class_embeddings_input_dim - 6 * self.config.addition_time_embed_dim
@@ -69,7 +72,8 @@ class UNetOnly(SDXL):
 def build(size: str, device: str, dtype: torch.dtype, latents: int | None = None) -> SDXL:
     """A model of one of the sizes; latents: edge of the latents where it should not be the size's own."""
     if size == "micro":
-        return SDXL.load("micro", device, dtype)
+        names = {known: name for name, known in DTYPES.items()}
+        return SDXL.load(replace(model_folder("micro"), dtype=names[dtype]), device)
     config = json.loads(CONFIGS["sdxl"].read_text()) | DIFFERENCES[size]
     if latents:
         config["sample_size"] = latents

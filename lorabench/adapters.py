@@ -192,15 +192,9 @@ def attach(
     """
     layers = {}
     for site in union(loras):
-        base = linear_at(unet, site)
-        present = next(lora[site] for lora in loras if site in lora)
-        stack = [lora.get(site) or _nothing(present) for lora in loras]
-        for each in stack:
-            if each.down.shape[-1] != base.in_features or each.up.shape[-2] != base.out_features:
-                raise UserError(
-                    f"the LoRA maps {each.down.shape[-1]} to {each.up.shape[-2]} channels at {site}, the model "
-                    f"{base.in_features} to {base.out_features}; give a LoRA trained on this model"
-                )
+        present = [lora[site] for lora in loras if site in lora]
+        base = fitting_layer(unet, site, present)
+        stack = [lora.get(site) or _nothing(present[0]) for lora in loras]
         layers[site] = GatedLoRA(base, stack, gates[site] if gates else None, dtype)
     return Adapters(unet, layers)
 
@@ -221,11 +215,33 @@ def export(
         downs = [each.down for each in gated]
         ups = [each.up if gains is None else each.up * gains[site][k] for k, each in zip(present, gated, strict=True)]
         merged[site] = Factors(torch.cat(downs).detach(), torch.cat(ups, dim=1).detach())
-    return LoRA(merged)
+    return LoRA(merged, weighted_text(loras, gains))
+
+
+def weighted_text(loras: Sequence[LoRA], gains: Mapping[str, Sequence[float]] | None) -> dict[str, Factors]:
+    """The text encoders' parts, summed at their gains: no gate is about them."""
+    merged = {}
+    for site in sorted({site for lora in loras for site in lora.text}):
+        present = [(k, lora.text[site]) for k, lora in enumerate(loras) if site in lora.text]
+        ups = [each.up if gains is None else each.up * gains[site][k] for k, each in present]
+        merged[site] = Factors(torch.cat([each.down for _, each in present]), torch.cat(ups, dim=1))
+    return merged
 
 
 def union(loras: Sequence[LoRA]) -> list[str]:
     return sorted({site for lora in loras for site in lora})
+
+
+def fitting_layer(unet: nn.Module, site: str, factors: Sequence[Factors]) -> nn.Linear:
+    """The layer that the factors adapt; UserError where they have other widths."""
+    layer = linear_at(unet, site)
+    for each in factors:
+        if each.down.shape[-1] != layer.in_features or each.up.shape[-2] != layer.out_features:
+            raise UserError(
+                f"the LoRA maps {each.down.shape[-1]} to {each.up.shape[-2]} channels at {site}, the model "
+                f"{layer.in_features} to {layer.out_features}; give a LoRA trained on this model"
+            )
+    return layer
 
 
 def linear_at(unet: nn.Module, site: str) -> nn.Linear:

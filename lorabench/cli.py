@@ -6,6 +6,7 @@ Exit codes: 0 done, 2 a mistake of the user's (one line says what to type), 130 
 import difflib
 import importlib
 import os
+import re
 import sys
 import traceback
 from errno import EACCES, ENOSPC, ENOTDIR, EPERM, EROFS
@@ -26,8 +27,11 @@ TASKS = {
     "layer_probe": "lorabench.studies.layer_probe",
     "theorem1": "lorabench.studies.theorem1",
     "params": "lorabench.studies.params",
+    "merge": "lorabench.own_tasks",
+    "generate": "lorabench.own_tasks",
 }  # each has run(cfg, folder)
 INTERRUPTED = 130
+SHORT = re.compile(r"^(content|style)=")  # of content.lora=, beside which content.prompt= can stand
 UNWRITABLE = (EACCES, ENOSPC, ENOTDIR, EPERM, EROFS)
 
 
@@ -36,6 +40,7 @@ def main() -> int:
     traceback_wanted = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing, and `main` prints
     conf = Path(os.environ["LORABENCH_ROOT"]) / "conf"
+    sys.argv[1:] = [SHORT.sub(r"\1.lora=", word) for word in sys.argv[1:]]
     config.register()
     try:
         hydra.main(version_base="1.3", config_path=str(conf), config_name="config")(task)()

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -21,17 +21,30 @@ CONF = Path(__file__).parents[1] / "conf"
 
 @dataclass
 class LoRASpec:
-    """How one LoRA is trained (stage 1). Optimiser: AdamW with a linear warm-up."""
+    """How one LoRA is trained (stage 1): the options of diffusers' DreamBooth-LoRA script for SDXL."""
 
     rank: int = MISSING
     alpha: float = MISSING  # the update is scaled by alpha / rank
-    steps: int = MISSING
-    batch: int = MISSING  # images a step, drawn with replacement
-    lr: float = MISSING
+    blocks: list[str] = MISSING  # of the UNet, by the beginning of their names (up_blocks.0.attentions.0); [] is all
+    text_encoders: bool = MISSING  # adapt both text encoders too
+    text_lr: float = MISSING  # their learning rate
+    steps: int = MISSING  # updates of the factors
+    batch: int = MISSING  # images a forward, drawn with replacement
+    accumulate: int = MISSING  # forwards an update
+    optimizer: str = MISSING  # adamw, or an extra: adamw8bit (bitsandbytes) | prodigy (prodigyopt)
+    lr: float = MISSING  # prodigy multiplies its own estimate by it
     betas: tuple[float, float] = MISSING
     weight_decay: float = MISSING
-    warmup: int = MISSING  # steps
+    schedule: str = MISSING  # of the learning rate after a linear warm-up
+    cycles: int = MISSING  # of the schedule cosine_with_restarts
+    warmup: int = MISSING  # updates
     max_grad_norm: float = MISSING
+    min_snr: float | None = MISSING  # gamma of Min-SNR weights; null weighs every timestep the same
+    prior_weight: float = MISSING  # of prior preservation; 0 is without
+    prior_images: int = MISSING  # of the class, which the base model draws for it
+    flips: bool = MISSING  # train on mirrored images too
+    crops: int = MISSING  # of each image, told to the UNet; 1 is the centre. 0: the centre, told as a whole image
+    sample_every: int = MISSING  # updates between images drawn to look at; 0 draws none
 
 
 @dataclass
@@ -48,18 +61,32 @@ class GenerateSpec:
 class PromptSpec:
     content_token: str = MISSING
     style_token: str = MISSING
+    contexts: Any = MISSING  # scenes to draw in: none | object | live | auto, or a list ("in the snow", "a wet {}")
 
 
 @dataclass
 class ModelSpec:
+    """A model of the SDXL family and how it is held in memory; only the first eight change the numbers."""
+
     name: str = MISSING
-    path: str = MISSING  # "micro" (the packaged one) or a diffusers folder
+    path: str = MISSING  # "micro" (the packaged one), a diffusers folder, a single .safetensors file or a hub id
+    config: str = MISSING  # of a single file: the folder or hub id of its configurations and tokenizers
+    vae: str | None = MISSING  # folder, file or hub id of another autoencoder than its own
+    variant: str | None = MISSING  # of the weights' file names, where the folder has it
+    dtype: str = MISSING  # of UNet and text encoders: fp32 | bf16 | fp16
+    vae_dtype: str = MISSING  # SDXL's own autoencoder overflows in fp16
+    resolution: int | None = MISSING  # pixels; null is what the model was trained for
+    attention: str = MISSING  # auto | sdpa | math | sliced
+    offload: str = MISSING  # none, or encoders: text encoders and VAE wait on the CPU until they are used
+    checkpointing: bool = MISSING  # of gradients: half again the time of a step for a fraction of its memory
 
 
 @dataclass
 class ScorerSpec:
     name: str = MISSING
-    path: str = MISSING  # folder with dino/ clip/ csd/
+    path: str | None = MISSING  # "micro" (the packaged ones) or a folder with one subfolder a scorer
+    backbones: list[str] = MISSING  # published ones beside them, "dino@vits16"; lorabench/assets/scorers has them all
+    weights: dict[str, str | None] = MISSING  # local files of theirs, "dino_vits16"; null is the hub and its cache
 
 
 @dataclass
@@ -74,12 +101,58 @@ class MicroworldSpec:
 
 
 @dataclass
-class DreamBoothStyleDropSpec:
+class PhotoSpec:
+    """What datasets of photographs have in common: which subjects meet which styles, and which images score."""
+
     name: str = MISSING
-    root: str = MISSING  # holds dreambooth/dataset and styledrop/data
-    subjects: list[str] = MISSING  # as in MicroworldSpec, like the next two
-    styles: list[str] = MISSING
-    contents: list[str] | None = MISSING
+    contents: list[str] | None = MISSING  # as in MicroworldSpec
+    subjects: Any = MISSING  # names as in MicroworldSpec, or a set: all | live | object
+    styles: Any = MISSING  # names, or all
+    pairs: str = MISSING  # all (of subjects and styles) | random | a publication's, see data/pair_lists.yaml
+    count: int = MISSING  # of pairs=random
+    pairs_seed: int = MISSING  # of every draw of pairs
+    references: Any = MISSING  # same: images are trained on and scored against; or how many of a subject are held out
+
+    @property
+    def held_out(self) -> int:
+        return 0 if self.references == "same" else int(self.references)
+
+
+@dataclass
+class DreamBoothStyleDropSpec(PhotoSpec):
+    root: str = MISSING  # a clone of google/dreambooth, or a folder that holds it
+    style_root: str | None = MISSING  # the same of StyleDrop-PyTorch, or a folder of images; null: root
+
+
+@dataclass
+class FolderSpec(PhotoSpec):
+    manifest: str = MISSING  # see lorabench/data/manifest.py
+
+
+DatasetSpec = MicroworldSpec | DreamBoothStyleDropSpec | FolderSpec
+
+
+@dataclass
+class ColumnSpec:
+    """One column of a publication's table, from the stored value of each image and reference."""
+
+    name: str = MISSING  # as printed
+    metric: str = MISSING  # with its role: dino/content, clip_i/style; clip_t (plain words), clip_t/prompt
+    backbone: str = MISSING
+    references: str = "mean"  # over the references of an image: mean | max | first
+    average: str = "pair"  # over images, see lorabench/protocols.py: pair | macro | micro
+    scale: float = 1.0  # 100: in percent; 2.5: CLIPScore
+    floor: float | None = None  # least value of an image and reference, before the scale; CLIPScore has 0
+    times: str | None = None  # another metric of the same backbone, multiplied image by image
+
+
+@dataclass
+class ProtocolSpec:
+    """How scores become the columns of a table; a view of stored scores."""
+
+    name: str = MISSING
+    arxiv: str | None = MISSING  # of the publication
+    columns: list[ColumnSpec] = MISSING  # none: every metric as it was scored
 
 
 @dataclass
@@ -97,6 +170,7 @@ class TrainerSpec:
     precision: str = MISSING
     workers: int = MISSING  # processes for independent items; 0 is this process
     threads: int = MISSING  # torch threads in each
+    checkpoint_every: int = 100  # updates between two saves of a LoRA in training; a killed one goes on from the last
 
 
 @dataclass
@@ -126,6 +200,24 @@ class LayerProbeTask(TaskSpec):
 
 
 @dataclass
+class OwnLoRASpec:
+    """The user's LoRA of one role, or several of them: then each field holds a list.  See lorabench/own.py."""
+
+    lora: Any = MISSING  # .safetensors
+    prompt: Any = MISSING  # that it was trained with, "a sks dog"; only methods that learn need one
+    images: Any = MISSING  # folder of the images it was trained on; null: they are drawn with it
+
+
+@dataclass
+class FileTask(TaskSpec):
+    """Merging and drawing with the user's own files."""
+
+    format: str = MISSING  # of the merged file: diffusers | kohya
+    rank: int | None = MISSING  # of the merged file; null is the exact merge, of the ranks' sum
+    dtype: str = MISSING  # of the merged file: float32 | float16 | bfloat16, or same: as the LoRAs' own
+
+
+@dataclass
 class Config:
     """The root; groups are typed by their own schemas."""
 
@@ -140,21 +232,30 @@ class Config:
     model: Any = MISSING
     scorers: Any = MISSING
     dataset: Any = MISSING
+    protocol: Any = MISSING
     lora: Any = MISSING
     method: Any = MISSING
     trainer: Any = MISSING
     logger: Any = MISSING
     task: Any = MISSING
+    content: OwnLoRASpec | None = None  # task=merge and task=generate
+    style: OwnLoRASpec | None = None
+    prompt: str | None = None
 
 
 SCHEMAS = {
     "model": {"diffusers": ModelSpec},
-    "scorers": {"folder": ScorerSpec},
-    "dataset": {"microworld": MicroworldSpec, "dreambooth_styledrop": DreamBoothStyleDropSpec},
+    "scorers": {"scorers": ScorerSpec},
+    "dataset": {
+        "microworld": MicroworldSpec,
+        "dreambooth_styledrop": DreamBoothStyleDropSpec,
+        "folder": FolderSpec,
+    },
+    "protocol": {"protocol": ProtocolSpec},
     "lora": {"lora": LoRASpec},
     "trainer": {"trainer": TrainerSpec},
     "logger": {"logger": LoggerSpec},
-    "task": {"task": TaskSpec, "theorem1": TaskSpec, "params": ParamsTask, "layer_probe": LayerProbeTask},
+    "task": {"task": TaskSpec, "theorem1": TaskSpec, "params": ParamsTask, "layer_probe": LayerProbeTask, "files": FileTask},
 }
 
 
@@ -175,13 +276,24 @@ def register() -> None:
 LEAST = {
     "rank": (1, True), "alpha": (0, False), "steps": (1, True), "batch": (1, True), "lr": (0, False),
     "betas": (0, True), "weight_decay": (0, True), "warmup": (0, True), "max_grad_norm": (0, False),
-    "images": (1, True), "guidance": (1, True), "references": (1, True),
+    "text_lr": (0, False), "accumulate": (1, True), "cycles": (1, True), "min_snr": (0, False), "crops": (0, True),
+    "prior_weight": (0, True), "prior_images": (1, True), "sample_every": (0, True), "checkpoint_every": (1, True),
+    "images": (1, True), "resolution": (8, True), "guidance": (1, True), "references": (1, True),
+    "count": (1, True), "pairs_seed": (0, True),
     "content_images": (1, True), "style_images": (1, True), "seed": (0, True),
     "workers": (0, True), "threads": (1, True), "pairs_per_batch": (1, True), "draws": (1, True), "ridge": (0, False),
     "lambda_prior": (0, True), "lambda_cycle": (0, True), "lambda_similarity": (0, True), "prior_hinge": (0, True),
 }  # fmt: skip
 CHOICES = {
+    "lora.optimizer": ("adamw", "adamw8bit", "prodigy"),
+    "lora.schedule": ("constant", "linear", "cosine", "cosine_with_restarts", "polynomial"),
     "method.concepts": ("joint", "uniform"),
+    "task.format": ("diffusers", "kohya"),
+    "task.dtype": ("same", "float32", "float16", "bfloat16"),
+    "model.dtype": ("fp32", "bf16", "fp16"),
+    "model.vae_dtype": ("fp32", "bf16", "fp16"),
+    "model.attention": ("auto", "sdpa", "math", "sliced"),
+    "model.offload": ("none", "encoders"),
     "trainer.accelerator": ("cpu", "gpu", "auto"),
     "trainer.precision": ("32-true", "bf16-mixed", "16-mixed"),
     "logger.kind": ("wandb", "csv", "none"),
@@ -191,6 +303,8 @@ CHOICES = {
 
 def validate(cfg: DictConfig) -> None:
     """Check every value; raises UserError with what to type."""
+    from lorabench.stages.optimisers import check_recipe
+
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise UserError(f"{missing[0]} has no value; type {missing[0]}=...")
@@ -206,16 +320,36 @@ def validate(cfg: DictConfig) -> None:
                 raise UserError(f"{path}={value} must be {limit}")
         if path in CHOICES:
             choose(path, value, CHOICES[path])
+    check_recipe(cast(LoRASpec, OmegaConf.to_object(cfg.lora)))
     for group in ("contents", "subjects", "styles"):
         if (names := values["dataset"][group]) is None:
             continue
+        names = [names] if isinstance(names, str) else names
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise UserError(f"dataset.{group}={names} is no list of names; type dataset.{group}=[a,b]")
         if not names:
             raise UserError(f"dataset.{group} is empty; type dataset.{group}=[a,b]")
         for together in (names, *(name.split("+") for name in names)):
             if len(set(together)) < len(together):
                 raise UserError(f"dataset.{group} names something twice: {', '.join(together)}; name each once")
+    references = values["dataset"]["references"]
+    if references != "same" and (isinstance(references, bool) or not isinstance(references, int)):
+        raise UserError(f"dataset.references={references} is neither same nor a number; type dataset.references=same")
+    check_protocol(values["protocol"], values["scorers"])
     if values["prompts"]["content_token"] == values["prompts"]["style_token"]:
         raise UserError("prompts.content_token and prompts.style_token must differ")
+
+
+def check_protocol(protocol: dict[str, Any], scorers: dict[str, Any]) -> None:
+    """UserError where a column can have no score: no folder of scorers may stand in, and its backbone is not chosen."""
+    for column in protocol["columns"]:
+        at = f"the column {column['name']} of protocol={protocol['name']}"
+        choose(f"{at}: references", column["references"], ("mean", "max", "first"))
+        choose(f"{at}: average", column["average"], ("pair", "macro", "micro"))
+    needed = dict.fromkeys([*scorers["backbones"], *(column["backbone"] for column in protocol["columns"])])
+    if scorers["path"] is None and len(needed) > len(scorers["backbones"]):
+        lacking = ", ".join(list(needed)[len(scorers["backbones"]) :])
+        raise UserError(f"protocol={protocol['name']} needs {lacking} too; type scorers.backbones=[{','.join(needed)}]")
 
 
 def leaves(value: Any, path: str = "") -> Iterable[tuple[str, Any]]:

@@ -91,6 +91,11 @@ class Method:
     def __init_subclass__(cls) -> None:
         _METHODS[cls.__module__.rpartition(".")[2]] = cls
 
+    @property
+    def needs_model(self) -> bool:
+        """Whether a merge asks more of the network than the shapes of its layers."""
+        return self.fit is not None or type(self).solve is not Method.solve
+
     def lora(self, role: Role, spec: LoRASpec) -> LoRASpec:
         """How the LoRAs of a role are trained that this method merges."""
         return spec

@@ -13,6 +13,8 @@ from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from lorabench import __version__
 from lorabench.config import LoggerSpec
 from lorabench.data.catalogue import world_version
@@ -43,6 +45,7 @@ class Outcome:
         try:
             manifest = json.loads((self.path / MANIFEST).read_text())
             same = manifest["key"] == self.plan.key() and manifest["logger"] == [logger.kind, logger.mode]
+            same = same and manifest["protocol"] == self.protocol
             files: dict[str, int] = manifest["files"]
             return same and all((self.path / file).stat().st_size == size for file, size in files.items())
         except (OSError, ValueError, KeyError):
@@ -73,12 +76,18 @@ class Outcome:
         """Declare the run done: its key, its files, and the logger that has shown it."""
         manifest = json.loads((self.path / MANIFEST).read_text())
         files = {file: (self.path / file).stat().st_size for file in self.own_files()}
-        self.write_manifest(manifest | {"key": self.plan.key(), "logger": [logger.kind, logger.mode], "files": files})
+        how = {"key": self.plan.key(), "logger": [logger.kind, logger.mode], "protocol": self.protocol}
+        self.write_manifest(manifest | how | {"files": files})
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
         draft = self.path / f"{MANIFEST}.draft"
         draft.write_text(json.dumps(manifest, indent=1))
         draft.replace(self.path / MANIFEST)
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """What the table shows of the scores; another one is another report of the same run."""
+        return yaml.safe_load(self.config).get("protocol") or {}
 
     def own_files(self) -> list[str]:
         """What the run wrote, without the manifest and the logger's files."""
@@ -149,7 +158,8 @@ class Outcome:
         """What the row's merges and images cost, means over the pairs."""
         count = len(self.plan.pairs)
         drawn = [self.cost(self.plan.generate(row, pair)) for pair in self.plan.pairs]
-        costs = {"seconds_per_image": sum(c["seconds"] for c in drawn) / count / self.plan.generation.images}
+        images = sum(len(self.plan.seeds(pair)) for pair in self.plan.pairs)
+        costs = {"seconds_per_image": sum(c["seconds"] for c in drawn) / images}
         if row.is_method:
             merged = [self.cost(self.plan.merge(row, pair)) for pair in self.plan.pairs]
             costs["learned_parameters"] = merged[0]["learned_parameters"]
@@ -171,8 +181,8 @@ class Outcome:
         """Relative path of every image -> what it shows."""
         shown = {}
         for row, pair in self.plan.cells():
-            for index in range(self.plan.generation.images):
-                prompt = pair.text if row.name == ORACLE else pair.prompt
+            for index, scene in enumerate(pair.shots(self.plan.generation.images)):
+                prompt = scene.text if row.name == ORACLE else scene.prompt
                 shown[f"images/{row.name}/{pair.name}/{index:02d}.png"] = f"{pair.name}: {prompt}"
         return shown
 

@@ -4,7 +4,6 @@ Every artifact comes from the store or is made into it by a worker; the run fold
 Stopped at any moment, the same command goes on from what is stored.
 """
 
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -19,13 +18,14 @@ from tqdm import tqdm
 
 from lorabench import method as methods
 from lorabench.data.catalogue import load_pairs
-from lorabench.data.pairs import Prompts
+from lorabench.data.pairs import ROLES, Prompts
 from lorabench.errors import UserError
 from lorabench.loggers.views import View, open_view
+from lorabench.metrics.files import MICRO_SCORERS, scorer_set
+from lorabench.models.files import model_files
 from lorabench.outcome import Outcome
 from lorabench.plan import FLOORS, STAGES, Item, Make, Plan, Row, frame_rows
 from lorabench.store import Store
-from lorabench.weights import scorer_folder, sdxl_folder
 from lorabench.workers import Pool
 
 REPORT_COST = 300.0  # as Item.cost
@@ -40,7 +40,7 @@ def plan_of(cfg: DictConfig, rows: list[Row] | None = None) -> Plan:
     """
     store = Store(Path(cfg.store))
     store.root.mkdir(parents=True, exist_ok=True)
-    model, scorers = sdxl_folder(cfg.model.path), scorer_folder(cfg.scorers.path)
+    model, scorers = model_files(OmegaConf.to_object(cfg.model)), scorer_set(OmegaConf.to_object(cfg.scorers))
     typed: Any = {name: OmegaConf.to_object(cfg[name]) for name in ("dataset", "lora", "generate", "merge", "trainer")}
     pairs = load_pairs(typed["dataset"], Prompts(**cfg.prompts))
     if rows is None:
@@ -58,8 +58,8 @@ def plan_of(cfg: DictConfig, rows: list[Row] | None = None) -> Plan:
         model=model,
         model_name=cfg.model.name,
         scorers=scorers,
-        weights=store.digest(model),
-        scorers_digest=store.digest(scorers),
+        weights=store.digest(*model.sources()),
+        scorers_digest=store.digest(*scorers.sources()),
         lora=typed["lora"],
         generation=typed["generate"],
         merging=typed["merge"],
@@ -74,6 +74,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
     outcome, logger = Outcome(folder, plan, OmegaConf.to_yaml(cfg, resolve=True)), OmegaConf.to_object(cfg.logger)
     if not outcome.is_done(logger):
         check_methods(plan)
+        check_scorers(plan)
         start = time.perf_counter()
         view = open_view(logger, outcome.path)
         make(plan, {stage: plan.items(stage) for stage in STAGES}, partial(show, outcome, view), REPORT_COST)
@@ -88,12 +89,22 @@ def check_methods(plan: Plan) -> None:
     """Show each method the UNet's layers; UserError where it does not fit them, before any LoRA is trained."""
     from lorabench.models.shapes import adapted, without_weights
 
-    unet = without_weights(json.loads((plan.model / "unet" / "config.json").read_text()))
+    unet = without_weights(plan.model.unet_config())
     for roles in {pair.roles for pair in plan.pairs}:
-        sites = adapted(unet, plan.lora.rank, roles)
         for row in plan.rows:
             if row.settings is not None:
-                row.method().gates(sites, plan.seed)
+                method = row.method()
+                blocks = {role: method.lora(role, plan.lora).blocks for role in ROLES}
+                method.gates(adapted(unet, plan.lora.rank, roles, blocks), plan.seed)
+
+
+def check_scorers(plan: Plan) -> None:
+    """UserError where a scorer's weights do not fit its architecture, before any LoRA is trained."""
+    for files in plan.scorers.scorers:
+        if not files.weights.is_relative_to(MICRO_SCORERS):  # those are tested
+            from lorabench.metrics.load import check_scorer
+
+            check_scorer(files)
 
 
 def make(plan: Plan, stages: Stages, show: Callable[[Item], None] | None = None, extra: float = 0.0) -> None:

@@ -17,16 +17,19 @@ from typing import Any
 
 from lorabench import method as methods
 from lorabench import tasks
-from lorabench.config import DreamBoothStyleDropSpec, GenerateSpec, LoRASpec, MergeSpec, MicroworldSpec, TrainerSpec
+from lorabench.config import DatasetSpec, GenerateSpec, LoRASpec, MergeSpec, MicroworldSpec, TrainerSpec
 from lorabench.data.catalogue import world_version
 from lorabench.data.pairs import ROLES, Concept, Pair
+from lorabench.metrics.files import ScorerSet
+from lorabench.models.files import ModelFiles
 from lorabench.seeds import seed_of
+from lorabench.stages.class_images import ClassImages
 from lorabench.store import Store, canonical, key_of
 from lorabench.workers import Progress
 
 STAGES = ("personalise", "merge", "generate", "score")
 # Raise a stage's number when its results change: what is stored under the old number is then made anew.
-VERSIONS = {"personalise": 1, "merge": 2, "generate": 2, "oracle": 1, "score": 1}
+VERSIONS = {"personalise": 1, "merge": 2, "generate": 2, "oracle": 1, "score": 2}
 
 FLOORS = ("base", "content_only", "style_only")
 ORACLE = "oracle"
@@ -138,10 +141,10 @@ class Plan:
     store: Store
     pairs: list[Pair]
     rows: list[Row]
-    dataset: MicroworldSpec | DreamBoothStyleDropSpec
-    model: Path
+    dataset: DatasetSpec
+    model: ModelFiles
     model_name: str
-    scorers: Path
+    scorers: ScorerSet
     weights: str
     scorers_digest: str
     lora: LoRASpec
@@ -175,7 +178,7 @@ class Plan:
         return key_of("run", {"scores": [self.score(row, pair).key for row, pair in self.cells()]})
 
     def base_parts(self) -> dict[str, Any]:
-        return {"weights": self.weights, "precision": self.trainer.precision}
+        return {"weights": self.weights, "precision": self.trainer.precision, **self.model.numbers()}
 
     def personalise(self, row: Row, concept: Concept) -> Item:
         """The LoRA of a concept as a method wants it trained; most want the same one."""
@@ -184,9 +187,21 @@ class Plan:
             "version": VERSIONS["personalise"], "model": self.base_parts(), "lora": asdict(spec),
             "concept": concept.identity(), "seed": self.seed,
         }  # fmt: skip
-        work = partial(tasks.personalise, self.model, self.trainer, concept, spec, self.seed)
+        steps, cost = spec.steps, 2.0 * spec.steps * spec.batch * spec.accumulate
+        prior = None
+        if spec.prior_weight:
+            base, count = self.base_parts(), spec.prior_images
+            prior = ClassImages.of(concept, count, self.store, base, self.generation, self.seed)
+            parts["class_images"] = prior.key
+            steps, cost = steps + count, 2.0 * cost + 2.0 * count * self.generation.steps
+        if spec.sample_every:
+            parts["generate"] = {"steps": self.generation.steps, "guidance": self.generation.guidance}
+        scratch = self.store.scratch("personalise", parts)
+        work = partial(
+            tasks.personalise, self.model, self.trainer, concept, spec, self.seed, self.generation, prior, scratch
+        )
         name = concept.name if spec == self.lora else f"{concept.name} as {row.name} wants it"
-        return Item("personalise", name, parts, work, spec.steps, 2.0 * spec.steps * spec.batch)
+        return Item("personalise", name, parts, work, steps, cost)
 
     def loras(self, row: Row, pair: Pair) -> list[Item]:
         return [self.personalise(row, concept) for concept in pair.concepts]
@@ -222,17 +237,18 @@ class Plan:
             "version": VERSIONS["generate"], "model": self.base_parts(), "method": row.slice(),
             "loras": [lora.key for lora in loras], "merged": merged and merged.key,
             "generate": asdict(self.generation), "prompt": pair.prompt, "seeds": self.seeds(pair),
+            **scenes_of(pair),
         }  # fmt: skip
         paths = tuple(self.path(lora) for lora in loras)
         work = partial(
             tasks.generate, self.model, self.trainer, row.settings, paths, merged and self.path(merged), pair,
             self.seeds(pair), self.generation,
         )  # fmt: skip
-        count = self.generation.images
+        count = len(self.seeds(pair))
         return Item("generate", f"{row.name} {pair.name}", parts, work, count, 2.0 * count * self.generation.steps)
 
     def oracle(self, pair: Pair) -> Item:
-        count = self.generation.images
+        count = len(self.seeds(pair))
         parts = {
             "version": VERSIONS["oracle"], "world": world_version(self.dataset), "content": pair.content_name,
             "style": pair.style_name, "images": count,
@@ -241,8 +257,8 @@ class Plan:
 
     def seeds(self, pair: Pair) -> list[int]:
         """One seed an image, the same for every method."""
-        names = (pair.content_name, pair.style_name, pair.prompt)
-        return [seed_of("image", *names, index, self.seed) for index in range(self.generation.images)]
+        names, images = (pair.content_name, pair.style_name), range(self.generation.images)
+        return [seed_of("image", *names, scene.prompt, i, self.seed) for scene in pair.drawn for i in images]
 
     def score(self, row: Row, pair: Pair) -> Item:
         images = self.generate(row, pair)
@@ -250,16 +266,24 @@ class Plan:
         parts = {
             "version": VERSIONS["score"], "scorers": self.scorers_digest, "images": images.key, "text": pair.text,
             "prompt": pair.prompt, "seeds": self.seeds(pair), "names": [pair.content_name, pair.style_name],
-            "references": references, "world": world_version(self.dataset),
+            "references": references, "world": world_version(self.dataset), **scenes_of(pair),
         }  # fmt: skip
-        work = partial(tasks.score, self.scorers, self.trainer, pair, self.path(images), self.seeds(pair))
-        return Item("score", f"{row.name} {pair.name}", parts, work, 1, 4.0 * self.generation.images)
+        work = partial(
+            tasks.score, self.scorers, self.trainer, self.store.root / "embeddings", pair, self.path(images),
+            self.seeds(pair),
+        )  # fmt: skip
+        return Item("score", f"{row.name} {pair.name}", parts, work, 1, 4.0 * len(self.seeds(pair)))
 
     def path(self, item: Item) -> Path:
         return self.store.path(item.stage, item.parts)
 
 
-def frame_rows(chosen: Row, dataset: MicroworldSpec | DreamBoothStyleDropSpec, pairs: Sequence[Pair]) -> list[Row]:
+def scenes_of(pair: Pair) -> dict[str, Any]:
+    """The scenes of a pair as a part of a key; nothing where it has none, so that keys stay what they were."""
+    return {"scenes": [list(scene) for scene in pair.scenes]} if pair.scenes else {}
+
+
+def frame_rows(chosen: Row, dataset: DatasetSpec, pairs: Sequence[Pair]) -> list[Row]:
     """The rows that frame the table, then the chosen method's; the oracle where the truth of every pair is known."""
     floors = [Row(name, settings=asdict(methods.load(name)), live=True) for name in FLOORS if name != chosen.name]
     known = isinstance(dataset, MicroworldSpec) and all(pair.is_single for pair in pairs)

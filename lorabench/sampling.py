@@ -15,8 +15,7 @@ Gain = Callable[[str, float], tuple[float, ...]]
 
 def initial_noise(model: SDXL, seeds: Sequence[int]) -> Tensor:
     """[n, c, h, w] of variance 1; an image's noise depends on its seed alone, not on batch, process or device."""
-    edge = model.unet.config.sample_size
-    shape = (1, model.unet.config.in_channels, edge, edge)
+    shape = (1, model.unet.config.in_channels, model.latent_edge, model.latent_edge)
     draws = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return torch.cat(draws).to(model.device)
 

@@ -48,6 +48,10 @@ class Store:
         path = self.path(stage, parts)
         return path if is_whole(path) else None
 
+    def scratch(self, stage: str, parts: Mapping[str, Any]) -> Path:
+        """Where a long `make` may keep what a killed one goes on from; gone once the artifact is there."""
+        return self.root / ".partial" / key_of(stage, parts)
+
     def get_or_make(self, stage: str, parts: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
         """The artifact's folder, made by `make(empty folder)` unless it is there.
 
@@ -72,6 +76,7 @@ class Store:
                 shutil.rmtree(path, ignore_errors=True)  # an artifact that lost a file
                 path.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(draft, path)
+                shutil.rmtree(self.scratch(stage, parts), ignore_errors=True)
             finally:
                 shutil.rmtree(draft, ignore_errors=True)
         return path
@@ -107,12 +112,18 @@ class Store:
         locks.mkdir(parents=True, exist_ok=True)
         return FileLock(locks / f"{path.name}.lock")
 
-    def digest(self, folder: Path) -> str:
-        """Hash of a model folder's weights and configs; remembered by size and time of change, weights are large."""
-        files = [file for file in files_of(folder) if Path(file).suffix in WEIGHT_SUFFIXES]
+    def digest(self, *sources: Path) -> str:
+        """Hash of the weights and configs of model folders, or of single files, in this order."""
+        digests = [self._digest(source) for source in sources]
+        return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+    def _digest(self, source: Path) -> str:
+        """Remembered by size and time of change, weights are large."""
+        folder, names = (source, files_of(source)) if source.is_dir() else (source.parent, [source.name])
+        files = [file for file in names if Path(file).suffix in WEIGHT_SUFFIXES]
         stats = {file: (folder / file).stat() for file in files}
         fingerprint = [[file, stat.st_size, stat.st_mtime_ns, stat.st_ino] for file, stat in stats.items()]
-        memo = self.root / ".digests" / key_of("digest", {"folder": str(folder.resolve()), "files": fingerprint})
+        memo = self.root / ".digests" / key_of("digest", {"folder": str(source.resolve()), "files": fingerprint})
         if memo.is_file() and len(known := memo.read_text()) == 64:
             return known
         digest = hashlib.sha256(canonical({file: sha256(folder / file) for file in files}).encode()).hexdigest()

@@ -6,6 +6,7 @@ Every function takes the folder to fill and a progress function last, and import
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,36 +17,51 @@ from typing import TYPE_CHECKING, Any
 
 from lorabench.config import GenerateSpec, LoRASpec, TrainerSpec
 from lorabench.data.pairs import Concept, Pair
+from lorabench.metrics.files import ScorerSet
+from lorabench.models.files import ModelFiles
 from lorabench.workers import Progress
 
 if TYPE_CHECKING:
+    from lorabench.metrics.references import References
     from lorabench.metrics.scorer import Scorer
     from lorabench.metrics.truth import Truth
     from lorabench.models.sdxl import SDXL
+    from lorabench.stages.class_images import ClassImages
 
 COST_FILE = "cost.json"
 CURVES_FILE = "curves.json"
 
 
 def personalise(
-    model: Path, trainer: TrainerSpec, concept: Concept, spec: LoRASpec, seed: int, folder: Path, progress: Progress
-) -> None:
-    """lora.safetensors of a concept."""
+    model: ModelFiles, trainer: TrainerSpec, concept: Concept, spec: LoRASpec, seed: int, generation: GenerateSpec,
+    prior: ClassImages | None, scratch: Path, folder: Path, progress: Progress,
+) -> None:  # fmt: skip
+    """lora.safetensors of a concept, and samples/<step>.png where the recipe asks for them.
+
+    scratch: kept when this is killed, so that the next call goes on from there.
+    """
     from lorabench.loggers.curves import Curves
     from lorabench.stages.personalise import personalise
+    from lorabench.stages.samples import Look
 
     base, curves = load_model(model, trainer.accelerator), Curves()
+    shown = prior.references(base, trainer, progress) if prior else []
+    look = Look(scratch / "samples", generation)
     with cost(folder, trainer):
-        lora = personalise(base, concept, spec, seed, trainer, progress, curves)
+        lora = personalise(
+            base, concept, spec, seed, trainer, lambda steps: progress(len(shown) + steps), curves, shown, look, scratch
+        )
         lora.save(folder / "lora.safetensors")
     curves.write(folder)
+    if look.folder.is_dir():
+        shutil.copytree(look.folder, folder / "samples")
 
 
 @dataclass(frozen=True)
 class Merge:
     """The merge of one pair; loras: the folders of the LoRAs of its concepts."""
 
-    model: Path
+    model: ModelFiles
     trainer: TrainerSpec
     settings: dict[str, Any]
     loras: tuple[Path, ...]
@@ -78,7 +94,7 @@ def merge(merges: Sequence[Merge], folders: Sequence[Path], progress: Progress) 
 
 
 def generate(
-    model: Path, trainer: TrainerSpec, settings: dict[str, Any], loras: tuple[Path, ...], merged: Path | None,
+    model: ModelFiles, trainer: TrainerSpec, settings: dict[str, Any], loras: tuple[Path, ...], merged: Path | None,
     pair: Pair, seeds: list[int], spec: GenerateSpec, folder: Path, progress: Progress,
 ) -> None:  # fmt: skip
     """<index>.png, one a seed: with the merged LoRA where the method makes one, else with all LoRAs at their gains."""
@@ -86,23 +102,15 @@ def generate(
 
     from lorabench.lora import LoRA
     from lorabench.method import build
-    from lorabench.stages.generate import generate
-    from lorabench.stages.merge import MergeResult, live_sites
+    from lorabench.stages.generate import draw
+    from lorabench.stages.merge import MergeResult
 
-    base, method, prompts = load_model(model, trainer.accelerator), build(settings), [pair.prompt] * len(seeds)
+    base, method = load_model(model, trainer.accelerator), build(settings)
+    prompts = [scene.prompt for scene in pair.shots(spec.images)]
     result = MergeResult.load(merged) if merged else None
     with cost(folder, trainer):
-        if result is not None and method.exports:
-            images = generate(base, [result.lora], prompts, seeds, spec, trainer, progress=progress)
-        else:
-            own = method.rebase([LoRA.load(path / "lora.safetensors") for path in loras])
-            sites = live_sites(base, own, pair.roles)
-
-            def gain(site: str, at: float) -> tuple[float, ...]:
-                return method.gain(sites[site], at)
-
-            gates = result.gates if result is not None else None
-            images = generate(base, own, prompts, seeds, spec, trainer, gates, gain, progress)
+        own = [LoRA.load(path / "lora.safetensors") for path in loras]
+        images = draw(base, method, own, pair.roles, result, prompts, seeds, spec, trainer, progress)
     for index, image in enumerate(images):
         Image.fromarray(image).save(folder / f"{index:02d}.png")
 
@@ -117,9 +125,13 @@ def oracle(pair: Pair, count: int, folder: Path, progress: Progress) -> None:
 
 
 def score(
-    scorers: Path, trainer: TrainerSpec, pair: Pair, images: Path, seeds: list[int], folder: Path, progress: Progress
-) -> None:
-    """scores.parquet: one row an image x metric x reference, without what the images are called in a run."""
+    scorers: ScorerSet, trainer: TrainerSpec, embeddings: Path, pair: Pair, images: Path, seeds: list[int],
+    folder: Path, progress: Progress,
+) -> None:  # fmt: skip
+    """scores.parquet: one row an image x metric x reference, without what the images are called in a run.
+
+    embeddings: the folder of what is known of references and texts.
+    """
     import pandas as pd
     import torch
 
@@ -128,32 +140,43 @@ def score(
 
     device = torch.device(device_name(trainer.accelerator))
     found, truth = load_scorers(scorers, device.type)
-    paths = sorted(images.glob("*.png"))
+    paths = sorted(images.glob("*.png"), key=lambda path: int(path.stem))
+    scenes = pair.shots(len(paths) // len(pair.drawn))
     with cost(folder, trainer):
-        prompts = [pair.prompt] * len(paths)
         runner = quiet_trainer(device, "32-true")
-        rows = score(paths, pair, prompts, found, seeds=seeds, keys={}, truth=truth, trainer=runner)
+        rows = score(
+            paths, pair, scenes, found, seeds=seeds, keys={}, truth=truth, trainer=runner,
+            references=load_references(embeddings),
+        )  # fmt: skip
     pd.DataFrame(rows).to_parquet(folder / "scores.parquet", index=False)
 
 
 @cache
-def load_scorers(root: Path, device: str) -> tuple[list[Scorer], Truth | None]:
-    """The scorers of a folder, and the readout of the microworld's truth where it lies beside them; once a process."""
-    from lorabench.metrics import load
+def load_scorers(scorers: ScorerSet, device: str) -> tuple[list[Scorer], Truth | None]:
+    """The scorers, and the readout of the microworld's truth where it lies beside them; once a process."""
+    from lorabench.metrics.load import load_scorer
     from lorabench.metrics.truth import load_truth
 
     quiet()
-    found = load.load_scorers(root, device)
-    return found, load_truth(found, root) if (root / "truth").is_dir() else None
+    found = [load_scorer(files, device) for files in scorers.scorers]
+    return found, load_truth(found, scorers.truth) if scorers.truth else None
 
 
 @cache
-def load_model(path: Path, accelerator: str) -> SDXL:
+def load_references(embeddings: Path) -> References:
+    """What is known of references and texts; once a process."""
+    from lorabench.metrics.references import References
+
+    return References(embeddings)
+
+
+@cache
+def load_model(files: ModelFiles, accelerator: str) -> SDXL:
     """The base model, once a process."""
     from lorabench.models.sdxl import SDXL
 
     quiet()
-    return SDXL.load(path, device_name(accelerator))
+    return SDXL.load(files, device_name(accelerator))
 
 
 def device_name(accelerator: str) -> str:

@@ -17,7 +17,7 @@ from lorabench.config import GenerateSpec, LoRASpec, TrainerSpec
 from lorabench.data.pairs import Concept, Pair, Prompts, Reference
 from lorabench.data.pairs import pair as make_pair
 from lorabench.lora import Factors, LoRA
-from lorabench.metrics.load import KINDS
+from lorabench.metrics.files import KINDS
 from lorabench.micro.architecture import build_pipeline, build_text_encoders, build_unet, build_vae
 from lorabench.micro.tokens import build_tokenizer
 from lorabench.models.sdxl import SDXL
@@ -89,13 +89,26 @@ def lora_spec() -> LoRASpec:
     return LoRASpec(
         rank=2,
         alpha=4,
+        blocks=[],
+        text_encoders=False,
+        text_lr=1e-3,
         steps=3,
         batch=2,
+        accumulate=1,
+        optimizer="adamw",
         lr=1e-2,
         betas=(0.9, 0.999),
         weight_decay=0.01,
+        schedule="constant",
+        cycles=1,
         warmup=1,
         max_grad_norm=1.0,
+        min_snr=None,
+        prior_weight=0.0,
+        prior_images=2,
+        flips=False,
+        crops=0,
+        sample_every=0,
     )
 
 

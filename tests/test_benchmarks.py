@@ -8,18 +8,20 @@ import pytest
 import torch
 from conftest import random_lora
 from test_merge import recoloured, short
+from tiny_scorers import write_scorer
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks import measure, merge_batch, merge_step, sequential
+from benchmarks import measure, merge_batch, merge_step, scoring, sequential
 from benchmarks.contenders import EXTRA_DUOLORA, METHODS, Ours, Plain, builders, differences, total
 from benchmarks.sequential import ColumnMasked, RankMasked
 from benchmarks.sizes import UNetOnly, plain_pair
 from lorabench.adapters import attach
 from lorabench.lora import LoRA
 from lorabench.method import load
+from lorabench.metrics.files import KINDS, ScorerFiles
+from lorabench.models.adapted import live_sites
 from lorabench.models.sites import attention_sites
-from lorabench.stages.learn import Merging
-from lorabench.stages.merge import live_sites
+from lorabench.stages.learn import Draws, Merging
 
 REFERENCES = {
     "ziplora": ({}, ColumnMasked, sequential.ziplora),
@@ -140,10 +142,12 @@ def test_no_step_of_several_pairs_forms_a_dense_update(model, loras, pair, name)
     dense = dense_shapes(model.unet)
     others = [random_lora(model, 3, "other"), random_lora(model, 2, "look")]
     stacked = [LoRA.stack(alike) for alike in zip(method.rebase(loras), method.rebase(others), strict=True)]
-    sites = live_sites(model, loras, pair.roles)
+    sites = live_sites(model.unet, loras, pair.roles)
     starts = [method.gates(sites, seed) for seed in (0, 1)]
+    pairs = [pair, recoloured(pair, "cup_1")]
+    draws = [Draws(model, each, seed) for seed, each in enumerate(pairs)]
     with attach(model.unet, stacked) as adapters:
-        module = Merging(model, adapters, sites, method, starts, [pair, recoloured(pair, "cup_1")], [0, 1])
+        module = Merging(adapters, sites, method, starts, pairs, draws)
         with NewMatrices(model.unet, pairs=2) as seen:
             total(module.loss(0)).backward()
     assert seen.shapes and not seen.shapes & dense
@@ -213,3 +217,43 @@ def test_goals_compare_what_they_name() -> None:
 
 def test_every_pair_of_the_batch_is_another() -> None:
     assert len({tuple(each.sha256 for each in plain_pair(str(i)).contents[0].images) for i in range(8)}) == 8
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory):
+    """Four folders of two tiny scored pictures, and what the scripts make of them."""
+    root = tmp_path_factory.mktemp("scoring")
+    files = {kind: ScorerFiles.of(write_scorer(root / kind, kind)) for kind in KINDS}
+    sizes = ["--side", "40", "--contents", "2", "--methods", "1", "--references", "3"]
+    bench = scoring.Bench(root / "folders", files, 2, scoring.parsed(sizes))
+    return bench, *bench.plain()
+
+
+def test_scoring_computes_what_the_scripts_do(scored) -> None:
+    bench, plain, parts = scored
+    rows = bench.ours()
+    assert len(plain) == 4 and bench.difference(rows, plain) < 1e-5
+    name = next(iter(plain))
+    assert {metric: tuple(values.shape) for metric, values in plain[name].items()} == {
+        "dino/content": (2, 3), "clip_i/style": (2, 1), "clip_t": (2, 1), "csd/style": (2, 1),
+    }  # fmt: skip
+    rows[name].loc[rows[name]["metric"] == "csd/style", "value"] += 0.01  # and it would see a difference
+    assert bench.difference(rows, plain) == pytest.approx(0.01, abs=1e-3)
+    rows[name] = rows[name].query("metric != 'csd/style' or image != 0")
+    assert bench.difference(rows, plain) == float("inf")
+    assert {part.split(",")[0] for part in parts} == set(scoring.PARTS)
+
+
+def test_scripts_load_and_embed_anew_for_every_folder_and_we_once(scored, monkeypatch) -> None:
+    from benchmarks import folder_scripts
+    from lorabench.metrics.scorer import Scorer
+
+    bench, embedded, built = scored[0], [], []
+    cut = Scorer.embed_cut
+    monkeypatch.setattr(Scorer, "embed_cut", lambda self, *args: embedded.append(len(args[0])) or cut(self, *args))
+    bench.ours()
+    assert sum(embedded) == 3 * (4 * 2 + 2 * 3 + 2 * 1)  # scorers x (pictures, references of both contents and styles)
+    load = folder_scripts.FolderScripts.load
+    monkeypatch.setattr(folder_scripts.FolderScripts, "load", lambda self, kind: built.append(kind) or load(self, kind))
+    bench.plain()
+    assert sorted(built) == sorted(["dino", "clip", "clip", "csd"] * 4)

@@ -15,9 +15,10 @@ from lorabench.adapters import attach
 from lorabench.lora import Factors
 from lorabench.masks import LocalError, input_error, least, least_nonnegative, output_error, rank_error
 from lorabench.method import load
+from lorabench.models.adapted import live_sites
 from lorabench.moments import teacher_moments
 from lorabench.stages.learn import Draws
-from lorabench.stages.merge import item_seed, live_sites
+from lorabench.stages.merge import item_seed
 
 RANKS = [(3, 2), (1, 4), (4, 2, 3), (3, 0)]
 KINDS = {"rank": rank_error, "in": input_error, "out": output_error}
@@ -218,7 +219,7 @@ def test_a_merge_has_the_least_local_error(model, loras, pair, name, overrides, 
     method: Any = load(name, draws=2, batch=2, ridge=1e-4, **overrides)
     result = merged(model, method, loras, pair)
     assert result.gates is not None and result.losses == {}
-    sites = live_sites(model, loras, pair.roles)
+    sites = live_sites(model.unet, loras, pair.roles)
     assert result.learned_params == sum(count(site) for site in sites.values())
     same = {"basis": method.basis} if kind == "rank" else {"mask_dim": kind}
     trained = merged(model, short("ziprank" if kind == "rank" else "ziplora", **same), loras, pair)
@@ -241,7 +242,7 @@ def test_a_merge_has_the_least_local_error(model, loras, pair, name, overrides, 
 
 
 def test_the_prior_makes_the_dominant_masks_smaller(model, loras, pair) -> None:
-    sites = live_sites(model, loras, pair.roles)
+    sites = live_sites(model.unet, loras, pair.roles)
 
     def size(strength: float) -> tuple[float, float]:
         gates = merged(model, load("ziprank_closed", draws=1, batch=2, lambda_prior=strength), loras, pair).gates

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import pickle
 from pathlib import Path
+from shutil import rmtree
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from lorabench.config import DreamBoothStyleDropSpec, MicroworldSpec
-from lorabench.data import dreambooth, microworld_pairs, styledrop
+from lorabench.data import dreambooth, images, microworld_pairs, styledrop
 from lorabench.data.catalogue import load_pairs
 from lorabench.data.pairs import Prompts, square
 from lorabench.errors import UserError
@@ -29,7 +30,7 @@ def photos(tmp_path: Path) -> Path:
         folder.mkdir(parents=True)
         for index in range(2):
             Image.new("RGB", (40, 30 + index), colour).save(folder / f"{index:02d}.jpg")
-    manifest = "Classes\n\nsubject_name,class\ndog,dog\ncat2,cat\nvase,vase\n\nPrompts\n\nprompt_list = [\n'a, b',\n]\n"
+    manifest = "Classes\n\nsubject_name,class\ndog,dog\ncat2,cat\nvase,vase\n"
     (tmp_path / "dreambooth" / "dataset" / "prompts_and_classes.txt").write_text(manifest)
     styles = tmp_path / "styledrop" / "data"
     styles.mkdir(parents=True)
@@ -38,9 +39,11 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def spec(root: Path, subjects: list[str] | None = None, styles: list[str] | None = None) -> DreamBoothStyleDropSpec:
+def spec(root: Path, subjects: list[str] | str = "", styles: list[str] | str = "") -> DreamBoothStyleDropSpec:
     subjects, styles = subjects or ["dog", "cat2"], styles or ["image_01_05"]
-    return DreamBoothStyleDropSpec("dreambooth_styledrop", str(root), subjects, styles, None)
+    return DreamBoothStyleDropSpec(
+        "dreambooth_styledrop", None, subjects, styles, "all", 18, 0, "same", str(root), None
+    )
 
 
 def test_microworld_pairs_are_all_pairs_with_their_prompts() -> None:
@@ -96,11 +99,11 @@ def test_photographs_in_the_public_layouts(photos: Path) -> None:
 
 
 def test_keys_follow_the_bytes_and_not_the_path(photos: Path, tmp_path: Path) -> None:
-    before = dreambooth.subject(photos / "dreambooth", "dog", PROMPTS).identity()
-    moved = (photos / "dreambooth").rename(tmp_path / "elsewhere")
-    assert dreambooth.subject(moved, "dog", PROMPTS).identity() == before
-    Image.new("RGB", (40, 30), "black").save(moved / "dataset" / "dog" / "00.jpg")
-    assert dreambooth.subject(moved, "dog", PROMPTS).identity() != before
+    before = load_pairs(spec(photos), PROMPTS)[0].contents[0].identity()
+    moved = photos.rename(tmp_path.with_name("elsewhere"))
+    assert load_pairs(spec(moved), PROMPTS)[0].contents[0].identity() == before
+    Image.new("RGB", (40, 30), "black").save(moved / "dreambooth" / "dataset" / "dog" / "00.jpg")
+    assert load_pairs(spec(moved), PROMPTS)[0].contents[0].identity() != before
 
 
 def test_exif_orientation_and_transparency(tmp_path: Path) -> None:
@@ -108,11 +111,11 @@ def test_exif_orientation_and_transparency(tmp_path: Path) -> None:
     exif = tall.getexif()
     exif[0x0112] = 6  # rotated by a quarter
     tall.save(tmp_path / "a.jpg", exif=exif)
-    assert dreambooth.read_image(tmp_path / "a.jpg").size == (4, 8)
+    assert images.read_image(tmp_path / "a.jpg").size == (4, 8)
     Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "b.png")
-    assert dreambooth.read_image(tmp_path / "b.png").getpixel((1, 1)) == (255, 255, 255)
+    assert images.read_image(tmp_path / "b.png").getpixel((1, 1)) == (255, 255, 255)
     Image.new("L", (4, 4), 7).save(tmp_path / "c.png")
-    assert dreambooth.read_image(tmp_path / "c.png").getpixel((0, 0)) == (7, 7, 7)
+    assert images.read_image(tmp_path / "c.png").getpixel((0, 0)) == (7, 7, 7)
 
 
 def test_square_crops_the_centre() -> None:
@@ -130,7 +133,8 @@ def test_square_crops_the_centre() -> None:
         (lambda root: truncate(root / "dreambooth/dataset/cat2/01.jpg"), "not a readable image"),
         (lambda root: (root / "styledrop/data/image_01_05.jpg").unlink(), "is missing"),
         (lambda root: (root / "styledrop/data/data.json").write_text("[1]"), "is not of the form"),
-        (lambda root: (root / "styledrop/data/data.json").unlink(), "dataset.root="),
+        (lambda root: (root / "styledrop/data/data.json").write_text('{\n"a.jpg": ['), "data.json:2: "),
+        (lambda root: rmtree(root / "styledrop"), "dataset.style_root="),
     ],
 )
 def test_bad_files_are_named_before_anything_runs(photos: Path, spoil, words: str) -> None:
@@ -157,11 +161,11 @@ def test_unknown_names_are_told_the_nearest(photos: Path) -> None:
 
 @pytest.mark.skipif(not PHOTOS.is_dir(), reason="the photographs are not here")
 def test_every_photograph_of_the_real_data() -> None:
-    classes = dreambooth.read_classes(PHOTOS / "dreambooth" / "dataset" / "prompts_and_classes.txt")
+    classes = dreambooth.read_manifest(PHOTOS / "dreambooth" / "dataset" / "prompts_and_classes.txt").classes
     assert (len(classes), classes["red_cartoon"], classes["grey_sloth_plushie"]) == (30, "cartoon", "stuffed animal")
-    subjects = sorted(path.name for path in (PHOTOS / "dreambooth" / "dataset").iterdir() if path.is_dir())
-    styles = sorted(styledrop.read_manifest(PHOTOS / "styledrop" / "data" / "data.json"))
-    pairs = load_pairs(spec(PHOTOS, subjects, styles), PROMPTS)
+    subjects = [path.name for path in (PHOTOS / "dreambooth" / "dataset").iterdir() if path.is_dir()]
+    styles = styledrop.read_manifest(PHOTOS / "styledrop" / "data" / "data.json")
+    pairs = load_pairs(spec(PHOTOS, "all", "all"), PROMPTS)
     assert len(pairs) == len(subjects) * len(styles) > 3
     assert "a dog in kid crayon drawing style" in {pair.text for pair in pairs}
 

@@ -11,10 +11,12 @@ from conftest import CPU
 
 from lorabench.errors import UserError
 from lorabench.method import load
+from lorabench.models.adapted import live_sites
+from lorabench.models.files import model_folder
 from lorabench.models.sdxl import SDXL
 from lorabench.priors import dominant_roles
 from lorabench.report.probe import draw_probe
-from lorabench.stages.merge import MergeItem, live_sites, merge_all
+from lorabench.stages.merge import MergeItem, merge_all
 from lorabench.studies.layer_probe import measure, names_of, table, write_prior
 
 BLOCKS = ["down_blocks.1", "down_blocks.2", "mid_block", "up_blocks.0", "up_blocks.1"]
@@ -58,8 +60,8 @@ def test_a_lora_that_does_nothing_has_no_layers_to_tell_apart(drawn) -> None:
 
 
 def test_modules_in_the_order_of_the_forward_pass(folder: Path) -> None:
-    assert names_of(folder, "block") == BLOCKS
-    layers = names_of(folder, "layer")
+    assert names_of(model_folder(folder), "block") == BLOCKS
+    layers = names_of(model_folder(folder), "layer")
     assert layers[0] == "down_blocks.1.attentions.0.transformer_blocks.0"
     assert len(layers) == len(set(layers)) and all(".attn" not in name for name in layers)
 
@@ -70,7 +72,7 @@ def test_the_prior_is_one_that_duolora_reads(folder: Path, model: SDXL, loras, p
     write_prior(tmp_path / "prior.yaml", found, plan)  # pyright: ignore[reportArgumentType]
     method = load("duolora", prior=str(tmp_path / "prior.yaml"))
     assert method.prior == {"content": ["mid_block"], "style": ["up_blocks.1"]}
-    roles = dominant_roles(method.prior, live_sites(model, loras, pair.roles))
+    roles = dominant_roles(method.prior, live_sites(model.unet, loras, pair.roles))
     assert {role for site, role in roles.items() if site.startswith("mid_block.")} == {"content"}
     assert {role for site, role in roles.items() if site.startswith("down_blocks.2.")} == {None}
     draw_probe(found, tmp_path / "probe.png")

@@ -183,8 +183,8 @@ def test_the_community_codes_similarity_starts_at_its_known_value() -> None:
 def test_terms_of_a_pair_do_not_depend_on_its_company(model, loras, pair, name) -> None:
     from lorabench.adapters import attach
     from lorabench.lora import LoRA
-    from lorabench.stages.learn import Merging
-    from lorabench.stages.merge import live_sites
+    from lorabench.models.adapted import live_sites
+    from lorabench.stages.learn import Draws, Merging
 
     method = short(name)
     module = merging(model, loras, pair, method, seed=5)
@@ -192,11 +192,13 @@ def test_terms_of_a_pair_do_not_depend_on_its_company(model, loras, pair, name) 
     module.adapters.detach()
     rebased = method.rebase(loras)
     others = method.rebase([random_lora(model, 3, "other"), random_lora(model, 2, "look")])
-    sites = live_sites(model, rebased, pair.roles)
+    sites = live_sites(model.unet, rebased, pair.roles)
     starts = [method.gates(sites, seed) for seed in (9, 5)]
     stacked = [LoRA.stack(alike) for alike in zip(others, rebased, strict=True)]
     adapters = attach(model.unet, stacked)
-    both = Merging(model, adapters, sites, method, starts, [recoloured(pair, "cup_1"), pair], [9, 5]).loss(0)
+    pairs = [recoloured(pair, "cup_1"), pair]
+    draws = [Draws(model, each, seed) for each, seed in zip(pairs, (9, 5), strict=True)]
+    both = Merging(adapters, sites, method, starts, pairs, draws).loss(0)
     adapters.detach()
     for term, value in one.items():
         torch.testing.assert_close(both[term][1:], value, rtol=1e-5, atol=1e-6)

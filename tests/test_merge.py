@@ -12,9 +12,10 @@ from lorabench.data.pairs import Pair, Prompts
 from lorabench.data.pairs import pair as make_pair
 from lorabench.lora import LoRA
 from lorabench.method import Method, load
+from lorabench.models.adapted import live_sites
 from lorabench.passes import MergeStep
-from lorabench.stages.learn import Merging
-from lorabench.stages.merge import MergeItem, MergeResult, live_sites, merge_all, merge_pairs
+from lorabench.stages.learn import Draws, Merging
+from lorabench.stages.merge import MergeItem, MergeResult, merge_all, merge_pairs
 
 SHORT = {"steps": 2, "lr": 0.01, "batch": 2}
 
@@ -25,10 +26,10 @@ def short(name: str, ablation: str = "none", **overrides: Any) -> Any:
 
 def merging(model, loras, pair: Pair, method: Method, seed: int = 0) -> Merging:
     rebased = method.rebase(loras)
-    sites = live_sites(model, rebased, pair.roles)
+    sites = live_sites(model.unet, rebased, pair.roles)
     start = method.gates(sites, seed)
     assert start is not None
-    return Merging(model, attach(model.unet, rebased), sites, method, [start], [pair], [seed])
+    return Merging(attach(model.unet, rebased), sites, method, [start], [pair], [Draws(model, pair, seed)])
 
 
 def merged(model, method: Method, loras, pair: Pair, seed: int = 0, **options: Any) -> MergeResult:

@@ -11,7 +11,8 @@ from tiny_scorers import MICRO, pictures, write_scorer
 
 from lorabench.errors import UserError
 from lorabench.metrics import cosine
-from lorabench.metrics.load import load_scorer, read_config
+from lorabench.metrics.files import ScorerFiles, read_config
+from lorabench.metrics.load import load_scorer
 from lorabench.metrics.preprocess import Preprocess, to_uint8
 
 
@@ -100,7 +101,7 @@ def test_transparency_becomes_white_and_exif_is_applied():
 @pytest.mark.parametrize("kind", ["dino", "clip", "csd"])
 def test_scorers_load_strictly_and_embed_unit_rows(tmp_path, kind):
     folder = write_scorer(tmp_path / kind, kind)
-    scorer = load_scorer(folder)
+    scorer = load_scorer(ScorerFiles.of(folder))
     images = pictures(5)
     whole, single = scorer.embed(images), scorer.embed(images, batch=1)
     assert set(whole) == set(scorer.roles)
@@ -116,7 +117,7 @@ def test_scorers_load_strictly_and_embed_unit_rows(tmp_path, kind):
     ):
         save_file(broken, folder / "w.safetensors")
         with pytest.raises(UserError, match=f"1 [a-z ]*{word}") as error:
-            load_scorer(folder)
+            load_scorer(ScorerFiles.of(folder))
         assert "\n" not in str(error.value)
 
 
@@ -124,23 +125,23 @@ def test_a_file_that_is_no_safetensors_or_no_config_is_one_line(tmp_path):
     folder = write_scorer(tmp_path / "dino", "dino")
     (folder / "w.safetensors").write_bytes(b"<html>not found</html>")
     with pytest.raises(UserError, match="no readable safetensors"):
-        load_scorer(folder)
+        load_scorer(ScorerFiles.of(folder))
     with pytest.raises(UserError, match="no scorer"):
-        load_scorer(tmp_path)
+        ScorerFiles.of(tmp_path)
     config = json.loads((folder / "config.json").read_text())
     for change, word in (({"kind": "lpips"}, "unknown"), ({"preprocess": {"size": 3}}, "preprocess")):
         (folder / "config.json").write_text(json.dumps(config | change))
         (folder / "w.safetensors").unlink(missing_ok=True)
         save_file({"x": torch.zeros(1)}, folder / "w.safetensors")
         with pytest.raises(UserError, match=word):
-            load_scorer(folder)
+            load_scorer(ScorerFiles.of(folder))
     (folder / "config.json").write_text("{")
     with pytest.raises(UserError, match="no valid JSON"):
-        read_config(folder)
+        read_config(folder / "config.json")
 
 
 def test_csd_has_the_structure_of_the_released_checkpoint(tmp_path):
-    names = load_scorer(write_scorer(tmp_path / "csd", "csd")).network.state_dict()
+    names = load_scorer(ScorerFiles.of(write_scorer(tmp_path / "csd", "csd"))).network.state_dict()
     assert names["last_layer_style"].shape == names["last_layer_content"].shape == (32, 16)
     assert "backbone.proj" not in names
     assert "backbone.conv1.weight" in names
@@ -149,7 +150,7 @@ def test_csd_has_the_structure_of_the_released_checkpoint(tmp_path):
 def test_clip_scores_texts_in_the_space_of_images(tmp_path):
     from lorabench.metrics.clip import Clip
 
-    clip = load_scorer(write_scorer(tmp_path / "clip", "clip"))
+    clip = load_scorer(ScorerFiles.of(write_scorer(tmp_path / "clip", "clip")))
     assert isinstance(clip, Clip)
     texts = clip.embed_text(["a red mug", "a mug in ink style", "a red mug"])
     assert texts.shape == (3, 16)

@@ -1,16 +1,25 @@
 """Stage 1: the loss is the plain denoising loss, only the factors move, and every draw belongs to the item."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import CPU
+from conftest import CPU, reference
+from diffusers.training_utils import compute_snr
+from PIL import Image
 
 from lorabench.adapters import attach
 from lorabench.data.pairs import Concept
+from lorabench.errors import UserError
+from lorabench.loggers.curves import Curves
+from lorabench.models.files import model_folder
 from lorabench.models.sdxl import SDXL
 from lorabench.models.sites import attention_sites
-from lorabench.stages.personalise import DreamBoothLoRA, initial, personalise
+from lorabench.stages.class_images import class_prompts
+from lorabench.stages.layers import initial
+from lorabench.stages.personalise import DreamBoothLoRA, min_snr_weights, personalise
+from lorabench.stages.samples import Look
 
 
 def same(left, right) -> bool:
@@ -38,7 +47,7 @@ def test_draws_belong_to_the_concept_and_the_seed(model, pair, lora_spec) -> Non
 
 def test_alpha_over_rank_is_folded_in(model, pair, lora_spec) -> None:
     """The trained adapter at strength alpha / rank and the returned LoRA at full strength are one function."""
-    start = initial(model.unet, lora_spec.rank, 0)
+    start = initial(attention_sites(model.unet), lora_spec.rank, 0)
     with attach(model.unet, [start], dtype=torch.float32) as adapters:
         DreamBoothLoRA(model, adapters, pair.contents[0], lora_spec, 0)
         assert all(
@@ -52,7 +61,7 @@ def test_alpha_over_rank_is_folded_in(model, pair, lora_spec) -> None:
 def test_the_loss_is_the_denoising_loss_of_the_models_own_target(model, pair, lora_spec, prediction_type) -> None:
     model.prediction_type = prediction_type
     concept: Concept = replace(pair.contents[0], images=pair.contents[0].images[:1])
-    with attach(model.unet, [initial(model.unet, 2, 0)]) as adapters:
+    with attach(model.unet, [initial(attention_sites(model.unet), 2, 0)]) as adapters:
         module = DreamBoothLoRA(model, adapters, concept, lora_spec, 0)
         module.log = lambda *_, **__: None
         loss = module.training_step(5)
@@ -78,4 +87,106 @@ def test_training_lowers_the_loss(model, pair, lora_spec) -> None:
             module.log = lambda *_, **__: None
             return sum(float(module.training_step(step)) for step in range(8))
 
-    assert loss(trained) < loss(initial(model.unet, 4, 0))
+    assert loss(trained) < loss(initial(attention_sites(model.unet), 4, 0))
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_min_snr_weights_follow_diffusers_snr(model: SDXL, prediction_type: str) -> None:
+    model.prediction_type = prediction_type
+    t = torch.tensor([0, 1, 250, 500, 999])
+    snr = compute_snr(model.pipeline.scheduler, t)
+    base = torch.minimum(snr, torch.full_like(snr, 5.0))
+    expected = base / (snr if prediction_type == "epsilon" else snr + 1)
+    torch.testing.assert_close(min_snr_weights(model, t, 5.0), expected)
+
+
+def test_the_prior_term_is_weighted_by_its_weight_alone(model: SDXL, pair, lora_spec) -> None:
+    """Its timesteps are not: min-SNR weighs the concept's images only, as in diffusers."""
+    spec = replace(lora_spec, min_snr=0.5, prior_weight=3.0)
+    prior = [reference("mug", "a mug", "gray")]
+    with attach(model.unet, [initial(attention_sites(model.unet), 2, 0)]) as adapters:
+        module = DreamBoothLoRA(model, adapters, pair.contents[0], spec, 0, prior)
+        draw = torch.Generator().manual_seed(0)
+        own, theirs = (each.draw(model, 2, draw) for each in (module.images, module.prior) if each)
+        errors = []
+        for part in (own, theirs):
+            noised = model.add_noise(part.latents, part.noise, part.t)
+            prediction = model.predict(noised, part.t, model.encode_prompts(part.prompts))
+            target = model.target(part.latents, part.noise, part.t)
+            errors.append((prediction - target).square().mean(dim=(1, 2, 3)))
+        expected = (errors[0] * min_snr_weights(model, own.t, 0.5)).mean() + 3.0 * errors[1].mean()
+        torch.testing.assert_close(module.loss(own.join(theirs, model)), expected)
+    assert theirs.prompts == ["a mug"] * 2
+
+
+def test_accumulated_forwards_are_one_update(model: SDXL, pair, lora_spec) -> None:
+    """Not an update each, which accelerate makes of one-image data: the rate's schedule sees updates too."""
+    curves, done = Curves(), []
+    spec = replace(lora_spec, accumulate=4, steps=2)
+    personalise(model, pair.contents[0], spec, 0, CPU, done.append, curves)
+    assert done == [0, 0, 0, 1, 1, 1, 1, 2]
+    assert len(curves.values["loss"]) == 2
+    one = personalise(model, pair.contents[0], replace(lora_spec, steps=1), 0, CPU)
+    four = personalise(model, pair.contents[0], replace(lora_spec, steps=1, accumulate=4), 0, CPU)
+    assert not same(one, four)
+    assert all(factors.up.abs().max() < 1.5 * 2.0 * lora_spec.lr for factors in four.values())
+
+
+def test_only_the_blocks_asked_for_are_adapted(model: SDXL, pair, lora_spec) -> None:
+    blocks = ["up_blocks.0.attentions.0", "up_blocks.0.attentions.1"]
+    lora = personalise(model, pair.contents[0], replace(lora_spec, blocks=blocks), 0, CPU)
+    expected = {site for site in attention_sites(model.unet) if any(site.startswith(f"{block}.") for block in blocks)}
+    assert set(lora) == expected and 0 < len(expected) < len(attention_sites(model.unet))
+    with pytest.raises(UserError, match=r"lora.blocks=up_blocks.7 has no layer .* up_blocks.0.attentions.0, "):
+        personalise(model, pair.contents[0], replace(lora_spec, blocks=["mid_block", "up_blocks.7"]), 0, CPU)
+    with pytest.raises(UserError, match=r"attentions.0.trans has no layer"):
+        personalise(model, pair.contents[0], replace(lora_spec, blocks=[f"{blocks[0]}.trans"]), 0, CPU)
+
+
+def test_text_encoders_learn_and_are_left_as_they_were(model: SDXL, pair, lora_spec) -> None:
+    prompt = pair.contents[0].images[0].prompt
+    before = model.encode_prompts([prompt])
+    lora = personalise(model, pair.contents[0], replace(lora_spec, text_encoders=True), 0, CPU)
+    after = SDXL.encode_prompts(model, [prompt])
+    assert torch.equal(before.embeds, after.embeds)
+    heads = {site.split(".")[0] for site, factors in lora.text.items() if factors.up.abs().sum() > 0}
+    assert heads == {"text_encoder", "text_encoder_2"}
+    with model.adapted_text([lora]):
+        adapted = model.encode_prompts([prompt])
+    assert not torch.equal(before.embeds, adapted.embeds) and not torch.equal(before.pooled, adapted.pooled)
+    for encoder in model.encoders:
+        assert not any(parameter.requires_grad for parameter in encoder.parameters())
+
+
+@pytest.mark.parametrize("text", [False, True], ids=["unet", "text_encoders"])
+def test_samples_show_the_training_and_do_not_change_it(
+    tmp_path: Path, model: SDXL, pair, lora_spec, generate_spec, text: bool
+) -> None:
+    spec = replace(lora_spec, sample_every=2, steps=4, text_encoders=text, text_lr=1e-2)
+    look = Look(tmp_path / "samples", generate_spec)
+    watched = personalise(model, pair.contents[0], spec, 0, CPU, look=look)
+    assert same(watched, personalise(model, pair.contents[0], replace(spec, sample_every=0), 0, CPU))
+    first, second = (Image.open(look.folder / name) for name in ("000002.png", "000004.png"))
+    assert first.size == (64, 64) and first.tobytes() != second.tobytes()
+    assert len(list(look.folder.iterdir())) == 2
+
+
+def test_class_prompts_are_the_captions_in_plain_words(pair) -> None:
+    assert class_prompts(pair.contents[0]) == ("a mug",)
+    assert class_prompts(pair.styles[0]) == ("a boat in halftone style", "a tree in halftone style")
+
+
+def test_the_model_may_be_in_half_precision_and_checkpointed(folder: Path, model: SDXL, pair, lora_spec) -> None:
+    """Factors stay in fp32, whose updates at a rate of 5e-5 bf16 would round away; checkpointing changes no number."""
+    spec = replace(lora_spec, text_encoders=True, crops=1)
+    files = model_folder(folder)
+    exact, checkpointed, half = (
+        personalise(SDXL.load(each), pair.contents[0], spec, 0, CPU)
+        for each in (files, replace(files, checkpointing=True), replace(files, dtype="bf16"))
+    )
+    for site, factors in exact.items():
+        torch.testing.assert_close(checkpointed[site].up, factors.up)
+        torch.testing.assert_close(checkpointed[site].down, factors.down)
+    stacked = [torch.cat([factors.up.flatten() for factors in lora.values()]) for lora in (exact, half)]
+    assert stacked[1].dtype == torch.float32
+    assert torch.cosine_similarity(*stacked, dim=0) > 0.5

@@ -12,6 +12,7 @@ from lorabench.config import GenerateSpec, LoRASpec, MergeSpec, MicroworldSpec, 
 from lorabench.data.catalogue import load_pairs
 from lorabench.data.pairs import Prompts
 from lorabench.errors import UserError
+from lorabench.models.files import ModelFiles, model_folder
 from lorabench.pipeline import check_methods
 from lorabench.plan import FLOORS, STAGES, Plan, Row, code_of, frame_rows
 from lorabench.store import Store
@@ -28,7 +29,8 @@ def chosen(method: str, ablation: str = "none") -> Row:
 def plan(tmp_path: Path, lora_spec: LoRASpec, generate_spec: GenerateSpec) -> Plan:
     return Plan(
         store=Store(tmp_path), pairs=PAIRS, rows=frame_rows(chosen("duolora"), WORLD, PAIRS),
-        dataset=WORLD, model=tmp_path / "model", model_name="micro", scorers=tmp_path / "scorers", weights="w",
+        dataset=WORLD, model=ModelFiles(tmp_path / "model", tmp_path / "model"), model_name="micro",
+        scorers=tmp_path / "scorers", weights="w",
         scorers_digest="s", lora=lora_spec, generation=generate_spec, merging=MergeSpec(1),
         trainer=TrainerSpec("cpu", "32-true", 2, 1), seed=0,
     )  # fmt: skip
@@ -61,7 +63,7 @@ def test_an_ablation_changes_the_merge_and_the_papers_numbers_do_not(plan: Plan)
 
 def test_what_the_key_depends_on(plan: Plan) -> None:
     trainer = TrainerSpec("auto", "32-true", 7, 3)
-    elsewhere = replace(plan, trainer=trainer, model=Path("/elsewhere"), store=Store(Path("/other")))
+    elsewhere = replace(plan, trainer=trainer, model=ModelFiles(Path("/elsewhere"), Path("/elsewhere")), store=Store(Path("/other")))
     assert elsewhere.key() == plan.key()
     changes = [
         replace(plan, seed=1),
@@ -129,11 +131,11 @@ def test_what_methods_share_is_part_of_their_code(monkeypatch: pytest.MonkeyPatc
 def test_a_method_is_shown_the_unet_before_any_training(plan: Plan, folder: Path) -> None:
     row = Row("duolora", settings=asdict(methods.load("duolora", prior={"content": ["nope"], "style": ["mid_block"]})))
     with pytest.raises(UserError, match=r"content layers \(nope\) are not in this UNet"):
-        check_methods(replace(plan, rows=[row], model=folder))
+        check_methods(replace(plan, rows=[row], model=model_folder(folder)))
     row = Row("custom_weights", settings=asdict(methods.load("custom_weights", blocks={"nope": {"style": 0.5}})))
     with pytest.raises(UserError, match=r"method\.blocks\.nope is no module"):
-        check_methods(replace(plan, rows=[row], model=folder))
-    check_methods(replace(plan, model=folder))
+        check_methods(replace(plan, rows=[row], model=model_folder(folder)))
+    check_methods(replace(plan, model=model_folder(folder)))
 
 
 def test_pairs_of_a_batch_are_one_job_and_keep_their_keys(plan: Plan) -> None:

@@ -12,11 +12,11 @@ from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedule
 from lorabench.adapters import attach, export
 from lorabench.errors import UserError
 from lorabench.method import load
+from lorabench.models.adapted import live_sites
 from lorabench.models.sdxl import SDXL
 from lorabench.models.sites import attention_sites, depths, halvings
 from lorabench.sampling import initial_noise, sample, sample_latents
 from lorabench.stages.generate import generate
-from lorabench.stages.merge import live_sites
 
 PROMPTS = ["a sks mug in szn style", "a boat"]
 
@@ -80,7 +80,7 @@ def test_images_do_not_depend_on_their_batch(model, loras, generate_spec) -> Non
     ("frame", "gains"), [("base", None), ("content_only", 0), ("style_only", 1), ("direct", "both")]
 )
 def test_frames_are_the_adapters_they_name(model, loras, generate_spec, frame, gains) -> None:
-    method, sites = load(frame), live_sites(model, loras, ("content", "style"))
+    method, sites = load(frame), live_sites(model.unet, loras, ("content", "style"))
 
     def gain(site: str, progress: float) -> tuple[float, ...]:
         return method.gain(sites[site], progress)

@@ -1,18 +1,24 @@
 """Rows of the score stage: complete, unique, independent of the batch size, references embedded once."""
 
 import hashlib
+import json
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tiny_scorers import pictures, write_scorer
 
-from lorabench.data.pairs import Concept, Pair, Reference
+from lorabench.data.pairs import Concept, Pair, Reference, Scene
 from lorabench.errors import UserError
-from lorabench.metrics.load import load_scorers
+from lorabench.metrics.files import ScorerFiles
+from lorabench.metrics.load import load_scorer, load_scorers
+from lorabench.metrics.references import References
 from lorabench.metrics.truth import Readout, Truth
-from lorabench.stages.score import COLUMNS, Item, References, check_unique, score, score_items
+from lorabench.stages.score import COLUMNS, Item, check_rows, check_unique, score, score_items
 
 KEYS = {"dataset": "d", "world": "1", "method": "direct", "ablation": "none", "model": "micro"}
 
@@ -36,9 +42,10 @@ def pair_of(contents, styles, factors=None):
     return Pair((content,), (style,), "a sks mug in szn style", "a mug in ink style")
 
 
-def run(scorers, images, pair, **options):
-    prompts, seeds = [pair.prompt] * len(images), list(range(len(images)))
-    return score(images, pair, prompts, scorers, seeds=seeds, keys=KEYS, **options)
+def run(scorers, images, pair, each=None, **options):
+    """each: images a scene; all of them by default."""
+    seeds = list(range(len(images)))
+    return score(images, pair, pair.shots(each or len(images)), scorers, seeds=seeds, keys=KEYS, **options)
 
 
 def test_one_row_per_image_metric_and_reference(scorers):
@@ -49,20 +56,36 @@ def test_one_row_per_image_metric_and_reference(scorers):
     for row in rows:
         count[row["metric"]] = count.get(row["metric"], 0) + 1
     assert count == {
-        "dino/content": 6, "clip_i/content": 6, "clip_i/style": 12, "clip_t": 3, "csd/content": 6, "csd/style": 12,
+        "dino/content": 6, "dino/style": 12, "clip_i/content": 6, "clip_i/style": 12, "clip_t": 3, "clip_t/prompt": 3,
+        "csd/content": 6, "csd/style": 12,
     }  # fmt: skip
     check_unique(rows)
     assert {row["backbone"] for row in rows} == {"dino@test", "clip@test", "csd@test"}
     assert {row["reference"] for row in rows if row["metric"] == "clip_t"} == {"a mug in ink style"}
+    assert {row["reference"] for row in rows if row["role"] == "prompt"} == {"a sks mug in szn style"}
     assert all(-1 <= row["value"] <= 1 for row in rows)
     with pytest.raises(RuntimeError, match="scored twice"):
         check_unique([*rows, rows[0]])
 
 
+def test_each_image_meets_the_text_of_its_own_scene(scorers):
+    scenes = (Scene("a sks mug in the snow in szn style", "a mug in the snow in ink style"),
+              Scene("a sks mug on the beach in szn style", "a mug on the beach in ink style"))  # fmt: skip
+    pair = replace(pair_of(pictures(1, seed=1), pictures(1, seed=2)), scenes=scenes)
+    rows = run(scorers, pictures(4), pair, 2)
+    for image in range(4):
+        own = {row["role"]: row for row in rows if row["image"] == image and row["metric"].startswith("clip_t")}
+        scene = scenes[image // 2]
+        assert (own["prompt"]["reference"], own["text"]["reference"]) == scene
+        assert own["text"]["prompt"] == scene.prompt
+    texts = {row["value"] for row in rows if row["role"] == "text" and row["image"] < 2}
+    assert len(texts) == 2  # the same text, other images
+
+
 def test_an_image_scores_one_against_itself(scorers):
     images = pictures(1)
     rows = run(scorers, images, pair_of(images, images))
-    assert all(row["value"] == pytest.approx(1, abs=1e-5) for row in rows if row["metric"] != "clip_t")
+    assert all(row["value"] == pytest.approx(1, abs=1e-5) for row in rows if not row["metric"].startswith("clip_t"))
 
 
 def test_scores_do_not_depend_on_batch_or_order(scorers):
@@ -85,23 +108,96 @@ def test_paths_score_as_the_pictures_in_them(scorers, tmp_path):
         run(scorers, paths, pair)
 
 
-def test_references_are_embedded_once(scorers):
+def drawn_concept(calls):
+    """A concept whose references say when they are drawn."""
+
+    def draw(seed):
+        calls.append(seed)
+        return Image.fromarray(pictures(1, seed=seed)[0])
+
+    references = tuple(Reference("mug", "a mug", f"{seed}" * 64, partial(draw, seed)) for seed in (1, 2))
+    return Concept("mug_1", "content", "mug", (), references)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_references_are_embedded_once(scorers, tmp_path, kept):
     calls = []
-
-    def draw():
-        calls.append(1)
-        return Image.fromarray(pictures(1)[0])
-
-    concept = Concept("mug_1", "content", "mug", (), (Reference("mug", "a mug", "0" * 64, draw),))
-    references = References()
+    concept, references = drawn_concept(calls), References(tmp_path if kept else None)
     first = references.concept(scorers[0], concept)
     assert torch.equal(first["content"], references.concept(scorers[0], concept)["content"])
-    assert len(calls) == 1
+    assert calls == [1, 2]
+    pair = Pair((concept,), (replace(concept, role="style"),), "a sks mug in szn style", "a mug in ink style")
+    for seed in (3, 4):
+        run(scorers, pictures(2, seed=seed), pair, references=references)
+    assert calls == [1, 2, 1, 2, 1, 2]  # for the other two scorers
+
+
+def test_references_are_found_by_the_next_process(scorers, tmp_path):
+    calls = []
+    concept = drawn_concept(calls)
+    made = References(tmp_path).concept(scorers[2], concept)
+    text = References(tmp_path).text(scorers[1], "a mug")
+    found = References(tmp_path)
+    assert all(torch.equal(made[role], found.concept(scorers[2], concept)[role]) for role in made)
+    assert calls == [1, 2]
+    found.text(scorers[1], "a mug")
+    scorers[1].tokenizer, tokenizer = None, scorers[1].tokenizer
+    assert torch.equal(text, References(tmp_path).text(scorers[1], "a mug"))
+    scorers[1].tokenizer = tokenizer
+    files = sorted(tmp_path.rglob("*.safetensors"))
+    assert len(files) == 3 and not list(tmp_path.rglob(".*"))
+    for file in files:
+        file.write_bytes(file.read_bytes()[:20])  # of a disk that was full
+    again = References(tmp_path).concept(scorers[2], concept)
+    assert calls == [1, 2, 1, 2] and torch.equal(again["style"], made["style"])
+
+
+def test_references_of_other_weights_are_others(tmp_path, scorers):
+    calls = []
+    concept = drawn_concept(calls)
+    first = References(tmp_path).concept(scorers[0], concept)
+    other = named(tmp_path / "scorers", "dino@test", 7)
+    second = References(tmp_path).concept(other, concept)
+    assert calls == [1, 2, 1, 2] and not torch.allclose(first["content"], second["content"], atol=1e-3)
+
+
+def named(root, name, seed):
+    """A tiny DINO of that name with weights of its own."""
+    folder = write_scorer(root / name, "dino")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "name": name}))
+    generator = torch.Generator().manual_seed(seed)
+    state = {key: torch.randn(v.shape, generator=generator) for key, v in load_file(folder / "w.safetensors").items()}
+    save_file(state, folder / "w.safetensors")
+    return load_scorer(ScorerFiles.of(folder))
+
+
+def test_several_backbones_of_a_kind_score_side_by_side(scorers, tmp_path):
+    both = [*scorers, named(tmp_path, "dino@other", 1)]
+    images, pair = pictures(3), pair_of(pictures(2, seed=1), pictures(1, seed=2))
+    rows = run(both, images, pair)
+    alone = run(both[3:], images, pair)
+    assert [row for row in rows if row["backbone"] == "dino@other"] == alone
+    assert [row for row in rows if row["backbone"] != "dino@other"] == run(scorers, images, pair)
+    with pytest.raises(RuntimeError, match="lacks dino/content by dino@other"):
+        items = [Item(image, pair, pair.text, {"prompt": pair.prompt, "image": i}) for i, image in enumerate(images)]
+        kept = [row for row in score_items(items, both) if (row["image"], row["backbone"]) != (1, "dino@other")]
+        check_rows(kept, items)
+
+
+def test_pictures_are_resized_once_for_all_that_want_the_same_size(scorers, monkeypatch):
+    from lorabench.metrics.preprocess import Preprocess
+
+    cut, sizes = Preprocess.cut, []
+    monkeypatch.setattr(Preprocess, "cut", lambda self, images: sizes.append(len(images)) or cut(self, images))
+    run(scorers, pictures(3, side=20), pair_of(pictures(2, seed=1), pictures(1, seed=2)))
+    assert sizes.count(3) == 1
 
 
 def test_keys_that_an_item_lacks_are_left_out(scorers):
     pair = pair_of(pictures(1, seed=1), pictures(1, seed=2))
-    rows = score_items([Item(pictures(1)[0], pair, {"prompt": "p", "seed": 0, "image": 0})], scorers)
+    keys = {"prompt": "p", "seed": 0, "image": 0}
+    rows = score_items([Item(pictures(1)[0], pair, "a mug in ink style", keys)], scorers)
     assert "method" not in rows[0]
     assert rows[0]["content"] == "mug_1"
 
@@ -125,5 +221,7 @@ def test_truth_is_read_where_the_factors_are_known(scorers):
     read = {row["metric"]: row["value"] for row in rows if row["backbone"] != "clip@micro" and "/" not in row["metric"]}
     assert read == {"class_acc": 1.0, "subject_r1": 0.0, "family_acc": 1.0, "style_r1": 1.0}
     photographs = pair_of(pictures(1, seed=1), pictures(1, seed=2))
-    assert {row["role"] for row in run(scorers, pictures(1), photographs, truth=truth)} == {"content", "style", "text"}
+    assert {row["role"] for row in run(scorers, pictures(1), photographs, truth=truth)} == {
+        "content", "style", "text", "prompt",
+    }  # fmt: skip
     assert not any(row["metric"] == "class_acc" for row in run(scorers, pictures(1), photographs, truth=truth))

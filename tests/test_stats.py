@@ -8,7 +8,7 @@ from lorabench import stats
 
 
 def simulate(effect: float, seed: int, pairs: int = 10, images: int = 4, references: int = 2) -> pd.DataFrame:
-    """Scores of one method: pair difficulty (shared by seed) + image noise (shared) + own noise + effect."""
+    """Images of one method: pair difficulty (shared by seed) + image noise (shared) + own noise + effect."""
     shared = np.random.default_rng(seed)
     own = np.random.default_rng([seed, int(1000 * effect) + 7])
     rows = []
@@ -19,7 +19,7 @@ def simulate(effect: float, seed: int, pairs: int = 10, images: int = 4, referen
             for reference in range(references):
                 value = 0.5 + effect + difficulty + noise + own.normal(0, 0.01)
                 rows.append(("world", f"c{pair}", f"s{pair}", "p", 0, image, reference, value))
-    return pd.DataFrame(rows, columns=[*stats.UNIT, "reference", "value"])
+    return stats.image_means(pd.DataFrame(rows, columns=[*stats.UNIT, "reference", "value"]))
 
 
 @pytest.mark.parametrize("pairs", [8, 20])
@@ -47,7 +47,7 @@ def test_only_what_both_have_is_compared() -> None:
     a, b = simulate(0.02, seed=1), simulate(0.0, seed=1)
     half = b.query("content in ['c0', 'c1', 'c2', 'c3', 'c4']")
     assert stats.difference(a, half).pairs == 5
-    assert np.isnan(stats.difference(a, b.assign(seed=9)).mean)
+    assert np.isnan(stats.difference(a, b.rename(index={0: 9}, level="seed")).mean)
 
 
 def test_intervals_repeat_and_small_cases_are_defined() -> None:

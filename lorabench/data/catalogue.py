@@ -1,53 +1,114 @@
 """From the config's dataset to its pairs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from lorabench.config import DreamBoothStyleDropSpec, MicroworldSpec
-from lorabench.data.pairs import JOIN, Concept, Pair, Prompts, all_pairs
+from lorabench.config import DatasetSpec, DreamBoothStyleDropSpec, FolderSpec, MicroworldSpec
+from lorabench.data.contexts import with_scenes
+from lorabench.data.pairs import JOIN, Concept, Pair, Prompts, Role, all_pairs, pair
+from lorabench.errors import UserError
 
 Groups = list[tuple[Concept, ...]]
 
 
-def load_pairs(spec: MicroworldSpec | DreamBoothStyleDropSpec, prompts: Prompts) -> list[Pair]:
+@dataclass(frozen=True)
+class Shelf:
+    """What a dataset of photographs has, before any image is read.
+
+    subjects: name -> whether it is a live one.  styles: their names.  load: a concept by role and name.
+    contexts: its own scenes "object" and "live".
+    """
+
+    subjects: dict[str, bool]
+    styles: list[str]
+    load: Callable[[Role, str], Concept]
+    contexts: Mapping[str, Sequence[str]]
+
+
+def load_pairs(spec: DatasetSpec, prompts: Prompts) -> list[Pair]:
     """All pairs of the subjects and styles that the config names; "a+b" names a group that is drawn together.
 
     Every file is decoded once, so that a broken one is found before any training. Raises UserError.
     """
     if isinstance(spec, MicroworldSpec):
-        from lorabench.data import microworld_pairs as world
+        return microworld(spec, prompts)
+    from lorabench.data.selection import select
 
-        subjects = groups(spec, "content", lambda n: world.subject(n, spec.content_images, spec.references, prompts))
-        styles = groups(spec, "style", lambda n: world.style(n, spec.style_images, spec.references, prompts))
-        return all_pairs(subjects, styles, prompts)
+    shelf = public(spec, prompts) if isinstance(spec, DreamBoothStyleDropSpec) else own(spec, prompts)
+    load = cache(shelf.load)
+    pairs = []
+    for contents, styles in select(spec, shelf.subjects, shelf.styles):
+        if twice := set(contents) & set(styles):
+            raise UserError(f"{twice.pop()} is a subject and a style; rename the style's file or folder")
+        found = pair(tuple(load("content", n) for n in contents), tuple(load("style", n) for n in styles), prompts)
+        pairs.append(with_scenes(found, prompts, shelf.contexts))
+    images = {image.sha256: image for p in pairs for c in p.concepts for image in (*c.images, *c.references)}
+    for image in images.values():
+        image.load()
+    return pairs
 
-    from lorabench.data import dreambooth, styledrop
 
-    root = Path(spec.root)
-    subjects = groups(spec, "content", lambda n: dreambooth.subject(root / "dreambooth", n, prompts))
-    styles = groups(spec, "style", lambda n: styledrop.style(root / "styledrop", n, prompts))
-    for group in [*subjects, *styles]:
-        for concept in group:
-            for image in concept.images:
-                image.load()
+def microworld(spec: MicroworldSpec, prompts: Prompts) -> list[Pair]:
+    from lorabench.data import microworld_pairs as world
+
+    if prompts.contexts != "none":
+        raise UserError("the microworld knows no scenes; leave prompts.contexts out or choose a dataset of photographs")
+    subjects = groups(spec, "content", lambda n: world.subject(n, spec.content_images, spec.references, prompts))
+    styles = groups(spec, "style", lambda n: world.style(n, spec.style_images, spec.references, prompts))
     return all_pairs(subjects, styles, prompts)
 
 
-def group_names(spec: MicroworldSpec | DreamBoothStyleDropSpec, role: str) -> list[list[str]]:
-    """The names of each group; `contents` is one group of subjects and replaces `subjects`."""
-    if role == "content" and spec.contents is not None:
-        return [list(spec.contents)]
-    return [name.split(JOIN) for name in (spec.subjects if role == "content" else spec.styles)]
+def public(spec: DreamBoothStyleDropSpec, prompts: Prompts) -> Shelf:
+    """Clones of google/dreambooth and of StyleDrop-PyTorch, or folders like theirs."""
+    from lorabench.data import dreambooth, packaged, styledrop
+
+    dataset = dreambooth.find(Path(spec.root).expanduser())
+    manifest = dreambooth.read_manifest(dataset / dreambooth.MANIFEST)
+    looks = styledrop.looks(styledrop.find(Path(spec.style_root or spec.root).expanduser()))
+
+    def load(role: Role, name: str) -> Concept:
+        if role == "style":
+            return styledrop.style(looks, name, prompts)
+        return dreambooth.subject(dataset, manifest, name, prompts, spec.held_out)
+
+    present = dreambooth.subjects(dataset, manifest)
+    live = {name: packaged.is_live(word) for name, word in present.items()}
+    return Shelf(live, list(looks), load, manifest.contexts)
 
 
-def groups(spec: MicroworldSpec | DreamBoothStyleDropSpec, role: str, load: Callable[[str], Concept]) -> Groups:
-    """Each group with its concepts; a concept that stands in several is loaded once."""
+def own(spec: FolderSpec, prompts: Prompts) -> Shelf:
+    """A user's own images with their manifest."""
+    from lorabench.data import folder
+    from lorabench.data.manifest import read
+
+    manifest = read(Path(spec.manifest).expanduser())
+
+    def load(role: Role, name: str) -> Concept:
+        if role == "style":
+            return folder.style(manifest, name, prompts)
+        return folder.subject(manifest, name, prompts, spec.held_out)
+
+    live = {name: folder.live(entry) for name, entry in manifest.subjects.items()}
+    return Shelf(live, list(manifest.styles), load, {})
+
+
+def groups(spec: MicroworldSpec, role: str, load: Callable[[str], Concept]) -> Groups:
+    """Each group of the microworld with its concepts; `contents` is one group of subjects and replaces `subjects`.
+
+    A concept that stands in several groups is loaded once.
+    """
     load = cache(load)
-    return [tuple(load(name) for name in names) for names in group_names(spec, role)]
+    if role == "content" and spec.contents is not None:
+        return [tuple(load(name) for name in spec.contents)]
+    return [
+        tuple(load(name) for name in names.split(JOIN))
+        for names in (spec.subjects if role == "content" else spec.styles)
+    ]
 
 
-def world_version(spec: MicroworldSpec | DreamBoothStyleDropSpec) -> str:
+def world_version(spec: DatasetSpec) -> str:
     """The microworld's version, kept in every row of scores; empty for photographs."""
     if not isinstance(spec, MicroworldSpec):
         return ""

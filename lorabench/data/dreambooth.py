@@ -3,61 +3,99 @@
 Ruiz et al., DreamBooth, CVPR 2023; github.com/google/dreambooth.
 """
 
-from functools import partial
+import ast
+from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
-
 from lorabench.config import unknown
-from lorabench.data.pairs import Concept, Prompts, Reference
+from lorabench.data.images import image_paths, reference
+from lorabench.data.packaged import is_live, packaged
+from lorabench.data.pairs import Concept, Prompts
+from lorabench.data.splits import split
 from lorabench.errors import UserError
-from lorabench.store import sha256
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
-
-
-def subject(root: Path, name: str, prompts: Prompts) -> Concept:
-    """One subject; raises UserError for an unknown subject, an empty folder or a missing manifest."""
-    classes = read_classes(root / "dataset" / "prompts_and_classes.txt")
-    present = sorted(known for known in classes if (root / "dataset" / known).is_dir())
-    if name not in present:
-        raise UserError(unknown("dataset.subjects", name, present))
-    word = classes[name]
-    paths = image_paths(root / "dataset" / name)
-    images = tuple(Reference(word, prompts.content(word), sha256(path), partial(read_image, path)) for path in paths)
-    return Concept(name, "content", word, images, images)
+MANIFEST = "prompts_and_classes.txt"
+REPOSITORY = ("dreambooth", "dreambooth-main", "google-dreambooth")  # folder names of clones and of archives
+BLOCKS = {"Object Prompts": "object", "Live Subject Prompts": "live"}
 
 
-def read_classes(manifest: Path) -> dict[str, str]:
-    """{subject: class word} from the CSV block that the manifest starts with."""
-    if not manifest.is_file():
-        raise UserError(f"{manifest} is missing; type dataset.root=<folder with dreambooth/ and styledrop/>")
+@dataclass(frozen=True)
+class Manifest:
+    """prompts_and_classes.txt. classes: subject -> class word. contexts: "object" and "live" -> "a {} in the snow"."""
+
+    classes: dict[str, str]
+    contexts: dict[str, list[str]]
+
+
+def find(root: Path) -> Path:
+    """The folder `dataset` of a clone: the root itself, or below it under one of the repository's names."""
+    for base in (root, *(root / name for name in REPOSITORY)):
+        for folder in (base / "dataset", base):
+            if (folder / MANIFEST).is_file():
+                return folder
+    raise UserError(
+        f"{root / 'dreambooth' / 'dataset' / MANIFEST} is missing; type dataset.root=<a clone of "
+        "github.com/google/dreambooth, or the folder that holds it>"
+    )
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Raises UserError with the line that is not of the file's form.
+
+    The file has three blocks: "Classes" (subject_name,class), then "Object Prompts" and "Live Subject Prompts", each a
+    list in Python whose items are 'a {0} {1} in the jungle'.format(unique_token, class_token).
+    """
     classes: dict[str, str] = {}
-    for line in manifest.read_text().splitlines():
-        if line.strip() == "Prompts":
-            break
-        name, comma, word = line.strip().partition(",")
-        if comma and name != "subject_name":
+    contexts: dict[str, list[str]] = {}
+    block, listing, start = "", [], 0
+    for number, raw in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        line = raw.strip()
+        if line in ("Classes", "Prompts", *BLOCKS):
+            block = line
+        elif block == "Classes" and line and line != "subject_name,class":
+            name, comma, word = (part.strip().strip('"') for part in line.partition(","))
+            if not (name and comma and word):
+                raise UserError(f"{path}:{number}: {line!r} is not of the form subject,class; restore the original")
             classes[name] = word
-    return classes
+        elif block in BLOCKS and (line.startswith("prompt_list") or listing):
+            listing, start = [*listing, line], start or number
+            if line.endswith("]"):
+                contexts[BLOCKS[block]] = prompt_list("\n".join(listing), path, start)
+                listing, start = [], 0
+    if not classes:
+        raise UserError(f"{path} names no subject below a line 'Classes'; restore the original")
+    return Manifest(classes, contexts)
 
 
-def image_paths(folder: Path) -> list[Path]:
-    """The images of a folder by name; raises UserError where there are none."""
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
-    if not paths:
-        raise UserError(f"{folder} holds no image ({', '.join(sorted(SUFFIXES))}); put some there or leave it out")
-    return paths
-
-
-def read_image(path: Path) -> Image.Image:
-    """RGB, upright by its EXIF orientation, transparency on white; raises UserError for a broken file."""
+def prompt_list(code: str, path: Path, start: int) -> list[str]:
+    """The templates of one list, read without running it; `start` is its line in the file."""
     try:
-        with Image.open(path) as opened:
-            upright = ImageOps.exif_transpose(opened)
-            if upright.has_transparency_data:
-                layer = upright.convert("RGBA")
-                upright = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-            return upright.convert("RGB")
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
-        raise UserError(f"{path} is not a readable image; replace it or remove it") from error
+        [assign] = ast.parse(code).body
+        assert isinstance(assign, ast.Assign) and isinstance(assign.value, ast.List)
+        found = []
+        for item in assign.value.elts:
+            assert isinstance(item, ast.Call) and isinstance(item.func, ast.Attribute)
+            template = ast.literal_eval(item.func.value)
+            assert template.count("{0} {1}") == 1
+            found.append(template.replace("{0} {1}", "{}"))
+        return found
+    except (SyntaxError, ValueError, AssertionError, AttributeError) as error:
+        raise UserError(
+            f"{path}:{start}: not a list of 'a {{0}} {{1}} ...'.format(unique_token, class_token); restore the original"
+        ) from error
+
+
+def subjects(dataset: Path, manifest: Manifest) -> dict[str, str]:
+    """Subject -> class word, of the manifest's subjects that have a folder, in its order."""
+    return {name: word for name, word in manifest.classes.items() if (dataset / name).is_dir()}
+
+
+def subject(dataset: Path, manifest: Manifest, name: str, prompts: Prompts, held_out: int = 0) -> Concept:
+    """One subject, `held_out` of its images for reference only; UserError for an unknown one or an empty folder."""
+    present = subjects(dataset, manifest)
+    if name not in present:
+        raise UserError(unknown("dataset.subjects", name, sorted(present)))
+    word = present[name]
+    images = [(path.stem, reference(path, word, prompts.content(word))) for path in image_paths(dataset / name)]
+    trained, references = split(name, images, held_out, packaged("near_duplicates").get(name, []))
+    return Concept(name, "content", word, trained, references, live=is_live(word))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from PIL import Image, ImageOps
 
@@ -17,10 +17,14 @@ ROLES: tuple[Role, Role] = ("content", "style")
 
 @dataclass(frozen=True)
 class Prompts:
-    """The prompts of DreamBooth-LoRA with ZipLoRA's identifiers; both identifiers are configurable."""
+    """The prompts of DreamBooth-LoRA with ZipLoRA's identifiers; both identifiers are configurable.
+
+    contexts: the scenes to draw pairs in, by name or one by one (lorabench/data/contexts.py).
+    """
 
     content_token: str = "sks"
     style_token: str = "szn"
+    contexts: str | Sequence[str] = "none"
 
     def content(self, word: str) -> str:
         return f"a {self.content_token} {word}"
@@ -65,6 +69,8 @@ class Concept:
     images: what the LoRA is trained on.
     references: what generated images are compared with; other images than the trained ones where there are some.
     factors: the true factors in a world that has them, else None.
+    live: whether it is a living subject, which may wear a hat.
+    contexts: of its own to be drawn in, for prompts.contexts=auto.
     """
 
     name: str
@@ -73,6 +79,8 @@ class Concept:
     images: tuple[Reference, ...]
     references: tuple[Reference, ...]
     factors: Any = None
+    live: bool = False
+    contexts: tuple[str, ...] = ()
 
     def identity(self) -> dict[str, Any]:
         """What tells this concept from any other, for keys: words and image hashes, no path."""
@@ -83,13 +91,21 @@ class Concept:
         }
 
 
+class Scene(NamedTuple):
+    """What a pair is drawn in: the prompt with its identifiers, and the same in plain words, for CLIP-T."""
+
+    prompt: str
+    text: str
+
+
 @dataclass(frozen=True)
 class Pair:
     """A subject to be drawn in a style; or several subjects together, or in a blend of several styles.
 
-    prompt: with all identifiers, what every row generates from ("a sks dog in szn style").
+    prompt: with all identifiers, what a merge learns with and every row draws ("a sks dog in szn style").
     text: the same in plain words, for CLIP-T ("a dog in oil painting style").
     couples: of several, each content with each style as a pair of its own; empty for a single pair.
+    scenes: what is drawn instead of the prompt ("a sks dog in the jungle in szn style"); merges know the prompt alone.
     """
 
     contents: tuple[Concept, ...]
@@ -97,6 +113,16 @@ class Pair:
     prompt: str
     text: str
     couples: tuple[Pair, ...] = ()
+    scenes: tuple[Scene, ...] = ()
+
+    @property
+    def drawn(self) -> tuple[Scene, ...]:
+        """The scenes; without any, the prompt alone."""
+        return self.scenes or (Scene(self.prompt, self.text),)
+
+    def shots(self, images: int) -> list[Scene]:
+        """The scene of every image, in their order: each scene `images` times."""
+        return [scene for scene in self.drawn for _ in range(images)]
 
     @property
     def concepts(self) -> tuple[Concept, ...]:

@@ -1,42 +1,91 @@
-"""Styles in the layout of StyleDrop-PyTorch: data/<image> and data/data.json {image: [object, style phrase]}.
+"""Styles as images: StyleDrop-PyTorch's data/<image> and data/data.json {image: [object, style phrase]}, or any folder
+of images, each a style, or of folders, each a style of several images.
 
-Sohn et al., StyleDrop, NeurIPS 2023; github.com/aim-uofa/StyleDrop-PyTorch. A style is one image.
+Sohn et al., StyleDrop, NeurIPS 2023; github.com/zideliu/StyleDrop-PyTorch (or aim-uofa/StyleDrop-PyTorch).
 """
 
 import json
-from functools import partial
+import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from lorabench.config import unknown
-from lorabench.data.dreambooth import read_image
-from lorabench.data.pairs import Concept, Prompts, Reference
+from lorabench.data.images import images_in, reference
+from lorabench.data.packaged import packaged
+from lorabench.data.pairs import Concept, Prompts
 from lorabench.errors import UserError
-from lorabench.store import sha256
+
+MANIFEST = "data.json"
+REPOSITORY = ("styledrop", "StyleDrop-PyTorch", "StyleDrop-PyTorch-main", "styles")
+PICTURE = "picture"  # what an image shows of which nothing is known
 
 
-def style(root: Path, name: str, prompts: Prompts) -> Concept:
-    """One style by its file's stem ("image_01_05"); raises UserError where it is unknown or its image is missing."""
-    manifest = read_manifest(root / "data" / "data.json")
-    if name not in manifest:
-        raise UserError(unknown("dataset.styles", name, sorted(manifest)))
-    file, thing, phrase = manifest[name]
-    path = root / "data" / file
-    if not path.is_file():
-        raise UserError(f"{path} is missing; put it there or leave {name} out of dataset.styles")
-    image = Reference(thing, prompts.style(thing), sha256(path), partial(read_image, path))
-    return Concept(name, "style", phrase, (image,), (image,))
+@dataclass(frozen=True)
+class Look:
+    """A style: its images, what they show ("bay"), its phrase ("watercolor painting style")."""
+
+    paths: tuple[Path, ...]
+    thing: str
+    phrase: str
 
 
-def read_manifest(path: Path) -> dict[str, tuple[str, str, str]]:
-    """{stem: (file, object, style phrase)}; "A bay" becomes "bay", "in glowing style" becomes "glowing style"."""
-    if not path.is_file():
-        raise UserError(f"{path} is missing; type dataset.root=<folder with dreambooth/ and styledrop/>")
+def find(root: Path) -> Path:
+    """The folder of the style images: of a clone, or a plain one; the root itself, or below it under a known name."""
+    bases = (*(root / name for name in REPOSITORY), root)
+    for base in bases:
+        for folder in (base / "data", base):
+            if (folder / MANIFEST).is_file():
+                return folder
+    for base in bases:
+        for folder in (base / "data", base):
+            if folder.is_dir() and plain(folder):
+                return folder
+    raise UserError(
+        f"{root / 'styledrop' / 'data' / MANIFEST} is missing; type dataset.style_root=<a clone of "
+        "github.com/zideliu/StyleDrop-PyTorch, a folder of style images, or a folder that holds one>"
+    )
+
+
+def plain(folder: Path) -> dict[str, tuple[Path, ...]]:
+    """Name -> images, of the images and of the folders of images in a folder."""
+    found: dict[str, tuple[Path, ...]] = {path.stem: (path,) for path in images_in(folder)}
+    for below in sorted(path for path in folder.iterdir() if path.is_dir()):
+        if paths := images_in(below):
+            found.setdefault(below.name, tuple(paths))
+    return found
+
+
+def looks(folder: Path) -> dict[str, Look]:
+    """Every style by its name, the stem of a file or the name of a folder; those of the manifest first."""
+    found = read_manifest(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
+    for name, paths in plain(folder).items():
+        if name not in found:
+            thing, phrase = packaged("styledrop").get(name, (PICTURE, phrase_of(name)))
+            found[name] = Look(paths, bare(thing), phrase.removeprefix("in "))
+    return found
+
+
+def style(styles: dict[str, Look], name: str, prompts: Prompts) -> Concept:
+    """One style; raises UserError where it is unknown or its image is missing."""
+    if name not in styles:
+        raise UserError(unknown("dataset.styles", name, sorted(styles)))
+    look = styles[name]
+    if missing := next((path for path in look.paths if not path.is_file()), None):
+        raise UserError(f"{missing} is missing; put it there or leave {name} out of dataset.styles")
+    images = tuple(reference(path, look.thing, prompts.style(look.thing)) for path in look.paths)
+    return Concept(name, "style", look.phrase, images, images)
+
+
+def read_manifest(path: Path) -> dict[str, Look]:
+    """Stem -> style; "A bay" becomes "bay", "in glowing style" becomes "glowing style"."""
     try:
-        entries = json.loads(path.read_text())
+        entries = json.loads(path.read_text(encoding="utf-8"))
         return {
-            Path(file).stem: (file, bare(thing), phrase.removeprefix("in "))
+            Path(file).stem: Look((path.parent / file,), bare(thing), phrase.removeprefix("in "))
             for file, (thing, phrase) in entries.items()
         }
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: {error.msg}; restore the original") from error
     except (ValueError, AttributeError) as error:
         raise UserError(f"{path} is not of the form {{image: [object, style phrase]}}; restore the original") from error
 
@@ -44,3 +93,13 @@ def read_manifest(path: Path) -> dict[str, tuple[str, str, str]]:
 def bare(thing: str) -> str:
     """The object without its article or its capital: "A bay" -> "bay", "Slice of melon" -> "slice of melon"."""
     return thing.removeprefix("A ") if thing.startswith("A ") else thing[:1].lower() + thing[1:]
+
+
+def phrase_of(name: str) -> str:
+    """The phrase that the name of a file or folder gives.
+
+    >>> phrase_of("oil_painting2"), phrase_of("kid crayon style")
+    ('oil painting style', 'kid crayon style')
+    """
+    words = re.sub(r"[\s_-]*\d+$", "", name).replace("_", " ").replace("-", " ").strip() or name
+    return words if words.endswith("style") else f"{words} style"

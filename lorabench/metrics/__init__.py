@@ -1,1 +1,1 @@
-"""Scorers: one file a backbone, each with its own preprocessing; `load.load_scorers` opens their folders."""
+"""Scorers: one file a kind of backbone, each with its own preprocessing; `files` finds them, `load` opens them."""

@@ -1,7 +1,8 @@
-"""DINO's place: the class token of a timm vision transformer (DINO, arXiv 2104.14294), scored against content images.
+"""DINO's place: the class token of a timm vision transformer (DINO, arXiv 2104.14294; DINOv2, 2304.07193).
 
 For the published numbers: vit_small_patch16_224.dino with Resize 256 and CenterCrop 224, as in DreamBooth and
-its successors. timm's own transform for these weights resizes to 248, hence the explicit preprocessing.
+its successors. timm's own transform for these weights resizes to 248, hence the explicit preprocessing. DINOv2 runs at
+224 as well, its positions resampled from 518 as in DreamBench++ (see lorabench/metrics/layouts.py).
 """
 
 from __future__ import annotations
@@ -25,10 +26,14 @@ def build_dino(architecture: dict[str, Any]) -> nn.Module:
 
 
 class Dino(Scorer):
-    """Content by the pooled feature after the last norm: the class token of a plain transformer."""
+    """The pooled feature after the last norm: the class token of a plain transformer.
+
+    Content is what most papers mean by it; B-LoRA and CSD-VAR compare it with the style's images too.
+    """
 
     metric = "dino"
-    roles = ("content",)
+    roles = ("content", "style")
 
     def features(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"content": self.network(pixels)}
+        feature = self.network(pixels)
+        return {"content": feature, "style": feature}

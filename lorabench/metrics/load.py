@@ -1,82 +1,86 @@
-"""From a folder to a scorer: config.json (name, kind, architecture, preprocess, weights) and the weights it names.
+"""From files to a scorer: config.json (name, kind, architecture, preprocess, weights) and safetensors.
 
     {"name": "dino@vits16", "kind": "dino",
      "architecture": {"model": "vit_small_patch16_224.dino"},
      "preprocess": {"resize": 256, "crop": 224, "interpolation": "bicubic", "mean": [...], "std": [...]},
      "weights": "model.safetensors"}
 
-The packaged micro scorers are such folders, so real backbones differ by their config alone.
+weights: a file beside config.json; of a packaged description {hub, file, sha256}, where they are published. The micro
+scorers are such folders too, so real backbones differ by their description alone.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from lorabench.errors import UserError
+from lorabench.metrics.files import MICRO_SCORERS, ScorerFiles, folder_scorers, read_config
 from lorabench.metrics.preprocess import Preprocess
 from lorabench.metrics.scorer import Scorer
-
-KINDS = ("dino", "clip", "csd")
-MICRO_SCORERS = Path(__file__).parent.parent / "assets" / "micro_scorers"
+from lorabench.metrics.weights import Unfilled, check_fit, load_strict, read_safetensors, read_shapes
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a scorer's folder; UserError when it is missing, broken or incomplete."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise UserError(f"{folder} is no scorer: it has no config.json; name a folder with config.json and weights")
-    try:
-        config = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is no valid JSON ({error}); correct it") from error
-    missing = [key for key in ("name", "kind", "architecture", "preprocess", "weights") if key not in config]
-    if missing:
-        raise UserError(f"{path} lacks {', '.join(missing)}; see lorabench/metrics/load.py for its form")
-    if config["kind"] not in KINDS:
-        raise UserError(f"{path}: kind '{config['kind']}' is unknown; use one of {', '.join(KINDS)}")
-    return config
-
-
-def load_scorer(folder: Path | str, device: str = "cpu") -> Scorer:
-    """The scorer of a folder, strictly loaded, in float32 on `device`."""
-    from lorabench.metrics.weights import load_strict, read_safetensors
-
-    folder = Path(folder)
-    config = read_config(folder)
-    weights = folder / config["weights"]
-    tensors = read_safetensors(weights)
-    name, kind, architecture = config["name"], config["kind"], config["architecture"]
-    version = fingerprint(folder / "config.json", weights)
-    try:
-        preprocess = Preprocess(**config["preprocess"])
-    except TypeError as error:
-        raise UserError(
-            f"{folder / 'config.json'}: preprocess is wrong ({error}); see lorabench/metrics/load.py"
-        ) from error
-    scorer: Scorer
-    if kind == "dino":
-        from lorabench.metrics.dino import Dino, build_dino
-
-        scorer = Dino(name, version, build_dino(architecture), preprocess)
-    elif kind == "clip":
-        from lorabench.metrics.clip import Clip, build_clip, build_tokenizer
-
-        tokenizer = build_tokenizer(architecture, folder)
-        scorer = Clip(name, version, build_clip(architecture), preprocess, tokenizer)
-    else:
-        from lorabench.metrics.csd import CSD, build_csd
-
-        scorer = CSD(name, version, build_csd(architecture), preprocess)
-    load_strict(scorer.network, tensors, weights)
+def load_scorer(files: ScorerFiles, device: str = "cpu") -> Scorer:
+    """The scorer of a description and its weights, strictly loaded, in float32 on `device`."""
+    config = read_config(files.config)
+    tensors = read_safetensors(files.weights)
+    scorer = build_scorer(config, files)
+    load_strict(scorer.network, tensors, config, files.weights)
     return scorer.to(device)
 
 
 def load_scorers(root: Path | str = MICRO_SCORERS, device: str = "cpu") -> list[Scorer]:
-    """The scorers of a folder with dino/, clip/ and csd/ in it; the packaged micro ones by default."""
-    return [load_scorer(Path(root) / kind, device) for kind in KINDS]
+    """The scorers in the subfolders of a folder, by kind and name; the packaged micro ones by default."""
+    return [load_scorer(files, device) for files in folder_scorers(root)[0]]
+
+
+def build_scorer(config: Mapping[str, Any], files: ScorerFiles) -> Scorer:
+    """The scorer of a description with weights that are not set yet."""
+    name, kind, architecture = config["name"], config["kind"], config["architecture"]
+    try:
+        preprocess = Preprocess(**config["preprocess"])
+    except TypeError as error:
+        raise UserError(f"{files.config}: preprocess is wrong ({error}); see lorabench/metrics/load.py") from error
+    network, version = build_network(config), fingerprint(files.config, files.weights)
+    if kind == "dino":
+        from lorabench.metrics.dino import Dino
+
+        return Dino(name, version, network, preprocess)
+    if kind == "clip":
+        from lorabench.metrics.clip import Clip, build_tokenizer
+
+        return Clip(name, version, network, preprocess, build_tokenizer(architecture, files.config.parent))
+    from lorabench.metrics.csd import CSD
+
+    return CSD(name, version, network, preprocess)
+
+
+def build_network(config: Mapping[str, Any]) -> nn.Module:
+    """The network of a description, its weights not set."""
+    architecture = config["architecture"]
+    with Unfilled():
+        if config["kind"] == "dino":
+            from lorabench.metrics.dino import build_dino
+
+            return build_dino(architecture)
+        if config["kind"] == "clip":
+            from lorabench.metrics.clip import build_clip
+
+            return build_clip(architecture)
+        from lorabench.metrics.csd import build_csd
+
+        return build_csd(architecture)
+
+
+def check_scorer(files: ScorerFiles) -> None:
+    """UserError unless the header of the weights has the names and shapes of the network; reads no weight."""
+    config = read_config(files.config)
+    check_fit(build_network(config), read_shapes(files.weights), config, files.weights)
 
 
 def fingerprint(*files: Path) -> str:

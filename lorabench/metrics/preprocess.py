@@ -44,26 +44,40 @@ class Preprocess:
         """The block of the config that makes this object again."""
         return asdict(self)
 
+    @property
+    def geometry(self) -> tuple[int, int, str]:
+        """What `cut` depends on: scorers that agree in it can share its result."""
+        return self.resize, self.crop, self.interpolation
+
     def __call__(self, images: Sequence[np.ndarray] | np.ndarray) -> torch.Tensor:
         """uint8 RGB images, [n, H, W, 3] or a list of [H, W, 3] of any sizes -> float32 [n, 3, crop, crop]."""
+        return self.scale(self.cut(images))
+
+    def cut(self, images: Sequence[np.ndarray] | np.ndarray) -> torch.Tensor:
+        """Resize and centre crop: images as above -> uint8 [n, 3, crop, crop].
+
+        Resized by PIL, as everywhere in the field: on tensors torchvision differs by a grey level, in places by more.
+        """
         import torch
+        from PIL import Image
         from torchvision.transforms import InterpolationMode
         from torchvision.transforms.v2 import functional as F
 
         mode = InterpolationMode(self.interpolation)
-        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (self.mean, self.std))
-        out = torch.empty(len(images), 3, self.crop, self.crop)
-        by_size: dict[tuple[int, ...], list[int]] = {}
+        out = torch.empty(len(images), 3, self.crop, self.crop, dtype=torch.uint8)
         for i, image in enumerate(images):
             check_uint8_rgb(image)
-            by_size.setdefault(image.shape, []).append(i)
-        for (height, width, _), rows in by_size.items():
-            batch = torch.from_numpy(np.stack([images[i] for i in rows])).permute(0, 3, 1, 2)
-            if min(height, width) != self.resize:
-                batch = F.resize(batch, [self.resize], interpolation=mode, antialias=True)
-            batch = F.center_crop(batch, [self.crop, self.crop])
-            out[rows] = (batch.float() / 255.0 - mean) / std
+            picture: Any = Image.fromarray(image)
+            resized = F.resize(picture, [self.resize], interpolation=mode)
+            out[i] = F.pil_to_tensor(F.center_crop(resized, [self.crop, self.crop]))
         return out
+
+    def scale(self, pixels: torch.Tensor) -> torch.Tensor:
+        """uint8 [n, 3, h, w] -> float32: (x / 255 - mean) / std."""
+        import torch
+
+        mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (self.mean, self.std))
+        return (pixels.float() / 255.0 - mean) / std
 
 
 def check_uint8_rgb(image: np.ndarray) -> None:

@@ -38,7 +38,6 @@ class Scorer(nn.Module):
     def features(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Preprocessed pixels [n, 3, crop, crop] -> features [n, d] by role, not normalised."""
 
-    @torch.no_grad()
     def embed(self, images: Sequence[np.ndarray] | np.ndarray, batch: int = 64) -> dict[str, torch.Tensor]:
         """uint8 RGB images ([n, H, W, 3], or a list of any sizes) -> unit rows [n, d] by role, float32 on the CPU.
 
@@ -46,10 +45,14 @@ class Scorer(nn.Module):
         """
         if len(images) == 0:
             raise ValueError("no images to embed")
+        return self.embed_cut(self.preprocess.cut(images), batch)
+
+    @torch.no_grad()
+    def embed_cut(self, cut: torch.Tensor, batch: int = 64) -> dict[str, torch.Tensor]:
+        """The same of images that `preprocess.cut` has resized and cropped, uint8 [n, 3, crop, crop]."""
         device = next(self.parameters()).device
         parts: dict[str, list[torch.Tensor]] = {role: [] for role in self.roles}
-        for start in range(0, len(images), batch):
-            pixels = self.preprocess(images[start : start + batch]).to(device)
-            for role, value in self.features(pixels).items():
+        for some in cut.split(batch):
+            for role, value in self.features(self.preprocess.scale(some.to(device))).items():
                 parts[role].append(normalise(value).cpu())
         return {role: torch.cat(values) for role, values in parts.items()}

@@ -15,7 +15,7 @@ import torch
 
 from lorabench.errors import UserError
 from lorabench.metrics.cosine import nearest
-from lorabench.metrics.load import MICRO_SCORERS
+from lorabench.metrics.files import MICRO_SCORERS
 from lorabench.metrics.scorer import Scorer
 from lorabench.metrics.weights import read_safetensors
 

@@ -5,14 +5,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lorabench.errors import UserError
 
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
+aten = torch.ops.aten
+
+
+class Unfilled(TorchDispatchMode):
+    """Networks made inside have no random start: drawing 428 M numbers takes seconds, and loading replaces them all."""
+
+    FILLS = (aten.normal_.default, aten.uniform_.default, aten.erfinv_.default)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self.FILLS:
+            return args[0]
+        if func is aten.randn.default:
+            func = aten.empty.memory_format
+        return func(*args, **(kwargs or {}))
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
@@ -25,14 +41,34 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path} is no readable safetensors file ({str(error).splitlines()[0]}); fetch it again"
-        ) from error
+        raise UserError(unreadable(path, error)) from error
 
 
-def load_strict(module: nn.Module, tensors: dict[str, torch.Tensor], source: Path) -> None:
-    """Copy `tensors` into `module`, all names and shapes equal, else UserError naming the first difference."""
-    expected = module.state_dict()
+def read_shapes(path: Path) -> dict[str, torch.Tensor]:
+    """As read_safetensors, but of the file's header alone: tensors without values, on torch's meta device."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(unreadable(path, error)) from error
+
+
+def unreadable(path: Path, error: Exception) -> str:
+    return f"{path} is no readable safetensors file ({str(error).splitlines()[0]}); fetch it again"
+
+
+def check_fit(
+    module: nn.Module, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], source: Path
+) -> dict[str, torch.Tensor]:
+    """The tensors in the module's layout; UserError naming the first difference unless all names and shapes are equal.
+
+    config: the scorer's description, for what it is called and which layouts it comes in.
+    """
+    from lorabench.metrics.layouts import translated
+
+    tensors, expected = translated(tensors, config), module.state_dict()
     missing = sorted(expected.keys() - tensors.keys())
     extra = sorted(tensors.keys() - expected.keys())
     wrong = sorted(k for k in expected.keys() & tensors.keys() if expected[k].shape != tensors[k].shape)
@@ -40,7 +76,15 @@ def load_strict(module: nn.Module, tensors: dict[str, torch.Tensor], source: Pat
         example = (missing or extra or wrong)[0]
         what = "lacks" if missing else "has unknown" if extra else "has another shape of"
         raise UserError(
-            f"{source} does not fit the architecture in its config.json: {len(missing)} tensors missing, "
+            f"{source} does not fit the architecture of {config['name']}: {len(missing)} tensors missing, "
             f"{len(extra)} unknown, {len(wrong)} of wrong shape (it {what} '{example}'); use the matching weights"
         )
+    return tensors
+
+
+def load_strict(
+    module: nn.Module, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], source: Path
+) -> None:
+    """Copy `tensors` into `module`, all names and shapes equal, else UserError as of check_fit."""
+    tensors, expected = check_fit(module, tensors, config, source), module.state_dict()
     module.load_state_dict({name: value.to(expected[name].dtype) for name, value in tensors.items()}, strict=True)

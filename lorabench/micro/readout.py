@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from lorabench.data import microworld as mw
 from lorabench.metrics.cosine import normalise
+from lorabench.metrics.files import ScorerFiles
 from lorabench.metrics.load import load_scorer
 from lorabench.metrics.truth import CONTENT, PHOTO, STYLE
 from lorabench.micro.scorer_bank import STYLES, SUBJECTS, VIEWS, ScorerBank
@@ -58,7 +59,7 @@ def fit_readout(root: Path, bank: ScorerBank) -> None:
     """Write root/truth/ for the dino and csd scorers in `root`."""
     from safetensors.torch import save_file
 
-    dino, csd = load_scorer(root / "dino"), load_scorer(root / "csd")
+    dino, csd = (load_scorer(ScorerFiles.of(root / kind)) for kind in ("dino", "csd"))
     images = np.concatenate([bank.pixels[:, i].reshape(-1, *bank.shape[3:]) for i in HEAD_ROWS])
     classes, families = [], []
     for i in HEAD_ROWS:

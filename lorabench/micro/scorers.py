@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lorabench.metrics.load import KINDS
+from lorabench.metrics.files import KINDS
 from lorabench.micro.scorer_bank import ScorerBank, world_fingerprint
 from lorabench.micro.scorer_models import TASKS, make_config
 from lorabench.seeds import seed_of

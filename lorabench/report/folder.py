@@ -24,6 +24,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from lorabench import protocols
+from lorabench.config import ProtocolSpec
 from lorabench.errors import UserError
 
 REQUIRED = ("method", "ablation", "dataset", "model", "seed")
@@ -31,26 +33,11 @@ FLOORS = ("base", "content_only", "style_only")
 CEILING = "oracle"
 FRAMES = (*FLOORS, CEILING)
 RANK_FIGURE = "figures/rank_by_layer.png"
-METRICS = (
-    "dino/content",
-    "clip_i/content",
-    "clip_i/style",
-    "clip_t",
-    "csd/style",
-    "csd/content",
-    "subject_r1",
-    "style_r1",
-)
 
 
 def label(method: str, ablation: str = "none") -> str:
     """Name of a table row: the method, with its ablation where there is one."""
     return method if method in FRAMES or ablation == "none" else f"{method} {ablation}"
-
-
-def metric_order(metrics: list[str]) -> list[str]:
-    """The standard columns that are present, then any others by name."""
-    return [m for m in METRICS if m in metrics] + sorted(set(metrics) - set(METRICS))
 
 
 def label_rows(scores: pd.DataFrame) -> pd.DataFrame:
@@ -61,7 +48,7 @@ def label_rows(scores: pd.DataFrame) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Picture:
-    """One generated image with its scores, averaged over its references."""
+    """One generated image with its scores, averaged over its references; values: by metric, as Table names them."""
 
     label: str
     content: str
@@ -122,10 +109,12 @@ class RunFolder:
     def pictures(self) -> list[Picture]:
         """Every scored image, in the order of the scores."""
         key = ["method", "label", "content", "style", "prompt", "seed", "image"]
-        table = self.scores.pivot_table("value", key, "metric", sort=False)
-        metrics = metric_order(list(table))
+        columns, _ = protocols.columns(protocols.ALL, self.scores)
+        names = {(column.spec.metric, column.backbone): column.name for column in columns}
+        table = self.scores.pivot_table("value", key, ["metric", "backbone"], sort=False)
         found = []
-        for row in table.reset_index().to_dict("records"):
+        for at, scores in zip(table.index, table.to_dict("records"), strict=True):
+            row = dict(zip(key, at, strict=True))
             folder = self.path / "images" / row["method"] / f"{row['content']}+{row['style']}"
             path = folder / f"{row['image']:02d}.png"
             if not path.is_file():
@@ -139,10 +128,16 @@ class RunFolder:
                     seed=row["seed"],
                     index=row["image"],
                     path=path,
-                    values={metric: row[metric] for metric in metrics if pd.notna(row[metric])},
+                    values={name: scores[of] for of, name in names.items() if pd.notna(scores[of])},
                 )
             )
         return found
+
+
+def common_protocol(runs: list[RunFolder]) -> ProtocolSpec:
+    """The protocol that all runs were made with; that of all metrics where they differ."""
+    found = [protocols.of_config(run.config) for run in runs]
+    return found[0] if all(each == found[0] for each in found) else protocols.ALL
 
 
 def join_scores(runs: list[RunFolder]) -> pd.DataFrame:
@@ -152,7 +147,8 @@ def join_scores(runs: list[RunFolder]) -> pd.DataFrame:
         if len(values := scores[column].astype(str).unique()) > 1:
             raise UserError(f"these runs differ in {column} ({', '.join(values)}); give folders of one {column}")
     for metric, backbones in scores.groupby("metric")["backbone"].unique().items():
-        if len(backbones) > 1:
+        each = [set(run.scores.loc[run.scores["metric"] == metric, "backbone"]) for run in runs]
+        if not set.intersection(*(known for known in each if known)):
             raise UserError(f"{metric} was scored by {' and '.join(backbones)}; give folders of one scorer")
     return scores.drop_duplicates(
         ["label", "dataset", "content", "style", "prompt", "seed", "image", "metric", "backbone", "reference"]

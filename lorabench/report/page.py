@@ -75,8 +75,10 @@ def score_columns(lines: pd.DataFrame) -> dict[str, dict[str, dict]]:
         scale = 100 / (high - low) if high > low else 0.0
         columns[str(metric)] = {
             line["label"]: {
-                "mean": f"{line['mean']:.3f}",
-                "interval": "" if math.isnan(line["low"]) else f"{line['low']:.3f} to {line['high']:.3f}",
+                "mean": f"{line['mean']:.{line['digits']}f}",
+                "interval": ""
+                if math.isnan(line["low"])
+                else f"{line['low']:.{line['digits']}f} to {line['high']:.{line['digits']}f}",
                 "dot": (line["mean"] - low) * scale,
                 "start": 0.0 if math.isnan(line["low"]) else (line["low"] - low) * scale,
                 "width": 0.0 if math.isnan(line["low"]) else (line["high"] - line["low"]) * scale,

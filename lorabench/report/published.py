@@ -13,6 +13,7 @@ from numbers import Real
 import pandas as pd
 import yaml
 
+from lorabench.protocols import Column
 from lorabench.report.folder import RunFolder
 
 MARK = "↳"
@@ -24,7 +25,7 @@ class Published:
     """One row of a publication's table.
 
     source: "arXiv 2504.13206, table main".
-    values: by metric, those of the columns that our table has.
+    values: by the name of the column, those of the columns that our table has.
     """
 
     source: str
@@ -35,16 +36,31 @@ class Published:
         return f"reported: {self.source}"
 
 
-def published(runs: list[RunFolder], metrics: list[str]) -> dict[str, list[Published]]:
-    """label -> what is reported of it in these metrics, each publication once whatever the number of runs."""
+def published(runs: list[RunFolder], columns: list[Column], arxiv: str | None = None) -> dict[str, list[Published]]:
+    """label -> what is reported of it in these columns, each publication once whatever the number of runs.
+
+    arxiv: of the publication whose protocol the columns are; then the others, of other protocols, are left out.
+    """
     rows: dict[str, list[Published]] = {}
     for run in runs:
         for entry in entries(run):
-            row = Published(source(entry), {metric: entry[metric] for metric in metrics if number(entry.get(metric))})
+            if arxiv not in (None, entry.get("arxiv")):
+                continue
+            row = Published(source(entry), values_of(entry, columns))
             own = rows.setdefault(run.label, [])
             if row.values and row not in own:
                 own.append(row)
     return {name: own for name, own in rows.items() if own}
+
+
+def values_of(entry: dict, columns: list[Column]) -> dict[str, float]:
+    """The entry's numbers in the columns' scale; it has cosines, and one CLIP-T whichever text it is of."""
+    found = {}
+    for column in columns:
+        value = entry.get("clip_t" if column.spec.metric.startswith("clip_t") else column.spec.metric)
+        if value is not None and number(value) and column.spec.times is None:
+            found[column.name] = value if column.spec.scale == 1 else value * column.spec.scale
+    return found
 
 
 def entries(run: RunFolder) -> list[dict]:
@@ -72,12 +88,13 @@ def number(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def footnote(runs: list[RunFolder], lines: pd.DataFrame) -> str:
-    """What to make of the marked rows."""
+def footnote(runs: list[RunFolder], lines: pd.DataFrame, arxiv: str | None = None) -> str:
+    """What to make of the marked rows; arxiv: as in `published`."""
     micro = any(name.endswith("@micro") for name in lines["backbone"])
     if micro or any(run.manifest["dataset"] != PHOTOGRAPHS for run in runs):
         return (
             f"Rows marked {MARK} are what the publication reports on its own data and backbones; "
             "they do not match this protocol."
         )
-    return f"Rows marked {MARK} are what the publication reports; its pairs, prompts and training are its own."
+    what = "reports in these columns" if arxiv else "reports"
+    return f"Rows marked {MARK} are what the publication {what}; its pairs, prompts and training are its own."

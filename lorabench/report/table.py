@@ -10,9 +10,11 @@ from math import isnan
 
 import pandas as pd
 
-from lorabench import stats
+from lorabench import protocols, stats
+from lorabench.config import ProtocolSpec
+from lorabench.protocols import Column
 from lorabench.report import published
-from lorabench.report.folder import CEILING, FLOORS, FRAMES, RunFolder, join_scores, label_rows, metric_order
+from lorabench.report.folder import CEILING, FLOORS, FRAMES, RunFolder, join_scores, label_rows
 from lorabench.report.published import Published
 
 COSTS = {
@@ -27,7 +29,7 @@ BASELINE = "direct"
 class Table:
     """What is shown of one or several runs, whatever the format.
 
-    lines: as `summary` makes them.  spent: as `costs` makes them.
+    lines: as `summary` makes them; `metric` is the name of a column.  spent: as `costs` makes them.
     reported: by label, the publications' rows.  notes: paragraphs under the table.
     """
 
@@ -37,14 +39,15 @@ class Table:
     notes: list[str]
 
     @classmethod
-    def of(cls, runs: list[RunFolder]) -> Table:
-        """Raises UserError where the runs cannot be compared."""
+    def of(cls, runs: list[RunFolder], protocol: ProtocolSpec = protocols.ALL) -> Table:
+        """Raises UserError where the runs cannot be compared, or have no score that the protocol shows."""
         scores = join_scores(runs)
-        lines = summary(scores)
-        reported = published.published(runs, list(lines["metric"].unique()))
-        notes = footnotes(lines, scores)
+        columns, said = protocols.columns(protocol, scores)
+        lines = summary(scores, columns)
+        reported = published.published(runs, columns, protocol.arxiv)
+        notes = [*footnotes(lines, scores, columns), *said]
         if reported:
-            notes.append(published.footnote(runs, lines))
+            notes.append(published.footnote(runs, lines, protocol.arxiv))
         return cls(lines, costs(runs), reported, notes)
 
     @property
@@ -64,34 +67,40 @@ def row_order(labels: list[str]) -> list[str]:
     return [f for f in FLOORS if f in unique] + methods + [CEILING] * (CEILING in unique)
 
 
-def summary(scores: pd.DataFrame) -> pd.DataFrame:
-    """Scores of one or several methods -> one line a row and metric.
+def summary(scores: pd.DataFrame, columns: list[Column]) -> pd.DataFrame:
+    """Scores of one or several methods -> one line a row and column.
 
-    Columns: label, metric, backbone, mean, low, high, pairs, images, and of each method the paired difference
-    to `direct` (difference, difference_low, difference_high, separated); that is missing for the frames, for
-    `direct` itself, and when there is no `direct` to compare with on at least two pairs.
+    Columns: label, metric (the column's name), backbone, digits, mean, low, high, pairs, images, and of each method
+    the paired difference to `direct` (difference, difference_low, difference_high, separated); that is missing for
+    the frames, for `direct` itself, and when there is no `direct` to compare with on at least two pairs.
     """
     scores = label_rows(scores)
-    groups = dict(iter(scores.groupby(["label", "metric"], sort=False)))
+    by_label = dict(iter(scores.groupby("label", sort=False)))
+    images = {
+        (name, column.name): protocols.image_values(rows, column)
+        for name, rows in by_label.items()
+        for column in columns
+    }
     lines = []
-    for name in row_order(scores["label"].tolist()):
-        for metric in metric_order(scores["metric"].unique().tolist()):
-            if (rows := groups.get((name, metric))) is None:
+    for name in row_order(scores["label"].unique().tolist()):
+        for column in columns:
+            if (own := images[name, column.name]).empty:
                 continue
-            at = stats.mean(rows)
+            at = stats.mean(own, *column.rule)
             line = {
                 "label": name,
-                "metric": metric,
-                "backbone": rows["backbone"].iloc[0],
+                "metric": column.name,
+                "backbone": column.backbone,
+                "digits": column.digits,
                 "mean": at.mean,
                 "low": at.low,
                 "high": at.high,
                 "pairs": at.pairs,
-                "images": len(stats.image_means(rows)),
+                "images": len(own),
             }
-            baseline = groups.get((BASELINE, metric))
-            if baseline is not None and name not in (BASELINE, *FRAMES):
-                delta = stats.difference(rows, baseline)
+            baseline = images.get((BASELINE, column.name))
+            if baseline is not None and not baseline.empty and name not in (BASELINE, *FRAMES):
+                delta = stats.difference(own, baseline, *column.rule)
                 if not isnan(delta.low):  # a pair or none in common tells nothing apart, nor together
                     line |= {
                         "difference": delta.mean,
@@ -155,9 +164,8 @@ def escape(text: str) -> str:
 def format_score(line: dict | None) -> str:
     if line is None:
         return ""
-    text = f"{line['mean']:.3f}"
-    if line["low"] == line["low"]:  # a single pair has no interval
-        text += f" [{line['low']:.3f}, {line['high']:.3f}]"
+    mean, low, high = (f"{line[part]:.{line['digits']}f}" for part in ("mean", "low", "high"))
+    text = mean if isnan(line["low"]) else f"{mean} [{low}, {high}]"  # a single pair has no interval
     return text + (" ~" if line.get("separated") is False else "")
 
 
@@ -173,16 +181,20 @@ def format_reported(own: Published, metric: str) -> str:
     return f"{own.values[metric]:g}" if metric in own.values else ""
 
 
-def footnotes(lines: pd.DataFrame, scores: pd.DataFrame) -> list[str]:
+def footnotes(lines: pd.DataFrame, scores: pd.DataFrame, columns: list[Column]) -> list[str]:
     """Paragraphs under the table."""
     pairs, backbones = lines["pairs"].tolist(), list(dict.fromkeys(lines["backbone"]))
+    rules = {column.rule[0] for column in columns}
+    order = "; averaged by reference, image, pair in this order" if rules == {"pair"} else ""
     notes = [
-        f"Mean over {span(pairs)} pairs ({span(lines['images'].tolist())} images a row; averaged by reference, image, "
-        "pair in this order) with the 95 % interval of a bootstrap over pairs."
+        f"Mean over {span(pairs)} pairs ({span(lines['images'].tolist())} images a row{order}) "
+        "with the 95 % interval of a bootstrap over pairs."
     ]
     if min(pairs) < 6:
         notes[0] += f" With {min(pairs)} pairs the interval is at most their range and too narrow; take 6 or more."
-    cells = scores.groupby(["metric", "label"])[stats.PAIR]
+    used = {(column.spec.metric, column.backbone) for column in columns}
+    shown = [of in used for of in zip(scores["metric"], scores["backbone"], strict=True)]
+    cells = scores[shown].groupby(["metric", "label"])[stats.PAIR]
     covered = cells.apply(lambda pairs: frozenset(pairs.drop_duplicates().itertuples(index=False, name=None)))
     if any(covered.groupby(level="metric").nunique() > 1):
         notes[0] += " Not all rows average over the same pairs: their means cannot be compared."

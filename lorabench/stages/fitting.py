@@ -16,13 +16,13 @@ logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # it reports h
 
 
 class Steps(pl.Callback):
-    """Reports optimiser steps done."""
+    """Reports optimiser steps done; start: those of an earlier training that this one goes on from."""
 
-    def __init__(self, progress: Progress):
-        self.progress = progress
+    def __init__(self, progress: Progress, start: int = 0):
+        self.progress, self.start = progress, start
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        self.progress(trainer.global_step)
+        self.progress(self.start + trainer.global_step)
 
 
 def fit(
@@ -32,12 +32,19 @@ def fit(
     precision: str,
     progress: Progress | None = None,
     logger: Logger | None = None,
+    callbacks: Sequence[pl.Callback] = (),
+    start: int = 0,
+    accumulate: int = 1,
     **options: Any,
 ) -> None:
-    """Run `steps` optimiser steps; the "batch" of each is its index, from which a module seeds its draws."""
-    callbacks = [Steps(progress)] if progress else []
-    trainer = quiet_trainer(place, precision, callbacks, logger, max_steps=steps, **options)
-    trainer.fit(module, range(steps))
+    """Run optimiser steps `start` to `steps`; the "batch" of each is its index, from which a module seeds its draws.
+
+    accumulate: batches a step, whose gradients are averaged; there are steps * accumulate of them.
+    """
+    told = [Steps(progress, start)] if progress else []
+    options = {"max_steps": steps - start, "accumulate_grad_batches": accumulate, **options}
+    trainer = quiet_trainer(place, precision, [*callbacks, *told], logger, **options)
+    trainer.fit(module, range(start * accumulate, steps * accumulate))
 
 
 def quiet_trainer(

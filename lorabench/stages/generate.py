@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -12,11 +12,17 @@ from torch import Tensor
 
 from lorabench.adapters import Adapters, AllGates, attach
 from lorabench.config import GenerateSpec, TrainerSpec
+from lorabench.data.pairs import Role
 from lorabench.lora import LoRA
+from lorabench.method import Method
+from lorabench.models.adapted import live_sites, text_sites
 from lorabench.models.sdxl import SDXL
 from lorabench.sampling import Gain, sample
 from lorabench.stages.fitting import Progress, quiet_trainer
 from lorabench.stages.learn import map_gates
+
+if TYPE_CHECKING:
+    from lorabench.stages.merge import MergeResult
 
 
 class Generating(pl.LightningModule):
@@ -64,15 +70,45 @@ def generate(
 ) -> np.ndarray:
     """Images uint8 [n, H, W, 3], one a prompt and seed (n of each).
 
-    gates: by site, one a LoRA.  gain: strength of each LoRA by (site, progress); None is one for all.
+    gates: by site, one a LoRA.  gain: strength of each LoRA by (site, progress), on the text encoders too, where they
+    keep the one of the start; None is one for all.
     progress: called with the number of images done so far.
     """
     starts = range(0, len(prompts), spec.batch)
     batches = [(prompts[i : i + spec.batch], seeds[i : i + spec.batch]) for i in starts]
     callbacks = [Images(progress)] if progress else []
     on_device = gates and map_gates(gates, lambda tensor: tensor.to(model.device))
-    with attach(model.unet, loras, on_device) as adapters:
+    words = {site: gain(site, 0.0) for lora in loras for site in lora.text} if gain else None
+    with attach(model.unet, loras, on_device) as adapters, model.adapted_text(loras, words):
         module = Generating(model, adapters, gain, spec, batches)
         runner = quiet_trainer(model.device, trainer.precision, callbacks)
         images: Any = runner.predict(module, range(len(batches)))
     return torch.cat(images).numpy()
+
+
+def draw(
+    model: SDXL,
+    method: Method,
+    loras: Sequence[LoRA],
+    roles: Sequence[Role],
+    result: MergeResult | None,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    spec: GenerateSpec,
+    trainer: TrainerSpec,
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """Images as a method draws them: with the file of its merge if it makes one, else with all LoRAs at their gains.
+
+    result: the method's merge of the LoRAs, where it has made one.  Returns as `generate`.
+    """
+    if result is not None and method.exports:
+        return generate(model, [result.lora], prompts, seeds, spec, trainer, progress=progress)
+    own = method.rebase(loras)
+    sites = {**live_sites(model.unet, own, roles), **text_sites(own, roles)}
+
+    def gain(site: str, at: float) -> tuple[float, ...]:
+        return method.gain(sites[site], at)
+
+    gates = result.gates if result is not None else None
+    return generate(model, own, prompts, seeds, spec, trainer, gates, gain, progress)

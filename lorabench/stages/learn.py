@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lorabench.adapters import Adapters, AllGates, Gates
 from lorabench.data.pairs import Concept, Pair
+from lorabench.lora import LoRA
 from lorabench.method import FitSpec, Method, Site
 from lorabench.models.sdxl import SDXL, Conditioning, pixels
 from lorabench.passes import MergeStep, Noised
@@ -23,10 +24,12 @@ from lorabench.seeds import seed_of
 class Draws:
     """The seeded draws of one pair: its images as the UNet sees them, computed once, noised anew at each step."""
 
-    def __init__(self, model: SDXL, pair: Pair, seed: int):
+    def __init__(self, model: SDXL, pair: Pair, seed: int, loras: Sequence[LoRA] = ()):
+        """loras: that are merged; their parts for the text encoders are summed, for teachers and merge alike."""
         self.model, self.seed, self.roles = model, seed, pair.roles
-        self.concepts = [Images(model, concept) for concept in pair.concepts]
-        self.both = model.encode_prompts([pair.prompt])
+        with model.adapted_text(loras):
+            self.concepts = [Images(model, concept) for concept in pair.concepts]
+            self.both = model.encode_prompts([pair.prompt])
 
     def step(self, step: int, batch: int, adapters: Adapters, sites: Mapping[str, Site]) -> MergeStep:
         """`batch` images of each concept; one noise and timestep for an image of each."""
@@ -54,26 +57,25 @@ class Images:
 class Merging(pl.LightningModule):
     """Learns the gates of a method for pairs of the same shape; the LoRAs and the model stay as they are.
 
-    starts: the gates of each pair before the first step.
+    starts: the gates of each pair before the first step.  draws: of each pair.
     """
 
     def __init__(
         self,
-        model: SDXL,
         adapters: Adapters,
         sites: Mapping[str, Site],
         method: Method,
         starts: Sequence[AllGates],
         pairs: Sequence[Pair],
-        seeds: Sequence[int],
+        draws: Sequence[Draws],
     ):
         super().__init__()
         assert method.fit is not None
         self.adapters, self.sites, self.method = adapters, sites, method
         self.spec: FitSpec = method.fit
-        self.draws = [Draws(model, pair, seed) for pair, seed in zip(pairs, seeds, strict=True)]
+        self.draws = draws
         self.steps = [method.steps([len(concept.images) for concept in pair.concepts]) for pair in pairs]
-        self.gates, self.shared = parameters(starts, model.device)
+        self.gates, self.shared = parameters(starts, draws[0].model.device)
         for site, layer in adapters.layers.items():
             layer.gates, layer.gated = self.gates[site], True
         self.learned = nn.ParameterList(

@@ -5,21 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import torch
 from pytorch_lightning.loggers import Logger
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from lorabench.adapters import AllGates, Gates, attach, export, learned_params, linear_at, union
+from lorabench.adapters import AllGates, Gates, attach, export, learned_params
 from lorabench.config import TrainerSpec
-from lorabench.data.pairs import Pair, Role
+from lorabench.data.pairs import Pair
 from lorabench.lora import LoRA
 from lorabench.method import Method, Site
+from lorabench.models.adapted import live_sites, text_sites
 from lorabench.models.sdxl import SDXL
-from lorabench.models.sites import depths
 from lorabench.ranks import effective_rank
 from lorabench.seeds import seed_of
 from lorabench.stages.fitting import Progress, curve, fit
@@ -121,6 +120,8 @@ def merge_pairs(
 ) -> list[MergeResult]:
     """Merge pairs, those whose LoRAs have the same shape side by side in one batch if the method learns."""
     rebased = [MergeItem(tuple(method.rebase(item.loras)), item.pair) for item in items]
+    if not method.needs_model:
+        return [given(model.unet, method, item, seed) for item in rebased]
     if method.fit is None:
         return [closed(model, method, item, seed) for item in rebased]
     alike: dict[str, list[int]] = {}
@@ -150,14 +151,15 @@ def learned(
 ) -> list[MergeResult]:
     """Learn the gates of pairs of one shape."""
     first, *others = items
-    sites = live_sites(model, first.loras, first.pair.roles)
+    sites = live_sites(model.unet, first.loras, first.pair.roles)
     seeds = [item_seed(item.pair, seed) for item in items]
     starts = [method.gates(sites, each) or {} for each in seeds]
     loras = first.loras
     if others:
         loras = [LoRA.stack(alike) for alike in zip(*(item.loras for item in items), strict=True)]
     with attach(model.unet, loras) as adapters:
-        module = Merging(model, adapters, sites, method, starts, [item.pair for item in items], seeds)
+        draws = [Draws(model, item.pair, own, item.loras) for item, own in zip(items, seeds, strict=True)]
+        module = Merging(adapters, sites, method, starts, [item.pair for item in items], draws)
         fit(module, max(module.steps), model.device, trainer.precision, progress, logger)
     curves = [{name: curve(values) for name, values in losses.items()} for losses in module.losses]
     return [
@@ -166,17 +168,20 @@ def learned(
     ]
 
 
+def given(unet: nn.Module, method: Method, item: MergeItem, seed: int) -> MergeResult:
+    """A merge that asks nothing of the network but its shapes: `unet` may be without weights."""
+    sites = live_sites(unet, item.loras, item.pair.roles)
+    return result_of(method, item, sites, method.gates(sites, item_seed(item.pair, seed)), 0, {})
+
+
 def closed(model: SDXL, method: Method, item: MergeItem, seed: int) -> MergeResult:
-    """A merge without optimiser steps."""
-    sites = live_sites(model, item.loras, item.pair.roles)
+    """A merge without optimiser steps, from what the network does on a few draws."""
+    sites = live_sites(model.unet, item.loras, item.pair.roles)
     seed = item_seed(item.pair, seed)
-    gates, count = method.gates(sites, seed), 0
+    draws = Draws(model, item.pair, seed, item.loras)
     with attach(model.unet, item.loras) as adapters:
-        draws = cache(lambda: Draws(model, item.pair, seed))  # a method that solves nothing encodes nothing
-        solved = method.solve(lambda step, batch: draws().step(step, batch, adapters, sites), seed)
-    if solved is not None:
-        gates, count = solved, learned_params(solved)
-    return result_of(method, item, sites, gates, count, {})
+        gates = method.solve(lambda step, batch: draws.step(step, batch, adapters, sites), seed)
+    return result_of(method, item, sites, gates, learned_params(gates or {}), {})
 
 
 def uniform(
@@ -198,7 +203,7 @@ def uniform(
     ]
     parts = merge_pairs(model, method, singles, seed, trainer, progress, logger)
     loras = tuple(method.rebase(item.loras))
-    sites = live_sites(model, loras, pair.roles)
+    sites = live_sites(model.unet, loras, pair.roles)
     gates = {
         name: tuple(mean_gates(parts, couples, site, k) for k in range(len(loras))) for name, site in sites.items()
     }
@@ -230,7 +235,6 @@ def result_of(
     learned_params: int,
     losses: dict[str, list[float]],
 ) -> MergeResult:
-    gains = {name: method.gain(site, 0.0) for name, site in sites.items()}
     ranks = {}
     for site in sites:
         ranks[site] = []
@@ -239,20 +243,14 @@ def result_of(
             if factors is not None and gates:
                 factors = gates[site][k].gated(factors)
             ranks[site].append(0.0 if factors is None else effective_rank(factors.down, factors.up))
-    return MergeResult(export(item.loras, gates, gains), gates, learned_params, losses, ranks)
+    return MergeResult(exported(method, item, sites, gates), gates, learned_params, losses, ranks)
+
+
+def exported(method: Method, item: MergeItem, sites: Mapping[str, Site], gates: AllGates | None) -> LoRA:
+    """The merge as one LoRA, at the strengths that the method has when sampling starts."""
+    everywhere = {**sites, **text_sites(item.loras, item.pair.roles)}
+    return export(item.loras, gates, {name: method.gain(site, 0.0) for name, site in everywhere.items()})
 
 
 def item_seed(pair: Pair, seed: int) -> int:
     return seed_of("merge", *(concept.identity() for concept in pair.concepts), seed)
-
-
-def live_sites(model: SDXL, loras: Sequence[LoRA], roles: Sequence[Role]) -> dict[str, Site]:
-    """The adapted layers as a method sees them; UserError where a LoRA adapts no linear layer of the model."""
-    names = union(loras)
-    depth = depths(model.unet, names)
-    layers = {name: linear_at(model.unet, name) for name in names}
-    ranks = {name: tuple(lora[name].rank if name in lora else 0 for lora in loras) for name in names}
-    return {
-        name: Site(name, layer.in_features, layer.out_features, ranks[name], tuple(roles), depth[name])
-        for name, layer in layers.items()
-    }

@@ -1,69 +1,113 @@
 """Stage 1: one LoRA for one concept, by DreamBooth-LoRA.
 
 Ruiz et al., DreamBooth, CVPR 2023, with the weights of Hu et al., LoRA, ICLR 2022, on the attention projections of the
-UNet; no prior preservation, text encoders frozen, as ZipLoRA (arXiv 2311.13600, section 4) trains the LoRAs it merges:
+UNet, as ZipLoRA (arXiv 2311.13600, section 4) trains the LoRAs it merges:
 
-    minimise  E_{image, eps, t} || UNet_{W + alpha/rank U D}(x_t, t, prompt) - target(x_0, eps, t) ||^2
+    minimise  E_{image, eps, t} w(t) || UNet_{W + alpha/rank U D}(x_t, t, prompt) - target(x_0, eps, t) ||^2
 
-The target is the noise or the velocity, whichever the model predicts.
+The target is the noise or the velocity, whichever the model predicts. w is 1 or that of Min-SNR (Hang et al., ICCV
+2023). Prior preservation adds the same term, with w = 1, on images that the base model draws of the concept's class.
+
+Steps count updates. A step draws its images with replacement, each draw seeded by its number, so there are no epochs
+and nothing for the option `repeats` of diffusers' scripts to lengthen; an image listed twice is drawn twice as often.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import Logger
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from lorabench.adapters import Adapters, attach
 from lorabench.config import LoRASpec, TrainerSpec
-from lorabench.data.pairs import Concept
+from lorabench.data.pairs import Concept, Reference
+from lorabench.loggers.curves import Curves
 from lorabench.lora import Factors, LoRA
-from lorabench.models.sdxl import SDXL, pixels
+from lorabench.models.sdxl import SDXL, Conditioning
 from lorabench.models.sites import attention_sites
 from lorabench.seeds import seed_of
+from lorabench.stages.checkpoint import Checkpoint
 from lorabench.stages.fitting import Progress, fit
+from lorabench.stages.layers import initial
+from lorabench.stages.optimisers import check_recipe, optimiser, schedule
+from lorabench.stages.samples import Look, Samples
+from lorabench.stages.text_encoders import adapted_encoders, encode, factors_of
+from lorabench.stages.views import Batch, views
 
 
 class DreamBoothLoRA(pl.LightningModule):
-    """Trains the one adapter on the UNet; latents and text embeddings are computed once."""
+    """Trains the one adapter on the UNet, and those on the text encoders where there are some.
 
-    def __init__(self, model: SDXL, adapters: Adapters, concept: Concept, spec: LoRASpec, seed: int):
+    Latents are computed once, and so are text embeddings unless the text encoders learn.
+    prior: class images, for prior preservation.
+    """
+
+    def __init__(
+        self,
+        model: SDXL,
+        adapters: Adapters,
+        concept: Concept,
+        spec: LoRASpec,
+        seed: int,
+        prior: Sequence[Reference] = (),
+        encoders: Mapping[str, Adapters] | None = None,
+    ):
         super().__init__()
-        self.model, self.spec, self.seed = model, spec, seed
-        self.factors = nn.ParameterList(
-            factor for layer in adapters.layers.values() for factor in (layer.down, layer.up)
-        )
-        self.factors.requires_grad_(True)
+        self.model, self.spec, self.seed, self.encoders = model, spec, seed, encoders or {}
         self.scale = spec.alpha / spec.rank
-        adapters.rows(torch.tensor([[self.scale]]))
-        images = [reference.image(model.resolution) for reference in concept.images]
-        self.latents = model.encode_images(pixels(images))
-        self.prompts = model.encode_prompts([reference.prompt for reference in concept.images])
+        self.groups = [{"params": trainable([adapters], self.scale), "lr": spec.lr}]
+        if self.encoders:
+            self.groups.append({"params": trainable(self.encoders.values(), self.scale), "lr": spec.text_lr})
+        self.factors = nn.ParameterList(factor for group in self.groups for factor in group["params"])
+        self.images = views(model, concept.images, spec.flips, spec.crops, seed)
+        self.latents = self.images.latents
+        self.prior = views(model, prior, spec.flips, min(spec.crops, 1), seed) if prior else None
+        if not self.encoders:  # all of them now, so that the text encoders are not needed again
+            model.encode_prompts(self.images.prompts + (self.prior.prompts if self.prior else []))
+        self.losses: list[Tensor] = []
 
-    def training_step(self, step: int) -> Tensor:
-        draw = torch.Generator().manual_seed(self.step_seed(step))
-        picks = torch.randint(len(self.latents), (self.spec.batch,), generator=draw)
-        t = torch.randint(len(self.model.alphas_bar), (self.spec.batch,), generator=draw).to(self.model.device)
-        noise = torch.randn(self.spec.batch, *self.latents.shape[1:], generator=draw).to(self.model.device)
-        latents, prompts = self.latents[picks], self.prompts.take(picks)
-        prediction = self.model.predict(self.model.add_noise(latents, noise, t), t, prompts)
-        loss = mse_loss(prediction, self.model.target(latents, noise, t))
-        self.log("loss", loss, batch_size=1)
+    def training_step(self, forward: int) -> Tensor:
+        draw = torch.Generator().manual_seed(self.step_seed(forward))
+        batch = self.images.draw(self.model, self.spec.batch, draw)
+        if self.prior is not None:
+            batch = batch.join(self.prior.draw(self.model, self.spec.batch, draw), self.model)
+        loss = self.loss(batch)
+        self.losses.append(loss.detach())
+        if len(self.losses) == self.spec.accumulate:
+            self.log("loss", torch.stack(self.losses).mean(), batch_size=1)
+            self.losses.clear()
         return loss
 
-    def step_seed(self, step: int) -> int:
-        return seed_of(self.seed, step)
+    def loss(self, batch: Batch) -> Tensor:
+        """Of a batch whose rows are as many images of the concept, then those of its class if there are any."""
+        model, own = self.model, self.spec.batch
+        noised = model.add_noise(batch.latents, batch.noise, batch.t)
+        prediction = model.predict(noised, batch.t, self.encode(batch.prompts), batch.time_ids)
+        target = model.target(batch.latents, batch.noise, batch.t)
+        if self.spec.min_snr is None:
+            loss = mse_loss(prediction[:own], target[:own])
+        else:
+            errors = (prediction[:own] - target[:own]).square().mean(dim=(1, 2, 3))
+            loss = (errors * min_snr_weights(model, batch.t[:own], self.spec.min_snr)).mean()
+        if self.prior is not None:
+            loss = loss + self.spec.prior_weight * mse_loss(prediction[own:], target[own:])
+        return loss
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        return encode(self.model, prompts) if self.encoders else self.model.encode_prompts(prompts)
+
+    def step_seed(self, forward: int) -> int:
+        return seed_of(self.seed, forward)
 
     def configure_optimizers(self) -> Any:
-        spec = self.spec
-        slow, fast = spec.betas
-        optimiser = torch.optim.AdamW(self.factors, lr=spec.lr, betas=(slow, fast), weight_decay=spec.weight_decay)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: min(1, (step + 1) / (spec.warmup + 1)))
-        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        found = optimiser(self.spec, self.groups)
+        return {"optimizer": found, "lr_scheduler": {"scheduler": schedule(found, self.spec), "interval": "step"}}
 
 
 def personalise(
@@ -73,16 +117,32 @@ def personalise(
     seed: int,
     trainer: TrainerSpec,
     progress: Progress | None = None,
-    logger: Logger | None = None,
+    logger: Curves | None = None,
+    prior: Sequence[Reference] = (),
+    look: Look | None = None,
+    scratch: Path | None = None,
 ) -> LoRA:
     """Train a LoRA on the images of a concept; alpha / rank is folded into the result.
 
     Every draw is seeded by the concept's images and words, `seed` and the step.
-    progress: called after every step with the number of optimiser steps done so far, of spec.steps.
+    progress: called after every forward with the number of optimiser steps done so far, of spec.steps.
+    prior: images of the concept's class, what spec.prior_weight weighs.
+    look: where images go that are drawn every spec.sample_every steps.
+    scratch: folder in which a killed training is found again; the caller removes it.
+    Raises UserError where the recipe does not fit the model or this machine.
     """
+    check_recipe(spec)
     item = seed_of("personalise", concept.identity(), seed)
-    with attach(model.unet, [initial(model.unet, spec.rank, item)], dtype=torch.float32) as adapters:
-        module = DreamBoothLoRA(model, adapters, concept, spec, item)
+    with ExitStack() as stack:
+        start = initial(attention_sites(model.unet, spec.blocks), spec.rank, item)
+        adapters = stack.enter_context(attach(model.unet, [start], dtype=torch.float32))
+        encoders = stack.enter_context(adapted_encoders(model, spec.rank, item)) if spec.text_encoders else {}
+        module = DreamBoothLoRA(model, adapters, concept, spec, item, prior, encoders)
+        checkpoint = Checkpoint(scratch, trainer.checkpoint_every, logger) if scratch else None
+        callbacks: list[pl.Callback] = [checkpoint] if checkpoint else []
+        if look is not None and spec.sample_every:
+            prompt, noise = concept.images[0].prompt, seed_of("sample", item)
+            callbacks.append(Samples(look, spec.sample_every, model, prompt, noise, spec.text_encoders))
         fit(
             module,
             spec.steps,
@@ -90,17 +150,30 @@ def personalise(
             trainer.precision,
             progress,
             logger,
+            callbacks,
+            checkpoint.done if checkpoint else 0,
+            spec.accumulate,
             gradient_clip_val=spec.max_grad_norm,
         )
         [trained] = adapters.loras()
-    return LoRA({site: Factors(each.down, each.up * module.scale) for site, each in trained.items()})
+        text = factors_of(encoders, module.scale)
+    return LoRA({site: Factors(each.down, each.up * module.scale) for site, each in trained.items()}, text)
 
 
-def initial(unet: nn.Module, rank: int, seed: int) -> LoRA:
-    """Where training starts: `down` normal with standard deviation 1 / rank, `up` zero (peft's "gaussian")."""
-    factors = {}
-    for site, layer in attention_sites(unet).items():
-        draw = torch.Generator().manual_seed(seed_of(seed, site))
-        down = torch.randn(rank, layer.in_features, generator=draw) / rank
-        factors[site] = Factors(down, torch.zeros(layer.out_features, rank))
-    return LoRA(factors)
+def trainable(adapters: Iterable[Adapters], scale: float) -> list[Tensor]:
+    """The adapters' factors, which now learn, at strength `scale` in every row."""
+    found = []
+    for each in adapters:
+        each.rows(torch.tensor([[scale]]))
+        found += [factor.requires_grad_(True) for layer in each.layers.values() for factor in (layer.down, layer.up)]
+    return found
+
+
+def min_snr_weights(model: SDXL, t: Tensor, gamma: float) -> Tensor:
+    """Weights [n] of the squared errors at timesteps t: min(snr, gamma) / snr for noise, / (snr + 1) for velocity.
+
+    Hang et al., ICCV 2023, equations 7 and 8: both weigh the error of the clean image by min(snr, gamma).
+    """
+    signal = model.alphas_bar[t]
+    snr = signal / (1 - signal)
+    return snr.clamp(max=gamma) / (snr if model.prediction_type == "epsilon" else snr + 1)

@@ -1,7 +1,8 @@
 """Stage 4: every image against its references, one row a number.
 
-An image is decoded once and fed to every scorer; references and texts are embedded once for all images that share
-them. A row is one image x metric x reference, so that any paper's averaging can be computed from the rows later.
+An image is decoded once for all scorers, and resized once for those that want the same size; references and texts are
+embedded once for all images that share them (lorabench/metrics/references.py). A row is one image x metric x reference,
+so that any paper's averaging can be computed from the rows later.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from lorabench.data.pairs import Concept, Pair
+from lorabench.data.pairs import Pair, Scene
 from lorabench.errors import UserError
 from lorabench.metrics.clip import Clip
 from lorabench.metrics.cosine import cosine_matrix
 from lorabench.metrics.preprocess import to_uint8
+from lorabench.metrics.references import References
 from lorabench.metrics.scorer import Scorer
 from lorabench.metrics.truth import CONTENT, STYLE, Truth
 
@@ -37,11 +39,14 @@ Row = dict[str, Any]
 class Item:
     """An image to score: decoded (uint8 [H, W, 3]) or the path of one, its pair, and the other KEYS of its rows.
 
-    Keys that are left out (method, say, when a store holds what a method drew) are left out of the rows too.
+    text: the plain words of its scene, for CLIP-T.
+    keys: those left out (method, say, when a store holds what a method drew) are left out of the rows too; "prompt",
+        what the image was drawn from, is always there.
     """
 
     image: np.ndarray | Path
     pair: Pair
+    text: str
     keys: Mapping[str, Any]
 
     def known(self) -> Row:
@@ -61,31 +66,6 @@ class Item:
             ) from error
 
 
-class References:
-    """Embeddings of references and texts, made once each and kept by content hash and by the scorer's weights."""
-
-    def __init__(self) -> None:
-        self._images: dict[tuple[str, str, str], dict[str, torch.Tensor]] = {}
-        self._texts: dict[tuple[str, str, str], torch.Tensor] = {}
-
-    def concept(self, scorer: Scorer, concept: Concept) -> dict[str, torch.Tensor]:
-        """The concept's references by role, unit rows [m, d] in their order."""
-        keys = [(scorer.name, scorer.version, reference.sha256) for reference in concept.references]
-        new = {key: r for key, r in zip(keys, concept.references, strict=True) if key not in self._images}
-        if new:
-            embedded = scorer.embed([to_uint8(reference.load()) for reference in new.values()])
-            for i, key in enumerate(new):
-                self._images[key] = {role: rows[i] for role, rows in embedded.items()}
-        return {role: torch.stack([self._images[key][role] for key in keys]) for role in scorer.roles}
-
-    def text(self, scorer: Clip, text: str) -> torch.Tensor:
-        """The unit row [1, d] of a text."""
-        key = (scorer.name, scorer.version, text)
-        if key not in self._texts:
-            self._texts[key] = scorer.embed_text([text])
-        return self._texts[key]
-
-
 def similarity_rows(item: Item, scorer: Scorer, image: Mapping[str, torch.Tensor], references: References) -> list[Row]:
     """Rows of one image and one scorer; `image` is its unit row [1, d] by role."""
     rows = []
@@ -97,9 +77,12 @@ def similarity_rows(item: Item, scorer: Scorer, image: Mapping[str, torch.Tensor
                 name = reference.sha256[:12]
                 rows.append(row(item, f"{scorer.metric}/{role}", scorer.name, role, name, value, version))
     if isinstance(scorer, Clip):
-        text = item.pair.text
-        value = cosine_matrix(image["content"], references.text(scorer, text)).item()
-        rows.append(row(item, scorer.text_metric, scorer.name, "text", text, value, version))
+        for metric, role, text in (
+            (scorer.text_metric, "text", item.text),
+            (f"{scorer.text_metric}/prompt", "prompt", item.keys["prompt"]),
+        ):
+            value = cosine_matrix(image["content"], references.text(scorer, text)).item()
+            rows.append(row(item, metric, scorer.name, role, text, value, version))
     return rows
 
 
@@ -146,19 +129,23 @@ class Decoded(Dataset[tuple[int, np.ndarray]]):
 class Scoring(pl.LightningModule):
     """predict_step: a batch of (position, picture) -> the rows of its items."""
 
-    def __init__(self, items: Sequence[Item], scorers: Sequence[Scorer], truth: Truth | None) -> None:
+    def __init__(
+        self, items: Sequence[Item], scorers: Sequence[Scorer], truth: Truth | None, references: References
+    ) -> None:
         super().__init__()
-        self.items, self.truth, self.references = items, truth, References()
+        self.items, self.truth, self.references = items, truth, references
         self.scorers = torch.nn.ModuleList(scorers)
 
     def predict_step(self, batch: list[tuple[int, np.ndarray]], batch_idx: int = 0) -> list[Row]:
         items = [self.items[position] for position, _ in batch]
         pictures = [picture for _, picture in batch]
         rows: list[Row] = []
-        embeddings = {}
+        embeddings, cuts = {}, {}
         for scorer in self.scorers:
             assert isinstance(scorer, Scorer)
-            embedded = embeddings[scorer.name] = scorer.embed(pictures)
+            if (geometry := scorer.preprocess.geometry) not in cuts:
+                cuts[geometry] = scorer.preprocess.cut(pictures)
+            embedded = embeddings[scorer.name] = scorer.embed_cut(cuts[geometry])
             for i, item in enumerate(items):
                 one = {role: values[i : i + 1] for role, values in embedded.items()}
                 rows += similarity_rows(item, scorer, one, self.references)
@@ -175,8 +162,12 @@ def score_items(
     truth: Truth | None = None,
     trainer: pl.Trainer | None = None,
     batch: int = 32,
+    references: References | None = None,
 ) -> list[Row]:
-    """Rows of all items, ordered as the items are. With several ranks each gets the rows of its own share."""
+    """Rows of all items, ordered as the items are. With several ranks each gets the rows of its own share.
+
+    references: what is known of references and texts already, and learns of those of these items.
+    """
     if not items:
         return []
     trainer = trainer or pl.Trainer(
@@ -184,7 +175,7 @@ def score_items(
         enable_checkpointing=False,
     )  # fmt: skip
     loader = DataLoader(Decoded(items), batch_size=batch, collate_fn=list)
-    parts = trainer.predict(Scoring(items, scorers, truth), loader) or []
+    parts = trainer.predict(Scoring(items, scorers, truth, references or References()), loader) or []
     rows = [r for part in parts for r in part]
     if trainer.world_size == 1:
         check_rows(rows, items)
@@ -196,7 +187,7 @@ def score_items(
 def score(
     images: Sequence[np.ndarray | Path],
     pair: Pair,
-    prompts: Sequence[str],
+    scenes: Sequence[Scene],
     scorers: Sequence[Scorer],
     *,
     seeds: Sequence[int],
@@ -204,16 +195,17 @@ def score(
     truth: Truth | None = None,
     trainer: pl.Trainer | None = None,
     batch: int = 32,
+    references: References | None = None,
 ) -> list[Row]:
-    """Rows of the images of one pair; prompts and seeds [n] belong to images [n] (decoded, or paths).
+    """Rows of the images of one pair; scenes and seeds [n] belong to images [n] (decoded, or paths).
 
     keys: the KEYS all have in common, of dataset, world, method, ablation, model.
     """
     items = [
-        Item(image, pair, {**keys, "prompt": prompt, "seed": seed, "image": i})
-        for i, (image, prompt, seed) in enumerate(zip(images, prompts, seeds, strict=True))
+        Item(image, pair, scene.text, {**keys, "prompt": scene.prompt, "seed": seed, "image": i})
+        for i, (image, scene, seed) in enumerate(zip(images, scenes, seeds, strict=True))
     ]
-    return score_items(items, scorers, truth, trainer, batch)
+    return score_items(items, scorers, truth, trainer, batch, references)
 
 
 def check_unique(rows: Sequence[Row]) -> None:
@@ -227,19 +219,20 @@ def check_unique(rows: Sequence[Row]) -> None:
 
 
 def check_rows(rows: Sequence[Row], items: Sequence[Item]) -> None:
-    """RuntimeError unless rows are unique and every item has some of every metric that its pair can have."""
+    """RuntimeError unless rows are unique and every item has all metrics, of all backbones, that its pair can have."""
     check_unique(rows)
-    metrics = {r["metric"] for r in rows}
-    found: dict[tuple, set[str]] = {}
+    metrics = {(r["metric"], r["backbone"]) for r in rows}
+    found: dict[tuple, set[tuple[str, str]]] = {}
     for r in rows:
-        found.setdefault(tuple(r.get(key) for key in KEYS), set()).add(r["metric"])
+        found.setdefault(tuple(r.get(key) for key in KEYS), set()).add((r["metric"], r["backbone"]))
     for item in items:
         known = item.known()
         expected = set(metrics)
         if not item.pair.is_single or item.pair.contents[0].factors is None:
-            expected -= {"class_acc", "subject_r1"}
+            expected -= {("class_acc", CONTENT[0]), ("subject_r1", CONTENT[0])}
         if not item.pair.is_single or item.pair.styles[0].factors is None:
-            expected -= {"family_acc", "style_r1"}
+            expected -= {("family_acc", STYLE[0]), ("style_r1", STYLE[0])}
         missing = expected - found.get(tuple(known.get(key) for key in KEYS), set())
         if missing:
-            raise RuntimeError(f"image {known.get('image')} of {item.pair.name} lacks {', '.join(sorted(missing))}")
+            names = ", ".join(f"{metric} by {backbone}" for metric, backbone in sorted(missing))
+            raise RuntimeError(f"image {known.get('image')} of {item.pair.name} lacks {names}")

@@ -13,7 +13,6 @@ DuoLoRA of the paper's limit that its prior is tied to SDXL's blocks.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -26,6 +25,7 @@ from lorabench import stats
 from lorabench.config import choose
 from lorabench.data.pairs import ROLES, Role
 from lorabench.errors import UserError
+from lorabench.models.files import ModelFiles
 from lorabench.pipeline import make, plan_of
 from lorabench.plan import Plan, Row
 
@@ -68,13 +68,13 @@ def run(cfg: DictConfig, folder: Path) -> None:
     print(folder / "layer_probe.png")
 
 
-def names_of(model: Path, kind: str) -> list[str]:
+def names_of(model: ModelFiles, kind: str) -> list[str]:
     """Paths of the blocks, or of the transformer blocks, that hold attention, in the order of the forward pass."""
     from lorabench.models.shapes import without_weights
     from lorabench.models.sites import attention_sites
     from lorabench.report.ranks import network_order
 
-    unet = without_weights(json.loads((model / "unet" / "config.json").read_text()))
+    unet = without_weights(model.unet_config())
     sites = network_order(set(attention_sites(unet)))
     cut = ".attentions." if kind == "block" else ".attn"
     return list(dict.fromkeys(site.partition(cut)[0] for site in sites))

@@ -1,0 +1,213 @@
+"""Images a second through DINO, CLIP-I, CLIP-T and CSD together, against the loops of public scripts; see README.md.
+
+python -m benchmarks.scoring
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+import lorabench.stages.fitting
+import lorabench.stages.score  # noqa: F401  here, so that no round pays for the import
+from benchmarks.folder_scripts import Folder, FolderScripts
+from benchmarks.measure import interleaved, markdown, ratio, seconds
+from lorabench import tasks
+from lorabench.config import TrainerSpec
+from lorabench.data.pairs import Concept, Prompts, Reference, Role, pair
+from lorabench.metrics.files import ScorerFiles, ScorerSet, published, read_config
+from lorabench.metrics.load import build_network
+from lorabench.seeds import seed_of
+
+BACKBONES = {"dino": "dino@vits16", "clip": "clip@vitb32", "csd": "csd@vitl14"}
+TRAINER = TrainerSpec(accelerator="cpu", precision="32-true", workers=0, threads=1)
+TOLERANCE = 1e-4  # of a cosine: products of fp32 in another order
+CPU = torch.device("cpu")
+
+
+class Bench:
+    """Pictures, weights and folders on disk.
+
+    contents x styles x methods folders of `images` PNGs; `references` photographs a content, one picture a style.
+    """
+
+    def __init__(self, root: Path, files: dict[str, ScorerFiles], images: int, options: argparse.Namespace) -> None:
+        self.root, self.files = root, files
+        contents = [self.concept("content", i, options.references, options.side) for i in range(options.contents)]
+        styles = [self.concept("style", i, 1, options.side) for i in range(options.styles)]
+        self.pairs = [pair((content,), (style,), Prompts()) for content in contents for style in styles]
+        self.cells = [(each, f"{each.name}-{method}") for each in self.pairs for method in range(options.methods)]
+        for _, name in self.cells:
+            for index in range(images):
+                write_picture(root / name / f"{index:02d}.png", options.side, f"{name} {index}")
+        self.count = images
+
+    def concept(self, role: Role, number: int, count: int, side: int) -> Concept:
+        paths = [self.root / f"{role}_{number}" / f"{index:02d}.jpg" for index in range(count)]
+        for path in paths:
+            write_picture(path, side, str(path.relative_to(self.root)))
+        references = tuple(
+            Reference("mug", "a mug", hashlib.sha256(path.read_bytes()).hexdigest(), partial(Image.open, path))
+            for path in paths
+        )
+        return Concept(f"{role}_{number}", role, "mug" if role == "content" else f"ink {number} style", (), references)
+
+    def paths(self, concept: Concept) -> list[Path]:
+        return sorted((self.root / concept.name).glob("*.jpg"))
+
+    def folders(self) -> dict[str, Folder]:
+        return {
+            name: Folder(
+                sorted((self.root / name).glob("*.png")),
+                self.paths(each.contents[0]),
+                self.paths(each.styles[0]),
+                each.text,
+            )
+            for each, name in self.cells
+        }
+
+    def ours(self) -> dict[str, pd.DataFrame]:
+        """The score stage's own task on every folder, as a new process with an empty store begins it."""
+        tasks.load_scorers.cache_clear()
+        tasks.load_references.cache_clear()
+        known, out, rows = self.root / "embeddings", self.root / "out", {}
+        shutil.rmtree(known, ignore_errors=True)
+        scorers = ScorerSet(tuple(self.files.values()))
+        for each, name in self.cells:
+            out.mkdir(exist_ok=True)
+            seeds = list(range(self.count))
+            tasks.score(scorers, TRAINER, known, each, self.root / name, seeds, out, lambda _: None)
+            rows[name] = pd.read_parquet(out / "scores.parquet")
+        return rows
+
+    def plain(self) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, float]]:
+        scripts = FolderScripts(self.files)
+        return {name: scripts.score(folder) for name, folder in self.folders().items()}, dict(scripts.seconds)
+
+    def difference(self, ours: dict[str, pd.DataFrame], plain: dict[str, dict[str, torch.Tensor]]) -> float:
+        """The largest difference of any value of the four metrics."""
+        farthest = 0.0
+        for each, name in self.cells:
+            for metric, expected in plain[name].items():
+                rows = ours[name][ours[name]["metric"] == metric]
+                order = {r.sha256[:12]: i for c in each.concepts for i, r in enumerate(c.references)} | {each.text: 0}
+                found = np.full(expected.shape, np.nan)
+                columns = [order[reference] for reference in rows["reference"]]
+                found[rows["image"], columns] = rows["value"]
+                apart = np.nan_to_num(np.abs(found - expected.numpy()), nan=np.inf)  # a value of ours that is missing
+                farthest = max(farthest, float(apart.max()))
+        return farthest
+
+
+def write_picture(path: Path, side: int, name: str) -> None:
+    """A picture with structure at every scale, so that it is as long to decode as a photograph."""
+    rng = np.random.default_rng(seed_of(name))
+    layers = [
+        np.asarray(Image.fromarray(rng.integers(0, 256, (n, n, 3), dtype=np.uint8)).resize((side, side)), np.float32)
+        for n in (4, 16, 64, max(side // 4, 1), side)
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    weights = np.array([4, 3, 2, 1, 0.3], np.float32)
+    Image.fromarray((np.tensordot(weights / weights.sum(), np.stack(layers), 1)).astype(np.uint8)).save(path)
+
+
+def random_weights(folder: Path) -> dict[str, ScorerFiles]:
+    """The published backbones at their size, with weights that keep the scale of what passes through them."""
+    found = {}
+    for kind, name in BACKBONES.items():
+        generator = torch.Generator().manual_seed(seed_of(name) % 2**31)
+        state = {}
+        for key, value in build_network(read_config(published()[name])).state_dict().items():
+            drawn = torch.randn(value.shape, generator=generator)
+            if value.ndim == 1 and key.endswith("weight"):
+                drawn = 1 + 0.1 * drawn
+            elif value.ndim > 1 and "embed" not in key.split(".")[0]:
+                drawn *= value[0].numel() ** -0.5
+            state[key] = drawn
+        found[kind] = ScorerFiles(published()[name], folder / f"{kind}.safetensors")
+        save_file(state, found[kind].weights)
+    return found
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parsed(arguments)
+    torch.set_num_threads(options.threads)
+    settings = {
+        key: getattr(options, key) for key in ("contents", "styles", "methods", "references", "side", "repeats")
+    }
+    facts: dict[str, Any] = settings | {"torch": torch.__version__, "backbones": list(BACKBONES.values())}
+    lines = [", ".join(f"{key} {value}" for key, value in facts.items())]
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        files = random_weights(Path(scratch))
+        for images in options.images:
+            bench = Bench(Path(scratch) / str(images), files, images, options)
+            times, parts, farthest = measured(bench, options.repeats)
+            if farthest > TOLERANCE:
+                sys.exit(f"scores differ by {farthest:.1e}; the tolerance is {TOLERANCE}")
+            total = images * len(bench.cells)
+            speed = {name: total / median(each) for name, each in times.items()}
+            shares = [f"{parts[part] / total:.2f}" for part in ("loading", "reading", "references", "images")]
+            gain = ratio(times["scripts"], times["ours"])
+            rows.append([str(images), f"{speed['ours']:.3f}", f"{speed['scripts']:.3f}", f"{gain:.2f}", *shares])
+            facts[f"{images} images"] = {"seconds": times, "parts": parts, "difference": farthest, "gain": gain}
+            lines.append(
+                f"{images} images a folder, {len(bench.cells)} folders: scores differ by {farthest:.0e} at most"
+            )
+    head = ["images a folder", "ours, images/s", "scripts, images/s", "x scripts"]
+    lines.append(markdown([*head, "s an image: loading", "reading", "references", "images"], rows))
+    text = "\n\n".join(lines) + "\n"
+    print(text)
+    if options.out:
+        Path(options.out).write_text(text)
+    if options.json:
+        Path(options.json).write_text(json.dumps(facts, indent=1))
+
+
+def measured(bench: Bench, repeats: int) -> tuple[dict[str, list[float]], dict[str, float], float]:
+    """Seconds of each side's rounds, the scripts' by part, and how far the two sides' scores are apart."""
+    found: dict[str, Any] = {}
+
+    def run(name: str) -> float:
+        return seconds(lambda: found.__setitem__(name, bench.ours() if name == "ours" else bench.plain()), CPU)
+
+    times = interleaved({name: lambda _, name=name: run(name) for name in ("scripts", "ours")}, repeats, warmup=0)
+    values, spent = found["scripts"]
+    parts = {part: sum(t for key, t in spent.items() if key.split(",")[0] == part) for part in PARTS}
+    return times, parts | spent, bench.difference(found["ours"], values)
+
+
+PARTS = ("loading", "reading", "references", "images")
+
+
+def parsed(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, nargs="+", default=[1, 5, 10], help="a folder")
+    parser.add_argument("--contents", type=int, default=1)
+    parser.add_argument("--styles", type=int, default=2)
+    parser.add_argument("--methods", type=int, default=4, help="folders a pair")
+    parser.add_argument("--references", type=int, default=5, help="of a content; a style has one")
+    parser.add_argument("--side", type=int, default=1024, help="pixels of every picture")
+    parser.add_argument("--repeats", type=int, default=1, help="rounds")
+    parser.add_argument("--threads", type=int, default=1, help="of torch")
+    parser.add_argument("--out", help="write the markdown there, too")
+    parser.add_argument("--json", help="write all numbers there")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()

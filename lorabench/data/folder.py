@@ -1,0 +1,64 @@
+"""Subjects and styles of a user's own images, by their manifest (lorabench/data/manifest.py)."""
+
+from functools import partial
+from pathlib import Path
+
+from PIL import Image
+
+from lorabench.config import unknown
+from lorabench.data.images import read_image
+from lorabench.data.manifest import Entry, Manifest, Shot
+from lorabench.data.packaged import is_live
+from lorabench.data.pairs import Concept, Prompts, Reference
+from lorabench.data.splits import split
+from lorabench.data.styledrop import PICTURE
+from lorabench.errors import UserError
+from lorabench.store import sha256
+
+
+def live(entry: Entry) -> bool:
+    return is_live(entry.word) if entry.live is None else entry.live
+
+
+def subject(manifest: Manifest, name: str, prompts: Prompts, held_out: int = 0) -> Concept:
+    """One subject; its references are those of the manifest, else `held_out` of its images, else all of them."""
+    entry = find(manifest.subjects, name, "dataset.subjects")
+    word = entry.word
+    images = [(str(i), reference(shot, word, prompts.content(word))) for i, shot in enumerate(entry.images)]
+    trained, references = split(name, images, 0 if entry.references else held_out)
+    if entry.references:
+        references = tuple(reference(shot, word, prompts.content(word)) for shot in entry.references)
+    repeats = {image: shot.repeats for (_, image), shot in zip(images, entry.images, strict=True)}
+    often = tuple(image for image in trained for _ in range(repeats[image]))
+    return Concept(name, "content", word, often, references, live=live(entry), contexts=entry.prompts)
+
+
+def style(manifest: Manifest, name: str, prompts: Prompts) -> Concept:
+    """One style; its references are those of the manifest, else all of its images."""
+    entry = find(manifest.styles, name, "dataset.styles")
+
+    def image(shot: Shot) -> Reference:
+        thing = shot.shows or PICTURE
+        return reference(shot, thing, prompts.style(thing))
+
+    images = tuple(image(shot) for shot in entry.images)
+    often = tuple(each for each, shot in zip(images, entry.images, strict=True) for _ in range(shot.repeats))
+    return Concept(name, "style", entry.word, often, tuple(map(image, entry.references)) or images)
+
+
+def find(entries: dict[str, Entry], name: str, key: str) -> Entry:
+    if name not in entries:
+        raise UserError(unknown(key, name, sorted(entries)))
+    return entries[name]
+
+
+def reference(shot: Shot, word: str, prompt: str) -> Reference:
+    return Reference(word, shot.caption or prompt, sha256(shot.path), partial(read, shot.path, shot.where))
+
+
+def read(path: Path, where: str) -> Image.Image:
+    """As `read_image`; a broken image is told with its line in the manifest."""
+    try:
+        return read_image(path)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error

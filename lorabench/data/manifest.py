@@ -1,0 +1,217 @@
+"""The manifest of a user's own images: a yaml file that names subjects, styles and their images.
+
+    subjects:
+      rex:
+        class: dog                    # the class word
+        images: photos/rex            # a folder or a list of files, from the manifest's folder
+        references: [photos/rex9.jpg] # only scored against; without, dataset.references decides
+        prompts: [in the snow, "a wet {}"]   # scenes of its own, for prompts.contexts=auto
+        live: true                    # may wear a hat; known of cats and dogs
+        repeats: 2                    # how often each image stands among those that training draws from
+    styles:
+      crayon:
+        style: kid crayon drawing style
+        shows: bear                   # what the images show
+        images:
+          - crayon/bear.jpg
+          - {file: crayon/house.jpg, shows: house, repeats: 3}
+          - {file: crayon/me.jpg, caption: a portrait in szn style}   # the whole caption it is trained with
+
+Every mistake is told with the line it stands in.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import yaml
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from lorabench.data.images import images_in
+from lorabench.data.pairs import JOIN
+from lorabench.errors import UserError
+
+ENTRY = {
+    "subjects": ("class", "images", "references", "prompts", "live", "repeats"),
+    "styles": ("style", "shows", "images", "references", "repeats"),
+}
+REQUIRED = {"subjects": ("class", "images"), "styles": ("style", "images")}
+SHOT = {"subjects": ("file", "caption", "repeats"), "styles": ("file", "shows", "caption", "repeats")}
+RESERVED = ("all", "live", "object")  # names of sets
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One image. where: "manifest.yaml:7", its line; shows, caption: as written, or None."""
+
+    path: Path
+    where: str
+    shows: str | None
+    caption: str | None
+    repeats: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A subject or a style; word: its class word or style phrase."""
+
+    word: str
+    images: tuple[Shot, ...]
+    references: tuple[Shot, ...]
+    prompts: tuple[str, ...]
+    live: bool | None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    subjects: dict[str, Entry]
+    styles: dict[str, Entry]
+
+
+def read(path: Path) -> Manifest:
+    """Read and check a manifest; every image it names is there. UserError with the line of the first mistake."""
+    if not path.is_file():
+        raise UserError(f"{path} is missing; type dataset.manifest=<your yaml file>, see the README")
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise UserError(f"{path}:{line}: no valid yaml, {error.problem or error.context}; correct the line") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no text in yaml ({str(error).splitlines()[0]}); write it in UTF-8") from error
+    if root is None:
+        raise UserError(f"{path}:1: the manifest is empty; write subjects: and styles:")
+    return Reading(path).manifest(root)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One manifest while it is read: turns nodes of yaml into entries, and knows where each stands."""
+
+    path: Path
+
+    def fail(self, node: Node, message: str) -> NoReturn:
+        raise UserError(f"{self.where(node)}: {message}")
+
+    def where(self, node: Node) -> str:
+        return f"{self.path}:{node.start_mark.line + 1}"
+
+    def manifest(self, root: Node) -> Manifest:
+        blocks = self.mapping(root, tuple(ENTRY), tuple(ENTRY), "the manifest")
+        subjects, styles = (self.entries(block, blocks[block]) for block in ENTRY)
+        for key, _ in blocks["styles"].value:
+            if key.value in subjects:
+                self.fail(key, f"{key.value!r} is a subject too; give the style another name")
+        return Manifest(subjects, styles)
+
+    def entries(self, block: str, node: Node) -> dict[str, Entry]:
+        named = self.mapping(node, None, (), f"{block}:")
+        if not named:
+            self.fail(node, f"{block}: names nothing; write a name with {', '.join(REQUIRED[block])} below it")
+        for key, _ in node.value:
+            if (
+                not key.value
+                or key.value in RESERVED
+                or key.value.startswith(".")
+                or set(key.value) & {JOIN, "/", "\\"}
+            ):
+                self.fail(
+                    key,
+                    f"{key.value!r} cannot be a name; write one without {JOIN} and /, and not {', '.join(RESERVED)}",
+                )
+        return {name: self.entry(block, name, value) for name, value in named.items()}
+
+    def entry(self, block: str, name: str, node: Node) -> Entry:
+        keys = self.mapping(node, ENTRY[block], REQUIRED[block], name)
+        repeats = self.count(keys["repeats"]) if "repeats" in keys else 1
+        shows = self.text(keys["shows"]) if "shows" in keys else None
+        images = self.shots(block, keys["images"], shows, repeats)
+        references = self.shots(block, keys["references"], shows, 1) if "references" in keys else ()
+        for shot in references:
+            if shot.path in {image.path for image in images}:
+                raise UserError(f"{shot.where}: {shot.path} is trained on too; take it out of images or of references")
+        return Entry(
+            word=self.text(keys["class" if block == "subjects" else "style"]),
+            images=images,
+            references=references,
+            prompts=tuple(self.text(item) for item in self.items(keys["prompts"])) if "prompts" in keys else (),
+            live=self.flag(keys["live"]) if "live" in keys else None,
+        )
+
+    def shots(self, block: str, node: Node, shows: str | None, repeats: int) -> tuple[Shot, ...]:
+        """A folder, a file, or a list of files with what is known of each; every one exists."""
+        found: list[Shot] = []
+        for item in node.value if isinstance(node, SequenceNode) else [node]:
+            if isinstance(item, MappingNode):
+                keys = self.mapping(item, SHOT[block], ("file",), "an image")
+                known = [self.text(keys[key]) if key in keys else None for key in ("shows", "caption")]
+                times = self.count(keys["repeats"]) if "repeats" in keys else repeats
+                paths, more = self.files(keys["file"]), (known[0] or shows, known[1], times)
+            else:
+                paths, more = self.files(item), (shows, None, repeats)
+            found += [Shot(path, self.where(item), *more) for path in paths]
+        if not found:
+            self.fail(node, "the list is empty; write the images' files")
+        for shot in found:
+            if [other.path for other in found].count(shot.path) > 1:
+                raise UserError(f"{shot.where}: {shot.path} is named twice; name it once, with repeats: 2")
+        return tuple(found)
+
+    def files(self, node: Node) -> list[Path]:
+        """The image at a path, or all images of a folder."""
+        path = self.path.parent / Path(self.text(node)).expanduser()
+        if path.is_dir():
+            if not (paths := images_in(path)):
+                self.fail(node, f"{path} holds no image; put some there or name another folder")
+            return paths
+        if not path.is_file():
+            self.fail(node, f"{path} is missing; put the image there or correct the line")
+        return [path]
+
+    def mapping(self, node: Node, known: Sequence[str] | None, required: Sequence[str], what: str) -> dict[str, Node]:
+        """Key -> node; each key once, of the known ones (None: any), with all that are required."""
+        if not isinstance(node, MappingNode):
+            self.fail(node, f"{what} must have keys; write {': ..., '.join(known or ('name',))}: ...")
+        found: dict[str, Node] = {}
+        for key, value in node.value:
+            if not isinstance(key, ScalarNode):
+                self.fail(key, f"a key of {what} must be a word")
+            if key.value in found:
+                self.fail(key, f"{key.value!r} stands twice in {what}; write it once")
+            if known is not None and key.value not in known:
+                near = difflib.get_close_matches(key.value, known, n=1)
+                self.fail(key, f"{what} has no key {key.value!r}; write {near[0] if near else ' or '.join(known)}")
+            found[key.value] = value
+        if missing := next((key for key in required if key not in found), None):
+            self.fail(node, f"{what} lacks {missing}; write {missing}: ...")
+        return found
+
+    def items(self, node: Node) -> list[Node]:
+        if not isinstance(node, SequenceNode):
+            self.fail(node, "must be a list; write [a, b]")
+        return node.value
+
+    def text(self, node: Node) -> str:
+        plain = isinstance(node, ScalarNode) and not node.tag.endswith((":null", ":bool"))
+        if not plain or not node.value.strip():
+            self.fail(node, f"{self.shown(node)} is no text; write a word, in quotes where yaml takes it for more")
+        return node.value.strip()
+
+    def count(self, node: Node) -> int:
+        if not isinstance(node, ScalarNode) or not node.tag.endswith(":int") or not node.value.isdigit():
+            self.fail(node, f"{self.shown(node)} is no number of times; write 1 or more")
+        if int(node.value) < 1:
+            self.fail(node, f"{node.value} times is not at all; write 1 or more, or take the image out")
+        return int(node.value)
+
+    def flag(self, node: Node) -> bool:
+        if not isinstance(node, ScalarNode) or not node.tag.endswith(":bool"):
+            self.fail(node, f"{self.shown(node)} is neither true nor false; write one of them")
+        return bool(yaml.SafeLoader.bool_values[node.value.lower()])
+
+    def shown(self, node: Node) -> str:
+        return repr(node.value) if isinstance(node, ScalarNode) else "a list or a mapping"

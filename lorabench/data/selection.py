@@ -1,0 +1,89 @@
+"""Which subjects meet which styles: all, a seeded sample, or the pairs of a publication. By names, before any image.
+
+A sample depends on the names and the seed alone, not on the order in which they are listed, and a larger one holds
+the smaller.
+"""
+
+from collections.abc import Sequence
+from itertools import product
+from typing import Any
+
+from lorabench.config import PhotoSpec, choose
+from lorabench.data.packaged import packaged
+from lorabench.data.pairs import JOIN
+from lorabench.errors import UserError
+from lorabench.seeds import seed_of
+
+Names = tuple[str, ...]  # of what is drawn together
+SETS = ("all", "live", "object")
+
+
+def select(spec: PhotoSpec, subjects: dict[str, bool], styles: Sequence[str]) -> list[tuple[Names, Names]]:
+    """(subjects, styles) of every pair, subjects first.
+
+    subjects: every one that the dataset has, and whether it is a live one; styles: every one.
+    """
+    lists = packaged("pair_lists")
+    choose("dataset.pairs", spec.pairs, ("all", "random", *lists))
+    contents = groups(spec.contents or spec.subjects, subjects, together=spec.contents is not None)
+    looks = groups(spec.styles, dict.fromkeys(styles, False))
+    if spec.pairs == "all":
+        return list(product(contents, looks))
+    if spec.pairs == "random":
+        return sample(contents, looks, spec.count, spec.pairs_seed)
+    every = [(name,) for name in subjects], [(name,) for name in styles]
+    chosen = lists[spec.pairs]
+    if "random" in chosen:
+        return sample(*every, chosen["random"], spec.pairs_seed)
+    if isinstance(chosen["subjects"], int):
+        return list(
+            product(
+                draw("subjects", every[0], chosen["subjects"], spec.pairs_seed),
+                draw("styles", every[1], chosen["styles"], spec.pairs_seed),
+            )
+        )
+    named = [published(spec.pairs, style, image, styles) for style, image in chosen["styles"].items()]
+    return [((subject,), (style,)) for subject in chosen["subjects"] for style in named]
+
+
+def groups(names: Any, known: dict[str, bool], together: bool = False) -> list[Names]:
+    """The groups that a list of names or the name of a set stands for."""
+    if isinstance(names, str):
+        if names in SETS:
+            return [(name,) for name, live in known.items() if names == "all" or live == (names == "live")]
+        names = [names]
+    return [tuple(names)] if together else [tuple(name.split(JOIN)) for name in names]
+
+
+def sample(contents: list[Names], styles: list[Names], count: int, seed: int) -> list[tuple[Names, Names]]:
+    """`count` of all pairs."""
+    pairs = list(product(contents, styles))
+    if count > len(pairs):
+        raise UserError(
+            f"{count} pairs cannot be drawn from {len(contents)} subjects and {len(styles)} styles; name more of them "
+            f"in dataset.subjects and dataset.styles, or type dataset.pairs=random dataset.count={len(pairs)}"
+        )
+    ranked = sorted(pairs, key=lambda pair: seed_of("pair", JOIN.join(pair[0]), JOIN.join(pair[1]), seed))
+    return [pair for pair in pairs if pair in set(ranked[:count])]
+
+
+def draw(kind: str, names: list[Names], count: int, seed: int) -> list[Names]:
+    """`count` of the subjects, or of the styles."""
+    if count > len(names):
+        raise UserError(
+            f"{count} {kind} cannot be drawn from the {len(names)} that are here; fetch more, or type "
+            "dataset.pairs=all and name them"
+        )
+    ranked = sorted(names, key=lambda name: seed_of("draw", kind, *name, seed))
+    return [name for name in names if name in set(ranked[:count])]
+
+
+def published(pairs: str, style: str, image: str, known: Sequence[str]) -> str:
+    """A publication's style by the name that it has here: its own, or that of the same image."""
+    for name in (style, image):
+        if name in known:
+            return name
+    raise UserError(
+        f"dataset.pairs={pairs} needs the style {style} ({image}), which is not here; put its image, named {style}, "
+        "among the style images, or type dataset.pairs=all and name subjects and styles"
+    )

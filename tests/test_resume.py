@@ -1,0 +1,125 @@
+"""A training that was killed goes on from its last saved update and ends where it would have ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import CPU, reference
+
+from lorabench.config import GenerateSpec, LoRASpec
+from lorabench.data.pairs import Concept
+from lorabench.loggers.curves import Curves
+from lorabench.lora import LoRA
+from lorabench.models.files import model_folder
+from lorabench.stages.checkpoint import FILE
+from lorabench.stages.personalise import personalise
+from lorabench.store import Store
+from lorabench.tasks import personalise as personalise_task
+
+EVERY_2 = replace(CPU, checkpoint_every=2)
+RECIPES = {
+    "adamw": {"schedule": "cosine", "accumulate": 2},
+    "text_encoders": {"text_encoders": True, "flips": True, "schedule": "linear"},
+    "prodigy": {"optimizer": "prodigy", "lr": 1.0},
+    "adamw8bit": {"optimizer": "adamw8bit", "rank": 512},  # enough numbers for moments of 8 bits
+}
+PACKAGES = {"prodigy": "prodigyopt", "adamw8bit": "bitsandbytes"}
+PARTS = {"concept": "mug"}
+
+
+class Killed(Exception):
+    pass
+
+
+def kill_at(step: int) -> Callable[[int], None]:
+    def progress(done: int) -> None:
+        if done >= step:
+            raise Killed
+
+    return progress
+
+
+def equal(left: LoRA, right: LoRA) -> bool:
+    pairs = [(left[site], right[site]) for site in left] + [(left.text[site], right.text[site]) for site in left.text]
+    return all(torch.equal(a.down, b.down) and torch.equal(a.up, b.up) for a, b in pairs)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_resumed_is_the_same_bit_by_bit(tmp_path: Path, model, pair, lora_spec, recipe: str) -> None:
+    if recipe in PACKAGES:
+        pytest.importorskip(PACKAGES[recipe])
+    spec, concept = replace(lora_spec, **{"steps": 7, **RECIPES[recipe]}), pair.contents[0]
+    whole, kept, done = Curves(), Curves(), []
+    uninterrupted = personalise(model, concept, spec, 0, CPU, logger=whole)
+    with pytest.raises(Killed):
+        personalise(model, concept, spec, 0, EVERY_2, kill_at(6), Curves(), scratch=tmp_path)
+    resumed = personalise(model, concept, spec, 0, EVERY_2, done.append, kept, scratch=tmp_path)
+    assert done[0] in (4, 5) and done[-1] == 7  # 4 updates were saved, the fifth came after it
+    assert len(done) == 3 * spec.accumulate
+    assert equal(uninterrupted, resumed) and len(resumed.text) == len(uninterrupted.text)
+    assert kept.values == whole.values and len(whole.values["loss"]) == 7
+
+
+def test_saving_changes_nothing_and_leaves_one_file(tmp_path: Path, model, pair, lora_spec) -> None:
+    spec = replace(lora_spec, steps=5)
+    saved = personalise(model, pair.contents[0], spec, 0, EVERY_2, scratch=tmp_path)
+    assert equal(saved, personalise(model, pair.contents[0], spec, 0, CPU))
+    assert [path.name for path in tmp_path.iterdir()] == [FILE]
+    assert torch.load(tmp_path / FILE, weights_only=True)["done"] == 4
+
+
+def test_samples_from_before_the_kill_are_there(tmp_path: Path, folder: Path, generate_spec, lora_spec) -> None:
+    spec, store = replace(lora_spec, steps=5, sample_every=1), Store(tmp_path)
+    with pytest.raises(Killed):
+        make(store, folder, spec, generate_spec, kill_at(4))
+    assert store.find("personalise", PARTS) is None and store.scratch("personalise", PARTS).is_dir()
+    path = make(store, folder, spec, generate_spec, lambda done: None)
+    assert [image.name for image in sorted(path.glob("samples/*"))] == [f"{step:06d}.png" for step in range(1, 6)]
+    assert not store.scratch("personalise", PARTS).exists()
+
+
+def test_kill_9_and_the_same_again(tmp_path: Path, folder: Path, generate_spec, lora_spec) -> None:
+    spec = replace(lora_spec, steps=400)
+    code = (
+        "import sys; from pathlib import Path; from lorabench.config import *; from lorabench.store import Store\n"
+        f"from test_resume import make\n"
+        f"make(Store(Path(sys.argv[1])), Path(sys.argv[2]), {spec!r}, {generate_spec!r}, lambda done: None)"
+    )
+    paths = os.pathsep.join(
+        [str(Path(__file__).parent), str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    )
+    killed, whole = Store(tmp_path / "killed"), Store(tmp_path / "whole")
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(killed.root), str(folder)], env={**os.environ, "PYTHONPATH": paths}
+    )
+    state = killed.scratch("personalise", PARTS) / FILE
+    while not state.is_file():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert killed.find("personalise", PARTS) is None and state.is_file()
+    short, done = replace(spec, steps=torch.load(state, weights_only=True)["done"] + 3), []
+    resumed = make(killed, folder, short, generate_spec, done.append)
+    assert len(done) == 3  # of hundreds: the rest was done before the kill
+    expected = make(whole, folder, short, generate_spec, lambda done: None)
+    assert equal(*(LoRA.load(path / "lora.safetensors") for path in (resumed, expected)))
+    assert (resumed / "curves.json").read_text() == (expected / "curves.json").read_text()
+
+
+def make(store: Store, folder: Path, spec: LoRASpec, generation: GenerateSpec, progress: Callable[[int], None]) -> Path:
+    images = tuple(reference("mug", "a sks mug", colour) for colour in ("red", "orange"))
+    concept = Concept("mug_1", "content", "mug", images, images)
+    scratch = store.scratch("personalise", PARTS)
+    work = partial(personalise_task, model_folder(folder), EVERY_2, concept, spec, 0, generation, None, scratch)
+    return store.get_or_make("personalise", PARTS, lambda draft: work(draft, progress))

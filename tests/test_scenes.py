@@ -1,0 +1,94 @@
+"""Pairs that are drawn in several scenes: which images, seeds, keys and captions a run has of them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from omegaconf import OmegaConf
+from PIL import Image
+from tiny_scorers import pictures
+
+from lorabench import method as methods
+from lorabench import tasks
+from lorabench.config import GenerateSpec, LoRASpec, MergeSpec, MicroworldSpec, ScorerSpec, TrainerSpec
+from lorabench.data.catalogue import load_pairs
+from lorabench.data.pairs import Prompts, Scene
+from lorabench.metrics.files import ScorerSet, scorer_set
+from lorabench.models.files import ModelFiles
+from lorabench.outcome import Outcome
+from lorabench.plan import Plan, Row, frame_rows
+from lorabench.seeds import seed_of
+from lorabench.store import Store
+
+WORLD = MicroworldSpec("microworld", ["mug_1"], ["ink_1"], None, 2, 2, 2)
+[PAIR] = load_pairs(WORLD, Prompts())
+SCENES = (
+    Scene("a sks mug in the snow in szn style", "a mug in the snow in ink style"),
+    Scene("a wet sks mug in szn style", "a wet mug in ink style"),
+    Scene("a red sks mug in szn style", "a red mug in ink style"),
+)
+DRAWN = replace(PAIR, scenes=SCENES)
+
+
+@pytest.fixture
+def plan(tmp_path: Path, lora_spec: LoRASpec, generate_spec: GenerateSpec) -> Plan:
+    direct = Row("direct", settings=asdict(methods.load("direct")))
+    return Plan(
+        store=Store(tmp_path), pairs=[PAIR], rows=frame_rows(direct, WORLD, [PAIR]), dataset=WORLD,
+        model=ModelFiles(tmp_path / "model", tmp_path / "model"), model_name="micro", scorers=ScorerSet((), None),
+        weights="w", scorers_digest="s", lora=lora_spec, generation=generate_spec, merging=MergeSpec(1),
+        trainer=TrainerSpec("cpu", "32-true", 2, 1), seed=3,
+    )  # fmt: skip
+
+
+def test_a_pair_without_scenes_is_drawn_as_its_prompt_says(plan: Plan) -> None:
+    assert PAIR.drawn == (Scene("a sks mug in szn style", "a mug in ink style"),)
+    assert plan.seeds(PAIR) == [seed_of("image", "mug_1", "ink_1", PAIR.prompt, index, 3) for index in range(2)]
+    assert "scenes" not in plan.sample(plan.rows[-1], PAIR).parts
+
+
+def test_every_scene_is_drawn_as_often_from_noise_of_its_own(plan: Plan) -> None:
+    seeds = plan.seeds(DRAWN)
+    assert len(set(seeds)) == 3 * 2
+    assert [scene.prompt for scene in DRAWN.shots(2)] == [scene.prompt for scene in SCENES for _ in range(2)]
+    assert plan.seeds(replace(PAIR, scenes=SCENES[1:])) == seeds[2:]  # another scene before it changes nothing
+    assert plan.sample(plan.rows[-1], DRAWN).steps == 6
+
+
+def test_scenes_change_images_and_scores_and_no_merge(plan: Plan) -> None:
+    row = plan.rows[-1]
+    assert plan.merge(row, PAIR).key == plan.merge(row, DRAWN).key
+    retold = replace(PAIR, scenes=tuple(scene._replace(text=scene.text + "!") for scene in SCENES))
+    for make in (plan.sample, plan.score):
+        assert len({make(row, pair).key for pair in (PAIR, DRAWN, retold, replace(PAIR, scenes=SCENES[:2]))}) == 4
+
+
+def test_captions_name_each_image_s_own_scene(plan: Plan, tmp_path: Path) -> None:
+    shown = Outcome(tmp_path, replace(plan, pairs=[DRAWN]), "").captions()
+    own = {Path(file).name: text for file, text in shown.items() if file.startswith("images/direct/")}
+    assert own["03.png"] == f"mug_1+ink_1: {SCENES[1].prompt}" and len(own) == 6
+
+
+def test_images_are_scored_in_their_order_beyond_a_hundred(tmp_path: Path, scorers: Path, plan: Plan) -> None:
+    """ "100.png" stands before "11.png" by name."""
+    images, out = tmp_path / "images", tmp_path / "out"
+    for folder in (images, out):
+        folder.mkdir()
+    for index, picture in enumerate(pictures(102)):
+        Image.fromarray(picture).save(images / f"{index:02d}.png")
+    scenes = (Scene(f"a sks mug {number} in szn style", f"a mug {number} in ink style") for number in range(51))
+    pair = replace(PAIR, scenes=tuple(scenes))
+    files = scorer_set(ScorerSpec("tiny", str(scorers), [], {}))
+    tasks.score(files, plan.trainer, tmp_path / "known", pair, images, list(range(102)), out, lambda step: None)
+    rows = pd.read_parquet(out / "scores.parquet").query("metric == 'clip_t/prompt'")
+    assert rows["prompt"].tolist() == [f"a sks mug {index // 2} in szn style" for index in range(102)]
+    assert rows["reference"].equals(rows["prompt"]) and rows["seed"].tolist() == list(range(102))
+
+
+def test_a_config_tells_one_report_from_another(plan: Plan, tmp_path: Path) -> None:
+    configs = [OmegaConf.to_yaml({"protocol": {"name": name, "arxiv": None, "columns": []}}) for name in ("all", "b")]
+    one, other = (Outcome(tmp_path, plan, config).protocol for config in configs)
+    assert one["name"] == "all" and one != other and Outcome(tmp_path, plan, "a: b").protocol == {}
