@@ -73,7 +73,7 @@ class FolderScripts:
         with self.timed("loading"):
             tokens = build_tokenizer(config["architecture"], self.files["clip"].config.parent)([text])
         seen = self.embed("clip", network.encode_image, images, "images")
-        with self.timed("references"):
+        with self.timed("references, text"):
             read = unit(network.encode_text(tokens))
         return seen @ read.T
 

@@ -11,9 +11,12 @@ import json
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from statistics import median
+from time import process_time
 from typing import Any
 
 import numpy as np
@@ -29,6 +32,9 @@ from benchmarks.measure import interleaved, markdown, ratio, seconds
 from lorabench import tasks
 from lorabench.config import TrainerSpec
 from lorabench.data.pairs import Concept, Prompts, Reference, Role, pair
+from lorabench.metrics.clip import Clip
+from lorabench.metrics.csd import CSD
+from lorabench.metrics.dino import Dino
 from lorabench.metrics.files import ScorerFiles, ScorerSet, published, read_config
 from lorabench.metrics.load import build_network
 from lorabench.seeds import seed_of
@@ -37,6 +43,8 @@ BACKBONES = {"dino": "dino@vits16", "clip": "clip@vitb32", "csd": "csd@vitl14"}
 TRAINER = TrainerSpec(accelerator="cpu", precision="32-true", workers=0, threads=1)
 TOLERANCE = 1e-4  # of a cosine: products of fp32 in another order
 CPU = torch.device("cpu")
+MEASURED = [(Dino, "features"), (Clip, "features"), (Clip, "embed_text"), (CSD, "features")]
+PARTS = ("loading", "reading", "references", "images")  # of the scripts; the last two are networks
 
 
 class Bench:
@@ -80,19 +88,23 @@ class Bench:
             for each, name in self.cells
         }
 
-    def ours(self) -> dict[str, pd.DataFrame]:
-        """The score stage's own task on every folder, as a new process with an empty store begins it."""
+    def ours(self) -> tuple[dict[str, pd.DataFrame], dict[str, float]]:
+        """The score stage's own task on every folder, as a new process with an empty store begins it.
+
+        Also the seconds that the networks took of it.
+        """
         tasks.load_scorers.cache_clear()
         tasks.load_references.cache_clear()
         known, out, rows = self.root / "embeddings", self.root / "out", {}
         shutil.rmtree(known, ignore_errors=True)
         scorers = ScorerSet(tuple(self.files.values()))
-        for each, name in self.cells:
-            out.mkdir(exist_ok=True)
-            seeds = list(range(self.count))
-            tasks.score(scorers, TRAINER, known, each, self.root / name, seeds, out, lambda _: None)
-            rows[name] = pd.read_parquet(out / "scores.parquet")
-        return rows
+        with networks_timed() as spent:
+            for each, name in self.cells:
+                out.mkdir(exist_ok=True)
+                seeds = list(range(self.count))
+                tasks.score(scorers, TRAINER, known, each, self.root / name, seeds, out, lambda _: None)
+                rows[name] = pd.read_parquet(out / "scores.parquet")
+        return rows, spent
 
     def plain(self) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, float]]:
         scripts = FolderScripts(self.files)
@@ -111,6 +123,31 @@ class Bench:
                 apart = np.nan_to_num(np.abs(found - expected.numpy()), nan=np.inf)  # a value of ours that is missing
                 farthest = max(farthest, float(apart.max()))
         return farthest
+
+
+@contextmanager
+def networks_timed() -> Iterator[dict[str, float]]:
+    """CPU time in our scorers' networks while this lasts."""
+    spent = {"networks": 0.0}
+    originals = [(cls, name, getattr(cls, name)) for cls, name in MEASURED]
+
+    def wrapped(original: Any) -> Any:
+        def run(*arguments: Any) -> Any:
+            start = process_time()
+            try:
+                return original(*arguments)
+            finally:
+                spent["networks"] += process_time() - start
+
+        return run
+
+    for cls, name, original in originals:
+        setattr(cls, name, wrapped(original))
+    try:
+        yield spent
+    finally:
+        for cls, name, original in originals:
+            setattr(cls, name, original)
 
 
 def write_picture(path: Path, side: int, name: str) -> None:
@@ -151,7 +188,7 @@ def main(arguments: list[str] | None = None) -> None:
     }
     facts: dict[str, Any] = settings | {"torch": torch.__version__, "backbones": list(BACKBONES.values())}
     lines = [", ".join(f"{key} {value}" for key, value in facts.items())]
-    rows = []
+    rows, spent = [], []
     with tempfile.TemporaryDirectory() as scratch:
         files = random_weights(Path(scratch))
         for images in options.images:
@@ -161,15 +198,21 @@ def main(arguments: list[str] | None = None) -> None:
                 sys.exit(f"scores differ by {farthest:.1e}; the tolerance is {TOLERANCE}")
             total = images * len(bench.cells)
             speed = {name: total / median(each) for name, each in times.items()}
-            shares = [f"{parts[part] / total:.2f}" for part in ("loading", "reading", "references", "images")]
             gain = ratio(times["scripts"], times["ours"])
-            rows.append([str(images), f"{speed['ours']:.3f}", f"{speed['scripts']:.3f}", f"{gain:.2f}", *shares])
+            shares = [f"{parts[part] / total:.2f}" for part in (*PARTS, "ours, networks", "ours, rest")]
+            outside = (parts["loading"] + parts["reading"]) / parts["ours, rest"]
+            rows.append(
+                [str(images), f"{speed['ours']:.3f}", f"{speed['scripts']:.3f}", f"{gain:.2f}", f"{outside:.1f}"]
+            )
+            spent.append([str(images), *shares])
             facts[f"{images} images"] = {"seconds": times, "parts": parts, "difference": farthest, "gain": gain}
             lines.append(
                 f"{images} images a folder, {len(bench.cells)} folders: scores differ by {farthest:.0e} at most"
             )
-    head = ["images a folder", "ours, images/s", "scripts, images/s", "x scripts"]
-    lines.append(markdown([*head, "s an image: loading", "reading", "references", "images"], rows))
+    head = ["images a folder", "ours, images/s", "scripts, images/s", "x scripts", "x scripts outside the networks"]
+    lines.append(markdown(head, rows))
+    head = ["CPU seconds an image", *(f"scripts: {part}" for part in PARTS), "ours: networks", "ours: the rest"]
+    lines.append(markdown(head, spent))
     text = "\n\n".join(lines) + "\n"
     print(text)
     if options.out:
@@ -186,12 +229,10 @@ def measured(bench: Bench, repeats: int) -> tuple[dict[str, list[float]], dict[s
         return seconds(lambda: found.__setitem__(name, bench.ours() if name == "ours" else bench.plain()), CPU)
 
     times = interleaved({name: lambda _, name=name: run(name) for name in ("scripts", "ours")}, repeats, warmup=0)
-    values, spent = found["scripts"]
+    (values, spent), (rows, own) = found["scripts"], found["ours"]
     parts = {part: sum(t for key, t in spent.items() if key.split(",")[0] == part) for part in PARTS}
-    return times, parts | spent, bench.difference(found["ours"], values)
-
-
-PARTS = ("loading", "reading", "references", "images")
+    parts |= {"ours, networks": own["networks"], "ours, rest": times["ours"][-1] - own["networks"]}
+    return times, spent | parts, bench.difference(rows, values)
 
 
 def parsed(arguments: list[str] | None) -> argparse.Namespace:

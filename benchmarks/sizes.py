@@ -10,25 +10,23 @@ The last two are UNets alone: no step of a merge uses a text encoder or an autoe
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from PIL import Image
-from torch import Tensor
 
 from lorabench.data.pairs import Concept, Pair, Prompts, Reference
 from lorabench.data.pairs import pair as make_pair
 from lorabench.lora import Factors, LoRA
 from lorabench.models.files import model_folder
 from lorabench.models.reading import DTYPES
-from lorabench.models.sdxl import SDXL, Conditioning
+from lorabench.models.sdxl import SDXL
 from lorabench.models.shapes import CONFIGS
 from lorabench.models.sites import attention_sites
+from lorabench.models.unet_only import UNetOnly
 from lorabench.seeds import seed_of
 
 RANKS = {"micro": 16, "slice": 64, "sdxl": 64}
@@ -36,37 +34,6 @@ DIFFERENCES: dict[str, dict[str, Any]] = {
     "slice": {"transformer_layers_per_block": [1, 1, 1], "sample_size": 32},
     "sdxl": {},
 }
-TOKENS = 77
-
-
-class UNetOnly(SDXL):
-    """A UNet under SDXL's noise schedule; prompts and images have seeded random codes."""
-
-    def __init__(self, unet: UNet2DConditionModel):
-        self.unet = unet.requires_grad_(False).eval()
-        self.device, self.dtype = unet.device, unet.dtype
-        if self.device.type == "cpu":
-            unet.set_attn_processor(AttnProcessor())  # as SDXL does
-        self.prediction_type = "epsilon"
-        betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000).square()
-        self.alphas_bar = (1 - betas).cumprod(0).to(self.device)
-        self.config: Any = unet.config
-        self.resolution, self.latent_edge = 8 * self.config.sample_size, self.config.sample_size
-
-    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        pooled = self.config.projection_class_embeddings_input_dim - 6 * self.config.addition_time_embed_dim
-        embeds = [self.random(f"tokens {prompt}", TOKENS, self.config.cross_attention_dim) for prompt in prompts]
-        return Conditioning(torch.cat(embeds), torch.cat([self.random(f"pooled {each}", pooled) for each in prompts]))
-
-    def encode_images(self, images: Tensor) -> Tensor:
-        edge, channels = self.config.sample_size, self.config.in_channels
-        codes = [self.random(f"image {float(image.mean())}", channels, edge, edge) for image in images]
-        return torch.cat(codes).float()
-
-    def random(self, name: str, *sizes: int) -> Tensor:
-        """[1, *sizes] of unit variance, drawn from a name."""
-        draw = torch.Generator().manual_seed(seed_of(name))
-        return torch.randn(1, *sizes, generator=draw).to(self.device, self.dtype)
 
 
 def build(size: str, device: str, dtype: torch.dtype, latents: int | None = None) -> SDXL:

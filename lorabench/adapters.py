@@ -176,7 +176,7 @@ class Adapters:
 def _by_rank(gains: Tensor, layer: GatedLoRA) -> Tensor:
     """Repeat each adapter's gain over its ranks: [rows, K] -> [rows, R]."""
     ranks = torch.tensor(layer.ranks, device=gains.device)
-    return gains.repeat_interleave(ranks, dim=1).to(layer.down.device)
+    return gains.repeat_interleave(ranks, dim=1, output_size=sum(layer.ranks)).to(layer.down.device)
 
 
 def attach(

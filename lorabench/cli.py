@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from lorabench import config
+from lorabench.checks import validate
 from lorabench.errors import UserError
 
 TASKS = {
@@ -27,6 +28,7 @@ TASKS = {
     "layer_probe": "lorabench.studies.layer_probe",
     "theorem1": "lorabench.studies.theorem1",
     "params": "lorabench.studies.params",
+    "memory": "lorabench.studies.memory",
     "merge": "lorabench.own_tasks",
     "generate": "lorabench.own_tasks",
 }  # each has run(cfg, folder)
@@ -67,7 +69,7 @@ def task(cfg: DictConfig) -> int:
 def attempt(cfg: DictConfig) -> int:
     """The exit code of a run."""
     try:
-        config.validate(cfg)
+        validate(cfg)
         folder = Path(HydraConfig.get().runtime.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         importlib.import_module(TASKS[cfg.task.name]).run(cfg, folder)

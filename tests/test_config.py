@@ -16,12 +16,13 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lorabench import config
+from lorabench.checks import validate
 from lorabench.errors import UserError
 from lorabench.method import fitting_methods, methods
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
-GROUPS = ("dataset", "lora", "logger", "method", "task", "trainer")
+GROUPS = ("dataset", "lora", "logger", "method", "model", "protocol", "scorers", "task", "trainer")
 
 
 def options(group: str) -> list[str]:
@@ -51,13 +52,13 @@ def composed(*overrides: str) -> DictConfig:
 )
 def test_every_choice_composes_and_passes_the_checks(choice: str) -> None:
     cfg = composed(choice)
-    config.validate(cfg)
+    validate(cfg)
     assert not OmegaConf.missing_keys(cfg)
 
 
 def test_a_value_that_is_no_finite_number_is_refused() -> None:
     with pytest.raises(UserError, match=r"method\.lambda_cycle=inf must be a finite number"):
-        config.validate(composed("method=duolora", "method.lambda_cycle=inf"))
+        validate(composed("method=duolora", "method.lambda_cycle=inf"))
 
 
 def test_the_modules_of_custom_weights_are_typed_by_the_user() -> None:
@@ -75,7 +76,7 @@ def test_every_experiment_composes_and_every_run_of_its_sweep_does(experiment: s
     folders = []
     for run in runs:
         each = composed(f"experiments={experiment}", *run)
-        config.validate(each)
+        validate(each)
         folders.append((str(each.dataset.contents), each.task.folder))
     assert len(set(folders)) == len(runs)  # no run writes over another
 
@@ -121,7 +122,7 @@ def test_an_ablation_composes_with_the_methods_it_fits_and_with_no_other(ablatio
 )
 def test_values_are_checked(override: str, words: str) -> None:
     with pytest.raises(UserError, match=words) as error:
-        config.validate(composed(override))
+        validate(composed(override))
     assert "\n" not in str(error.value)
 
 

@@ -1,0 +1,52 @@
+"""What is counted on shapes alone is what a real forward keeps; the table of SDXL's family."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+from lorabench.models.checkpointing import recomputed
+from lorabench.models.reading import set_attention
+from lorabench.studies.memory import COLUMNS, PARTS, TRAINING, Kept, count, table
+
+
+def kept_by(unet: UNet2DConditionModel, device: str, checkpointing: bool) -> Kept:
+    set_attention(unet, "math")
+    if checkpointing:
+        unet.enable_gradient_checkpointing(recomputed)
+    x = torch.zeros(2, 12, 16, 16, device=device, requires_grad=True)
+    prompt, t = torch.zeros(2, 7, 64, device=device), torch.zeros(2, device=device)
+    added = {"text_embeds": torch.zeros(2, 32, device=device), "time_ids": torch.zeros(2, 6, device=device)}
+    with Kept(unet) as kept:
+        unet(x, t, prompt, added_cond_kwargs=added)
+    return kept
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_shapes_keep_what_numbers_keep(model, checkpointing) -> None:
+    with torch.device("meta"):
+        empty = UNet2DConditionModel.from_config(model.unet.config).requires_grad_(False)
+    real, counted = kept_by(model.unet, "cpu", checkpointing), kept_by(empty, "meta", checkpointing)
+    assert counted.bytes == real.bytes > 0
+    assert counted.largest == real.largest
+
+
+def test_what_a_chain_of_known_size_keeps() -> None:
+    """relu keeps its output, x * x keeps x once: 100 + 100 floats; a weight counts nothing."""
+    layer = torch.nn.Linear(10, 10)
+    with Kept(layer) as kept:
+        x = torch.ones(10, 10, requires_grad=True) + 0
+        layer(torch.relu(x * x))
+    assert kept.bytes == 4 * (100 + 100)
+
+
+def test_checkpointing_keeps_a_fraction() -> None:
+    counts = count("koala_700m", ["ziplora"], 64)
+    assert list(counts) == COLUMNS and list(counts["step"]) == [TRAINING] * 2 + ["ziplora"] * 2
+    assert counts["total"].tolist() == pytest.approx(counts[PARTS].sum(axis=1).tolist())
+    plain, recomputed = (counts[counts["checkpointing"] == each].set_index("step") for each in (False, True))
+    assert plain["weights"].iloc[0] == pytest.approx(782 * 2e-3, rel=0.01)  # 782 M in bf16, its model card
+    assert (recomputed["activations"] < plain["activations"] / 5).all()
+    assert (recomputed["total"] < plain["total"]).all()
+    assert table(counts).count("\n") == 2 + 4
