@@ -78,7 +78,7 @@ class ModelSpec:
     resolution: int | None = MISSING  # pixels; null is what the model was trained for
     attention: str = MISSING  # auto | sdpa | math | sliced
     offload: str = MISSING  # none, or encoders: text encoders and VAE wait on the CPU until they are used
-    checkpointing: bool = MISSING  # of gradients: half again the time of a step for a fraction of its memory
+    checkpointing: bool = MISSING  # of gradients: more time a step for a fraction of its memory
 
 
 @dataclass

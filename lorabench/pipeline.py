@@ -26,6 +26,7 @@ from lorabench.models.files import model_files
 from lorabench.outcome import Outcome
 from lorabench.plan import FLOORS, STAGES, Item, Make, Plan, Row, frame_rows
 from lorabench.store import Store
+from lorabench.tasks import device_name
 from lorabench.workers import Pool
 
 REPORT_COST = 300.0  # as Item.cost
@@ -73,6 +74,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
     plan = plan_of(cfg)
     outcome, logger = Outcome(folder, plan, OmegaConf.to_yaml(cfg, resolve=True)), OmegaConf.to_object(cfg.logger)
     if not outcome.is_done(logger):
+        device_name(plan.trainer.accelerator)  # is it there?
         check_methods(plan)
         check_scorers(plan)
         start = time.perf_counter()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorabench.config import GenerateSpec, LoRASpec, TrainerSpec
 from lorabench.data.pairs import Concept, Pair
+from lorabench.errors import UserError
 from lorabench.metrics.files import ScorerSet
 from lorabench.models.files import ModelFiles
 from lorabench.workers import Progress
@@ -180,9 +181,12 @@ def load_model(files: ModelFiles, accelerator: str) -> SDXL:
 
 
 def device_name(accelerator: str) -> str:
+    """ "cuda" or "cpu"; UserError where a GPU is asked for and none is there."""
     import torch
 
-    return "cuda" if accelerator == "gpu" or (accelerator == "auto" and torch.cuda.is_available()) else "cpu"
+    if accelerator == "gpu" and not torch.cuda.is_available():
+        raise UserError("trainer.accelerator=gpu, but PyTorch finds no GPU here; type trainer=cpu")
+    return "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def quiet() -> None:

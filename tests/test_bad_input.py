@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
@@ -49,6 +50,11 @@ def photographs(root: Path) -> Path:
         (["model.path=nowhere"], ["nowhere is not a diffusers model folder", "model.path="]),
         (["dataset.subjects=[mug_99]"], ["mug_99", "mug_"]),
         (["dataset=dreambooth_styledrop", "dataset.root=nowhere"], ["nowhere", "dataset.root="]),
+        pytest.param(
+            ["trainer=gpu"],
+            ["PyTorch finds no GPU here", "type trainer=cpu"],
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),
+        ),
         (["output=/proc/lorabench"], ["cannot write to", "type output="]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

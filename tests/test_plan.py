@@ -63,7 +63,9 @@ def test_an_ablation_changes_the_merge_and_the_papers_numbers_do_not(plan: Plan)
 
 def test_what_the_key_depends_on(plan: Plan) -> None:
     trainer = TrainerSpec("auto", "32-true", 7, 3)
-    elsewhere = replace(plan, trainer=trainer, model=ModelFiles(Path("/elsewhere"), Path("/elsewhere")), store=Store(Path("/other")))
+    elsewhere = replace(
+        plan, trainer=trainer, model=ModelFiles(Path("/elsewhere"), Path("/elsewhere")), store=Store(Path("/other"))
+    )
     assert elsewhere.key() == plan.key()
     changes = [
         replace(plan, seed=1),
