@@ -62,6 +62,7 @@ def validate(cfg: DictConfig) -> None:
             choose(path, value, CHOICES[path])
     check_recipe(cast(LoRASpec, OmegaConf.to_object(cfg.lora)))
     check_dataset(values["dataset"])
+    check_contexts(values["prompts"]["contexts"])
     check_protocol(values["protocol"], values["scorers"])
     if values["prompts"]["content_token"] == values["prompts"]["style_token"]:
         raise UserError("prompts.content_token and prompts.style_token must differ")
@@ -70,7 +71,7 @@ def validate(cfg: DictConfig) -> None:
 def check_dataset(dataset: dict[str, Any]) -> None:
     """UserError where names are no lists, or name something twice."""
     for group in ("contents", "subjects", "styles"):
-        if (names := dataset[group]) is None:
+        if (names := dataset[group]) is None and group == "contents":
             continue
         names = [names] if isinstance(names, str) else names
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -83,6 +84,13 @@ def check_dataset(dataset: dict[str, Any]) -> None:
     references = dataset["references"]
     if references != "same" and (isinstance(references, bool) or not isinstance(references, int)):
         raise UserError(f"dataset.references={references} is neither same nor a number; type dataset.references=same")
+
+
+def check_contexts(contexts: Any) -> None:
+    """UserError unless they are a name, or a list of texts; which names there are is told in data/contexts.py."""
+    texts = contexts if isinstance(contexts, list) else [contexts]
+    if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise UserError(f"prompts.contexts={contexts} is no list of scenes; type prompts.contexts=['in the snow']")
 
 
 def check_protocol(protocol: dict[str, Any], scorers: dict[str, Any]) -> None:

@@ -117,6 +117,7 @@ def test_an_ablation_composes_with_the_methods_it_fits_and_with_no_other(ablatio
         ("dataset.styles=[]", "type dataset.styles="),
         ("dataset.styles=[ink_1,ink_1]", "name each once"),
         ("prompts.style_token=sks", "must differ"),
+        *((f"prompts.contexts={contexts}", "no list of scenes") for contexts in ("[]", "null", "3", "[' ']", "{a: b}")),
         ("name=???", "type name="),
     ],
 )

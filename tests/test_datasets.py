@@ -163,6 +163,9 @@ def test_sets_of_subjects() -> None:
     assert chosen("live") == ["cat", "dog", "dog5"]
     assert chosen("object") == ["backpack_dog", "teapot", "bear_plushie", "vase"]
     assert chosen("teapot") == chosen(["teapot"]) == ["teapot"]
+    with pytest.raises(UserError, match="dataset.subjects=live names none of the subjects that are here"):
+        select(spec(subjects="live"), {"teapot": False}, ["image_01_05"])
+    assert select(spec(styles="live"), {"teapot": False}, ["ink"]) == [(("teapot",), ("live",))]  # no set of styles
 
 
 def test_a_sample_is_seeded_and_does_not_depend_on_the_order_of_names() -> None:
@@ -195,6 +198,8 @@ def test_the_test_set_of_lorarar_is_named() -> None:
     subjects = dict.fromkeys(["dog8", "cat2", "wolf_plushie", "teapot", "can"], False)
     with pytest.raises(UserError, match=r"watercolor_painting3 \(.*jI3Lp0FYEz0\), which is not here"):
         select(spec(pairs="lorarar"), subjects, MANY)
+    with pytest.raises(UserError, match="dataset.pairs=lorarar needs the subject dog8, which is not here"):
+        select(spec(pairs="lorarar"), {"can": False}, MANY)
     grid = select(spec(pairs="lorarar"), subjects, [*MANY, "watercolor_painting3"])
     assert len(grid) == 25
     assert {looks[0] for _, looks in grid} == {

@@ -21,7 +21,7 @@ def with_scenes(pair: Pair, prompts: Prompts, lists: Mapping[str, Sequence[str]]
 
     lists: the dataset's own contexts "object" and "live"; those of the package stand in for what it lacks.
     """
-    chosen = prompts.contexts or "none"
+    chosen = prompts.contexts
     if isinstance(chosen, str):
         choose("prompts.contexts", chosen, KINDS)
         if chosen == "none":

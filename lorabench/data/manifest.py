@@ -75,7 +75,8 @@ class Manifest:
 def read(path: Path) -> Manifest:
     """Read and check a manifest; every image it names is there. UserError with the line of the first mistake."""
     if not path.is_file():
-        raise UserError(f"{path} is missing; type dataset.manifest=<your yaml file>, see the README")
+        what = "is a folder" if path.is_dir() else "is missing"
+        raise UserError(f"{path} {what}; type dataset.manifest=<your yaml file>, its form is in docs/sdxl.md")
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:

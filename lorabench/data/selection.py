@@ -4,7 +4,7 @@ A sample depends on the names and the seed alone, not on the order in which they
 the smaller.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -15,7 +15,6 @@ from lorabench.errors import UserError
 from lorabench.seeds import seed_of
 
 Names = tuple[str, ...]  # of what is drawn together
-SETS = ("all", "live", "object")
 
 
 def select(spec: PhotoSpec, subjects: dict[str, bool], styles: Sequence[str]) -> list[tuple[Names, Names]]:
@@ -25,8 +24,9 @@ def select(spec: PhotoSpec, subjects: dict[str, bool], styles: Sequence[str]) ->
     """
     lists = packaged("pair_lists")
     choose("dataset.pairs", spec.pairs, ("all", "random", *lists))
-    contents = groups(spec.contents or spec.subjects, subjects, together=spec.contents is not None)
-    looks = groups(spec.styles, dict.fromkeys(styles, False))
+    kinds = {kind: [name for name, live in subjects.items() if live == (kind == "live")] for kind in ("live", "object")}
+    contents = groups("subjects", spec.contents or spec.subjects, {"all": subjects, **kinds}, spec.contents is not None)
+    looks = groups("styles", spec.styles, {"all": styles})
     if spec.pairs == "all":
         return list(product(contents, looks))
     if spec.pairs == "random":
@@ -42,15 +42,22 @@ def select(spec: PhotoSpec, subjects: dict[str, bool], styles: Sequence[str]) ->
                 draw("styles", every[1], chosen["styles"], spec.pairs_seed),
             )
         )
+    if lacking := [name for name in chosen["subjects"] if name not in subjects]:
+        raise UserError(
+            f"dataset.pairs={spec.pairs} needs the subject {lacking[0]}, which is not here; put it there, or type "
+            "dataset.pairs=all and name subjects and styles"
+        )
     named = [published(spec.pairs, style, image, styles) for style, image in chosen["styles"].items()]
     return [((subject,), (style,)) for subject in chosen["subjects"] for style in named]
 
 
-def groups(names: Any, known: dict[str, bool], together: bool = False) -> list[Names]:
+def groups(key: str, names: Any, sets: Mapping[str, Iterable[str]], together: bool = False) -> list[Names]:
     """The groups that a list of names or the name of a set stands for."""
     if isinstance(names, str):
-        if names in SETS:
-            return [(name,) for name, live in known.items() if names == "all" or live == (names == "live")]
+        if names in sets:
+            if not (members := list(sets[names])):
+                raise UserError(f"dataset.{key}={names} names none of the {key} that are here; type their names")
+            return [(name,) for name in members]
         names = [names]
     return [tuple(names)] if together else [tuple(name.split(JOIN)) for name in names]
 

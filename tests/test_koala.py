@@ -1,0 +1,62 @@
+"""KOALA's structure (one layer a block, in the smaller one no middle block) through training, merging and sampling."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import CPU
+
+from lorabench.errors import UserError
+from lorabench.method import load
+from lorabench.micro.architecture import build_pipeline, build_text_encoders, build_unet, build_vae
+from lorabench.micro.tokens import build_tokenizer
+from lorabench.models.sdxl import SDXL
+from lorabench.models.sites import attention_sites, depths
+from lorabench.sampling import sample
+from lorabench.stages.merge import MergeItem, merge_all
+from lorabench.stages.personalise import personalise
+
+FIT = {"steps": 2, "lr": 0.1, "batch": 1}
+
+
+@pytest.fixture(params=["koala_1b", "koala_700m"])
+def koala(request: pytest.FixtureRequest, tmp_path: Path) -> SDXL:
+    torch.manual_seed(0)
+    unet: Any = build_unet(widths=(8, 16, 16), heads=(1, 2, 2), layers=(1, 1, 2), text_width=32, groups=8)
+    config = {**unet.config, "layers_per_block": 1}
+    if request.param == "koala_700m":
+        config["mid_block_type"] = None
+    text = build_text_encoders(build_tokenizer(), text_width=32, layers=2)
+    build_pipeline(type(unet).from_config(config), build_vae((8, 8, 8), groups=8), text).save_pretrained(tmp_path)
+    return SDXL.load(tmp_path)
+
+
+def test_sites_are_those_of_the_model_card(koala: SDXL) -> None:
+    blocks = {site.partition(".transformer_blocks")[0] for site in attention_sites(koala.unet)}
+    middle = {"mid_block.attentions.0"} if koala.unet.mid_block is not None else set()
+    both = {f"up_blocks.{block}.attentions.{index}" for block in (0, 1) for index in (0, 1)}
+    assert blocks == {"down_blocks.1.attentions.0", "down_blocks.2.attentions.0", *both, *middle}
+    assert set(depths(koala.unet, list(attention_sites(koala.unet))).values()) == {0.0, 1.0}
+
+
+@pytest.mark.parametrize("method", ["direct", "ziplora", "duolora", "ziprank_closed"])
+def test_from_images_to_an_image(koala: SDXL, pair, lora_spec, method: str) -> None:
+    loras = tuple(personalise(koala, concept, lora_spec, 0, CPU) for concept in pair.concepts)
+    chosen = load(method, **({"fit": FIT} if load(method).fit else {}))
+    [result] = merge_all(koala, chosen, [MergeItem(loras, pair)], 0, CPU)
+    assert set(result.lora) == set(attention_sites(koala.unet))
+    assert result.lora.rank == 2 * lora_spec.rank
+    assert sample(koala, ["a dog"], [0], 2, 2.0).shape == (1, 64, 64, 3)
+
+
+def test_a_lora_of_sdxl_does_not_fit(koala: SDXL, loras, pair) -> None:
+    with pytest.raises(UserError, match="no linear layer here; give a LoRA trained on this model"):
+        merge_all(koala, load("direct"), [MergeItem(tuple(loras), pair)], 0, CPU)
+
+
+def test_blocks_that_are_not_there_are_named(koala: SDXL) -> None:
+    with pytest.raises(UserError, match=r"lora\.blocks=up_blocks\.0\.attentions\.2 .* this UNet has down_blocks\.1"):
+        attention_sites(koala.unet, ["up_blocks.0.attentions.2"])
