@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from lorabench.passes import MergeStep
 
 _METHODS: dict[str, type[Method]] = {}
+Gain = Callable[[str, float], tuple[float, ...]]  # of a site's name and progress: a strength an adapter
 
 
 @dataclass(kw_only=True)
@@ -136,6 +137,12 @@ class Method:
     def gain(self, site: Site, progress: float) -> tuple[float, ...]:
         """Strength of each adapter; progress = index of the sampling step / number of steps."""
         return (1.0,) * len(site.ranks)
+
+    def strengths(self, loras: Sequence[LoRA], sites: Mapping[str, Site], steps: int) -> Gain:
+        """Strength of each adapter by name of the site and progress, in so many steps; `gain`, unless a rule is read
+        off the factors or counts the steps. Called once before sampling, with the sites of the text encoders too.
+        """
+        return lambda site, progress: self.gain(sites[site], progress)
 
 
 def methods() -> dict[str, type[Method]]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from lorabench.adapters import Adapters
+from lorabench.method import Gain
 from lorabench.models.sdxl import SDXL, Conditioning
-
-Gain = Callable[[str, float], tuple[float, ...]]
 
 
 def initial_noise(model: SDXL, seeds: Sequence[int]) -> Tensor:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import CPU
 from PIL import Image
 from test_bad_input import command
 
@@ -16,9 +17,12 @@ from lorabench.config import GenerateSpec
 from lorabench.errors import UserError
 from lorabench.lora import Factors, LoRA
 from lorabench.merging import merged
-from lorabench.method import load, methods
+from lorabench.method import load
 from lorabench.models.files import preset
+from lorabench.models.sdxl import SDXL
 from lorabench.own import OwnPair
+from lorabench.seeds import seed_of
+from lorabench.stages.generate import generate
 
 TEACHERS = GenerateSpec(images=2, steps=2, guidance=1.0, batch=2)
 PROMPTS = ["content.prompt=a sks mug", "style.prompt=a boat in szn style", "prompt=a sks mug in szn style"]
@@ -75,8 +79,6 @@ def test_given_images_are_taken_instead(files, folder, tmp_path) -> None:
         (OwnLoRA(files[1], "a boat in szn style", [shots / "0.png"]),),
         "a sks mug in szn style",
     )
-    from conftest import CPU
-
     done: list[float] = []
     method = load("ziprank", fit={"steps": 2, "lr": 0.1, "batch": 1})
     result = merged(pair, method, preset(folder), 0, CPU, None, done.append)  # no teacher: it must not be asked
@@ -112,10 +114,12 @@ def test_mistakes_in_python(files, folder, arguments, words) -> None:
         merge(given.pop("content"), given.pop("style"), **given)
 
 
-def test_what_no_file_can_hold_is_refused(files, folder, monkeypatch) -> None:
-    monkeypatch.setattr(methods()["direct"], "exports", False)
-    with pytest.raises(UserError, match="draw with task=generate"):
-        merge(*files, model=folder)
+def test_what_no_file_can_hold_is_refused_and_drawn(files, folder, loras, model, tmp_path) -> None:
+    with pytest.raises(UserError, match=r"klora is no single LoRA.* draw with task=generate"):
+        merge(*files, "klora", model=folder)
+    result = run(tmp_path, folder, "generate", "method=klora", "method.beta=1e9", PROMPTS[-1], "output=images")
+    assert result.returncode == 0, result.stderr
+    assert_drawn(model, loras[1], tmp_path / "images")  # so much weight on the style leaves it alone
 
 
 def run(cwd: Path, folder: Path, task: str, *overrides: str):
@@ -151,19 +155,19 @@ def test_a_learned_merge_on_the_command_line_finds_its_images_again(files, folde
 
 
 def test_generate_on_the_command_line(files, folder, loras, model, tmp_path) -> None:
-    from conftest import CPU
-
-    from lorabench.seeds import seed_of
-    from lorabench.stages.generate import generate
-
     result = run(tmp_path, folder, "generate", "method=direct", PROMPTS[-1], "output=images")
     assert result.returncode == 0, result.stderr
+    assert_drawn(model, export(loras), tmp_path / "images")
+
+
+def assert_drawn(model: SDXL, lora: LoRA, images: Path) -> None:
+    """The images are those of one LoRA, up to rounding."""
     prompt = "a sks mug in szn style"
     seeds = [seed_of("image", prompt, index, 0) for index in range(2)]
     spec = GenerateSpec(images=2, steps=2, guidance=5.0, batch=1)
-    expected = generate(model, [export(loras)], [prompt] * 2, seeds, spec, CPU)
+    expected = generate(model, [lora], [prompt] * 2, seeds, spec, CPU)
     for index, image in enumerate(expected):
-        found = np.asarray(Image.open(tmp_path / "images" / f"{index:02d}.png"), dtype=int)
+        found = np.asarray(Image.open(images / f"{index:02d}.png"), dtype=int)
         assert np.abs(found - image).max() <= 1
 
 

@@ -14,10 +14,10 @@ from lorabench.adapters import Adapters, AllGates, attach
 from lorabench.config import GenerateSpec, TrainerSpec
 from lorabench.data.pairs import Role
 from lorabench.lora import LoRA
-from lorabench.method import Method
+from lorabench.method import Gain, Method
 from lorabench.models.adapted import live_sites, text_sites
 from lorabench.models.sdxl import SDXL
-from lorabench.sampling import Gain, sample
+from lorabench.sampling import sample
 from lorabench.stages.fitting import Progress, quiet_trainer
 from lorabench.stages.learn import map_gates
 
@@ -106,9 +106,6 @@ def draw(
         return generate(model, [result.lora], prompts, seeds, spec, trainer, progress=progress)
     own = method.rebase(loras)
     sites = {**live_sites(model.unet, own, roles), **text_sites(own, roles)}
-
-    def gain(site: str, at: float) -> tuple[float, ...]:
-        return method.gain(sites[site], at)
-
+    gain = method.strengths(own, sites, spec.steps)
     gates = result.gates if result is not None else None
     return generate(model, own, prompts, seeds, spec, trainer, gates, gain, progress)

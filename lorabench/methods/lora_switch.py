@@ -1,0 +1,39 @@
+"""LoRA Switch (Zhong et al., Multi-LoRA Composition, TMLR 2024, arXiv 2402.16843): one LoRA at a time, in turn.
+
+    gain_k(i) = 1  if  floor(i / tau) mod K = k,  else 0        (i: index of the step, K: number of LoRAs)
+
+Against the naive sum: gains by step, so no single file does it. Any number of LoRAs, contents first. In the released
+code the callback that switches comes after a step, so the first turn has one step more: `late`. Text encoders keep all
+LoRAs, as the prompt is encoded once.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from lorabench.method import Gain, Method, Site
+
+if TYPE_CHECKING:
+    from lorabench.lora import LoRA
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRASwitch(Method):
+    """tau: steps of a turn.  late: the first turn has one step more."""
+
+    exports: ClassVar[bool] = False
+
+    tau: int
+    late: bool
+
+    def strengths(self, loras: Sequence["LoRA"], sites: Mapping[str, Site], steps: int) -> Gain:
+        unet = {name for lora in loras for name in lora}
+
+        def gain(name: str, progress: float) -> tuple[float, ...]:
+            if name not in unet:
+                return self.gain(sites[name], progress)
+            index = round(progress * steps)
+            turn = max(index - self.late, 0) // self.tau % len(loras)
+            return tuple(float(k == turn) for k in range(len(loras)))
+
+        return gain

@@ -1,0 +1,112 @@
+"""Methods that choose one LoRA at a time: against the rule written out, and at their limits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import CPU
+
+from lorabench.config import GenerateSpec
+from lorabench.lora import Factors, LoRA
+from lorabench.method import load
+from lorabench.methods.est_lora import energy
+from lorabench.models.adapted import live_sites, text_sites
+from lorabench.stages.generate import draw, generate
+
+ROLES: Any = ("content", "style")
+SPEC = GenerateSpec(images=1, steps=4, guidance=2.0, batch=1)
+
+
+def gains(model, method, loras, steps: int, roles: Any = ROLES) -> dict[str, list[tuple[float, ...]]]:
+    sites = {**live_sites(model.unet, loras, roles), **text_sites(loras, roles)}
+    gain = method.strengths(loras, sites, steps)
+    return {name: [gain(name, index / steps) for index in range(steps)] for name in sites}
+
+
+@pytest.mark.parametrize("ablation", ["none", "klora_star"])
+def test_klora_is_its_rule(model, loras, ablation) -> None:
+    """As a loop over steps and layers on dense updates would have it."""
+    method = load("klora", ablation)
+    dense = [{site: (each.up @ each.down).numpy() for site, each in lora.items()} for lora in loras]
+    ratios = np.array([np.abs(dense[0][site]).sum() / np.abs(dense[1][site]).sum() for site in dense[0]])
+    gamma = ratios[ratios < 3 * ratios.mean()].mean()
+    found = gains(model, method, loras, 10)
+    chosen = set()
+    for site, each in dense[0].items():
+        k = loras[0][site].rank * loras[1][site].rank
+        sums = [np.sort(np.abs(matrix).ravel())[-k:].sum() for matrix in (each, dense[1][site])]
+        for step in range(10):
+            s = 1.5 * step / 10 + (0.5 if ablation == "none" else 0.85 * 1.5)
+            s = s if ablation == "none" else s % 1.5
+            content = sums[0] / gamma / (sums[1] * s) > 1 if s else True
+            assert found[site][step] == ((1.0, 0.0) if content else (0.0, 1.0)), (site, step)
+            chosen.add(content)
+    assert chosen == {True, False}
+
+
+def test_layers_far_from_the_mean_are_left_out_of_klora_s_balance(model, loras) -> None:
+    content, style = loras
+    site = next(iter(content))
+    loud = LoRA({**content, site: Factors(content[site].down * 1e4, content[site].up)})
+    sites = live_sites(model.unet, loras, ROLES)
+    plain, other = (load("klora").margins(pair, sites) for pair in (loras, (loud, style)))
+    rest = [name for name in plain if name != site]
+    torch.testing.assert_close([plain[name] for name in rest], [other[name] for name in rest], rtol=0.05, atol=0)
+
+
+def test_est_lora_is_its_rule(model, loras) -> None:
+    method = load("est_lora")
+    energies = [{site: float((e.up @ e.down).square().sum()) for site, e in lora.items()} for lora in loras]
+    balance = sum(energies[0].values()) / sum(energies[1].values())
+    found = gains(model, method, loras, 8)
+    for site in energies[0]:
+        for step in range(8):
+            style = energies[0][site] < (1.5 * step / 8 + 0.5) * energies[1][site] * balance
+            assert found[site][step] == ((0.0, 1.0) if style else (1.0, 0.0))
+    one = live_sites(model.unet, loras, ROLES)[next(iter(loras[0]))]
+    assert energy(loras, one, "content") == pytest.approx(energies[0][one.name], rel=1e-5)
+
+
+@pytest.mark.parametrize(("ablation", "turns"), [("none", "000111222000"), ("late_switch", "000011122200")])
+def test_switching_goes_round(model, loras, ablation, turns) -> None:
+    three, roles = (*loras, loras[0]), ("content", "content", "style")
+    method = load("lora_switch", ablation, tau=3)
+    for each in gains(model, method, three, 12, roles).values():
+        assert "".join(str(row.index(1.0)) for row in each) == turns
+        assert all(sum(row) == 1 for row in each)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "alone"),
+    [
+        ("klora", {"beta": 1e-9, "alpha": 1e-9}, 0),
+        ("klora", {"beta": 1e9}, 1),
+        ("est_lora", {"discrepancy": 1.0, "alpha": 1e-9}, 0),
+        ("est_lora", {"alpha": 1e9, "discrepancy": 0.0}, None),
+        ("lora_switch", {"tau": 4}, 0),
+    ],
+)
+def test_limits_are_one_lora_alone(model, loras, method, settings, alone) -> None:
+    images = draw(model, load(method, **settings), loras, ROLES, None, ["a mug"], [3], SPEC, CPU)
+    if alone is None:  # content in the very first step, where p is 0, or style: never both
+        assert all(sum(row) == 1 for each in gains(model, load(method, **settings), loras, 4).values() for row in each)
+        return
+    expected = generate(model, [loras[alone]], ["a mug"], [3], SPEC, CPU)
+    assert np.abs(images.astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("method", ["klora", "est_lora", "lora_switch"])
+def test_layers_that_one_lora_lacks_and_text_encoders(model, loras, method) -> None:
+    sites = list(loras[0])
+    text = {"text_encoder.encoder.layers.0.self_attn.q_proj": Factors(torch.ones(1, 32), torch.ones(32, 1))}
+    content = LoRA({site: loras[0][site] for site in sites[::2]}, text)
+    style = LoRA({site: loras[1][site] for site in sites[1::2]})
+    found = gains(model, load(method), (content, style), 4)
+    assert found.pop(next(iter(text))) == [(1.0, 1.0)] * 4
+    if method != "lora_switch":
+        assert all(row == (1.0, 0.0) for site in sites[::2] for row in found[site])
+        assert all(row == (0.0, 1.0) for site in sites[1::2] for row in found[site])
+    draw(model, load(method), (content, style), ROLES, None, ["a mug"], [3], SPEC, CPU)
