@@ -96,7 +96,7 @@ class GatedLoRA(nn.Module):
             rank = rank.repeat_interleave(len(x) // len(rank), dim=0)
         for scale in (self.gain, rank):
             if scale is not None:
-                z = z * scale.to(z.dtype).view(-1, *(1,) * (x.ndim - 2), scale.shape[-1])
+                z = z * scale.to(z).view(-1, *(1,) * (x.ndim - 2), scale.shape[-1])
         return self.base(x) + product(z, up.to(x.dtype))
 
     def factors(self) -> list[Factors]:

@@ -33,6 +33,7 @@ TASKS = {
     "generate": "lorabench.own_tasks",
 }  # each has run(cfg, folder)
 INTERRUPTED = 130
+OVERRIDE = re.compile(r"[+~]*[\w./@]+=")
 SHORT = re.compile(r"^(content|style)=")  # of content.lora=, beside which content.prompt= can stand
 UNWRITABLE = (EACCES, ENOSPC, ENOTDIR, EPERM, EROFS)
 
@@ -42,7 +43,8 @@ def main() -> int:
     traceback_wanted = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing, and `main` prints
     conf = Path(os.environ["LORABENCH_ROOT"]) / "conf"
-    sys.argv[1:] = [SHORT.sub(r"\1.lora=", word) for word in sys.argv[1:]]
+    words = [SHORT.sub(r"\1.lora=", word) for word in sys.argv[1:]]
+    sys.argv[1:] = sorted(words, key=lambda word: not OVERRIDE.match(word))  # argparse takes none after a flag
     config.register()
     try:
         hydra.main(version_base="1.3", config_path=str(conf), config_name="config")(task)()

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorabench.config import GenerateSpec, ModelSpec, TrainerSpec
+from lorabench.config import GenerateSpec, ModelSpec, TrainerSpec, choose
 from lorabench.data.pairs import Reference
 from lorabench.errors import UserError
 from lorabench.method import Method, load
@@ -61,6 +61,7 @@ def merge(
     device: "cpu", "gpu" or "auto".  teachers: how images are drawn with the LoRAs that come without.
     Raises UserError for what does not fit, before any long work starts.
     """
+    choose("device", device, ("cpu", "gpu", "auto"))
     chosen = load(method, **settings) if isinstance(method, str) else method
     check_exports(chosen)
     pair = OwnPair(listed(content), listed(style), prompt)
@@ -88,13 +89,16 @@ def merged(
     given_images = [each.references() for each in own.files]
     from lorabench.models.adapted import live_sites
     from lorabench.models.shapes import without_weights
-    from lorabench.stages.merge import MergeItem, MergeResult, exported, item_seed, merge_all
+    from lorabench.stages.merge import MergeItem, given, merge_all
 
-    rebased = MergeItem(tuple(method.rebase(loras)), own.pair())
-    sites = live_sites(without_weights(unet_config(spec)), rebased.loras, own.roles)  # do they fit this model?
+    unet = without_weights(unet_config(spec))
+    for each, lora, role in zip(own.files, loras, own.roles, strict=True):
+        try:
+            live_sites(unet, [lora], [role])
+        except UserError as error:
+            raise UserError(f"{each.path} does not fit {spec.path}: {error}, or choose another model=") from None
     if not method.needs_model:
-        gates = method.gates(sites, item_seed(rebased.pair, seed))
-        return MergeResult(exported(method, rebased, sites, gates), gates, 0, {}, {})
+        return given(unet, method, MergeItem(tuple(method.rebase(loras)), own.pair()), seed, ranked=False)
     from lorabench.tasks import load_model
 
     base = load_model(model_files(spec), trainer.accelerator)

@@ -47,6 +47,10 @@ class FitSpec:
     lr: float
     batch: int
 
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch < 1 or self.lr <= 0:
+            raise UserError(f"fit={vars(self)} learns nothing; give steps and batch of at least 1, lr greater than 0")
+
 
 @dataclass(frozen=True)
 class Site:
@@ -168,13 +172,17 @@ def build(config: DictConfig | dict[str, Any]) -> Method:
 def load(name: str, ablation: str = "none", **overrides: Any) -> Method:
     """A method with the values of its yaml, without Hydra: `load("duolora", "no_cycle", prior=0.2)`.
 
-    Raises UserError for an unknown name and for an ablation that does not fit.
+    Raises UserError for an unknown name, an ablation that does not fit, and settings that the method does not have.
     """
     known(name, "method")
     known(ablation, "ablation")
     if name not in (fitting := fitting_methods(ablation)):
         raise UserError(misfit(name, ablation, fitting))
-    return build(OmegaConf.merge(_values(name, ablation), overrides))  # pyright: ignore[reportArgumentType]
+    try:
+        return build(OmegaConf.merge(_values(name, ablation), overrides))  # pyright: ignore[reportArgumentType]
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{name} has no such settings: {reason}; see conf/method/{name}.yaml") from None
 
 
 def fitting_methods(ablation: str) -> list[str]:

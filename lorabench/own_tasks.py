@@ -12,8 +12,10 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
@@ -38,8 +40,9 @@ LAYOUT = "{desc:<10} {percentage:3.0f}% |{bar:30}| {elapsed}, {remaining} left"
 
 @dataclass(frozen=True)
 class Job:
-    """What the command line asks for."""
+    """What the command line asks for; name: of the method with its ablation, as they were typed."""
 
+    name: str
     own: OwnPair
     method: Method
     model: ModelSpec
@@ -57,9 +60,11 @@ class Job:
         own = OwnPair(own_loras(cfg, "content"), own_loras(cfg, "style"), cfg.prompt)
         method = build(cfg.method)
         own.check(method)
+        choices = HydraConfig.get().runtime.choices
+        name = " ".join([choices["method"], *({choices["ablation"]} - {"none"})])
         store = Store(Path(cfg.store))
         return cls(
-            own, method, typed["model"], typed["generate"], typed["trainer"], typed["task"], store, cfg.seed,
+            name, own, method, typed["model"], typed["generate"], typed["trainer"], typed["task"], store, cfg.seed,
             Path(cfg.output),
         )  # fmt: skip
 
@@ -97,16 +102,16 @@ def run(cfg: DictConfig, folder: Path) -> None:
 
 def merge(job: Job) -> None:
     check_exports(job.method)
-    if job.output.suffix != ".safetensors":
+    if job.output.suffix != ".safetensors" or job.output.is_dir():
         raise UserError(f"output={job.output} must be a .safetensors file; type output=merged.safetensors")
+    make_folder(job.output.parent)  # before the long work
     with Bar("merge", work(job.own, job.method, job.generation)) as bar:
         result = job.merged(bar)
-    lora, notes = result.lora, [f"{len(result.lora)} layers, {job.method.name}"]
+    lora, notes = result.lora, [f"{len(result.lora)} layers, {job.name}"]
     if job.task.rank is not None:
         lora, error = lora.compressed(job.task.rank)
         notes.append(str(error))
-    job.output.parent.mkdir(parents=True, exist_ok=True)
-    origin = {"lorabench.method": job.method.name, "lorabench.seed": str(job.seed)}
+    origin = {"lorabench.method": job.name, "lorabench.seed": str(job.seed)}
     dtype = None if job.task.dtype == "same" else job.task.dtype
     lora.save(job.output, origin, job.task.format, dtype)
     print(f"{job.output}  ({', '.join([*notes, f'rank {lora.rank}', f'{job.output.stat().st_size / 1e6:.1f} MB'])})")
@@ -121,6 +126,7 @@ def generate(job: Job) -> None:
 
     if not job.own.prompt:
         raise UserError("task=generate draws a prompt; type prompt='a sks dog in szn style'")
+    make_folder(job.output)
     spec = job.generation
     cost = image_cost(spec)
     before = work(job.own, job.method, spec)
@@ -132,10 +138,18 @@ def generate(job: Job) -> None:
             base, job.method, [each.read() for each in job.own.files], job.own.roles, result,
             [job.own.prompt] * spec.images, seeds, spec, job.trainer, lambda count: bar.reach(before + count * cost),
         )  # fmt: skip
-    job.output.mkdir(parents=True, exist_ok=True)
     for index, image in enumerate(images):
         Image.fromarray(image).save(job.output / f"{index:02d}.png")
-    print(f"{job.output}  ({len(images)} images, {job.method.name})")
+    print(f"{job.output}  ({len(images)} images, {job.name})")
+
+
+def make_folder(folder: Path) -> None:
+    """UserError unless files can be written to it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(f"cannot write to {folder} ({error.strerror}); type output=<where you can write>") from None
 
 
 def own_loras(cfg: DictConfig, role: str) -> tuple[OwnLoRA, ...]:

@@ -27,6 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lorabench import stats
 from lorabench.config import CONF, ColumnSpec, ProtocolSpec, choose
 from lorabench.errors import UserError
+from lorabench.metrics.files import published
 
 ALL = ProtocolSpec("all", None, [])
 # What tables show of all metrics: these first, then the others by name, without those that only protocols read.
@@ -103,15 +104,18 @@ def columns(protocol: ProtocolSpec, scores: pd.DataFrame) -> tuple[list[Column],
             stands[spec.backbone] = micro
         else:
             lacking[spec.name] = spec.backbone
-    needed = ",".join(dict.fromkeys(lacking.values()))
+    here = [backbone for backbone in scored["backbone"] if backbone in published()]
+    needed = ",".join(dict.fromkeys([*here, *lacking.values()]))
     if not found:
-        raise UserError(f"protocol={protocol.name} needs scores that are not here; type scorers.backbones=[{needed}]")
+        raise UserError(
+            f"protocol={protocol.name} needs scores that are not here; run again with scorers.backbones=[{needed}]"
+        )
     notes = [f"Columns of protocol={protocol.name}{source(protocol)}: {'; '.join(map(told, found))}."]
     if stands:
         pairs = ", ".join(f"{micro} for {backbone}" for backbone, micro in stands.items())
         notes.append(f"Standing in: {pairs}. The columns are the publication's, the backbones are not.")
     if lacking:
-        notes.append(f"Left out: {', '.join(lacking)}; to have them too type scorers.backbones=[{needed}].")
+        notes.append(f"Left out: {', '.join(lacking)}; to have them too run again with scorers.backbones=[{needed}].")
     return found, notes
 
 

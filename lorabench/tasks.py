@@ -185,7 +185,9 @@ def device_name(accelerator: str) -> str:
     import torch
 
     if accelerator == "gpu" and not torch.cuda.is_available():
-        raise UserError("trainer.accelerator=gpu, but PyTorch finds no GPU here; type trainer=cpu")
+        raise UserError(
+            'trainer.accelerator=gpu, but PyTorch finds no GPU here; type trainer=cpu (in Python device="cpu")'
+        )
     return "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
 
 

@@ -50,6 +50,14 @@ def test_without_rows_every_adapter_is_at_full_strength(factors) -> None:
     torch.testing.assert_close(GatedLoRA(base, factors)(x), expected)
 
 
+def test_a_layer_may_move_after_its_rows_are_set(factors) -> None:
+    """As text encoders do that wait elsewhere until they are used."""
+    with attach(nn.Sequential(nn.Linear(IN, OUT)), [LoRA({"0": each}) for each in factors]) as adapters:
+        adapters.rows(torch.ones(1, 2))
+        moved = adapters.unet.to("meta")
+        assert moved(torch.zeros(1, 6, IN, device="meta")).shape == (1, 6, OUT)
+
+
 def random_gates(loras, kinds: str) -> dict[str, list[Gates]]:
     torch.manual_seed(1)
     sizes = {"o": lambda each: each.up.shape[0], "r": lambda each: each.rank, "i": lambda each: each.down.shape[1]}

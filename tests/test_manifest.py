@@ -71,6 +71,11 @@ def test_subjects_and_styles_of_a_manifest(folder: Path) -> None:
     assert (rex.contents[0].live, mug.contents[0].live, fox.contents[0].live) == (True, False, True)
 
 
+def test_a_style_phrase_may_have_its_preposition(folder: Path) -> None:
+    (folder / "own.yaml").write_text(MANIFEST.replace("style: kid", "style: in kid"))
+    assert pairs(folder)[0].text == "a dog in kid crayon drawing style"
+
+
 def test_repeats_are_trained_on_more_often_and_scored_once(folder: Path) -> None:
     [mug] = pairs(folder, subjects=["mug"])[0].contents
     assert [image.prompt for image in mug.images] == ["a sks coffee mug"] * 2 + ["the sks coffee mug of ours"] * 3
@@ -110,9 +115,12 @@ MISTAKES = [
     ("images: rex\n", "images: []\n", 4, "the list is empty"),
     ("images: rex\n", "images: [rex/1.jpg, rex/1.jpg]\n", 4, "is named twice"),
     ("[rex9.jpg]", "[rex/1.jpg]", 5, "is trained on too"),
+    ("[rex9.jpg]", "[rex/../rex/1.jpg]", 5, "is trained on too"),
     ("prompts: [at home", "prompts: at home #", 6, "must be a list"),
     ("repeats: 3", "repeats: often", 11, "'often' is no number of times"),
-    ("repeats: 2", "repeats: 0", 12, "write 1 or more"),
+    ("repeats: 2", "repeats: 0", 12, "write 1 to 1000"),
+    ("repeats: 2", "repeats: 99999999999", 12, "write 1 to 1000"),
+    ("a wet {}", "a {} {}", 6, "is not of the form"),
     ("live: yes", "live: maybe", 16, "'maybe' is neither true nor false"),
     ("class: fox", "class: null", 14, "'null' is no text"),
     ("class: fox", "class: [fox]", 14, "a list or a mapping is no text"),
@@ -146,8 +154,8 @@ def test_a_file_of_another_form(folder: Path, text: str, words: str) -> None:
     (folder / "own.yaml").write_text(text)
     with pytest.raises(UserError, match=words):
         pairs(folder)
-    (folder / "own.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="no text in yaml"):
+    (folder / "own.yaml").write_bytes(b"a:\n\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"own\.yaml:2: no text in UTF-8"):
         pairs(folder)
     (folder / "own.yaml").unlink()
     with pytest.raises(UserError, match=r"type dataset\.manifest="):

@@ -36,14 +36,6 @@ def test_identical_permuted_and_constant_features():
         cosine.cosine_matrix(a, constant)
 
 
-def test_macro_mean_weighs_groups_not_members():
-    keys = [("a", 0), ("a", 1), ("a", 1), ("b", 0)]
-    assert cosine.macro_mean([1.0, 2.0, 4.0, 10.0], keys) == pytest.approx(((1 + 3) / 2 + 10) / 2)
-    assert cosine.macro_mean([1.0, 2.0, 4.0, 10.0], [()] * 4) == pytest.approx(4.25)
-    with pytest.raises(ValueError, match="no values"):
-        cosine.macro_mean([], [])
-
-
 def test_leave_group_out_ignores_the_own_group():
     unit = torch.tensor([[1.0, 0.0], [0.99, 0.1], [0.9, 0.3], [0.0, 1.0]])
     labels, groups = torch.tensor([0, 1, 0, 1]), torch.tensor([0, 0, 1, 1])

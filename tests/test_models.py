@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from lorabench.adapters import attach
 from lorabench.config import ModelSpec
 from lorabench.errors import UserError
-from lorabench.models.files import ModelFiles, model_files, model_folder
+from lorabench.models.files import ModelFiles, model_files, model_folder, unet_config
 from lorabench.models.sdxl import SDXL
 from lorabench.sampling import sample_latents
 
@@ -100,6 +100,9 @@ def test_encoders_that_wait_elsewhere_give_the_same(folder) -> None:
     names = [type(part).__name__ for part in (*waiting.encoders, waiting.vae)]
     assert moved[:4] == [(names[0], "cpu"), (names[1], "cpu")] * 2  # there and back, both are the CPU here
     assert moved[-2:] == [(names[2], "cpu")] * 2
+    count = len(moved)
+    waiting.decode(torch.zeros(1, 12, 16, 16, requires_grad=True))
+    assert len(moved) == count + 1  # there, and not back: the backward pass needs its weights
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "sliced"])
@@ -182,4 +185,49 @@ def test_files_that_cannot_be_read(both, tmp_path) -> None:
     other = shutil.copytree(folder, tmp_path / "other")
     (other / "unet" / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="cannot be read as an SDXL model"):
+        SDXL.load(model_files(replace(SPEC, path=str(other))))
+
+
+UNET, ENCODER = "unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda folder: (folder / ENCODER).write_bytes((folder / ENCODER).read_bytes()[:5000]), "cannot be read as an"),
+        (lambda folder: save_file({"x": torch.zeros(1)}, folder / UNET), "lacks weights of its unet"),
+        (lambda folder: shutil.rmtree(folder / "tokenizer"), "incomplete SDXL folder without tokenizer/vocab.json"),
+        (lambda folder: (folder / "tokenizer_2/tokenizer.json").unlink(), "without tokenizer_2/vocab.json"),
+    ],
+    ids=["truncated encoder", "another's weights", "no tokenizer", "no vocabulary"],
+)
+def test_folders_that_lack_something(both, tmp_path, spoil, words) -> None:
+    folder = shutil.copytree(both[0], tmp_path / "folder")
+    spoil(folder)
+    with pytest.raises(UserError, match=words):
+        SDXL.load(model_files(replace(SPEC, path=str(folder))))
+
+
+def test_a_file_that_is_no_autoencoder(both, tmp_path) -> None:
+    save_file({"unet.x": torch.zeros(1)}, tmp_path / "lora.safetensors")
+    with pytest.raises(UserError, match="cannot be read as an autoencoder"):
+        SDXL.load(model_files(replace(SPEC, path=str(both[0]), vae=str(tmp_path / "lora.safetensors"))))
+
+
+def test_the_shapes_of_a_single_file_are_those_of_its_configurations(both) -> None:
+    folder, file = both
+    expected = json.loads((folder / "unet" / "config.json").read_text())
+    assert unet_config(replace(SPEC, name="sdxl", path=str(file), config=str(folder))) == expected
+    with pytest.raises(UserError, match="nowhere is not a diffusers model folder"):
+        unet_config(replace(SPEC, name="sdxl", path="nowhere"))
+
+
+def test_a_text_encoder_is_whole(both, tmp_path) -> None:
+    folder, _ = both
+    other = shutil.copytree(folder, tmp_path / "folder")
+    file = other / "text_encoder" / "model.safetensors"
+    weights = load_file(file)
+    lost = next(key for key in weights if key.endswith("layers.0.mlp.fc1.weight"))
+    save_file({key: value for key, value in weights.items() if key != lost}, file, {"format": "pt"})
+    with pytest.raises(UserError, match=r"text_encoder lacks .*layers\.0\.mlp\.fc1\.weight"):
         SDXL.load(model_files(replace(SPEC, path=str(other))))

@@ -111,8 +111,9 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, lora_spec, na
 
 
 def test_what_does_not_go_together(lora_spec) -> None:
-    with pytest.raises(UserError, match=r"lora.betas=\[0.9, 1.0\] must be less than 1"):
-        check_recipe(replace(lora_spec, betas=(0.9, 1.0)))
+    for betas in ((0.9, 1.0), (0.9,)):
+        with pytest.raises(UserError, match=r"lora.betas=\[0.9.*\] must be two numbers less than 1"):
+            check_recipe(replace(lora_spec, betas=betas))
     pytest.importorskip("prodigyopt")
     with pytest.raises(UserError, match=r"one step size .* type lora.text_lr=1.0"):
         check_recipe(replace(lora_spec, optimizer="prodigy", lr=1.0, text_encoders=True))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +61,13 @@ def test_the_naive_sum_needs_no_weights(files, folder, tmp_path, monkeypatch) ->
         torch.testing.assert_close(update, torch.stack(parts).sum(0))
 
 
+def test_others_may_read_a_merge(files, folder, tmp_path) -> None:
+    before = os.umask(0o022)
+    merge(*files, model=folder).save(tmp_path / "m.safetensors")
+    assert stat.S_IMODE((tmp_path / "m.safetensors").stat().st_mode) == 0o644
+    assert os.umask(before) == 0o022
+
+
 def test_a_learned_merge_draws_what_it_learns_from(files, folder, loras) -> None:
     content, style = OwnLoRA(files[0], "a sks mug"), OwnLoRA(files[1], "a boat in szn style")
     options = {"prompt": "a sks mug in szn style", "model": folder, "device": "cpu", "teachers": TEACHERS}
@@ -104,8 +113,12 @@ def test_several_contents_and_text_encoders(loras, folder, tmp_path) -> None:
     [
         ({"method": "ziplora"}, "learns from the prompt that .*a.safetensors was trained with"),
         ({"method": "nothing"}, "no method is called nothing"),
-        ({"model": "micro"}, "give a LoRA trained on this model"),
+        ({"method": "ziplora", "fit": {"steps": 0}}, "learns nothing; give steps"),
+        ({"model": "micro"}, "a.safetensors does not fit micro: .*give a LoRA trained on this model"),
         ({"style": "missing.safetensors"}, "missing.safetensors"),
+        ({"device": "tpu"}, "device=tpu is unknown"),
+        ({"method": "custom_weights", "contents": 1.0}, "custom_weights has no such settings: .*contents"),
+        ({"method": "custom_weights", "content_": 1.0}, "conf/method/custom_weights.yaml"),
     ],
 )
 def test_mistakes_in_python(files, folder, arguments, words) -> None:
@@ -154,6 +167,16 @@ def test_a_learned_merge_on_the_command_line_finds_its_images_again(files, folde
     assert_same(LoRA.load(tmp_path / "merged.safetensors"), before, rtol=0, atol=0)
 
 
+def test_a_sweep_makes_a_file_a_method(files, folder, loras, tmp_path) -> None:
+    """The switch may stand anywhere; nothing of Hydra's is left beside the files."""
+    result = run(tmp_path, folder, "merge", "method=direct,base", "-m", "output=merged_${method.name}.safetensors")
+    assert (result.returncode, result.stderr) == (0, ""), result.stderr
+    assert_same(LoRA.load(tmp_path / "merged_direct.safetensors"), export(loras), rtol=1e-2, atol=1e-3)
+    assert not any(update.any() for update in updates(LoRA.load(tmp_path / "merged_base.safetensors")).values())
+    files = {"a.safetensors", "b.safetensors", "merged_direct.safetensors", "merged_base.safetensors"}
+    assert {path.name for path in tmp_path.iterdir()} == {*files, "store"}
+
+
 def test_generate_on_the_command_line(files, folder, loras, model, tmp_path) -> None:
     result = run(tmp_path, folder, "generate", "method=direct", PROMPTS[-1], "output=images")
     assert result.returncode == 0, result.stderr
@@ -185,7 +208,9 @@ def assert_drawn(model: SDXL, lora: LoRA, images: Path) -> None:
         ("merge", ["method=direct", "task.format=a1111"], "type task.format=<diffusers|kohya>"),
         ("merge", ["method=direct", "task.rank=0"], "task.rank=0 must be at least 1"),
         ("merge", ["method=ziprank", *PROMPTS, "content.images=nowhere"], "nowhere is no folder"),
+        ("merge", ["method=direct", "output=a.safetensors/merged.safetensors"], "cannot write to a.safetensors (File"),
         ("generate", ["method=direct"], "task=generate draws a prompt"),
+        ("generate", ["method=direct", PROMPTS[-1], "output=b.safetensors"], "cannot write to b.safetensors (File"),
     ],
 )
 def test_mistakes_on_the_command_line(files, folder, tmp_path, task, overrides, words) -> None:

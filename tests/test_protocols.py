@@ -13,7 +13,8 @@ import yaml
 from made_run import make_run
 
 from lorabench import protocols, stats
-from lorabench.config import CONF, ColumnSpec, ProtocolSpec, check_protocol
+from lorabench.checks import check_protocol
+from lorabench.config import CONF, ColumnSpec, ProtocolSpec
 from lorabench.errors import UserError
 from lorabench.protocols import Column
 from lorabench.report import write_joint_report, write_report
@@ -195,10 +196,11 @@ def test_another_real_backbone_never_stands_in() -> None:
     other = EVERYTHING.loc[~EVERYTHING["backbone"].isin([S16, CSD])]
     columns, notes = protocols.columns(protocols.load("duolora"), other)
     assert [column.name for column in columns] == ["CLIP-I", "CLIP-T"]
+    here = ",".join(other["backbone"].unique())
     assert notes[1] == (
-        "Left out: DINO, CSD-s; to have them too type scorers.backbones=[dino@vits16,csd@vitl14]."
-    )  # fmt: skip
-    with pytest.raises(UserError, match=r"scorers\.backbones=\[dino@vitb8\]") as error:
+        f"Left out: DINO, CSD-s; to have them too run again with scorers.backbones=[{here},dino@vits16,csd@vitl14]."
+    )
+    with pytest.raises(UserError, match=r"run again with scorers\.backbones=\[.*,dino@vitb8\]") as error:
         protocols.columns(protocols.load("blora"), other.loc[other["backbone"] != B8])
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="did you mean duolora"):
@@ -263,7 +265,7 @@ def test_a_report_changes_its_protocol_afterwards(tmp_path: Path, capsys: pytest
     capsys.readouterr()
     assert main([str(folder), "--protocol", "blora"]) == 0  # of its two columns one
     text = (folder / "table.md").read_text()
-    assert "Left out: Style alignment; to have them too type scorers.backbones=[dino@vitb8]." in text
+    assert "Left out: Style alignment; to have them too run again with scorers.backbones=[dino@vitb8]." in text
     assert main([str(folder), "--protocol", "nothing"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 

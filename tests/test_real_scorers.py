@@ -118,9 +118,11 @@ def test_crops_round_to_the_middle_where_the_rest_is_odd():
 @pytest.mark.parametrize("mode", ["L", "P", "CMYK", "LA", "RGBA", "I;16"])
 def test_pictures_of_every_mode_become_rgb(mode):
     colours = picture(40, 30)
-    image = colours if mode == "RGB" else Image.new("I;16", (40, 30), 300) if mode == "I;16" else colours.convert(mode)
+    image = Image.new("I;16", (40, 30), 300) if mode == "I;16" else colours.convert(mode)
     found = to_uint8(image)
     assert found.shape == (30, 40, 3) and found.dtype == np.uint8
+    if mode == "I;16":
+        assert (found == 300 // 256).all()  # scaled, not clipped
     if mode in ("CMYK", "RGBA"):
         assert np.abs(found.astype(int) - np.asarray(colours)).max() <= 1
 

@@ -96,6 +96,34 @@ def test_page_shows_every_image_once_with_scores(run: Path) -> None:
     assert "subject_r1" in section
 
 
+def test_images_of_several_scenes_are_told_apart(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", pairs=[("mug_1", "ink_1")], images=2)
+    scores = pd.read_parquet(folder / "scores.parquet")
+    scenes = scores["image"].map({0: "a sks mug in the snow", 1: "a wet sks mug"})
+    scores.assign(prompt=scenes).to_parquet(folder / "scores.parquet")
+    write_report(folder)
+    page = (folder / "report.html").read_text()
+    assert 'data-name="mug_1 in ink_1, duolora 1: a wet sks mug"' in page
+    assert "a sks mug in the snow<br>a wet sks mug" in page
+
+
+def test_one_pair_has_no_interval_and_says_so(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", pairs=[("mug_1", "ink_1")])
+    write_report(folder)
+    text = (folder / "table.md").read_text()
+    assert "Of one pair (" in text and "[" not in text and "95 %" not in text
+
+
+def test_a_backbone_stands_once_above_its_column(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    scores = pd.read_parquet(folder / "scores.parquet")
+    other = scores[scores["metric"] == "dino/content"].assign(backbone="dino@vits8")
+    pd.concat([scores, other]).to_parquet(folder / "scores.parquet")
+    write_report(folder)
+    page = (folder / "report.html").read_text()
+    assert '<th scope="col">dino/content<small>dino@vits8</small></th>' in page
+
+
 def test_hostile_names_are_escaped(tmp_path: Path) -> None:
     nasty = """<script>alert('x')<|>"&"""
     folder = make_run(tmp_path / "run", pairs=[(nasty, "'><img src=x onerror=alert(1)>")])
@@ -170,6 +198,20 @@ def test_incomplete_folder_is_one_line(tmp_path: Path, lost: str, capsys: pytest
     (folder / lost).unlink()
     assert main([str(folder)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("broken", ["scores.parquet", "manifest.json"])
+def test_a_broken_file_is_one_line(tmp_path: Path, broken: str, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_run(tmp_path / "run")
+    (folder / broken).write_bytes((folder / broken).read_bytes()[:100])
+    assert main([str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "broken" in error
+
+
+def test_a_place_that_is_a_file_is_one_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(run), "--out", str(run / "table.md")]) == 2
+    assert "table.md is a file; type --out" in capsys.readouterr().err
 
 
 def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Where weights are found: a given file, the hub's cache, nowhere; pickles, read without running what is in them."""
 
 import argparse
+import logging
 import os
 import zipfile
 from collections import OrderedDict
@@ -103,6 +104,17 @@ def test_nothing_here_and_no_connection_is_one_line_that_says_what_to_get():
     )
 
 
+def test_the_hubs_own_warnings_are_not_shown(monkeypatch, caplog):
+    """A host that refuses to talk: the client tries several times and warns of each."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{filename}")
+    monkeypatch.setattr(logging.getLogger("huggingface_hub"), "propagate", True)  # to caplog
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    with pytest.raises(UserError, match="the hub cannot be reached"):
+        scorer_set(SPEC)
+    assert not caplog.records
+
+
 def test_what_is_named_wrongly_is_one_line(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
     for change, words in (
@@ -184,11 +196,15 @@ def test_what_is_no_csd_checkpoint_is_one_line(tmp_path):
             convert(path, target, SMALL_CSD)
         one_line(error, str(path), *words)
     whole = path.read_bytes()
-    for data in (whole[: len(whole) // 2], b"<html>Google Drive can't scan this file</html>", b""):
+    for data, words in (
+        (whole[: len(whole) // 2], "fetch it again"),
+        (b"<html>Google Drive can't scan this file</html>", "without running code"),
+        (b"", "without running code"),
+    ):
         path.write_bytes(data)
         with pytest.raises(UserError) as error:
             convert(path, target, SMALL_CSD)
-        one_line(error, str(path), "without running code")
+        one_line(error, str(path), words)
     torch.jit.script(torch.nn.Linear(2, 2)).save(str(path))
     with pytest.raises(UserError) as error:
         convert(path, target, SMALL_CSD)

@@ -1,6 +1,7 @@
 """Tiny random scorers in folders of their own, for tests."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ def write_scorer(folder, kind):
     torch.manual_seed(0)
     folder.mkdir(parents=True, exist_ok=True)
     network = {"dino": build_dino, "clip": build_clip, "csd": build_csd}[kind](ARCHITECTURES[kind])
-    preprocess = {**MICRO.as_dict(), "resize": 16, "crop": 16}
+    preprocess = {**asdict(MICRO), "resize": 16, "crop": 16}
     config = {
         "name": f"{kind}@test",
         "kind": kind,

@@ -33,9 +33,7 @@ def with_scenes(pair: Pair, prompts: Prompts, lists: Mapping[str, Sequence[str]]
             live = chosen == "live" or (chosen == "auto" and all(concept.live for concept in pair.contents))
             kind = "live" if live else "object"
             chosen = lists.get(kind) or packaged("contexts")[kind]
-    return replace(
-        pair, scenes=tuple(scene(pair, template(str(context)), prompts) for context in dict.fromkeys(chosen))
-    )
+    return replace(pair, scenes=tuple(scene(pair, template(context), prompts) for context in dict.fromkeys(chosen)))
 
 
 def template(context: str) -> str:

@@ -3,7 +3,7 @@
 from functools import partial
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from lorabench.data.pairs import Reference
 from lorabench.errors import UserError
@@ -30,13 +30,20 @@ def image_paths(folder: Path) -> list[Path]:
 
 
 def read_image(path: Path) -> Image.Image:
-    """RGB, upright by its EXIF orientation, transparency on white; raises UserError for a broken file."""
+    """As `flat`; raises UserError for a broken file."""
     try:
         with Image.open(path) as opened:
-            upright = ImageOps.exif_transpose(opened)
-            if upright.has_transparency_data:
-                layer = upright.convert("RGBA")
-                upright = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-            return upright.convert("RGB")
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
+            return flat(opened)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} is not a readable image; replace it or remove it") from error
+
+
+def flat(image: Image.Image) -> Image.Image:
+    """RGB, upright by its EXIF orientation, transparency on white."""
+    upright = ImageOps.exif_transpose(image)
+    if upright.has_transparency_data:
+        layer = upright.convert("RGBA")
+        upright = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    elif upright.mode.startswith("I;16"):  # which `convert` would clip instead of scaling
+        upright = upright.point(lambda value: value * (1 / 256)).convert("L")
+    return upright.convert("RGB")

@@ -31,6 +31,7 @@ from typing import NoReturn
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+from lorabench.data.contexts import template
 from lorabench.data.images import images_in
 from lorabench.data.pairs import JOIN
 from lorabench.errors import UserError
@@ -41,6 +42,7 @@ ENTRY = {
 }
 REQUIRED = {"subjects": ("class", "images"), "styles": ("style", "images")}
 SHOT = {"subjects": ("file", "caption", "repeats"), "styles": ("file", "shows", "caption", "repeats")}
+MOST = 1000  # repeats of an image
 RESERVED = ("all", "live", "object")  # names of sets
 
 
@@ -82,8 +84,11 @@ def read(path: Path) -> Manifest:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise UserError(f"{path}:{line}: no valid yaml, {error.problem or error.context}; correct the line") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no text in yaml ({str(error).splitlines()[0]}); write it in UTF-8") from error
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}:{line}: no text in UTF-8; save the file in that encoding") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is no text in yaml ({str(error).splitlines()[0]}); correct it") from error
     if root is None:
         raise UserError(f"{path}:1: the manifest is empty; write subjects: and styles:")
     return Reading(path).manifest(root)
@@ -132,14 +137,15 @@ class Reading:
         shows = self.text(keys["shows"]) if "shows" in keys else None
         images = self.shots(block, keys["images"], shows, repeats)
         references = self.shots(block, keys["references"], shows, 1) if "references" in keys else ()
+        trained = {image.path.resolve() for image in images}
         for shot in references:
-            if shot.path in {image.path for image in images}:
+            if shot.path.resolve() in trained:
                 raise UserError(f"{shot.where}: {shot.path} is trained on too; take it out of images or of references")
         return Entry(
-            word=self.text(keys["class" if block == "subjects" else "style"]),
+            word=self.text(keys["class"]) if block == "subjects" else self.text(keys["style"]).removeprefix("in "),
             images=images,
             references=references,
-            prompts=tuple(self.text(item) for item in self.items(keys["prompts"])) if "prompts" in keys else (),
+            prompts=tuple(self.context(item) for item in self.items(keys["prompts"])) if "prompts" in keys else (),
             live=self.flag(keys["live"]) if "live" in keys else None,
         )
 
@@ -157,9 +163,11 @@ class Reading:
             found += [Shot(path, self.where(item), *more) for path in paths]
         if not found:
             self.fail(node, "the list is empty; write the images' files")
+        seen: set[Path] = set()
         for shot in found:
-            if [other.path for other in found].count(shot.path) > 1:
+            if (file := shot.path.resolve()) in seen:
                 raise UserError(f"{shot.where}: {shot.path} is named twice; name it once, with repeats: 2")
+            seen.add(file)
         return tuple(found)
 
     def files(self, node: Node) -> list[Path]:
@@ -202,11 +210,18 @@ class Reading:
             self.fail(node, f"{self.shown(node)} is no text; write a word, in quotes where yaml takes it for more")
         return node.value.strip()
 
+    def context(self, node: Node) -> str:
+        text = self.text(node)
+        try:
+            return template(text)
+        except UserError as error:
+            self.fail(node, str(error))
+
     def count(self, node: Node) -> int:
         if not isinstance(node, ScalarNode) or not node.tag.endswith(":int") or not node.value.isdigit():
             self.fail(node, f"{self.shown(node)} is no number of times; write 1 or more")
-        if int(node.value) < 1:
-            self.fail(node, f"{node.value} times is not at all; write 1 or more, or take the image out")
+        if not 1 <= int(node.value) <= MOST:
+            self.fail(node, f"{node.value} times cannot be; write 1 to {MOST}, or take the image out")
         return int(node.value)
 
     def flag(self, node: Node) -> bool:

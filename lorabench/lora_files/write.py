@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -43,6 +44,7 @@ def write(
         tensors = {key: _cast(key, tensor, dtype) for key, tensor in tensors.items()}
     try:
         save_file(tensors, path, metadata={"format": "pt", **notes, **(metadata or {})})
+        Path(path).chmod(0o666 & ~umask())  # safetensors leaves a file to its owner alone
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} cannot be written ({error}); type a path in a folder that exists") from None
 
@@ -85,6 +87,12 @@ def _kohya(factors: Mapping[str, Factors]) -> tuple[dict[str, Tensor], dict[str,
         sdxl |= site.endswith((".attn2.to_k", ".attn2.to_v")) and each.down.shape[1] == SDXL_TEXT_WIDTH
     # A1111 takes a file with metadata for one of SD1.5, and hides it, unless they name SDXL.
     return tensors, {"ss_base_model_version": "sdxl_base_v1-0"} if sdxl else {}
+
+
+def umask() -> int:
+    """The process's, which can only be read by setting it."""
+    os.umask(mask := os.umask(0o022))
+    return mask
 
 
 FORMATS = {"diffusers": _diffusers, "kohya": _kohya}

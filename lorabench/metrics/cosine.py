@@ -6,10 +6,7 @@ The mean over a whole matrix is the "average pairwise cosine similarity" of Drea
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 if TYPE_CHECKING:
     import torch
@@ -28,38 +25,9 @@ def cosine_matrix(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return (normalise(a) @ normalise(b).T).clamp(-1.0, 1.0)
 
 
-def macro_mean(values: Sequence[float], groups: Sequence[Sequence[Hashable]]) -> float:
-    """Mean of means over nested groups, so that a pair with more references or prompts weighs no more than another.
-
-    values: [n]; groups: [n] keys, outermost level first, e.g. (object, pair, prompt, image). All keys of equal length.
-    With empty keys this is the plain (micro) mean.
-    """
-    if len(values) != len(groups):
-        raise ValueError(f"{len(values)} values but {len(groups)} group keys")
-    if not values:
-        raise ValueError("no values to average")
-    level: dict[tuple, list[float]] = {}
-    for value, key in zip(values, groups, strict=True):
-        level.setdefault(tuple(key), []).append(float(value))
-    while True:
-        means = {key: float(np.mean(members)) for key, members in level.items()}
-        if () in means:
-            return means[()]
-        level = {}
-        for key, mean in means.items():
-            level.setdefault(key[:-1], []).append(mean)
-
-
 def nearest(queries: torch.Tensor, gallery: torch.Tensor) -> torch.Tensor:
     """Index [n] of the gallery row [m, d] that has the largest cosine with each query [n, d]."""
     return cosine_matrix(queries, gallery).argmax(dim=1)
-
-
-def retrieval_at_1(
-    queries: torch.Tensor, query_labels: torch.Tensor, gallery: torch.Tensor, gallery_labels: torch.Tensor
-) -> float:
-    """Share of queries [n, d] whose nearest gallery row [m, d] bears the same label."""
-    return float((gallery_labels[nearest(queries, gallery)] == query_labels).float().mean())
 
 
 def leave_group_out_r1(embeddings: torch.Tensor, labels: torch.Tensor, groups: torch.Tensor) -> float:

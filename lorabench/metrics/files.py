@@ -86,6 +86,8 @@ def published_scorers(spec: ScorerSpec) -> list[ScorerFiles]:
     for name in spec.backbones:
         if name not in known:
             raise UserError(unknown("scorers.backbones", name, known))
+        if spec.backbones.count(name) > 1:
+            raise UserError(f"scorers.backbones names {name} twice; name each once")
     given = {key: path for key, path in spec.weights.items() if path is not None}
     keys = {key_of(name): name for name in known}
     for key in given:

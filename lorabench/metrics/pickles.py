@@ -36,6 +36,8 @@ def read_pickle(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise UserError(f"checkpoint not found: {path}; name the file that was downloaded")
     archive = zipfile.is_zipfile(path)
+    if not archive and begins(path, b"PK"):
+        raise UserError(f"{path} ends too early, it was not fetched whole; fetch it again")
     if archive and any(name.endswith("/constants.pkl") for name in zipfile.ZipFile(path).namelist()):
         raise UserError(f"{path} is a TorchScript program, not weights; give the weights as safetensors")
     try:
@@ -49,6 +51,11 @@ def read_pickle(path: Path) -> Mapping[str, Any]:
     if not isinstance(found, Mapping):
         raise UserError(f"{path} holds a {type(found).__name__}, not named tensors; give the weights as safetensors")
     return found
+
+
+def begins(path: Path, magic: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(magic)) == magic
 
 
 def first_line(error: Exception) -> str:

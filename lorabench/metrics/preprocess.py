@@ -8,11 +8,12 @@ without any error, a mistake seen in published evaluation code.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lorabench.data.images import flat
 from lorabench.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,10 +40,6 @@ class Preprocess:
             raise UserError(f"interpolation '{self.interpolation}' is unknown: use one of {', '.join(INTERPOLATIONS)}")
         if not 0 < self.crop <= self.resize:
             raise UserError(f"crop={self.crop} must be positive and at most resize={self.resize}")
-
-    def as_dict(self) -> dict[str, Any]:
-        """The block of the config that makes this object again."""
-        return asdict(self)
 
     @property
     def geometry(self) -> tuple[int, int, str]:
@@ -89,14 +86,7 @@ def check_uint8_rgb(image: np.ndarray) -> None:
 
 def to_uint8(image: Image.Image | np.ndarray) -> np.ndarray:
     """One decoded picture as uint8 [H, W, 3]: turned upright by its EXIF tag, transparency laid on white."""
-    from PIL import Image, ImageOps
-
-    if isinstance(image, Image.Image):
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
-            upright = upright.convert("RGBA")
-            white = Image.new("RGBA", upright.size, "white")
-            upright = Image.alpha_composite(white, upright)
-        return np.array(upright.convert("RGB"))
-    check_uint8_rgb(image)
-    return image
+    if isinstance(image, np.ndarray):
+        check_uint8_rgb(image)
+        return image
+    return np.array(flat(image))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lorabench.errors import UserError
+from lorabench.hub import quiet_hub
 
 PICKLES = (".pth", ".pt", ".bin", ".ckpt")
 
@@ -40,7 +41,8 @@ def fetch(config: Mapping[str, Any], key: str) -> Path:
     if isinstance(cached, str):
         return Path(cached)
     try:
-        return Path(hf_hub_download(hub, file))
+        with quiet_hub():
+            return Path(hf_hub_download(hub, file))
     except (OSError, ValueError) as error:
         unreachable = isinstance(error, LocalEntryNotFoundError)
         reason = "the hub cannot be reached" if unreachable else str(error).strip().splitlines()[0].rstrip(".")

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 from lorabench.config import CONF, ModelSpec
 from lorabench.errors import UserError
+from lorabench.hub import quiet_hub
 from lorabench.weights import ASSETS
 
 MICRO = ASSETS / "micro_sdxl"
@@ -24,6 +25,7 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 HINT = "type model.path=<a diffusers folder, an SDXL .safetensors checkpoint or a hub id>, or model=micro"
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 CONFIGS = ("*.json", "tokenizer*/*")
+VOCABULARIES = ("vocab.json", "tokenizer.json")  # of a tokenizer, either
 # What only a file of this kind has among its tensors; the first that matches names the file.
 KINDS = {
     "conditioner.embedders.1.model.": "SDXL",
@@ -128,7 +130,8 @@ def fetch(repository: str, patterns: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(repository, allow_patterns=list(patterns)))
+        with quiet_hub():
+            return Path(snapshot_download(repository, allow_patterns=list(patterns)))
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise UserError(
@@ -181,7 +184,10 @@ def check_configs(folder: Path, complete: bool = True) -> None:
     needed |= {f"{part}/*.safetensors" for part in PARTS if complete}
     if lacking := sorted(pattern for pattern in needed if not any(folder.glob(pattern))):
         raise UserError(f"{folder} is an incomplete SDXL folder without {lacking[0]}; {HINT}")
-    schedule = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    for part in ("tokenizer", "tokenizer_2"):  # where there is none transformers makes one that knows no word
+        if not any((folder / part / name).is_file() for name in VOCABULARIES):
+            raise UserError(f"{folder} is an incomplete SDXL folder without {part}/{VOCABULARIES[0]}; {HINT}")
+    schedule: dict[str, Any] = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
     if schedule.get("prediction_type", "epsilon") not in PREDICTION_TYPES:
         raise UserError(f"{folder} predicts {schedule['prediction_type']}, not one of {PREDICTION_TYPES}; {HINT}")
 
@@ -223,8 +229,9 @@ def unet_config(spec: ModelSpec) -> dict[str, Any]:
     from lorabench.models.shapes import CONFIGS as KNOWN
 
     local = MICRO if spec.path == "micro" else Path(spec.path)
-    if (local / "unet" / "config.json").is_file():
-        return json.loads((local / "unet" / "config.json").read_text())
-    if spec.name in KNOWN and (local.is_file() or not local.exists()):
+    beside = (Path(spec.config) if local.is_file() else local) / "unet" / "config.json"
+    if beside.is_file():
+        return json.loads(beside.read_text())
+    if spec.name in KNOWN and (local.is_file() or (not local.exists() and HUB_ID.fullmatch(spec.path))):
         return json.loads(KNOWN[spec.name].read_text())
     return model_files(spec).unet_config()

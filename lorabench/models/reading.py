@@ -6,15 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.loaders.single_file_utils import SingleFileComponentError
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
+from safetensors import SafetensorError
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from lorabench.errors import UserError
-from lorabench.models.files import HINT, ModelFiles
+from lorabench.models.files import HINT, PARTS, ModelFiles
 
+ENCODERS: dict[str, Any] = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+UNREADABLE = (OSError, ValueError, RuntimeError, SafetensorError, SingleFileComponentError)
 
 
 def read_pipeline(files: ModelFiles) -> StableDiffusionXLPipeline:
@@ -23,21 +28,46 @@ def read_pipeline(files: ModelFiles) -> StableDiffusionXLPipeline:
     Raises UserError where the weights do not fit the configurations beside them.
     """
     try:
-        if files.path.is_file():
-            return StableDiffusionXLPipeline.from_single_file(
-                str(files.path),
-                config=str(files.config),
-                vae=read_vae(files, files.vae or files.path),
-                dtype=DTYPES[files.dtype],
-                local_files_only=True,
-            )
-        dtypes = {"default": DTYPES[files.dtype], "vae": DTYPES[files.vae_dtype]}
-        parts = {"vae": read_vae(files, files.vae)} if files.vae else {}
-        return StableDiffusionXLPipeline.from_pretrained(
-            files.path, dtype=dtypes, variant=files.variant, local_files_only=True, **parts
-        )
-    except (OSError, ValueError, RuntimeError) as error:
+        pipeline = from_files(files)
+    except UNREADABLE as error:
         raise UserError(f"{files.path} cannot be read as an SDXL model ({first_line(error)}); {HINT}") from error
+    for name in PARTS:
+        if any(parameter.is_meta for parameter in getattr(pipeline, name).parameters()):
+            raise UserError(f"{files.path} lacks weights of its {name}; fetch it again, or {HINT}")
+    return pipeline
+
+
+def from_files(files: ModelFiles) -> StableDiffusionXLPipeline:
+    """As diffusers reads them, who leaves weights that are missing on the meta device."""
+    if files.path.is_file():
+        return StableDiffusionXLPipeline.from_single_file(
+            str(files.path),
+            config=str(files.config),
+            vae=read_vae(files, files.vae or files.path),
+            dtype=DTYPES[files.dtype],
+            local_files_only=True,
+        )
+    dtypes = {"default": DTYPES[files.dtype], "vae": DTYPES[files.vae_dtype]}
+    parts: dict[str, Any] = {name: read_encoder(files, name) for name in ENCODERS}
+    if files.vae:
+        parts["vae"] = read_vae(files, files.vae)
+    return StableDiffusionXLPipeline.from_pretrained(
+        files.path, dtype=dtypes, variant=files.variant, local_files_only=True, **parts
+    )
+
+
+def read_encoder(files: ModelFiles, name: str) -> Any:
+    """A text encoder of a folder; transformers draws weights that are missing at random and goes on."""
+    encoder, facts = ENCODERS[name].from_pretrained(
+        files.path / name,
+        dtype=DTYPES[files.dtype],
+        variant=files.variant,
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    if missing := sorted(facts["missing_keys"]):
+        raise UserError(f"{files.path / name} lacks {missing[0]}; fetch it again, or {HINT}")
+    return encoder
 
 
 def read_vae(files: ModelFiles, path: Path) -> AutoencoderKL:
@@ -48,7 +78,7 @@ def read_vae(files: ModelFiles, path: Path) -> AutoencoderKL:
             config = str(files.config / "vae")
             return AutoencoderKL.from_single_file(str(path), config=config, dtype=dtype, local_files_only=True)
         return AutoencoderKL.from_pretrained(path, dtype=dtype, local_files_only=True)
-    except (OSError, ValueError, RuntimeError) as error:
+    except UNREADABLE as error:
         raise UserError(f"{path} cannot be read as an autoencoder ({first_line(error)}); correct model.vae") from error
 
 

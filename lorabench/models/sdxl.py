@@ -92,12 +92,15 @@ class SDXL:
         return deepcopy(self.pipeline.scheduler)
 
     @contextmanager
-    def present(self, *modules: nn.Module) -> Iterator[None]:
-        """The modules on the model's device, for as long as they are used; elsewhere they leave its memory free."""
+    def present(self, *modules: nn.Module, stay: bool = False) -> Iterator[None]:
+        """The modules on the model's device, for as long as they are used; elsewhere they leave its memory free.
+
+        stay: until they are used again, since a backward pass will need their weights.
+        """
         for module in modules if self.offload else ():
             module.to(self.device)
         yield
-        for module in modules if self.offload else ():
+        for module in modules if self.offload and not stay else ():
             module.to("cpu")
 
     @contextmanager
@@ -155,7 +158,8 @@ class SDXL:
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [n, c, h, w] of unit scale -> images [n, 3, H, W] in [0, 1], differentiable."""
         code = (latents.float() / self.vae.config.scaling_factor).to(self.vae.dtype)
-        with self.present(self.vae), torch.autocast(self.device.type, enabled=False):  # bf16 would show as banding
+        present = self.present(self.vae, stay=code.requires_grad)
+        with present, torch.autocast(self.device.type, enabled=False):  # bf16 would show as banding
             images = self.vae.decode(code).sample
         return (images.float() / 2 + 0.5).clamp(0, 1)
 

@@ -25,6 +25,8 @@ def main(argv: list[str] | None = None) -> int:
         if len(args.runs) > 1 and args.out is None:
             raise UserError("several run folders need a place for the joint report; add --out DIR")
         out = args.out or args.runs[0]
+        if out.exists() and not out.is_dir():
+            raise UserError(f"{out} is a file; type --out <a folder>")
         write_joint_report(args.runs, out, args.protocol)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -75,10 +75,14 @@ class RunFolder:
         for name in ("manifest.json", "scores.parquet"):
             if not (path / name).is_file():
                 raise UserError(f"{path} is no finished run (no {name}); type the folder that `python run.py` printed")
-        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        try:
+            manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+            scores = pd.read_parquet(path / "scores.parquet")
+        except ValueError as error:  # of either reader
+            raise UserError(f"{path} has a broken manifest.json or scores.parquet; run its command again") from error
         if missing := [key for key in REQUIRED if key not in manifest]:
             raise UserError(f"{path / 'manifest.json'} has no {', '.join(missing)}; run its command again")
-        return cls(path, manifest, label_rows(pd.read_parquet(path / "scores.parquet")))
+        return cls(path, manifest, label_rows(scores))
 
     @property
     def label(self) -> str:

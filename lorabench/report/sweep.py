@@ -23,6 +23,8 @@ from omegaconf import DictConfig, OmegaConf
 from lorabench.errors import UserError
 from lorabench.report import write_joint_report
 
+OWN_TASKS = ("merge", "generate")  # have no run folder, `output` is what they make
+
 
 class JointReport(Callback):
     """Collects the run folders of a sweep; travels to the jobs with what `on_multirun_start` found."""
@@ -39,7 +41,8 @@ class JointReport(Callback):
         """In the job's process."""
         if self.register is not None:
             code = job_return.return_value if job_return.status == JobStatus.COMPLETED else 1
-            note = {"folder": config.hydra.runtime.output_dir, "code": code or 0}
+            made = "output" if OmegaConf.select(config, "task.name") in OWN_TASKS else "hydra.runtime.output_dir"
+            note = {"folder": str(Path(OmegaConf.select(config, made)).resolve()), "code": code or 0}
             (self.register / f"{config.hydra.job.num:06d}.json").write_text(json.dumps(note))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
@@ -57,7 +60,7 @@ def report(folders: list[Path]) -> None:
     for folder in dict.fromkeys(folders):
         if (count := folders.count(folder)) > 1:
             print(
-                f"note: {count} runs went to {folder} and only the last is left; give each its own name=",
+                f"note: {count} runs went to {folder} and only the last is left; give each its own name= or output=",
                 file=sys.stderr,
             )
     runs = [folder for folder in dict.fromkeys(folders) if (folder / "scores.parquet").is_file()]

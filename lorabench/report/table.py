@@ -186,11 +186,11 @@ def footnotes(lines: pd.DataFrame, scores: pd.DataFrame, columns: list[Column]) 
     pairs, backbones = lines["pairs"].tolist(), list(dict.fromkeys(lines["backbone"]))
     rules = {column.rule[0] for column in columns}
     order = "; averaged by reference, image, pair in this order" if rules == {"pair"} else ""
-    notes = [
-        f"Mean over {span(pairs)} pairs ({span(lines['images'].tolist())} images a row{order}) "
-        "with the 95 % interval of a bootstrap over pairs."
-    ]
-    if min(pairs) < 6:
+    images = f"{span(lines['images'].tolist())} images a row{order}"
+    notes = [f"Mean over {span(pairs)} pairs ({images}) with the 95 % interval of a bootstrap over pairs."]
+    if max(pairs) == 1:
+        notes = [f"Of one pair ({images}), which has no interval; take 6 or more."]
+    elif min(pairs) < 6:
         notes[0] += f" With {min(pairs)} pairs the interval is at most their range and too narrow; take 6 or more."
     used = {(column.spec.metric, column.backbone) for column in columns}
     shown = [of in used for of in zip(scores["metric"], scores["backbone"], strict=True)]

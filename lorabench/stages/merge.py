@@ -43,7 +43,7 @@ class MergeResult:
     gates: by site, one an adapter; None where the method has none.
     learned_params: how many numbers were learned.
     losses: the weighted terms by name, one value a step.
-    ranks: the effective rank of each adapter's gated update.
+    ranks: the effective rank of each adapter's gated update; empty where it was not measured.
     """
 
     lora: LoRA
@@ -157,7 +157,7 @@ def learned(
     loras = first.loras
     if others:
         loras = [LoRA.stack(alike) for alike in zip(*(item.loras for item in items), strict=True)]
-    with attach(model.unet, loras) as adapters:
+    with attach(model.unet, loras, dtype=torch.float32) as adapters:
         draws = [Draws(model, item.pair, own, item.loras) for item, own in zip(items, seeds, strict=True)]
         module = Merging(adapters, sites, method, starts, [item.pair for item in items], draws)
         fit(module, max(module.steps), model.device, trainer.precision, progress, logger)
@@ -168,10 +168,13 @@ def learned(
     ]
 
 
-def given(unet: nn.Module, method: Method, item: MergeItem, seed: int) -> MergeResult:
-    """A merge that asks nothing of the network but its shapes: `unet` may be without weights."""
+def given(unet: nn.Module, method: Method, item: MergeItem, seed: int, ranked: bool = True) -> MergeResult:
+    """A merge that asks nothing of the network but its shapes: `unet` may be without weights.
+
+    ranked: measure effective ranks too, which takes longer than the merge.
+    """
     sites = live_sites(unet, item.loras, item.pair.roles)
-    return result_of(method, item, sites, method.gates(sites, item_seed(item.pair, seed)), 0, {})
+    return result_of(method, item, sites, method.gates(sites, item_seed(item.pair, seed)), 0, {}, ranked)
 
 
 def closed(model: SDXL, method: Method, item: MergeItem, seed: int) -> MergeResult:
@@ -179,7 +182,7 @@ def closed(model: SDXL, method: Method, item: MergeItem, seed: int) -> MergeResu
     sites = live_sites(model.unet, item.loras, item.pair.roles)
     seed = item_seed(item.pair, seed)
     draws = Draws(model, item.pair, seed, item.loras)
-    with attach(model.unet, item.loras) as adapters:
+    with attach(model.unet, item.loras, dtype=torch.float32) as adapters:
         gates = method.solve(lambda step, batch: draws.step(step, batch, adapters, sites), seed)
     return result_of(method, item, sites, gates, learned_params(gates or {}), {})
 
@@ -234,22 +237,19 @@ def result_of(
     gates: AllGates | None,
     learned_params: int,
     losses: dict[str, list[float]],
+    ranked: bool = True,
 ) -> MergeResult:
     ranks = {}
-    for site in sites:
+    for site in sites if ranked else ():
         ranks[site] = []
         for k, lora in enumerate(item.loras):
             factors = lora.get(site)
             if factors is not None and gates:
                 factors = gates[site][k].gated(factors)
             ranks[site].append(0.0 if factors is None else effective_rank(factors.down, factors.up))
-    return MergeResult(exported(method, item, sites, gates), gates, learned_params, losses, ranks)
-
-
-def exported(method: Method, item: MergeItem, sites: Mapping[str, Site], gates: AllGates | None) -> LoRA:
-    """The merge as one LoRA, at the strengths that the method has when sampling starts."""
     everywhere = {**sites, **text_sites(item.loras, item.pair.roles)}
-    return export(item.loras, gates, {name: method.gain(site, 0.0) for name, site in everywhere.items()})
+    merged = export(item.loras, gates, {name: method.gain(site, 0.0) for name, site in everywhere.items()})
+    return MergeResult(merged, gates, learned_params, losses, ranks)
 
 
 def item_seed(pair: Pair, seed: int) -> int:

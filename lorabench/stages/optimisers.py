@@ -30,8 +30,8 @@ def check_recipe(spec: LoRASpec) -> None:
             f"lora.optimizer={spec.optimizer} needs {package}, which is not installed; "
             f"type pip install lorabench[{spec.optimizer}]"
         )
-    if max(spec.betas) >= 1:
-        raise UserError(f"lora.betas={list(spec.betas)} must be less than 1")
+    if len(spec.betas) != 2 or max(spec.betas) >= 1:
+        raise UserError(f"lora.betas={list(spec.betas)} must be two numbers less than 1")
     if spec.optimizer == "prodigy" and spec.text_encoders and spec.text_lr != spec.lr:
         raise UserError(
             f"lora.optimizer=prodigy has one step size for all it trains, not lora.lr={spec.lr} and "
