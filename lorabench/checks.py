@@ -60,7 +60,7 @@ def validate(cfg: DictConfig) -> None:
                 limit = f"at least {least}" if allowed else f"greater than {least}"
                 raise UserError(f"{path}={value} must be {limit}")
         if path in CHOICES:
-            choose(path, value, CHOICES[path])
+            choose(path, str(value), CHOICES[path])
     check_recipe(cast(LoRASpec, OmegaConf.to_object(cfg.lora)))
     check_dataset(values["dataset"])
     check_contexts(values["prompts"]["contexts"])

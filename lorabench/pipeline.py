@@ -41,8 +41,9 @@ def plan_of(cfg: DictConfig, rows: list[Row] | None = None) -> Plan:
     """
     store = Store(Path(cfg.store))
     store.root.mkdir(parents=True, exist_ok=True)
-    model, scorers = model_files(OmegaConf.to_object(cfg.model)), scorer_set(OmegaConf.to_object(cfg.scorers))
-    typed: Any = {name: OmegaConf.to_object(cfg[name]) for name in ("dataset", "lora", "generate", "merge", "trainer")}
+    groups = ("model", "scorers", "dataset", "lora", "generate", "merge", "trainer")
+    typed: Any = {name: OmegaConf.to_object(cfg[name]) for name in groups}
+    model, scorers = model_files(typed["model"]), scorer_set(typed["scorers"])
     pairs = load_pairs(typed["dataset"], Prompts(**cfg.prompts))
     if rows is None:
         choices = HydraConfig.get().runtime.choices
@@ -72,7 +73,8 @@ def plan_of(cfg: DictConfig, rows: list[Row] | None = None) -> Plan:
 def run(cfg: DictConfig, folder: Path) -> None:
     """The whole benchmark of the configured method into its run folder; prints the table."""
     plan = plan_of(cfg)
-    outcome, logger = Outcome(folder, plan, OmegaConf.to_yaml(cfg, resolve=True)), OmegaConf.to_object(cfg.logger)
+    logger: Any = OmegaConf.to_object(cfg.logger)
+    outcome = Outcome(folder, plan, OmegaConf.to_yaml(cfg, resolve=True))
     if not outcome.is_done(logger):
         device_name(plan.trainer.accelerator)  # is it there?
         check_methods(plan)
@@ -89,14 +91,14 @@ def run(cfg: DictConfig, folder: Path) -> None:
 
 def check_methods(plan: Plan) -> None:
     """Show each method the UNet's layers; UserError where it does not fit them, before any LoRA is trained."""
-    from lorabench.models.shapes import adapted, without_weights
+    from lorabench.models.shapes import Blocks, adapted, without_weights
 
     unet = without_weights(plan.model.unet_config())
     for roles in {pair.roles for pair in plan.pairs}:
         for row in plan.rows:
             if row.settings is not None:
                 method = row.method()
-                blocks = {role: method.lora(role, plan.lora).blocks for role in ROLES}
+                blocks: Blocks = {role: method.lora(role, plan.lora).blocks for role in ROLES}
                 method.gates(adapted(unet, plan.lora.rank, roles, blocks), plan.seed)
 
 

@@ -241,7 +241,7 @@ class Plan:
         }  # fmt: skip
         paths = tuple(self.path(lora) for lora in loras)
         work = partial(
-            tasks.generate, self.model, self.trainer, row.settings, paths, merged and self.path(merged), pair,
+            tasks.generate, self.model, self.trainer, row.settings or {}, paths, merged and self.path(merged), pair,
             self.seeds(pair), self.generation,
         )  # fmt: skip
         count = len(self.seeds(pair))

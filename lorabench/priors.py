@@ -67,7 +67,7 @@ def dominant_roles(prior: str | Blocks, sites: Mapping[str, Site]) -> dict[str, 
             raise UserError(f"the prior's {role} layers ({blocks}) are not in this UNet; type method.prior=resolution")
     if both := next((name for name, roles in found.items() if len(roles) > 1), None):
         raise UserError(f"the prior gives {both} to content and to style; take it out of one list")
-    return {name: roles[0] if roles else None for name, roles in found.items()}
+    return {name: roles[0] if roles else None for name, roles in found.items()}  # pyright: ignore[reportReturnType]
 
 
 def leads_somewhere(roles: Mapping[str, Role | None]) -> None:

@@ -56,7 +56,7 @@ class KLoRA(Method):
 
     def margins(self, loras: Sequence["LoRA"], sites: Mapping[str, Site]) -> dict[str, float]:
         """S_c / (gamma S_s) by layer of the UNet: content is chosen while s is less."""
-        top: dict[str, dict[Role, float]] = {}
+        top: dict[str, dict[str, float]] = {}
         ratios = []
         for name, site in sites.items():
             dense = {role: update(loras, site, role) for role in ROLES}

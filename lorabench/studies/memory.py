@@ -105,9 +105,9 @@ def training(model: UNetOnly, adapters: Adapters, rank: int) -> Step:
 
     from lorabench.stages.personalise import DreamBoothLoRA
 
-    values = OmegaConf.load(CONF / "lora" / "dreambooth.yaml")
+    values: Any = OmegaConf.load(CONF / "lora" / "dreambooth.yaml")
     del values["defaults"]
-    spec = LoRASpec(**{**values, "rank": rank, "alpha": rank})  # pyright: ignore[reportArgumentType]
+    spec = LoRASpec(**{**values, "rank": rank, "alpha": rank})
     module = DreamBoothLoRA(model, adapters, plain_pair().contents[0], spec, 0)
     return lambda: module.loss(module.images.draw(model, 1, Generator())), list(module.factors)
 
