@@ -144,7 +144,7 @@ class Method:
 
     def strengths(self, loras: Sequence[LoRA], sites: Mapping[str, Site], steps: int) -> Gain:
         """Strength of each adapter by name of the site and progress, in so many steps; `gain`, unless a rule is read
-        off the factors or counts the steps. Called once before sampling, with the sites of the text encoders too.
+        off the factors or counts the steps. Called once before sampling, with the sites of the UNet.
         """
         return lambda site, progress: self.gain(sites[site], progress)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from lorabench.data.pairs import Reference
 from lorabench.errors import UserError
 from lorabench.merging import check_exports, drawn, image_cost, merged, work
 from lorabench.method import Method, build
-from lorabench.models.files import model_files
+from lorabench.models.files import ModelFiles, model_files
 from lorabench.own import OwnLoRA, OwnPair
 from lorabench.seeds import seed_of
 from lorabench.store import Store, sha256
@@ -68,6 +69,11 @@ class Job:
             Path(cfg.output),
         )  # fmt: skip
 
+    @cached_property
+    def files(self) -> ModelFiles:
+        """Looked for once, which asks the hub where the model is a hub id."""
+        return model_files(self.model)
+
     def merged(self, bar: Bar) -> MergeResult:
         cost = image_cost(self.generation)
         return merged(self.own, self.method, self.model, self.seed, self.trainer, self.kept, bar.reach, cost)
@@ -76,7 +82,7 @@ class Job:
         """Images that a LoRA draws of its prompt, from the store."""
         from lorabench.data.images import image_paths, reference
 
-        files = model_files(self.model)
+        files = self.files
         parts = {
             "version": 1, "model": {"weights": self.store.digest(*files.sources()), **files.numbers()},
             "precision": self.trainer.precision, "lora": sha256(Path(own.path)), "prompt": own.prompt,
@@ -132,10 +138,10 @@ def generate(job: Job) -> None:
     before = work(job.own, job.method, spec)
     with Bar("generate", before + spec.images * cost) as bar:
         result = job.merged(bar)
-        base = load_model(model_files(job.model), job.trainer.accelerator)
+        base = load_model(job.files, job.trainer.accelerator)
         seeds = [seed_of("image", job.own.prompt, index, job.seed) for index in range(spec.images)]
         images = draw(
-            base, job.method, [each.read() for each in job.own.files], job.own.roles, result,
+            base, job.method, lambda: [each.read() for each in job.own.files], job.own.roles, result,
             [job.own.prompt] * spec.images, seeds, spec, job.trainer, lambda count: bar.reach(before + count * cost),
         )  # fmt: skip
     for index, image in enumerate(images):

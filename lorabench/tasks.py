@@ -109,9 +109,12 @@ def generate(
     base, method = load_model(model, trainer.accelerator), build(settings)
     prompts = [scene.prompt for scene in pair.shots(spec.images)]
     result = MergeResult.load(merged) if merged else None
+
+    def read() -> list[LoRA]:
+        return [LoRA.load(path / "lora.safetensors") for path in loras]
+
     with cost(folder, trainer):
-        own = [LoRA.load(path / "lora.safetensors") for path in loras]
-        images = draw(base, method, own, pair.roles, result, prompts, seeds, spec, trainer, progress)
+        images = draw(base, method, read, pair.roles, result, prompts, seeds, spec, trainer, progress)
     for index, image in enumerate(images):
         Image.fromarray(image).save(folder / f"{index:02d}.png")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -10,10 +11,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+from hydra import initialize_config_dir
 from PIL import Image
 from tiny_scorers import write_scorer
 
-from lorabench.config import GenerateSpec, LoRASpec, TrainerSpec
+from lorabench import config
+from lorabench.config import CONF, GenerateSpec, LoRASpec, TrainerSpec
 from lorabench.data.pairs import Concept, Pair, Prompts, Reference
 from lorabench.data.pairs import pair as make_pair
 from lorabench.lora import Factors, LoRA
@@ -133,3 +136,12 @@ def tiny(folder: Path, scorers: Path) -> list[str]:
         f"model.path={folder}", f"scorers.path={scorers}", "logger=none", "trainer.workers=2", "lora.rank=2",
         "lora.steps=3", "lora.batch=2", "generate.images=2", "generate.steps=2",
     ]  # fmt: skip
+
+
+@pytest.fixture
+def hydra(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What `hydra.compose` needs to compose the project's configuration."""
+    monkeypatch.setenv("LORABENCH_ROOT", str(CONF.parent))
+    config.register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield

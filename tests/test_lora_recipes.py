@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import CPU
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from PIL import Image
 
-from lorabench import config
 from lorabench.config import LoRASpec
 from lorabench.lora import LoRA
 from lorabench.models.sites import attention_sites
@@ -37,12 +35,7 @@ PAPERS = {  # rank, blocks, rate, steps, images an update
 }
 
 
-@pytest.fixture(autouse=True)
-def hydra(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("LORABENCH_ROOT", str(ROOT))
-    config.register()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield
+pytestmark = pytest.mark.usefixtures("hydra")
 
 
 def recipe(name: str, *overrides: str) -> LoRASpec:

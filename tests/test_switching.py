@@ -14,7 +14,7 @@ from lorabench.lora import Factors, LoRA
 from lorabench.method import load
 from lorabench.methods.est_lora import energy
 from lorabench.models.adapted import live_sites, text_sites
-from lorabench.stages.generate import draw, generate
+from lorabench.stages.generate import draw, generate, strengths
 
 ROLES: Any = ("content", "style")
 SPEC = GenerateSpec(images=1, steps=4, guidance=2.0, batch=1)
@@ -22,7 +22,7 @@ SPEC = GenerateSpec(images=1, steps=4, guidance=2.0, batch=1)
 
 def gains(model, method, loras, steps: int, roles: Any = ROLES) -> dict[str, list[tuple[float, ...]]]:
     sites = {**live_sites(model.unet, loras, roles), **text_sites(loras, roles)}
-    gain = method.strengths(loras, sites, steps)
+    gain = strengths(method, model.unet, loras, roles, steps)
     return {name: [gain(name, index / steps) for index in range(steps)] for name in sites}
 
 
@@ -90,7 +90,7 @@ def test_switching_goes_round(model, loras, ablation, turns) -> None:
     ],
 )
 def test_limits_are_one_lora_alone(model, loras, method, settings, alone) -> None:
-    images = draw(model, load(method, **settings), loras, ROLES, None, ["a mug"], [3], SPEC, CPU)
+    images = draw(model, load(method, **settings), lambda: loras, ROLES, None, ["a mug"], [3], SPEC, CPU)
     if alone is None:  # content in the very first step, where p is 0, or style: never both
         assert all(sum(row) == 1 for each in gains(model, load(method, **settings), loras, 4).values() for row in each)
         return
@@ -109,4 +109,4 @@ def test_layers_that_one_lora_lacks_and_text_encoders(model, loras, method) -> N
     if method != "lora_switch":
         assert all(row == (1.0, 0.0) for site in sites[::2] for row in found[site])
         assert all(row == (0.0, 1.0) for site in sites[1::2] for row in found[site])
-    draw(model, load(method), (content, style), ROLES, None, ["a mug"], [3], SPEC, CPU)
+    draw(model, load(method), lambda: (content, style), ROLES, None, ["a mug"], [3], SPEC, CPU)

@@ -30,14 +30,11 @@ class ESTLoRA(Method):
     discrepancy: float
 
     def strengths(self, loras: Sequence["LoRA"], sites: Mapping[str, Site], steps: int) -> Gain:
-        adapted = {name: site for name, site in sites.items() if any(name in lora for lora in loras)}
-        energies = {name: {role: energy(loras, site, role) for role in ROLES} for name, site in adapted.items()}
+        energies = {name: {role: energy(loras, site, role) for role in ROLES} for name, site in sites.items()}
         content, style = (sum(each[role] for each in energies.values()) for role in ROLES)
         balance = content / style if content and style else 1.0
 
         def gain(name: str, progress: float) -> tuple[float, ...]:
-            if name not in energies:  # of a text encoder
-                return self.gain(sites[name], progress)
             threshold = (self.alpha * progress + 1 - self.discrepancy) * balance
             own = energies[name]
             chosen = "style" if own["content"] < threshold * own["style"] else "content"

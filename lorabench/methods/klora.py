@@ -47,8 +47,6 @@ class KLoRA(Method):
         margins = self.margins(loras, sites)
 
         def gain(name: str, progress: float) -> tuple[float, ...]:
-            if name not in margins:  # of a text encoder
-                return self.gain(sites[name], progress)
             chosen = "content" if margins[name] > self.s(progress) else "style"
             return tuple(float(role == chosen) for role in sites[name].roles)
 
@@ -60,8 +58,6 @@ class KLoRA(Method):
         ratios = []
         for name, site in sites.items():
             dense = {role: update(loras, site, role) for role in ROLES}
-            if all(each is None for each in dense.values()):
-                continue
             k = 1
             for role in ROLES:
                 k *= max(1, sum(site.ranks[index] for index in site.of(role)))

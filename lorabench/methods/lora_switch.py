@@ -27,11 +27,7 @@ class LoRASwitch(Method):
     late: bool
 
     def strengths(self, loras: Sequence["LoRA"], sites: Mapping[str, Site], steps: int) -> Gain:
-        unet = {name for lora in loras for name in lora}
-
         def gain(name: str, progress: float) -> tuple[float, ...]:
-            if name not in unet:
-                return self.gain(sites[name], progress)
             index = round(progress * steps)
             turn = max(index - self.late, 0) // self.tau % len(loras)
             return tuple(float(k == turn) for k in range(len(loras)))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from lorabench.config import GenerateSpec, TrainerSpec
+from lorabench.data.images import read_image
 from lorabench.data.pairs import Concept, Reference
 from lorabench.seeds import seed_of
 from lorabench.store import Store, key_of
@@ -58,7 +59,7 @@ class ClassImages:
         """The images, drawn now unless the store has them."""
         folder = self.store.get_or_make(STAGE, self.parts, lambda draft: self.draw(model, trainer, draft, progress))
         return [
-            Reference(prompt, prompt, f"{self.key}/{index}", partial(opened, folder / f"{index:04d}.png"))
+            Reference(prompt, prompt, f"{self.key}/{index}", partial(read_image, folder / f"{index:04d}.png"))
             for index, prompt in enumerate(self.each())
         ]
 
@@ -80,8 +81,3 @@ def class_prompts(concept: Concept) -> tuple[str, ...]:
     """What a concept's images show, without its identifier: "a dog"; "a village in oil painting style"."""
     look = f" in {concept.word}" if concept.role == "style" else ""
     return tuple(dict.fromkeys(f"a {image.word}{look}" for image in concept.images))
-
-
-def opened(path: Path) -> Image.Image:
-    with Image.open(path) as image:
-        return image.convert("RGB")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lorabench.adapters import Adapters, AllGates, attach
 from lorabench.config import GenerateSpec, TrainerSpec
@@ -89,7 +89,7 @@ def generate(
 def draw(
     model: SDXL,
     method: Method,
-    loras: Sequence[LoRA],
+    loras: Callable[[], Sequence[LoRA]],
     roles: Sequence[Role],
     result: MergeResult | None,
     prompts: Sequence[str],
@@ -100,12 +100,19 @@ def draw(
 ) -> np.ndarray:
     """Images as a method draws them: with the file of its merge if it makes one, else with all LoRAs at their gains.
 
+    loras: reads them, where the merge's own file is not what is drawn with.
     result: the method's merge of the LoRAs, where it has made one.  Returns as `generate`.
     """
     if result is not None and method.exports:
         return generate(model, [result.lora], prompts, seeds, spec, trainer, progress=progress)
-    own = method.rebase(loras)
-    sites = {**live_sites(model.unet, own, roles), **text_sites(own, roles)}
-    gain = method.strengths(own, sites, spec.steps)
+    own = method.rebase(loras())
+    gain = strengths(method, model.unet, own, roles, spec.steps)
     gates = result.gates if result is not None else None
     return generate(model, own, prompts, seeds, spec, trainer, gates, gain, progress)
+
+
+def strengths(method: Method, unet: nn.Module, loras: Sequence[LoRA], roles: Sequence[Role], steps: int) -> Gain:
+    """The method's strengths in the UNet, and on the text encoders, which no rule of layers and steps is about."""
+    text = text_sites(loras, roles)
+    rule = method.strengths(loras, live_sites(unet, loras, roles), steps)
+    return lambda site, progress: method.gain(text[site], progress) if site in text else rule(site, progress)
