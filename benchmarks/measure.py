@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import json
 import re
+from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import get_context
 from pathlib import Path
@@ -109,3 +111,12 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table whose first column is text and whose others are numbers."""
     marks = ["---"] + ["---:"] * (len(head) - 1)
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, marks, *rows))
+
+
+def publish(text: str, facts: Mapping[str, Any], options: Namespace) -> None:
+    """Print the text, and write it to `--out` and all numbers to `--json` where they are given."""
+    print(text)
+    if options.out:
+        Path(options.out).write_text(text)
+    if options.json:
+        Path(options.json).write_text(json.dumps(facts, indent=1))

@@ -6,15 +6,13 @@ python -m benchmarks.merge_batch
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 
-from benchmarks.measure import interleaved, markdown, ratio, seconds
+from benchmarks.measure import interleaved, markdown, publish, ratio, seconds
 from benchmarks.sizes import RANKS, build, plain_pair, random_lora
 from lorabench.config import TrainerSpec
 from lorabench.method import load
@@ -59,12 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
             markdown(["pairs a batch", "pairs a minute", "x one at a time"], rows),
         ]
         facts[name] = {"seconds a pair": times, "difference": farthest}
-    text = "\n\n".join(lines) + "\n"
-    print(text)
-    if options.out:
-        Path(options.out).write_text(text)
-    if options.json:
-        Path(options.json).write_text(json.dumps(facts, indent=1))
+    publish("\n\n".join(lines) + "\n", facts, options)
 
 
 def parsed(arguments: list[str] | None) -> argparse.Namespace:

@@ -6,11 +6,9 @@ python -m benchmarks.merge_step --size micro|slice|sdxl
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -34,7 +32,17 @@ from benchmarks.contenders import (
     differences,
     loras_of,
 )
-from benchmarks.measure import Peak, gigaflops, in_own_process, interleaved, markdown, matmul_rate, ratio, seconds
+from benchmarks.measure import (
+    Peak,
+    gigaflops,
+    in_own_process,
+    interleaved,
+    markdown,
+    matmul_rate,
+    publish,
+    ratio,
+    seconds,
+)
 from benchmarks.sizes import DIFFERENCES, RANKS, build
 from lorabench.models.sites import attention_sites
 from lorabench.stages.fitting import fit
@@ -78,11 +86,7 @@ def main(arguments: list[str] | None = None) -> None:
         "in the product's loop": whole,
     }
     text = report(facts)
-    print(text)
-    if options.out:
-        Path(options.out).write_text(text)
-    if options.json:
-        Path(options.json).write_text(json.dumps(facts | {"times": times}, indent=1))
+    publish(text, facts | {"times": times}, options)
 
 
 def parsed(arguments: list[str] | None) -> argparse.Namespace:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import shutil
 import sys
 import tempfile
@@ -28,7 +27,7 @@ from safetensors.torch import save_file
 import lorabench.stages.fitting
 import lorabench.stages.score  # noqa: F401  here, so that no round pays for the import
 from benchmarks.folder_scripts import Folder, FolderScripts
-from benchmarks.measure import interleaved, markdown, ratio, seconds
+from benchmarks.measure import interleaved, markdown, publish, ratio, seconds
 from lorabench import tasks
 from lorabench.config import TrainerSpec
 from lorabench.data.pairs import Concept, Prompts, Reference, Role, pair
@@ -213,12 +212,7 @@ def main(arguments: list[str] | None = None) -> None:
     lines.append(markdown(head, rows))
     head = ["CPU seconds an image", *(f"scripts: {part}" for part in PARTS), "ours: networks", "ours: the rest"]
     lines.append(markdown(head, spent))
-    text = "\n\n".join(lines) + "\n"
-    print(text)
-    if options.out:
-        Path(options.out).write_text(text)
-    if options.json:
-        Path(options.json).write_text(json.dumps(facts, indent=1))
+    publish("\n\n".join(lines) + "\n", facts, options)
 
 
 def measured(bench: Bench, repeats: int) -> tuple[dict[str, list[float]], dict[str, float], float]:
