@@ -17,10 +17,11 @@ import yaml
 
 from lorabench import __version__
 from lorabench.config import LoggerSpec
+from lorabench.costs import COST_FILE
 from lorabench.data.catalogue import world_version
 from lorabench.plan import ORACLE, STAGES, Item, Plan, Row
 from lorabench.store import files_of
-from lorabench.tasks import COST_FILE, CURVES_FILE
+from lorabench.tasks import CURVES_FILE
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -155,17 +156,26 @@ class Outcome:
         }
 
     def costs(self, row: Row) -> dict[str, float]:
-        """What the row's merges and images cost, means over the pairs."""
-        count = len(self.plan.pairs)
+        """What a LoRA, a merge and an image of the row take, means over LoRAs and pairs; a peak is the greatest.
+
+        Of the LoRAs those that the row's merges share with other rows too: they are no cost of the merge.
+        """
+        loras = {lora.key: self.cost(lora) for pair in self.plan.pairs for lora in self.plan.loras(row, pair)}
         drawn = [self.cost(self.plan.generate(row, pair)) for pair in self.plan.pairs]
         images = sum(len(self.plan.seeds(pair)) for pair in self.plan.pairs)
-        costs = {"seconds_per_image": sum(c["seconds"] for c in drawn) / images}
+        costs = {
+            **mean_cost("lora_seconds", "seconds", list(loras.values())),
+            **mean_cost("seconds_per_image", "seconds", drawn, images),
+            **mean_cost("unet_passes_per_image", "unet_passes", drawn, images),
+        }
         if row.is_method:
             merged = [self.cost(self.plan.merge(row, pair)) for pair in self.plan.pairs]
             costs["learned_parameters"] = merged[0]["learned_parameters"]
-            costs["merge_seconds"] = sum(c["seconds"] for c in merged) / count
-            if all("peak_gpu_bytes" in c for c in merged):
-                costs["merge_peak_gpu_bytes"] = max(c["peak_gpu_bytes"] for c in merged)
+            costs |= mean_cost("merge_seconds", "seconds", merged)
+            costs |= mean_cost("merge_unet_passes", "unet_passes", merged)
+            for peak in ("peak_bytes", "peak_gpu_bytes"):
+                if all(peak in each for each in merged):
+                    costs[f"merge_{peak}"] = max(each[peak] for each in merged)
         return costs
 
     def cost(self, item: Item) -> dict[str, Any]:
@@ -188,6 +198,12 @@ class Outcome:
 
     def table(self) -> str:
         return (self.path / "table.md").read_text()
+
+
+def mean_cost(name: str, what: str, costs: Sequence[dict[str, Any]], count: int | None = None) -> dict[str, float]:
+    """The sum of one cost by `count`, the items unless given; nothing where an item was not measured."""
+    known = costs and all(what in cost for cost in costs)
+    return {name: sum(cost[what] for cost in costs) / (count or len(costs))} if known else {}
 
 
 def versions() -> dict[str, str]:

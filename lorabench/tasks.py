@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
     from lorabench.models.sdxl import SDXL
     from lorabench.stages.class_images import ClassImages
 
-COST_FILE = "cost.json"
 CURVES_FILE = "curves.json"
 
 
@@ -41,6 +38,7 @@ def personalise(
 
     scratch: kept when this is killed, so that the next call goes on from there.
     """
+    from lorabench.costs import cost
     from lorabench.loggers.curves import Curves
     from lorabench.stages.personalise import personalise
     from lorabench.stages.samples import Look
@@ -48,7 +46,7 @@ def personalise(
     base, curves = load_model(model, trainer.accelerator), Curves()
     shown = prior.references(base, trainer, progress) if prior else []
     look = Look(scratch / "samples", generation)
-    with cost(folder, trainer):
+    with cost(folder, base.unet):
         lora = personalise(
             base, concept, spec, seed, trainer, lambda steps: progress(len(shown) + steps), curves, shown, look, scratch
         )
@@ -75,6 +73,7 @@ class Merge:
 
 def merge(merges: Sequence[Merge], folders: Sequence[Path], progress: Progress) -> None:
     """merged.safetensors and what the method learned, of each pair; several go through one batch."""
+    from lorabench.costs import COST_FILE, measured
     from lorabench.lora import LoRA
     from lorabench.method import build
     from lorabench.stages.merge import MergeItem, merge_all
@@ -85,9 +84,10 @@ def merge(merges: Sequence[Merge], folders: Sequence[Path], progress: Progress) 
         MergeItem(tuple(LoRA.load(path / "lora.safetensors") for path in each.loras), each.pair) for each in merges
     ]
     costs: dict[str, Any] = {}
-    with measured(costs, first.trainer):
+    with measured(costs, base.unet):
         results = merge_all(base, method, items, first.seed, first.trainer, progress)
-    costs["seconds"] /= len(items)
+    for each in ("seconds", "unet_passes"):
+        costs[each] /= len(items)
     for result, folder in zip(results, folders, strict=True):
         result.save(folder)
         (folder / CURVES_FILE).write_text(json.dumps(result.losses))
@@ -101,6 +101,7 @@ def generate(
     """<index>.png, one a seed: with the merged LoRA where the method makes one, else with all LoRAs at their gains."""
     from PIL import Image
 
+    from lorabench.costs import cost
     from lorabench.lora import LoRA
     from lorabench.method import build
     from lorabench.stages.generate import draw
@@ -113,7 +114,7 @@ def generate(
     def read() -> list[LoRA]:
         return [LoRA.load(path / "lora.safetensors") for path in loras]
 
-    with cost(folder, trainer):
+    with cost(folder, base.unet):
         images = draw(base, method, read, pair.roles, result, prompts, seeds, spec, trainer, progress)
     for index, image in enumerate(images):
         Image.fromarray(image).save(folder / f"{index:02d}.png")
@@ -139,6 +140,7 @@ def score(
     import pandas as pd
     import torch
 
+    from lorabench.costs import cost
     from lorabench.stages.fitting import quiet_trainer
     from lorabench.stages.score import score
 
@@ -146,7 +148,7 @@ def score(
     found, truth = load_scorers(scorers, device.type)
     paths = sorted(images.glob("*.png"), key=lambda path: int(path.stem))
     scenes = pair.shots(len(paths) // len(pair.drawn))
-    with cost(folder, trainer):
+    with cost(folder):
         runner = quiet_trainer(device, "32-true")
         rows = score(
             paths, pair, scenes, found, seeds=seeds, keys={}, truth=truth, trainer=runner,
@@ -202,27 +204,3 @@ def quiet() -> None:
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric", "diffusers", "transformers"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
-
-
-@contextmanager
-def cost(folder: Path, trainer: TrainerSpec) -> Iterator[None]:
-    """Write cost.json of the block."""
-    costs: dict[str, Any] = {}
-    with measured(costs, trainer):
-        yield
-    (folder / COST_FILE).write_text(json.dumps(costs))
-
-
-@contextmanager
-def measured(costs: dict[str, Any], trainer: TrainerSpec) -> Iterator[None]:
-    """Note seconds of the block and peak GPU memory in bytes."""
-    import torch
-
-    on_gpu = device_name(trainer.accelerator) == "cuda"
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
-    start = time.perf_counter()
-    yield
-    costs["seconds"] = time.perf_counter() - start
-    if on_gpu:
-        costs["peak_gpu_bytes"] = torch.cuda.max_memory_allocated()

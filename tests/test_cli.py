@@ -66,7 +66,10 @@ def test_the_run_folder_is_complete(run: tuple[Path, list[str], str]) -> None:
     assert set(hashes(folder / "references", "*")) >= {"content/mug_1/0.png", "style/ink_1/1.png"}
     manifest = json.loads((folder / "manifest.json").read_text())
     assert (manifest["method"], manifest["ablation"], manifest["dataset"]) == ("duolora", "none", "microworld")
-    assert set(manifest["costs"]) == {"learned_parameters", "merge_seconds", "seconds_per_image"}
+    costs = manifest["costs"]
+    merge = {"learned_parameters", "merge_seconds", "merge_unet_passes", "merge_peak_bytes"}
+    assert set(costs) == merge | {"lora_seconds", "seconds_per_image", "unet_passes_per_image"}
+    assert costs["unet_passes_per_image"] == 4 and costs["merge_peak_bytes"] > 1e8  # 2 guided steps
     assert all(manifest["timings"][stage] > 0 for stage in ("personalise", "merge", "generate", "score"))
     assert {len(v) for pair in PAIRS for v in manifest["losses"][pair].values()} == {2}
     curves = (folder / "curves.csv").read_text().splitlines()

@@ -1,0 +1,78 @@
+"""What a stage costs: seconds, passes through the UNet, peak memory; written beside what it made as cost.json."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+COST_FILE = "cost.json"
+
+
+@contextmanager
+def cost(folder: Path, unet: nn.Module | None = None) -> Iterator[None]:
+    """Write cost.json of the block into the folder."""
+    costs: dict[str, Any] = {}
+    with measured(costs, unet):
+        yield
+    (folder / COST_FILE).write_text(json.dumps(costs))
+
+
+@contextmanager
+def measured(costs: dict[str, Any], unet: nn.Module | None = None) -> Iterator[None]:
+    """Note what the block takes.
+
+    seconds: of the clock.
+    unet_passes: rows that went forward through the UNet; a batch of four is four, a guided step of one image two.
+    peak_gpu_bytes: most memory that tensors held at once, on a GPU.
+    peak_bytes: most memory that the process held at once, the interpreter and its libraries included, where the
+        system tells (Linux).
+    """
+    import torch
+
+    passes = 0
+
+    def count(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        nonlocal passes
+        passes += len(inputs[0])
+
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    told = reset_peak()
+    hook = unet.register_forward_pre_hook(count) if unet is not None else None
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        if hook is not None:
+            hook.remove()
+    costs["seconds"] = time.perf_counter() - start
+    if unet is not None:
+        costs["unet_passes"] = passes
+    if on_gpu:
+        costs["peak_gpu_bytes"] = torch.cuda.max_memory_allocated()
+    if told:
+        costs["peak_bytes"] = peak()
+
+
+def reset_peak() -> bool:
+    """Let the system's peak of this process's memory begin anew; False where it cannot."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM
+    except OSError:
+        return False
+    return True
+
+
+def peak() -> int:
+    """Bytes of memory that this process held at most since `reset_peak`."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    [line] = [line for line in lines if line.startswith("VmHWM:")]
+    return int(line.split()[1]) * 1024

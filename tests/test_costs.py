@@ -1,0 +1,41 @@
+"""What a block costs: its time, the rows that went through the UNet, the most memory that was held."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lorabench.costs import cost, measured
+from lorabench.sampling import sample
+
+
+def test_passes_are_rows_and_guidance_doubles_them(model, tmp_path: Path) -> None:
+    with cost(tmp_path, model.unet):
+        sample(model, ["a mug"] * 3, [1, 2, 3], steps=4, guidance=3.0)
+    assert json.loads((tmp_path / "cost.json").read_text())["unet_passes"] == 3 * 4 * 2
+    with cost(tmp_path, model.unet):
+        sample(model, ["a mug"], [1], steps=4, guidance=1.0)
+    assert json.loads((tmp_path / "cost.json").read_text())["unet_passes"] == 4
+    assert not model.unet._forward_pre_hooks
+
+
+def test_a_block_that_fails_leaves_no_hook_and_no_file(model, tmp_path: Path) -> None:
+    with pytest.raises(ValueError), cost(tmp_path, model.unet):
+        raise ValueError
+    assert not model.unet._forward_pre_hooks and not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").is_file(), reason="only Linux tells the peak of a process")
+def test_the_peak_is_of_the_block_alone() -> None:
+    before: dict[str, float] = {}
+    with measured(before):
+        held = np.ones(40_000_000)  # 320 MB
+        del held
+    after: dict[str, float] = {}
+    with measured(after):
+        torch.ones(10)
+    assert before["peak_bytes"] - after["peak_bytes"] > 250e6
