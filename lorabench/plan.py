@@ -19,7 +19,7 @@ from lorabench import method as methods
 from lorabench import tasks
 from lorabench.config import DatasetSpec, GenerateSpec, LoRASpec, MergeSpec, MicroworldSpec, TrainerSpec
 from lorabench.data.catalogue import world_version
-from lorabench.data.pairs import ROLES, Concept, Pair
+from lorabench.data.pairs import ROLES, Concept, Pair, Role
 from lorabench.metrics.files import ScorerSet
 from lorabench.models.files import ModelFiles
 from lorabench.seeds import seed_of
@@ -89,12 +89,14 @@ class Row:
     """A row of the table: the chosen method, a frame row, or the oracle, which has no method.
 
     live: drawn from the LoRAs at the method's gains, without a merge.
+    strength: of all LoRAs of a role, beside what the method makes of them, while drawing; None is 1 for both.
     """
 
     name: str
     ablation: str = "none"
     settings: dict[str, Any] | None = None
     live: bool = False
+    strength: dict[Role, float] | None = None
 
     @property
     def is_method(self) -> bool:
@@ -237,12 +239,12 @@ class Plan:
             "version": VERSIONS["generate"], "model": self.base_parts(), "method": row.slice(),
             "loras": [lora.key for lora in loras], "merged": merged and merged.key,
             "generate": asdict(self.generation), "prompt": pair.prompt, "seeds": self.seeds(pair),
-            **scenes_of(pair),
+            **scenes_of(pair), **({"strength": row.strength} if row.strength else {}),
         }  # fmt: skip
         paths = tuple(self.path(lora) for lora in loras)
         work = partial(
             tasks.generate, self.model, self.trainer, row.settings or {}, paths, merged and self.path(merged), pair,
-            self.seeds(pair), self.generation,
+            self.seeds(pair), self.generation, row.strength,
         )  # fmt: skip
         count = len(self.seeds(pair))
         return Item("generate", f"{row.name} {pair.name}", parts, work, count, 2.0 * count * self.generation.steps)

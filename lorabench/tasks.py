@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorabench.config import GenerateSpec, LoRASpec, TrainerSpec
-from lorabench.data.pairs import Concept, Pair
+from lorabench.data.pairs import Concept, Pair, Role
 from lorabench.errors import UserError
 from lorabench.metrics.files import ScorerSet
 from lorabench.models.files import ModelFiles
@@ -96,7 +96,8 @@ def merge(merges: Sequence[Merge], folders: Sequence[Path], progress: Progress) 
 
 def generate(
     model: ModelFiles, trainer: TrainerSpec, settings: dict[str, Any], loras: tuple[Path, ...], merged: Path | None,
-    pair: Pair, seeds: list[int], spec: GenerateSpec, folder: Path, progress: Progress,
+    pair: Pair, seeds: list[int], spec: GenerateSpec, strength: dict[Role, float] | None, folder: Path,
+    progress: Progress,
 ) -> None:  # fmt: skip
     """<index>.png, one a seed: with the merged LoRA where the method makes one, else with all LoRAs at their gains."""
     from PIL import Image
@@ -115,7 +116,7 @@ def generate(
         return [LoRA.load(path / "lora.safetensors") for path in loras]
 
     with cost(folder, base.unet):
-        images = draw(base, method, read, pair.roles, result, prompts, seeds, spec, trainer, progress)
+        images = draw(base, method, read, pair.roles, result, prompts, seeds, spec, trainer, progress, strength)
     for index, image in enumerate(images):
         Image.fromarray(image).save(folder / f"{index:02d}.png")
 

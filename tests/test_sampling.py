@@ -16,7 +16,8 @@ from lorabench.models.adapted import live_sites
 from lorabench.models.sdxl import SDXL
 from lorabench.models.sites import attention_sites, depths, halvings
 from lorabench.sampling import initial_noise, sample, sample_latents
-from lorabench.stages.generate import generate
+from lorabench.stages.generate import draw, generate
+from lorabench.stages.merge import MergeItem, merge_all
 
 PROMPTS = ["a sks mug in szn style", "a boat"]
 
@@ -156,3 +157,22 @@ def test_a_folder_that_is_no_sdxl_model_is_refused(tmp_path) -> None:
     (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}')
     with pytest.raises(UserError, match="incomplete"):
         SDXL.load(tmp_path)
+
+
+def test_strengths_of_roles_multiply_what_a_method_does(model, loras, pair, generate_spec) -> None:
+    seeds, prompts = [1, 2], [pair.prompt] * 2
+    item, ends = MergeItem(loras, pair), []
+    for name in ("direct", "ziplora", "klora"):  # a file, a learned one, a switch
+        overrides = {"fit": {"steps": 2, "lr": 0.1, "batch": 1}} if name == "ziplora" else {}
+        method = load(name, **overrides)
+        [merged] = merge_all(model, method, [item], 0, CPU)
+
+        def images(strength, method=method, merged=merged):
+            roles = pair.roles
+            return draw(model, method, lambda: loras, roles, merged, prompts, seeds, generate_spec, CPU, None, strength)
+
+        same = images({"content": 1.0, "style": 1.0}).astype(int) - images(None)
+        assert abs(same).max() <= 1
+        ends.append(images({"content": 0.0, "style": 0.0}))
+    base = generate(model, [], prompts, seeds, generate_spec, CPU)
+    assert all((end == base).all() for end in ends)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -97,18 +97,27 @@ def draw(
     spec: GenerateSpec,
     trainer: TrainerSpec,
     progress: Progress | None = None,
+    strength: Mapping[Role, float] | None = None,
 ) -> np.ndarray:
     """Images as a method draws them: with the file of its merge if it makes one, else with all LoRAs at their gains.
 
     loras: reads them, where the merge's own file is not what is drawn with.
-    result: the method's merge of the LoRAs, where it has made one.  Returns as `generate`.
+    result: the method's merge of the LoRAs, where it has made one.
+    strength: of all LoRAs of a role, which multiplies the method's own; None is 1.  Returns as `generate`.
     """
-    if result is not None and method.exports:
+    if result is not None and method.exports and strength is None:
         return generate(model, [result.lora], prompts, seeds, spec, trainer, progress=progress)
     own = method.rebase(loras())
     gain = strengths(method, model.unet, own, roles, spec.steps)
+    if strength is not None:
+        gain = times(gain, [strength[role] for role in roles])
     gates = result.gates if result is not None else None
     return generate(model, own, prompts, seeds, spec, trainer, gates, gain, progress)
+
+
+def times(gain: Gain, factors: Sequence[float]) -> Gain:
+    """The same strengths, each adapter's multiplied by a factor of its own."""
+    return lambda site, progress: tuple(g * f for g, f in zip(gain(site, progress), factors, strict=True))
 
 
 def strengths(method: Method, unet: nn.Module, loras: Sequence[LoRA], roles: Sequence[Role], steps: int) -> Gain:
