@@ -3,51 +3,193 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from made_run import METRICS, PAIRS, make_run
 from PIL import Image
+from wandb_file import OfflineRun
 
 from lorabench.config import LoggerSpec
 from lorabench.loggers.curves import Curves
-from lorabench.loggers.views import CsvView, NoView, WandbView, open_view
+from lorabench.loggers.views import CsvView, View, open_view
+from lorabench.loggers.wandb import WandbView, flat
 
-CAPTIONS = {"images/base/mug_1+ink_1/00.png": "mug_1+ink_1: a sks mug in szn style"}
+OFFLINE = LoggerSpec("wandb", "offline", "lorabench")
+TABLE = pd.DataFrame(
+    {
+        "method": ["base", "direct", "↳ direct reported: arXiv 2504.13206"],
+        "dino/content": [0.2, 0.5, 0.47],
+        "dino/content_low": [0.1, 0.4, None],
+        "dino/content_rank": [None, 1.0, None],
+        "csd/style": [0.3, None, None],
+        "learned_parameters": [None, 12288, None],
+        "reported": [None, None, "protocol differs: micro scorers"],
+    }
+)
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """What a view reads of a finished run."""
-    folder = tmp_path / "adhoc" / "direct-none-s0"
-    image = folder / next(iter(CAPTIONS))
-    image.parent.mkdir(parents=True)
-    Image.new("RGB", (8, 8), "teal").save(image)
-    (folder / "manifest.json").write_text(json.dumps({"method": "direct"}))
-    (folder / "table.csv").write_text("method,clip_t\nbase,0.25\n")
+def configured(method: str) -> dict:
+    return {
+        "name": "sweep",
+        "seed": 0,
+        "method": {"name": method, "fit": {"steps": 3}},
+        "dataset": {"name": "microworld"},
+    }
+
+
+@pytest.fixture(autouse=True)
+def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("WANDB_DATA_DIR", "")  # restored afterwards
+    monkeypatch.delenv("WANDB_DATA_DIR")
+
+
+def finished(folder: Path, method: str = "direct") -> Path:
+    """What a view reads of a finished run: one pair, two images a row."""
+    make_run(folder, method, pairs=PAIRS[:1], images=2)
+    TABLE.replace("direct", method).to_csv(folder / "table.csv", index=False)
+    Image.new("RGB", (8, 8), "teal").save(folder / "grid.png")
     return folder
 
 
-def test_wandb_offline_needs_no_account(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    view = open_view(LoggerSpec("wandb", "offline", "lorabench"), folder)
-    assert isinstance(view, WandbView)
-    view.curves("personalise", "mug_1", {"loss": [1.0, 0.5]})
-    assert dict(view.run.summary)["personalise/mug_1/loss"] == 0.5
-    view.finish(CAPTIONS)
-    [run] = (folder / "wandb").glob("offline-run-*")
-    assert list(run.glob("run-*.wandb"))
-    assert list(run.glob("files/media/images/images/base_*.png"))
-    assert list(run.glob("files/media/table/*.table.json"))
+def runs_of(folder: Path) -> list[OfflineRun]:
+    """W&B's process writes on for a moment after a run is finished; at exit it is waited for."""
+    for _ in range(100):
+        runs = [OfflineRun(each) for each in sorted((folder / "wandb").glob("offline-run-*"))]
+        if all(run.exit_code is not None for run in runs):
+            return runs
+        time.sleep(0.1)
+    raise TimeoutError(folder)
 
 
-def test_csv(folder: Path) -> None:
-    view = open_view(LoggerSpec("csv"), folder)
-    assert isinstance(view, CsvView)
-    view.curves("merge", "mug_1+ink_1", {"cycle": [2.0, 1.5]})
-    view.curves("merge", "mug_1+ink_1", {"content": [3.0]})
-    view.finish(CAPTIONS)
-    assert (folder / "curves.csv").read_text().splitlines() == [
+def test_the_runs_of_a_sweep_are_one_group_with_the_same_keys(tmp_path: Path) -> None:
+    """In one process, as the basic launcher runs them."""
+    folders = [finished(tmp_path / "sweep" / f"{method}-none-s0", method) for method in ("direct", "duolora")]
+    for folder, method in zip(folders, ("direct", "duolora"), strict=True):
+        with open_view(OFFLINE, folder, method, configured(method)) as view:
+            view.curves("merge", "mug_1+halftone_1", {"cycle": [1.0, 0.5, 0.25]})
+            view.finish()
+    [[one], [other]] = map(runs_of, folders)
+    assert {one.group, other.group} == {"sweep"} and one.id != other.id
+    assert [one.name, other.name] == ["sweep/direct-none-s0", "sweep/duolora-none-s0"]
+    assert one.exit_code == other.exit_code == 0
+    assert one.summary["summary/dino/content"] == 0.5 and one.summary["summary/dino/content_low"] == 0.4
+    assert "summary/csd/style" not in one.summary and "summary/learned_parameters" not in one.summary
+    assert one.summary["costs/merge_seconds"] == 11.4 and one.summary["costs/learned_parameters"] == 12288
+    assert one.summary.keys() == other.summary.keys() and one.config.keys() == other.config.keys()
+    assert [run.config["method"] for run in (one, other)] == ["direct", "duolora"]
+    settings = {key: one.config[key] for key in ("method/fit/steps", "seed", "dataset", "ablation", "model")}
+    assert settings == {"method/fit/steps": 3, "seed": 0, "dataset": "microworld", "ablation": "none", "model": "micro"}
+    term = "merge/mug_1+halftone_1/cycle"
+    assert [(row["step"], row[term]) for row in one.history if term in row] == [(0, 1.0), (1, 0.5), (2, 0.25)]
+
+
+def test_every_image_is_in_the_table_with_its_scores(tmp_path: Path) -> None:
+    folder = finished(tmp_path / "sweep" / "direct-none-s0")
+    with open_view(OFFLINE, folder, "a", configured("direct")) as view:
+        view.finish()
+    [run] = runs_of(folder)
+    images = run.table("images")
+    assert images["columns"] == ["image", "method", "content", "style", "prompt", "noise", "index", *METRICS]
+    assert len(images["data"]) == 5 * 2  # four frame rows and the method
+    scores = pd.read_parquet(folder / "scores.parquet")
+    for image, method, _, _, _, _, index, *values in images["data"]:
+        own = scores[(scores["method"] == method) & (scores["image"] == index)]
+        means = [own.loc[own["metric"] == metric, "value"].mean() for metric in METRICS]
+        assert values == pytest.approx(means)
+        with (
+            Image.open(run.files["images"][image["path"]]) as shown,
+            Image.open(folder / "images" / method / "mug_1+halftone_1" / f"{index:02d}.png") as original,
+        ):
+            assert shown.getpixel((0, 0)) == original.getpixel((0, 0))
+    assert all(path.is_relative_to(folder) for path in run.files["images"].values())  # not in somebody's home
+    assert run.table("scores")["columns"] == list(TABLE)[:-1] and len(run.table("scores")["data"]) == 2
+    assert list(run.folder.glob("files/media/images/grid_*.png"))
+
+
+def test_large_images_are_reduced(tmp_path: Path) -> None:
+    folder = finished(tmp_path / "sweep" / "direct-none-s0")
+    Image.new("RGB", (1024, 768), "teal").save(folder / "images" / "direct" / "mug_1+halftone_1" / "00.png")
+    with open_view(OFFLINE, folder, "a", configured("direct")) as view:
+        view.finish()
+    [run] = runs_of(folder)
+    [large] = [image for image, *_ in run.table("images")["data"] if image["path"].endswith(".jpg")]
+    assert (large["width"], large["height"]) == (512, 384)
+
+
+def test_a_failed_run_is_marked_and_the_next_of_the_process_is_its_own(tmp_path: Path) -> None:
+    folders = [tmp_path / "sweep" / "direct-none-s0", finished(tmp_path / "sweep" / "duolora-none-s0", "duolora")]
+    folders[0].mkdir()
+    with pytest.raises(RuntimeError), open_view(OFFLINE, folders[0], "a", configured("direct")) as view:
+        view.curves("personalise", "mug_1", {"loss": [1.0]})
+        raise RuntimeError("out of memory")
+    with open_view(OFFLINE, folders[1], "b", configured("duolora")) as view:
+        view.finish()
+    [[failed], [whole]] = map(runs_of, folders)
+    assert failed.exit_code == 1 and whole.exit_code == 0
+    assert "personalise/mug_1/loss" in failed.summary and "personalise/mug_1/loss" not in whole.summary
+
+
+def test_a_resumed_run_continues_and_is_there_once(tmp_path: Path) -> None:
+    folder = finished(tmp_path / "sweep" / "direct-none-s0")
+    attempts = []
+    for whole in (False, False, True):
+        view = open_view(OFFLINE, folder, "a", configured("direct"))
+        view.curves("personalise", "mug_1", {"loss": [1.0, 0.5]})  # from the store, the second time
+        if whole:
+            view.finish()
+        view.close(failed=not whole)
+        [run] = runs_of(folder)
+        attempts.append(run)
+        if len(attempts) == 2:
+            (run.folder / f"run-{run.id}.wandb.synced").touch()
+            run.folder.rename(run.folder.with_name(f"kept-{run.folder.name}"))
+    assert len({run.id for run in attempts}) == 1 and all(path.is_file() for path in run.files["images"].values())
+    assert [row["step"] for row in attempts[-1].history if "personalise/mug_1/loss" in row] == [0, 1]
+    [kept] = (folder / "wandb").glob("kept-*")
+    assert list(kept.glob("*.synced"))
+
+
+def test_uploaded_files_are_kept_and_other_settings_are_another_run(tmp_path: Path) -> None:
+    folder = finished(tmp_path / "sweep" / "direct-none-s0")
+    open_view(OFFLINE, folder, "a", configured("direct")).close(failed=True)
+    [first] = runs_of(folder)
+    (first.folder / f"run-{first.id}.wandb.synced").touch()
+    open_view(OFFLINE, folder, "b", configured("direct")).close(failed=True)
+    assert first.folder.is_dir()
+    ids = {run.id for run in runs_of(folder)}
+    assert len(ids) == 2 and first.id in ids
+
+
+def test_a_run_of_several_methods_says_whose_numbers_they_are(tmp_path: Path) -> None:
+    folder = finished(tmp_path / "sweep" / "compare-s0")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    own = [{"method": name, "ablation": "none", "costs": {"merge_seconds": 2.0}} for name in ("direct", "duolora")]
+    manifest = {key: value for key, value in manifest.items() if key not in ("method", "ablation", "costs")}
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"rows": own}))
+    with open_view(OFFLINE, folder, "a", configured("direct")) as view:
+        view.finish()
+    [run] = runs_of(folder)
+    assert run.summary["summary/direct/dino/content"] == 0.5 and run.summary["costs/duolora/merge_seconds"] == 2.0
+    assert run.config["method"] == ["direct", "duolora"]
+
+
+def test_settings_are_flat() -> None:
+    config = {"lora": {"name": "default", "optimizer": {"lr": 0.1}}, "pairs": [{"a": 1}], "store": None}
+    assert flat(config) == {"lora": "default", "lora/optimizer/lr": 0.1, "pairs": [{"a": 1}], "store": None}
+
+
+def test_csv(tmp_path: Path) -> None:
+    with open_view(LoggerSpec("csv"), tmp_path) as view:
+        assert isinstance(view, CsvView)
+        view.curves("merge", "mug_1+ink_1", {"cycle": [2.0, 1.5]})
+        view.curves("merge", "mug_1+ink_1", {"content": [3.0]})
+        view.finish()
+    assert (tmp_path / "curves.csv").read_text().splitlines() == [
         "stage,name,term,step,value",
         "merge,mug_1+ink_1,content,0,3.0",
         "merge,mug_1+ink_1,cycle,0,2.0",
@@ -55,13 +197,12 @@ def test_csv(folder: Path) -> None:
     ]
 
 
-def test_none_writes_nothing(folder: Path) -> None:
-    before = sorted(folder.rglob("*"))
-    view = open_view(LoggerSpec("none"), folder)
-    assert isinstance(view, NoView)
-    view.curves("merge", "mug_1+ink_1", {"cycle": [2.0]})
-    view.finish(CAPTIONS)
-    assert sorted(folder.rglob("*")) == before
+def test_none_writes_nothing(tmp_path: Path) -> None:
+    with open_view(LoggerSpec("none"), tmp_path) as view:
+        assert not isinstance(view, CsvView | WandbView) and isinstance(view, View)
+        view.curves("merge", "mug_1+ink_1", {"cycle": [2.0]})
+        view.finish()
+    assert not list(tmp_path.iterdir())
 
 
 def test_curves_keep_what_lightning_logs(tmp_path: Path) -> None:

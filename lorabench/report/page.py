@@ -1,61 +1,116 @@
-"""report.html: one file that opens from disk, with every image in it and nothing fetched from anywhere."""
+"""report.html: one file that opens from disk, with every image in it and nothing fetched from anywhere.
+
+The page is plain data (`content.py`) in a script block and scripts that draw it (web/*.js); what does not change with a
+choice of the reader's is written by the template. Only scripts and styles of these hashes may run in it, and it may
+open no connection at all, so a name that looks like markup stays a name.
+"""
 
 from __future__ import annotations
 
 import base64
-import io
+import hashlib
+import json
 import math
-from functools import cache
 from pathlib import Path
+from typing import Any
 
-import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from PIL import Image
 
-from lorabench.report import figures
-from lorabench.report.folder import FRAMES, RunFolder, join_pictures
-from lorabench.report.published import MARK
-from lorabench.report.table import COSTS, Table, format_cost, format_reported, row_order
+from lorabench.report.content import content, files_of, link
+from lorabench.report.embed import EMBED, Shelf, embed
+from lorabench.report.folder import RunFolder
+from lorabench.report.layout import notes
+from lorabench.report.table import Table
 
-EMBED = 384  # pixels: larger images are shown reduced; the PNG itself lies beside the page
+WEB = Path(__file__).with_name("web")
+SCRIPTS = ("state", "pictures", "dialog", "filters", "table", "matrix", "axes", "plots", "galleries", "start")
+RUN_FILES = (
+    "config.yaml",
+    "scores.parquet",
+    "manifest.json",
+    "table.md",
+    "table.csv",
+    "table.tex",
+    "grid.png",
+    "report.html",
+)
 
 
-def render(runs: list[RunFolder], table: Table) -> str:
-    """The page of one run or of several together."""
+def render(runs: list[RunFolder], table: Table, beside: Path | None = None) -> str:
+    """The page of one run or of several together.
+
+    beside: the folder that the page will lie in; runs in it or next to it are linked to.
+    """
     environment = Environment(
-        loader=PackageLoader("lorabench.report", "."),
+        loader=PackageLoader("lorabench.report", "web"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # scores in the order of the table
+    style = (WEB / "page.css").read_text(encoding="utf-8")
+    script = "\n".join((WEB / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
     methods = list(dict.fromkeys(run.label for run in runs))
-    rows = figures.grid_rows(runs)
-    spent = table.spent
-    named = list(zip(run_names(runs), runs, strict=True))
+    shelf = embed(
+        [path for run in runs for path in files_of(run)], [run.rank_figure for run in runs if run.rank_figure]
+    )
+    data = content(runs, table, shelf, beside)
     return environment.get_template("page.html.j2").render(
-        runs=named,
         title=" · ".join(methods) if len(methods) < 3 else f"{len(methods)} methods on {runs[0].manifest['dataset']}",
         methods=methods,
-        backbones=table.backbones,
-        columns=score_columns(table.lines),
-        labels=table.labels,
-        frames=FRAMES,
-        reported=table.reported,
-        mark=MARK,
-        number=format_reported,
-        cost_names=[COSTS[c] for c in spent],
-        costs={name: [format_cost(spent, name, c) for c in spent] for name in spent.index if len(spent.columns)},
-        footnotes=table.notes,
-        grid=rows,
-        groups=figures.column_groups(rows),
-        pairs=pair_strips(runs),
-        curves=[(name, loss_curves(run)) for name, run in named if run.losses],
-        pair_names={f"{content}+{style}": f"{content} in {style}" for content, style in rows},
-        uri=data_uri,
-        figure=figure_uri,
+        runs=[described(run, name, shelf, beside) for run, name in zip(runs, run_names(runs), strict=True)],
+        manifest=runs[0].manifest,
+        seeds=list(dict.fromkeys(run.manifest["seed"] for run in runs)),
+        pairs=data["pairs"],
+        names={f"{pair['content']}+{pair['style']}": f"{pair['content']} in {pair['style']}" for pair in data["pairs"]},
+        notes=notes(table),
+        has_costs=bool(data["costs"]),
+        embed=EMBED,
+        data=in_script(data),
+        pictures=Markup("\n".join(shelf.texts)),  # base64 and a type of ours: neither can end a script
+        style=Markup(style),
+        script=Markup(script),
+        policy=f"default-src 'none'; img-src data:; style-src {hash_of(style)}; script-src {hash_of(script)}; "
+        "base-uri 'none'; form-action 'none'",
     )
+
+
+def hash_of(text: str) -> str:
+    """As a content security policy names what it lets through."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def in_script(data: Any) -> Markup:
+    """JSON that cannot end the script block that it stands in.
+
+    >>> print(in_script({"a": "</script>"}))
+    {"a":"\\u003c/script>"}
+    """
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c"))
+
+
+def described(run: RunFolder, name: str, shelf: Shelf, beside: Path | None) -> dict[str, Any]:
+    """A run for the part of the page that says how it was made."""
+    own = "report.html" if beside and run.path.resolve() == beside.resolve() else None  # not there before it is written
+    return {
+        "name": name,
+        "label": run.label,
+        "config": run.config,
+        "timings": run.manifest.get("timings") or {},
+        "versions": run.manifest.get("versions") or {},
+        "losses": loss_curves(run),
+        "ranks": drawing(run.rank_figure, shelf) if run.rank_figure else None,
+        "files": {file: where for file in RUN_FILES if file != own and (where := link(run.path / file, beside))},
+    }
+
+
+def drawing(path: Path, shelf: Shelf) -> dict[str, int]:
+    """A figure of the shelf with its size, so that its place is known before it is drawn."""
+    with Image.open(path) as image:
+        return {"picture": shelf.at[path], "width": image.width, "height": image.height}
 
 
 def run_names(runs: list[RunFolder]) -> list[str]:
@@ -67,44 +122,6 @@ def run_names(runs: list[RunFolder]) -> list[str]:
     ]
 
 
-def score_columns(lines: pd.DataFrame) -> dict[str, dict[str, dict]]:
-    """metric -> label -> texts and the whisker: start, width and dot in percent of the column's range."""
-    columns: dict[str, dict[str, dict]] = {}
-    for metric, column in lines.groupby("metric", sort=False):
-        low, high = column[["mean", "low"]].min(axis=None), column[["mean", "high"]].max(axis=None)
-        scale = 100 / (high - low) if high > low else 0.0
-        columns[str(metric)] = {
-            line["label"]: {
-                "mean": f"{line['mean']:.{line['digits']}f}",
-                "interval": ""
-                if math.isnan(line["low"])
-                else f"{line['low']:.{line['digits']}f} to {line['high']:.{line['digits']}f}",
-                "dot": (line["mean"] - low) * scale,
-                "start": 0.0 if math.isnan(line["low"]) else (line["low"] - low) * scale,
-                "width": 0.0 if math.isnan(line["low"]) else (line["high"] - line["low"]) * scale,
-                "unseparated": line.get("separated") is False,
-            }
-            for line in column.to_dict("records")
-        }
-    return columns
-
-
-def pair_strips(runs: list[RunFolder]) -> dict[tuple[str, str], dict]:
-    """(content, style) -> its prompts, references by role, and pictures by row in the order of the table."""
-    pictures = join_pictures(runs)
-    strips: dict[tuple[str, str], dict] = {}
-    for label in row_order([p.label for p in pictures]):
-        for p in (p for p in pictures if p.label == label):
-            pair = strips.setdefault((p.content, p.style), {"prompts": {}, "rows": {}, "references": {}})
-            pair["prompts"][p.prompt] = None
-            pair["rows"].setdefault(label, []).append(p)
-    for (content, style), pair in strips.items():
-        for role, name in (("content", content), ("style", style)):
-            found = next((paths for run in runs if (paths := run.references(role, name))), [])
-            pair["references"][f"{role} reference"] = found
-    return strips
-
-
 def loss_curves(run: RunFolder) -> dict[str, dict[str, dict]]:
     """Pair -> loss term -> first and last value and the points of a 120 x 32 polyline."""
     return {
@@ -114,31 +131,13 @@ def loss_curves(run: RunFolder) -> dict[str, dict[str, dict]]:
 
 def curve(values: list[float]) -> dict[str, str]:
     """A polyline of one loss term over its own range; steps that are not finite are left out."""
-    finite = [(i, v) for i, v in enumerate(values) if math.isfinite(v)]
-    low, high = (min(v for _, v in finite), max(v for _, v in finite)) if finite else (0.0, 0.0)
+    known = [(i, v) for i, v in enumerate(values) if math.isfinite(v)]
+    low, high = (min(v for _, v in known), max(v for _, v in known)) if known else (0.0, 0.0)
     across, up = 116 / max(len(values) - 1, 1), 28 / (high - low or 1.0)
-    points = " ".join(f"{2 + i * across:.1f},{30 - (v - low) * up:.1f}" for i, v in finite)
+    points = " ".join(f"{2 + i * across:.1f},{30 - (v - low) * up:.1f}" for i, v in known)
     return {
         "points": points,
         "first": f"{values[0]:.3g}",
         "last": f"{values[-1]:.3g}",
         "steps": str(len(values)),
     }
-
-
-def figure_uri(path: Path) -> str:
-    """A drawing as it is: its lines and words would suffer from being reduced."""
-    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
-
-
-@cache
-def data_uri(path: Path) -> str:
-    """An image as a data URI: the file's own bytes when it is small, reduced WebP otherwise."""
-    with Image.open(path) as image:
-        if max(image.size) <= EMBED:
-            return figure_uri(path)
-        small = image.convert("RGB")
-    small.thumbnail((EMBED, EMBED), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    small.save(buffer, "webp", quality=85)
-    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"

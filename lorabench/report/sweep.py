@@ -1,58 +1,151 @@
-"""The joint report at the end of a sweep: one table of all its runs, without a second command.
+"""The end of a sweep: one table of all its runs and one line for each that failed, without a second command.
 
 Switched on as a callback of Hydra's (`hydra.callbacks` in conf/config.yaml). A sweep's jobs may run in other processes
-and on other machines, and its folders may hold runs of earlier sweeps; so every job notes its run folder in a register,
-a hidden folder below the sweep's that lasts as long as the sweep.
+and on other machines, and its folders may hold runs of earlier sweeps; so every job notes what it is in a register, a
+hidden folder below the sweep's that lasts as long as the sweep, and holds a lock there as long as it runs. A job that
+is killed leaves a note without an end and a free lock.
 """
 
 from __future__ import annotations
 
 import atexit
 import json
+import os
 import shutil
 import sys
 import tempfile
+import time
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from filelock import FileLock, Timeout
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from lorabench.errors import UserError
+from lorabench.failures import Failed
 from lorabench.report import write_joint_report
 
 OWN_TASKS = ("merge", "generate")  # have no run folder, `output` is what they make
+DIED = "its process was killed or died without a word"
+
+
+@dataclass
+class Note:
+    """What a job tells of itself; code: None as long as it runs, and for ever if it dies."""
+
+    folder: str
+    overrides: list[str]
+    log: str | None  # of whoever started its process
+    code: int | None = None
+    line: str = DIED
+
+    def write(self, file: Path) -> None:
+        draft = file.with_suffix(".draft")
+        draft.write_text(json.dumps(asdict(self)))
+        draft.replace(file)
 
 
 class JointReport(Callback):
-    """Collects the run folders of a sweep; travels to the jobs with what `on_multirun_start` found."""
+    """Collects what became of a sweep's jobs; travels to them with what `on_multirun_start` found."""
 
     register: Path | None = None  # none in a single run
+    current: ClassVar[JointReport | None] = None  # of the sweep that this process started
+    running: ClassVar[FileLock | None] = None  # of this process's job; not of the instance, which must travel
+    note: Note
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(OmegaConf.select(config, "hydra.sweep.dir")).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         self.register = Path(tempfile.mkdtemp(prefix=".sweep-", dir=folder))
         atexit.register(shutil.rmtree, self.register, ignore_errors=True)  # however the sweep ends
+        JointReport.current = self
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """In the job's process."""
+        if self.register is not None:
+            made = "output" if OmegaConf.select(config, "task.name") in OWN_TASKS else "hydra.runtime.output_dir"
+            folder = Path(OmegaConf.select(config, made)).resolve()
+            self.note = Note(str(folder), list(config.hydra.overrides.task), scheduler_log())
+            file = self.register / f"{config.hydra.job.num:06d}.json"
+            JointReport.running = FileLock(file.with_suffix(".lock"))
+            JointReport.running.acquire()
+            self.note.write(file)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """In the job's process."""
         if self.register is not None:
-            code = job_return.return_value if job_return.status == JobStatus.COMPLETED else 1
-            made = "output" if OmegaConf.select(config, "task.name") in OWN_TASKS else "hydra.runtime.output_dir"
-            note = {"folder": str(Path(OmegaConf.select(config, made)).resolve()), "code": code or 0}
-            (self.register / f"{config.hydra.job.num:06d}.json").write_text(json.dumps(note))
+            returned = job_return._return_value
+            if job_return.status != JobStatus.COMPLETED:  # an exception, which `lorabench.cli.task` does not raise
+                self.note.code, self.note.line = 1, f"{type(returned).__name__}: {returned}"
+            elif isinstance(returned, Failed):
+                self.note.code, self.note.line = returned.code, returned.line
+                self.note.log = returned.log or self.note.log
+            else:
+                self.note.code = 0
+            self.note.write(self.register / f"{config.hydra.job.num:06d}.json")
+            if JointReport.running is not None:
+                JointReport.running.release()
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        if self.register is None:
-            return
-        notes = [json.loads(file.read_text()) for file in sorted(self.register.glob("*.json"))]
-        report([Path(note["folder"]) for note in notes if note["code"] == 0])
-        if failed := [note["code"] for note in notes if note["code"] != 0]:
-            print(f"error: {len(failed)} of {len(notes)} runs failed; see above", file=sys.stderr)
-            sys.exit(max(failed))
+        if self.register is not None and (code := self.finish()):
+            sys.exit(code)
+
+    def broken(self, reason: str) -> int:
+        """The end of a sweep whose launcher gave up, which it does when the process of a job dies: the exit code.
+
+        Jobs that run elsewhere are waited for; those that the launcher never started cannot be known here.
+        """
+        while any(self.is_running(file) for file in self.files()):
+            time.sleep(1)
+        if not self.files():
+            print(f"error: the launcher failed: {reason}", file=sys.stderr)
+            return 1
+        code = self.finish()
+        print(
+            f"error: the launcher ended: {reason.splitlines()[0]}\n"
+            "runs that are named nowhere were not started, or wait in a queue; type the same command to go on",
+            file=sys.stderr,
+        )
+        return code or 1
+
+    def files(self) -> list[Path]:
+        """The notes, in the order of the jobs."""
+        return sorted(self.register.glob("*.json")) if self.register is not None else []
+
+    def is_running(self, file: Path) -> bool:
+        if json.loads(file.read_text())["code"] is not None:
+            return False
+        try:
+            with FileLock(file.with_suffix(".lock")).acquire(blocking=False):
+                return False
+        except Timeout:
+            return True
+
+    def finish(self) -> int:
+        """Report the finished runs, name the failed ones; the greatest of their exit codes."""
+        notes = [Note(**json.loads(file.read_text())) for file in self.files()]
+        report([Path(note.folder) for note in notes if note.code == 0])
+        failed = [note for note in notes if note.code != 0]
+        if failed:
+            print(f"error: {len(failed)} of {len(notes)} runs failed:", file=sys.stderr)
+            shared = set.intersection(*(set(note.overrides) for note in notes)) if len(notes) > 1 else set()
+            for note in failed:
+                name = " ".join(each for each in note.overrides if each not in shared) or note.folder
+                print(f"  {name}: {note.line}{f' ({note.log})' if note.log else ''}", file=sys.stderr)
+        return max((1 if note.code is None else note.code for note in failed), default=0)
+
+
+def scheduler_log() -> str | None:
+    """The file that takes what this process prints, where submitit started it."""
+    if "SUBMITIT_EXECUTOR" not in os.environ:
+        return None
+    from submitit import JobEnvironment
+
+    return str(JobEnvironment().paths.stderr)
 
 
 def report(folders: list[Path]) -> None:

@@ -1,0 +1,172 @@
+"""The tables and the figure of a calibration: how each metric orders images, what moves it, and what it gets wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from lorabench.report.figures import INK, MUTED, RULE
+
+if TYPE_CHECKING:
+    from lorabench.studies.calibration import World
+
+NAMES = {"content": "content", "style": "style", "text": "sentence"}
+KINDS = {"other": "another kind", "same": "the same kind"}
+SOURCES = {"content": "#3557d6", "style": "#c4541b", "rest": "#c9cbd3"}
+FAILS, PASSES = "#f2c9c6", "#d7e7d4"
+
+
+def write_calibration(found: pd.DataFrame, world: World, holds: float) -> str:
+    """calibration.md."""
+    subjects, styles = world.grid
+    photographs = len(world.subjects[0].images)
+    return "\n".join(
+        [
+            "## Order and leakage",
+            "",
+            *correlation_table(found),
+            "",
+            f"On {subjects * styles} drawings, {subjects} subjects in {styles} styles. Correlations of the value with "
+            "the true closeness, means over anchors with 95 % intervals; within kind: in the anchor's class or family. "
+            "Variance: of an anchor's values over the grid, what the subject explains, what the style, and the rest. "
+            "truth/...: a metric that is the truth.",
+            "",
+            "## Known answers",
+            "",
+            *answer_table(found),
+            "",
+            f"Share of cases in which the first has the greater value, over {subjects * styles} pairs ({photographs} "
+            f"photographs a subject); **bold** where it is less than {holds:g} and so fails. Kind: whether others are "
+            "of another class and family, or of the same.",
+            "",
+            "## Mean values",
+            "",
+            *value_table(found),
+            "",
+            *failings(found, holds),
+            "",
+        ]
+    )
+
+
+def correlation_table(found: pd.DataFrame) -> Iterator[str]:
+    yield "| metric | scored by | Spearman | Kendall | Spearman within kind | variance by content | by style | rest |"
+    yield "|---|---|---:|---:|---:|---:|---:|---:|"
+    columns = [("spearman", "all"), ("kendall", "all"), ("spearman", "same kind")]
+    for (metric, backbone), own in groups(found, "metric", "backbone"):
+        cells = [cell(own, figure, of, spread=True) for figure, of in columns]
+        cells += [cell(own, "variance", source) for source in SOURCES]
+        yield f"| {metric} | {backbone} | {' | '.join(cells)} |"
+
+
+def answer_table(found: pd.DataFrame) -> Iterator[str]:
+    yield "| metric | scored by | check | another kind | the same kind |"
+    yield "|---|---|---|---:|---:|"
+    checks = found.query("figure == 'check' and not metric.str.startswith('truth/')", engine="python")
+    for (metric, backbone, of), own in groups(checks, "metric", "backbone", "of"):
+        cells = [cell(own, "check", of, kind) for kind in KINDS]
+        yield f"| {metric} | {backbone} | {of} | {' | '.join(cells)} |"
+
+
+def value_table(found: pd.DataFrame) -> Iterator[str]:
+    values = found.query("figure == 'value' and kind == 'other'")
+    cases = list(dict.fromkeys(values["of"]))
+    yield f"| metric | scored by | {' | '.join(case.replace('_', ' ') for case in cases)} |"
+    yield f"|---|---|{'---:|' * len(cases)}"
+    for (metric, backbone), own in groups(values, "metric", "backbone"):
+        yield f"| {metric} | {backbone} | {' | '.join(cell(own, 'value', case) for case in cases)} |"
+
+
+def failings(found: pd.DataFrame, holds: float) -> Iterator[str]:
+    """What fails, worst first, in words."""
+    failed = found.sort_values("value").loc[lambda rows: rows["passes"].map(fails)]
+    if failed.empty:
+        yield f"Every check holds in at least {holds:.0%} of its cases."
+        return
+    yield f"{len(failed)} of {found['passes'].notna().sum()} checks fail, the worst first:"
+    yield ""
+    for row in failed.to_dict("records"):
+        others = f"others of {KINDS[row['kind']]}"
+        yield f"- {row['metric']} ({row['backbone']}): {row['of']} in {row['value']:.1%}, {others}"
+
+
+def groups(found: pd.DataFrame, *columns: str) -> Iterator[tuple[list[str], pd.DataFrame]]:
+    """What the rows of a group have in common, and the rows, in the order of the table."""
+    for shared in pd.DataFrame(found[list(columns)]).drop_duplicates().to_dict("records"):
+        same = np.logical_and.reduce([found[column] == value for column, value in shared.items()])
+        yield list(shared.values()), found.loc[same]
+
+
+def cell(own: pd.DataFrame, figure: str, of: str, kind: str | None = None, spread: bool = False) -> str:
+    """A figure of one metric as text, with its interval if asked for; empty where it has none."""
+    rows = own.loc[(own["figure"] == figure) & (own["of"] == of)]
+    rows = rows if kind is None else rows.loc[rows["kind"] == kind]
+    if rows.empty or np.isnan(rows["value"].iloc[0]):
+        return ""
+    row = rows.iloc[0]
+    text = f"{row['value']:.{3 if figure == 'check' else 2}f}"
+    text = text.removeprefix("-") if float(text) == 0 else text
+    if spread and not np.isnan(row["low"]):
+        text += f" [{row['low']:.2f}, {row['high']:.2f}]"
+    return f"**{text}**" if fails(row["passes"]) else text
+
+
+def fails(passes: object) -> bool:
+    """Of a check; other figures neither pass nor fail."""
+    return passes is not None and not passes
+
+
+def draw_calibration(found: pd.DataFrame, path: Path) -> None:
+    """Rank correlations with their intervals, what moves each metric, and the checks as a table of colours."""
+    from matplotlib.figure import Figure
+
+    found = found.assign(
+        label=found["metric"] + "  " + found["backbone"].where(found["metric"] != found["backbone"], "")
+    )
+    labels = found["label"].unique().tolist()
+    measured = [name for name in labels if not name.startswith("truth/")]
+    checks = found.loc[found["figure"].eq("check") & found["label"].isin(measured)]
+    columns = sorted(
+        dict.fromkeys(zip(checks["of"], checks["kind"], strict=True)), key=lambda of: list(KINDS).index(of[1])
+    )
+    height = 0.42 * len(labels) + 2.6
+    figure = Figure(figsize=(8.6 + 0.55 * len(columns), height), layout="constrained", facecolor="white")
+    left, middle, right = figure.subplots(1, 3, sharey=True, width_ratios=[3, 3, max(3, 0.55 * len(columns))])
+    y = {name: i for i, name in enumerate(labels)}
+
+    rank = found.query("figure == 'spearman' and of == 'all'").set_index("label").reindex(labels)
+    left.hlines(range(len(labels)), rank["low"], rank["high"], color=INK, linewidth=1.6, alpha=0.45)
+    left.plot(rank["value"], range(len(labels)), "o", color=INK, markersize=5.5)
+    left.axvline(0, color=MUTED, linewidth=0.8)
+    left.set_xlim(min(-0.1, rank["low"].min()), 1.03)
+    left.set_title("rank correlation with the truth", loc="left", fontsize=11)
+
+    start = np.zeros(len(labels))
+    for source, colour in SOURCES.items():
+        rows = found[found["figure"].eq("variance") & found["of"].eq(source)].set_index("label")["value"]
+        width = rows.reindex(labels).fillna(0).to_numpy()
+        middle.barh(range(len(labels)), width, left=start, color=colour, height=0.62, label=source)
+        start += width
+    middle.set_title("what moves it", loc="left", fontsize=11)
+    middle.legend(ncols=3, frameon=False, loc="upper left", bbox_to_anchor=(0, -0.06), fontsize=9, handlelength=1)
+
+    for row in checks.to_dict("records"):
+        x = columns.index((row["of"], row["kind"]))
+        colour = FAILS if fails(row["passes"]) else PASSES
+        right.barh(y[row["label"]], 0.94, left=x - 0.47, height=0.8, color=colour)
+        right.text(x, y[row["label"]], f"{row['value']:.2f}", ha="center", va="center", fontsize=9, color=INK)
+    names = [f"{of.replace('_', ' ')}{'' if kind == 'other' else ' (same kind)'}" for of, kind in columns]
+    right.set_xticks(range(len(columns)), names, rotation=40, ha="right", fontsize=9)
+    right.set_xlim(-0.6, len(columns) - 0.4)
+    right.set_title("share of cases in which a known answer holds", loc="left", fontsize=11)
+    left.set_yticks(range(len(labels)), labels, fontsize=10)
+    left.set_ylim(len(labels) - 0.4, -0.6)
+    for panel in (left, middle, right):
+        panel.tick_params(length=0, colors=INK)
+        panel.spines[:].set_visible(False)
+    left.grid(axis="x", color=RULE, linewidth=0.7)
+    figure.savefig(path, dpi=160, metadata={"Software": None})

@@ -1,0 +1,215 @@
+"""What report.html shows, as plain data: rows, columns, pairs and images, which its scripts filter, sort and draw.
+
+    columns, costs   {name, short, backbone, digits}; a cost has a name and a short one
+    rows             {label, frame, run, scores: column -> line, costs, reported,
+                      pairs: column -> pair -> [value, weight]}
+    pairs            {content, style, prompts, references: role -> pictures}
+    images           {row, pair, seed, index, prompt, noise, picture, file, scores}
+    worst, disagreements   {image, kind, why} (report/galleries.py)
+
+Rows, pairs, images and pictures are named by their place in their list.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import pandas as pd
+
+from lorabench import protocols, stats
+from lorabench.protocols import Column
+from lorabench.report import galleries
+from lorabench.report.embed import Shelf
+from lorabench.report.folder import FRAMES, Picture, RunFolder, join_scores
+from lorabench.report.layout import by_cell, standings, with_verdict
+from lorabench.report.published import MARK
+from lorabench.report.table import COSTS, PEAKS, Table, format_cost, row_order
+
+PairName = tuple[str, str]  # content, style
+
+
+def content(runs: list[RunFolder], table: Table, shelf: Shelf, beside: Path | None) -> dict[str, Any]:
+    """Everything that the scripts show; web/state.js says what reads which part."""
+    pictures = [(run, picture) for run in runs for picture in run.pictures]
+    labels = row_order([*table.labels, *(picture.label for _, picture in pictures)])
+    pairs = described_pairs(runs, pictures, shelf)
+    images = described_images(pictures, labels, list(pairs.values()), shelf, beside)
+    metrics = list(dict.fromkeys(name for image in images for name in image["scores"]))
+    of_methods = pd.DataFrame(
+        {number: image["scores"] for number, image in enumerate(images) if labels[image["row"]] not in FRAMES},
+        index=metrics,
+    ).T.dropna(axis=1, how="all")
+    return {
+        "reference": table.reference,
+        "mark": MARK,
+        "columns": [
+            {
+                "name": each.name,
+                "short": each.name.removesuffix(f" {each.backbone}"),
+                "backbone": each.backbone,
+                "digits": each.digits,
+            }
+            for each in table.columns
+        ],
+        "costs": [{"name": cost, "short": COSTS[cost]} for cost in table.spent],
+        "rows": described_rows(runs, table, labels, list(pairs)),
+        "pairs": list(pairs.values()),
+        "seeds": list(dict.fromkeys(image["seed"] for image in images)),
+        "images": images,
+        "worst": [asdict(case) for case in galleries.worst(of_methods)],
+        "disagreements": [asdict(case) for case in galleries.disagreements(of_methods)],
+    }
+
+
+def described_rows(
+    runs: list[RunFolder], table: Table, labels: list[str], names: list[PairName]
+) -> list[dict[str, Any]]:
+    """One of each row of the table: its lines by column, its costs, what is reported, and its values pair by pair."""
+    scores = dict(iter(join_scores(runs).groupby("label", sort=False)))
+    first = {run.label: number for number, run in reversed(list(enumerate(runs)))}
+    return [
+        {
+            "label": label,
+            "frame": label in FRAMES,
+            "run": first.get(label),
+            "scores": lines_of(table, label),
+            "costs": {
+                cost: {"value": cost_of(table, label, cost), "text": format_cost(table.spent, label, cost)}
+                for cost in table.spent
+                if label in table.spent.index
+            },
+            "reported": reported_of(table, label),
+            "pairs": {column.name: own for column in table.columns if (own := by_pair(scores[label], column, names))},
+        }
+        for label in labels
+    ]
+
+
+def lines_of(table: Table, label: str) -> dict[str, dict[str, Any]]:
+    """Column -> the row's line in it, without what says where it stands."""
+    return {
+        name: {
+            key: finite(value) for key, value in line.items() if key not in ("label", "metric", "backbone", "digits")
+        }
+        for (own, name), line in by_cell(table).items()
+        if own == label
+    }
+
+
+def reported_of(table: Table, label: str) -> list[dict[str, Any]]:
+    """The publications' rows below a row."""
+    lines, letters = by_cell(table), standings(table)
+    return [
+        {
+            "text": f"{each.text} ({letters[each.standing]})",
+            "standing": each.standing,
+            "values": {name: with_verdict(each, lines.get((label, name)), name) for name in table.backbones},
+        }
+        for each in table.reported.get(label, [])
+    ]
+
+
+def by_pair(scores: pd.DataFrame, column: Column, names: list[PairName]) -> dict[int, list[Any]]:
+    """Number of a pair -> its value in a column and the weight that this has in the column's mean."""
+    images = protocols.image_values(scores, column)
+    if images.empty:
+        return {}
+    values = {pair[1:]: own for pair, *own in stats.pair_values(images, *column.rule).itertuples()}
+    return {number: [finite(each) for each in values[pair]] for number, pair in enumerate(names) if pair in values}
+
+
+def cost_of(table: Table, label: str, cost: str) -> float | None:
+    """A number in the unit that its column names."""
+    value = finite(table.spent.at[label, cost])
+    return value and (value / 2**30 if cost in PEAKS else value)
+
+
+def described_pairs(
+    runs: list[RunFolder], pictures: list[tuple[RunFolder, Picture]], shelf: Shelf
+) -> dict[PairName, Any]:
+    """The pairs by name, with their prompts and references, the latter of the first run that has them."""
+    prompts: dict[PairName, dict[str, None]] = {}
+    for _, p in pictures:
+        prompts.setdefault((p.content, p.style), {})[p.prompt] = None
+    pairs = {}
+    for content, style in prompts:
+        references = {}
+        for role, name in (("content", content), ("style", style)):
+            found = next((paths for run in runs if (paths := run.references(role, name))), [])
+            references[role] = [shelf.at[path] for path in found]
+        told = list(prompts[content, style])
+        pairs[content, style] = {"content": content, "style": style, "prompts": told, "references": references}
+    return pairs
+
+
+def described_images(
+    pictures: list[tuple[RunFolder, Picture]],
+    labels: list[str],
+    pairs: list[dict[str, Any]],
+    shelf: Shelf,
+    beside: Path | None,
+) -> list[dict[str, Any]]:
+    """Every image once, row by row and pair by pair; several of one place differ in `seed`, which is a text."""
+    images, known, places = [], set(), {}
+    row_of = {label: number for number, label in enumerate(labels)}
+    pair_of = {(pair["content"], pair["style"]): number for number, pair in enumerate(pairs)}
+    for run, p in pictures:
+        if (key := (p.label, p.content, p.style, p.prompt, p.seed, p.index)) in known:
+            continue  # frame rows that runs share
+        known.add(key)
+        seed, pair = str(run.manifest["seed"]), pair_of[p.content, p.style]
+        place = (p.label, p.content, p.style, seed, p.index)
+        places[place] = nth = places.get(place, 0) + 1
+        images.append(
+            {
+                "row": row_of[p.label],
+                "pair": pair,
+                "seed": seed if nth == 1 else f"{seed} ({nth})",
+                "index": p.index,
+                "prompt": pairs[pair]["prompts"].index(p.prompt),
+                "noise": str(p.seed),  # too long for a number of JavaScript
+                "picture": shelf.at[p.path],
+                "file": link(p.path, beside),
+                "scores": {name: round(value, 4) for name, value in p.values.items() if math.isfinite(value)},
+            }
+        )
+    return sorted(images, key=lambda image: (image["row"], image["pair"]))
+
+
+def files_of(run: RunFolder) -> list[Path]:
+    """The images of a run that the page shows."""
+    concepts = {(role, name) for p in run.pictures for role, name in (("content", p.content), ("style", p.style))}
+    return [p.path for p in run.pictures] + [path for each in sorted(concepts) for path in run.references(*each)]
+
+
+def link(path: Path, beside: Path | None) -> str | None:
+    """A relative address, where the file is there and in the page's folder or one next to it."""
+    if beside is None or not path.is_file():
+        return None
+    path, beside = path.resolve(), beside.resolve()
+    if not path.is_relative_to(beside.parent):
+        return None
+    return quoted(os.path.relpath(path, beside))
+
+
+def quoted(path: str) -> str:
+    """A path as an address: a name may hold a # or a colon.
+
+    >>> quoted("a b/c:#.png")
+    './a%20b/c%3A%23.png'
+    """
+    return "./" + quote(path.replace(os.sep, "/"), safe="/+")
+
+
+def finite(value: Any) -> Any:
+    """A number as JSON can hold it, with six digits; None for what is none."""
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    number = float(value)
+    return float(f"{number:.6g}") if math.isfinite(number) else None
