@@ -2,10 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check install
+.PHONY: demo smoke test check install
 
 demo: install
 	$(BIN)/python run.py method=duolora
+
+smoke: install
+	$(BIN)/python run.py experiments=smoke
 
 test: install
 	$(BIN)/python -m pytest

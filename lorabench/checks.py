@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from lorabench.config import LoRASpec, choose
+from lorabench.config import CONF, LoRASpec, choose
 from lorabench.errors import UserError
 
 # The least value that makes sense for a key of this name, wherever it stands, and whether it is allowed itself.
@@ -22,7 +22,8 @@ LEAST = {
     "images": (1, True), "resolution": (8, True), "guidance": (1, True), "references": (1, True),
     "count": (1, True), "pairs_seed": (0, True),
     "content_images": (1, True), "style_images": (1, True), "seed": (0, True),
-    "workers": (0, True), "threads": (1, True), "pairs_per_batch": (1, True), "draws": (1, True), "ridge": (0, False),
+    "workers": (0, True), "devices": (0, True), "nodes": (1, True), "threads": (1, True), "pairs_per_batch": (1, True),
+    "draws": (1, True), "ridge": (0, False),
     "lambda_prior": (0, True), "lambda_cycle": (0, True), "lambda_similarity": (0, True), "prior_hinge": (0, True),
 }  # fmt: skip
 CHOICES = {
@@ -62,11 +63,32 @@ def validate(cfg: DictConfig) -> None:
         if path in CHOICES:
             choose(path, str(value), CHOICES[path])
     check_recipe(cast(LoRASpec, OmegaConf.to_object(cfg.lora)))
+    check_nodes(values["trainer"])
     check_dataset(values["dataset"])
     check_contexts(values["prompts"]["contexts"])
     check_protocol(values["protocol"], values["scorers"])
+    check_reference(values["reference"])
     if values["prompts"]["content_token"] == values["prompts"]["style_token"]:
         raise UserError("prompts.content_token and prompts.style_token must differ")
+
+
+def check_nodes(trainer: dict[str, Any]) -> None:
+    """UserError where several machines could not find each other."""
+    nodes, meet = trainer["nodes"], trainer["rendezvous"]
+    if nodes > 1 and not trainer["devices"]:
+        raise UserError(f"trainer.nodes={nodes} needs ranks on each; type trainer=ddp trainer.devices=<ranks a node>")
+    host, _, port = (meet or "").rpartition(":")
+    if nodes > 1 and not (host and port.isdigit() and 0 < int(port) < 65536):
+        raise UserError(f"trainer.rendezvous={meet} is no place to meet; type trainer.rendezvous=<host>:<port>")
+
+
+def check_reference(label: str) -> None:
+    """UserError unless a method, and the ablation after it, have their yaml."""
+    method, _, ablation = label.partition(" ")
+    known = {group: sorted(path.stem for path in (CONF / group).glob("*.yaml")) for group in ("method", "ablation")}
+    choose("reference", method, known["method"])
+    if ablation:
+        choose(f"reference={method} with ablation", ablation, known["ablation"])
 
 
 def check_dataset(dataset: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import traceback
-from errno import EACCES, ENOSPC, ENOTDIR, EPERM, EROFS
+from contextlib import suppress
 from pathlib import Path
 
 import hydra
@@ -22,9 +22,15 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from lorabench import config
 from lorabench.checks import validate
 from lorabench.errors import UserError
+from lorabench.failures import Failed, system_fault, unwritable
+from lorabench.report.sweep import OWN_TASKS, JointReport
 
 TASKS = {
     "benchmark": "lorabench.pipeline",
+    "compare": "lorabench.studies.compare",
+    "tradeoff": "lorabench.studies.tradeoff",
+    "calibration": "lorabench.studies.calibration",
+    "cost": "lorabench.studies.cost",
     "layer_probe": "lorabench.studies.layer_probe",
     "theorem1": "lorabench.studies.theorem1",
     "params": "lorabench.studies.params",
@@ -32,10 +38,11 @@ TASKS = {
     "merge": "lorabench.own_tasks",
     "generate": "lorabench.own_tasks",
 }  # each has run(cfg, folder)
+LAUNCHERS = ("joblib", "submitit_local", "submitit_slurm")  # of the extra `launch`
 INTERRUPTED = 130
 OVERRIDE = re.compile(r"[+~]*[\w./@]+=")
 SHORT = re.compile(r"^(content|style)=")  # of content.lora=, beside which content.prompt= can stand
-UNWRITABLE = (EACCES, ENOSPC, ENOTDIR, EPERM, EROFS)
+ERROR_FILE = "error.txt"  # of a failed job of a sweep, in its run folder
 
 
 def main() -> int:
@@ -51,53 +58,70 @@ def main() -> int:
         return 0
     except KeyboardInterrupt:
         return interrupted()
-    except Exception as error:  # of composing: `task` raises none
+    except Exception as error:  # of composing or of a launcher: `task` raises none
         if traceback_wanted:
             raise
-        return fail(one_line(error))
+        if JointReport.current is not None and of_launcher(error):
+            return JointReport.current.broken(str(error).strip())
+        return fail(one_line(error)).code
 
 
-def task(cfg: DictConfig) -> int:
+def task(cfg: DictConfig) -> Failed | None:
     """What Hydra calls, once a run of a sweep; exits itself, since Hydra adds lines of its own to an exception.
 
-    In a sweep a failed run only returns its code: the others still run, and report/sweep.py exits with it at the end.
+    In a sweep a failed run only returns how it failed: the others still run, and report/sweep.py tells at the end.
+    A launcher may call this in a process of its own, where `main` was never called.
     """
-    code = attempt(cfg)
-    if code and (code == INTERRUPTED or HydraConfig.get().mode == RunMode.RUN):
-        sys.exit(code)
-    return code
+    hydra_config = HydraConfig.get()
+    log = None if cfg.task.name in OWN_TASKS else Path(hydra_config.runtime.output_dir) / ERROR_FILE
+    if log is not None:
+        log.unlink(missing_ok=True)
+    failed, text = attempt(cfg)
+    if failed and (failed.code == INTERRUPTED or hydra_config.mode == RunMode.RUN):
+        sys.exit(failed.code)
+    if failed and log is not None:
+        with suppress(OSError):  # where nothing can be written, it was that which failed
+            log.write_text(f"{' '.join(hydra_config.overrides.task)}\n{failed.line}\n\n{text}")
+            return Failed(failed.code, failed.line, str(log))
+    return failed
 
 
-def attempt(cfg: DictConfig) -> int:
-    """The exit code of a run."""
+def attempt(cfg: DictConfig) -> tuple[Failed | None, str]:
+    """How a run failed, if it did, and the traceback of what is no mistake of the user's."""
     try:
         validate(cfg)
         folder = Path(HydraConfig.get().runtime.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         importlib.import_module(TASKS[cfg.task.name]).run(cfg, folder)
-        return 0
+        return None, ""
     except UserError as error:
-        return fail(str(error))
+        return fail(system_fault(error, str(cfg.store)) or str(error)), ""
     except KeyboardInterrupt:
-        return interrupted()
+        return Failed(interrupted(), "interrupted"), ""
     except SystemExit as error:
         # Lightning turns Ctrl-C into an exit of its own (only where jobs run in this process).
-        return interrupted() if isinstance(error.__context__, KeyboardInterrupt) else int(error.code or 0)
-    except OSError as error:
-        return fail(unwritable(error)) if error.errno in UNWRITABLE else fault()
-    except Exception:
-        return fault()
+        if isinstance(error.__context__, KeyboardInterrupt):
+            return Failed(interrupted(), "interrupted"), ""
+        if error.code:  # submitit's, whose scheduler asks for the place
+            raise
+        return None, ""  # of a node that has done its share
+    except Exception as error:
+        text = traceback.format_exc()
+        if line := system_fault(error, str(cfg.store)):
+            return fail(line), text
+        print(text, end="", file=sys.stderr)
+        return Failed(1, text.strip().split("\n")[-1]), text
 
 
-def fault() -> int:
-    """A fault of ours: the traceback."""
-    traceback.print_exc()
-    return 1
+def of_launcher(error: Exception) -> bool:
+    """Whether Hydra's launcher raised it, not the composing of the jobs."""
+    frames = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(name.startswith("hydra_plugins.") for name in frames)
 
 
-def fail(line: str) -> int:
+def fail(line: str) -> Failed:
     print(f"error: {line}", file=sys.stderr)
-    return 2
+    return Failed(2, line)
 
 
 def interrupted() -> int:
@@ -109,8 +133,8 @@ def one_line(error: Exception) -> str:
     """What is wrong and what to type, from what Hydra raised."""
     if isinstance(error, MissingConfigException):
         return missing_choice(error)
-    if isinstance(error, OSError):
-        return unwritable(error)
+    if isinstance(error, OSError) and error.errno:
+        return unwritable(error.errno, str(error.filename))
     return ablation_misfit(str(error)) or wrong_override(error)
 
 
@@ -118,6 +142,10 @@ def missing_choice(error: MissingConfigException) -> str:
     """An unknown option of a config group, such as method=foo."""
     group, _, name = (error.missing_cfg_file or "").rpartition("/")
     options = [option for option in error.options or [] if option != "schema"]
+    if group == "hydra/launcher" and name in LAUNCHERS:
+        return (
+            f"{group}={name} is not installed; type {sys.executable} -m pip install -c constraints.txt -e '.[launch]'"
+        )
     if not group:
         return f"{str(error).splitlines()[0]}; type python run.py --info defaults to see every group"
     return config.unknown(group, name, options)
@@ -149,8 +177,3 @@ def ablation_misfit(message: str) -> str | None:
     fitting = fitting_methods(ablation)
     chosen = next((word.split("=", 1)[1] for word in sys.argv if word.startswith("method=")), "this method")
     return f"ablation={ablation} does not fit method={chosen}; type method=<{'|'.join(fitting)}> or leave it out"
-
-
-def unwritable(error: OSError) -> str:
-    """A folder that cannot be made or written to."""
-    return f"cannot write to {error.filename}: {error.strerror}; type output=<a folder you can write to>"

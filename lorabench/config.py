@@ -87,6 +87,7 @@ class ScorerSpec:
     path: str | None = MISSING  # "micro" (the packaged ones) or a folder with one subfolder a scorer
     backbones: list[str] = MISSING  # published ones beside them, "dino@vits16"; lorabench/assets/scorers has them all
     weights: dict[str, str | None] = MISSING  # local files of theirs, "dino_vits16"; null is the hub and its cache
+    batch: int = 32  # images scored together; part of the floating-point result
 
 
 @dataclass
@@ -171,6 +172,9 @@ class TrainerSpec:
     workers: int = MISSING  # processes for independent items; 0 is this process
     threads: int = MISSING  # torch threads in each
     checkpoint_every: int = 100  # updates between two saves of a LoRA in training; a killed one goes on from the last
+    devices: int = 0  # ranks on each node, which share every stage: a GPU or CPU process each; 0: `workers` instead
+    nodes: int = 1  # machines on which the same command is typed
+    rendezvous: str | None = None  # host:port on one of the nodes, where they meet
 
 
 @dataclass
@@ -207,6 +211,31 @@ class LayerProbeTask(TaskSpec):
 
 
 @dataclass
+class CompareTask(TaskSpec):
+    rows: Any = MISSING  # a list of methods, each with an ablation after it if need be ("duolora no_cycle"), or all
+    fit_steps: int | None = MISSING  # of every learned merge; null is the method's own
+
+
+@dataclass
+class TradeoffTask(TaskSpec):
+    methods: list[str] = MISSING
+    strengths: list[float] = MISSING  # of one role while the other's is 1; 1 itself is always there
+    content: str = MISSING  # metric of the first axis, "dino/content"
+    style: str = MISSING  # of the second
+
+
+@dataclass
+class CalibrationTask(TaskSpec):
+    holds: float = MISSING  # share of cases in which a known answer must hold to pass
+
+
+@dataclass
+class CostTask(TaskSpec):
+    methods: list[str] = MISSING
+    repeats: int = MISSING  # of every merge and set of images, each in a fresh process
+
+
+@dataclass
 class OwnLoRASpec:
     """The user's LoRA of one role, or several of them: then each field holds a list.  See lorabench/own.py."""
 
@@ -233,6 +262,7 @@ class Config:
     output: str = MISSING
     store: str = MISSING
     mode: str = MISSING
+    reference: str = MISSING
     prompts: PromptSpec = field(default_factory=PromptSpec)
     merge: MergeSpec = field(default_factory=MergeSpec)
     generate: GenerateSpec = field(default_factory=GenerateSpec)
@@ -267,17 +297,24 @@ SCHEMAS = {
         "theorem1": TaskSpec,
         "params": ParamsTask,
         "layer_probe": LayerProbeTask,
+        "compare": CompareTask,
+        "tradeoff": TradeoffTask,
+        "calibration": CalibrationTask,
+        "cost": CostTask,
         "files": FileTask,
         "memory": MemoryTask,
     },
 }
 
 
+# At import, since the jobs of a launcher compose in processes where `register` was never called.
+OmegaConf.register_new_resolver("count", lambda names: len(names or [None]), replace=True)
+
+
 def register() -> None:
     """Put every schema where the yaml files find it: `defaults: [schema/<name>, _self_]`."""
     from lorabench import method
 
-    OmegaConf.register_new_resolver("count", lambda names: len(names or [None]), replace=True)
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     for group, schemas in SCHEMAS.items():

@@ -1,13 +1,14 @@
 """The run folder: everything of a run copied together from the store, so that it can be read, moved and shown alone.
 
-The manifest is written last; its key and its list of files are what makes a run done.
+A run has one method between the frame rows, or several rows of methods (task=compare), whose merges, losses and costs
+are then kept apart by row. The manifest is written last; its key and its list of files are what makes a run done.
 """
 
 import json
 import platform
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from math import ceil
 from pathlib import Path
@@ -19,7 +20,7 @@ from lorabench import __version__
 from lorabench.config import LoggerSpec
 from lorabench.costs import COST_FILE
 from lorabench.data.catalogue import world_version
-from lorabench.plan import ORACLE, STAGES, Item, Plan, Row
+from lorabench.plan import FLOORS, ORACLE, STAGES, Item, Plan, Row
 from lorabench.store import files_of
 from lorabench.tasks import CURVES_FILE
 
@@ -41,12 +42,24 @@ class Outcome:
     plan: Plan
     config: str
 
+    @property
+    def chosen(self) -> list[Row]:
+        """The rows that are no frame: one of a benchmark, which may be a frame row itself, or several."""
+        frames = (*FLOORS, ORACLE)
+        return [row for row in self.plan.rows if row.name not in frames] or self.plan.rows[-1:]
+
+    def folder_of(self, row: Row) -> str:
+        """Where the row's images lie, and its merges if there are several rows: by method, and ablation if need be."""
+        alone = len(self.chosen) == 1 or row.ablation == "none"
+        return row.name if alone else f"{row.name}-{row.ablation}"
+
     def is_done(self, logger: LoggerSpec) -> bool:
         """Whether the folder holds this very run, whole and shown by this logger."""
         try:
             manifest = json.loads((self.path / MANIFEST).read_text())
             same = manifest["key"] == self.plan.key() and manifest["logger"] == [logger.kind, logger.mode]
             same = same and manifest["protocol"] == self.protocol
+            same = same and manifest.get("reference", "direct") == self.reference
             files: dict[str, int] = manifest["files"]
             return same and all((self.path / file).stat().st_size == size for file, size in files.items())
         except (OSError, ValueError, KeyError):
@@ -61,12 +74,13 @@ class Outcome:
             shutil.rmtree(self.path / part, ignore_errors=True)
         (self.path / "config.yaml").write_text(self.config)
         for row, pair in self.plan.cells():
-            images = self.path / "images" / row.name / pair.name
+            images = self.path / "images" / self.folder_of(row) / pair.name
             copy(self.plan.path(self.plan.generate(row, pair)), images, "*.png")
             if row.is_method and row.method().exports:
-                merged = self.plan.path(self.plan.merge(row, pair)) / "merged.safetensors"
-                (self.path / "merged").mkdir(exist_ok=True)
-                shutil.copyfile(merged, self.path / "merged" / f"{pair.name}.safetensors")
+                merged = self.path / "merged" / (self.folder_of(row) if len(self.chosen) > 1 else "")
+                merged.mkdir(parents=True, exist_ok=True)
+                made = self.plan.path(self.plan.merge(row, pair)) / "merged.safetensors"
+                shutil.copyfile(made, merged / f"{pair.name}.safetensors")
         self.write_references()
         self.write_ranks()
         self.write_scores()
@@ -78,6 +92,7 @@ class Outcome:
         manifest = json.loads((self.path / MANIFEST).read_text())
         files = {file: (self.path / file).stat().st_size for file in self.own_files()}
         how = {"key": self.plan.key(), "logger": [logger.kind, logger.mode], "protocol": self.protocol}
+        how["reference"] = self.reference
         self.write_manifest(manifest | how | {"files": files})
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
@@ -90,6 +105,11 @@ class Outcome:
         """What the table shows of the scores; another one is another report of the same run."""
         return yaml.safe_load(self.config).get("protocol") or {}
 
+    @property
+    def reference(self) -> str:
+        """The row that the table's differences are to."""
+        return yaml.safe_load(self.config).get("reference", "direct")
+
     def own_files(self) -> list[str]:
         """What the run wrote, without the manifest and the logger's files."""
         logs = ("wandb/", "curves.csv", MANIFEST)
@@ -100,7 +120,7 @@ class Outcome:
         from PIL import Image
 
         row, pair = next(self.plan.cells())
-        with Image.open(self.path / "images" / row.name / pair.name / "00.png") as image:
+        with Image.open(self.path / "images" / self.folder_of(row) / pair.name / "00.png") as image:
             size = image.width
         shown = {(role, name): pair.of(role) for pair in self.plan.pairs for role, name in pair.names.items()}
         for (role, name), concepts in shown.items():
@@ -110,11 +130,11 @@ class Outcome:
                 side_by_side([image.image(size) for image in images]).save(folder / f"{index}.png")
 
     def write_ranks(self) -> None:
-        """The figure of effective ranks along the network, of the chosen method's merges."""
+        """The figure of effective ranks along the network, of the merges of a run's only method."""
         from lorabench.report.ranks import write_ranks
 
-        chosen = self.plan.rows[-1]
-        if chosen.is_method:
+        [chosen, *others] = self.chosen
+        if chosen.is_method and not others:
             merges = {pair.name: self.plan.path(self.plan.merge(chosen, pair)) for pair in self.plan.pairs}
             ranks = {name: json.loads((path / "merge.json").read_text())["ranks"] for name, path in merges.items()}
             write_ranks(self.path, ranks, {pair.name: pair.roles for pair in self.plan.pairs})
@@ -137,20 +157,33 @@ class Outcome:
         pd.concat(parts, ignore_index=True).to_parquet(self.path / "scores.parquet", index=False)
 
     def manifest(self, seconds: float) -> dict[str, Any]:
-        """Timings are seconds of computing, summed over the items, whichever run made them."""
-        chosen = self.plan.rows[-1]
+        """Timings are seconds of computing, summed over the items, whichever run made them.
+
+        A run of several methods has `rows` with what else is said of the one.
+        """
         stages = {stage: self.plan.items(stage) for stage in STAGES}
+        rows = [self.of_row(row) for row in self.chosen]
         return {
-            "method": chosen.name,
-            "ablation": chosen.ablation,
+            **(rows[0] if len(rows) == 1 else {"rows": rows}),
             "dataset": self.plan.dataset.name,
             "world": world_version(self.plan.dataset),
             "model": self.plan.model_name,
             "seed": self.plan.seed,
-            "costs": self.costs(chosen),
             "timings": {stage: sum(self.cost(item).get("seconds", 0.0) for item in stages[stage]) for stage in STAGES},
             "wall_seconds": seconds,
             "versions": versions(),
+        }
+
+    def of_row(self, row: Row) -> dict[str, Any]:
+        """What the manifest says of one method; where it is the only one, with the keys of the frame rows."""
+        several = len(self.chosen) > 1
+        plan = replace(self.plan, rows=[row]) if several else self.plan
+        stages = {stage: plan.items(stage) for stage in STAGES}
+        return {
+            **({"settings": row.settings} if several else {}),
+            "method": row.name,
+            "ablation": row.ablation,
+            "costs": self.costs(row),
             "losses": {item.name: self.curves(item) for item in stages["merge"] if self.curves(item)},
             "keys": {stage: {item.name: item.key for item in items} for stage, items in stages.items()},
         }
@@ -186,15 +219,6 @@ class Outcome:
         """term -> a value a step; empty for an item without a fit."""
         file = self.plan.path(item) / CURVES_FILE
         return json.loads(file.read_text()) if file.is_file() else {}
-
-    def captions(self) -> dict[str, str]:
-        """Relative path of every image -> what it shows."""
-        shown = {}
-        for row, pair in self.plan.cells():
-            for index, scene in enumerate(pair.shots(self.plan.generation.images)):
-                prompt = scene.text if row.name == ORACLE else scene.prompt
-                shown[f"images/{row.name}/{pair.name}/{index:02d}.png"] = f"{pair.name}: {prompt}"
-        return shown
 
     def table(self) -> str:
         return (self.path / "table.md").read_text()

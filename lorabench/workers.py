@@ -12,7 +12,7 @@ import signal
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -26,18 +26,21 @@ REPORT_EVERY = 0.2  # seconds between two messages of one worker
 
 
 class WorkerError(RuntimeError):
-    """A job failed; the message is the traceback of its worker."""
+    """Of a job that failed in its worker: the traceback there, as the cause of the exception that the job raised."""
 
 
 class Pool:
     """`count` processes of `threads` torch threads each; a count of 0 runs the jobs in this process.
 
+    environment: variables of the processes, such as CUDA_VISIBLE_DEVICES; set before CUDA can be initialised there.
+
     A context manager: leaving it, for whatever reason, ends the processes.
     """
 
-    def __init__(self, count: int, threads: int) -> None:
+    def __init__(self, count: int, threads: int, environment: Mapping[str, str] | None = None) -> None:
         self.count = count
         self.threads = threads
+        self.environment = dict(environment or {})
         self.workers: list[_Worker] = []
 
     def __enter__(self) -> "Pool":
@@ -54,7 +57,8 @@ class Pool:
     def run(self, jobs: Sequence[Job], progress: Callable[[int, int], None]) -> Iterator[int]:
         """Yield the index of each job when it is done, in any order; calls progress(index, steps done so far).
 
-        Raises UserError as the job raised it, WorkerError for any other failure or a process that died.
+        Raises what a job raises (RuntimeError if that cannot be sent between processes), caused by a WorkerError;
+        UserError where the system killed a worker, WorkerError where it ended otherwise.
         """
         if self.count == 0:
             use_threads(self.threads)
@@ -63,25 +67,28 @@ class Pool:
                 yield index
             return
         while len(self.workers) < min(self.count, len(jobs)):
-            self.workers.append(_Worker.start(self.threads))
+            self.workers.append(_Worker.start(self.threads, self.environment))
         waiting = deque(enumerate(jobs))
-        idle = [worker.connection for worker in self.workers]
-        busy: dict[Any, int] = {}
+        idle = list(self.workers)
+        busy: dict[Any, tuple[_Worker, int]] = {}  # by connection
         while waiting or busy:
             while waiting and idle:
                 index, job = waiting.popleft()
-                connection = idle.pop()
-                connection.send(job)
-                busy[connection] = index
+                worker = idle.pop()
+                worker.send(job)
+                busy[worker.connection] = (worker, index)
             for connection in wait(list(busy)):
-                kind, value = _receive(connection)
+                worker, index = busy[connection]
+                kind, value = worker.receive()
                 if kind == "progress":
-                    progress(busy[connection], value)
+                    progress(index, value)
                 elif kind == "done":
-                    idle.append(connection)
-                    yield busy.pop(connection)
+                    idle.append(worker)
+                    del busy[connection]
+                    yield index
                 else:
-                    raise value if kind == "mistake" else WorkerError(value)
+                    error, text = value
+                    raise (error or RuntimeError("a job failed in a worker process")) from WorkerError(text)
 
 
 @dataclass(frozen=True)
@@ -90,26 +97,57 @@ class _Worker:
     connection: Any
 
     @classmethod
-    def start(cls, threads: int) -> "_Worker":
-        context = multiprocessing.get_context("spawn")
+    def start(cls, threads: int, environment: dict[str, str]) -> "_Worker":
+        context = spawning()
         ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, threads), daemon=True)
+        process = context.Process(target=_serve, args=(theirs, threads, environment), daemon=True)
         process.start()
         theirs.close()  # so that its death is an end of file here
         return cls(process, ours)
 
+    def send(self, job: Job) -> None:
+        try:
+            self.connection.send(job)
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise self.death() from error
 
-def _receive(connection: Any) -> tuple[str, Any]:
-    try:
-        return connection.recv()
-    except (EOFError, ConnectionResetError):
-        return "failed", "a worker process was killed, most likely for want of memory; type trainer.workers=1"
+    def receive(self) -> tuple[str, Any]:
+        try:
+            return self.connection.recv()
+        except (EOFError, ConnectionResetError) as error:
+            raise self.death() from error
+
+    def death(self) -> Exception:
+        """What there is to say of a process that is no more."""
+        self.process.join(10)
+        code = self.process.exitcode
+        if code == -signal.SIGKILL:
+            return UserError(
+                "a worker process was killed, most likely for want of memory; type the same command with fewer at a "
+                "time (trainer.workers=1) or a smaller batch: what is finished is kept"
+            )
+        if code in (0, -signal.SIGTERM):  # Lightning makes a 0 of SIGTERM
+            return UserError("a worker process was ended from outside; type the same command to go on")
+        how = f"by {signal.Signals(-code).name}" if code and code < 0 else f"with code {code}"
+        return WorkerError(f"a worker process ended {how}")
 
 
-def _serve(connection: "Connection[Any, Any]", threads: int) -> None:
+def spawning() -> Any:
+    """multiprocessing's context that spawns, also in a job of joblib's launcher.
+
+    The default method there is joblib's own, which a spawned process would be told to adopt and does not know.
+    """
+    if multiprocessing.get_start_method() not in multiprocessing.get_all_start_methods():
+        multiprocessing.set_start_method("spawn", force=True)
+    return multiprocessing.get_context("spawn")
+
+
+def _serve(connection: "Connection[Any, Any]", threads: int, environment: dict[str, str]) -> None:
     """The life of a worker process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends us
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # before numpy and torch come in with the first job
+    # Ctrl-C and a scheduler's warnings reach the whole group; they are the parent's business, which ends us.
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    os.environ.update(environment, OMP_NUM_THREADS=str(threads))  # before numpy and torch come in with the first job
     use_threads(threads)
     while True:
         try:
@@ -122,10 +160,16 @@ def _serve(connection: "Connection[Any, Any]", threads: int) -> None:
             connection.send(("done", None))
         except BrokenPipeError:
             return
-        except UserError as error:
-            connection.send(("mistake", error))
-        except Exception:
-            connection.send(("failed", traceback.format_exc()))
+        except Exception as error:
+            connection.send(("failed", (_portable(error), traceback.format_exc())))
+
+
+def _portable(error: Exception) -> Exception | None:
+    """The exception if it survives the way to another process, in which an OSError keeps its errno and its file."""
+    try:
+        return error if isinstance(pickle.loads(pickle.dumps(error)), type(error)) else None
+    except Exception:  # whatever the making of a foreign exception may raise
+        return None
 
 
 def _throttled(connection: Any) -> Progress:

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import json
+import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from hydra.core.utils import JobReturn, JobStatus
 from made_run import make_run
+from omegaconf import OmegaConf
 
-from lorabench.report.sweep import report
+from lorabench.failures import Failed
+from lorabench.report.sweep import JointReport, report
 
+TESTS = str(Path(__file__).parent)
 # A program of Hydra's whose runs are made up, failing as lorabench.cli does (exit codes) or with an exception.
 APP = """
-import os, sys
+import os, signal, sys, time
 from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
 sys.path.insert(0, {tests!r})
 from made_run import PAIRS, make_run
+from lorabench.failures import Failed
+from lorabench.report.sweep import JointReport
+from submitit.core.core import Job
+
+Job._results_timeout_s = 1  # what submitit waits for the words of a dead job
 
 @hydra.main(version_base="1.3", config_path={conf!r}, config_name="config")
 def app(cfg):
@@ -27,17 +39,30 @@ def app(cfg):
     if cfg.method in cfg.broken:
         if cfg.method == "raising":
             raise ValueError("a fault")
-        return 2
+        if cfg.method == "dying":
+            while not all((folder.parent / f"{name}-s0" / "manifest.json").is_file() for name in ("direct", "duolora")):
+                time.sleep(0.1)
+            time.sleep(1)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return Failed(2, "that is wrong; type this", str(folder / "error.txt"))
+    if cfg.method == cfg.slow:
+        time.sleep(8)
     if not (folder / "manifest.json").is_file():
         make_run(folder, cfg.method, pairs=PAIRS[:2], images=1, seed=cfg.seed)
 
-app()
+try:
+    app()
+except Exception as error:
+    if JointReport.current is None:
+        raise
+    sys.exit(JointReport.current.broken(str(error)))
 """
 CONFIG = """
 method: direct
 seed: 0
 name: sweep
 broken: []
+slow: none
 hydra:
   output_subdir: null
   run: {dir: "%(root)s/${name}/${method}-s${seed}"}
@@ -52,19 +77,23 @@ def program(tmp_path: Path) -> Path:
     conf.mkdir()
     (conf / "config.yaml").write_text(CONFIG % {"root": tmp_path})
     file = tmp_path / "app.py"
-    file.write_text(APP.format(tests=str(Path(__file__).parent), conf=str(conf)))
+    file.write_text(APP.replace("{tests!r}", repr(TESTS)).replace("{conf!r}", repr(str(conf))))
     return file
 
 
 def start(program: Path, *overrides: str) -> tuple[int, str, str]:
     command = [sys.executable, str(program), "-m", "hydra/job_logging=none", "hydra/hydra_logging=none", *overrides]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=program.parent)
+    # As lorabench.cli and run.py set them: Hydra raises and does not print, jobs elsewhere import the same modules.
+    path = os.pathsep.join((TESTS, str(Path(TESTS).parent)))
+    env = os.environ | {"HYDRA_FULL_ERROR": "1", "PYTHONPATH": path}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=program.parent, env=env)
     return done.returncode, done.stdout, done.stderr
 
 
 def rows(folder: Path) -> list[str]:
     frames = {"base", "content_only", "style_only", "oracle"}
-    return [name for name in pd.read_csv(folder / "table.csv")["method"] if name not in frames]
+    methods = pd.read_csv(folder / "table.csv")["method"]
+    return [name for name in methods if name not in frames and not name.startswith("↳")]  # published numbers
 
 
 def test_a_sweep_ends_with_one_table(program: Path, tmp_path: Path) -> None:
@@ -95,6 +124,8 @@ def test_a_failed_run_does_not_hide_the_finished_ones(program: Path, tmp_path: P
     make_run(tmp_path / "sweep" / "ziplora-s0", "ziplora", images=1)  # done once with other settings
     code, out, err = start(program, "method=direct,ziplora,duolora", "broken=[ziplora]")
     assert code == 2 and "1 of 3 runs failed" in err
+    log = tmp_path / "sweep" / "ziplora-s0" / "error.txt"
+    assert err.strip().endswith(f"  method=ziplora: that is wrong; type this ({log})")
     assert rows(tmp_path / "sweep") == ["direct", "duolora"] and "| duolora |" in out
 
 
@@ -106,9 +137,48 @@ def test_a_single_run_and_a_sweep_of_one_have_no_joint_report(program: Path, tmp
 
 
 def test_a_stopped_sweep_leaves_no_register(program: Path, tmp_path: Path) -> None:
-    code, _, _ = start(program, "method=direct,raising", "broken=[raising]")
-    assert code != 0 and (tmp_path / "sweep" / "direct-s0").is_dir()
+    code, _, err = start(program, "method=direct,raising", "broken=[raising]")
+    assert code == 1 and (tmp_path / "sweep" / "direct-s0").is_dir()
+    assert "method=raising: ValueError: a fault" in err
     assert not list((tmp_path / "sweep").glob(".sweep-*"))
+
+
+def test_a_job_killed_under_joblib_is_told_beside_the_finished_ones(program: Path, tmp_path: Path) -> None:
+    """joblib then ends its other processes and the sweep."""
+    launcher = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "broken=[dying]", "slow=ziplora")
+    code, out, err = start(program, *launcher, "method=direct,duolora,dying,ziplora")
+    assert code == 1 and "2 of 4 runs failed" in err
+    for name in ("dying", "ziplora"):
+        assert f"  method={name}: its process was killed" in err
+    assert "the launcher ended: A worker process managed by the executor was unexpectedly terminated" in err
+    assert rows(tmp_path / "sweep") == ["direct", "duolora"] and "| duolora |" in out
+    assert not list((tmp_path / "sweep").glob(".sweep-*"))
+
+
+def test_a_job_killed_under_submitit_is_told_and_the_others_are_waited_for(program: Path, tmp_path: Path) -> None:
+    launcher = ("hydra/launcher=submitit_local", "broken=[dying]", "slow=ziplora")
+    code, _, err = start(program, *launcher, "method=dying,direct,duolora,ziplora")
+    assert code == 1 and "1 of 4 runs failed" in err
+    line = next(line for line in err.splitlines() if line.startswith("  method=dying: its process was killed"))
+    assert Path(line.partition("(")[2].rstrip(")")).is_file()
+    assert rows(tmp_path / "sweep") == ["direct", "duolora", "ziplora"]
+
+
+def test_a_scheduler_may_ask_a_running_job_to_pack_itself_up(tmp_path: Path) -> None:
+    """submitit pickles the callback again where a job has reached its time limit and is to be started anew."""
+    report = JointReport()
+    report.register = tmp_path
+    config = OmegaConf.create({"hydra": {"job": {"num": 3}, "overrides": {"task": ["a=1"]}, "runtime": {}}})
+    config.hydra.runtime.output_dir = str(tmp_path / "run")
+    report.on_job_start(config)
+    (file,) = report.files()
+    assert report.is_running(file)
+    again = pickle.loads(pickle.dumps(report))
+    report.on_job_end(config, JobReturn(_return_value=None, status=JobStatus.COMPLETED))
+    assert not report.is_running(file) and json.loads(file.read_text())["code"] == 0
+    again.on_job_start(config)
+    again.on_job_end(config, JobReturn(_return_value=Failed(2, "wrong"), status=JobStatus.COMPLETED))
+    assert json.loads(file.read_text())["line"] == "wrong"
 
 
 def test_runs_that_cannot_be_compared_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

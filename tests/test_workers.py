@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from lorabench.errors import UserError
-from lorabench.workers import Pool, Progress, WorkerError
+from lorabench.workers import Pool, Progress, WorkerError, _Worker
 
 
 @dataclass(frozen=True)
@@ -35,10 +38,6 @@ class Fail:
         raise self.error
 
 
-def die(progress: Progress) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 def ignore(index: int, steps: int) -> None:
     return
 
@@ -59,22 +58,89 @@ def test_results_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
     assert all(text.endswith(" 1") for text in texts[0])
 
 
-@pytest.mark.parametrize("count", [0, 1])
-def test_a_mistake_of_the_user_passes_through(count: int) -> None:
-    with Pool(count, threads=1) as pool, pytest.raises(UserError, match="type that"):
-        list(pool.run([Fail(UserError("this is wrong; type that"))], ignore))
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Pool]:
+    """One worker, which a failing job leaves as it was."""
+    with Pool(1, threads=1, environment={"CUDA_VISIBLE_DEVICES": "3"}) as pool:
+        yield pool
 
 
-def test_a_fault_brings_its_traceback_and_ends_the_workers() -> None:
-    with Pool(1, threads=1) as pool:
-        with pytest.raises(WorkerError, match=r"(?s)Traceback.*ValueError: odd"):
-            list(pool.run([Fail(ValueError("odd"))], ignore))
-        process = pool.workers[0].process
-    assert not process.is_alive()
+def test_a_mistake_of_the_user_passes_through(pool: Pool) -> None:
+    for each in (pool, Pool(0, threads=1)):
+        with pytest.raises(UserError, match="type that"):
+            list(each.run([Fail(UserError("this is wrong; type that"))], ignore))
 
 
-def test_a_killed_worker_is_noticed() -> None:
+def test_a_fault_arrives_as_what_it_is_with_its_traceback(pool: Pool) -> None:
+    with pytest.raises(ValueError, match="odd") as raised:
+        list(pool.run([Fail(ValueError("odd"))], ignore))
+    assert isinstance(raised.value.__cause__, WorkerError)
+    assert "in __call__\n    raise self.error" in str(raised.value.__cause__)
+
+
+def test_an_error_of_the_system_keeps_its_number_and_file(pool: Pool) -> None:
+    with pytest.raises(OSError) as raised:
+        list(pool.run([Fail(OSError(errno.ENOSPC, "No space left on device", "/full/file"))], ignore))
+    assert (raised.value.errno, raised.value.filename) == (errno.ENOSPC, "/full/file")
+
+
+class Stubborn(Exception):
+    """Cannot be made again from what pickle keeps of it."""
+
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(one)
+
+
+def raise_stubborn(progress: Progress) -> None:
+    raise Stubborn("left", "right")
+
+
+def test_what_cannot_be_sent_arrives_as_its_traceback(pool: Pool) -> None:
+    with pytest.raises(RuntimeError) as raised:
+        list(pool.run([raise_stubborn], ignore))
+    assert str(raised.value.__cause__).strip().endswith("Stubborn: left")
+
+
+def test_workers_take_their_environment_and_leave_a_scheduler_s_signals_to_the_parent(
+    pool: Pool, tmp_path: Path
+) -> None:
+    assert list(pool.run([partial(note_signals, tmp_path / "note")], ignore)) == [0]
+    assert (tmp_path / "note").read_text() == "3"
+
+
+def note_signals(file: Path, progress: Progress) -> None:
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        os.kill(os.getpid(), number)
+    file.write_text(os.environ["CUDA_VISIBLE_DEVICES"])
+
+
+def test_a_worker_killed_at_work_is_noticed_and_none_is_left() -> None:
     start = time.monotonic()
-    with Pool(1, threads=1) as pool, pytest.raises(WorkerError, match="want of memory"):
-        list(pool.run([die], ignore))
+    with Pool(2, threads=1) as pool:
+        with pytest.raises(UserError, match="want of memory; type"):
+            list(pool.run([die, sleep], ignore))
+        processes = [worker.process for worker in pool.workers]
     assert time.monotonic() - start < 30
+    assert len(processes) == 2 and not any(process.is_alive() for process in processes)
+
+
+def die(progress: Progress) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def sleep(progress: Progress) -> None:
+    time.sleep(60)
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "text"),
+    [(signal.SIGKILL, UserError, "want of memory"), (signal.SIGABRT, WorkerError, "ended by SIGABRT")],
+)
+def test_a_worker_that_died_idle_is_noticed(number: int, kind: type[Exception], text: str) -> None:
+    with Pool(1, threads=1) as pool:
+        assert list(pool.run([], ignore)) == []
+        pool.workers.append(_Worker.start(1, {}))
+        os.kill(pool.workers[0].process.pid, number)
+        pool.workers[0].process.join()
+        with pytest.raises(kind, match=text):
+            list(pool.run([sleep], ignore))

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lorabench.errors import UserError
+from lorabench.failures import system_fault
 from lorabench.lora import Factors, LoRA
 from lorabench.lora_files import names
 
@@ -46,7 +47,8 @@ def write(
         save_file(tensors, path, metadata={"format": "pt", **notes, **(metadata or {})})
         Path(path).chmod(0o666 & ~umask())  # safetensors leaves a file to its owner alone
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be written ({error}); type a path in a folder that exists") from None
+        line = f"{path} cannot be written ({error}); type a path in a folder that exists"
+        raise UserError(system_fault(error, str(path)) or line) from None
 
 
 def _diffusers(factors: Mapping[str, Factors]) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -1,0 +1,204 @@
+"""What kill -9 costs: a run is killed with all its processes at random moments, and the same command goes on.
+
+A small but complete run is made once undisturbed. Then, in a fresh store each time, it is killed at a moment drawn from
+its whole duration and the same command is run to its end: its scores.parquet must be the undisturbed one's, byte for
+byte.
+
+    python -m benchmarks.kills                             # 20 kills: 20 minutes on two cores
+    python -m benchmarks.kills trainer=ddp trainer.devices=2
+    python -m benchmarks.kills --chain                     # cheaper: see below; the test suite does this
+
+`--chain`: the killed command is followed by the same command on the same store, which is killed again, until one
+reaches the end before its moment; a new chain then begins. Commands are forked from a process that has imported
+everything, so that their time is the run's and not Python's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import pkgutil
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from benchmarks.measure import markdown, publish
+
+ROOT = Path(__file__).parents[1]
+SMALL = [
+    "logger=none", "method=duolora", "method.fit.steps=4", "lora.steps=8", "lora.rank=4", "generate.images=2",
+    "generate.steps=4", "dataset.subjects=[mug_1]", "dataset.styles=[halftone_1,ink_1]", "dataset.content_images=2",
+    "dataset.style_images=2", "dataset.references=2",
+]  # fmt: skip
+STAGES = ("personalise", "merge", "generate", "score")
+LIFE = 0.4  # of the undisturbed run's duration: how long a command of a chain may live at most
+
+
+@dataclass(frozen=True)
+class Kill:
+    """moment: seconds after the command's start; stage: what the store held; equal: the final scores; None: not yet."""
+
+    moment: float
+    stage: str
+    equal: bool | None = None
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--chain", action="store_true")
+    parser.add_argument("--out")
+    parser.add_argument("--json")
+    parser.add_argument("overrides", nargs="*", help="of run.py, beside those of the small run")
+    options = parser.parse_args(arguments)
+    draw = random.Random(options.seed)
+    if options.chain:
+        preload()
+    run = forked if options.chain else executed
+    with tempfile.TemporaryDirectory(prefix="kills-") as folder:
+        bench = Bench(Path(folder), [*SMALL, *options.overrides], run)
+        seconds, expected = bench.undisturbed()
+        kills: list[Kill] = []
+        while len(kills) < options.kills:
+            if options.chain:
+                kills += bench.chain(expected, options.kills - len(kills), lambda: draw.uniform(0, LIFE * seconds))
+            else:
+                kills += bench.once(expected, draw.uniform(0, seconds))
+    report(kills, seconds, options)
+    return 0 if all(kill.equal for kill in kills) else 1
+
+
+@dataclass
+class Bench:
+    """Runs of one command line, each in a folder of its own; run: what a command's process does."""
+
+    folder: Path
+    overrides: list[str]
+    run: Callable[[list[str]], int]
+    count: int = 0
+
+    def fresh(self) -> Path:
+        self.count += 1
+        return self.folder / str(self.count)
+
+    def undisturbed(self) -> tuple[float, bytes]:
+        """Seconds and scores."""
+        output, start = self.fresh(), time.monotonic()
+        self.finish(output)
+        return time.monotonic() - start, scores(output)
+
+    def once(self, expected: bytes, moment: float) -> list[Kill]:
+        """One kill in a fresh store, and the same command to its end; nothing where it had ended before."""
+        output = self.fresh()
+        if not self.killed(output, moment):
+            return []
+        stage = reached(output)
+        self.finish(output)
+        return [Kill(moment, stage, scores(output) == expected)]
+
+    def chain(self, expected: bytes, most: int, life: Callable[[], float]) -> list[Kill]:
+        """Kills of one command after another on one store, until one ends by itself, at the latest after `most`."""
+        output, kills = self.fresh(), []
+        while len(kills) < most and self.killed(output, moment := life()):
+            kills.append(Kill(moment, reached(output)))
+        self.finish(output)
+        equal = scores(output) == expected
+        return [Kill(kill.moment, kill.stage, equal) for kill in kills]
+
+    def start(self, output: Path) -> int:
+        return start(self.run, [*self.overrides, f"output={output}"], self.folder / "log.txt")
+
+    def killed(self, output: Path, moment: float) -> bool:
+        """Whether a command was still running at the moment, and so was killed with its whole group."""
+        pid, end = self.start(output), time.monotonic() + moment
+        while time.monotonic() < end:
+            if os.waitpid(pid, os.WNOHANG)[0]:
+                return False
+            time.sleep(0.01)
+        try:
+            os.killpg(pid, signal.SIGKILL)
+        except ProcessLookupError:  # not even its group was there yet
+            os.kill(pid, signal.SIGKILL)
+        return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+
+    def finish(self, output: Path) -> None:
+        code = os.waitstatus_to_exitcode(os.waitpid(self.start(output), 0)[1])
+        if code:
+            raise SystemExit(f"a run ended with code {code}:\n{(self.folder / 'log.txt').read_text()[-4000:]}")
+
+
+def start(run: Callable[[list[str]], int], overrides: list[str], log: Path) -> int:
+    """The process of a command, leader of a group of its own; what it prints is added to the log."""
+    if pid := os.fork():
+        return pid
+    code = 1
+    try:
+        os.setsid()
+        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+        code = run([str(ROOT / "run.py"), *overrides])
+    except SystemExit as end:  # of Hydra's or of a failed run
+        code = int(end.code or 0)
+    finally:
+        os._exit(code)
+
+
+def executed(command: list[str]) -> int:
+    """The command as a user types it."""
+    os.execv(sys.executable, [sys.executable, *command])
+
+
+def forked(command: list[str]) -> int:
+    """The same in this process, which `preload` made ready."""
+    from lorabench.cli import main
+
+    workers = [] if any(word.startswith("trainer.workers=") for word in command) else ["trainer.workers=0"]
+    sys.argv = [*command, *workers]
+    return main()
+
+
+def preload() -> None:
+    """Import what a run imports, with one thread, since threads do not survive a fork."""
+    os.environ.update(LORABENCH_ROOT=str(ROOT), OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
+    for package in ("lorabench.stages", "lorabench.metrics", "lorabench.models", "lorabench.report", "lorabench.data"):
+        for module in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
+            if not module.name.endswith("__main__"):
+                importlib.import_module(module.name)
+
+
+def scores(output: Path) -> bytes:
+    (file,) = output.glob("*/*/scores.parquet")
+    return file.read_bytes()
+
+
+def reached(output: Path) -> str:
+    """What a killed run left: the artifacts of the latest stage, or that it was about to be put together."""
+    if list(output.glob("*/*/manifest.json")):
+        return "report"
+    made = Counter(path.parts[-3] for path in output.glob("store/*/*/key.json"))
+    return next((f"{stage} {made[stage]}" for stage in reversed(STAGES) if made[stage]), "start")
+
+
+def report(kills: list[Kill], seconds: float, options: argparse.Namespace) -> None:
+    rows = [
+        [str(number), f"{kill.moment:.1f}", kill.stage, "yes" if kill.equal else "NO"]
+        for number, kill in enumerate(kills, 1)
+    ]
+    equal = sum(bool(kill.equal) for kill in kills)
+    found = f"{len(kills)} kills, {equal} followed by the scores of the undisturbed run, which took {seconds:.1f} s."
+    text = f"{markdown(['kill', 'after s', 'in the store', 'scores equal'], rows)}\n\n{found}\n"
+    facts = {"seconds": seconds, "overrides": options.overrides, "kills": [asdict(kill) for kill in kills]}
+    publish(text, facts, options)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,76 @@
+"""Jobs for ranks that need no model: they note that they ran, or fail in every way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorabench.config import GenerateSpec, LoRASpec, MergeSpec, MicroworldSpec, TrainerSpec
+from lorabench.errors import UserError
+from lorabench.metrics.files import ScorerSet
+from lorabench.models.files import ModelFiles
+from lorabench.plan import Item, Plan
+from lorabench.store import Store
+from lorabench.workers import Progress
+
+Job = Callable[[Path, Progress], None]
+WORLD = MicroworldSpec("microworld", ["mug_1"], ["ink_1"], None, 2, 2, 2)
+
+
+def fine(folder: Path, progress: Progress) -> None:
+    (folder / "pid").write_text(str(os.getpid()))
+    progress(1)
+
+
+def mistaken(folder: Path, progress: Progress) -> None:
+    raise UserError("this is wrong: type that")
+
+
+def broken(folder: Path, progress: Progress) -> None:
+    raise ValueError("ours")
+
+
+def killed(folder: Path, progress: Progress) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass(frozen=True)
+class Slow:
+    """Says where it runs, then takes a minute."""
+
+    log: Path
+
+    def __call__(self, folder: Path, progress: Progress) -> None:
+        (self.log / str(os.getpid())).touch()
+        time.sleep(60)
+
+
+@dataclass(frozen=True)
+class After:
+    """Does something when a slow job has begun elsewhere."""
+
+    log: Path
+    work: Job
+
+    def __call__(self, folder: Path, progress: Progress) -> None:
+        while not list(self.log.iterdir()):
+            time.sleep(0.01)
+        self.work(folder, progress)
+
+
+def item(number: int, work: Job) -> Item:
+    return Item("personalise", f"n{number}", {"n": number}, work, 1, 1.0)
+
+
+def plan_at(root: Path, trainer: TrainerSpec, spec: LoRASpec) -> Plan:
+    """A plan of which only the store and the trainer matter here."""
+    nowhere = ModelFiles(root / "model", root / "model")
+    return Plan(
+        store=Store.open(root / "store"), pairs=[], rows=[], dataset=WORLD, model=nowhere, model_name="none",
+        scorers=ScorerSet(()), weights="", scorers_digest="", lora=spec, generation=GenerateSpec(1, 1, 1.0, 1),
+        merging=MergeSpec(1), trainer=trainer, seed=0,
+    )  # fmt: skip

@@ -1,0 +1,118 @@
+"""Several rows in one run: one folder and one table; what fails is listed and costs the others nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hydra import compose
+from omegaconf import DictConfig
+
+from lorabench.errors import UserError
+from lorabench.method import fitting_methods
+from lorabench.methods.lora_switch import LoRASwitch
+from lorabench.methods.ziprank import ZipRank
+from lorabench.report import write_joint_report
+from lorabench.report.folder import RunFolder
+from lorabench.studies.compare import name_of, rows_of, run
+
+PAIR = "mug_1+ink_1"
+SMALL = [
+    "task=compare", "trainer.workers=0", "dataset.subjects=[mug_1]", "dataset.styles=[ink_1]", "dataset.references=1",
+    "dataset.content_images=1", "dataset.style_images=1", "generate.images=1", "lora.steps=1", "task.fit_steps=1",
+]  # fmt: skip
+
+pytestmark = pytest.mark.usefixtures("hydra")
+
+
+@pytest.fixture
+def folder_of(tmp_path: Path) -> Path:
+    return tmp_path / "run"
+
+
+def configured(tiny: list[str], output: Path, rows: str, *more: str) -> DictConfig:
+    output.mkdir(exist_ok=True)
+    return compose("config", [*tiny, *SMALL, f"output={output}", f"task.rows={rows}", *more])
+
+
+def test_rows_of_one_run_are_told_apart_everywhere(tiny, tmp_path: Path, folder_of: Path, capsys) -> None:
+    cfg = configured(tiny, folder_of, "[direct,ziprank,duolora no_cycle]")
+    run(cfg, folder_of)
+    labels = ["base", "content_only", "style_only", "direct", "ziprank", "duolora no_cycle", "oracle"]
+    table = pd.read_csv(folder_of / "table.csv")
+    assert [label for label in table["method"] if not str(label).startswith("↳")] == labels
+    folders = {"base", "content_only", "style_only", "oracle", "direct", "ziprank", "duolora-no_cycle"}
+    assert {path.name for path in (folder_of / "images").iterdir()} == folders
+    assert {path.name for path in (folder_of / "merged").iterdir()} == {"direct", "ziprank", "duolora-no_cycle"}
+    runs = RunFolder.load_all(folder_of)
+    assert [each.label for each in runs] == ["direct", "ziprank", "duolora no_cycle"]
+    for each in runs:
+        assert {picture.label for picture in each.pictures} == {each.label, *labels[:3], "oracle"}
+        assert all(picture.path.is_file() for picture in each.pictures)
+    parameters = [each.manifest["costs"]["learned_parameters"] for each in runs]
+    assert parameters[0] == 0 and parameters[1] == parameters[2] > 0
+    assert [set(each.losses) for each in runs] == [set(), {PAIR}, {PAIR}]
+    assert "method" not in (folder_of / "config.yaml").read_text().split("\n")[0]
+    capsys.readouterr()
+    before = (folder_of / "scores.parquet").stat().st_mtime_ns
+    run(cfg, folder_of)
+    assert "duolora no_cycle" in capsys.readouterr().out
+    assert (folder_of / "scores.parquet").stat().st_mtime_ns == before
+    write_joint_report([folder_of], tmp_path / "again")
+    assert (tmp_path / "again" / "table.csv").read_text() == (folder_of / "table.csv").read_text()
+
+
+def test_a_failing_row_is_listed_and_the_others_are_reported(tiny, folder_of: Path, capsys, monkeypatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("no steps to take turns in")
+
+    cfg = configured(tiny, folder_of, "[direct,lora_switch,ziprank]")
+    with monkeypatch.context() as patched:
+        patched.setattr(LoRASwitch, "strengths", broken)
+        patched.setattr(ZipRank, "gates", broken)
+        with pytest.raises(SystemExit) as end:
+            run(cfg, folder_of)
+    assert end.value.code == 1
+    shown = capsys.readouterr()
+    assert "| direct |" in shown.out and "lora_switch" not in shown.out
+    assert "error: 2 of 7 rows failed" in shown.err
+    assert f"lora_switch: generate of lora_switch {PAIR}: ZeroDivisionError: no steps to take turns in" in shown.err
+    assert "ziprank: ZeroDivisionError" in shown.err  # found before anything was trained
+    log = Path(shown.err.rpartition("turns in (")[2].partition(")")[0])
+    assert log.parent == folder_of / "failed" and "in broken" in log.read_text()
+    assert "key" not in json.loads((folder_of / "manifest.json").read_text())  # not done
+    run(cfg, folder_of)
+    assert [each.label for each in RunFolder.load_all(folder_of)] == ["direct", "lora_switch", "ziprank"]
+    assert not (folder_of / "failed").exists()
+
+
+def test_all_is_every_method_with_every_ablation_that_fits() -> None:
+    rows = rows_of("all", fit_steps=2)
+    names = [name_of(row) for row in rows]
+    assert names[0] == "custom_weights" and "duolora_released" in names
+    assert {f"{method} output_masks" for method in fitting_methods("output_masks")} <= set(names)
+    assert not {"base", "content_only", "oracle", "direct no_cycle"} & set(names)
+    assert len(names) == len(set(names)) > 80
+    assert {row.settings["fit"]["steps"] for row in rows if row.settings and row.settings["fit"]} == {2}
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ("[]", "task.rows is empty; type task.rows="),
+        ("null", "task.rows is empty; type task.rows="),
+        ("[direct,duolra]", "no method is called duolra"),
+        ("[direct no_cycel]", "no ablation is called no_cycel"),
+        ("[direct no_cycle]", "ablation=no_cycle fits method=duolora"),
+        ("[direct,direct none]", "task.rows names direct twice"),
+        ("[content_only]", "frames every table; leave it out"),
+        ("[direct uniform]", "says nothing of single pairs; type dataset.contents="),
+    ],
+)
+def test_mistakes_are_one_line(tiny, folder_of: Path, rows: str, words: str) -> None:
+    with pytest.raises(UserError, match=words) as error:
+        run(configured(tiny, folder_of, rows), folder_of)
+    assert "\n" not in str(error.value)
+    assert not (folder_of / "store" / "personalise").exists()

@@ -1,0 +1,86 @@
+"""What methods take: every measurement in a process of its own after a warm-up, medians and ratios of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hydra import compose
+
+from lorabench.errors import UserError
+from lorabench.pipeline import plan_of
+from lorabench.stages import generate
+from lorabench.store import Store
+from lorabench.studies import cost
+from lorabench.studies.cost import run, summary
+from lorabench.workers import Pool
+
+SMALL = [
+    "task=cost", "task.methods=[direct,ziprank_closed]", "task.repeats=2", "dataset.subjects=[mug_1]",
+    "dataset.styles=[ink_1]", "dataset.references=1", "dataset.content_images=1", "dataset.style_images=1",
+    "generate.images=2", "lora.steps=1", "generate.steps=3",
+]  # fmt: skip
+
+pytestmark = pytest.mark.usefixtures("hydra")
+
+
+def test_each_measurement_is_fresh_and_warmed_up(tiny, tmp_path: Path, monkeypatch, capsys) -> None:
+    """The processes are counted and their jobs done here, which is quicker."""
+    pools, drawn = [], []
+
+    def pool(count: int, threads: int, environment: dict[str, str]) -> Pool:
+        pools.append(count)
+        return Pool(0, threads)
+
+    real = generate.draw
+    monkeypatch.setattr(cost, "Pool", pool)
+    monkeypatch.setattr(generate, "draw", lambda *args: drawn.append(args[7].steps) or real(*args))
+    monkeypatch.setattr(cost, "load_of_machine", lambda: 1.5)
+    run(compose("config", [*tiny, *SMALL, f"output={tmp_path}", f"store={tmp_path}/elsewhere"]), tmp_path)
+    assert pools == [1] * (2 + 2 * 2)  # LoRAs, then methods by repeats
+    assert drawn == [2, 3] * 4  # steps: the warm-up, then what is measured
+    assert not (tmp_path / "elsewhere").exists() and not list(tmp_path.glob("store-*"))
+    repeats = pd.read_csv(tmp_path / "repeats.csv")
+    assert repeats.groupby("method").size().to_dict() == {"direct": 2, "ziprank_closed": 2}
+    assert set(repeats["unet_passes_per_image"]) == {3 * 2}  # of the measured images, not of the warm-up
+    passes = repeats.set_index("method")["merge_unet_passes"]
+    assert set(passes["direct"]) == {0} and min(passes["ziprank_closed"]) > 0
+    text = (tmp_path / "cost.md").read_text()
+    assert "| method | learned parameters | s to merge | x direct |" in text and text in capsys.readouterr().out
+    assert "The machine was not idle (load 1.5 beforehand)" in text
+
+
+def test_a_warm_up_is_the_same_with_two_steps(tiny, tmp_path: Path) -> None:
+    [row] = cost.rows_of(["duolora"])
+    plan = plan_of(compose("config", [*tiny, *SMALL, f"output={tmp_path}"]), [row])
+    (tmp_path / "loras").mkdir()
+    short = cost.warm(replace(plan, store=Store(tmp_path / "run")), row, tmp_path)
+    assert [item.steps for item in short.items("merge")] == [2] and short.generation.steps == 2
+    assert short.items("personalise")[0].key == plan.items("personalise")[0].key
+    assert short.store.root != tmp_path / "run"
+
+
+def test_medians_with_the_least_and_the_greatest() -> None:
+    found = pd.DataFrame(
+        {"method": ["direct"] * 3, "repeat": [0, 1, 2], "merge_seconds": [3.0, 1.0, 1.5], "lora_seconds": [9.0] * 3}
+    )
+    row = summary(found).loc["direct"]
+    assert row[["merge_seconds", "merge_seconds_low", "merge_seconds_high"]].tolist() == [1.5, 1.0, 3.0]
+    assert cost.median(row.to_dict(), "merge_seconds", 1) == "1.5 [1, 3]"
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("task.methods=[]", "task.methods is empty; type task.methods="),
+        ("task.methods=[direct,duolra]", "no method is called duolra"),
+        ("task.methods=[direct,direct]", "names direct twice"),
+        ("task.repeats=0", "task.repeats=0 measures nothing; type task.repeats=3"),
+    ],
+)
+def test_mistakes_are_one_line(tiny, tmp_path: Path, override: str, words: str) -> None:
+    with pytest.raises(UserError, match=words) as error:
+        run(compose("config", [*tiny, *SMALL, f"output={tmp_path}", override]), tmp_path)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,128 @@
+"""Claims of GPUs, of devices made up, by real processes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from lorabench import devices
+from lorabench.devices import claim, gpus
+from lorabench.errors import UserError
+
+PAIR = {"0": "GPU-a", "1": "GPU-b"}
+HOLDER = """
+import sys, time
+from lorabench.devices import claim
+with claim("gpu", int(sys.argv[1]), lambda: {"0": "GPU-a", "1": "GPU-b"}) as held:
+    print(*held, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture(autouse=True)
+def locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORABENCH_DEVICES", str(tmp_path / "locks"))
+    monkeypatch.setattr(devices, "EVERY", 0.01)
+
+
+@pytest.fixture
+def holders():
+    """Starts processes that hold so many of the pair of devices until their input ends."""
+    with ExitStack() as stack:
+
+        def start(count: int) -> subprocess.Popen[str]:
+            pipe = subprocess.PIPE
+            command = [sys.executable, "-c", HOLDER, str(count)]
+            process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            return process
+
+        yield start
+
+
+def line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def test_processes_get_a_device_each_and_the_third_waits(holders) -> None:
+    first, second = holders(1), holders(1)
+    assert {line(first), line(second)} == {"0", "1"}
+    third = holders(1)
+    assert third.stderr.readline().startswith("waiting for 1 of 2 GPUs")
+    assert third.poll() is None
+    first.kill()  # -9: the system gives its device back
+    assert line(third) in ("0", "1")
+    second.communicate("")
+    third.communicate("")
+    with claim("gpu", 2, lambda: PAIR) as held:
+        assert held == ["0", "1"]
+
+
+def test_one_that_wants_both_is_not_starved_nor_a_deadlock(holders) -> None:
+    first = holders(1)
+    assert line(first)
+    both = holders(2)
+    assert both.stderr.readline().startswith("waiting for 2 of 2")
+    late = holders(1)  # comes after it in the queue
+    assert late.stderr.readline().startswith("waiting")
+    first.communicate("")
+    assert line(both) == "0 1"
+    both.communicate("")
+    assert line(late) == "0"
+    late.communicate("")
+
+
+def test_claims_within_a_process_exclude_each_other_and_an_error_frees_them() -> None:
+    with pytest.raises(ValueError), claim("gpu", 1, lambda: PAIR) as held, claim("auto", 1, lambda: PAIR) as other:
+        assert (held, other) == (["0"], ["1"])
+        raise ValueError
+    with claim("gpu", 2, lambda: PAIR) as held:
+        assert len(held) == 2
+
+
+def test_the_same_gpu_by_another_name_is_the_same(holders) -> None:
+    assert line(holders(1)) == "0"
+    with claim("gpu", 1, lambda: {"GPU-a": "GPU-a", "GPU-b": "GPU-b"}) as held:
+        assert held == ["GPU-b"]
+
+
+def test_a_cpu_and_a_machine_without_gpus_claim_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = time.monotonic()
+    with claim("cpu", 3, lambda: PAIR) as held:
+        assert held == []
+    with claim("auto", 3, dict) as held:
+        assert held == []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert gpus() == {}
+    assert time.monotonic() - start < 60
+    with pytest.raises(UserError, match=r"type trainer\.devices=2"), claim("gpu", 3, lambda: PAIR):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("visible", "count", "expected"),
+    [
+        (None, 2, {"0": "GPU-a1", "1": "GPU-b2"}),
+        ("1", 1, {"1": "GPU-b2"}),
+        ("GPU-b, GPU-a1", 2, {"GPU-b": "GPU-b2", "GPU-a1": "GPU-a1"}),
+        ("MIG-x/1/0", 1, {"MIG-x/1/0": "MIG-x-1-0"}),
+        ("0,-1,1", 1, {"0": "GPU-a1"}),  # CUDA stops at what it does not know
+    ],
+)
+def test_what_is_visible(
+    visible: str | None, count: int, expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    monkeypatch.setattr(devices, "uuids", lambda: {"0": "GPU-a1", "1": "GPU-b2"})
+    assert gpus() == expected

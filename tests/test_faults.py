@@ -1,0 +1,145 @@
+"""Whatever befalls a run, it says so in a line, and the same command goes on to the same scores."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from commands import Commands
+
+from benchmarks.kills import SMALL, scores
+
+ROOT = Path(__file__).parents[1]
+SMALLER = ["lora.rank=2", "lora.steps=3", "lora.batch=2", "generate.steps=2", "method.fit.steps=2"]
+
+
+@pytest.fixture(scope="module")
+def command_line(folder: Path, scorers: Path) -> list[str]:
+    return [*SMALL, f"model.path={folder}", f"scorers.path={scorers}", *SMALLER]
+
+
+@pytest.fixture(scope="module")
+def commands() -> Iterator[Commands]:
+    with Commands() as commands:
+        yield commands
+
+
+Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def run(commands: Commands, command_line: list[str], tmp_path: Path) -> Run:
+    """Runs the command with a store; returns its code and what it printed last.  meanwhile: called with its pid."""
+
+    def run(output: Path, *overrides: str, meanwhile: Callable[[int], None] = lambda pid: None) -> tuple[int, str]:
+        log = tmp_path / "log.txt"
+        log.write_text("")
+        pid = commands.start([*command_line, f"output={output}", *overrides], log)
+        meanwhile(pid)
+        code = commands.end()
+        printed = log.read_text()
+        assert "Traceback" not in printed, printed
+        return code, printed.strip().splitlines()[-1]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def expected(commands: Commands, command_line: list[str], tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The scores of an undisturbed run."""
+    output = tmp_path_factory.mktemp("undisturbed")
+    commands.start([*command_line, f"output={output}"], output / "log.txt")
+    assert commands.end() == 0, (output / "log.txt").read_text()
+    return scores(output)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """A file system of its own: called with mount options, mounts it or changes them."""
+    place = tmp_path / "disk"
+    place.mkdir()
+
+    def mount(options: str) -> Path:
+        again = "remount," if os.path.ismount(place) else ""
+        command = ["mount", "-t", "tmpfs", "-o", f"{again}{options}", "tmpfs", str(place)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"a file system cannot be mounted here: {done.stderr.strip()}")
+        return place
+
+    yield mount
+    if os.path.ismount(place):
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_twenty_kills(command_line: list[str], tmp_path: Path) -> None:
+    """kill -9 of a run's whole process group, the same command, and again; see benchmarks/kills.py."""
+    command = [sys.executable, "-m", "benchmarks.kills", "--chain", "--json", str(tmp_path / "kills.json")]
+    done = subprocess.run([*command, *command_line], cwd=ROOT, capture_output=True, text=True, timeout=540)
+    assert done.returncode == 0, done.stdout + done.stderr
+    kills = json.loads((tmp_path / "kills.json").read_text())["kills"]
+    assert len(kills) == 20 and all(kill["equal"] for kill in kills)
+    assert len({kill["stage"].split()[0] for kill in kills}) >= 2
+
+
+def test_a_full_disk_and_then_a_read_only_one(run: Run, disk: Callable[[str], Path], expected: bytes) -> None:
+    place = disk("size=100k")
+    code, line = run(place)
+    full = f"error: no space is left to write {place}/"
+    assert code == 2 and line.startswith(full) and "the same command" in line
+    disk("size=900k")
+    code, line = run(place)
+    assert code == 2 and line.startswith(full)
+    assert list(place.glob("store/*/*/key.json")) and not list(place.glob("store/.drafts/*"))
+    disk("size=900k,ro")
+    code, line = run(place)
+    assert code == 2 and line.startswith("error: cannot write to") and "Read-only file system; type output=" in line
+    disk("size=100m,rw")
+    assert run(place)[0] == 0
+    assert scores(place) == expected
+
+
+def test_a_full_disk_under_a_worker_process(run: Run, disk: Callable[[str], Path]) -> None:
+    place = disk("size=100k")
+    code, line = run(place, "trainer.workers=1")
+    assert code == 2 and line.startswith(f"error: no space is left to write {place}/")
+
+
+def test_a_store_that_is_deleted_under_a_run(run: Run, tmp_path: Path, expected: bytes) -> None:
+    def delete(pid: int) -> None:
+        wait_for(lambda: list(tmp_path.glob("out/store/merge/*/key.json")), pid)
+        while (tmp_path / "out" / "store").exists():  # the run may be writing into it
+            shutil.rmtree(tmp_path / "out" / "store", ignore_errors=True)
+
+    code, line = run(tmp_path / "out", meanwhile=delete)
+    assert code == 2 and line.startswith("error: what was stored in") and line.endswith("to make it anew")
+    assert run(tmp_path / "out")[0] == 0
+    assert scores(tmp_path / "out") == expected
+
+
+def test_a_worker_killed_for_memory(run: Run, tmp_path: Path, expected: bytes) -> None:
+    def kill_worker(pid: int) -> None:
+        wait_for(lambda: list(tmp_path.glob("out/store/personalise/*/key.json")), pid)
+        worker = next(p for p in psutil.Process(pid).children() if "spawn_main" in " ".join(p.cmdline()))
+        worker.send_signal(signal.SIGKILL)  # as the kernel does
+
+    code, line = run(tmp_path / "out", "trainer.workers=1", meanwhile=kill_worker)
+    assert code == 2 and "most likely for want of memory; type the same command" in line
+    assert run(tmp_path / "out")[0] == 0
+    assert scores(tmp_path / "out") == expected
+
+
+def wait_for(ready: Callable[[], object], pid: int) -> None:
+    deadline = time.monotonic() + 120
+    while not ready():
+        assert psutil.pid_exists(pid) and time.monotonic() < deadline
+        time.sleep(0.01)

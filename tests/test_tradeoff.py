@@ -1,0 +1,122 @@
+"""Trade-off curves: hypervolumes against areas by hand, what is dominated, the fan of strengths on shared merges."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hydra import compose
+
+from lorabench.data.pairs import ROLES, Role
+from lorabench.errors import UserError
+from lorabench.report.tradeoff import draw_tradeoff
+from lorabench.studies import tradeoff
+from lorabench.studies.tradeoff import Axis, Measured, axis_of, curves_of, fan, run, table, volumes_of
+
+AXES: dict[Role, Axis] = {"content": Axis("dino/content", 0.5, 0.9), "style": Axis("csd/style", 0.1, 0.6)}
+SMALL = [
+    "task=tradeoff", "trainer.workers=0", "task.methods=[direct,klora]", "task.strengths=[0.5]", "lora.steps=1",
+    "dataset.subjects=[mug_1]", "dataset.styles=[ink_1,neon_1]", "dataset.references=1", "dataset.content_images=1",
+    "dataset.style_images=1", "generate.images=1",
+]  # fmt: skip
+
+
+def by_pair(metric: str, shares: list[float]) -> pd.Series:
+    """Values whose shares of the axis these are, a pair each."""
+    axis = AXES["content" if metric == "content" else "style"]
+    pairs = pd.MultiIndex.from_tuples([("d", f"c{i}", "s") for i in range(len(shares))])
+    return pd.Series([axis.off + share * (axis.on - axis.off) for share in shares], pairs)
+
+
+def measured(points: dict[str, list[tuple[float, float]]], spread: float = 0.0) -> Measured:
+    """Each method's points in the order of the fan, on six pairs that differ by `spread`."""
+    offsets = np.linspace(-spread, spread, 6)
+    return {
+        (name, at): {role: by_pair(role, list(value + offsets)) for role, value in zip(ROLES, point, strict=True)}
+        for name, own in points.items()
+        for at, point in zip(fan([0.5]), own, strict=True)
+    }
+
+
+def test_hypervolumes_are_areas_from_the_floors() -> None:
+    found = measured({"direct": [(0.8, 0.2), (0.6, 0.6), (0.2, 0.8)], "better": [(0.8, 0.2), (0.9, 0.9), (0.2, 0.8)]})
+    volumes = volumes_of(found, AXES, "direct").set_index("method")
+    assert volumes["hypervolume"].tolist() == pytest.approx([0.8 * 0.2 + 0.6 * 0.4 + 0.2 * 0.2, 0.81])
+    assert volumes.loc["better", "difference"] == pytest.approx(0.81 - 0.44)
+    assert volumes.loc["better", "separated"] and pd.isna(volumes.loc["direct", "difference"])
+    assert volumes["low"].tolist() == pytest.approx(volumes["hypervolume"].tolist())  # pairs that are all the same
+
+
+def test_intervals_are_paired_over_the_same_resamples() -> None:
+    points = {"direct": [(0.8, 0.2), (0.6, 0.6), (0.2, 0.8)]}
+    found = measured({**points, "twin": points["direct"]}, spread=0.2)
+    volumes = volumes_of(found, AXES, "direct").set_index("method")
+    assert volumes.loc["direct", "low"] < 0.44 - 0.02 and volumes.loc["direct", "high"] > 0.44 + 0.02
+    assert volumes.loc["twin", ["difference_low", "difference_high"]].tolist() == [0.0, 0.0]
+    assert not volumes.loc["twin", "separated"]
+
+
+def test_points_below_the_floors_add_nothing() -> None:
+    found = measured({"direct": [(-0.2, 0.9), (0.5, 0.5), (0.9, -0.1)]})
+    assert volumes_of(found, AXES, "direct")["hypervolume"].item() == pytest.approx(0.25)
+
+
+def test_fronts_of_a_method_and_of_all(tmp_path: Path) -> None:
+    found = measured({"direct": [(0.8, 0.2), (0.6, 0.6), (0.5, 0.5)], "better": [(0.9, 0.3), (0.7, 0.7), (0.1, 0.9)]})
+    curves = curves_of(found, AXES)
+    assert curves["front"].tolist() == [True, True, False, True, True, True]
+    assert curves["joint_front"].tolist() == [False, False, False, True, True, True]
+    assert curves["dino/content"].iloc[0] == pytest.approx(0.5 + 0.8 * 0.4)
+    volumes = volumes_of(found, AXES, "direct")
+    text = table(curves, volumes, AXES, pairs=6, images=4)
+    assert "| difference to direct |" in text and "| 0.60, 0.60 | 2 of 3 | 0 of 3 |" in text
+    assert "difference" not in table(curves, volumes_of(found, AXES, "ziplora"), AXES, 6, 4).splitlines()[0]
+    draw_tradeoff(curves, volumes, {"content": "dino/content", "style": "csd/style"}, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_lora_that_does_nothing_spans_no_axis() -> None:
+    alone = {"content_only": by_pair("content", [0.5, 0.5]), "style_only": by_pair("content", [0.5, 0.6])}
+    with pytest.raises(UserError, match="no better with the content LoRA alone"):
+        axis_of("content", "dino/content", alone)
+
+
+def test_the_fan_has_the_whole_point_in_its_middle() -> None:
+    assert fan([0.75, 0.25, 1]) == [(1, 0.25), (1, 0.75), (1, 1), (0.75, 1), (0.25, 1)]
+
+
+@pytest.mark.usefixtures("hydra")
+def test_strengths_are_drawn_with_the_same_merges(tiny, tmp_path: Path, monkeypatch, capsys) -> None:
+    """Random weights give no LoRA that is worth its name, so the axes are set by hand."""
+    monkeypatch.setattr(tradeoff, "axis_of", lambda role, metric, alone: Axis(metric, -1.0, 1.0))
+    run(compose("config", [*tiny, *SMALL, f"output={tmp_path}"]), tmp_path)
+    assert len(list((tmp_path / "store" / "merge").iterdir())) == 2 * 2
+    assert len(list((tmp_path / "store" / "generate").iterdir())) == (2 + 2 * 3) * 2
+    curves = pd.read_csv(tmp_path / "tradeoff.csv")
+    assert curves.groupby("method").size().to_dict() == {"direct": 3, "klora": 3}
+    assert len(set(curves["csd/style"])) > 3  # strengths do something
+    printed = capsys.readouterr().out
+    assert (tmp_path / "tradeoff.md").read_text() in printed and (tmp_path / "tradeoff.png").is_file()
+    assert set(pd.read_csv(tmp_path / "hypervolume.csv")["method"]) == {"direct", "klora"}
+
+
+@pytest.mark.usefixtures("hydra")
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("task.methods=[]", "task.methods is empty; type task.methods="),
+        ("task.methods=[direct,duolra]", "no method is called duolra"),
+        ("task.methods=[direct,direct]", "names direct twice"),
+        ("task.methods=[base]", "has no trade-off; leave it out"),
+        *product(("task.strengths=[]", "task.strengths=[0,0.5]", "task.strengths=[1]"), ["type task.strengths="]),
+        ("task.content=csd/style", "task.content=csd/style is unknown"),
+        ("task.style=lpips/style", "task.style=lpips/style is unknown"),
+    ],
+)
+def test_mistakes_are_one_line(tiny, tmp_path: Path, override: str, words: str) -> None:
+    with pytest.raises(UserError, match=words) as error:
+        run(compose("config", [*tiny, *SMALL, f"output={tmp_path}", override]), tmp_path)
+    assert "\n" not in str(error.value) and not (tmp_path / "store" / "personalise").exists()
