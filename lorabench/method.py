@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lorabench.adapters import AllGates
-    from lorabench.lora import LoRA
+    from lorabench.lora import Factors, LoRA
     from lorabench.passes import MergeStep
 
 _METHODS: dict[str, type[Method]] = {}
@@ -84,9 +84,11 @@ class Method:
     concepts: of several subjects or styles, "joint" merges all LoRAs at once; "uniform" averages the merges of each
         subject with each style, our reading of DuoLoRA's "uniform-weight merging".
     exports: whether a merge is one ordinary LoRA; images are then drawn with that very file.
+    rank: of the file where merged updates are dense, a setting of those methods; None is the sum of the LoRAs' ranks.
     """
 
     exports: ClassVar[bool] = True
+    rank: ClassVar[int | None] = None
 
     name: str
     paper: list[dict[str, Any]]
@@ -116,8 +118,22 @@ class Method:
         """
         return None
 
-    def solve(self, draw: Callable[[int, int], MergeStep], seed: int) -> AllGates | None:
-        """Gates in closed form, from what the LoRAs do on draws; of a method without `fit`.
+    def combine(self, updates: Sequence[Factors], site: Site, seed: int) -> Factors | Tensor | None:
+        """The merged update of a layer where it is no gated sum; None is the gated sum.
+
+        updates: of each adapter, of rank 0 where it leaves the layer alone.  seed: of the pair; a random draw is seeded
+        with it and the name of the site.  Returns factors, or the dense update [out, in], which becomes the nearest
+        factors of `rank`.
+        """
+        return None
+
+    @property
+    def combines(self) -> bool:
+        """Whether merged updates are no gated sums."""
+        return type(self).combine is not Method.combine
+
+    def solve(self, draw: Callable[[int, int], MergeStep], seed: int) -> AllGates | LoRA | None:
+        """Gates, or merged updates, in closed form from what the LoRAs do on draws; of a method without `fit`.
 
         draw(step, batch): the seeded draw number `step`, of `batch` images a concept.
         """

@@ -18,6 +18,7 @@ from lorabench.method import Gain, Method
 from lorabench.models.adapted import live_sites, text_sites
 from lorabench.models.sdxl import SDXL
 from lorabench.sampling import sample
+from lorabench.stages.combine import combine, scaled
 from lorabench.stages.fitting import Progress, quiet_trainer
 from lorabench.stages.learn import map_gates
 
@@ -107,6 +108,10 @@ def draw(
     """
     if result is not None and method.exports and strength is None:
         return generate(model, [result.lora], prompts, seeds, spec, trainer, progress=progress)
+    if strength is not None and method.combines:
+        weaker = [scaled(lora, strength[role]) for lora, role in zip(loras(), roles, strict=True)]
+        merged, _ = combine(method, weaker, live_sites(model.unet, weaker, roles), seeds[0])
+        return generate(model, [merged], prompts, seeds, spec, trainer, progress=progress)
     own = method.rebase(loras())
     gain = strengths(method, model.unet, own, roles, spec.steps)
     if strength is not None:
