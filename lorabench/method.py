@@ -53,6 +53,20 @@ class FitSpec:
 
 
 @dataclass(frozen=True)
+class Branch:
+    """One of the predictions that make a guided one: rows of their own in every sampling step.
+
+    weight: of its prediction in the sum; the weights of all branches sum to 1.
+    gain: of each adapter in these rows, beside the method's own.
+    prompted: with the prompt, or with the empty one.
+    """
+
+    weight: float
+    gain: tuple[float, ...]
+    prompted: bool
+
+
+@dataclass(frozen=True)
 class Site:
     """An adapted layer of the live UNet.
 
@@ -157,6 +171,13 @@ class Method:
     def gain(self, site: Site, progress: float) -> tuple[float, ...]:
         """Strength of each adapter; progress = index of the sampling step / number of steps."""
         return (1.0,) * len(site.ranks)
+
+    def guidance(self, scale: float, roles: Sequence[Role]) -> Sequence[Branch] | None:
+        """The branches of a sampling step; None is classifier-free guidance, with all adapters in both branches.
+
+        scale: of classifier-free guidance, 1 without.  A method that has branches is no single LoRA (`exports`).
+        """
+        return None
 
     def strengths(self, loras: Sequence[LoRA], sites: Mapping[str, Site], steps: int) -> Gain:
         """Strength of each adapter by name of the site and progress, in so many steps; `gain`, unless a rule is read

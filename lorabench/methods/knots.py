@@ -3,8 +3,8 @@
     [dW_1 | ... | dW_K] = P S [V_1 | ... | V_K]      (SVD; P S [out, R], V_k [R, in])
     dW_m = P S * w TIES(V_1, ..., V_K)               (see ties.py)
 
-Against the naive sum: new factors, P S and the merged V, of rank R = sum_k r_k at most, exactly. With D_k^T = Q_k T_k the
-SVD is that of the narrow [U_1 T_1^T | ... | U_K T_K^T], so that no dense update is formed.
+Against the naive sum: new factors, P S and the merged V, of rank R = sum_k r_k at most, exactly. With D_k^T = Q_k T_k
+the SVD is that of the narrow [U_1 T_1^T | ... | U_K T_K^T], so that no dense update is formed.
 """
 
 from collections.abc import Sequence

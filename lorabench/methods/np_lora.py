@@ -1,4 +1,4 @@
-"""NP-LoRA (arXiv 2511.11051): the content LoRA is kept out of the directions that the style LoRA reads, without training.
+"""NP-LoRA (arXiv 2511.11051): the content LoRA leaves the directions that the style LoRA reads, without training.
 
     dW_m = dW_s + dW_c (I - rho V V^T),   V: orthonormal basis of the rows of dW_s [in, r_s]
     rho = mu / (1 + mu)   (soft, mu = 0.5),   rho = 1   (hard, `hard`)

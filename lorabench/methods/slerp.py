@@ -3,9 +3,9 @@
     dW_m = n * [ sin((1 - t) a) C / |C| + sin(t a) S / |S| ] / sin(a),   C, S: sums of the content and style updates
     a: angle between C and S as vectors,   n = (1 - t) |C| + t |S|  (`norm: mean`),  or  |C + S|  (`norm: sum`)
 
-Against the naive sum: an update between both, by default as strong as one of them; `norm: sum` is as strong as the sum,
-whose direction it has at t = 0.5 where both are equally strong. It lies in the span of both, so factors are exact. A layer
-that one role leaves alone, and updates of opposite directions, are interpolated linearly.
+Against the naive sum: an update between both, by default as strong as one of them; `norm: sum` is as strong as the
+sum, whose direction it has at t = 0.5 where both are equally strong. It lies in the span of both, so factors are exact.
+A layer that one role leaves alone, and updates of opposite directions, are interpolated linearly.
 """
 
 from collections.abc import Sequence

@@ -2,8 +2,8 @@
 
     dW_m = argmin_{rank X <= r} || sum_k dW_k - X ||_F
 
-Against the naive sum: singular values beyond `rank` are cut off, and the error of that is told. It is what tools do that
-must not let a merged file grow (peft's combination type `svd`, kohya's svd_merge_lora).
+Against the naive sum: singular values beyond `rank` are cut off, and the error of that is told. It is what tools do
+that must not let a merged file grow (peft's combination type `svd`, kohya's svd_merge_lora).
 """
 
 from collections.abc import Sequence
