@@ -28,7 +28,7 @@ import lorabench.stages.fitting
 import lorabench.stages.score  # noqa: F401  here, so that no round pays for the import
 from benchmarks.folder_scripts import Folder, FolderScripts
 from benchmarks.measure import interleaved, markdown, publish, ratio, seconds
-from lorabench import tasks
+from lorabench import tasks, units
 from lorabench.config import TrainerSpec
 from lorabench.data.pairs import Concept, Prompts, Reference, Role, pair
 from lorabench.metrics.clip import Clip
@@ -100,8 +100,8 @@ class Bench:
         with networks_timed() as spent:
             for each, name in self.cells:
                 out.mkdir(exist_ok=True)
-                seeds = list(range(self.count))
-                tasks.score(scorers, TRAINER, known, each, self.root / name, seeds, out, lambda _: None)
+                seeds = tuple(range(self.count))
+                units.Score(scorers, TRAINER, known, each, self.root / name, seeds, 32)(out, lambda _: None)
                 rows[name] = pd.read_parquet(out / "scores.parquet")
         return rows, spent
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +60,12 @@ def measured(costs: dict[str, Any], unet: nn.Module | None = None) -> Iterator[N
         costs["peak_gpu_bytes"] = torch.cuda.max_memory_allocated()
     if told:
         costs["peak_bytes"] = peak()
+
+
+def joined_costs(costs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of work that was done in parts, wherever: what adds up is summed, of peaks the highest."""
+    names = [name for name in costs[0] if all(name in cost for cost in costs)]
+    return {name: (max if name.startswith("peak") else sum)(cost[name] for cost in costs) for name in names}
 
 
 def reset_peak() -> bool:

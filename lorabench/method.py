@@ -93,7 +93,6 @@ class Method:
     """The naive sum; adapters come in the order contents, styles.
 
     name: the file in lorabench/methods.
-    paper: what the publication reports, shown beside our numbers.
     fit: how the gates are learned; None for a method that takes no optimiser steps.
     concepts: of several subjects or styles, "joint" merges all LoRAs at once; "uniform" averages the merges of each
         subject with each style, our reading of DuoLoRA's "uniform-weight merging".
@@ -105,7 +104,6 @@ class Method:
     rank: ClassVar[int | None] = None
 
     name: str
-    paper: list[dict[str, Any]]
     fit: FitSpec | None
     concepts: str = "joint"
 
@@ -203,7 +201,8 @@ def register() -> None:
 
 def build(config: DictConfig | dict[str, Any]) -> Method:
     """The method of a composed config, or of one read back from a run folder."""
-    return OmegaConf.to_object(OmegaConf.merge(_schema(config["name"]), config))  # pyright: ignore[reportReturnType]
+    values: Any = {key: value for key, value in config.items() if key != "paper"}  # old run folders have it
+    return OmegaConf.to_object(OmegaConf.merge(_schema(values["name"]), values))  # pyright: ignore[reportReturnType]
 
 
 def load(name: str, ablation: str = "none", **overrides: Any) -> Method:
@@ -213,8 +212,8 @@ def load(name: str, ablation: str = "none", **overrides: Any) -> Method:
     """
     known(name, "method")
     known(ablation, "ablation")
-    if name not in (fitting := fitting_methods(ablation)):
-        raise UserError(misfit(name, ablation, fitting))
+    if not _fits(name, ablation):
+        raise UserError(misfit(name, ablation, fitting_methods(ablation)))
     try:
         return build(OmegaConf.merge(_values(name, ablation), overrides))  # pyright: ignore[reportArgumentType]
     except OmegaConfBaseException as error:

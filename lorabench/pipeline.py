@@ -4,34 +4,34 @@ Every artifact comes from the store or is made into it by a worker; the run fold
 Stopped at any moment, the same command goes on from what is stored.
 """
 
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from contextlib import ExitStack
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from tqdm import tqdm
 
 from lorabench import method as methods
+from lorabench.bar import Bar
 from lorabench.data.catalogue import load_pairs
 from lorabench.data.pairs import ROLES, Prompts
+from lorabench.devices import VISIBLE, claim
 from lorabench.errors import UserError
 from lorabench.loggers.views import View, open_view
 from lorabench.metrics.files import MICRO_SCORERS, scorer_set
 from lorabench.models.files import model_files
 from lorabench.outcome import Outcome
-from lorabench.plan import FLOORS, STAGES, Item, Make, Plan, Row, frame_rows
+from lorabench.plan import FLOORS, STAGES, Item, Plan, Row, Stages, frame_rows
 from lorabench.store import Store
 from lorabench.tasks import device_name
 from lorabench.workers import Pool
 
 REPORT_COST = 300.0  # as Item.cost
-
-Stages = dict[str, list[Item]]
 
 
 def plan_of(cfg: DictConfig, rows: list[Row] | None = None) -> Plan:
@@ -39,8 +39,7 @@ def plan_of(cfg: DictConfig, rows: list[Row] | None = None) -> Plan:
 
     Raises UserError for every mistake that can be seen beforehand.
     """
-    store = Store(Path(cfg.store))
-    store.root.mkdir(parents=True, exist_ok=True)
+    store = Store.open(Path(cfg.store))
     groups = ("model", "scorers", "dataset", "lora", "generate", "merge", "trainer")
     typed: Any = {name: OmegaConf.to_object(cfg[name]) for name in groups}
     model, scorers = model_files(typed["model"]), scorer_set(typed["scorers"])
@@ -67,6 +66,7 @@ def plan_of(cfg: DictConfig, rows: list[Row] | None = None) -> Plan:
         merging=typed["merge"],
         trainer=typed["trainer"],
         seed=cfg.seed,
+        scoring_batch=typed["scorers"].batch,
     )
 
 
@@ -79,11 +79,15 @@ def run(cfg: DictConfig, folder: Path) -> None:
         device_name(plan.trainer.accelerator)  # is it there?
         check_methods(plan)
         check_scorers(plan)
-        start = time.perf_counter()
-        view = open_view(logger, outcome.path)
-        make(plan, {stage: plan.items(stage) for stage in STAGES}, partial(show, outcome, view), REPORT_COST)
-        outcome.assemble(time.perf_counter() - start)
-        view.finish(outcome.captions())
+        start, stages = time.perf_counter(), {stage: plan.items(stage) for stage in STAGES}
+        if plan.trainer.nodes > 1:
+            make(plan, stages)  # goes on at the node of rank 0 only
+            plan = replace(plan, trainer=replace(plan.trainer, nodes=1))
+        with open_view(logger, outcome.path, plan.key(), yaml.safe_load(outcome.config)) as view:
+            make(plan, stages, partial(show, outcome, view), REPORT_COST)
+            with plan.store.explained():
+                outcome.assemble(time.perf_counter() - start)
+            view.finish()
         outcome.seal(logger)
     print(outcome.table())
     print(outcome.path / "report.html")
@@ -112,13 +116,27 @@ def check_scorers(plan: Plan) -> None:
 
 
 def make(plan: Plan, stages: Stages, show: Callable[[Item], None] | None = None, extra: float = 0.0) -> None:
-    """Everything that the store lacks, stage by stage, with one progress bar.
+    """Everything that the store lacks, stage by stage, with one progress bar; by ranks where the trainer has devices.
 
     show: told of each item that is there.  extra: of the bar, work that follows.
     """
+    if plan.trainer.devices:
+        from lorabench.launch import make_by_ranks
+
+        make_by_ranks(plan, stages, show, extra)
+    else:
+        make_by_workers(plan, stages, show, extra)
+
+
+def make_by_workers(plan: Plan, stages: Stages, show: Callable[[Item], None] | None, extra: float) -> None:
+    """The same in worker processes, each item in one of them."""
     jobs = {stage: plan.jobs(stage, [i for i in items if not found(plan, i)]) for stage, items in stages.items()}
-    cost = sum(job.cost for made in jobs.values() for job in made)
-    with Bar(cost + extra) as bar, Pool(plan.trainer.workers, plan.trainer.threads) as pool:
+    cost, trainer = sum(job.cost for made in jobs.values() for job in made), plan.trainer
+    with ExitStack() as held:
+        gpus = held.enter_context(claim(trainer.accelerator, 1)) if cost else []
+        environment = {VISIBLE: ",".join(gpus)} if gpus else {}
+        bar = held.enter_context(Bar(cost + extra))
+        pool = held.enter_context(Pool(trainer.workers, trainer.threads, environment))
         for stage, items in stages.items():
             lacking = {item.key for job in jobs[stage] for item in job.items}
             for item in items:
@@ -131,7 +149,6 @@ def make(plan: Plan, stages: Stages, show: Callable[[Item], None] | None = None,
                 for item in jobs[stage][index].items:
                     if show:
                         show(item)
-        bar.start("report", [])
         bar.finish()
 
 
@@ -143,44 +160,3 @@ def show(outcome: Outcome, view: View, item: Item) -> None:
     curves = outcome.curves(item)
     if curves:
         view.curves(item.stage, item.name, curves)
-
-
-class Bar:
-    """One progress bar with the time left for the whole job; its unit is one UNet row."""
-
-    def __init__(self, work: float) -> None:
-        layout = "{desc:<18} {percentage:3.0f}% |{bar:30}| {elapsed}, {remaining} left"
-        self.live = sys.stderr.isatty()
-        every = 0.2 if self.live else 10  # seconds: a log file is not a screen
-        self.bar = tqdm(total=work, bar_format=layout, smoothing=0.05, mininterval=every)
-        self.jobs: list[Make] = []
-        self.done: dict[int, float] = {}
-
-    def __enter__(self) -> "Bar":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
-
-    def start(self, stage: str, jobs: list[Make]) -> None:
-        """Jobs of the next stage, to be named by their index from now on."""
-        self.stage, self.jobs, self.done, self.finished = stage, jobs, {}, 0
-        self.describe()
-
-    def advance(self, index: int, steps: int) -> None:
-        job = self.jobs[index]
-        share = job.cost * min(steps / max(job.steps, 1), 1.0)
-        self.bar.update(share - self.done.get(index, 0.0))
-        self.done[index] = share
-
-    def complete(self, index: int) -> None:
-        self.advance(index, max(self.jobs[index].steps, 1))
-        self.finished += 1
-        self.describe()
-
-    def finish(self) -> None:
-        self.bar.update(self.bar.total - self.bar.n)
-
-    def describe(self) -> None:
-        count = f" {self.finished}/{len(self.jobs)}" if self.jobs else ""
-        self.bar.set_description_str(f"{self.stage}{count}", refresh=self.live)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lorabench import method as methods
-from lorabench import tasks
+from lorabench import tasks, units
 from lorabench.config import DatasetSpec, GenerateSpec, LoRASpec, MergeSpec, MicroworldSpec, TrainerSpec
 from lorabench.data.catalogue import world_version
 from lorabench.data.pairs import ROLES, Concept, Pair, Role
@@ -54,6 +54,9 @@ class Item:
     @property
     def key(self) -> str:
         return key_of(self.stage, self.parts)
+
+
+Stages = dict[str, list[Item]]
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ class Row:
     def slice(self) -> dict[str, Any]:
         """What of the method changes a number: its settings and its code."""
         assert self.settings is not None
-        numbers = {key: value for key, value in self.settings.items() if key not in ("paper", "concepts")}
+        numbers = {key: value for key, value in self.settings.items() if key != "concepts"}
         return {"settings": numbers, "code": code_of(self.settings["name"])}
 
 
@@ -137,7 +140,7 @@ def code_of(method: str) -> str:
 class Plan:
     """All items of one run.
 
-    weights: digest of the model's files; scorers_digest: of the scorers'.
+    weights: digest of the model's files; scorers_digest: of the scorers'.  scoring_batch: images scored together.
     """
 
     store: Store
@@ -154,6 +157,7 @@ class Plan:
     merging: MergeSpec
     trainer: TrainerSpec
     seed: int
+    scoring_batch: int = 32
 
     def items(self, stage: str) -> list[Item]:
         """The items of a stage, each once."""
@@ -242,9 +246,9 @@ class Plan:
             **scenes_of(pair), **({"strength": row.strength} if row.strength else {}),
         }  # fmt: skip
         paths = tuple(self.path(lora) for lora in loras)
-        work = partial(
-            tasks.generate, self.model, self.trainer, row.settings or {}, paths, merged and self.path(merged), pair,
-            self.seeds(pair), self.generation, row.strength,
+        work = units.Generate(
+            self.model, self.trainer, row.settings or {}, paths, merged and self.path(merged), pair,
+            tuple(self.seeds(pair)), self.generation, row.strength,
         )  # fmt: skip
         count = len(self.seeds(pair))
         return Item("generate", f"{row.name} {pair.name}", parts, work, count, 2.0 * count * self.generation.steps)
@@ -255,7 +259,7 @@ class Plan:
             "version": VERSIONS["oracle"], "world": world_version(self.dataset), "content": pair.content_name,
             "style": pair.style_name, "images": count,
         }  # fmt: skip
-        return Item("generate", f"{ORACLE} {pair.name}", parts, partial(tasks.oracle, pair, count), count, count)
+        return Item("generate", f"{ORACLE} {pair.name}", parts, units.Oracle(pair, count), count, count)
 
     def seeds(self, pair: Pair) -> list[int]:
         """One seed an image, the same for every method."""
@@ -268,13 +272,15 @@ class Plan:
         parts = {
             "version": VERSIONS["score"], "scorers": self.scorers_digest, "images": images.key, "text": pair.text,
             "prompt": pair.prompt, "seeds": self.seeds(pair), "names": [pair.content_name, pair.style_name],
-            "references": references, "world": world_version(self.dataset), **scenes_of(pair),
+            "references": references, "world": world_version(self.dataset), "batch": self.scoring_batch,
+            **scenes_of(pair),
         }  # fmt: skip
-        work = partial(
-            tasks.score, self.scorers, self.trainer, self.store.root / "embeddings", pair, self.path(images),
-            self.seeds(pair),
+        work = units.Score(
+            self.scorers, self.trainer, self.store.root / "embeddings", pair, self.path(images),
+            tuple(self.seeds(pair)), self.scoring_batch,
         )  # fmt: skip
-        return Item("score", f"{row.name} {pair.name}", parts, work, 1, 4.0 * len(self.seeds(pair)))
+        count = len(self.seeds(pair))
+        return Item("score", f"{row.name} {pair.name}", parts, work, count, 4.0 * count)
 
     def path(self, item: Item) -> Path:
         return self.store.path(item.stage, item.parts)

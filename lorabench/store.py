@@ -3,82 +3,101 @@
 An artifact is a folder `<root>/<stage>/<key>/` with the stage's files and `key.json`. The key is the hash of the
 stage's name and its parts: the stage's config slice, the keys or hashes of its inputs, its code version; never a
 device, a logger or a path. An artifact is written beside, checked and renamed, so it is whole or absent; a failure
-leaves nothing. One lock a key lets any number of processes share a store.
+leaves nothing.
 
-    python -m lorabench.store why <artifact folder> <artifact folder>     which part of two keys differs
+Checksums: `key.json` holds the sha256 of every file. They are compared when an artifact is first found, and again when
+one of its files has another size, time of change or inode than then (`.intact/<key>` remembers), so a file is hashed
+once and a changed one is made anew. A bit that rots under an unchanged time of change is found by `check`. Artifacts
+of older stores have no checksums; their sizes must do.
+
+Locks: one a key, taken while it is made, so any number of processes share a store and make each artifact once. It is
+`flock(2)` through the package filelock: the kernel frees it when its holder ends, however it ends. It holds across the
+nodes of a cluster where the file system carries it to the server: NFS (Linux clients turn it into a byte-range lock;
+not with `local_lock=flock|all`, nor `nolock`), Lustre mounted with `flock` (not `localflock`), GPFS, BeeGFS with
+`tuneUseGlobalFileLocks`, CephFS. Where a file system has no locks, opening the store raises UserError: filelock would
+go over to files whose mere presence is the lock, and those outlive a killed holder.
+
+    python -m lorabench.store ls [stage]       what it holds
+    python -m lorabench.store why A B          which parts of two keys, or which stages of two runs, differ
+    python -m lorabench.store check            read every byte and compare the checksums
+    python -m lorabench.store gc [--delete]    what killed runs left, and with --unused what no run refers to
 """
 
+import fcntl
 import hashlib
-import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from errno import EACCES, EDQUOT, EFBIG, ENOSPC, EPERM, EROFS
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
+from lorabench.artifact import (
+    BROKEN,
+    canonical,
+    damage,
+    files_of,
+    fingerprint,
+    is_whole,
+    key_of,
+    seal,
+    sha256,
+    write_whole,
+)
 from lorabench.errors import UserError
 
-KEY_FILE = "key.json"
 WEIGHT_SUFFIXES = {".safetensors", ".json", ".txt", ".model", ".bin"}
-
-
-def canonical(parts: Mapping[str, Any]) -> str:
-    """JSON with sorted keys: equal parts give equal text, whatever their order."""
-    return json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def key_of(stage: str, parts: Mapping[str, Any]) -> str:
-    return hashlib.sha256(f"{stage}:{canonical(parts)}".encode()).hexdigest()[:32]
+LOCKS, DRAFTS, PARTIAL, INTACT, DIGESTS = ".locks", ".drafts", ".partial", ".intact", ".digests"
+FULL = (ENOSPC, EDQUOT, EFBIG)
+FORBIDDEN = (EACCES, EPERM, EROFS)
+LITTLE = 1 << 20  # bytes: a disk with less is full
+USED_EVERY = 3600  # seconds between two notes that an artifact is in use
 
 
 @dataclass(frozen=True)
 class Store:
     root: Path
 
+    @classmethod
+    def open(cls, root: Path) -> "Store":
+        """The store in a folder, which is made if need be; UserError where its file system has no locks."""
+        root.mkdir(parents=True, exist_ok=True)
+        check_locks(root)
+        return cls(root)
+
     def path(self, stage: str, parts: Mapping[str, Any]) -> Path:
         """Where the artifact lies or will lie."""
         return self.root / stage / key_of(stage, parts)
 
     def find(self, stage: str, parts: Mapping[str, Any]) -> Path | None:
-        """The artifact's folder if it is there and whole."""
+        """The artifact's folder if it is there and as it was made."""
         path = self.path(stage, parts)
-        return path if is_whole(path) else None
+        return path if self.is_intact(path) else None
 
     def scratch(self, stage: str, parts: Mapping[str, Any]) -> Path:
         """Where a long `make` may keep what a killed one goes on from; gone once the artifact is there."""
-        return self.root / ".partial" / key_of(stage, parts)
+        return self.root / PARTIAL / key_of(stage, parts)
+
+    def draft(self, key: str) -> Path:
+        """Where an artifact is written by whoever holds its lock."""
+        return self.root / DRAFTS / key
 
     def get_or_make(self, stage: str, parts: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
         """The artifact's folder, made by `make(empty folder)` unless it is there.
 
-        Raises whatever `make` raises; nothing is kept then.
+        Raises whatever `make` raises, and UserError where the disk is full or read-only; nothing is kept then.
         """
         path = self.path(stage, parts)
-        if is_whole(path):
-            return path
-        with self._lock(path):
-            if is_whole(path):
-                return path
-            draft = self.root / ".drafts" / path.name
-            shutil.rmtree(draft, ignore_errors=True)  # of a process that was killed: we hold its lock
-            draft.mkdir(parents=True)
-            try:
-                make(draft)
-                files = {file: (draft / file).stat().st_size for file in files_of(draft)}
-                if not files:
-                    raise RuntimeError(f"stage {stage} made no file")
-                record = {"stage": stage, "parts": parts, "files": files}
-                (draft / KEY_FILE).write_text(json.dumps(record, indent=1, sort_keys=True))
-                shutil.rmtree(path, ignore_errors=True)  # an artifact that lost a file
-                path.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(draft, path)
-                shutil.rmtree(self.scratch(stage, parts), ignore_errors=True)
-            finally:
-                shutil.rmtree(draft, ignore_errors=True)
+        if not self.is_intact(path):
+            with self._making(stage, parts) as draft:
+                if draft is not None:
+                    make(draft)
         return path
 
     def get_or_make_all(
@@ -88,29 +107,97 @@ class Store:
 
         Their locks are taken in the order of the keys, so that two processes never wait for each other.
         """
-        rest = sorted(wanted, key=lambda parts: key_of(stage, parts))
+        parts_of = {key_of(stage, parts): parts for parts in wanted}
+        with ExitStack() as held:
+            drafts = {key: held.enter_context(self._making(stage, parts_of[key])) for key in sorted(parts_of)}
+            lacking = {key: draft for key, draft in drafts.items() if draft is not None}
+            if lacking:
+                make(lacking)
 
-        def enter(index: int, drafts: dict[str, Path]) -> None:
-            if index == len(rest):
-                if drafts:
-                    make(drafts)
+    @contextmanager
+    def _making(self, stage: str, parts: Mapping[str, Any]) -> Iterator[Path | None]:
+        """Under the artifact's lock an empty folder, which becomes the artifact unless the block raises.
+
+        None, and no lock, where the artifact is there by now.
+        """
+        path = self.path(stage, parts)
+        draft = self.draft(path.name)
+        with self.explained(), ExitStack() as held:
+            held.enter_context(self.lock(path.name))
+            if self.is_intact(path):
+                held.close()
+                yield None
                 return
-            lacking: list[Path] = []
+            shutil.rmtree(draft, ignore_errors=True)  # of a process that was killed: we hold its lock
+            draft.mkdir(parents=True)
+            try:
+                with self.explained(draft):
+                    yield draft
+                    seal(draft, stage, parts)
+                    self._remember(path.name, fingerprint(draft))
+                    shutil.rmtree(path, ignore_errors=True)  # a damaged one
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(draft, path)
+                    shutil.rmtree(self.scratch(stage, parts), ignore_errors=True)
+            finally:
+                shutil.rmtree(draft, ignore_errors=True)
 
-            def hold(folder: Path) -> None:
-                lacking.append(folder)
-                enter(index + 1, drafts | {key_of(stage, rest[index]): folder})
-
-            self.get_or_make(stage, rest[index], hold)
-            if not lacking:
-                enter(index + 1, drafts)
-
-        enter(0, {})
-
-    def _lock(self, path: Path) -> FileLock:
-        locks = self.root / ".locks"
+    def lock(self, key: str) -> FileLock:
+        locks = self.root / LOCKS
         locks.mkdir(parents=True, exist_ok=True)
-        return FileLock(locks / f"{path.name}.lock")
+        return FileLock(locks / f"{key}.lock")
+
+    def is_intact(self, path: Path) -> bool:
+        """Whether the artifact is as it was made; its bytes are read only where a file changed since they last were."""
+        if not is_whole(path):
+            return False
+        try:
+            now, memo = fingerprint(path), self.root / INTACT / path.name
+            if not (memo.is_file() and memo.read_text() == now):
+                if damage(path):
+                    return False
+                self._remember(path.name, now)
+            elif time.time() - memo.stat().st_mtime > USED_EVERY:
+                with suppress(OSError):  # a store that we may only read
+                    os.utime(memo)  # gc goes by it
+        except BROKEN:  # it was removed meanwhile
+            return False
+        return True
+
+    def _remember(self, key: str, text: str) -> None:
+        with suppress(OSError):  # a store that cannot be written to is hashed again each time
+            write_whole(self.root / INTACT / key, lambda draft: draft.write_text(text))
+
+    @contextmanager
+    def explained(self, draft: Path | None = None) -> Iterator[None]:
+        """Raise UserError for what a full, a read-only or a vanished disk does to a block that works with the store.
+
+        draft: the folder that the block fills, where it does.
+        """
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:
+            if line := self._blame(error, draft):
+                raise UserError(line) from error
+            raise
+
+    def _blame(self, error: Exception, draft: Path | None) -> str | None:
+        """What the disk did to cause the error, and what to type; None where it is not to blame."""
+        code, name = getattr(error, "errno", None), getattr(error, "filename", None)
+        inside = name is not None and Path(str(name)).is_relative_to(self.root)
+        full = code in FULL or any(os.strerror(each) in str(error) for each in FULL)  # libraries wrap what it said
+        if draft is not None and not name and not full:
+            full = draft.is_dir() and shutil.disk_usage(draft).free < LITTLE  # or keep it to themselves
+        if full and (inside or draft is not None):
+            return f"no space left for the store {self.root}; free some and type the same command again, it goes on"
+        if code in FORBIDDEN and inside:
+            return f"cannot write to the store {self.root}: {os.strerror(code)}; type store=<another folder>"
+        lost = isinstance(error, FileNotFoundError) and str(self.root) in str(error)
+        if lost or (draft is not None and not draft.is_dir()):
+            return f"the store {self.root} disappeared, all or in part; type the same command again"
+        return None
 
     def digest(self, *sources: Path) -> str:
         """Hash of the weights and configs of model folders, or of single files, in this order."""
@@ -122,74 +209,36 @@ class Store:
         folder, names = (source, files_of(source)) if source.is_dir() else (source.parent, [source.name])
         files = [file for file in names if Path(file).suffix in WEIGHT_SUFFIXES]
         stats = {file: (folder / file).stat() for file in files}
-        fingerprint = [[file, stat.st_size, stat.st_mtime_ns, stat.st_ino] for file, stat in stats.items()]
-        memo = self.root / ".digests" / key_of("digest", {"folder": str(source.resolve()), "files": fingerprint})
-        if memo.is_file() and len(known := memo.read_text()) == 64:
-            return known
+        known = [[file, stat.st_size, stat.st_mtime_ns, stat.st_ino] for file, stat in stats.items()]
+        memo = self.root / DIGESTS / key_of("digest", {"folder": str(source.resolve()), "files": known})
+        if memo.is_file() and len(digest := memo.read_text()[:64]) == 64:
+            return digest
         digest = hashlib.sha256(canonical({file: sha256(folder / file) for file in files}).encode()).hexdigest()
-        memo.parent.mkdir(parents=True, exist_ok=True)
-        memo.write_text(digest)
+        with suppress(OSError):  # a store that we may only read
+            write_whole(memo, lambda draft: draft.write_text(f"{digest} {source.resolve()}"))  # gc reads the path
         return digest
 
 
-def is_whole(path: Path) -> bool:
-    """Whether the artifact is there with every file at its recorded size."""
+def check_locks(root: Path) -> None:
+    """UserError where files of this folder cannot be locked."""
     try:
-        files: dict[str, int] = json.loads((path / KEY_FILE).read_text())["files"]
-        return all((path / file).stat().st_size == size for file, size in files.items())
-    except (OSError, ValueError, KeyError):
-        return False
-
-
-def files_of(folder: Path) -> list[str]:
-    """Relative paths of all files, sorted; hidden ones left out."""
-    found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    return sorted(str(path.as_posix()) for path in found if not any(part.startswith(".") for part in path.parts))
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def why(left: Path, right: Path) -> list[str]:
-    """The parts in which two artifacts' keys differ, as lines 'part: left -> right'."""
-    sides = [dict(flat(read_key(path))) for path in (left, right)]
-    names = sorted(set(sides[0]) | set(sides[1]))
-    rows = ((name, sides[0].get(name, "absent"), sides[1].get(name, "absent")) for name in names)
-    return [f"{name}: {a} -> {b}" for name, a, b in rows if a != b]
-
-
-def read_key(path: Path) -> dict[str, Any]:
-    """Stage and parts of an artifact's key; raises UserError where there is none."""
-    try:
-        record = json.loads((path / KEY_FILE).read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is no artifact of a store; type the folder that holds a {KEY_FILE}") from error
-    return {"stage": record["stage"], **record["parts"]}
-
-
-def flat(value: Any, name: str = "") -> Iterable[tuple[str, Any]]:
-    if isinstance(value, dict | list) and value:
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, child in items:
-            yield from flat(child, f"{name}.{key}" if name else str(key))
-    else:
-        yield name, value
-
-
-def main(arguments: list[str]) -> int:
-    if len(arguments) != 3 or arguments[0] != "why":
-        print("type: python -m lorabench.store why <artifact folder> <artifact folder>", file=sys.stderr)
-        return 2
-    try:
-        lines = why(Path(arguments[1]), Path(arguments[2]))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print("\n".join(lines) or "the keys are equal")
-    return 0
+        (root / LOCKS).mkdir(exist_ok=True)
+        file = (root / LOCKS / "probe").open("a+")
+    except OSError as error:
+        if error.errno in FORBIDDEN:
+            return  # it can only be read, so nothing will be locked
+        raise
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH)
+        except OSError as error:
+            raise UserError(
+                f"files in {root} cannot be locked ({error.strerror}), which keeps runs that share a store apart; "
+                "type store=<a folder on another file system>"
+            ) from error
 
 
 if __name__ == "__main__":
+    from lorabench.store_commands import main
+
     sys.exit(main(sys.argv[1:]))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorabench.config import GenerateSpec, LoRASpec, TrainerSpec
-from lorabench.data.pairs import Concept, Pair, Role
+from lorabench.data.pairs import Concept, Pair
 from lorabench.errors import UserError
 from lorabench.metrics.files import ScorerSet
 from lorabench.models.files import ModelFiles
@@ -92,70 +92,6 @@ def merge(merges: Sequence[Merge], folders: Sequence[Path], progress: Progress) 
         result.save(folder)
         (folder / CURVES_FILE).write_text(json.dumps(result.losses))
         (folder / COST_FILE).write_text(json.dumps(costs | {"learned_parameters": result.learned_params}))
-
-
-def generate(
-    model: ModelFiles, trainer: TrainerSpec, settings: dict[str, Any], loras: tuple[Path, ...], merged: Path | None,
-    pair: Pair, seeds: list[int], spec: GenerateSpec, strength: dict[Role, float] | None, folder: Path,
-    progress: Progress,
-) -> None:  # fmt: skip
-    """<index>.png, one a seed: with the merged LoRA where the method makes one, else with all LoRAs at their gains."""
-    from PIL import Image
-
-    from lorabench.costs import cost
-    from lorabench.lora import LoRA
-    from lorabench.method import build
-    from lorabench.stages.generate import draw
-    from lorabench.stages.merge import MergeResult
-
-    base, method = load_model(model, trainer.accelerator), build(settings)
-    prompts = [scene.prompt for scene in pair.shots(spec.images)]
-    result = MergeResult.load(merged) if merged else None
-
-    def read() -> list[LoRA]:
-        return [LoRA.load(path / "lora.safetensors") for path in loras]
-
-    with cost(folder, base.unet):
-        images = draw(base, method, read, pair.roles, result, prompts, seeds, spec, trainer, progress, strength)
-    for index, image in enumerate(images):
-        Image.fromarray(image).save(folder / f"{index:02d}.png")
-
-
-def oracle(pair: Pair, count: int, folder: Path, progress: Progress) -> None:
-    """<index>.png: the subject drawn in the style by the world itself."""
-    from lorabench.data.microworld_pairs import oracle
-
-    for index in range(count):
-        oracle(pair, index).save(folder / f"{index:02d}.png")
-        progress(index + 1)
-
-
-def score(
-    scorers: ScorerSet, trainer: TrainerSpec, embeddings: Path, pair: Pair, images: Path, seeds: list[int],
-    folder: Path, progress: Progress,
-) -> None:  # fmt: skip
-    """scores.parquet: one row an image x metric x reference, without what the images are called in a run.
-
-    embeddings: the folder of what is known of references and texts.
-    """
-    import pandas as pd
-    import torch
-
-    from lorabench.costs import cost
-    from lorabench.stages.fitting import quiet_trainer
-    from lorabench.stages.score import score
-
-    device = torch.device(device_name(trainer.accelerator))
-    found, truth = load_scorers(scorers, device.type)
-    paths = sorted(images.glob("*.png"), key=lambda path: int(path.stem))
-    scenes = pair.shots(len(paths) // len(pair.drawn))
-    with cost(folder):
-        runner = quiet_trainer(device, "32-true")
-        rows = score(
-            paths, pair, scenes, found, seeds=seeds, keys={}, truth=truth, trainer=runner,
-            references=load_references(embeddings),
-        )  # fmt: skip
-    pd.DataFrame(rows).to_parquet(folder / "scores.parquet", index=False)
 
 
 @cache

@@ -34,8 +34,8 @@ def make_run(
     pairs: Sequence[tuple[str, str]] = PAIRS,
     images: int = 3,
     seed: int = 0,
-    paper: Sequence[dict] = (),
     oracle: bool = True,
+    reference: str = "direct",
 ) -> Path:
     """A finished run as the pipeline leaves it, with made-up scores."""
     rows = []
@@ -49,8 +49,8 @@ def make_run(
                     # the same pair and image are hard for every row: what pairing takes out
                     shared = np.random.default_rng([ord(c) for c in content + style + metric] + [image])
                     own = np.random.default_rng([ord(c) for c in row + ablation + content + style + metric] + [image])
-                    for reference in range(1 if metric == "clip_t" else 2):
-                        value = QUALITY.get(row, 0.5) + 0.1 * shared.normal() + 0.01 * own.normal() + 0.01 * reference
+                    for number in range(1 if metric == "clip_t" else 2):
+                        value = QUALITY.get(row, 0.5) + 0.1 * shared.normal() + 0.01 * own.normal() + 0.01 * number
                         rows.append(
                             {
                                 "dataset": "microworld",
@@ -66,7 +66,7 @@ def make_run(
                                 "metric": metric,
                                 "backbone": backbone,
                                 "role": metric.split("/")[-1],
-                                "reference": str(reference),
+                                "reference": str(number),
                                 "value": value,
                                 "version": "1",
                             }
@@ -90,6 +90,12 @@ def make_run(
         "losses": {f"{content}+{style}": losses for content, style in pairs},
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    config = {"method": {"name": method, "paper": list(paper)}, "seed": seed}
+    config = {"method": {"name": method}, "seed": seed, "reference": reference, "generate": {"images": images}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     return folder
+
+
+def read_table(folder: Path) -> pd.DataFrame:
+    """The rows of table.csv that are ours."""
+    table = pd.read_csv(folder / "table.csv", index_col="method")
+    return table.loc[~table.index.str.contains(" reported: ")].drop(columns="reported", errors="ignore")

@@ -12,6 +12,7 @@ from lorabench.config import GenerateSpec, LoRASpec, MergeSpec, MicroworldSpec, 
 from lorabench.data.catalogue import load_pairs
 from lorabench.data.pairs import Prompts
 from lorabench.errors import UserError
+from lorabench.metrics.files import ScorerSet
 from lorabench.models.files import ModelFiles, model_folder
 from lorabench.pipeline import check_methods
 from lorabench.plan import FLOORS, STAGES, Plan, Row, code_of, frame_rows
@@ -30,7 +31,7 @@ def plan(tmp_path: Path, lora_spec: LoRASpec, generate_spec: GenerateSpec) -> Pl
     return Plan(
         store=Store(tmp_path), pairs=PAIRS, rows=frame_rows(chosen("duolora"), WORLD, PAIRS),
         dataset=WORLD, model=ModelFiles(tmp_path / "model", tmp_path / "model"), model_name="micro",
-        scorers=tmp_path / "scorers", weights="w",
+        scorers=ScorerSet(()), weights="w",
         scorers_digest="s", lora=lora_spec, generation=generate_spec, merging=MergeSpec(1),
         trainer=TrainerSpec("cpu", "32-true", 2, 1), seed=0,
     )  # fmt: skip
@@ -53,16 +54,13 @@ def test_another_method_shares_the_loras_and_the_frame_rows(plan: Plan) -> None:
     assert len(one["generate"] & other["generate"]) == len(one["score"] & other["score"]) == 4 * 4
 
 
-def test_an_ablation_changes_the_merge_and_the_papers_numbers_do_not(plan: Plan) -> None:
+def test_an_ablation_changes_the_merge(plan: Plan) -> None:
     ablated = keys(replace(plan, rows=frame_rows(chosen("duolora", "no_cycle"), WORLD, PAIRS)))
     assert not keys(plan)["merge"] & ablated["merge"]
-    row = chosen("duolora")
-    unread = Row("duolora", "none", {**(row.settings or {}), "paper": []})
-    assert keys(replace(plan, rows=frame_rows(unread, WORLD, PAIRS))) == keys(plan)
 
 
 def test_what_the_key_depends_on(plan: Plan) -> None:
-    trainer = TrainerSpec("auto", "32-true", 7, 3)
+    trainer = TrainerSpec("auto", "32-true", 7, 3, devices=4, nodes=2, rendezvous="a:1")
     elsewhere = replace(
         plan, trainer=trainer, model=ModelFiles(Path("/elsewhere"), Path("/elsewhere")), store=Store(Path("/other"))
     )
@@ -84,6 +82,12 @@ def test_other_scorers_draw_nothing_anew(plan: Plan) -> None:
     one, other = keys(plan), keys(replace(plan, scorers_digest="other"))
     assert one["generate"] == other["generate"]
     assert not one["score"] & other["score"]
+
+
+def test_the_scoring_batch_is_in_the_key_of_scores_alone(plan: Plan) -> None:
+    one, other = keys(plan), keys(replace(plan, scoring_batch=8))
+    assert not one.pop("score") & other.pop("score")
+    assert one == other
 
 
 def test_every_method_starts_from_the_same_noise(plan: Plan) -> None:

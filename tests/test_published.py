@@ -1,113 +1,276 @@
-"""What publications report, beside what was measured: found, shown once, marked, escaped."""
+"""What publications report, beside what was measured: found, compared with the run, marked, escaped."""
 
 from __future__ import annotations
 
+import inspect
+import re
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import yaml
 from made_run import make_run
+from omegaconf.errors import OmegaConfBaseException
 
-from lorabench import protocols
+from lorabench import method as methods
+from lorabench import papers, protocols
+from lorabench.config import CONF
+from lorabench.data.packaged import packaged
+from lorabench.papers import Paper, PaperRow, PaperTable
 from lorabench.report import write_joint_report, write_report
+from lorabench.report.__main__ import main
 from lorabench.report.folder import RunFolder
-from lorabench.report.published import published
+from lorabench.report.published import DIFFERS, MARK
+from lorabench.report.table import Table
 
-MAIN = {"arxiv": "2504.13206", "table": "main", "dino/content": 0.56, "clip_t": 0.314, "csd/style": 0.48}
-OTHER = {"arxiv": "2311.13600", "table": "2", "clip_i/style": 0.42}
-UNMATCH = "they do not match this protocol"
+METHODS = [path.stem for path in (CONF / "method").glob("*.yaml")]
+# Rows of methods that are not here yet. One that gets its yaml is taken out, and stands under our row from then on.
+NOT_HERE = {
+    "blora", "craft", "custom_diffusion", "dreambooth_lora", "inspiration_tree", "joint_training", "lora_rar",
+    "mix_of_show", "nplora", "nplora_hard", "pair_customization", "styledrop", "styledrop_dreambooth", "unziplora",
+}  # fmt: skip
 
 
 def lines(folder: Path) -> list[str]:
     return (folder / "table.md").read_text().splitlines()
 
 
+# --- the data
+
+
+@pytest.mark.parametrize("name", sorted(papers.papers()))
+def test_every_number_has_a_known_metric_and_its_method(name: str) -> None:
+    paper = papers.load(name)
+    assert re.fullmatch(r"\d{4}\.\d{5}", paper.arxiv) and paper.title and paper.tables
+    names = [table.name for table in paper.tables]
+    assert len(set(names)) == len(names)
+    pairs = packaged("pair_lists")
+    for table in paper.tables:
+        assert table.about and table.source and table.rows
+        if table.protocol is not None:
+            assert protocols.load(table.protocol).arxiv == paper.arxiv
+        assert table.pairs is None or table.pairs in pairs
+        assert table.dataset is None or (CONF / "dataset" / f"{table.dataset}.yaml").is_file()
+        assert not set(table.own) & set(papers.METRICS)
+        for row in table.rows:
+            assert row.values and set(row.values) <= {*papers.METRICS, *table.own}, f"{table.name}: {row.name}"
+            for metric in set(row.values) & set(papers.METRICS):
+                assert 0 < row.values[metric] / table.scale < 1
+            for label in row.method:
+                method, _, ablation = label.partition(" ")
+                assert (method in METHODS) != (method in NOT_HERE), f"{method}: of no yaml, or no longer NOT_HERE"
+                if method in METHODS:
+                    methods.load(method, ablation or "none")
+        used = {metric for row in table.rows for metric in row.values}
+        assert set(table.own) <= used
+
+
+def test_every_method_of_a_publication_names_it() -> None:
+    """A method whose docstring cites a publication that we have numbers of is proposed by it, or a row of it."""
+    cited = {
+        paper.arxiv: {*paper.methods, *(label for table in paper.tables for row in table.rows for label in row.method)}
+        for paper in papers.papers().values()
+    }
+    for name in METHODS:
+        values: Any = yaml.safe_load((CONF / "method" / f"{name}.yaml").read_text())
+        module = inspect.getmodule(methods.methods()[values["name"]])
+        first = (inspect.getdoc(module) or "").split("\n\n")[0]
+        for arxiv in set(re.findall(r"\d{4}\.\d{5}", first)) & set(cited):
+            assert name in cited[arxiv], f"{name} cites {arxiv}: add it to `methods` of its conf/paper yaml"
+
+
+@pytest.mark.parametrize(
+    ("method", "ablation", "expected"),
+    [
+        ("duolora", "none", {"dino/content": 0.56, "clip_i/style": 0.69, "clip_t": 0.314}),
+        ("duolora", "no_cycle", {"dino/content": 0.54, "clip_i/style": 0.67}),
+        ("duolora", "masks_only", {"dino/content": 0.53, "clip_i/style": 0.64}),
+        ("ziprank", "none", {"dino/content": 0.53, "clip_i/style": 0.64}),
+        ("ziplora", "none", {"dino/content": 0.42, "clip_i/style": 0.699, "clip_t": 0.303}),
+        ("klora", "none", {"dino/content": 0.469, "clip_i/style": 0.587}),
+    ],
+)
+def test_our_rows_find_what_is_reported_of_them(tmp_path: Path, method: str, ablation: str, expected: dict) -> None:
+    run = RunFolder.load(make_run(tmp_path / "run", method, ablation, images=1))
+    [own] = Table.of([run]).reported.values()
+    assert own[0].values == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("wrong", [{"tabels": []}, {"tables": [{"rows": [{"values": {"dino/content": "high"}}]}]}])
+def test_a_publication_of_a_wrong_form_is_refused(wrong: dict) -> None:
+    with pytest.raises(OmegaConfBaseException):
+        papers.typed({"arxiv": "0", "title": "x"} | wrong)
+
+
+# --- in a table
+
+
 def test_reported_rows_stand_under_their_method(tmp_path: Path) -> None:
-    folder = make_run(tmp_path / "run", paper=[MAIN, OTHER])
+    folder = make_run(tmp_path / "run")
     write_report(folder)
     text = lines(folder)
     own = next(i for i, line in enumerate(text) if line.startswith("| duolora"))
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text[own : own + 4]]
-    assert cells[1] == ["↳ reported: arXiv 2504.13206, table main", "*0.56*", "", "*0.314*", *[""] * 4]
-    assert cells[2] == ["↳ reported: arXiv 2311.13600, table 2", "", "*0.42*", *[""] * 5]
-    assert cells[3][0] == "oracle"
+    assert cells[1] == ["↳ reported: arXiv 2504.13206, table main (a)", "*0.56*", "*0.69*", "*0.314*", *[""] * 4]
+    assert cells[2][0] == "↳ reported: arXiv 2504.13206, table Paircustomization (b)"
+    assert cells[3][0] == "oracle"  # the row of the ablation's table is part of the main one's
     assert {len(line) for line in cells} == {len(cells[0])}
-    assert UNMATCH in text[-1]
+    assert text[-1].startswith("(a) protocol differs: micro scorers, other average, other text, other base model, ")
+    assert any(line.startswith(f"Rows marked {MARK}") for line in text)
 
     table = pd.read_csv(folder / "table.csv", index_col="method")
     reported = "↳ duolora reported: arXiv 2504.13206, table main"
     assert list(table.index)[3:5] == ["duolora", reported] and table.index.is_unique
-    assert table.loc[reported].dropna().to_dict() == {"dino/content": 0.56, "clip_t": 0.314}
+    numbers = table.loc[reported].dropna().to_dict()
+    assert numbers.pop("reported").startswith(DIFFERS)
+    assert numbers == {"dino/content": 0.56, "clip_i/style": 0.69, "clip_t": 0.314}
     assert table.loc["duolora", "learned_parameters"] == 12288
-
-    page = (folder / "report.html").read_text()
-    assert page.count('class="reported"') == 2 and UNMATCH in page
-    row = page[page.index('class="reported"') :].partition("</tr>")[0]
-    assert "arXiv 2504.13206, table main" in row and row.count("<td>0.") == 2
 
 
 def test_seeds_show_a_publication_once_and_ablations_their_own(tmp_path: Path) -> None:
-    """An ablation whose yaml says nothing inherits the method's rows, which are not of it."""
-    ablated = {**MAIN, "table": "ablation", "ablation": "no_cycle", "clip_t": 0.3}
     runs = [
-        make_run(tmp_path / "a", paper=[MAIN, ablated]),
-        make_run(tmp_path / "b", paper=[MAIN, ablated], seed=1),
-        make_run(tmp_path / "c", ablation="no_cycle", paper=[MAIN, ablated]),
-        make_run(tmp_path / "d", ablation="no_layer_prior", paper=[MAIN, ablated]),
+        make_run(tmp_path / "a"),
+        make_run(tmp_path / "b", seed=1),
+        make_run(tmp_path / "c", ablation="no_cycle"),
+        make_run(tmp_path / "d", ablation="no_layer_prior"),
     ]
     write_joint_report(runs, tmp_path)
     first = [line.split("|")[1].strip() for line in lines(tmp_path) if line.startswith("|")]
-    assert first[5:10] == [
-        "duolora", "↳ reported: arXiv 2504.13206, table main",
-        "duolora no_cycle", "↳ reported: arXiv 2504.13206, table ablation", "duolora no_layer_prior",
+    assert first[5:11] == [
+        "duolora", "↳ reported: arXiv 2504.13206, table main (a)",
+        "↳ reported: arXiv 2504.13206, table Paircustomization (b)", "duolora no_cycle",
+        "↳ reported: arXiv 2504.13206, table ablation (c)", "duolora no_layer_prior",
     ]  # fmt: skip
 
 
-def test_what_an_ablation_reports_names_it() -> None:
-    """Otherwise it would not be shown."""
-    for file in sorted((Path(__file__).parents[1] / "conf" / "ablation").glob("*.yaml")):
-        for entry in (yaml.safe_load(file.read_text()) or {}).get("paper", []):
-            assert entry.get("ablation") == file.stem, f"{file.name}: write ablation: {file.stem} into its paper rows"
+def test_publications_are_shown_whose_methods_are_there(tmp_path: Path) -> None:
+    """Every paper has a number of the naive sum."""
+    direct = RunFolder.load(make_run(tmp_path / "direct", "direct"))
+    assert not Table.of([direct]).reported
+    both = [direct, RunFolder.load(make_run(tmp_path / "klora", "klora"))]
+    assert [own.source for own in Table.of(both).reported["direct"]] == ["arXiv 2502.18461, table 1"]
+    assert [own.source for own in Table.of([direct], protocols.load("duolora")).reported["direct"]] == [
+        "arXiv 2504.13206, table main"
+    ]
+
+
+# --- compared with the run
+
+
+def klora_run(folder: Path, model: str = "sdxl", micro: bool = False, images: int = 10, **dataset: str) -> RunFolder:
+    """A run with K-LoRA's protocol, as far as its publication states it."""
+    make_run(folder, "klora", images=images)
+    scores = pd.read_parquet(folder / "scores.parquet")
+    real = {} if micro else {"dino@micro": "dino@vits16", "clip@micro": "clip@vitb32"}
+    name = dataset.pop("name", "dreambooth_styledrop")
+    scores = scores.replace({"backbone": real}).assign(dataset=name, model=model)
+    scores.loc[scores["metric"] == "clip_i/style", "value"] += 0.587 - 0.5
+    scores.to_parquet(folder / "scores.parquet")
+    manifest = (folder / "manifest.json").read_text().replace('"micro"', f'"{model}"')
+    (folder / "manifest.json").write_text(manifest.replace("microworld", name))
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    (folder / "config.yaml").write_text(yaml.safe_dump(config | {"dataset": {"pairs": "klora"} | dataset}))
+    return RunFolder.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({}, ""),
+        ({"micro": True}, "micro scorers"),
+        ({"model": "koala_1b"}, "other base model"),
+        ({"name": "folder"}, "other pictures"),
+        ({"pairs": "random"}, "other pairs"),
+        ({"images": 4}, "4 images a pair, not 10"),
+        ({"model": "koala_1b", "pairs": "all"}, "other base model, other pairs"),
+    ],
+)
+def test_whether_the_protocol_matches(tmp_path: Path, changes: dict, why: str) -> None:
+    run = klora_run(tmp_path / "run", **changes)
+    [own] = Table.of([run], protocols.load("klora")).reported["klora"]
+    assert (own.matches, own.why) == (not why, why)
+    assert ("which 18 pairs" in own.standing) == own.matches  # nobody can say whether these are the same
+
+
+def test_other_columns_do_not_match(tmp_path: Path) -> None:
+    run = klora_run(tmp_path / "run")
+    of_all = {own.source: own for own in Table.of([run]).reported["klora"]}
+    assert of_all["arXiv 2502.18461, table 1"].matches  # the same backbones and averages, though not in percent
+    other = run.scores.replace({"backbone": {"clip@vitb32": "clip@vitl14"}})
+    other.drop(columns="label").to_parquet(run.path / "scores.parquet")
+    [own] = Table.of([RunFolder.load(run.path)]).reported["klora"]
+    assert own.why == "clip@vitl14, not clip@vitb32"
+
+
+def test_a_number_is_inside_or_outside_of_our_interval(tmp_path: Path) -> None:
+    run = klora_run(tmp_path / "run")
+    table = Table.of([run], protocols.load("klora"))
+    line = {each["metric"]: each for each in table.lines.to_dict("records") if each["label"] == "klora"}
+    [own] = table.reported["klora"]
+    assert own.verdict(line["Style Sim"]) == "inside" and own.verdict(line["DINO Score"]) == "outside"
+    assert own.verdict({"metric": "nothing"}) == "" and own.verdict(line["Style Sim"] | {"low": float("nan")}) == ""
+    write_joint_report([run.path], tmp_path / "out", "klora")
+    [row] = [text for text in lines(tmp_path / "out") if "reported" in text and text.startswith("|")]
+    assert "*58.7 inside*" in row and "outside*" in row
+    [differs] = Table.of([klora_run(tmp_path / "micro", micro=True)], protocols.load("klora")).reported["klora"]
+    assert differs.verdict(line["Style Sim"]) == DIFFERS
 
 
 @pytest.mark.parametrize(
     "config",
-    [
-        "", "just text", "method: duolora", "method: {paper: null}", "method: {paper: [text, 3]}", "method: [1", "- 1",
-        "method: {paper: [{arxiv: 1, dino/content: high, clip_t: true, csd/style: 0.4}]}",
-    ],
-)  # fmt: skip
-def test_configs_that_report_nothing(tmp_path: Path, config: str) -> None:
-    folder = make_run(tmp_path / "run")
+    ["", "just text", "method: {paper: [{arxiv: '1', dino/content: 0.4}]}", "method: [1", "- 1", "generate: 3"],
+)
+def test_configs_that_say_nothing_match_nothing(tmp_path: Path, config: str) -> None:
+    """Among them those of old run folders, which carried the numbers themselves."""
+    folder = make_run(tmp_path / "run", "klora")
     (folder / "config.yaml").write_text(config)
-    run = RunFolder.load(folder)
-    assert published([run], protocols.columns(protocols.ALL, run.scores)[0]) == {}
+    [own] = Table.of([RunFolder.load(folder)], protocols.load("klora")).reported["klora"]
+    assert own.why.endswith("other pictures, unknown images a pair, not 10")
     write_report(folder)
-    assert "↳" not in (folder / "table.md").read_text() + (folder / "table.csv").read_text()
 
 
-def test_hostile_sources_are_escaped(tmp_path: Path) -> None:
-    nasty = {"arxiv": "</th><script>|", "table": "<b>\n| x", "dino/content": 0.5}
-    folder = make_run(tmp_path / "run", paper=[nasty])
+def test_hostile_names_are_escaped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = PaperRow("</th><script>|", ["duolora"], {"dino/content": 0.5})
+    nasty = Paper("</th><script>|", "x", None, ["duolora"], [PaperTable("<b>\n| \\input{x}", "a", "s", rows=[row])])
+    monkeypatch.setattr(papers, "papers", lambda: {"nasty": nasty})
+    folder = make_run(tmp_path / "run")
     write_report(folder)
-    row = next(line for line in lines(folder) if "reported" in line)
-    assert r"\</th>\<script>\|, table \<b> \| x" in row
-    page = (folder / "report.html").read_text()
-    assert "<script>|" not in page and "&lt;/th&gt;&lt;script&gt;|" in page
+    shown = next(line for line in lines(folder) if "reported" in line)
+    assert r"\</th>\<script>\|, table \<b> \| " in shown
+    assert "<script>|" not in (folder / "report.html").read_text()
+    assert r"\input" not in (folder / "table.tex").read_text()
 
 
-@pytest.mark.parametrize("dataset, backbone, unmatched", [
-    ("microworld", "@micro", True), ("dreambooth_styledrop", "@micro", True), ("microworld", "@vits16", True),
-    ("dreambooth_styledrop", "@vits16", False),
-])  # fmt: skip
-def test_the_footnote_says_how_far_the_rows_match(tmp_path: Path, dataset: str, backbone: str, unmatched: bool) -> None:
-    folder = make_run(tmp_path / "run", paper=[MAIN], images=1)
-    scores = pd.read_parquet(folder / "scores.parquet")
-    scores["backbone"] = scores["backbone"].str.replace("@micro", backbone)
-    scores.assign(dataset=dataset).to_parquet(folder / "scores.parquet")
-    manifest = folder / "manifest.json"
-    manifest.write_text(manifest.read_text().replace("microworld", dataset))
-    write_report(folder)
-    note = lines(folder)[-1]
-    assert note.startswith("Rows marked ↳") and (UNMATCH in note) == unmatched
+# --- a publication's tables beside ours
+
+
+def test_a_paper_s_tables_beside_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    klora_run(tmp_path / "sweep" / "klora")
+    assert main([str(tmp_path / "sweep"), "--paper", "klora"]) == 0
+    text = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+    mine = {row[1]: row[2:] for row in rows if row[0] == "K-LoRA"}
+    assert (
+        mine["Style Sim"][0] == "58.7"
+        and mine["Style Sim"][1].startswith("klora: 5")
+        and mine["Style Sim"][2] == "inside"
+    )
+    assert mine["users"] == ["52.7", "", "not scored"]
+    assert ["B-LoRA", "Style Sim", "58", "", "not run"] in rows
+    assert "Not said: which 18 pairs, backbones." in text
+    assert not (tmp_path / "sweep" / "table.md").exists()
+
+    assert main([str(tmp_path / "sweep"), "--paper", "duolora"]) == 0  # not one of these runs is in it
+    assert "not run" in capsys.readouterr().out
+    assert main([str(tmp_path / "sweep"), "--paper", "duolra"]) == 2
+    assert "did you mean duolora" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", sorted(papers.papers()))
+def test_every_number_of_a_publication_is_shown(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(tmp_path / "run", images=1)
+    assert main([str(tmp_path / "run"), "--paper", name]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    numbers = [value for table in papers.load(name).tables for row in table.rows for value in row.values.values()]
+    assert len([line for line in shown if re.match(r"\| .* \| [\d.]+ \| ", line)]) == len(numbers)

@@ -12,7 +12,7 @@ from PIL import Image
 from tiny_scorers import pictures
 
 from lorabench import method as methods
-from lorabench import tasks
+from lorabench import units
 from lorabench.config import GenerateSpec, LoRASpec, MergeSpec, MicroworldSpec, ScorerSpec, TrainerSpec
 from lorabench.data.catalogue import load_pairs
 from lorabench.data.pairs import Prompts, Scene
@@ -66,12 +66,6 @@ def test_scenes_change_images_and_scores_and_no_merge(plan: Plan) -> None:
         assert len({make(row, pair).key for pair in (PAIR, DRAWN, retold, replace(PAIR, scenes=SCENES[:2]))}) == 4
 
 
-def test_captions_name_each_image_s_own_scene(plan: Plan, tmp_path: Path) -> None:
-    shown = Outcome(tmp_path, replace(plan, pairs=[DRAWN]), "").captions()
-    own = {Path(file).name: text for file, text in shown.items() if file.startswith("images/direct/")}
-    assert own["03.png"] == f"mug_1+ink_1: {SCENES[1].prompt}" and len(own) == 6
-
-
 def test_images_are_scored_in_their_order_beyond_a_hundred(tmp_path: Path, scorers: Path, plan: Plan) -> None:
     """ "100.png" stands before "11.png" by name."""
     images, out = tmp_path / "images", tmp_path / "out"
@@ -82,7 +76,8 @@ def test_images_are_scored_in_their_order_beyond_a_hundred(tmp_path: Path, score
     scenes = (Scene(f"a sks mug {number} in szn style", f"a mug {number} in ink style") for number in range(51))
     pair = replace(PAIR, scenes=tuple(scenes))
     files = scorer_set(ScorerSpec("tiny", str(scorers), [], {}))
-    tasks.score(files, plan.trainer, tmp_path / "known", pair, images, list(range(102)), out, lambda step: None)
+    score = units.Score(files, plan.trainer, tmp_path / "known", pair, images, tuple(range(102)), 32)
+    score(out, lambda step: None)
     rows = pd.read_parquet(out / "scores.parquet").query("metric == 'clip_t/prompt'")
     assert rows["prompt"].tolist() == [f"a sks mug {index // 2} in szn style" for index in range(102)]
     assert rows["reference"].equals(rows["prompt"]) and rows["seed"].tolist() == list(range(102))

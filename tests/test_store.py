@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from errno import ENOLCK
 from pathlib import Path
 
 import pytest
 
+from lorabench.artifact import files_of, is_whole, key_of
 from lorabench.errors import UserError
-from lorabench.store import Store, files_of, is_whole, key_of, why
+from lorabench.store import DIGESTS, DRAFTS, INTACT, LOCKS, Store, sha256
+from lorabench.store_commands import main, why
 
 PARTS = {"lr": 0.1, "images": ["a", "b"]}
 
@@ -123,3 +129,285 @@ def test_digest_follows_the_weights_and_not_the_place(tmp_path: Path) -> None:
     assert a == b != c
     (tmp_path / "a" / "unet" / "model.safetensors").write_bytes(b"22")
     assert store.digest(tmp_path / "a") != a
+
+
+def flip(file: Path, keep_time: bool) -> None:
+    """Another bit in the middle of a file, its size the same."""
+    stat, data = file.stat(), bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    if keep_time:
+        os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def test_a_flipped_bit_is_found_and_the_artifact_made_anew(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    path = store.get_or_make("merge", PARTS, write)
+    flip(path / "deep" / "result.txt", keep_time=False)
+    assert is_whole(path) and store.find("merge", PARTS) is None
+    store.get_or_make("merge", PARTS, write)
+    assert (path / "deep" / "result.txt").read_text() == "made"
+
+
+def test_a_bit_that_rots_is_found_by_check(tmp_path: Path, capsys) -> None:
+    store = Store(tmp_path)
+    path = store.get_or_make("merge", PARTS, write)
+    flip(path / "deep" / "result.txt", keep_time=True)
+    assert store.find("merge", PARTS) == path  # nothing tells of it but the bytes
+    assert main(["check", "--store", str(tmp_path)]) == 1
+    assert f"damaged: merge/{path.name} (deep/result.txt)" in capsys.readouterr().out
+    assert store.find("merge", PARTS) is None
+    store.get_or_make("merge", PARTS, write)
+    assert main(["check", "--store", str(tmp_path)]) == 0
+    assert "1 artifacts read, 0 damaged" in capsys.readouterr().out
+
+
+def test_another_key_in_the_record_is_damage(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    path = store.get_or_make("merge", PARTS, write)
+    record = (path / "key.json").read_text()
+    (path / "key.json").write_text(record.replace("0.1", "0.2"))
+    assert store.find("merge", PARTS) is None
+
+
+def test_an_unchanged_file_is_hashed_once(tmp_path: Path, monkeypatch) -> None:
+    store, hashed = Store(tmp_path), []
+    path = store.get_or_make("merge", PARTS, write)
+    monkeypatch.setattr("lorabench.artifact.sha256", lambda file: hashed.append(file.name) or sha256(file))
+    for _ in range(3):
+        assert store.find("merge", PARTS) == path
+    assert not hashed  # it was hashed as it was made
+    shutil.copytree(tmp_path, tmp_path.with_name("copy"))
+    for _ in range(3):
+        assert Store(tmp_path.with_name("copy")).find("merge", PARTS)
+    assert hashed == ["result.txt"]
+
+
+def test_an_artifact_without_checksums_goes_by_its_sizes(tmp_path: Path, capsys) -> None:
+    store = Store(tmp_path)
+    path = store.get_or_make("merge", PARTS, write)
+    record = json.loads((path / "key.json").read_text())
+    del record["sha256"]
+    (path / "key.json").write_text(json.dumps(record))
+    flip(path / "deep" / "result.txt", keep_time=False)
+    assert store.find("merge", PARTS) == path
+    assert main(["check", "--store", str(tmp_path)]) == 0
+    assert "1 of an older version have no checksums" in capsys.readouterr().out
+
+
+def test_eight_processes_make_each_artifact_once(tmp_path: Path) -> None:
+    code = r"""
+import os, sys, time
+from pathlib import Path
+from lorabench.store import Store
+root, go = Path(sys.argv[1]), Path(sys.argv[2])
+store = Store.open(root)
+log = os.open(root.parent / "made", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+def make(number):
+    def fill(folder):
+        os.write(log, b"%d\n" % number)
+        time.sleep(0.01)
+        (folder / "file").write_text(str(number))
+    return fill
+def make_all(drafts):
+    for key, folder in drafts.items():
+        os.write(log, f"{key}\n".encode())
+        (folder / "file").write_text(key)
+print("ready", flush=True)
+while not go.exists():
+    time.sleep(0.001)
+for number in range(20):
+    store.get_or_make("alone", {"n": number}, make(number))
+store.get_or_make_all("together", [{"n": number} for number in range(10)], make_all)
+"""
+    go = tmp_path / "go"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path / "store"), str(go)], stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(8)
+    ]
+    for process in processes:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    go.touch()
+    for process in processes:
+        process.communicate(timeout=60)
+        assert process.returncode == 0
+    made = (tmp_path / "made").read_text().split()
+    assert len(made) == len(set(made)) == 30
+    assert main(["check", "--store", str(tmp_path / "store")]) == 0
+
+
+def test_hundreds_at_once_and_a_failure_keeps_none(tmp_path: Path) -> None:
+    store, wanted = Store(tmp_path), [{"n": number} for number in range(300)]
+    asked = []
+
+    def fill(drafts: dict[str, Path]) -> None:
+        asked.append(len(drafts))
+        for folder in drafts.values():
+            write(folder)
+
+    def fail(drafts: dict[str, Path]) -> None:
+        fill(drafts)
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        store.get_or_make_all("merge", wanted, fail)
+    assert not any(store.find("merge", parts) for parts in wanted)
+    store.get_or_make("merge", wanted[5], write)
+    store.get_or_make_all("merge", [*wanted, wanted[0]], fill)
+    store.get_or_make_all("merge", wanted, fail)  # is not called
+    assert asked == [300, 299] and all(store.find("merge", parts) for parts in wanted)
+
+
+def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(ENOLCK, os.strerror(ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(UserError, match=r"cannot be locked \(No locks available\).*type store="):
+        Store.open(tmp_path)
+
+
+def test_deleted_in_the_middle(tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "store")
+
+    def vanish(folder: Path) -> None:
+        shutil.rmtree(store.root)
+        write(folder)
+
+    with pytest.raises(UserError, match=r"store disappeared.*type the same command again"):
+        store.get_or_make("merge", PARTS, vanish)
+
+    def read(folder: Path) -> None:
+        shutil.copy(store.root / "personalise" / "lora.safetensors", folder)
+
+    with pytest.raises(UserError, match="disappeared"):  # what it is made of is gone
+        store.get_or_make("merge", PARTS, read)
+    assert store.get_or_make("merge", PARTS, write) == store.find("merge", PARTS)
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 300 kB."""
+    folder = tmp_path / "mounted"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(folder)]
+    if os.getuid() or not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("only root can mount a small file system")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_harms_nothing(mounted: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    store = Store.open(mounted / "store")
+    kept = store.get_or_make("merge", PARTS, write)
+    much = torch.zeros(200_000)
+
+    def alone(folder: Path) -> None:
+        (folder / "file").write_bytes(bytes(800_000))
+
+    ways = [alone, lambda folder: save_file({"w": much}, folder / "w"), lambda folder: torch.save(much, folder / "w")]
+    for number, fill in enumerate(ways):
+        with pytest.raises(UserError, match=r"no space left for the store .*type the same command again"):
+            store.get_or_make("merge", {"n": number}, fill)
+    assert store.find("merge", PARTS) == kept and not list((store.root / DRAFTS).iterdir())
+    store.get_or_make("merge", {"n": 0}, write)
+
+
+def test_a_read_only_store_can_be_read(mounted: Path) -> None:
+    kept = Store.open(mounted).get_or_make("merge", PARTS, write)
+    (mounted / INTACT / kept.name).unlink()  # as another machine would find it
+    subprocess.run(["mount", "-o", "remount,ro", str(mounted)], check=True)
+    store = Store.open(mounted)
+    assert store.find("merge", PARTS) == store.get_or_make("merge", PARTS, write) == kept
+    with pytest.raises(UserError, match=r"cannot write to the store .*Read-only file system; type store="):
+        store.get_or_make("merge", {"n": 1}, write)
+
+
+def run_of(store: Store, folder: Path, rank: int) -> tuple[Path, Path, Path]:
+    """A run folder whose manifest names a merge; also the merge and the LoRA that it is made of."""
+    lora = store.get_or_make("personalise", {"lora": {"rank": rank}, "seed": 0}, write)
+    merge = store.get_or_make("merge", {"loras": [lora.name], "prompt": "a sks mug"}, write)
+    folder.mkdir()
+    keys = {"personalise": {"mug_1": lora.name}, "merge": {"mug_1+ink_1": merge.name}}
+    (folder / "manifest.json").write_text(json.dumps({"keys": keys}))
+    return folder, merge, lora
+
+
+def test_why_takes_runs_and_the_beginnings_of_keys(tmp_path: Path, capsys) -> None:
+    store = Store(tmp_path / "store")
+    (one, merge, lora), (other, *_) = (run_of(store, tmp_path / f"run{rank}", rank) for rank in (4, 8))
+    at = ["--store", str(store.root)]
+    assert main(["why", str(one), str(other), *at]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"personalise mug_1: {lora.name} -> ")
+    assert lines[1] == "    lora.rank: 4 -> 8"
+    assert lines[2].startswith("merge mug_1+ink_1: ") and lines[3].startswith(f"    loras.0: {lora.name} -> ")
+    assert main(["why", f"merge/{merge.name[:8]}", merge.name[:8], *at]) == 0
+    assert capsys.readouterr().out == "the keys are equal\n"
+    assert main(["why", str(one), merge.name, *at]) == main(["why", "zz", "zz", *at]) == 2
+    assert capsys.readouterr().err.count("error: ") == 2
+
+
+def test_ls_says_what_there_is(tmp_path: Path, capsys) -> None:
+    run_of(Store(tmp_path / "store"), tmp_path / "run", 4)
+    assert main(["ls", "merge", "--store", str(tmp_path / "store")]) == 0
+    line, total = capsys.readouterr().out.splitlines()
+    assert line.startswith("merge ") and line.endswith("a sks mug") and total == "1 artifacts, 4 B"
+    assert main(["ls", "--store", str(tmp_path / "nowhere")]) == 2
+
+
+def old(store: Store, *artifacts: Path) -> None:
+    for path in artifacts:
+        week_ago = time.time() - 8 * 86400
+        os.utime(store.root / INTACT / path.name, (week_ago, week_ago))
+
+
+def test_gc_takes_what_nobody_needs_and_leaves_the_rest(tmp_path: Path, capsys) -> None:
+    store, at = Store(tmp_path / "store"), ["--store", str(tmp_path / "store")]
+    run, merge, lora = run_of(store, tmp_path / "runs", 4)
+    stray, fresh = (store.get_or_make("merge", {"n": number}, write) for number in range(2))
+    old(store, merge, lora, stray)
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    store.digest(model)
+    for part in (DRAFTS, ".partial"):
+        write_in = store.root / part / ("0" * 32)
+        write_in.mkdir(parents=True)
+        (write_in / "half").write_text("half")
+    (store.root / INTACT / ("1" * 32)).write_text("{}")
+
+    assert main(["gc", *at]) == 0  # only says what it would do
+    told = capsys.readouterr().out
+    assert "draft of a killed run" in told and "--delete" in told and "unused" not in told
+    assert (store.root / DRAFTS / ("0" * 32)).is_dir()
+
+    with store.lock("0" * 32):  # somebody works on it
+        in_use = [sys.executable, "-m", "lorabench.store", "gc", "--delete", *at]
+        assert "3 in use, kept" in subprocess.run(in_use, capture_output=True, text=True, check=True).stdout
+        assert (store.root / DRAFTS / ("0" * 32)).is_dir() and not (store.root / INTACT / ("1" * 32)).exists()
+    shutil.rmtree(model)
+    assert main(["gc", "--delete", "--unused", str(run), *at]) == 0
+    assert [stray.exists(), fresh.exists(), merge.exists(), lora.exists()] == [False, True, True, True]
+    left = [list((store.root / part).iterdir()) for part in (DRAFTS, ".partial", DIGESTS)]
+    assert not any(left) and not list((store.root / LOCKS).glob("*.lock"))
+    capsys.readouterr()
+    assert main(["gc", "--delete", "--unused", str(run), "--older-than", "0", *at]) == 0
+    assert not fresh.exists() and merge.exists()
+    assert store.get_or_make("merge", {"n": 1}, write).is_dir()
+
+
+def test_a_lock_that_gc_removed_under_a_waiting_process_still_keeps_two_apart(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with store.lock("k"), ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(lambda: store.lock("k").acquire())
+        time.sleep(0.2)
+        (tmp_path / LOCKS / "k.lock").unlink()
+    held = waiting.result()
+    assert (tmp_path / LOCKS / "k.lock").exists()
+    held.lock.release()

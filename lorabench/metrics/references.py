@@ -7,14 +7,13 @@ however many processes, and so do the runs after it.
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from lorabench.artifact import write_whole
 from lorabench.data.pairs import Concept
 from lorabench.metrics.clip import Clip
 from lorabench.metrics.preprocess import to_uint8
@@ -71,13 +70,3 @@ class References:
     def _path(folder: Path, scorer: Scorer, content: str) -> Path:
         return folder / f"{LAYOUT}-{scorer.name}-{scorer.version}" / f"{content}.safetensors"
 
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """A file that other processes see whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(draft)
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)

@@ -7,28 +7,33 @@ from pathlib import Path
 
 
 def write_report(run_folder: Path | str) -> None:
-    """Write table.md, table.csv, grid.png and report.html into a finished run folder (report/folder.py).
+    """Write table.md, .csv, .tex, grid.png and report.html into a finished run folder (report/folder.py).
 
-    The table's columns are those of the protocol in the run's config.
+    The table's columns are those of the protocol in the run's config, its differences those to the config's reference.
     """
     write_joint_report([run_folder], run_folder)
 
 
-def write_joint_report(run_folders: Sequence[Path | str], out: Path | str, protocol: str | None = None) -> None:
-    """The same four files for several runs together, into the folder `out`.
+def write_joint_report(
+    run_folders: Sequence[Path | str], out: Path | str, protocol: str | None = None, reference: str | None = None
+) -> None:
+    """The same five files for several runs together, into the folder `out`.
 
     protocol: by its name in conf/protocol; None is what the runs were made with, or all metrics where they differ.
+    reference: the label of the row that differences are to; None is what the runs' configs say, where it is there.
     """
     from lorabench import protocols
     from lorabench.report import figures, page
     from lorabench.report.folder import RunFolder, common_protocol
-    from lorabench.report.table import Table, write_csv, write_markdown
+    from lorabench.report.table import Table
+    from lorabench.report.tex import write_latex
+    from lorabench.report.text import write_csv, write_markdown
 
-    runs = [RunFolder.load(folder) for folder in run_folders]
-    table = Table.of(runs, protocols.load(protocol) if protocol else common_protocol(runs))
+    runs = [run for folder in run_folders for run in RunFolder.load_all(folder)]
+    table = Table.of(runs, protocols.load(protocol) if protocol else common_protocol(runs), reference)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "table.md").write_text(write_markdown(table), encoding="utf-8")
-    (out / "table.csv").write_text(write_csv(table), encoding="utf-8")
+    for ending, write in (("md", write_markdown), ("csv", write_csv), ("tex", write_latex)):
+        (out / f"table.{ending}").write_text(write(table), encoding="utf-8")
     figures.draw_grid(runs).save(out / "grid.png", optimize=True)
-    (out / "report.html").write_text(page.render(runs, table), encoding="utf-8")
+    (out / "report.html").write_text(page.render(runs, table, out), encoding="utf-8")

@@ -1,39 +1,61 @@
-"""python -m lorabench.report RUN [RUN ...] [--out DIR] [--protocol NAME]: redraw a run's report, or join a few.
+"""Redraw a run's report, join several, or put a publication's tables beside what was measured.
 
-A protocol is a view of the stored scores: other columns cost nothing anew.
+    python -m lorabench.report outputs/adhoc/duolora-none-s0                  # its own report anew
+    python -m lorabench.report outputs/adhoc outputs/duolora_main             # runs, or folders of runs: a sweep's
+    python -m lorabench.report outputs/duolora_main --protocol klora          # other columns, from the same scores
+    python -m lorabench.report outputs/duolora_ablation --reference "duolora masks_only"
+    python -m lorabench.report outputs/duolora_main --paper duolora           # paper | ours | verdict
+
+A report is table.md, .csv, .tex, grid.png and report.html; nothing is computed anew but the statistics.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from lorabench.errors import UserError
 from lorabench.report import write_joint_report
+from lorabench.report.folder import RunFolder, run_folders
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m lorabench.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="finished run folder")
-    parser.add_argument("--out", type=Path, help="where to write; needed for several runs, default: the run folder")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="finished run folder, or a folder of them")
+    parser.add_argument("--out", type=Path, help="where to write; default: the folder, or `joint` beside several")
     parser.add_argument("--protocol", metavar="NAME", help="columns of a publication; default: those of the runs")
+    parser.add_argument("--reference", metavar="ROW", help="what differences are to; default: the runs' `reference`")
+    parser.add_argument("--paper", metavar="NAME", help="print a publication's tables beside the runs, write no report")
     args = parser.parse_args(argv)
     try:
-        if len(args.runs) > 1 and args.out is None:
-            raise UserError("several run folders need a place for the joint report; add --out DIR")
-        out = args.out or args.runs[0]
+        folders = run_folders(args.runs)
+        if args.paper is not None:
+            from lorabench.report.beside import beside
+
+            print(beside(args.paper, [run for folder in folders for run in RunFolder.load_all(folder)]))
+            return 0
+        out = args.out or place(args.runs)
         if out.exists() and not out.is_dir():
             raise UserError(f"{out} is a file; type --out <a folder>")
-        write_joint_report(args.runs, out, args.protocol)
+        write_joint_report(folders, out, args.protocol, args.reference)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print((out / "table.md").read_text(encoding="utf-8"))
     print(out / "report.html")
     return 0
+
+
+def place(given: Sequence[Path]) -> Path:
+    """Where a report goes: into the one folder, or into a folder `joint` beside several."""
+    if len(given) == 1:
+        return given[0]
+    return Path(os.path.commonpath([folder.resolve().parent for folder in given])) / "joint"
 
 
 if __name__ == "__main__":

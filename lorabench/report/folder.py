@@ -8,21 +8,26 @@
         losses      {"<content>+<style>": {term: [a value a step]}}
     config.yaml                                        shown as it is
     images/<method or frame>/<content>+<style>/<index:02d>.png
+                                                       <method>-<ablation>, where there are several rows of methods
     references/{content,style}/<name>/<i>.png
     figures/rank_by_layer.png                          where there were merges
 
 A content may be several subjects in one picture and is then called "mug_1+cat_1", everywhere; styles likewise.
+A run of several methods (task=compare) has `rows` in its manifest: method, ablation, costs and losses of each.
 Of the manifest only the first five keys are required; without costs or losses the report is shorter.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+import yaml
 
 from lorabench import protocols
 from lorabench.config import ProtocolSpec
@@ -70,7 +75,16 @@ class RunFolder:
 
     @classmethod
     def load(cls, path: Path | str) -> RunFolder:
-        """Read manifest and scores; a folder that is no finished run is the user's mistake."""
+        """The finished run of one method."""
+        [run] = cls.load_all(path)
+        return run
+
+    @classmethod
+    def load_all(cls, path: Path | str) -> list[RunFolder]:
+        """Read manifest and scores; of a run of several methods (task=compare) each as if it had run alone.
+
+        A folder that is no finished run is the user's mistake.
+        """
         path = Path(path)
         for name in ("manifest.json", "scores.parquet"):
             if not (path / name).is_file():
@@ -80,9 +94,16 @@ class RunFolder:
             scores = pd.read_parquet(path / "scores.parquet")
         except ValueError as error:  # of either reader
             raise UserError(f"{path} has a broken manifest.json or scores.parquet; run its command again") from error
-        if missing := [key for key in REQUIRED if key not in manifest]:
-            raise UserError(f"{path / 'manifest.json'} has no {', '.join(missing)}; run its command again")
-        return cls(path, manifest, label_rows(scores))
+        scores, runs = label_rows(scores), []
+        several = manifest.pop("rows", [])
+        for own in several or [{}]:
+            one = manifest | own
+            if missing := [key for key in REQUIRED if key not in one]:
+                raise UserError(f"{path / 'manifest.json'} has no {', '.join(missing)}; run its command again")
+            run = cls(path, one, scores)
+            mine = scores["label"].isin([run.label, *FRAMES])
+            runs.append(replace(run, scores=scores[mine]) if several else run)
+        return runs
 
     @property
     def label(self) -> str:
@@ -93,6 +114,15 @@ class RunFolder:
         """The resolved config as text; empty when the folder has none."""
         file = self.path / "config.yaml"
         return file.read_text(encoding="utf-8") if file.is_file() else ""
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The resolved config; empty when the folder has none that can be read."""
+        try:
+            found = yaml.safe_load(self.config)
+        except yaml.YAMLError:
+            return {}
+        return found if isinstance(found, dict) else {}
 
     @property
     def losses(self) -> dict[str, dict[str, list[float]]]:
@@ -105,6 +135,11 @@ class RunFolder:
         path = self.path / RANK_FIGURE
         return path if path.is_file() else None
 
+    def images_of(self, method: str, ablation: str) -> Path:
+        """Where a row's images lie; an ablation's beside those of others have a folder of their own."""
+        own = self.path / "images" / f"{method}-{ablation}"
+        return own if own.is_dir() else self.path / "images" / method
+
     def references(self, role: str, name: str) -> list[Path]:
         """Reference images of a concept, role "content" or "style"."""
         return sorted((self.path / "references" / role / name).glob("*.png"))
@@ -112,15 +147,15 @@ class RunFolder:
     @cached_property
     def pictures(self) -> list[Picture]:
         """Every scored image, in the order of the scores."""
-        key = ["method", "label", "content", "style", "prompt", "seed", "image"]
+        key = ["method", "ablation", "label", "content", "style", "prompt", "seed", "image"]
         columns, _ = protocols.columns(protocols.ALL, self.scores)
         names = {(column.spec.metric, column.backbone): column.name for column in columns}
         table = self.scores.pivot_table("value", key, ["metric", "backbone"], sort=False)
         found = []
         for at, scores in zip(table.index, table.to_dict("records"), strict=True):
             row = dict(zip(key, at, strict=True))
-            folder = self.path / "images" / row["method"] / f"{row['content']}+{row['style']}"
-            path = folder / f"{row['image']:02d}.png"
+            pair = f"{row['content']}+{row['style']}"
+            path = self.images_of(row["method"], row["ablation"]) / pair / f"{row['image']:02d}.png"
             if not path.is_file():
                 raise UserError(f"{path} was scored but is missing; run the command of this folder again")
             found.append(
@@ -136,6 +171,15 @@ class RunFolder:
                 )
             )
         return found
+
+
+def run_folders(folders: Sequence[Path]) -> list[Path]:
+    """Run folders, each once: those given, and of a folder that is none the finished runs in it (a sweep's)."""
+    found: list[Path] = []
+    for folder in folders:
+        below = sorted(file.parent for file in folder.glob("*/manifest.json"))
+        found += [folder] if (folder / "manifest.json").is_file() or not below else below
+    return list({folder.resolve(): folder for folder in found}.values())
 
 
 def common_protocol(runs: list[RunFolder]) -> ProtocolSpec:

@@ -1,17 +1,18 @@
 """The table: a row a method between the frame rows, with 95 % intervals, costs, and what is not separated.
 
-Under a method stands what its publication reports, marked as such.
+Under a method stands what publications report of it, marked as such.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isnan
+from math import isnan, nan
+from typing import Any
 
 import pandas as pd
 
-from lorabench import protocols, stats
-from lorabench.config import ProtocolSpec
+from lorabench import comparing, protocols, stats
+from lorabench.config import ProtocolSpec, choose
 from lorabench.protocols import Column
 from lorabench.report import published
 from lorabench.report.folder import CEILING, FLOORS, FRAMES, RunFolder, join_scores, label_rows
@@ -19,10 +20,20 @@ from lorabench.report.published import Published
 
 COSTS = {
     "learned_parameters": "learned parameters",
+    "lora_seconds": "s a LoRA (shared)",
     "merge_seconds": "s to merge",
+    "merge_unet_passes": "UNet passes to merge",
+    "merge_peak_gpu_bytes": "GiB of the GPU to merge",
+    "merge_peak_bytes": "GiB of the process to merge",
     "seconds_per_image": "s an image",
+    "unet_passes_per_image": "UNet passes an image",
 }
-BASELINE = "direct"
+PEAKS = ("merge_peak_gpu_bytes", "merge_peak_bytes")
+COMPARED = ["difference", "difference_low", "difference_high", "p"]
+LINE = [
+    "label", "metric", "backbone", "digits", "mean", "low", "high", "bca_low", "bca_high", "pairs", "images",
+    *COMPARED, "p_holm", "separated", "rank", "rank_low", "rank_high",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -30,25 +41,39 @@ class Table:
     """What is shown of one or several runs, whatever the format.
 
     lines: as `summary` makes them; `metric` is the name of a column.  spent: as `costs` makes them.
-    reported: by label, the publications' rows.  notes: paragraphs under the table.
+    reported: by label, the publications' rows.  notes: paragraphs under the table.  columns: what `metric` stands for.
+    reference: the label that differences are to; None where no row has the label that the runs' configs ask for.
     """
 
     lines: pd.DataFrame
     spent: pd.DataFrame
     reported: dict[str, list[Published]]
     notes: list[str]
+    columns: list[Column]
+    reference: str | None
 
     @classmethod
-    def of(cls, runs: list[RunFolder], protocol: ProtocolSpec = protocols.ALL) -> Table:
-        """Raises UserError where the runs cannot be compared, or have no score that the protocol shows."""
+    def of(cls, runs: list[RunFolder], protocol: ProtocolSpec = protocols.ALL, reference: str | None = None) -> Table:
+        """reference: a label; None is that of the runs' configs, if it is there.
+
+        Raises UserError where the runs cannot be compared, have no score that the protocol shows, or no such label.
+        """
         scores = join_scores(runs)
+        labels = row_order(scores["label"].tolist())
+        if reference is not None:
+            choose("--reference", reference, labels)
+        elif (configured := common_reference(runs)) in labels:
+            reference = configured
         columns, said = protocols.columns(protocol, scores)
-        lines = summary(scores, columns)
+        lines = summary(scores, columns, reference)
+        spent = costs(runs)
         reported = published.published(runs, columns, protocol.arxiv)
-        notes = [*footnotes(lines, scores, columns), *said]
+        notes = [*footnotes(lines, scores, columns, reference), *said]
+        if "lora_seconds" in spent:
+            notes.append(SHARED)
         if reported:
-            notes.append(published.footnote(runs, lines, protocol.arxiv))
-        return cls(lines, costs(runs), reported, notes)
+            notes.append(published.FOOTNOTE)
+        return cls(lines, spent, reported, notes, columns, reference)
 
     @property
     def labels(self) -> list[str]:
@@ -67,98 +92,79 @@ def row_order(labels: list[str]) -> list[str]:
     return [f for f in FLOORS if f in unique] + methods + [CEILING] * (CEILING in unique)
 
 
-def summary(scores: pd.DataFrame, columns: list[Column]) -> pd.DataFrame:
-    """Scores of one or several methods -> one line a row and column.
+def common_reference(runs: list[RunFolder]) -> str:
+    """What the runs' configs call `reference`; `direct` where they differ or do not say."""
+    found = {str(run.settings.get("reference", "direct")) for run in runs}
+    return found.pop() if len(found) == 1 else "direct"
 
-    Columns: label, metric (the column's name), backbone, digits, mean, low, high, pairs, images, and of each method
-    the paired difference to `direct` (difference, difference_low, difference_high, separated); that is missing for
-    the frames, for `direct` itself, and when there is no `direct` to compare with on at least two pairs.
+
+def summary(scores: pd.DataFrame, columns: list[Column], reference: str | None = None) -> pd.DataFrame:
+    """Scores of one or several methods -> one line a row and column, of the columns LINE.
+
+    Of each method there is the paired difference to the reference, which is missing of the frames, of the reference
+    itself, and where both share less than two pairs; `separated` (True, False, or NaN without a difference) is after
+    Holm's correction over all methods of the column. Ranks are among the methods.
     """
     scores = label_rows(scores)
+    labels = row_order(scores["label"].unique().tolist())
     by_label = dict(iter(scores.groupby("label", sort=False)))
-    images = {
-        (name, column.name): protocols.image_values(rows, column)
-        for name, rows in by_label.items()
-        for column in columns
-    }
+    parts = []
+    for column in columns:
+        images = {name: protocols.image_values(by_label[name], column) for name in labels}
+        images = {name: own for name, own in images.items() if not own.empty}
+        if images:
+            parts.append(column_lines(images, column, reference))
+    lines = pd.concat(parts, ignore_index=True)
+    at = {name: place for place, name in enumerate(labels)}
+    return lines.sort_values("label", key=lambda names: names.map(at), kind="stable", ignore_index=True)
+
+
+def column_lines(images: dict[str, pd.DataFrame], column: Column, reference: str | None) -> pd.DataFrame:
+    """The lines of one column; images: what protocols.image_values gives, by label."""
+    methods = {name: own for name, own in images.items() if name not in FRAMES}
     lines = []
-    for name in row_order(scores["label"].unique().tolist()):
-        for column in columns:
-            if (own := images[name, column.name]).empty:
-                continue
-            at = stats.mean(own, *column.rule)
-            line = {
-                "label": name,
-                "metric": column.name,
-                "backbone": column.backbone,
-                "digits": column.digits,
-                "mean": at.mean,
-                "low": at.low,
-                "high": at.high,
-                "pairs": at.pairs,
-                "images": len(own),
-            }
-            baseline = images.get((BASELINE, column.name))
-            if baseline is not None and not baseline.empty and name not in (BASELINE, *FRAMES):
-                delta = stats.difference(own, baseline, *column.rule)
-                if not isnan(delta.low):  # a pair or none in common tells nothing apart, nor together
-                    line |= {
-                        "difference": delta.mean,
-                        "difference_low": delta.low,
-                        "difference_high": delta.high,
-                        "separated": delta.separated,
-                    }
-            lines.append(line)
-    return pd.DataFrame(lines)
+    for name, own in images.items():
+        at = stats.mean(own, *column.rule)
+        line = {
+            "label": name,
+            "metric": column.name,
+            "backbone": column.backbone,
+            "digits": column.digits,
+            "mean": at.mean,
+            "low": at.low,
+            "high": at.high,
+            "bca_low": at.bca_low,
+            "bca_high": at.bca_high,
+            "pairs": at.pairs,
+            "images": len(own),
+        }
+        if name in methods and reference in images and name != reference:
+            delta = stats.difference(own, images[reference], *column.rule)
+            if not isnan(delta.low):  # a pair or none in common tells nothing apart, nor together
+                line |= dict(zip(COMPARED, (delta.mean, delta.low, delta.high, delta.p), strict=True))
+        lines.append(line)
+    frame = pd.DataFrame(lines).reindex(columns=LINE).set_index("label", drop=False).rename_axis(None)
+    frame["p_holm"] = comparing.holm(frame["p"].to_numpy(dtype=float))
+    separated = [nan if isnan(p) else bool(p <= comparing.ALPHA) for p in frame["p_holm"]]
+    frame["separated"] = pd.Series(separated, frame.index, dtype=object)
+    ranks = comparing.ranks(methods, *column.rule)
+    frame[ranks.columns] = ranks.reindex(frame.index)
+    return frame
 
 
 def costs(runs: list[RunFolder]) -> pd.DataFrame:
-    """Costs by label, averaged over the runs (seeds) of a method; the columns of COSTS that any run has."""
-    rows = pd.DataFrame([{"label": run.label, **run.manifest.get("costs", {})} for run in runs])
-    known = rows[["label", *(c for c in COSTS if c in rows)]]
-    return pd.DataFrame(known.groupby("label", sort=False).mean())
+    """Costs by label, means over the runs (seeds) of a method, of a peak the greatest; the COSTS that any run has.
 
-
-def write_csv(table: Table) -> str:
-    """One row a method: <metric>, <metric>_low, <metric>_high, then the costs; what is reported is named so."""
-    wide = pd.DataFrame(index=pd.Index(table.labels, name="method"))
-    for metric, column in table.lines.groupby("metric", sort=False):
-        by_label = column.set_index("label")
-        wide[metric], wide[f"{metric}_low"], wide[f"{metric}_high"] = (by_label[c] for c in ("mean", "low", "high"))
-    wide = wide.join(table.spent)
-    rows: dict[str, dict[str, float]] = {}
-    for name in table.labels:
-        rows[name] = wide.loc[name].to_dict()
-        rows |= {f"{published.MARK} {name} {own.text}": own.values for own in table.reported.get(name, [])}
-    return pd.DataFrame(list(rows.values()), list(rows), wide.columns).to_csv(float_format="%.6g", index_label="method")
-
-
-def write_markdown(table: Table) -> str:
-    """The table for people, with footnotes that say who scored and what the marks mean."""
-    rows = {(line["label"], line["metric"]): line for line in table.lines.to_dict("records")}
-    metrics, spent = list(table.backbones), table.spent
-    text = [
-        "| " + " | ".join(["method", *metrics, *(COSTS[c] for c in spent)]) + " |",
-        "|---|" + "---:|" * (len(metrics) + spent.shape[1]),
-    ]
-    for name in table.labels:
-        cells = [format_score(rows.get((name, metric))) for metric in metrics]
-        cells += [format_cost(spent, name, c) for c in spent]
-        text.append("| " + " | ".join([escape(name), *cells]) + " |")
-        for own in table.reported.get(name, []):
-            cells = [f"*{value}*" if (value := format_reported(own, metric)) else "" for metric in metrics]
-            title = escape(f"{published.MARK} {own.text}")
-            text.append("| " + " | ".join([title, *cells, *[""] * spent.shape[1]]) + " |")
-    return "\n".join(text) + "\n\n" + "\n\n".join(table.notes) + "\n"
-
-
-def escape(text: str) -> str:
-    """Text as a cell of a markdown table.
-
-    >>> escape("a|b <i>")
-    'a\\\\|b \\\\<i>'
+    Of the two peaks that of the GPU, if every run that has one has it too.
     """
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "\\<")
+    rows = pd.DataFrame([{"label": run.label, **run.manifest.get("costs", {})} for run in runs])
+    known = [cost for cost in COSTS if cost in rows and rows[cost].notna().to_numpy().any()]
+    if set(PEAKS) <= set(known):
+        on_gpu, process = (rows[peak].notna().to_numpy() for peak in PEAKS)
+        known.remove(PEAKS[1] if (on_gpu | ~process).all() else PEAKS[0])
+    by_label = rows[["label", *known]].groupby("label", sort=False)
+    how: Any = {cost: "max" if cost in PEAKS else "mean" for cost in known}
+    return pd.DataFrame(by_label.agg(how) if known else by_label.first())
 
 
 def format_score(line: dict | None) -> str:
@@ -169,11 +175,27 @@ def format_score(line: dict | None) -> str:
     return text + (" ~" if line.get("separated") is False else "")
 
 
+def format_difference(line: dict | None) -> str:
+    if line is None or isnan(line["difference"]):
+        return ""
+    mean, low, high = (f"{line[part]:+.{line['digits']}f}" for part in COMPARED[:3])
+    return f"{mean} [{low}, {high}]" + (" ~" if line["separated"] is False else "")
+
+
+def format_rank(line: dict | None) -> str:
+    if line is None or isnan(line["rank"]):
+        return ""
+    text = f"{line['rank']:g}"
+    return text if isnan(line["rank_low"]) else f"{text} [{line['rank_low']:g}, {line['rank_high']:g}]"
+
+
 def format_cost(spent: pd.DataFrame, name: str, cost: str) -> str:
     value = spent[cost].get(name)
     if value is None or value != value:
         return ""
-    return f"{value:,.0f}".replace(",", " ") if cost == "learned_parameters" else f"{value:.3g}"
+    if cost in ("learned_parameters", "merge_unet_passes", "unet_passes_per_image"):
+        return f"{value:,.0f}".replace(",", " ")
+    return f"{value / 2**30 if cost in PEAKS else value:.3g}"
 
 
 def format_reported(own: Published, metric: str) -> str:
@@ -181,7 +203,13 @@ def format_reported(own: Published, metric: str) -> str:
     return f"{own.values[metric]:g}" if metric in own.values else ""
 
 
-def footnotes(lines: pd.DataFrame, scores: pd.DataFrame, columns: list[Column]) -> list[str]:
+SHARED = (
+    "Training the LoRAs is no cost of a merge: methods share them. Costs of a merge are those of one pair, memory is "
+    "the most that any pair took."
+)
+
+
+def footnotes(lines: pd.DataFrame, scores: pd.DataFrame, columns: list[Column], reference: str | None) -> list[str]:
     """Paragraphs under the table."""
     pairs, backbones = lines["pairs"].tolist(), list(dict.fromkeys(lines["backbone"]))
     rules = {column.rule[0] for column in columns}
@@ -204,11 +232,14 @@ def footnotes(lines: pd.DataFrame, scores: pd.DataFrame, columns: list[Column]) 
             " These are small scorers trained on the microworld: "
             "their numbers must not be put beside those of the real backbones."
         )
-    if any(line.get("separated") is False for line in lines.to_dict("records")):
+    if compared := lines[lines["p"].notna()].groupby("metric").size().tolist():
         notes.append(
-            f"~ not separated from {BASELINE}: "
-            "the interval of the difference, paired by (pair, prompt, seed), holds zero."
+            f"~ not separated from {reference}: a t test of the differences, paired by (pair, prompt, seed), has p "
+            f"above {comparing.ALPHA:g} after Holm's correction over the {span(compared)} compared methods of a "
+            "column. Intervals of differences are 95 % each, without correction."
         )
+    if lines["rank"].notna().to_numpy().any():
+        notes.append("Rank 1 has the greatest mean of the pairs that all methods share; its interval is 95 %.")
     return notes
 
 

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from pytorch_lightning.callbacks import BasePredictionWriter
 from pytorch_lightning.loggers import Logger
 from torch import Tensor, device
 
 Progress = Callable[[int], None]  # called with the number of units done so far
 
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # it reports hardware and tips at each start
+
+# Batches carry their own numbers, and jobs of SLURM are started by other means.
+for told in ("Couldn't infer the batch indices", "The `srun` command is available"):
+    warnings.filterwarnings("ignore", message=told)
 
 
 class Steps(pl.Callback):
@@ -23,6 +30,20 @@ class Steps(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         self.progress(self.start + trainer.global_step)
+
+
+class Written(BasePredictionWriter):
+    """Hands each prediction on as soon as it is there: write(batch that was asked for, prediction)."""
+
+    def __init__(self, write: Callable[[Any, Any], None]):
+        super().__init__("batch")
+        self.write = write
+
+    def write_on_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, prediction: Any, batch_indices: Any, batch: Any,
+        batch_idx: int, dataloader_idx: int,
+    ) -> None:  # fmt: skip
+        self.write(batch, prediction)
 
 
 def fit(
@@ -54,7 +75,10 @@ def quiet_trainer(
     logger: Logger | None = None,
     **options: Any,
 ) -> pl.Trainer:
-    """A Trainer on one device that writes and prints nothing by itself."""
+    """A Trainer on one device that writes and prints nothing by itself.
+
+    It is an ordinary single process, also in a rank or in a job of SLURM, whose variables it does not look at.
+    """
     return pl.Trainer(
         accelerator="cpu" if place.type == "cpu" else "gpu",
         devices=1 if place.type == "cpu" else [place.index or 0],
@@ -65,6 +89,7 @@ def quiet_trainer(
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        plugins=[LightningEnvironment()],
         **options,
     )
 

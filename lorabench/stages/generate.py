@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,11 +20,19 @@ from lorabench.models.adapted import live_sites, text_sites
 from lorabench.models.sdxl import SDXL
 from lorabench.sampling import sample
 from lorabench.stages.combine import combine, scaled
-from lorabench.stages.fitting import Progress, quiet_trainer
+from lorabench.stages.fitting import Progress, Written, quiet_trainer
 from lorabench.stages.learn import map_gates
 
 if TYPE_CHECKING:
     from lorabench.stages.merge import MergeResult
+
+
+@dataclass(frozen=True)
+class Share:
+    """Numbers of the batches to draw, and what takes the images [b, H, W, 3] of each with the index of their first."""
+
+    batches: Sequence[int]
+    write: Callable[[int, Tensor], None]
 
 
 class Generating(pl.LightningModule):
@@ -69,6 +78,7 @@ def generate(
     gates: AllGates | None = None,
     gain: Gain | None = None,
     progress: Progress | None = None,
+    share: Share | None = None,
     branches: Sequence[Branch] | None = None,
 ) -> np.ndarray:
     """Images uint8 [n, H, W, 3], one a prompt and seed (n of each).
@@ -76,16 +86,20 @@ def generate(
     gates: by site, one a LoRA.  gain: strength of each LoRA by (site, progress), on the text encoders too, where they
     keep the one of the start; None is one for all.
     progress: called with the number of images done so far.  branches: as in `Method.guidance`; they need a gain.
+    share: which of the batches to draw, each written as soon as it is there; the images returned are theirs.
     """
     starts = range(0, len(prompts), spec.batch)
     batches = [(prompts[i : i + spec.batch], seeds[i : i + spec.batch]) for i in starts]
-    callbacks = [Images(progress)] if progress else []
+    numbers = range(len(batches)) if share is None else share.batches
+    callbacks: list[pl.Callback] = [Images(progress)] if progress else []
+    if share is not None:
+        callbacks.append(Written(lambda number, images: share.write(number * spec.batch, images)))
     on_device = gates and map_gates(gates, lambda tensor: tensor.to(model.device))
     words = {site: gain(site, 0.0) for lora in loras for site in lora.text} if gain else None
     with attach(model.unet, loras, on_device) as adapters, model.adapted_text(loras, words):
         module = Generating(model, adapters, gain, spec, batches, branches)
         runner = quiet_trainer(model.device, trainer.precision, callbacks)
-        images: Any = runner.predict(module, range(len(batches)))
+        images: Any = runner.predict(module, numbers)
     return torch.cat(images).numpy()
 
 
@@ -101,6 +115,7 @@ def draw(
     trainer: TrainerSpec,
     progress: Progress | None = None,
     strength: Mapping[Role, float] | None = None,
+    share: Share | None = None,
 ) -> np.ndarray:
     """Images as a method draws them: with the file of its merge if it makes one, else with all LoRAs at their gains.
 
@@ -109,18 +124,18 @@ def draw(
     strength: of all LoRAs of a role, which multiplies the method's own; None is 1.  Returns as `generate`.
     """
     if result is not None and method.exports and strength is None:
-        return generate(model, [result.lora], prompts, seeds, spec, trainer, progress=progress)
+        return generate(model, [result.lora], prompts, seeds, spec, trainer, progress=progress, share=share)
     if strength is not None and method.combines:
         weaker = [scaled(lora, strength[role]) for lora, role in zip(loras(), roles, strict=True)]
         merged, _ = combine(method, weaker, live_sites(model.unet, weaker, roles), seeds[0])
-        return generate(model, [merged], prompts, seeds, spec, trainer, progress=progress)
+        return generate(model, [merged], prompts, seeds, spec, trainer, progress=progress, share=share)
     own = method.rebase(loras())
     gain = strengths(method, model.unet, own, roles, spec.steps)
     if strength is not None:
         gain = times(gain, [strength[role] for role in roles])
     gates = result.gates if result is not None else None
     branches = method.guidance(spec.guidance, roles)
-    return generate(model, own, prompts, seeds, spec, trainer, gates, gain, progress, branches)
+    return generate(model, own, prompts, seeds, spec, trainer, gates, gain, progress, share, branches)
 
 
 def times(gain: Gain, factors: Sequence[float]) -> Gain:

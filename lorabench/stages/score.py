@@ -7,7 +7,7 @@ so that any paper's averaging can be computed from the rows later.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,14 @@ from lorabench.metrics.preprocess import to_uint8
 from lorabench.metrics.references import References
 from lorabench.metrics.scorer import Scorer
 from lorabench.metrics.truth import CONTENT, STYLE, Truth
+from lorabench.stages.fitting import Written, quiet_trainer
 
 VERSION = "1"  # of the rows' meaning: a change here makes old and new numbers incomparable
 KEYS = ("dataset", "world", "content", "style", "prompt", "seed", "image", "method", "ablation", "model")
 COLUMNS = (*KEYS, "metric", "backbone", "role", "reference", "value", "version")
 UNIQUE = (*KEYS, "metric", "backbone", "role", "reference")
+
+CPU = torch.device("cpu")
 
 Row = dict[str, Any]
 
@@ -113,21 +116,26 @@ def row(item: Item, metric: str, backbone: str, role: str, reference: str, value
     }  # fmt: skip
 
 
-class Decoded(Dataset[tuple[int, np.ndarray]]):
-    """(position, picture) of every item, decoded on demand; plain tuples, which Lightning passes through untouched."""
+Batch = tuple[int, list[tuple[int, np.ndarray]]]  # its number, and (position, picture) of its items
 
-    def __init__(self, items: Sequence[Item]) -> None:
-        self.items = items
+
+class Decoded(Dataset[Batch]):
+    """Batches of items, decoded on demand; plain tuples and lists, which Lightning passes through untouched."""
+
+    def __init__(self, items: Sequence[Item], size: int, numbers: Sequence[int]) -> None:
+        self.items, self.size, self.numbers = items, size, numbers
 
     def __len__(self) -> int:
-        return len(self.items)
+        return len(self.numbers)
 
-    def __getitem__(self, position: int) -> tuple[int, np.ndarray]:
-        return position, self.items[position].load()
+    def __getitem__(self, index: int) -> Batch:
+        start = self.numbers[index] * self.size
+        items = self.items[start : start + self.size]
+        return self.numbers[index], [(start + i, item.load()) for i, item in enumerate(items)]
 
 
 class Scoring(pl.LightningModule):
-    """predict_step: a batch of (position, picture) -> the rows of its items."""
+    """predict_step: a batch -> the rows of its items."""
 
     def __init__(
         self, items: Sequence[Item], scorers: Sequence[Scorer], truth: Truth | None, references: References
@@ -136,10 +144,11 @@ class Scoring(pl.LightningModule):
         self.items, self.truth, self.references = items, truth, references
         self.scorers = torch.nn.ModuleList(scorers)
 
-    def predict_step(self, batch: list[tuple[int, np.ndarray]], batch_idx: int = 0) -> list[Row]:
-        items = [self.items[position] for position, _ in batch]
-        pictures = [picture for _, picture in batch]
-        rows: list[Row] = []
+    def predict_step(self, batch: Batch, batch_idx: int = 0) -> list[Row]:
+        _, found = batch
+        items = [self.items[position] for position, _ in found]
+        pictures = [picture for _, picture in found]
+        rows: list[list[Row]] = [[] for _ in items]
         embeddings, cuts = {}, {}
         for scorer in self.scorers:
             assert isinstance(scorer, Scorer)
@@ -148,64 +157,76 @@ class Scoring(pl.LightningModule):
             embedded = embeddings[scorer.name] = scorer.embed_cut(cuts[geometry])
             for i, item in enumerate(items):
                 one = {role: values[i : i + 1] for role, values in embedded.items()}
-                rows += similarity_rows(item, scorer, one, self.references)
+                rows[i] += similarity_rows(item, scorer, one, self.references)
         if self.truth is not None and CONTENT[0] in embeddings and STYLE[0] in embeddings:
             read = self.truth.read(embeddings)
             for i, item in enumerate(items):
-                rows += truth_rows(item, {what: names[i] for what, names in read.items()}, self.truth)
-        return rows
+                rows[i] += truth_rows(item, {what: names[i] for what, names in read.items()}, self.truth)
+        return [row for of_item in rows for row in of_item]
 
 
 def score_items(
     items: Sequence[Item],
     scorers: Sequence[Scorer],
     truth: Truth | None = None,
-    trainer: pl.Trainer | None = None,
     batch: int = 32,
     references: References | None = None,
+    place: torch.device = CPU,
 ) -> list[Row]:
-    """Rows of all items, ordered as the items are. With several ranks each gets the rows of its own share.
+    """Rows of all items, ordered as the items are: of an item all scorers, then the truth.
 
     references: what is known of references and texts already, and learns of those of these items.
     """
     if not items:
         return []
-    trainer = trainer or pl.Trainer(
-        accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False,
-        enable_checkpointing=False,
-    )  # fmt: skip
-    loader = DataLoader(Decoded(items), batch_size=batch, collate_fn=list)
-    parts = trainer.predict(Scoring(items, scorers, truth, references or References()), loader) or []
-    rows = [r for part in parts for r in part]
-    if trainer.world_size == 1:
-        check_rows(rows, items)
-    else:
-        check_unique(rows)
+    parts: dict[int, list[Row]] = {}
+    numbers = range(-(-len(items) // batch))
+    score_batches(items, scorers, numbers, parts.__setitem__, truth, batch, references, place)
+    return joined([parts[number] for number in numbers], items)
+
+
+def score_batches(
+    items: Sequence[Item],
+    scorers: Sequence[Scorer],
+    numbers: Sequence[int],
+    write: Callable[[int, list[Row]], None],
+    truth: Truth | None,
+    batch: int,
+    references: References | None,
+    place: torch.device,
+) -> None:
+    """Call write(number, rows) with each of the batches of these numbers, of all that the items make."""
+    loader = DataLoader(Decoded(items, batch, numbers), batch_size=None, collate_fn=untouched)
+    runner = quiet_trainer(place, "32-true", [Written(lambda asked, rows: write(asked[0], rows))])
+    runner.predict(Scoring(items, scorers, truth, references or References()), loader, return_predictions=False)
+
+
+def untouched(batch: Any) -> Any:
+    return batch
+
+
+def joined(parts: Sequence[list[Row]], items: Sequence[Item]) -> list[Row]:
+    """The rows of all batches in the order of the items; RuntimeError unless each is there once."""
+    rows = [row for part in parts for row in part]
+    check_rows(rows, items)
     return rows
 
 
-def score(
+def items_of(
     images: Sequence[np.ndarray | Path],
     pair: Pair,
     scenes: Sequence[Scene],
-    scorers: Sequence[Scorer],
-    *,
     seeds: Sequence[int],
     keys: Mapping[str, Any],
-    truth: Truth | None = None,
-    trainer: pl.Trainer | None = None,
-    batch: int = 32,
-    references: References | None = None,
-) -> list[Row]:
-    """Rows of the images of one pair; scenes and seeds [n] belong to images [n] (decoded, or paths).
+) -> list[Item]:
+    """The images of one pair; scenes and seeds [n] belong to images [n] (decoded, or paths).
 
     keys: the KEYS all have in common, of dataset, world, method, ablation, model.
     """
-    items = [
+    return [
         Item(image, pair, scene.text, {**keys, "prompt": scene.prompt, "seed": seed, "image": i})
         for i, (image, scene, seed) in enumerate(zip(images, scenes, seeds, strict=True))
     ]
-    return score_items(items, scorers, truth, trainer, batch, references)
 
 
 def check_unique(rows: Sequence[Row]) -> None:

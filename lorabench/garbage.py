@@ -1,0 +1,144 @@
+"""What of a store can go: what killed runs left behind, and artifacts that nothing refers to."""
+
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import Timeout
+
+from lorabench.artifact import BROKEN, KEY_FILE, is_whole, read_record
+from lorabench.errors import UserError
+from lorabench.store import DIGESTS, DRAFTS, INTACT, LOCKS, PARTIAL, Store
+
+KEY = re.compile(r"[0-9a-f]{32}")
+UNUSED_DAYS = 7.0  # a run that is going on has no manifest yet; what it has looked at lately is kept for it
+DAY = 86400.0
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """A file or folder; key: the artifact's whose lock is held while it goes."""
+
+    why: str
+    path: Path
+    key: str
+
+
+def garbage(store: Store, outputs: Sequence[Path] | None = None, days: float | None = None) -> Iterator[Garbage]:
+    """Everything that can go, but for what a process is working on.
+
+    outputs: folders of runs; artifacts that none of their manifests leads to can go as well.
+    days: artifacts that were not used for so long; of those of `outputs` 7 unless it is given.
+    """
+    known = {path.name for path in artifact_folders(store)}
+    for path in listed(store.root / DRAFTS):
+        yield Garbage("draft of a killed run", path, path.name)
+    for path in listed(store.root / PARTIAL):
+        yield Garbage("unfinished training of a killed run, which it would go on from", path, path.name)
+    for path in listed(store.root / INTACT):
+        if path.name not in known:
+            yield Garbage("note on an artifact that is gone", path, path.name.strip("."))
+    for path in listed(store.root / DIGESTS):
+        if path.is_file() and (source := path.read_text()[65:]) and not Path(source).exists():
+            yield Garbage("digest of a model that is gone", path, path.name)
+    used = reachable(store, outputs) if outputs is not None else set()
+    least = days if days is not None else UNUSED_DAYS
+    for path in artifact_folders(store):
+        if not is_whole(path):
+            yield Garbage("damaged", path, path.name)
+        elif (outputs is not None or days is not None) and path.name not in used and unused_days(store, path) > least:
+            yield Garbage("unused", path, path.name)
+    for path in listed(store.root / LOCKS):
+        if path.suffix == ".lock":
+            yield Garbage("lock that nobody holds", path, path.stem)
+
+
+def remove(store: Store, garbage: Garbage) -> bool:
+    """Remove it under its artifact's lock; False where another process holds that."""
+    lock = store.lock(garbage.key)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return False
+    try:
+        if garbage.path.is_dir():
+            doomed = store.draft(garbage.key)
+            if doomed != garbage.path:  # out of sight at once: a reader finds all of an artifact or nothing
+                shutil.rmtree(doomed, ignore_errors=True)
+                doomed.parent.mkdir(exist_ok=True)
+                os.replace(garbage.path, doomed)
+            shutil.rmtree(doomed)
+        else:
+            garbage.path.unlink(missing_ok=True)
+        # A process that waits for it finds that the file it has locked has no name any more, and opens a new one.
+        Path(lock.lock_file).unlink(missing_ok=True)
+    finally:
+        lock.release()
+    return True
+
+
+def is_free(store: Store, key: str) -> bool:
+    """Whether no process holds the artifact's lock."""
+    if (store.root / LOCKS / f"{key}.lock").exists():
+        try:
+            with store.lock(key).acquire(timeout=0):
+                return True
+        except Timeout:
+            return False
+    return True
+
+
+def artifact_folders(store: Store) -> Iterator[Path]:
+    for stage in listed(store.root):
+        if not stage.name.startswith("."):
+            yield from (path for path in listed(stage) if KEY.fullmatch(path.name))
+
+
+def listed(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def reachable(store: Store, outputs: Sequence[Path]) -> set[str]:
+    """Keys that the manifests under these folders name, and those of everything these were made of."""
+    waiting: set[str] = set()
+    for folder in outputs:
+        if not folder.is_dir():
+            raise UserError(f"there is no folder {folder}; type --unused <a folder of runs>")
+        for manifest in folder.rglob("manifest.json"):
+            with suppress(*BROKEN):
+                waiting |= set(KEY.findall(json.dumps(json.loads(manifest.read_text())["keys"])))
+    paths = {path.name: path for path in artifact_folders(store)}
+    reached: set[str] = set()
+    while waiting:
+        key = waiting.pop()
+        reached.add(key)
+        if key in paths:
+            waiting |= keys_in(paths[key]) - reached
+    return reached
+
+
+def keys_in(path: Path) -> set[str]:
+    try:
+        parts: dict[str, Any] = read_record(path)["parts"]
+    except BROKEN:
+        return set()
+    return set(KEY.findall(json.dumps(parts)))
+
+
+def unused_days(store: Store, path: Path) -> float:
+    """Days since a run last found it, to the hour."""
+    note = store.root / INTACT / path.name
+    last = (note if note.exists() else path / KEY_FILE).stat().st_mtime
+    return (time.time() - last) / DAY
+
+
+def size_of(path: Path) -> int:
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files)

@@ -1,0 +1,80 @@
+"""A publication's tables, number by number, beside what runs of ours filled: paper | ours | verdict."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from lorabench import papers, protocols
+from lorabench.errors import UserError
+from lorabench.papers import Paper, PaperRow, PaperTable
+from lorabench.report.folder import RunFolder
+from lorabench.report.layout import by_cell
+from lorabench.report.published import DIFFERS, compared
+from lorabench.report.table import Table, format_score
+from lorabench.report.text import escape, row
+
+HEAD = ["row", "column", "paper", "ours", "verdict"]
+
+
+def beside(name: str, runs: list[RunFolder]) -> str:
+    """All tables of conf/paper/<name>.yaml as markdown; UserError where there is no such file."""
+    paper = papers.load(name)
+
+    @cache
+    def measured(protocol: str) -> Table | str:
+        """Our table in a protocol's columns, or why there is none."""
+        try:
+            return Table.of(runs, protocols.load(protocol))
+        except UserError as error:
+            return str(error)
+
+    parts = [f"# {paper.title} (arXiv {paper.arxiv}{f', {paper.venue}' if paper.venue else ''})"]
+    for table in paper.tables:
+        parts += section(paper, table, measured(table.protocol) if table.protocol else None, runs)
+    return "\n\n".join(parts) + "\n"
+
+
+def section(paper: Paper, table: PaperTable, measured: Table | str | None, runs: list[RunFolder]) -> list[str]:
+    """Heading, numbers, and what to know of them; measured: ours, or why it lacks."""
+    ours = measured if isinstance(measured, Table) else None
+    lines, reasons = [row(HEAD), "|---|---|---:|---:|---|"], list[str]()
+    for printed in table.rows:
+        numbers, differs = filled(paper, table, printed, ours, runs)
+        lines += [row([escape(cell) for cell in [printed.name, *number]]) for number in numbers]
+        reasons += differs
+    parts = [f"## {table.name}: {table.about}", "\n".join(lines)]
+    said = [f"Read in: {table.source}."]
+    if reasons:
+        said.append(f"{DIFFERS.capitalize()}: {', '.join(dict.fromkeys(reasons))}.")
+    if table.open:
+        said.append(f"Not said: {', '.join(table.open)}.")
+    said += [f"{metric}: {meaning}." for metric, meaning in table.own.items()]
+    return [*parts, " ".join(said), *([measured] if isinstance(measured, str) else [])]
+
+
+def filled(
+    paper: Paper, table: PaperTable, printed: PaperRow, ours: Table | None, runs: list[RunFolder]
+) -> tuple[list[list[str]], list[str]]:
+    """column, paper, ours, verdict of each number of a printed row, for each of our rows of it; and what differs."""
+    columns = ours.columns if ours else []
+    labels = [label for label in printed.method if ours and label in ours.labels] or [None]
+    cells, numbers, reasons = by_cell(ours) if ours else {}, list[list[str]](), list[str]()
+    for label in labels:
+        own = compared(paper, table, printed, [run for run in runs if run.label == label], columns)
+        shown = set[str]()
+        for column in columns:
+            if column.name in own.values:
+                line = cells.get((label or "", column.name))
+                score = f"{label}: {format_score(line | {'separated': None})}" if line else ""
+                verdict = own.verdict(line) if line else "not run"
+                numbers.append([column.name, f"{own.values[column.name]:g}", score, verdict])
+                shown.add(metric_key(column.spec.metric))
+        rest = {metric: value for metric, value in printed.values.items() if metric not in shown}
+        numbers += [[metric, f"{value:g}", "", "not scored"] for metric, value in rest.items()]
+        reasons += [own.why] if label and own.why else []
+    return numbers, reasons
+
+
+def metric_key(metric: str) -> str:
+    """A metric of ours as conf/paper names it."""
+    return "clip_t" if metric.startswith("clip_t") else metric

@@ -1,0 +1,66 @@
+"""table.md for people and table.csv for programs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from lorabench.report import published
+from lorabench.report.layout import Line, blocks, notes
+from lorabench.report.table import Table
+
+# Columns of the csv, each after the metric's name; the mean has that name alone.
+SUFFIXES = [
+    "mean", "low", "high", "bca_low", "bca_high", "pairs", "difference", "difference_low", "difference_high", "p",
+    "p_holm", "rank", "rank_low", "rank_high",
+]  # fmt: skip
+STANDING = "reported"  # column that says how far a publication's row can be compared
+
+
+def write_csv(table: Table) -> str:
+    """One row a method: <metric>, then <metric>_<suffix> of SUFFIXES, then the costs; what is reported is named so."""
+    wide = pd.DataFrame(index=pd.Index(table.labels, name="method"))
+    for metric, column in table.lines.groupby("metric", sort=False):
+        named = {suffix: str(metric) if suffix == "mean" else f"{metric}_{suffix}" for suffix in SUFFIXES}
+        wide = wide.join(pd.DataFrame(column.set_index("label")[SUFFIXES]).rename(columns=named))
+    wide = wide.join(table.spent)
+    rows: dict[str, dict[str, Any]] = {}
+    for name in table.labels:
+        rows[name] = wide.loc[name].to_dict()
+        for own in table.reported.get(name, []):
+            rows[f"{published.MARK} {name} {own.text}"] = {**own.values, STANDING: own.standing}
+    columns = [*wide, *([STANDING] if table.reported else [])]
+    return pd.DataFrame(list(rows.values()), list(rows), columns).to_csv(float_format="%.6g", index_label="method")
+
+
+def write_markdown(table: Table) -> str:
+    """The table, differences and ranks, with footnotes that say who scored and what the marks mean."""
+    text = []
+    for block in blocks(table):
+        lines = [
+            row(block.head),
+            "|---|" + "---:|" * (len(block.head) - 1),
+            *(row(cells(line)) for line in block.lines),
+        ]
+        text += [*([f"**{escape(block.title)}**"] if block.title else []), "\n".join(lines)]
+    return "\n\n".join([*text, *notes(table)]) + "\n"
+
+
+def cells(line: Line) -> list[str]:
+    """What others report is set in italics."""
+    name, *numbers = map(escape, line.cells)
+    return [name, *(f"*{number}*" if number and line.kind == "reported" else number for number in numbers)]
+
+
+def row(texts: list[str]) -> str:
+    return "| " + " | ".join(texts) + " |"
+
+
+def escape(text: str) -> str:
+    """Text as a cell of a markdown table.
+
+    >>> escape("a|b <i>")
+    'a\\\\|b \\\\<i>'
+    """
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "\\<")

@@ -1,0 +1,242 @@
+"""Ranks: the same numbers for any number of them, and a failure of one is everybody's at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+import pytest
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from rank_jobs import After, Job, Slow, broken, fine, item, killed, mistaken, plan_at
+
+from lorabench.checks import validate
+from lorabench.config import LoRASpec, TrainerSpec
+from lorabench.errors import UserError
+from lorabench.group import Group
+from lorabench.pipeline import make, plan_of
+from lorabench.plan import STAGES, Plan
+from lorabench.together import check_same, shares
+
+ROOT = Path(__file__).parents[1]
+WORLD = [
+    "dataset.subjects=[mug_1]", "dataset.styles=[ink_1]", "dataset.content_images=2", "dataset.style_images=2",
+    "dataset.references=2", "method=duolora", "method.fit.steps=2", "generate.images=3", "generate.batch=2",
+]  # fmt: skip
+
+
+def ranks(count: int) -> TrainerSpec:
+    return TrainerSpec("cpu", "32-true", 0, 1, devices=count)
+
+
+@pytest.fixture
+def plan(tmp_path: Path, lora_spec: LoRASpec) -> Plan:
+    return plan_at(tmp_path, ranks(2), lora_spec)
+
+
+def composed(tiny: Sequence[str], root: Path, *overrides: str) -> Plan:
+    """The plan of a tiny run with a store of its own."""
+    cfg = compose("config", [*tiny, *WORLD, f"output={root}", *overrides], return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    return plan_of(cfg)
+
+
+def made(plan: Plan) -> dict[str, pd.DataFrame]:
+    """The scores of every row, after everything that is lacking was made."""
+    make(plan, {stage: plan.items(stage) for stage in STAGES})
+    return {item.name: pd.read_parquet(plan.path(item) / "scores.parquet") for item in plan.items("score")}
+
+
+def files(plan: Plan, stage: str) -> dict[str, bytes]:
+    paths = [path for item in plan.items(stage) for path in plan.path(item).glob("*.[ps]*")]
+    return {str(path.relative_to(plan.store.root)): path.read_bytes() for path in paths}
+
+
+def test_one_two_and_three_ranks_give_the_same_scores(tiny: list[str], tmp_path: Path, hydra: None) -> None:
+    """Also where there are fewer items than ranks: one merge, two LoRAs; every row of images is two units."""
+    alone = composed(tiny, tmp_path / "0", "trainer.workers=0")
+    expected = made(alone)
+    assert len(alone.items("personalise")) == 2 and len(alone.items("merge")) == 1
+    for count in (2, 3):
+        trainer = ["trainer=ddp", "trainer.accelerator=cpu", f"trainer.devices={count}"]
+        plan = composed(tiny, tmp_path / str(count), *trainer)
+        scores = made(plan)
+        for name, frame in expected.items():
+            pd.testing.assert_frame_equal(scores[name], frame, check_exact=True)
+        for stage in ("generate", "score"):
+            assert files(plan, stage) == files(alone, stage)
+        assert not list((plan.store.root / ".drafts").iterdir())
+        for each in plan.items("generate"):
+            assert unet_passes(plan.path(each)) == unet_passes(alone.path(each))
+
+
+def unet_passes(path: Path) -> int | None:
+    return json.loads((path / "cost.json").read_text()).get("unet_passes")
+
+
+def test_batch_sizes_change_nothing_but_the_last_digits(tiny: list[str], tmp_path: Path, hydra: None) -> None:
+    """Scores to 1e-5 for other batches of scoring, to 2e-3 for other batches of drawing: grey levels that round off."""
+    tables: dict[tuple[int, int], pd.DataFrame] = {}
+    for drawn, scored in ((1, 1), (1, 4), (1, 8), (4, 8), (8, 8)):
+        batches = ["generate.images=5", f"generate.batch={drawn}", f"scorers.batch={scored}"]
+        tables[drawn, scored] = table(made(composed(tiny, tmp_path, "trainer.workers=0", *batches)))
+    first = tables[1, 1]
+    for (drawn, scored), other in tables.items():
+        assert other.drop(columns="value").equals(first.drop(columns="value"))
+        tolerance = 1e-5 if drawn == 1 else 2e-3
+        np.testing.assert_allclose(other["value"], first["value"], atol=tolerance, err_msg=f"{drawn}, {scored}")
+
+
+def table(scores: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    return pd.concat([frame.assign(row=name) for name, frame in scores.items()], ignore_index=True)
+
+
+def test_shares_keep_neighbours_together_and_cost_the_same() -> None:
+    cut = shares([4, 4, 1], [8.0, 8.0, 1.0], 2)
+    assert cut == [[[0, 1, 2, 3], [], []], [[], [0, 1, 2, 3], [0]]]
+    many = shares([1, 1], [1.0, 1.0], 5)
+    assert sum(bool(units) for rank in many for units in rank) == 2
+    assert sorted(number for rank in shares([7], [1.0], 3) for number in rank[0]) == list(range(7))
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """A folder in which slow jobs say, by a file, in which process they run."""
+    (tmp_path / "log").mkdir()
+    return tmp_path / "log"
+
+
+def alive(log: Path) -> list[str]:
+    return [file.name for file in log.iterdir() if Path(f"/proc/{file.name}").exists()]
+
+
+def until(condition: Callable[[], object], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("work", "kind", "line"),
+    [
+        (mistaken, UserError, "^this is wrong: type that$"),
+        (broken, RuntimeError, r"^rank \d failed: ValueError: ours$"),
+        (killed, UserError, r"^rank \d was killed by SIGKILL, most likely for want of memory; .* to resume"),
+    ],
+)
+def test_a_failing_rank_ends_the_others_and_shows_its_own_error(
+    plan: Plan, log: Path, capfd: pytest.CaptureFixture[str], work: Job, kind: type[Exception], line: str
+) -> None:
+    """One rank is in the middle of a job of a minute when the other fails."""
+    with pytest.raises(kind, match=line) as raised:
+        make(plan, {"personalise": [item(0, fine), item(1, Slow(log)), item(2, After(log, work))]})
+    began = max(file.stat().st_mtime for file in log.iterdir())
+    assert time.time() - began < 20 and not alive(log)
+    if work is broken:
+        assert 'raise ValueError("ours")' in str(raised.value.__cause__)
+    assert plan.store.find("personalise", {"n": 0}) and not plan.store.find("personalise", {"n": 1})
+    told = capfd.readouterr()
+    assert not told.out and all("left" in text for text in told.err.splitlines() if text)  # nothing but the bar
+
+
+CODE = """
+import sys
+from pathlib import Path
+from lorabench.config import TrainerSpec
+from rank_jobs import After, Job, Slow, item, plan_at
+from lorabench.cli import interrupted
+from lorabench.pipeline import make
+if __name__ == "__main__":
+    root = Path(sys.argv[1])
+    plan = plan_at(root, TrainerSpec("cpu", "32-true", 0, 1, devices=2), None)
+    try:
+        make(plan, {"personalise": [item(number, Slow(root / "log")) for number in range(2)]})
+    except KeyboardInterrupt:
+        sys.exit(interrupted())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_ranks_end_with_their_parent(tmp_path: Path, log: Path, number: signal.Signals) -> None:
+    """Ctrl-C, which reaches the whole process group, and a parent that is killed."""
+    script = tmp_path / "script.py"
+    script.write_text(CODE)
+    paths = os.pathsep.join([str(Path(__file__).parent), str(ROOT)])
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path)], env={**os.environ, "PYTHONPATH": paths}, start_new_session=True,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    until(lambda: len(alive(log)) == 2 or process.poll() is not None, 120)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 130 and "Traceback" not in err
+        assert err.splitlines()[-1].startswith("interrupted; what is finished is kept")
+    else:
+        process.kill()
+        process.communicate(timeout=60)
+    until(lambda: not alive(log), 15)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def test_two_nodes_share_a_run(tiny: list[str], tmp_path: Path) -> None:
+    """The same command twice: the one that has rank 0 assembles the run folder."""
+    output, port = tmp_path / "output", free_port()
+    nodes = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=1", "trainer.nodes=2"]
+    command = [*tiny, *WORLD, *nodes, f"trainer.rendezvous=localhost:{port}", f"output={output}"]
+    ends = finished([command, command])
+    assert [code for code, *_ in ends] == [0, 0], ends
+    (_, shown, _), (_, other, _) = sorted(ends, key=lambda end: "report.html" not in end[1])
+    assert "duolora" in shown and other == (
+        "this node's share is done; another node, which has rank 0, shows the results\n"
+    )
+    [scores] = output.rglob("adhoc/*/scores.parquet")
+    assert set(pd.read_parquet(scores)["method"]) == {"base", "content_only", "style_only", "oracle", "duolora"}
+
+
+def test_nodes_with_different_commands_are_told_so() -> None:
+    group = Group(1, 2, cast(Any, None), ("localhost", 1))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match="given different commands; type the"):
+        patch.setattr(Group, "told", lambda self, mine: "what rank 0 has to make")
+        check_same(group, {"personalise": [item(0, fine)]})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["trainer.devices=-1"], "trainer.devices=-1 must be at least 0"),
+        (["trainer.nodes=2"], "trainer.nodes=2 needs ranks on each; type trainer=ddp trainer.devices="),
+        (["trainer=ddp", "trainer.nodes=2"], "trainer.rendezvous=None is no place to meet; type trainer.rendezvous="),
+        (["trainer=ddp", "trainer.nodes=2", "trainer.rendezvous=node7"], "trainer.rendezvous=node7 is no place"),
+        (["scorers.batch=0"], "scorers.batch=0 must be at least 1"),
+    ],
+)
+def test_mistakes_are_told_before_anything_starts(hydra: None, overrides: list[str], line: str) -> None:
+    with pytest.raises(UserError, match=line):
+        validate(compose("config", overrides))
+
+
+def finished(commands: Sequence[Sequence[str]]) -> list[tuple[int, str, str]]:
+    pipe = subprocess.PIPE
+    run = [sys.executable, str(ROOT / "run.py")]
+    started = [
+        subprocess.Popen([*run, *command], cwd=ROOT, text=True, stdout=pipe, stderr=pipe) for command in commands
+    ]
+    told = [process.communicate(timeout=300) for process in started]
+    return [(process.returncode, *each) for process, each in zip(started, told, strict=True)]

@@ -1,0 +1,254 @@
+"""Tables of several runs: what differences are to, ranks, costs, and the three formats."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from made_run import METRICS, make_run, read_table
+from scipy import stats as scipy_stats
+
+from lorabench import comparing
+from lorabench.checks import check_reference
+from lorabench.errors import UserError
+from lorabench.report import write_joint_report
+from lorabench.report.__main__ import main
+from lorabench.report.folder import RunFolder, run_folders
+from lorabench.report.layout import blocks
+from lorabench.report.table import Table, costs, format_cost
+from lorabench.report.tex import escape, write_latex
+from lorabench.report.text import write_csv, write_markdown
+
+
+def made(folder: Path, *rows: str, reference: str = "direct") -> list[Path]:
+    """A run of each row ("duolora no_cycle") in the folder."""
+    names = [row.partition(" ") for row in rows]
+    return [
+        make_run(folder / f"{method}-{ablation or 'none'}", method, ablation or "none", images=2, reference=reference)
+        for method, _, ablation in names
+    ]
+
+
+def table(folder: Path, *rows: str, reference: str | None = None) -> Table:
+    return Table.of([RunFolder.load(run) for run in made(folder, *rows)], reference=reference)
+
+
+# --- differences
+
+
+def test_differences_are_paired_and_corrected(tmp_path: Path) -> None:
+    """Against plain pandas, scipy and Holm's formula."""
+    of = table(tmp_path, "direct", "ziplora", "duolora", "duolora no_cycle")
+    scores = pd.concat([pd.read_parquet(run / "scores.parquet") for run in sorted(tmp_path.iterdir())])
+    label = scores["method"].where(scores["ablation"] == "none", scores["method"] + " " + scores["ablation"])
+    frames = of.lines.set_index(["metric", "label"])
+    compared = ["ziplora", "duolora", "duolora no_cycle"]
+    for metric in METRICS:
+        own = scores.assign(label=label)[scores["metric"] == metric]
+        images = own.pivot_table("value", ["content", "style", "image"], "label")
+        deltas = pd.DataFrame(images[compared].sub(images["direct"], axis=0).groupby(level=["content", "style"]).mean())
+        tests: list[Any] = [scipy_stats.ttest_1samp(deltas[name], 0.0) for name in compared]
+        p = [test.pvalue for test in tests]
+        lines = frames.loc[[(metric, name) for name in compared]]
+        assert lines["difference"].tolist() == pytest.approx([deltas[name].mean() for name in compared])
+        assert lines["p"].tolist() == pytest.approx(p, rel=1e-6)
+        assert lines["p_holm"].tolist() == pytest.approx(comparing.holm(p).tolist(), rel=1e-6)
+        assert lines["separated"].tolist() == [bool(each <= 0.05) for each in comparing.holm(p)]
+        assert min(lines["difference"] - lines["difference_low"]) >= 0
+    others = of.lines[~of.lines["label"].isin(compared)]
+    assert others[["difference", "p", "p_holm", "separated"]].isna().to_numpy().all()
+
+
+def test_what_is_separated_alone_need_not_be_among_many(tmp_path: Path) -> None:
+    """Seven methods as good as direct, one with p of about 0.02 in one column."""
+    runs = made(tmp_path, "direct", "ziplora", *[f"duolora {name}" for name in ("a", "b", "c", "d", "e", "f")])
+    at = [RunFolder.load(run) for run in runs]
+    offsets = np.array([0.006, 0.001, 0.007, 0.002]) + 0.001  # of the four pairs
+    for run in at[1:]:
+        base = at[0].scores[at[0].scores["method"] == "direct"]
+        names = list(zip(base["content"], base["style"], strict=True))
+        pair = pd.Series([list(dict.fromkeys(names)).index(name) for name in names], base.index)
+        noise = np.random.default_rng(len(run.label)).permutation([0.001, -0.001, 0.002, -0.002])
+        values = base["value"] + (offsets if run.label == "ziplora" else noise)[pair]
+        own = base.assign(value=values, method=run.manifest["method"], ablation=run.manifest["ablation"])
+        frames = run.scores[run.scores["method"] != run.manifest["method"]]
+        pd.concat([frames, own]).drop(columns="label").to_parquet(run.path / "scores.parquet")
+    few = Table.of([RunFolder.load(run) for run in runs[:2]]).lines.set_index(["label", "metric"])
+    many = Table.of([RunFolder.load(run) for run in runs]).lines.set_index(["label", "metric"])
+    one = ("ziplora", "dino/content")
+    assert few.loc[one, "p"] == many.loc[one, "p"] == few.loc[one, "p_holm"] < 0.05 < many.loc[one, "p_holm"]
+    assert few.loc[one, "separated"] is True and many.loc[one, "separated"] is False
+
+
+def test_the_reference_is_typed_or_configured_or_absent(tmp_path: Path) -> None:
+    runs = made(tmp_path, "direct", "duolora", "duolora no_cycle")
+    loaded = [RunFolder.load(run) for run in runs]
+    assert Table.of(loaded).reference == "direct"
+    ablated = Table.of(loaded, reference="duolora no_cycle")
+    assert ablated.reference == "duolora no_cycle"
+    known = ablated.lines.dropna(subset="difference")["label"].unique().tolist()
+    assert known == ["direct", "duolora"]
+    assert "not separated from duolora no_cycle" in " ".join(ablated.notes)
+    configured = [RunFolder.load(run) for run in made(tmp_path / "own", "direct", "ziplora", reference="ziplora")]
+    assert Table.of(configured).reference == "ziplora"
+    assert Table.of(loaded[1:]).reference is None and Table.of(loaded[1:]).lines["difference"].isna().to_numpy().all()
+    assert Table.of([*loaded, *configured]).reference == "direct"  # they differ
+    with pytest.raises(UserError, match="--reference=duolra is unknown, did you mean duolora"):
+        Table.of(loaded, reference="duolra")
+
+
+def test_a_reference_that_cannot_be_a_row_is_refused_before_the_run() -> None:
+    for label in ("direct", "content_only", "duolora no_cycle"):
+        check_reference(label)
+    for label, near in (("dirct", "direct"), ("duolora no_cycl", "no_cycle")):
+        with pytest.raises(UserError, match=f"did you mean {near}"):
+            check_reference(label)
+
+
+def test_the_command_takes_folders_of_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [*made(tmp_path / "a", "direct", "ziplora"), *made(tmp_path / "b", "duolora")]
+    assert run_folders([tmp_path / "a", runs[2], runs[0]]) == [*sorted(runs[:2]), runs[2]]  # each once
+    assert main([str(tmp_path / "a"), str(tmp_path / "b"), "--reference", "ziplora"]) == 0
+    joint = read_table(tmp_path / "joint")
+    assert set(joint.index) >= {"direct", "ziplora", "duolora"}
+    assert joint["dino/content_difference"].dropna().index.tolist() == ["direct", "duolora"]
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "joint" / "report.html")
+    assert main([str(tmp_path / "a")]) == 0 and (tmp_path / "a" / "table.tex").is_file()  # into the sweep's own folder
+    assert main([str(runs[0]), "--reference", "nothing"]) == 2
+    assert "type --reference=<base|" in capsys.readouterr().err.replace("Type", "type")
+    assert main([str(tmp_path)]) == 2  # a folder of folders of runs
+    assert "is no finished run" in capsys.readouterr().err
+
+
+# --- several seeds
+
+
+def test_seeds_of_a_method_are_images_of_the_same_pairs(tmp_path: Path) -> None:
+    runs = [RunFolder.load(make_run(tmp_path / str(seed), seed=seed)) for seed in (0, 1)]
+    one, both = (Table.of(some).lines.set_index(["label", "metric"]) for some in (runs[:1], runs))
+    at = ("duolora", "clip_t")
+    assert both.loc[at, "images"] == 2 * one.loc[at, "images"] and both.loc[at, "pairs"] == one.loc[at, "pairs"] == 4
+
+
+# --- costs
+
+
+def with_costs(folder: Path, method: str, **spent: float) -> RunFolder:
+    run = make_run(folder, method, images=1)
+    manifest = json.loads((run / "manifest.json").read_text())
+    (run / "manifest.json").write_text(json.dumps(manifest | {"costs": spent}))
+    return RunFolder.load(run)
+
+
+GPU, PROCESS = "merge_peak_gpu_bytes", "merge_peak_bytes"
+
+
+def test_costs_are_means_over_seeds_and_blank_where_unknown(tmp_path: Path) -> None:
+    runs = [
+        with_costs(tmp_path / "a", "ziplora", merge_seconds=10.0, merge_unet_passes=400, lora_seconds=60.0),
+        with_costs(tmp_path / "b", "ziplora", merge_seconds=20.0, merge_unet_passes=400, lora_seconds=61.0),
+        with_costs(tmp_path / "c", "direct", merge_seconds=0.1),
+        with_costs(tmp_path / "d", "klora"),
+    ]
+    spent = costs(runs)
+    assert list(spent) == ["lora_seconds", "merge_seconds", "merge_unet_passes"]
+    assert spent.loc["ziplora", "merge_seconds"] == 15.0
+    assert [format_cost(spent, name, "merge_unet_passes") for name in ("ziplora", "direct", "klora", "base")] == [
+        "400", "", "", ""
+    ]  # fmt: skip
+    head, *_ = write_markdown(Table.of(runs)).splitlines()
+    assert head.endswith("| s a LoRA (shared) | s to merge | UNet passes to merge |")
+    assert any("methods share them" in note for note in Table.of(runs).notes)
+    assert list(costs(runs[3:])) == []
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "shown"),
+    [
+        ({PROCESS: 3 * 2**30, GPU: 2**30}, {PROCESS: 2**30, GPU: 2**31}, GPU),
+        ({PROCESS: 3 * 2**30, GPU: 2**30}, {PROCESS: 2**31}, PROCESS),
+        ({PROCESS: 3 * 2**30}, {PROCESS: 2**31}, PROCESS),
+        ({PROCESS: 3 * 2**30, GPU: 2**30}, {}, GPU),
+    ],
+)
+def test_one_peak_of_memory_is_shown_the_greatest(tmp_path: Path, first: dict, second: dict, shown: str) -> None:
+    spent = costs([with_costs(tmp_path / "a", "ziplora", **first), with_costs(tmp_path / "b", "ziplora", **second)])
+    assert list(spent) == [shown]
+    greatest = max(first.get(shown, 0), second.get(shown, 0))
+    assert float(format_cost(spent, "ziplora", shown)) == greatest / 2**30
+
+
+# --- formats
+
+
+def test_the_csv_has_every_number(tmp_path: Path) -> None:
+    of = table(tmp_path, "direct", "duolora")
+    (tmp_path / "table.csv").write_text(write_csv(of))
+    found = read_table(tmp_path)
+    for line in of.lines.to_dict("records"):
+        for part in ("mean", "low", "high", "bca_low", "bca_high", "difference", "p", "p_holm", "rank", "rank_high"):
+            name = line["metric"] if part == "mean" else f"{line['metric']}_{part}"
+            assert found.loc[line["label"], name] == pytest.approx(line[part], rel=1e-5, nan_ok=True)
+    assert found.loc[["direct", "duolora"], "dino/content_rank"].tolist() == [2, 1]
+    assert np.isnan(found.loc["base", "dino/content_rank"])
+
+
+def test_markdown_shows_value_difference_and_rank(tmp_path: Path) -> None:
+    of = table(tmp_path, "direct", "ziplora", "duolora")
+    text = write_markdown(of)
+    scores, differences, ranks = blocks(of)
+    assert text.startswith("| method |") and "**Difference to direct**" in text and "**Rank**" in text
+    assert [line.cells[0] for line in differences.lines] == ["ziplora", "duolora"]
+    assert re.fullmatch(r"\+0\.\d{3} \[\+0\.\d{3}, \+0\.\d{3}\]", differences.lines[1].cells[1])
+    assert [line.cells[1] for line in ranks.lines if line.cells[0] == "duolora"] == ["1 [1, 1]"]
+    assert all(len(line.cells) == len(block.head) for block in (scores, differences, ranks) for line in block.lines)
+    assert min(of.lines["mean"] - of.lines["bca_low"]) > 0 and min(of.lines["bca_high"] - of.lines["mean"]) > 0
+    alone = blocks(table(tmp_path / "alone", "duolora"))
+    assert len(alone) == 1  # nothing to compare with
+
+
+def document(body: str) -> str:
+    return "\\documentclass{article}\n\\usepackage{booktabs}\n\\begin{document}\n" + body + "\\end{document}\n"
+
+
+def test_latex_is_whole(tmp_path: Path) -> None:
+    """Braces and environments are closed, every row has all cells, nothing is left that LaTeX would read as its own."""
+    text = write_latex(table(tmp_path, "direct", "duolora no_cycle", "duolora"))
+    for symbol in ("{}", "$"):
+        plain = re.sub(r"\\[{}$]", "", text)
+        assert plain.count(symbol[0]) == plain.count(symbol[-1]) and (symbol != "$" or plain.count("$") % 2 == 0)
+    for kind in ("begin", "end"):
+        assert re.findall(rf"\\{kind}{{(\w+)}}", text) == ["tabular"]
+    body = text[text.index(r"\toprule") : text.index(r"\bottomrule")]
+    [columns] = re.findall(r"\\begin{tabular}{(l?r+)}", text)
+    rows = [line for line in body.splitlines() if line.endswith(r"\\") and r"\multicolumn" not in line]
+    assert rows and all(len(re.findall(r"(?<!\\)&", row)) == len(columns) - 1 for row in rows)
+    assert r"duolora no\_cycle" in text and "_" not in re.sub(r"\\_", "", text)
+    assert "\\textit{$\\hookrightarrow$ reported: arXiv 2504.13206, table ablation" in text
+    assert r"\emph{Difference to direct}" in text and "95 \\%" in text and text.isascii()
+    assert not re.search(r"\\\\\s*[\[*]", text)  # would be an argument of the line break
+
+
+def test_latex_escapes_everything() -> None:
+    hostile = '\\input{x} $a$ & #1 %c _d ^e ~ <f> | "g" [h]* {i} 漢 ü \x07\n'
+    text = escape(hostile)
+    left = re.sub(r"\\(textbackslash|textasciicircum|textless|textgreater|textbar)\{\}|\\[{}$&#%_]|\$\\sim\$", "", text)
+    assert not set('\\$&#%_^~<>|"\n') & set(left) and "?" in left and "ü" in left
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
+def test_latex_compiles(tmp_path: Path) -> None:
+    write_joint_report(made(tmp_path, "direct", "duolora no_cycle", "duolora"), tmp_path / "joint")
+    (tmp_path / "main.tex").write_text(
+        document("\\input{joint/table}\n" + escape("\\ & % $ # _ { } ~ ^ < > | [ ] * ü é"))
+    )
+    command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "main.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout[-2000:]
