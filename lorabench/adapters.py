@@ -206,11 +206,13 @@ def export(
 ) -> LoRA:
     """The merge as one ordinary LoRA of rank sum_k r_k, exactly.
 
-    down = cat_k(D_k i_k), up = cat_k(gain_k o_k U_k r_k).
+    down = cat_k(D_k i_k), up = cat_k(gain_k o_k U_k r_k); what has no gain is left out.
     """
     merged = {}
     for site in union(loras):
-        present = [k for k, lora in enumerate(loras) if site in lora]
+        present = [k for k, lora in enumerate(loras) if site in lora and (gains is None or gains[site][k])]
+        if not present:
+            continue
         gated = [gates[site][k].gated(loras[k][site]) if gates else loras[k][site] for k in present]
         downs = [each.down for each in gated]
         ups = [each.up if gains is None else each.up * gains[site][k] for k, each in zip(present, gated, strict=True)]

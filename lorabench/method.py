@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lorabench.adapters import AllGates
-    from lorabench.lora import LoRA
+    from lorabench.lora import Factors, LoRA
     from lorabench.passes import MergeStep
 
 _METHODS: dict[str, type[Method]] = {}
@@ -50,6 +50,20 @@ class FitSpec:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 1 or self.lr <= 0:
             raise UserError(f"fit={vars(self)} learns nothing; give steps and batch of at least 1, lr greater than 0")
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One of the predictions that make a guided one: rows of their own in every sampling step.
+
+    weight: of its prediction in the sum; the weights of all branches sum to 1.
+    gain: of each adapter in these rows, beside the method's own.
+    prompted: with the prompt, or with the empty one.
+    """
+
+    weight: float
+    gain: tuple[float, ...]
+    prompted: bool
 
 
 @dataclass(frozen=True)
@@ -83,9 +97,11 @@ class Method:
     concepts: of several subjects or styles, "joint" merges all LoRAs at once; "uniform" averages the merges of each
         subject with each style, our reading of DuoLoRA's "uniform-weight merging".
     exports: whether a merge is one ordinary LoRA; images are then drawn with that very file.
+    rank: of the file where merged updates are dense, a setting of those methods; None is the sum of the LoRAs' ranks.
     """
 
     exports: ClassVar[bool] = True
+    rank: ClassVar[int | None] = None
 
     name: str
     fit: FitSpec | None
@@ -114,8 +130,22 @@ class Method:
         """
         return None
 
-    def solve(self, draw: Callable[[int, int], MergeStep], seed: int) -> AllGates | None:
-        """Gates in closed form, from what the LoRAs do on draws; of a method without `fit`.
+    def combine(self, updates: Sequence[Factors], site: Site, seed: int) -> Factors | Tensor | None:
+        """The merged update of a layer where it is no gated sum; None is the gated sum.
+
+        updates: of each adapter, of rank 0 where it leaves the layer alone.  seed: of the pair; a random draw is seeded
+        with it and the name of the site.  Returns factors, or the dense update [out, in], which becomes the nearest
+        factors of `rank`.
+        """
+        return None
+
+    @property
+    def combines(self) -> bool:
+        """Whether merged updates are no gated sums."""
+        return type(self).combine is not Method.combine
+
+    def solve(self, draw: Callable[[int, int], MergeStep], seed: int) -> AllGates | LoRA | None:
+        """Gates, or merged updates, in closed form from what the LoRAs do on draws; of a method without `fit`.
 
         draw(step, batch): the seeded draw number `step`, of `batch` images a concept.
         """
@@ -139,6 +169,13 @@ class Method:
     def gain(self, site: Site, progress: float) -> tuple[float, ...]:
         """Strength of each adapter; progress = index of the sampling step / number of steps."""
         return (1.0,) * len(site.ranks)
+
+    def guidance(self, scale: float, roles: Sequence[Role]) -> Sequence[Branch] | None:
+        """The branches of a sampling step; None is classifier-free guidance, with all adapters in both branches.
+
+        scale: of classifier-free guidance, 1 without.  A method that has branches is no single LoRA (`exports`).
+        """
+        return None
 
     def strengths(self, loras: Sequence[LoRA], sites: Mapping[str, Site], steps: int) -> Gain:
         """Strength of each adapter by name of the site and progress, in so many steps; `gain`, unless a rule is read

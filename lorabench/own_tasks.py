@@ -113,6 +113,8 @@ def merge(job: Job) -> None:
     make_folder(job.output.parent)  # before the long work
     with Bar("merge", work(job.own, job.method, job.generation)) as bar:
         result = job.merged(bar)
+    if not result.lora:
+        raise UserError(f"{job.name} leaves nothing of the LoRAs, so there is no file to write; type method=direct")
     lora, notes = result.lora, [f"{len(result.lora)} layers, {job.name}"]
     if job.task.rank is not None:
         lora, error = lora.compressed(job.task.rank)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CPU
+from conftest import CPU, random_lora
 from omegaconf import OmegaConf
 from test_merge import merging, short
 
@@ -14,6 +14,7 @@ from lorabench.adapters import AllGates, learned_params
 from lorabench.config import CONF
 from lorabench.errors import UserError
 from lorabench.method import Method, Site, build, fitting_methods, load, methods
+from lorabench.methods.peft_linear import APART
 from lorabench.stages.merge import MergeItem, merge_all
 
 YAMLS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
@@ -219,8 +220,18 @@ def test_every_method_and_ablation_merges(model, loras, pair, name, ablation) ->
     method = load(name, ablation)
     if method.fit is not None:
         method = replace(method, fit=replace(method.fit, steps=1))
+    if getattr(method, "combination", "cat") in APART:
+        loras = [random_lora(model, 3, "content"), random_lora(model, 3, "style")]
     [result] = merge_all(model, method, [MergeItem(tuple(loras), pair)], 0, CPU)
-    assert set(result.lora) == set(loras[0]) and result.lora.rank == 5
+    file_rank = 3 if getattr(method, "combination", "cat") in APART else method.rank or 5
+    if name == "base":
+        assert not result.lora
+    elif name == "blora":
+        assert {site[:24] for site in result.lora} == {"up_blocks.0.attentions.0", "up_blocks.0.attentions.1"}
+        assert {each.rank for each in result.lora.values()} == {2, 3}
+    else:
+        alone = {"content_only": 3, "style_only": 2}.get(name, file_rank)
+        assert set(result.lora) == set(loras[0]) and result.lora.rank == alone
     assert all(torch.isfinite(each.up).all() and torch.isfinite(each.down).all() for each in result.lora.values())
     assert (result.learned_params > 0) == (result.gates is not None)
     assert all(0 <= rank <= 3.001 for ranks in result.ranks.values() for rank in ranks)

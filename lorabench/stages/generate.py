@@ -15,10 +15,11 @@ from lorabench.adapters import Adapters, AllGates, attach
 from lorabench.config import GenerateSpec, TrainerSpec
 from lorabench.data.pairs import Role
 from lorabench.lora import LoRA
-from lorabench.method import Gain, Method
+from lorabench.method import Branch, Gain, Method
 from lorabench.models.adapted import live_sites, text_sites
 from lorabench.models.sdxl import SDXL
 from lorabench.sampling import sample
+from lorabench.stages.combine import combine, scaled
 from lorabench.stages.fitting import Progress, Written, quiet_trainer
 from lorabench.stages.learn import map_gates
 
@@ -44,15 +45,16 @@ class Generating(pl.LightningModule):
         gain: Gain | None,
         spec: GenerateSpec,
         batches: Sequence[tuple[Sequence[str], Sequence[int]]],
+        branches: Sequence[Branch] | None = None,
     ):
         super().__init__()
         self.model, self.adapters, self.gain = model, adapters, gain
-        self.spec, self.batches = spec, batches
+        self.spec, self.batches, self.branches = spec, batches, branches
 
     def predict_step(self, index: int) -> Tensor:
         prompts, seeds = self.batches[index]
         steps, guidance = self.spec.steps, self.spec.guidance
-        return sample(self.model, prompts, seeds, steps, guidance, self.adapters, self.gain)
+        return sample(self.model, prompts, seeds, steps, guidance, self.adapters, self.gain, self.branches)
 
 
 class Images(pl.Callback):
@@ -77,12 +79,13 @@ def generate(
     gain: Gain | None = None,
     progress: Progress | None = None,
     share: Share | None = None,
+    branches: Sequence[Branch] | None = None,
 ) -> np.ndarray:
     """Images uint8 [n, H, W, 3], one a prompt and seed (n of each).
 
     gates: by site, one a LoRA.  gain: strength of each LoRA by (site, progress), on the text encoders too, where they
     keep the one of the start; None is one for all.
-    progress: called with the number of images done so far.
+    progress: called with the number of images done so far.  branches: as in `Method.guidance`; they need a gain.
     share: which of the batches to draw, each written as soon as it is there; the images returned are theirs.
     """
     starts = range(0, len(prompts), spec.batch)
@@ -94,7 +97,7 @@ def generate(
     on_device = gates and map_gates(gates, lambda tensor: tensor.to(model.device))
     words = {site: gain(site, 0.0) for lora in loras for site in lora.text} if gain else None
     with attach(model.unet, loras, on_device) as adapters, model.adapted_text(loras, words):
-        module = Generating(model, adapters, gain, spec, batches)
+        module = Generating(model, adapters, gain, spec, batches, branches)
         runner = quiet_trainer(model.device, trainer.precision, callbacks)
         images: Any = runner.predict(module, numbers)
     return torch.cat(images).numpy()
@@ -122,12 +125,17 @@ def draw(
     """
     if result is not None and method.exports and strength is None:
         return generate(model, [result.lora], prompts, seeds, spec, trainer, progress=progress, share=share)
+    if strength is not None and method.combines:
+        weaker = [scaled(lora, strength[role]) for lora, role in zip(loras(), roles, strict=True)]
+        merged, _ = combine(method, weaker, live_sites(model.unet, weaker, roles), seeds[0])
+        return generate(model, [merged], prompts, seeds, spec, trainer, progress=progress, share=share)
     own = method.rebase(loras())
     gain = strengths(method, model.unet, own, roles, spec.steps)
     if strength is not None:
         gain = times(gain, [strength[role] for role in roles])
     gates = result.gates if result is not None else None
-    return generate(model, own, prompts, seeds, spec, trainer, gates, gain, progress, share)
+    branches = method.guidance(spec.guidance, roles)
+    return generate(model, own, prompts, seeds, spec, trainer, gates, gain, progress, share, branches)
 
 
 def times(gain: Gain, factors: Sequence[float]) -> Gain:

@@ -12,15 +12,17 @@ from pytorch_lightning.loggers import Logger
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lorabench.adapters import AllGates, Gates, attach, export, learned_params
+from lorabench.adapters import AllGates, Gates, attach, export, learned_params, weighted_text
 from lorabench.config import TrainerSpec
 from lorabench.data.pairs import Pair
+from lorabench.errors import UserError
 from lorabench.lora import LoRA
 from lorabench.method import Method, Site
 from lorabench.models.adapted import live_sites, text_sites
 from lorabench.models.sdxl import SDXL
 from lorabench.ranks import effective_rank
 from lorabench.seeds import seed_of
+from lorabench.stages.combine import combine
 from lorabench.stages.fitting import Progress, curve, fit
 from lorabench.stages.learn import Draws, Merging
 
@@ -43,7 +45,8 @@ class MergeResult:
     gates: by site, one an adapter; None where the method has none.
     learned_params: how many numbers were learned.
     losses: the weighted terms by name, one value a step.
-    ranks: the effective rank of each adapter's gated update; empty where it was not measured.
+    ranks: the effective rank of each adapter's gated update; empty where there is none or it was not measured.
+    error: relative distance of the file from what the method asks for, where its rank keeps it from that.
     """
 
     lora: LoRA
@@ -51,6 +54,7 @@ class MergeResult:
     learned_params: int
     losses: dict[str, list[float]]
     ranks: Ranks
+    error: float = 0.0
 
     def save(self, folder: Path) -> None:
         """Write merged.safetensors (diffusers' format), gates.safetensors where there are gates, and merge.json."""
@@ -63,7 +67,9 @@ class MergeResult:
                 for kind, tensor in gate.named().items()
             }
             save_file(named, folder / "gates.safetensors")
-        facts = {"learned_params": self.learned_params, "losses": self.losses, "ranks": self.ranks}
+        facts = {
+            "learned_params": self.learned_params, "losses": self.losses, "ranks": self.ranks, "error": self.error
+        }  # fmt: skip
         (folder / "merge.json").write_text(json.dumps(facts))
 
     @classmethod
@@ -173,8 +179,11 @@ def given(unet: nn.Module, method: Method, item: MergeItem, seed: int, ranked: b
 
     ranked: measure effective ranks too, which takes longer than the merge.
     """
-    sites = live_sites(unet, item.loras, item.pair.roles)
-    return result_of(method, item, sites, method.gates(sites, item_seed(item.pair, seed)), 0, {}, ranked)
+    sites, seed = live_sites(unet, item.loras, item.pair.roles), item_seed(item.pair, seed)
+    if method.combines:
+        lora, error = combine(method, item.loras, sites, seed)
+        return MergeResult(lora, None, 0, {}, {}, error)
+    return result_of(method, item, sites, method.gates(sites, seed), 0, {}, ranked)
 
 
 def closed(model: SDXL, method: Method, item: MergeItem, seed: int) -> MergeResult:
@@ -183,8 +192,10 @@ def closed(model: SDXL, method: Method, item: MergeItem, seed: int) -> MergeResu
     seed = item_seed(item.pair, seed)
     draws = Draws(model, item.pair, seed, item.loras)
     with attach(model.unet, item.loras, dtype=torch.float32) as adapters:
-        gates = method.solve(lambda step, batch: draws.step(step, batch, adapters, sites), seed)
-    return result_of(method, item, sites, gates, learned_params(gates or {}), {})
+        found = method.solve(lambda step, batch: draws.step(step, batch, adapters, sites), seed)
+    if isinstance(found, LoRA):
+        return MergeResult(LoRA(found, weighted_text(item.loras, None)), None, 0, {}, {})
+    return result_of(method, item, sites, found, learned_params(found or {}), {})
 
 
 def uniform(
@@ -198,6 +209,8 @@ def uniform(
 ) -> MergeResult:
     """The mean of the merges of each content with each style: their updates average, so their gates do."""
     pair = item.pair
+    if method.combines:
+        raise UserError(f"{method.name} has no gates to average; type method.concepts=joint")
     if pair.is_single:
         return merge_pairs(model, method, [item], seed, trainer, progress, logger)[0]
     couples = [tuple(pair.concepts.index(concept) for concept in couple.concepts) for couple in pair.couples]

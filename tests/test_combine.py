@@ -1,0 +1,290 @@
+"""Weight-space merges against dense formulas and against the libraries that have them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import CPU, random_lora
+from peft.utils.merge_utils import dare_linear, dare_ties, magnitude_prune, ties
+from torch import Tensor
+
+from lorabench.errors import UserError
+from lorabench.lora import LoRA
+from lorabench.method import load
+from lorabench.models.adapted import live_sites
+from lorabench.stages.combine import combine, nearest
+from lorabench.stages.merge import MergeItem, MergeResult, merge_all
+
+ROLES = ("content", "style")
+FULL = {"rank": 1000}  # as high as the layers allow: nothing is cut off
+DENSE = ("ties", "dare_linear", "dare_ties", "magnitude_prune", "della", "breadcrumbs")
+EXACT = ("np_lora", "knots", "tsv", "iso_c", "slerp")
+
+
+def merged(model, name: str, loras, **settings: Any) -> tuple[LoRA, float]:
+    return combine(load(name, **settings), loras, live_sites(model.unet, loras, ROLES), 7)
+
+
+def dense(lora: LoRA, site: str) -> Tensor:
+    return lora[site].up.double() @ lora[site].down.double()
+
+
+def close(left: Tensor, right: Tensor, tolerance: float = 1e-5) -> None:
+    assert (left - right).norm() <= tolerance * right.norm(), float((left - right).norm() / right.norm())
+
+
+@pytest.mark.parametrize("sign", ["total", "frequency"])
+@pytest.mark.parametrize("name", ["ties", "magnitude_prune"])
+def test_prunings_are_peft_s_on_the_dense_update(model, loras, name, sign) -> None:
+    lora, error = merged(model, name, loras, density=0.3, weight=0.8, sign=sign, **FULL)
+    weights = torch.tensor([0.8, 0.8])
+    for site in loras[0]:
+        both = [dense(each, site).float() for each in loras]
+        expected = ties(both, weights, 0.3, sign) if name == "ties" else magnitude_prune(both, weights, 0.3)
+        close(dense(lora, site), expected.double())
+    assert error < 1e-5
+
+
+@pytest.mark.parametrize(("name", "function"), [("dare_linear", dare_linear), ("dare_ties", dare_ties)])
+def test_random_prunings_have_dare_s_mean_and_repeat(model, loras, name, function) -> None:
+    first, _ = merged(model, name, loras, density=0.5, **FULL)
+    again, _ = merged(model, name, loras, density=0.5, **FULL)
+    site = loras[0].sites[0]
+    assert torch.equal(first[site].down, again[site].down)
+    whole, _ = merged(model, name, loras, density=1.0, **FULL)
+    both = [dense(each, site).float() for each in loras]
+    close(dense(whole, site), function(both, torch.ones(2), 1.0).double())
+
+
+def test_dare_keeps_the_expectation(model, loras) -> None:
+    site = live_sites(model.unet, loras, ROLES)[loras[0].sites[0]]
+    method, updates = load("dare_linear", density=0.5), [lora[site.name] for lora in loras]
+    draws: Any = [method.combine(updates, site, seed) for seed in range(400)]
+    expected = sum(dense(each, site.name) for each in loras)
+    assert (torch.stack(draws).double().mean(0) - expected).norm() < 0.15 * expected.norm()
+
+
+def test_della_keeps_large_entries_more_often(model, loras) -> None:
+    site = live_sites(model.unet, loras, ROLES)[loras[0].sites[0]]
+    method: Any = load("della", density=0.5, epsilon=0.8)
+    update = dense(loras[0], site.name).float()
+    kept = torch.stack([(method.pruned(update, torch.Generator().manual_seed(s)) != 0).float() for s in range(300)])
+    order = update.abs().argsort(dim=1)
+    share = kept.mean(0).gather(1, order)
+    assert abs(share[:, 0].mean() - 0.1) < 0.05 and abs(share[:, -1].mean() - 0.9) < 0.05
+
+
+def test_breadcrumbs_leave_out_both_ends(model, loras) -> None:
+    method: Any = load("breadcrumbs", density=0.5, gamma=0.25)
+    update = torch.arange(1.0, 13.0).view(3, 4)
+    assert (method.pruned(update, torch.Generator()) != 0).nonzero().tolist() == [
+        [r, c] for r in range(3) for c in range(4) if 4 <= update[r, c] <= 9
+    ]
+
+
+@pytest.mark.parametrize("hard", [False, True])
+def test_np_lora_is_its_dense_formula(model, loras, hard) -> None:
+    lora, _ = merged(model, "np_lora", loras, mu=0.5, hard=hard)
+    for site in loras[0]:
+        content, style = (dense(each, site) for each in loras)
+        v = torch.linalg.svd(style).Vh[: loras[1][site].rank].mT
+        rho = 1.0 if hard else 0.5 / 1.5
+        close(dense(lora, site), style + content @ (torch.eye(len(v), dtype=v.dtype) - rho * v @ v.mT))
+        if hard:  # what the style reads, content does not
+            assert (dense(lora, site) @ v - style @ v).norm() < 1e-5 * style.norm()
+
+
+def test_knots_is_ties_in_the_shared_basis(model, loras) -> None:
+    lora, _ = merged(model, "knots", loras, density=0.4)
+    for site in loras[0].sites[:6]:
+        both = [dense(each, site).float() for each in loras]
+        u, s, vt = torch.linalg.svd(torch.cat(both, dim=1), full_matrices=False)
+        rank = sum(each[site].rank for each in loras)
+        parts = list(vt[:rank].split(both[0].shape[1], dim=1))
+        expected = (u[:, :rank] * s[:rank]) @ ties(parts, torch.ones(2), 0.4)
+        close(dense(lora, site), expected.double(), 1e-3)  # the basis is that of two decompositions in single precision
+
+
+def test_knots_that_keeps_all_of_one_lora_is_that_lora(model, loras) -> None:
+    lora, _ = merged(model, "knots", [loras[0], LoRA({})], density=1.0)
+    for site in loras[0]:
+        close(dense(lora, site), dense(loras[0], site))
+
+
+def test_tsv_and_iso_c_against_dense_decompositions(model, loras) -> None:
+    tsv, iso = merged(model, "tsv", loras)[0], merged(model, "iso_c", loras)[0]
+    for site in loras[0]:
+        parts = [torch.linalg.svd(dense(each, site), full_matrices=False) for each in loras]
+        ranks = [each[site].rank for each in loras]
+        p = torch.cat([u[:, :r] for (u, _, _), r in zip(parts, ranks, strict=True)], dim=1)
+        v = torch.cat([vt[:r] for (_, _, vt), r in zip(parts, ranks, strict=True)]).mT
+        s = torch.cat([s[:r] for (_, s, _), r in zip(parts, ranks, strict=True)])
+        near = []
+        for x in (p, v):
+            y, _, zt = torch.linalg.svd(x, full_matrices=False)
+            near.append(y @ zt)
+        close(dense(tsv, site), near[0] * s @ near[1].mT, 1e-4)
+        u, s, vt = torch.linalg.svd(sum(dense(each, site) for each in loras), full_matrices=False)
+        rank = sum(ranks)
+        close(dense(iso, site), s[:rank].mean() * u[:, :rank] @ vt[:rank], 1e-4)
+
+
+def test_tsv_of_orthogonal_updates_is_their_sum(model, loras) -> None:
+    sites = live_sites(model.unet, loras, ROLES)
+    site = next(site for site in sites.values() if min(site.in_features, site.out_features) >= 5)
+    q = torch.linalg.qr(torch.randn(site.in_features, site.in_features)).Q
+    p = torch.linalg.qr(torch.randn(site.out_features, site.out_features)).Q
+    parts: Any = [type(loras[0][site.name])(q[:, a:b].mT.clone(), p[:, a:b].clone()) for a, b in ((0, 3), (3, 5))]
+    update: Any = load("tsv").combine(parts, site, 0)
+    close((update.up @ update.down).double(), sum(each.up.double() @ each.down.double() for each in parts))
+
+
+@pytest.mark.parametrize("norm", ["mean", "sum"])
+@pytest.mark.parametrize("t", [0.0, 0.3, 1.0])
+def test_slerp_is_its_dense_formula(model, loras, t, norm) -> None:
+    lora, _ = merged(model, "slerp", loras, t=t, norm=norm)
+    for site in loras[0]:
+        c, s = (dense(each, site) for each in loras)
+        angle = torch.acos((c * s).sum() / c.norm() / s.norm())
+        length = (1 - t) * c.norm() + t * s.norm() if norm == "mean" else (c + s).norm()
+        way = (torch.sin((1 - t) * angle) * c / c.norm() + torch.sin(t * angle) * s / s.norm()) / torch.sin(angle)
+        close(dense(lora, site), length * way)
+
+
+def test_equal_loras_are_interpolated_to_themselves(model, loras) -> None:
+    lora, _ = merged(model, "slerp", [loras[0], loras[0]])
+    for site in loras[0]:
+        close(dense(lora, site), dense(loras[0], site))
+
+
+@pytest.mark.parametrize("rank", [1, 3, None])
+def test_svd_is_the_nearest_and_tells_its_error(model, loras, rank) -> None:
+    lora, error = merged(model, "svd", loras, rank=rank)
+    lost = whole = 0.0
+    for site in loras[0]:
+        total = sum(dense(each, site) for each in loras)
+        u, s, vt = torch.linalg.svd(total, full_matrices=False)
+        cut = rank or sum(each[site].rank for each in loras)
+        close(dense(lora, site), u[:, :cut] * s[:cut] @ vt[:cut], 1e-4)
+        lost, whole = lost + float(s[cut:].square().sum()), whole + float(s.square().sum())
+    assert error == pytest.approx((lost / whole) ** 0.5, abs=1e-5)
+
+
+PEFT = ("cat", "svd", "ties_svd", "dare_linear_svd", "dare_ties_svd", "magnitude_prune_svd")
+
+
+@pytest.mark.parametrize("name", PEFT)
+def test_peft_types_on_the_dense_update(model, loras, name) -> None:
+    lora, _ = merged(model, f"peft_{name}", loras, density=1.0, **({} if name == "cat" else FULL))
+    for site in loras[0].sites[:8]:
+        both = [dense(each, site).float() for each in loras]
+        elects = "ties" in name
+        expected = ties(both, torch.ones(2), 1.0) if elects else both[0] + both[1]
+        close(dense(lora, site), expected.double())
+
+
+def test_peft_linear_has_cross_terms_and_wants_equal_ranks(model, loras) -> None:
+    with pytest.raises(UserError, match="needs LoRAs of one rank, not 3, 2; type method=peft_cat"):
+        merged(model, "peft_linear", loras)
+    equal = [random_lora(model, 3, name) for name in ("a", "b")]
+    lora, _ = merged(model, "peft_linear", equal)
+    for site in equal[0].sites[:8]:
+        ups, downs = (sum(getattr(each[site], part).double() for each in equal) for part in ("up", "down"))
+        close(dense(lora, site), ups @ downs)
+
+
+@pytest.mark.parametrize("name", [*DENSE, *EXACT, "svd", "peft_cat", "peft_svd"])
+def test_layers_that_one_lora_lacks(model, loras, name) -> None:
+    content, style = loras
+    half = LoRA({site: style[site] for site in style.sites[::2]})
+    lora, error = merged(model, name, [content, half])
+    assert set(lora) == set(content) and 0 <= error < 1
+    if name in ("np_lora", "tsv", "peft_cat", "peft_svd"):  # what one LoRA has alone stays as it is
+        site = content.sites[1]
+        close(dense(lora, site), dense(content, site))
+
+
+def test_ssr_merge_answers_each_prompt_as_its_lora_does(model, loras, pair) -> None:
+    """Its own least-squares system, from the inputs of every layer, collected apart."""
+    from lorabench.adapters import attach
+    from lorabench.methods.ssr_merge import from_noise
+    from lorabench.stages.learn import Draws
+    from lorabench.stages.merge import item_seed
+
+    method: Any = load("ssr_merge", ridge=0.0)
+    [result] = merge_all(model, method, [MergeItem(loras, pair)], 0, CPU)
+    inputs: dict[str, Tensor] = {}
+    sites = live_sites(model.unet, loras, pair.roles)
+    draws = Draws(model, pair, item_seed(pair, 0), loras)
+    with attach(model.unet, loras, dtype=torch.float32) as adapters:
+        step = from_noise(draws.step(0, 1, adapters, sites))
+
+        def keep(name: str):
+            return lambda _, args: inputs.update({name: args[0].double()})
+
+        for name, layer in adapters.layers.items():
+            layer.register_forward_pre_hook(keep(name))
+        step.teachers()
+    checked = 0
+    for name, x in inputs.items():
+        own = [each.reshape(-1, each.shape[-1]) for each in x.chunk(2)]
+        down = torch.cat([lora[name].down for lora in loras]).double()
+        z = torch.cat([each @ down.mT for each in own])  # tokens of both prompts
+        alone = [part @ lora[name].down.double().mT for part, lora in zip(own, loras, strict=True)]
+        wanted = torch.cat([torch.nn.functional.pad(z, at) for z, at in zip(alone, ((0, 2), (3, 0)), strict=True)])
+        r = torch.linalg.lstsq(z, wanted, driver="gelsd").solution.mT
+        up = torch.cat([lora[name].up for lora in loras], dim=1).double()
+        answers = [part @ (result.lora[name].up.double() @ result.lora[name].down.double()).mT for part in own]
+        expected = [part @ (up @ r @ down).mT for part in own]
+        if torch.linalg.matrix_rank(z) == 5 and torch.linalg.cond(z) < 1e3:
+            close(torch.cat(answers), torch.cat(expected), 1e-3)
+            checked += 1
+    assert checked > 3
+
+
+def test_a_merge_that_is_no_gated_sum_is_stored_whole(model, loras, pair, tmp_path) -> None:
+    [result] = merge_all(model, load("svd", rank=2), [MergeItem(loras, pair)], 0, CPU)
+    result.save(tmp_path)
+    again = MergeResult.load(tmp_path)
+    assert again.error == result.error > 0 and again.gates is None and again.lora.rank == 2
+
+
+def test_several_subjects_are_merged_at_once_and_not_averaged(model, loras, pair) -> None:
+    three = [random_lora(model, 2, name) for name in ("a", "b", "c")]
+    roles = ("content", "content", "style")
+    sites = live_sites(model.unet, three, roles)
+    for name in (*DENSE, *EXACT, "svd"):
+        lora, _ = combine(load(name), three, sites, 0)
+        assert set(lora) == set(three[0]) and all(torch.isfinite(each.up).all() for each in lora.values())
+    site = three[0].sites[0]
+    content, other, style = (dense(each, site) for each in three)
+    v = torch.linalg.svd(style).Vh[:2].mT
+    away = torch.eye(len(v), dtype=v.dtype) - (1 / 3) * v @ v.mT
+    close(dense(combine(load("np_lora"), three, sites, 0)[0], site), style + (content + other) @ away)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "words"),
+    [
+        ("ties", {"density": 0.0}, "method.density=0 is no share"),
+        ("della", {"epsilon": 1.5}, "method.epsilon=1.5"),
+        ("breadcrumbs", {"gamma": 0.5}, "method.gamma=0.5"),
+        ("np_lora", {"mu": -1.0}, "method.mu=-1"),
+        ("svd", {"rank": 0}, "method.rank=0"),
+        ("slerp", {"t": 2.0}, "method.t=2"),
+        ("ssr_merge", {"draws": 0}, "method.draws"),
+        ("peft_cat", {"combination": "rings"}, "method.combination=rings is unknown"),
+    ],
+)
+def test_settings_that_make_no_sense(name, settings, words) -> None:
+    with pytest.raises(UserError, match=words):
+        load(name, **settings)
+
+
+def test_the_nearest_factors_are_balanced() -> None:
+    update = torch.randn(6, 9)
+    factors, lost, whole = nearest(update, 6)
+    assert lost < 1e-6 * whole and torch.allclose(factors.up @ factors.down, update, atol=1e-5)
+    assert torch.allclose(factors.up.norm(dim=0), factors.down.norm(dim=1), atol=1e-5)

@@ -1,0 +1,47 @@
+"""Guidance by branches: LoRA Composite against two plain passes, and its limits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import CPU
+
+from lorabench.adapters import attach
+from lorabench.method import Branch, load
+from lorabench.sampling import initial_noise, sample_latents
+from lorabench.stages.generate import draw, generate
+
+PROMPTS, SEEDS = ["a sks mug in szn style", "a boat"], [1, 2]
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_composite_is_the_mean_of_the_loras_own_guided_predictions(model, loras, guidance) -> None:
+    """One step: the scheduler maps predictions to latents affinely, so latents average as predictions do."""
+    branches = load("lora_composite").guidance(guidance, ("content", "style"))
+    with attach(model.unet, loras) as adapters:
+        found = sample_latents(model, PROMPTS, SEEDS, 1, guidance, adapters, lambda *_: (1.0, 1.0), branches)
+    alone = []
+    for lora in loras:
+        with attach(model.unet, [lora]):
+            alone.append(sample_latents(model, PROMPTS, SEEDS, 1, guidance))
+    torch.testing.assert_close(found, (alone[0] + alone[1]) / 2, atol=2e-4, rtol=1e-3)
+    assert not torch.allclose(found, initial_noise(model, SEEDS))
+
+
+def test_composite_of_identical_adapters_is_one(model, loras, generate_spec) -> None:
+    twice = draw(
+        model, load("lora_composite"), lambda: [loras[0], loras[0]], ("content", "style"), None, PROMPTS, SEEDS,
+        generate_spec, CPU,
+    )  # fmt: skip
+    once = generate(model, [loras[0]], PROMPTS, SEEDS, generate_spec, CPU)
+    np.testing.assert_allclose(twice.astype(int), once.astype(int), atol=1)
+
+
+def test_branches_of_plain_guidance_are_plain_guidance(model, loras) -> None:
+    branches = [Branch(-2.0, (1.0, 1.0), False), Branch(3.0, (1.0, 1.0), True)]
+    with attach(model.unet, loras) as adapters:
+        found = sample_latents(model, PROMPTS, SEEDS, 3, 3.0, adapters, lambda *_: (1.0, 1.0), branches)
+    with attach(model.unet, loras):
+        expected = sample_latents(model, PROMPTS, SEEDS, 3, 3.0)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
