@@ -19,7 +19,9 @@ from commands import Commands
 from benchmarks.kills import SMALL, scores
 
 ROOT = Path(__file__).parents[1]
-SMALLER = ["lora.rank=2", "lora.steps=3", "lora.batch=2", "generate.steps=2", "method.fit.steps=2"]
+SMALLER = [
+    "lora.rank=2", "lora.steps=3", "lora.batch=2", "generate.images=2", "generate.steps=2", "method.fit.steps=2",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

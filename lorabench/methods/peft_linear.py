@@ -12,7 +12,7 @@ on dense updates are ties.py's methods. Random draws are seeded by pair and laye
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lorabench.config import choose
 from lorabench.errors import UserError
@@ -58,7 +58,7 @@ class PeftLinear(Method):
             raise UserError(f"peft's {self.combination} needs LoRAs of one rank, not {ranks}; type method=peft_cat")
         base = nn.Sequential()
         base.add_module("layer", nn.utils.skip_init(nn.Linear, site.in_features, site.out_features, bias=False))
-        model = None
+        model: Any = None
         for name, each in present.items():
             config = LoraConfig(r=each.rank, lora_alpha=each.rank, target_modules=["layer"])
             if model is None:
@@ -68,13 +68,12 @@ class PeftLinear(Method):
             layer = model.base_model.model.layer
             layer.lora_A[name].weight.data = each.down.float()
             layer.lora_B[name].weight.data = each.up.float()
-        assert model is not None
         limit = min(self.rank or sum(site.ranks), site.in_features, site.out_features)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of("peft", seed, site.name))
             model.add_weighted_adapter(
                 list(present), [self.weight] * len(present), "merged", self.combination, svd_rank=limit,
-                density=self.density, majority_sign_method=self.sign,  # pyright: ignore[reportArgumentType]
+                density=self.density, majority_sign_method=self.sign,
             )  # fmt: skip
         layer = model.base_model.model.layer
         scale = layer.scaling["merged"]

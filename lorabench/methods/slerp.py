@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lorabench.config import choose
+from lorabench.data.pairs import ROLES
 from lorabench.errors import UserError
 from lorabench.method import Method, Site
 
@@ -37,10 +38,9 @@ class Slerp(Method):
 
         from lorabench.lora import Factors
 
-        own = {k: role for role in ("content", "style") for k in site.of(role)}
+        own = dict(enumerate(site.roles))
         dots = torch.tensor([[inner(a, b) for b in updates] for a in updates], dtype=torch.float64)
-        masks = {role: torch.tensor([float(own[k] == role) for k in range(len(updates))]) for role in own.values()}
-        c, s = (masks[role].double() for role in ("content", "style"))
+        c, s = (torch.tensor([float(own[k] == role) for k in own], dtype=torch.float64) for role in ROLES)
         norms = [float((mask @ dots @ mask).clamp(min=0).sqrt()) for mask in (c, s)]
         angle = 0.0
         if all(norms):
@@ -53,7 +53,7 @@ class Slerp(Method):
             sine = torch.sin(torch.tensor(angle, dtype=torch.float64))
             turned = torch.sin(torch.tensor([(1 - self.t) * angle, self.t * angle], dtype=torch.float64)) / sine
             weights = [length * float(part) / norm for part, norm in zip(turned, norms, strict=True)]
-        by_role = dict(zip(("content", "style"), weights, strict=True))
+        by_role = dict(zip(ROLES, weights, strict=True))
         ups = [each.up.float() * by_role[own[k]] for k, each in enumerate(updates)]
         return Factors(torch.cat([each.down.float() for each in updates]), torch.cat(ups, dim=1))
 

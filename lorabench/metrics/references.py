@@ -69,4 +69,3 @@ class References:
     @staticmethod
     def _path(folder: Path, scorer: Scorer, content: str) -> Path:
         return folder / f"{LAYOUT}-{scorer.name}-{scorer.version}" / f"{content}.safetensors"
-
