@@ -59,6 +59,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--json")
     parser.add_argument("overrides", nargs="*", help="of run.py, beside those of the small run")
     options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a command under way is ended too
     draw = random.Random(options.seed)
     if options.chain:
         preload()
@@ -118,21 +119,34 @@ class Bench:
 
     def killed(self, output: Path, moment: float) -> bool:
         """Whether a command was still running at the moment, and so was killed with its whole group."""
-        pid, end = self.start(output), time.monotonic() + moment
-        while time.monotonic() < end:
-            if os.waitpid(pid, os.WNOHANG)[0]:
-                return False
-            time.sleep(0.01)
-        try:
-            os.killpg(pid, signal.SIGKILL)
-        except ProcessLookupError:  # not even its group was there yet
-            os.kill(pid, signal.SIGKILL)
-        return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+        return ended(self.start(output), moment) == -signal.SIGKILL
 
     def finish(self, output: Path) -> None:
-        code = os.waitstatus_to_exitcode(os.waitpid(self.start(output), 0)[1])
-        if code:
+        if code := ended(self.start(output)):
             raise SystemExit(f"a run ended with code {code}:\n{(self.folder / 'log.txt').read_text()[-4000:]}")
+
+
+def ended(pid: int, moment: float = float("inf")) -> int:
+    """The exit code of a command, killed with its group after so many seconds, or where this is interrupted."""
+    end = time.monotonic() + moment
+    try:
+        while time.monotonic() < end:
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.01)
+    except BaseException:
+        kill(pid)
+        raise
+    kill(pid)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def kill(pid: int) -> None:
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:  # not even its group was there yet
+        os.kill(pid, signal.SIGKILL)
 
 
 def start(run: Callable[[list[str]], int], overrides: list[str], log: Path) -> int:
@@ -142,6 +156,7 @@ def start(run: Callable[[list[str]], int], overrides: list[str], log: Path) -> i
     code = 1
     try:
         os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, 1)
         os.dup2(file, 2)

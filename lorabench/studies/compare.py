@@ -86,7 +86,7 @@ def rows_of(named: Any, fit_steps: int | None = None) -> list[Row]:
 
     fit_steps: of every learned merge instead of the method's own.  Raises UserError for what does not exist or fit.
     """
-    if named == ALL:
+    if everything := named == ALL:
         ablations = sorted(path.stem for path in (CONF / "ablation").glob("*.yaml"))
         ablations.sort(key=lambda name: name != "none")  # methods as they are come first
         named = [f"{name} {each}" for each in ablations for name in methods.fitting_methods(each) if name not in FLOORS]
@@ -94,6 +94,8 @@ def rows_of(named: Any, fit_steps: int | None = None) -> list[Row]:
     if not named:
         raise UserError("task.rows is empty; type task.rows=[direct,duolora] or task.rows=all")
     rows = [row_of(str(words), fit_steps) for words in named]
+    if everything:
+        rows = [row for row in rows if not is_inapplicable(row)]
     names = [name_of(row) for row in rows]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"task.rows names {twice} twice; name each once")
@@ -115,8 +117,15 @@ def name_of(row: Row) -> str:
     return label(row.name, row.ablation)
 
 
+def is_inapplicable(row: Row) -> bool:
+    """Whether it averages gates that its method does not have."""
+    return row.method().concepts == "uniform" and row.method().combines
+
+
 def check_uniform(rows: Sequence[Row], plan: Plan) -> None:
-    """UserError where an ablation can say nothing on the dataset's pairs."""
+    """UserError where an ablation can say nothing of a method, or on the dataset's pairs."""
+    if gateless := next((name_of(row) for row in rows if is_inapplicable(row)), None):
+        raise UserError(f"task.rows names {gateless}, whose method has no gates to average; leave it out")
     idle = [name_of(row) for row in rows if row.method().concepts == "uniform"]
     if idle and all(pair.is_single for pair in plan.pairs):
         raise UserError(f"{idle[0]} says nothing of single pairs; type dataset.contents=[mug_1,cat_1] or leave it out")
