@@ -169,12 +169,20 @@ def test_a_learned_merge_on_the_command_line_finds_its_images_again(files, folde
 
 def test_a_sweep_makes_a_file_a_method(files, folder, loras, tmp_path) -> None:
     """The switch may stand anywhere; nothing of Hydra's is left beside the files."""
-    result = run(tmp_path, folder, "merge", "method=direct,base", "-m", "output=merged_${method.name}.safetensors")
+    result = run(
+        tmp_path, folder, "merge", "method=direct,content_only", "-m", "output=merged_${method.name}.safetensors"
+    )
     assert (result.returncode, result.stderr) == (0, ""), result.stderr
     assert_same(LoRA.load(tmp_path / "merged_direct.safetensors"), export(loras), rtol=1e-2, atol=1e-3)
-    assert not any(update.any() for update in updates(LoRA.load(tmp_path / "merged_base.safetensors")).values())
-    files = {"a.safetensors", "b.safetensors", "merged_direct.safetensors", "merged_base.safetensors"}
+    assert_same(LoRA.load(tmp_path / "merged_content_only.safetensors"), loras[0], rtol=1e-2, atol=1e-3)
+    files = {"a.safetensors", "b.safetensors", "merged_direct.safetensors", "merged_content_only.safetensors"}
     assert {path.name for path in tmp_path.iterdir()} == {*files, "store"}
+
+
+def test_a_method_that_leaves_nothing_has_no_file(files, folder, tmp_path) -> None:
+    result = run(tmp_path, folder, "merge", "method=base", "output=merged.safetensors")
+    assert result.returncode == 2 and "leaves nothing of the LoRAs" in result.stderr
+    assert not (tmp_path / "merged.safetensors").exists()
 
 
 def test_generate_on_the_command_line(files, folder, loras, model, tmp_path) -> None:
