@@ -50,63 +50,48 @@ def sample_latents(
 
     guidance: scale of classifier-free guidance; 1 leaves the unconditional rows out.
     gain: strength of each adapter by (site, progress), progress = step / steps; None leaves them as they are set.
-    branches: instead of classifier-free guidance, the predictions to be summed; they are rows of one forward.
+    branches: instead of classifier-free guidance, the predictions to be summed; they need adapters and a gain.
     """
-    if branches is not None:
-        assert adapters is not None and gain is not None
-        return branched_latents(model, prompts, seeds, steps, adapters, gain, branches)
-    scheduler = model.new_scheduler()
-    scheduler.set_timesteps(steps, device=model.device)
-    latents = initial_noise(model, seeds) * scheduler.init_noise_sigma
-    conditioning = model.encode_prompts(prompts)
-    guided = guidance > 1
-    if guided:
-        conditioning = Conditioning.join([model.encode_nothing(len(prompts)), conditioning])
-    for index, t in enumerate(scheduler.timesteps):
-        if adapters is not None and gain is not None:
-            _set_gains(adapters, gain, index / steps)
-        rows = torch.cat([latents, latents]) if guided else latents
-        prediction = model.predict(scheduler.scale_model_input(rows, t), t, conditioning)
-        if guided:
-            unconditional, conditional = prediction.chunk(2)
-            prediction = unconditional + guidance * (conditional - unconditional)
-        latents = scheduler.step(prediction, t, latents, return_dict=False)[0]
-    return latents
-
-
-@torch.no_grad()
-def branched_latents(
-    model: SDXL,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    steps: int,
-    adapters: Adapters,
-    gain: Gain,
-    branches: Sequence[Branch],
-) -> Tensor:
-    """eps = sum_b w_b eps_b, every branch b with its own adapters and prompt; arguments as in `sample_latents`."""
     n = len(prompts)
     scheduler = model.new_scheduler()
     scheduler.set_timesteps(steps, device=model.device)
     latents = initial_noise(model, seeds) * scheduler.init_noise_sigma
-    words, nothing = model.encode_prompts(prompts), model.encode_nothing(n)
-    conditioning = Conditioning.join([words if branch.prompted else nothing for branch in branches])
-    switches = torch.tensor([branch.gain for branch in branches]).repeat_interleave(n, dim=0)
-    weights = torch.tensor([branch.weight for branch in branches], device=model.device)
+    plain = [False, True] if guidance > 1 else [True]
+    prompted = plain if branches is None else [branch.prompted for branch in branches]
+    words = model.encode_prompts(prompts)
+    conditioning = Conditioning.join([words if each else model.encode_nothing(n) for each in prompted])
+    switches = None
+    if branches is not None:
+        switches = torch.tensor([branch.gain for branch in branches]).repeat_interleave(n, dim=0)
     for index, t in enumerate(scheduler.timesteps):
-        own = {site: torch.tensor(gain(site, index / steps)) * switches for site in adapters.layers}
-        adapters.rows(own)
-        rows = scheduler.scale_model_input(latents.repeat(len(branches), 1, 1, 1), t)
-        each = model.predict(rows, t, conditioning).unflatten(0, (len(branches), n))
-        prediction = torch.einsum("b,bnchw->nchw", weights, each)
+        if adapters is not None and gain is not None:
+            _set_gains(adapters, gain, index / steps, switches)
+        rows = scheduler.scale_model_input(latents.repeat(len(prompted), 1, 1, 1), t)
+        predictions = model.predict(rows, t, conditioning).unflatten(0, (len(prompted), n))
+        prediction = _guided(predictions, guidance, branches)
         latents = scheduler.step(prediction, t, latents, return_dict=False)[0]
     return latents
 
 
-def _set_gains(adapters: Adapters, gain: Gain, progress: float) -> None:
-    """Same gains in every row: as in diffusers, the unconditional branch sees the adapters too."""
+def _guided(predictions: Tensor, guidance: float, branches: Sequence[Branch] | None) -> Tensor:
+    """One prediction [n, c, h, w] of those of all branches [b, n, c, h, w]."""
+    if branches is not None:
+        weights = torch.tensor([branch.weight for branch in branches], device=predictions.device)
+        return torch.einsum("b,bnchw->nchw", weights, predictions)
+    if len(predictions) == 1:
+        return predictions[0]
+    unconditional, conditional = predictions
+    return unconditional + guidance * (conditional - unconditional)
+
+
+def _set_gains(adapters: Adapters, gain: Gain, progress: float, switches: Tensor | None) -> None:
+    """switches: [rows, K], of branches; without them all rows are alike: as in diffusers, the unconditional branch sees
+    the adapters too.
+    """
     by_site = {site: gain(site, progress) for site in adapters.layers}
-    if len(set(by_site.values())) == 1:
+    if switches is not None:
+        adapters.rows({site: torch.tensor(value) * switches for site, value in by_site.items()})
+    elif len(set(by_site.values())) == 1:
         adapters.rows(torch.tensor([next(iter(by_site.values()))]))
     else:
         adapters.rows({site: torch.tensor([value]) for site, value in by_site.items()})
