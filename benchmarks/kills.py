@@ -73,6 +73,8 @@ def main(arguments: list[str]) -> int:
                 kills += bench.chain(expected, options.kills - len(kills), lambda: draw.uniform(0, LIFE * seconds))
             else:
                 kills += bench.once(expected, draw.uniform(0, seconds))
+            last = kills[-1] if kills else "none yet"
+            print(f"{len(kills)} of {options.kills} kills, the last: {last}", file=sys.stderr, flush=True)
     report(kills, seconds, options)
     return 0 if all(kill.equal for kill in kills) else 1
 
