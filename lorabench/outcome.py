@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from lorabench import __version__
+from lorabench.artifact import write_whole
 from lorabench.config import LoggerSpec
 from lorabench.costs import COST_FILE
 from lorabench.data.catalogue import world_version
@@ -96,9 +97,7 @@ class Outcome:
         self.write_manifest(manifest | how | {"files": files})
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
-        draft = self.path / f"{MANIFEST}.draft"
-        draft.write_text(json.dumps(manifest, indent=1))
-        draft.replace(self.path / MANIFEST)
+        write_whole(self.path / MANIFEST, lambda draft: draft.write_text(json.dumps(manifest, indent=1)))
 
     @property
     def protocol(self) -> dict[str, Any]:

@@ -13,10 +13,9 @@ from typing import Any
 
 from lorabench.artifact import BROKEN, KEY_FILE, damage, read_record
 from lorabench.errors import UserError
-from lorabench.garbage import garbage, is_free, remove, size_of
+from lorabench.garbage import DAY, artifact_folders, garbage, is_free, remove, size_of
 from lorabench.store import INTACT, Store
 
-DAY = 86400.0
 MANIFEST = "manifest.json"
 
 
@@ -54,16 +53,15 @@ class Artifact:
 
 def artifacts(store: Store, stage: str | None = None) -> Iterator[Artifact]:
     """Every artifact whose key.json can be read, by stage and then by age."""
-    for folder in sorted(store.root.iterdir()):
-        if not folder.name.startswith(".") and folder.is_dir() and stage in (None, folder.name):
-            found = []
-            for path in folder.iterdir():
-                try:
-                    artifact = Artifact(path, read_record(path))
-                    found.append((artifact.made, artifact.path.name, artifact))
-                except BROKEN:
-                    continue  # no artifact, or one that gc lists as damaged
-            yield from (artifact for *_, artifact in sorted(found, key=lambda each: each[:2]))
+    found = []
+    for path in artifact_folders(store):
+        if stage in (None, path.parent.name):
+            try:
+                artifact = Artifact(path, read_record(path))
+                found.append((path.parent.name, artifact.made, path.name, artifact))
+            except BROKEN:
+                continue  # gc lists it as damaged
+    yield from (artifact for *_, artifact in sorted(found, key=lambda each: each[:3]))
 
 
 def ls(store: Store, stage: str | None) -> list[str]:

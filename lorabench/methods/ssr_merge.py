@@ -41,13 +41,12 @@ class SSRMerge(Method):
         steps = [from_noise(draw(step, 1)) for step in range(self.draws)]
         merged = {}
         for name, moments in teacher_moments(steps).items():  # [K, R, R]: E[z_k z_k^T]
-            factors = steps[0].adapters.layers[name].factors()
-            own = torch.cat([moment[rows] for moment, rows in zip(moments, row_blocks(factors), strict=True)])
+            layer = steps[0].adapters.layers[name]
+            own = torch.cat([moment.split(layer.ranks)[k] for k, moment in enumerate(moments)])  # D_k X_k Z_k^T
             total = moments.sum(0).double()
             total = total + self.ridge * total.diagonal().mean() * torch.eye(len(total), device=total.device)
             r = torch.linalg.solve(total, own.double().mT).mT.float()
-            down, up = torch.cat([each.down for each in factors]), torch.cat([each.up for each in factors], dim=1)
-            merged[name] = Factors(down.detach().cpu(), (up.float() @ r).detach().cpu())
+            merged[name] = Factors(layer.down.detach().cpu(), (layer.up.float() @ r).detach().cpu())
         return LoRA(merged)
 
 
@@ -58,12 +57,3 @@ def from_noise(step: "MergeStep") -> "MergeStep":
     last = len(step.model.alphas_bar) - 1
     images = tuple(replace(each, x=step.noise) for each in step.images)
     return replace(step, images=images, t=torch.full_like(step.t, last))
-
-
-def row_blocks(factors: list) -> list[slice]:
-    """Which rows of z belong to each adapter."""
-    ends, start = [], 0
-    for each in factors:
-        ends.append(slice(start, start + each.rank))
-        start += each.rank
-    return ends
