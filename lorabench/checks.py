@@ -23,7 +23,7 @@ LEAST = {
     "count": (1, True), "pairs_seed": (0, True),
     "content_images": (1, True), "style_images": (1, True), "seed": (0, True),
     "workers": (0, True), "devices": (0, True), "nodes": (1, True), "threads": (1, True), "pairs_per_batch": (1, True),
-    "draws": (1, True), "ridge": (0, False),
+    "draws": (1, True), "ridge": (0, False), "epochs": (1, True),
     "lambda_prior": (0, True), "lambda_cycle": (0, True), "lambda_similarity": (0, True), "prior_hinge": (0, True),
 }  # fmt: skip
 CHOICES = {

@@ -236,6 +236,16 @@ class CostTask(TaskSpec):
 
 
 @dataclass
+class HypernetworkTask(TaskSpec):
+    subjects: list[str] = MISSING  # that it is trained on; not those of the dataset, which are held out
+    styles: list[str] = MISSING
+    epochs: int = MISSING  # a random pair each
+    lr: float = MISSING
+    lambda_similarity: float = MISSING
+    draws: int = MISSING  # of noise and images, for the loss on a held-out pair
+
+
+@dataclass
 class OwnLoRASpec:
     """The user's LoRA of one role, or several of them: then each field holds a list.  See lorabench/own.py."""
 
@@ -303,6 +313,7 @@ SCHEMAS = {
         "cost": CostTask,
         "files": FileTask,
         "memory": MemoryTask,
+        "hypernetwork": HypernetworkTask,
     },
 }
 

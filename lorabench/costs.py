@@ -13,14 +13,15 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 COST_FILE = "cost.json"
+SLACK = 1 << 24  # bytes: by so much the two readings of a process's memory may differ, as counters are kept by core
 
 
 @contextmanager
-def cost(folder: Path, unet: nn.Module | None = None) -> Iterator[None]:
-    """Write cost.json of the block into the folder."""
+def cost(folder: Path, unet: nn.Module | None = None) -> Iterator[dict[str, Any]]:
+    """Write cost.json of the block into the folder, with what else the block puts into the costs."""
     costs: dict[str, Any] = {}
     with measured(costs, unet):
-        yield
+        yield costs
     (folder / COST_FILE).write_text(json.dumps(costs))
 
 
@@ -59,7 +60,7 @@ def measured(costs: dict[str, Any], unet: nn.Module | None = None) -> Iterator[N
     if on_gpu:
         costs["peak_gpu_bytes"] = torch.cuda.max_memory_allocated()
     if told:
-        costs["peak_bytes"] = peak()
+        costs["peak_bytes"] = memory("VmHWM")
 
 
 def joined_costs(costs: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -69,16 +70,16 @@ def joined_costs(costs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def reset_peak() -> bool:
-    """Let the system's peak of this process's memory begin anew; False where it cannot."""
+    """Let the system's peak of this process's memory begin anew; False where it cannot, or only says that it did."""
     try:
         Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM
     except OSError:
         return False
-    return True
+    return memory("VmHWM") - memory("VmRSS") < SLACK
 
 
-def peak() -> int:
-    """Bytes of memory that this process held at most since `reset_peak`."""
+def memory(name: str) -> int:
+    """Bytes that this process holds: VmRSS now, VmHWM at most since `reset_peak`."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    [line] = [line for line in lines if line.startswith("VmHWM:")]
+    [line] = [line for line in lines if line.startswith(f"{name}:")]
     return int(line.split()[1]) * 1024

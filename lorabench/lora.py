@@ -100,6 +100,11 @@ class LoRA(Mapping[str, Factors]):
             }
         )
 
+    def parameters(self, *names: str) -> int:
+        """How many numbers the factors of these names ("down", "up") hold, those on the text encoders too."""
+        factors = [*self.values(), *self.text.values()]
+        return sum(getattr(each, name).numel() for each in factors for name in names or ("down", "up"))
+
     @property
     def shape(self) -> dict[str, tuple[int, ...]]:
         """What LoRAs must share to be stacked."""

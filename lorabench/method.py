@@ -15,14 +15,16 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lorabench.config import CONF, LoRASpec
-from lorabench.data.pairs import Role
+from lorabench.data.pairs import Role, Wording
 from lorabench.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,6 +36,11 @@ if TYPE_CHECKING:
 
 _METHODS: dict[str, type[Method]] = {}
 Gain = Callable[[str, float], tuple[float, ...]]  # of a site's name and progress: a strength an adapter
+# each: every concept by itself, so that methods share them.  core: likewise, in a fixed basis of the layer's own
+# (stages/layers.py).  one: one LoRA for all concepts of a pair.  aligned: content and style side by side, from a
+# picture before and after styling (stages/aligned.py).
+Training = Literal["each", "core", "one", "aligned"]
+PER_PAIR: tuple[Training, ...] = ("one", "aligned")  # no other pair has the LoRAs
 
 
 @dataclass(kw_only=True)
@@ -58,12 +65,12 @@ class Branch:
 
     weight: of its prediction in the sum; the weights of all branches sum to 1.
     gain: of each adapter in these rows, beside the method's own.
-    prompted: with the prompt, or with the empty one.
+    words: the wording of the prompt; None is the empty one.
     """
 
     weight: float
     gain: tuple[float, ...]
-    prompted: bool
+    words: Wording | None
 
 
 @dataclass(frozen=True)
@@ -98,8 +105,10 @@ class Method:
         subject with each style, our reading of DuoLoRA's "uniform-weight merging".
     exports: whether a merge is one ordinary LoRA; images are then drawn with that very file.
     rank: of the file where merged updates are dense, a setting of those methods; None is the sum of the LoRAs' ranks.
+    training: how the LoRAs are trained that it merges.
     """
 
+    training: ClassVar[Training] = "each"
     exports: ClassVar[bool] = True
     rank: ClassVar[int | None] = None
 
@@ -118,6 +127,10 @@ class Method:
     def lora(self, role: Role, spec: LoRASpec) -> LoRASpec:
         """How the LoRAs of a role are trained that this method merges."""
         return spec
+
+    def files(self) -> dict[str, Path]:
+        """The settings that name a file: what it holds decides a merge, and not where it lies."""
+        return {}
 
     def rebase(self, loras: Sequence[LoRA]) -> Sequence[LoRA]:
         """The same updates in the factors that the gates act on."""
@@ -231,6 +244,7 @@ def misfit(name: str, ablation: str, fitting: list[str]) -> str:
     return f"ablation={ablation} fits method={'|'.join(fitting)}, not {name}; type method={fitting[0]}"
 
 
+@cache
 def _fits(name: str, ablation: str) -> bool:
     try:
         _values(name, ablation)
@@ -240,14 +254,21 @@ def _fits(name: str, ablation: str) -> bool:
 
 
 def _values(name: str, ablation: str) -> DictConfig:
-    values: Any = OmegaConf.load(CONF / "method" / f"{name}.yaml")
-    del values["defaults"]
-    delta = OmegaConf.load(CONF / "ablation" / f"{ablation}.yaml")
-    return OmegaConf.merge(_schema(values["name"]), values, delta)  # pyright: ignore[reportReturnType]
+    values = _read("method", name)
+    return OmegaConf.merge(_schema(values["name"]), values, _read("ablation", ablation))  # pyright: ignore[reportReturnType]
 
 
+@cache
+def _read(group: str, name: str) -> DictConfig:
+    """A yaml without what Hydra makes of it; to be merged, never changed."""
+    values: Any = OmegaConf.load(CONF / group / f"{name}.yaml")
+    values.pop("defaults", None)
+    return values
+
+
+@cache
 def _schema(name: str) -> DictConfig:
-    """The types of a method's settings. A method is frozen; what it is composed from must not be."""
+    """The types of a method's settings, to be merged and never changed. A method is frozen, but not its config."""
     schema = OmegaConf.structured(methods()[name])
     OmegaConf.set_readonly(schema, None)
     for field in fields(methods()[name]):

@@ -19,8 +19,9 @@ import yaml
 from lorabench import __version__
 from lorabench.artifact import write_whole
 from lorabench.config import LoggerSpec
-from lorabench.costs import COST_FILE
+from lorabench.costs import COST_FILE, joined_costs
 from lorabench.data.catalogue import world_version
+from lorabench.method import PER_PAIR
 from lorabench.plan import FLOORS, ORACLE, STAGES, Item, Plan, Row
 from lorabench.store import files_of
 from lorabench.tasks import CURVES_FILE
@@ -190,9 +191,11 @@ class Outcome:
     def costs(self, row: Row) -> dict[str, float]:
         """What a LoRA, a merge and an image of the row take, means over LoRAs and pairs; a peak is the greatest.
 
-        Of the LoRAs those that the row's merges share with other rows too: they are no cost of the merge.
+        Of the LoRAs those that the row's merges share with other rows too: they are no cost of the merge. A training
+        for one pair is.
         """
-        loras = {lora.key: self.cost(lora) for pair in self.plan.pairs for lora in self.plan.loras(row, pair)}
+        trained = [{lora.item.key: self.cost(lora.item) for lora in self.plan.loras(row, p)} for p in self.plan.pairs]
+        loras = {key: cost for of_pair in trained for key, cost in of_pair.items()}
         drawn = [self.cost(self.plan.generate(row, pair)) for pair in self.plan.pairs]
         images = sum(len(self.plan.seeds(pair)) for pair in self.plan.pairs)
         costs = {
@@ -202,6 +205,10 @@ class Outcome:
         }
         if row.is_method:
             merged = [self.cost(self.plan.merge(row, pair)) for pair in self.plan.pairs]
+            if row.method().training in PER_PAIR:
+                parts = zip(merged, trained, strict=True)
+                merged = [joined_costs([merge, *of_pair.values()]) for merge, of_pair in parts]
+                costs.pop("lora_seconds", None)
             costs["learned_parameters"] = merged[0]["learned_parameters"]
             costs |= mean_cost("merge_seconds", "seconds", merged)
             costs |= mean_cost("merge_unet_passes", "unet_passes", merged)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorabench.data.pairs import JOIN, Concept, Pair, Reference, Role
+from lorabench.data.pairs import JOIN, Concept, Pair, Reference, Role, Scene
 from lorabench.errors import UserError
 from lorabench.method import Method
 
@@ -70,6 +70,8 @@ class OwnPair:
             raise UserError(
                 "a merge needs a content LoRA and a style LoRA; type content=a.safetensors style=b.safetensors"
             )
+        if method.training == "one":
+            raise UserError(f"{method.name} trains a LoRA of its own and merges no files; type method=direct")
         if method.concepts == "uniform" and len(self.files) > 2:
             raise UserError("method.concepts=uniform needs a prompt for each couple; type method.concepts=joint")
         if not method.needs_model:
@@ -93,4 +95,4 @@ class OwnPair:
         ]
         split = len(self.contents)
         prompt = self.prompt or JOIN.join(concept.name for concept in concepts)
-        return Pair(tuple(concepts[:split]), tuple(concepts[split:]), prompt, prompt)
+        return Pair(tuple(concepts[:split]), tuple(concepts[split:]), Scene(prompt, prompt))

@@ -10,20 +10,23 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from lorabench import method as methods
 from lorabench import tasks, units
+from lorabench.artifact import sha256
 from lorabench.config import DatasetSpec, GenerateSpec, LoRASpec, MergeSpec, MicroworldSpec, TrainerSpec
-from lorabench.data.catalogue import world_version
-from lorabench.data.pairs import ROLES, Concept, Pair, Role
+from lorabench.data.catalogue import aligned, world_version
+from lorabench.data.pairs import Concept, Pair, Role, Wording, joined, worded
+from lorabench.errors import UserError
 from lorabench.metrics.files import ScorerSet
 from lorabench.models.files import ModelFiles
 from lorabench.seeds import seed_of
 from lorabench.stages.class_images import ClassImages
+from lorabench.stages.phases import check_aligned, updates
 from lorabench.store import Store, canonical, key_of
 from lorabench.workers import Progress
 
@@ -33,7 +36,7 @@ VERSIONS = {"personalise": 1, "merge": 2, "generate": 2, "oracle": 1, "score": 2
 
 FLOORS = ("base", "content_only", "style_only")
 ORACLE = "oracle"
-SHARED = ("constyle", "masks", "moments", "priors")  # modules beside the methods that several of them use
+SHARED = ("constyle", "hypernetwork", "masks", "moments", "priors")  # modules that methods use
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,18 @@ class Item:
 
 
 Stages = dict[str, list[Item]]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A LoRA of stage 1: the file of this name in its item."""
+
+    item: Item
+    name: str = "lora"
+
+    @property
+    def key(self) -> str:
+        return self.item.key if self.name == "lora" else f"{self.item.key}/{self.name}"
 
 
 @dataclass(frozen=True)
@@ -110,9 +125,10 @@ class Row:
         return _method(canonical(self.settings))
 
     def slice(self) -> dict[str, Any]:
-        """What of the method changes a number: its settings and its code."""
+        """What of the method changes a number: its settings, of files what they hold, and its code."""
         assert self.settings is not None
         numbers = {key: value for key, value in self.settings.items() if key != "concepts"}
+        numbers |= {key: sha256(file) for key, file in self.method().files().items()}
         return {"settings": numbers, "code": code_of(self.settings["name"])}
 
 
@@ -162,8 +178,8 @@ class Plan:
     def items(self, stage: str) -> list[Item]:
         """The items of a stage, each once."""
         if stage == "personalise":
-            needed = [row for row in self.rows if row.settings is not None]
-            made = [self.personalise(row, concept) for concept in self.concepts() for row in needed]
+            needed = [cell for cell in self.cells() if cell[0].settings is not None]
+            made = [lora.item for row, pair in needed for lora in self.loras(row, pair)]
         elif stage == "merge":
             made = [self.merge(row, pair) for row, pair in self.cells() if row.is_method]
         else:
@@ -174,11 +190,6 @@ class Plan:
     def cells(self) -> Iterator[tuple[Row, Pair]]:
         return ((row, pair) for row in self.rows for pair in self.pairs)
 
-    def concepts(self) -> list[Concept]:
-        """Every subject and style once, subjects first."""
-        found = {concept.name: concept for role in ROLES for pair in self.pairs for concept in pair.of(role)}
-        return list(found.values())
-
     def key(self) -> str:
         """What the run is, in one hash: equal keys give equal scores."""
         return key_of("run", {"scores": [self.score(row, pair).key for row, pair in self.cells()]})
@@ -186,13 +197,19 @@ class Plan:
     def base_parts(self) -> dict[str, Any]:
         return {"weights": self.weights, "precision": self.trainer.precision, **self.model.numbers()}
 
-    def personalise(self, row: Row, concept: Concept) -> Item:
-        """The LoRA of a concept as a method wants it trained; most want the same one."""
-        spec = row.method().lora(concept.role, self.lora)
+    def personalise(self, row: Row, concept: Concept, times: int = 1) -> Item:
+        """The LoRA of a concept as a method wants it trained; most want the same one.  times: as many steps."""
+        method = row.method()
+        spec, training = method.lora(concept.role, self.lora), method.training
         parts = {
             "version": VERSIONS["personalise"], "model": self.base_parts(), "lora": asdict(spec),
             "concept": concept.identity(), "seed": self.seed,
         }  # fmt: skip
+        if times > 1:
+            spec = replace(spec, steps=spec.steps * times)
+            parts["lora"] = asdict(spec)
+        if training == "core":
+            parts["training"] = training
         steps, cost = spec.steps, 2.0 * spec.steps * spec.batch * spec.accumulate
         prior = None
         if spec.prior_weight:
@@ -204,13 +221,49 @@ class Plan:
             parts["generate"] = {"steps": self.generation.steps, "guidance": self.generation.guidance}
         scratch = self.store.scratch("personalise", parts)
         work = partial(
-            tasks.personalise, self.model, self.trainer, concept, spec, self.seed, self.generation, prior, scratch
-        )
-        name = concept.name if spec == self.lora else f"{concept.name} as {row.name} wants it"
+            tasks.personalise, self.model, self.trainer, concept, spec, self.seed, self.generation, prior,
+            scratch, training == "core",
+        )  # fmt: skip
+        shared = spec == self.lora and training == "each"
+        name = concept.name if shared else f"{concept.name} as {row.name} wants it"
         return Item("personalise", name, parts, work, steps, cost)
 
-    def loras(self, row: Row, pair: Pair) -> list[Item]:
-        return [self.personalise(row, concept) for concept in pair.concepts]
+    def aligned(self, row: Row, couple: Pair) -> Item:
+        """Both LoRAs of a single pair, trained on pictures of the subject before and after styling."""
+        [content], [style] = couple.contents, couple.styles
+        if not isinstance(self.dataset, MicroworldSpec):
+            raise UserError(
+                f"{row.name} is trained on a picture before and after styling, which {self.dataset.name} does not "
+                "have; type dataset=microworld, or another method"
+            )
+        spec = row.method().lora("style", self.lora)
+        check_aligned(spec)
+        concept = aligned(content, style, couple.prompt)
+        parts = {
+            "version": VERSIONS["personalise"], "model": self.base_parts(), "lora": asdict(spec),
+            "concept": concept.identity(), "seed": self.seed, "training": "aligned",
+        }  # fmt: skip
+        scratch = self.store.scratch("personalise", parts)
+        work = partial(tasks.personalise_aligned, self.model, self.trainer, concept, spec, self.seed, scratch)
+        steps = updates(spec.steps)
+        return Item("personalise", concept.name, parts, work, steps, 2.0 * steps * spec.batch * spec.accumulate)
+
+    def loras(self, row: Row, pair: Pair) -> list[Trained]:
+        """What a row merges or draws with, one for each concept of `adapted`."""
+        training = row.method().training
+        if training == "one":
+            return [Trained(self.personalise(row, joined(pair), len(pair.concepts)))]
+        if training == "aligned":
+            items = {couple.concepts: self.aligned(row, couple) for couple in pair.couples or (pair,)}
+            contents = [Trained(items[content, pair.styles[0]], "content") for content in pair.contents]
+            return contents + [Trained(items[pair.contents[0], style], "style") for style in pair.styles]
+        return [Trained(self.personalise(row, concept)) for concept in pair.concepts]
+
+    def adapted(self, row: Row, pair: Pair) -> Pair:
+        """The pair with the concepts that the row's LoRAs are of."""
+        if row.method().training != "one":
+            return pair
+        return replace(pair, contents=(joined(pair),), styles=(), couples=())
 
     def merge(self, row: Row, pair: Pair) -> Item:
         loras = self.loras(row, pair)
@@ -221,8 +274,9 @@ class Plan:
         uniform = not pair.is_single and row.method().concepts == "uniform"
         if uniform:  # of a single pair it says nothing
             parts["concepts"] = "uniform"
-        paths = tuple(self.path(lora) for lora in loras)
-        work = tasks.Merge(self.model, self.trainer, row.settings or {}, paths, pair, self.seed)
+        files = tuple(self.file(lora) for lora in loras)
+        adapted = self.adapted(row, pair)
+        work = tasks.Merge(self.model, self.trainer, row.settings or {}, files, adapted, self.seed)
         fit = row.method().fit
         steps = fit.steps * (len(pair.couples) if uniform else 1) if fit else 0
         rows = fit.batch * (2 if uniform else len(pair.concepts)) if fit else 0
@@ -245,10 +299,13 @@ class Plan:
             "generate": asdict(self.generation), "prompt": pair.prompt, "seeds": self.seeds(pair),
             **scenes_of(pair), **({"strength": row.strength} if row.strength else {}),
         }  # fmt: skip
-        paths = tuple(self.path(lora) for lora in loras)
+        files = tuple(self.file(lora) for lora in loras)
+        adapted = self.adapted(row, pair)
+        if wordings := self.wordings(row, adapted):
+            parts["wordings"] = {each: worded(pair.drawn, each) for each in wordings}
         work = units.Generate(
-            self.model, self.trainer, row.settings or {}, paths, merged and self.path(merged), pair,
-            tuple(self.seeds(pair)), self.generation, row.strength,
+            self.model, self.trainer, row.settings or {}, files, merged and self.path(merged), adapted,
+            tuple(self.seeds(pair)), self.generation, row.strength, self.seed,
         )  # fmt: skip
         count = len(self.seeds(pair))
         return Item("generate", f"{row.name} {pair.name}", parts, work, count, 2.0 * count * self.generation.steps)
@@ -282,13 +339,21 @@ class Plan:
         count = len(self.seeds(pair))
         return Item("score", f"{row.name} {pair.name}", parts, work, count, 4.0 * count)
 
+    def wordings(self, row: Row, pair: Pair) -> list[Wording]:
+        """The wordings that a row draws with beside the prompt."""
+        branches = row.method().guidance(self.generation.guidance, pair.roles) or ()
+        return sorted({branch.words for branch in branches if branch.words and branch.words != "prompt"})
+
     def path(self, item: Item) -> Path:
         return self.store.path(item.stage, item.parts)
+
+    def file(self, lora: Trained) -> Path:
+        return self.path(lora.item) / f"{lora.name}.safetensors"
 
 
 def scenes_of(pair: Pair) -> dict[str, Any]:
     """The scenes of a pair as a part of a key; nothing where it has none, so that keys stay what they were."""
-    return {"scenes": [list(scene) for scene in pair.scenes]} if pair.scenes else {}
+    return {"scenes": [[scene.prompt, scene.text] for scene in pair.scenes]} if pair.scenes else {}
 
 
 def frame_rows(chosen: Row, dataset: DatasetSpec, pairs: Sequence[Pair]) -> list[Row]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lorabench.adapters import Adapters
+from lorabench.data.pairs import Scene, Wording, worded
 from lorabench.method import Branch, Gain
 from lorabench.models.sdxl import SDXL, Conditioning
 
@@ -22,7 +23,7 @@ def initial_noise(model: SDXL, seeds: Sequence[int]) -> Tensor:
 @torch.no_grad()
 def sample(
     model: SDXL,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Scene],
     seeds: Sequence[int],
     steps: int,
     guidance: float,
@@ -38,7 +39,7 @@ def sample(
 @torch.no_grad()
 def sample_latents(
     model: SDXL,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Scene],
     seeds: Sequence[int],
     steps: int,
     guidance: float,
@@ -48,6 +49,7 @@ def sample_latents(
 ) -> Tensor:
     """Latents [n, c, h, w] of unit scale.
 
+    prompts: scenes, where branches have wordings of their own.
     guidance: scale of classifier-free guidance; 1 leaves the unconditional rows out.
     gain: strength of each adapter by (site, progress), progress = step / steps; None leaves them as they are set.
     branches: instead of classifier-free guidance, the predictions to be summed; they need adapters and a gain.
@@ -56,18 +58,19 @@ def sample_latents(
     scheduler = model.new_scheduler()
     scheduler.set_timesteps(steps, device=model.device)
     latents = initial_noise(model, seeds) * scheduler.init_noise_sigma
-    plain = [False, True] if guidance > 1 else [True]
-    prompted = plain if branches is None else [branch.prompted for branch in branches]
-    words = model.encode_prompts(prompts)
-    conditioning = Conditioning.join([words if each else model.encode_nothing(n) for each in prompted])
+    words: list[Wording | None] = [None, "prompt"] if guidance > 1 else ["prompt"]
+    if branches is not None:
+        words = [branch.words for branch in branches]
+    said = {each: model.encode_prompts(worded(prompts, each)) for each in words if each}
+    conditioning = Conditioning.join([said[each] if each else model.encode_nothing(n) for each in words])
     switches = None
     if branches is not None:
         switches = torch.tensor([branch.gain for branch in branches]).repeat_interleave(n, dim=0)
     for index, t in enumerate(scheduler.timesteps):
         if adapters is not None and gain is not None:
             _set_gains(adapters, gain, index / steps, switches)
-        rows = scheduler.scale_model_input(latents.repeat(len(prompted), 1, 1, 1), t)
-        predictions = model.predict(rows, t, conditioning).unflatten(0, (len(prompted), n))
+        rows = scheduler.scale_model_input(latents.repeat(len(words), 1, 1, 1), t)
+        predictions = model.predict(rows, t, conditioning).unflatten(0, (len(words), n))
         prediction = _guided(predictions, guidance, branches)
         latents = scheduler.step(prediction, t, latents, return_dict=False)[0]
     return latents
@@ -89,9 +92,7 @@ def _set_gains(adapters: Adapters, gain: Gain, progress: float, switches: Tensor
     the adapters too.
     """
     by_site = {site: gain(site, progress) for site in adapters.layers}
+    rows = {value: torch.tensor([value]) for value in set(by_site.values())}  # few, and shared by their sites
     if switches is not None:
-        adapters.rows({site: torch.tensor(value) * switches for site, value in by_site.items()})
-    elif len(set(by_site.values())) == 1:
-        adapters.rows(torch.tensor([next(iter(by_site.values()))]))
-    else:
-        adapters.rows({site: torch.tensor([value]) for site, value in by_site.items()})
+        rows = {value: each * switches for value, each in rows.items()}
+    adapters.rows({site: rows[value] for site, value in by_site.items()})

@@ -32,7 +32,7 @@ CURVES_FILE = "curves.json"
 
 def personalise(
     model: ModelFiles, trainer: TrainerSpec, concept: Concept, spec: LoRASpec, seed: int, generation: GenerateSpec,
-    prior: ClassImages | None, scratch: Path, folder: Path, progress: Progress,
+    prior: ClassImages | None, scratch: Path, in_core: bool, folder: Path, progress: Progress,
 ) -> None:  # fmt: skip
     """lora.safetensors of a concept, and samples/<step>.png where the recipe asks for them.
 
@@ -46,19 +46,48 @@ def personalise(
     base, curves = load_model(model, trainer.accelerator), Curves()
     shown = prior.references(base, trainer, progress) if prior else []
     look = Look(scratch / "samples", generation)
-    with cost(folder, base.unet):
+    with cost(folder, base.unet) as costs:
         lora = personalise(
-            base, concept, spec, seed, trainer, lambda steps: progress(len(shown) + steps), curves, shown, look, scratch
+            base,
+            concept,
+            spec,
+            seed,
+            trainer,
+            lambda steps: progress(len(shown) + steps),
+            curves,
+            shown,
+            look,
+            scratch,
+            in_core,
         )
         lora.save(folder / "lora.safetensors")
+        costs["learned_parameters"] = lora.parameters("down") if in_core else lora.parameters()
     curves.write(folder)
     if look.folder.is_dir():
         shutil.copytree(look.folder, folder / "samples")
 
 
+def personalise_aligned(
+    model: ModelFiles, trainer: TrainerSpec, concept: Concept, spec: LoRASpec, seed: int, scratch: Path, folder: Path,
+    progress: Progress,
+) -> None:  # fmt: skip
+    """content.safetensors and style.safetensors of a subject before and after styling; scratch: as above."""
+    from lorabench.costs import cost
+    from lorabench.loggers.curves import Curves
+    from lorabench.stages.aligned import train_aligned
+
+    base, curves = load_model(model, trainer.accelerator), Curves()
+    with cost(folder, base.unet) as costs:
+        loras = train_aligned(base, concept, spec, seed, trainer, progress, curves, scratch)
+        for role, lora in loras.items():
+            lora.save(folder / f"{role}.safetensors")
+        costs["learned_parameters"] = sum(lora.parameters("up") for lora in loras.values())
+    curves.write(folder)
+
+
 @dataclass(frozen=True)
 class Merge:
-    """The merge of one pair; loras: the folders of the LoRAs of its concepts."""
+    """The merge of one pair; loras: the files of the LoRAs of its concepts."""
 
     model: ModelFiles
     trainer: TrainerSpec
@@ -80,9 +109,7 @@ def merge(merges: Sequence[Merge], folders: Sequence[Path], progress: Progress) 
 
     first = merges[0]
     base, method = load_model(first.model, first.trainer.accelerator), build(first.settings)
-    items = [
-        MergeItem(tuple(LoRA.load(path / "lora.safetensors") for path in each.loras), each.pair) for each in merges
-    ]
+    items = [MergeItem(tuple(LoRA.load(path) for path in each.loras), each.pair) for each in merges]
     costs: dict[str, Any] = {}
     with measured(costs, base.unet):
         results = merge_all(base, method, items, first.seed, first.trainer, progress)

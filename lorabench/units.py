@@ -81,7 +81,7 @@ def batches_of(count: int, size: int) -> int:
 class Generate(Spread):
     """<index>.png, one a seed: with the merged LoRA where the method makes one, else with all LoRAs at their gains.
 
-    loras, merged: the folders of what is drawn with.
+    loras: files; merged: the folder of the merge, what is drawn with.  seed: of the run.
     """
 
     model: ModelFiles
@@ -93,6 +93,7 @@ class Generate(Spread):
     seeds: tuple[int, ...]
     spec: GenerateSpec
     strength: dict[Role, float] | None
+    seed: int
 
     @property
     def units(self) -> int:
@@ -104,23 +105,27 @@ class Generate(Spread):
         from lorabench.lora import LoRA
         from lorabench.method import build
         from lorabench.stages.generate import Share, draw
-        from lorabench.stages.merge import MergeResult
+        from lorabench.stages.merge import MergeItem, MergeResult, reweighted
 
         base, method = load_model(self.model, self.trainer.accelerator), build(self.settings)
-        prompts = [scene.prompt for scene in self.pair.shots(self.spec.images)]
         result = MergeResult.load(self.merged) if self.merged else None
+        scenes = self.pair.shots(self.spec.images)
 
         def read() -> list[LoRA]:
-            return [LoRA.load(path / "lora.safetensors") for path in self.loras]
+            return [LoRA.load(path) for path in self.loras]
 
         def write(start: int, images: Tensor) -> None:
             for index, image in enumerate(images.numpy(), start):
                 Image.fromarray(image).save(folder / file_name(index))
 
         with counted(numbers, folder, base.unet):
+            strength = self.strength
+            if strength is not None and result is not None and not result.is_gated_sum(method):
+                item = MergeItem(tuple(read()), self.pair)
+                result, strength = reweighted(base, method, item, strength, self.seed, self.trainer), None
             draw(
-                base, method, read, self.pair.roles, result, prompts, self.seeds, self.spec, self.trainer, progress,
-                self.strength, Share(numbers, write),
+                base, method, read, self.pair.roles, result, scenes, self.seeds, self.spec, self.trainer, progress,
+                strength, Share(numbers, write),
             )  # fmt: skip
 
     def finish(self, folder: Path) -> None:

@@ -39,7 +39,7 @@ def test_composite_of_identical_adapters_is_one(model, loras, generate_spec) -> 
 
 
 def test_branches_of_plain_guidance_are_plain_guidance(model, loras) -> None:
-    branches = [Branch(-2.0, (1.0, 1.0), False), Branch(3.0, (1.0, 1.0), True)]
+    branches = [Branch(-2.0, (1.0, 1.0), None), Branch(3.0, (1.0, 1.0), "prompt")]
     with attach(model.unet, loras) as adapters:
         found = sample_latents(model, PROMPTS, SEEDS, 3, 3.0, adapters, lambda *_: (1.0, 1.0), branches)
     with attach(model.unet, loras):

@@ -332,5 +332,5 @@ def test_the_clone_s_own_prompts_are_drawn(root: Path) -> None:
         "teapot+image_02_06": 3, "bear_plushie+image_02_06": 3,
     }  # fmt: skip
     assert ("a sks dog wearing a santa hat in szn style", "a dog wearing a santa hat in glowing style") in {
-        tuple(scene) for each in pairs for scene in each.drawn
+        scene[:2] for each in pairs for scene in each.drawn
     }

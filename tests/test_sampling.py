@@ -11,13 +11,14 @@ from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedule
 
 from lorabench.adapters import attach, export
 from lorabench.errors import UserError
+from lorabench.lora import Factors, LoRA
 from lorabench.method import load
 from lorabench.models.adapted import live_sites
 from lorabench.models.sdxl import SDXL
 from lorabench.models.sites import attention_sites, depths, halvings
 from lorabench.sampling import initial_noise, sample, sample_latents
 from lorabench.stages.generate import draw, generate
-from lorabench.stages.merge import MergeItem, merge_all
+from lorabench.stages.merge import MergeItem, merge_all, reweighted
 
 PROMPTS = ["a sks mug in szn style", "a boat"]
 
@@ -163,7 +164,7 @@ def test_strengths_of_roles_multiply_what_a_method_does(model, loras, pair, gene
     seeds, prompts = [1, 2], [pair.prompt] * 2
     item, ends = MergeItem(loras, pair), []
     for name in ("direct", "ziplora", "klora"):  # a file, a learned one, a switch
-        overrides = {"fit": {"steps": 2, "lr": 0.1, "batch": 1}} if name == "ziplora" else {}
+        overrides: Any = {"fit": {"steps": 2, "lr": 0.1, "batch": 1}} if name == "ziplora" else {}
         method = load(name, **overrides)
         [merged] = merge_all(model, method, [item], 0, CPU)
 
@@ -176,3 +177,18 @@ def test_strengths_of_roles_multiply_what_a_method_does(model, loras, pair, gene
         ends.append(images({"content": 0.0, "style": 0.0}))
     base = generate(model, [], prompts, seeds, generate_spec, CPU)
     assert all((end == base).all() for end in ends)
+
+
+@pytest.mark.parametrize("name", ["dare_ties", "ssr_merge", "svd"])
+def test_merges_that_are_no_gated_sum_are_made_anew_at_other_strengths(model, loras, pair, name) -> None:
+    method, item = load(name), MergeItem(loras, pair)
+    [merged] = merge_all(model, method, [item], 5, CPU)
+    assert not merged.is_gated_sum(method)
+    same = reweighted(model, method, item, {"content": 1.0, "style": 1.0}, 5, CPU).lora
+    assert all(torch.equal(same[site].up, merged.lora[site].up) for site in merged.lora)  # its own draws
+    half = reweighted(model, method, item, {"content": 1.0, "style": 0.5}, 5, CPU).lora
+    weaker = LoRA({site: Factors(each.down, each.up * 0.5) for site, each in loras[1].items()})
+    [expected] = merge_all(model, method, [MergeItem((loras[0], weaker), pair)], 5, CPU)
+    assert all(torch.equal(half[site].up, expected.lora[site].up) for site in half)
+    gated = load("ziprank_closed")
+    assert merge_all(model, gated, [item], 5, CPU)[0].is_gated_sum(gated)

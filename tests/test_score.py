@@ -39,7 +39,7 @@ def reference(picture, word="mug"):
 def pair_of(contents, styles, factors=None):
     content = Concept("mug_1", "content", "mug", (), tuple(reference(p) for p in contents), factors and factors[0])
     style = Concept("ink_1", "style", "ink style", (), tuple(reference(p) for p in styles), factors and factors[1])
-    return Pair((content,), (style,), "a sks mug in szn style", "a mug in ink style")
+    return Pair((content,), (style,), Scene("a sks mug in szn style", "a mug in ink style"))
 
 
 def run(scorers, images, pair, each=None, **options):
@@ -129,7 +129,7 @@ def test_references_are_embedded_once(scorers, tmp_path, kept):
     first = references.concept(scorers[0], concept)
     assert torch.equal(first["content"], references.concept(scorers[0], concept)["content"])
     assert calls == [1, 2]
-    pair = Pair((concept,), (replace(concept, role="style"),), "a sks mug in szn style", "a mug in ink style")
+    pair = Pair((concept,), (replace(concept, role="style"),), Scene("a sks mug in szn style", "a mug in ink style"))
     for seed in (3, 4):
         run(scorers, pictures(2, seed=seed), pair, references=references)
     assert calls == [1, 2, 1, 2, 1, 2]  # for the other two scorers

@@ -108,6 +108,13 @@ def groups(spec: MicroworldSpec, role: str, load: Callable[[str], Concept]) -> G
     ]
 
 
+def aligned(content: Concept, style: Concept, prompt: str) -> Concept:
+    """A subject of the microworld before and after styling, in one picture as the publication has it."""
+    from lorabench.data import microworld_pairs as world
+
+    return world.aligned(content, style, 1, prompt)
+
+
 def world_version(spec: DatasetSpec) -> str:
     """The microworld's version, kept in every row of scores; empty for photographs."""
     if not isinstance(spec, MicroworldSpec):

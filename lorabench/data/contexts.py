@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from lorabench.config import choose
 from lorabench.data.packaged import packaged
-from lorabench.data.pairs import Pair, Prompts, Scene, listed
+from lorabench.data.pairs import Pair, Prompts
 from lorabench.errors import UserError
 
 KINDS = ("none", "object", "live", "auto")
@@ -33,7 +33,9 @@ def with_scenes(pair: Pair, prompts: Prompts, lists: Mapping[str, Sequence[str]]
             live = chosen == "live" or (chosen == "auto" and all(concept.live for concept in pair.contents))
             kind = "live" if live else "object"
             chosen = lists.get(kind) or packaged("contexts")[kind]
-    return replace(pair, scenes=tuple(scene(pair, template(context), prompts) for context in dict.fromkeys(chosen)))
+    words, styles = [content.word for content in pair.contents], [style.word for style in pair.styles]
+    scenes = tuple(prompts.scene(words, styles, template(context)) for context in dict.fromkeys(chosen))
+    return replace(pair, scenes=scenes)
 
 
 def template(context: str) -> str:
@@ -46,13 +48,3 @@ def template(context: str) -> str:
     if text.count("{}") != 1 or "{" in text.replace("{}", "") or text == "a {} ":
         raise UserError(f"the context {context!r} is not of the form 'a {{}} in the snow'; {{}} is the subject, once")
     return text
-
-
-def scene(pair: Pair, context: str, prompts: Prompts) -> Scene:
-    """A pair in a context "a {} in the snow"; several subjects are listed where the subject stands."""
-    before, _, after = context.partition("{}")
-    words = [concept.word for concept in pair.contents]
-    named = listed(f"{before}{prompts.content_token} {word}" for word in words)
-    plain = listed(f"{before}{word}" for word in words)
-    styles = listed(style.word for style in pair.styles)
-    return Scene(f"{named}{after} in {prompts.style_token} style", f"{plain}{after} in {styles}")

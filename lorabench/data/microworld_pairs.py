@@ -5,6 +5,7 @@ Every drawing follows from its name alone, so a concept is the same whatever els
 """
 
 import hashlib
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -38,6 +39,18 @@ def style(name: str, images: int, references: int, prompts: Prompts) -> Concept:
     return Concept(name, "style", f"{factors.family} style", shots[:images], shots[images:], factors)
 
 
+def aligned(content: Concept, style: Concept, images: int, prompt: str) -> Concept:
+    """The first photographs of a subject, and the same poses drawn in a style, captioned with the pair's prompt."""
+    before = content.images[:images]
+    after = tuple(
+        reference(
+            content.word, prompt, partial(draw_styled, content.name, style.name, i), f"{content.name} {style.name}", i
+        )
+        for i in range(len(before))
+    )
+    return replace(content, name=f"{content.name} in {style.name}", images=before, styled=after)
+
+
 def reference(word: str, prompt: str, load: partial[Image.Image], name: str, index: int) -> Reference:
     identity = f"microworld {mw.VERSION} {SIZE} {name} {index}"
     return Reference(word, prompt, hashlib.sha256(identity.encode()).hexdigest(), load)
@@ -46,6 +59,11 @@ def reference(word: str, prompt: str, load: partial[Image.Image], name: str, ind
 def draw_photo(name: str, index: int) -> Image.Image:
     """Photograph `index` of a held-out subject."""
     return render(mw.subject(name), None, seed_of("photo", name, index))
+
+
+def draw_styled(name: str, look: str, index: int) -> Image.Image:
+    """Photograph `index` of a held-out subject as a held-out style draws it."""
+    return render(mw.subject(name), mw.style(look), seed_of("photo", name, index))
 
 
 def draw_style(name: str, index: int) -> Image.Image:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from math import lcm
 from typing import Any, Literal, NamedTuple
 
 from PIL import Image, ImageOps
@@ -12,6 +13,7 @@ from lorabench.errors import UserError
 
 JOIN = "+"  # between names of what is drawn together
 Role = Literal["content", "style"]
+Wording = Literal["prompt", "subject", "styled", "plain"]
 ROLES: tuple[Role, Role] = ("content", "style")
 
 
@@ -32,13 +34,21 @@ class Prompts:
     def style(self, word: str) -> str:
         return f"a {word} in {self.style_token} style"
 
-    def merged(self, words: Sequence[str]) -> str:
-        """Each subject by its identifier and word; the style identifier is the same for all styles and comes once.
+    def scene(self, words: Sequence[str], styles: Sequence[str], context: str = "a {}") -> Scene:
+        """Subjects of these class words in a context, and styles of these phrases.
 
-        >>> Prompts().merged(["dog"]), Prompts().merged(["dog", "cat"])
-        ('a sks dog in szn style', 'a sks dog and a sks cat in szn style')
+        Each subject has its identifier; that of the styles is the same for all and comes once.
+
+        >>> Prompts().scene(["dog"], ["oil painting style"], "a {} in the snow").prompt
+        'a sks dog in the snow in szn style'
+        >>> Prompts().scene(["dog", "cat"], ["crayon style"])[1:4]
+        ('a dog and a cat in crayon style', 'a sks dog and a sks cat', 'a dog and a cat in szn style')
         """
-        return f"{listed(self.content(word) for word in words)} in {self.style_token} style"
+        before, _, after = context.partition("{}")
+        named = listed(f"{before}{self.content_token} {word}" for word in words) + after
+        plain = listed(f"{before}{word}" for word in words) + after
+        look = f" in {self.style_token} style"
+        return Scene(named + look, f"{plain} in {listed(styles)}", named, plain + look, plain)
 
 
 @dataclass(frozen=True)
@@ -71,6 +81,7 @@ class Concept:
     factors: the true factors in a world that has them, else None.
     live: whether it is a living subject, which may wear a hat.
     contexts: of its own to be drawn in, for prompts.contexts=auto.
+    styled: the same pictures after styling, for a training on aligned pictures.
     """
 
     name: str
@@ -81,44 +92,69 @@ class Concept:
     factors: Any = None
     live: bool = False
     contexts: tuple[str, ...] = ()
+    styled: tuple[Reference, ...] = ()
 
     def identity(self) -> dict[str, Any]:
         """What tells this concept from any other, for keys: words and image hashes, no path."""
-        return {
-            "role": self.role,
-            "word": self.word,
-            "images": [[image.prompt, image.sha256] for image in self.images],
-        }
+        known = {"images": self.images, **({"styled": self.styled} if self.styled else {})}
+        shown = {kind: [[image.prompt, image.sha256] for image in images] for kind, images in known.items()}
+        return {"role": self.role, "word": self.word, **shown}
 
 
 class Scene(NamedTuple):
-    """What a pair is drawn in: the prompt with its identifiers, and the same in plain words, for CLIP-T."""
+    """What a pair is drawn in, in several wordings.
+
+    prompt: with all identifiers, what every row draws ("a sks dog in the snow in szn style").
+    text: in plain words, for CLIP-T ("a dog in the snow in oil painting style").
+    subject: without the style ("a sks dog in the snow").
+    styled: the subject by its class word alone ("a dog in the snow in szn style").
+    plain: neither identifier nor style ("a dog in the snow").
+    The last three are for methods that draw with them; "" where they are not known, as of a user's own prompt.
+    """
 
     prompt: str
     text: str
+    subject: str = ""
+    styled: str = ""
+    plain: str = ""
+
+    def worded(self, wording: Wording) -> str:
+        """The prompt in a wording, as it stands where that is not known."""
+        return getattr(self, wording) or self.prompt
+
+
+def worded(prompts: Sequence[str | Scene], wording: Wording) -> list[str]:
+    """Scenes in a wording; a string says the same in all."""
+    return [each if isinstance(each, str) else each.worded(wording) for each in prompts]
 
 
 @dataclass(frozen=True)
 class Pair:
     """A subject to be drawn in a style; or several subjects together, or in a blend of several styles.
 
-    prompt: with all identifiers, what a merge learns with and every row draws ("a sks dog in szn style").
-    text: the same in plain words, for CLIP-T ("a dog in oil painting style").
+    alone: the pair in no particular place, what a merge learns with.
     couples: of several, each content with each style as a pair of its own; empty for a single pair.
-    scenes: what is drawn instead of the prompt ("a sks dog in the jungle in szn style"); merges know the prompt alone.
+    scenes: what is drawn instead; merges do not know of them.
     """
 
     contents: tuple[Concept, ...]
     styles: tuple[Concept, ...]
-    prompt: str
-    text: str
+    alone: Scene
     couples: tuple[Pair, ...] = ()
     scenes: tuple[Scene, ...] = ()
 
     @property
+    def prompt(self) -> str:
+        return self.alone.prompt
+
+    @property
+    def text(self) -> str:
+        return self.alone.text
+
+    @property
     def drawn(self) -> tuple[Scene, ...]:
-        """The scenes; without any, the prompt alone."""
-        return self.scenes or (Scene(self.prompt, self.text),)
+        """The scenes; without any, the pair alone."""
+        return self.scenes or (self.alone,)
 
     def shots(self, images: int) -> list[Scene]:
         """The scene of every image, in their order: each scene `images` times."""
@@ -171,10 +207,16 @@ def pair(contents: tuple[Concept, ...], styles: tuple[Concept, ...], prompts: Pr
         raise UserError(
             f"{names} has two subjects called {twice!r}, which no prompt tells apart; name one of each class"
         )
-    text = f"{listed(f'a {word}' for word in words)} in {listed(style.word for style in styles)}"
     singles = [((content,), (style,)) for content in contents for style in styles]
     couples = tuple(pair(*single, prompts) for single in singles) if len(singles) > 1 else ()
-    return Pair(contents, styles, prompts.merged(words), text, couples)
+    return Pair(contents, styles, prompts.scene(words, [style.word for style in styles]), couples)
+
+
+def joined(pair: Pair) -> Concept:
+    """All concepts of a pair as one, each with as many images as any other."""
+    each = lcm(*(len(concept.images) for concept in pair.concepts))
+    images = tuple(image for c in pair.concepts for image in c.images * (each // len(c.images)))
+    return Concept(pair.name, "content", pair.text, images, ())
 
 
 def listed(items: Iterable[str]) -> str:

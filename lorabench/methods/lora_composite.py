@@ -22,6 +22,6 @@ class LoRAComposite(Method):
     def guidance(self, scale: float, roles: Sequence[Role]) -> list[Branch]:
         count = len(roles)
         alone = [tuple(float(k == other) for other in range(count)) for k in range(count)]
-        prompted = [Branch(scale / count, gain, True) for gain in alone]
-        plain = [Branch((1 - scale) / count, gain, False) for gain in alone]
+        prompted = [Branch(scale / count, gain, "prompt") for gain in alone]
+        plain = [Branch((1 - scale) / count, gain, None) for gain in alone]
         return [*plain, *prompted] if scale != 1 else prompted

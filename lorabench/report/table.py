@@ -204,8 +204,8 @@ def format_reported(own: Published, metric: str) -> str:
 
 
 SHARED = (
-    "Training the LoRAs is no cost of a merge: methods share them. Costs of a merge are those of one pair, memory is "
-    "the most that any pair took."
+    "Training the LoRAs is no cost of a merge: methods share them; a training for one pair alone is. Costs of a merge "
+    "are those of one pair, memory is the most that any pair took."
 )
 
 

@@ -13,13 +13,12 @@ from torch import Tensor, nn
 
 from lorabench.adapters import Adapters, AllGates, attach
 from lorabench.config import GenerateSpec, TrainerSpec
-from lorabench.data.pairs import Role
+from lorabench.data.pairs import Role, Scene
 from lorabench.lora import LoRA
 from lorabench.method import Branch, Gain, Method
 from lorabench.models.adapted import live_sites, text_sites
 from lorabench.models.sdxl import SDXL
 from lorabench.sampling import sample
-from lorabench.stages.combine import combine, scaled
 from lorabench.stages.fitting import Progress, Written, quiet_trainer
 from lorabench.stages.learn import map_gates
 
@@ -44,7 +43,7 @@ class Generating(pl.LightningModule):
         adapters: Adapters,
         gain: Gain | None,
         spec: GenerateSpec,
-        batches: Sequence[tuple[Sequence[str], Sequence[int]]],
+        batches: Sequence[tuple[Sequence[str | Scene], Sequence[int]]],
         branches: Sequence[Branch] | None = None,
     ):
         super().__init__()
@@ -71,7 +70,7 @@ class Images(pl.Callback):
 def generate(
     model: SDXL,
     loras: Sequence[LoRA],
-    prompts: Sequence[str],
+    prompts: Sequence[str | Scene],
     seeds: Sequence[int],
     spec: GenerateSpec,
     trainer: TrainerSpec,
@@ -109,7 +108,7 @@ def draw(
     loras: Callable[[], Sequence[LoRA]],
     roles: Sequence[Role],
     result: MergeResult | None,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Scene],
     seeds: Sequence[int],
     spec: GenerateSpec,
     trainer: TrainerSpec,
@@ -119,16 +118,14 @@ def draw(
 ) -> np.ndarray:
     """Images as a method draws them: with the file of its merge if it makes one, else with all LoRAs at their gains.
 
+    prompts: scenes, or strings that say the same in all wordings.
     loras: reads them, where the merge's own file is not what is drawn with.
     result: the method's merge of the LoRAs, where it has made one.
-    strength: of all LoRAs of a role, which multiplies the method's own; None is 1.  Returns as `generate`.
+    strength: of all LoRAs of a role, which multiplies the method's own; None is 1; see also `merge.reweighted`.
+    Returns as `generate`.
     """
     if result is not None and method.exports and strength is None:
         return generate(model, [result.lora], prompts, seeds, spec, trainer, progress=progress, share=share)
-    if strength is not None and method.combines:
-        weaker = [scaled(lora, strength[role]) for lora, role in zip(loras(), roles, strict=True)]
-        merged, _ = combine(method, weaker, live_sites(model.unet, weaker, roles), seeds[0])
-        return generate(model, [merged], prompts, seeds, spec, trainer, progress=progress, share=share)
     own = method.rebase(loras())
     gain = strengths(method, model.unet, own, roles, spec.steps)
     if strength is not None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lorabench.adapters import AllGates, Gates, attach, export, learned_params, weighted_text
 from lorabench.config import TrainerSpec
-from lorabench.data.pairs import Pair
+from lorabench.data.pairs import Pair, Role
 from lorabench.errors import UserError
 from lorabench.lora import LoRA
 from lorabench.method import Method, Site
@@ -22,7 +22,7 @@ from lorabench.models.adapted import live_sites, text_sites
 from lorabench.models.sdxl import SDXL
 from lorabench.ranks import effective_rank
 from lorabench.seeds import seed_of
-from lorabench.stages.combine import combine
+from lorabench.stages.combine import combine, scaled
 from lorabench.stages.fitting import Progress, curve, fit
 from lorabench.stages.learn import Draws, Merging
 
@@ -55,6 +55,10 @@ class MergeResult:
     losses: dict[str, list[float]]
     ranks: Ranks
     error: float = 0.0
+
+    def is_gated_sum(self, method: Method) -> bool:
+        """Whether it is the LoRAs at gates and gains; else strengths cannot be changed afterwards."""
+        return self.gates is not None or not (method.combines or method.needs_model)
 
     def save(self, folder: Path) -> None:
         """Write merged.safetensors (diffusers' format), gates.safetensors where there are gates, and merge.json."""
@@ -263,6 +267,16 @@ def result_of(
     everywhere = {**sites, **text_sites(item.loras, item.pair.roles)}
     merged = export(item.loras, gates, {name: method.gain(site, 0.0) for name, site in everywhere.items()})
     return MergeResult(merged, gates, learned_params, losses, ranks)
+
+
+def reweighted(
+    model: SDXL, method: Method, item: MergeItem, strength: Mapping[Role, float], seed: int, trainer: TrainerSpec
+) -> MergeResult:
+    """The merge of the LoRAs with all of a role at another strength, where what they were merged to is no gated sum."""
+    roles = item.pair.roles
+    weaker = tuple(scaled(lora, strength[role]) for lora, role in zip(item.loras, roles, strict=True))
+    [result] = merge_all(model, method, [MergeItem(weaker, item.pair)], seed, trainer)
+    return result
 
 
 def item_seed(pair: Pair, seed: int) -> int:

@@ -34,18 +34,20 @@ from lorabench.models.sites import attention_sites
 from lorabench.seeds import seed_of
 from lorabench.stages.checkpoint import Checkpoint
 from lorabench.stages.fitting import Progress, fit
-from lorabench.stages.layers import initial
+from lorabench.stages.layers import core, initial
 from lorabench.stages.optimisers import check_recipe, optimiser, schedule
 from lorabench.stages.samples import Look, Samples
 from lorabench.stages.text_encoders import adapted_encoders, encode, factors_of
 from lorabench.stages.views import Batch, views
+
+FACTORS = ("down", "up")
 
 
 class DreamBoothLoRA(pl.LightningModule):
     """Trains the one adapter on the UNet, and those on the text encoders where there are some.
 
     Latents are computed once, and so are text embeddings unless the text encoders learn.
-    prior: class images, for prior preservation.
+    prior: class images, for prior preservation.  learned: of the UNet's factors.
     """
 
     def __init__(
@@ -57,11 +59,12 @@ class DreamBoothLoRA(pl.LightningModule):
         seed: int,
         prior: Sequence[Reference] = (),
         encoders: Mapping[str, Adapters] | None = None,
+        learned: Sequence[str] = FACTORS,
     ):
         super().__init__()
         self.model, self.spec, self.seed, self.encoders = model, spec, seed, encoders or {}
         self.scale = spec.alpha / spec.rank
-        self.groups = [{"params": trainable([adapters], self.scale), "lr": spec.lr}]
+        self.groups = [{"params": trainable([adapters], self.scale, learned), "lr": spec.lr}]
         if self.encoders:
             self.groups.append({"params": trainable(self.encoders.values(), self.scale), "lr": spec.text_lr})
         self.factors = nn.ParameterList(factor for group in self.groups for factor in group["params"])
@@ -90,11 +93,7 @@ class DreamBoothLoRA(pl.LightningModule):
         noised = model.add_noise(batch.latents, batch.noise, batch.t)
         prediction = model.predict(noised, batch.t, self.encode(batch.prompts), batch.time_ids)
         target = model.target(batch.latents, batch.noise, batch.t)
-        if self.spec.min_snr is None:
-            loss = mse_loss(prediction[:own], target[:own])
-        else:
-            errors = (prediction[:own] - target[:own]).square().mean(dim=(1, 2, 3))
-            loss = (errors * min_snr_weights(model, batch.t[:own], self.spec.min_snr)).mean()
+        loss = weighted_mse(model, prediction[:own], target[:own], batch.t[:own], self.spec.min_snr)
         if self.prior is not None:
             loss = loss + self.spec.prior_weight * mse_loss(prediction[own:], target[own:])
         return loss
@@ -121,6 +120,7 @@ def personalise(
     prior: Sequence[Reference] = (),
     look: Look | None = None,
     scratch: Path | None = None,
+    in_core: bool = False,
 ) -> LoRA:
     """Train a LoRA on the images of a concept; alpha / rank is folded into the result.
 
@@ -129,15 +129,18 @@ def personalise(
     prior: images of the concept's class, what spec.prior_weight weighs.
     look: where images go that are drawn every spec.sample_every steps.
     scratch: folder in which a killed training is found again; the caller removes it.
+    in_core: `up` is the layer's own basis and only `down` learns, see `layers.core`.
     Raises UserError where the recipe does not fit the model or this machine.
     """
     check_recipe(spec)
     item = seed_of("personalise", concept.identity(), seed)
     with ExitStack() as stack:
-        start = initial(attention_sites(model.unet, spec.blocks), spec.rank, item)
+        sites = attention_sites(model.unet, spec.blocks)
+        start = core(sites, spec.rank) if in_core else initial(sites, spec.rank, item)
         adapters = stack.enter_context(attach(model.unet, [start], dtype=torch.float32))
         encoders = stack.enter_context(adapted_encoders(model, spec.rank, item)) if spec.text_encoders else {}
-        module = DreamBoothLoRA(model, adapters, concept, spec, item, prior, encoders)
+        learned = ("down",) if in_core else FACTORS
+        module = DreamBoothLoRA(model, adapters, concept, spec, item, prior, encoders, learned)
         checkpoint = Checkpoint(scratch, trainer.checkpoint_every, logger) if scratch else None
         callbacks: list[pl.Callback] = [checkpoint] if checkpoint else []
         if look is not None and spec.sample_every:
@@ -160,13 +163,21 @@ def personalise(
     return LoRA({site: Factors(each.down, each.up * module.scale) for site, each in trained.items()}, text)
 
 
-def trainable(adapters: Iterable[Adapters], scale: float) -> list[Tensor]:
-    """The adapters' factors, which now learn, at strength `scale` in every row."""
+def trainable(adapters: Iterable[Adapters], scale: float, learned: Sequence[str] = FACTORS) -> list[Tensor]:
+    """Those factors of the adapters, which now learn, at strength `scale` in every row."""
     found = []
     for each in adapters:
         each.rows(torch.tensor([[scale]]))
-        found += [factor.requires_grad_(True) for layer in each.layers.values() for factor in (layer.down, layer.up)]
+        found += [getattr(layer, name).requires_grad_(True) for layer in each.layers.values() for name in learned]
     return found
+
+
+def weighted_mse(model: SDXL, prediction: Tensor, target: Tensor, t: Tensor, min_snr: float | None) -> Tensor:
+    """The mean squared error over rows [n, ...], each weighted as its timestep t [n] is; all alike without min_snr."""
+    if min_snr is None:
+        return mse_loss(prediction, target)
+    errors = (prediction - target).square().mean(dim=(1, 2, 3))
+    return (errors * min_snr_weights(model, t, min_snr)).mean()
 
 
 def min_snr_weights(model: SDXL, t: Tensor, gamma: float) -> Tensor:

@@ -176,13 +176,13 @@ def plain_pair() -> Pair:
     """A subject and a style of one grey image each; what they show does not matter."""
     from PIL import Image
 
-    from lorabench.data.pairs import Concept, Pair, Reference
+    from lorabench.data.pairs import Concept, Pair, Reference, Scene
 
     def concept(role: Role) -> Concept:
         image = Reference("", role, role, lambda: Image.new("RGB", (64, 64), "gray"))
         return Concept(role, role, "", (image,), ())
 
-    return Pair((concept("content"),), (concept("style"),), "both", "both")
+    return Pair((concept("content"),), (concept("style"),), Scene("both", "both"))
 
 
 @contextmanager

@@ -1,0 +1,77 @@
+"""Every method on a UNet with blocks missing, with LoRAs of different ranks that each lack some layers: it merges and
+draws, or says in a line why not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import CPU, random_lora
+from test_style_guidance import SCENES
+
+from lorabench.config import CONF, GenerateSpec
+from lorabench.data.pairs import ROLES
+from lorabench.errors import UserError
+from lorabench.lora import LoRA
+from lorabench.method import load
+from lorabench.micro.architecture import build_pipeline, build_text_encoders, build_unet, build_vae
+from lorabench.micro.tokens import build_tokenizer
+from lorabench.models.sdxl import SDXL
+from lorabench.stages.generate import draw
+from lorabench.stages.merge import MergeItem, merge_all
+
+NAMES = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
+EQUAL_RANKS = "needs LoRAs of one rank, not 2, 3"
+
+
+@pytest.fixture(scope="module")
+def koala(tmp_path_factory: pytest.TempPathFactory) -> SDXL:
+    """One layer a block, as KOALA has it, and no middle block."""
+    torch.manual_seed(0)
+    unet: Any = build_unet(widths=(8, 16, 16), heads=(1, 2, 2), layers=(1, 1, 2), text_width=32, groups=8)
+    config = {**unet.config, "layers_per_block": 1, "mid_block_type": None}
+    text = build_text_encoders(build_tokenizer(), text_width=32, layers=2)
+    path = tmp_path_factory.mktemp("koala")
+    build_pipeline(type(unet).from_config(config), build_vae((8, 8, 8), groups=8), text).save_pretrained(path)
+    return SDXL.load(path)
+
+
+@pytest.fixture(scope="module")
+def uneven(koala: SDXL) -> tuple[LoRA, ...]:
+    """Ranks 2 and 3; every third layer is adapted by the content alone, every third by the style alone."""
+    loras = random_lora(koala, 2, "content"), random_lora(koala, 3, "style")
+    return tuple(
+        LoRA({site: each for i, (site, each) in enumerate(lora.items()) if i % 3 != k}) for k, lora in enumerate(loras)
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_uneven_loras_on_a_smaller_unet(koala: SDXL, uneven, pair, hypernetwork: Path, name: str) -> None:
+    method = load(name, **({"weights": str(hypernetwork)} if name == "lora_rar" else {}))
+    if method.fit is not None:
+        method = replace(method, fit=replace(method.fit, steps=1))
+    try:
+        [result] = merge_all(koala, method, [MergeItem(uneven, pair)], 0, CPU)
+    except UserError as error:
+        assert EQUAL_RANKS in str(error) and "type method=peft_cat" in str(error) and name.startswith("peft_")
+        return
+    assert set(result.lora) <= {*uneven[0], *uneven[1]}
+    spec = GenerateSpec(images=1, steps=2, guidance=5.0, batch=1)
+
+    def drawn(name: str, result=None) -> np.ndarray:
+        chosen = method if result else load(name)
+        return draw(koala, chosen, lambda: uneven, ROLES, result, SCENES[:1], [3], spec, CPU)
+
+    image = drawn(name, result)
+    assert image.shape == (1, 64, 64, 3)
+    assert np.array_equal(image, drawn("base")) == (name == "base")
+
+
+def test_a_block_that_koala_lacks_is_named(koala: SDXL, uneven, pair) -> None:
+    method = load("blora", content_block="up_blocks.0.attentions.2")
+    with pytest.raises(UserError, match=r"method.content_block=up_blocks.0.attentions.2 is no block of this UNet"):
+        merge_all(koala, method, [MergeItem(uneven, pair)], 0, CPU)

@@ -1,0 +1,219 @@
+"""LoRAs that are trained for a pair: one for both concepts, and two from a picture before and after styling."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import CPU, reference
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+from torch.nn.utils.parametrize import register_parametrization
+
+from lorabench import method as methods
+from lorabench.config import DatasetSpec, DreamBoothStyleDropSpec, MergeSpec, MicroworldSpec
+from lorabench.data import microworld_pairs as world
+from lorabench.data.catalogue import load_pairs
+from lorabench.data.pairs import ROLES, Concept, Prompts, joined
+from lorabench.errors import UserError
+from lorabench.lora import LoRA
+from lorabench.metrics.files import ScorerSet
+from lorabench.models.files import ModelFiles
+from lorabench.models.sdxl import SDXL
+from lorabench.models.sites import attention_sites
+from lorabench.outcome import Outcome
+from lorabench.plan import Plan, Row
+from lorabench.seeds import seed_of
+from lorabench.stages.aligned import BASIS_SEED, train_aligned
+from lorabench.stages.layers import disjoint
+from lorabench.stages.phases import phase, updates
+from lorabench.store import Store
+
+WORLD = MicroworldSpec("microworld", ["mug_1", "cat_1"], ["ink_1", "ink_2"], None, 3, 2, 2)
+
+
+@pytest.fixture
+def concept(pair) -> Concept:
+    return replace(
+        pair.contents[0], styled=tuple(reference("mug", "a sks mug in szn style", c) for c in ("blue", "teal"))
+    )
+
+
+def plan_of(root: Path, lora_spec, generate_spec, name: str, dataset: DatasetSpec = WORLD) -> Plan:
+    row = Row(name, settings=asdict(methods.load(name)))
+    return Plan(
+        store=Store(root), pairs=load_pairs(WORLD, Prompts()), rows=[row], dataset=dataset,
+        model=ModelFiles(root / "model", root / "model"), model_name="micro", scorers=ScorerSet((), None),
+        weights="w", scorers_digest="s", lora=lora_spec, generation=generate_spec, merging=MergeSpec(1),
+        trainer=CPU, seed=3,
+    )  # fmt: skip
+
+
+def equal(left: LoRA, right: LoRA) -> bool:
+    return all(torch.equal(left[s].up, right[s].up) and torch.equal(left[s].down, right[s].down) for s in left)
+
+
+def test_one_concept_of_a_pair_shows_both_as_often() -> None:
+    pair = load_pairs(WORLD, Prompts())[0]
+    one = joined(pair)
+    prompts = [image.prompt for image in one.images]
+    assert len(prompts) == 12 and prompts.count("a sks mug") == 6
+    assert {image.sha256 for image in one.images} == {i.sha256 for c in pair.concepts for i in c.images}
+
+
+def test_joint_training_is_one_lora_a_pair_of_both_trainings_steps(tmp_path, lora_spec, generate_spec) -> None:
+    plan = plan_of(tmp_path, lora_spec, generate_spec, "dreambooth_joint")
+    items, [row] = plan.items("personalise"), plan.rows
+    assert [item.steps for item in items] == [6] * 4 and len({item.key for item in items}) == 4
+    pair = plan.pairs[0]
+    assert [lora.item.key for lora in plan.loras(row, pair)] == [items[0].key]
+    assert plan.adapted(row, pair).roles == ("content",) and plan.adapted(row, pair).prompt == pair.prompt
+    assert plan.sample(row, pair).parts["prompt"] == "a sks mug in szn style"
+
+
+def test_a_training_for_one_pair_is_a_cost_of_its_merge(tmp_path, folder, lora_spec, generate_spec) -> None:
+    for name, learned, passes in (("dreambooth_joint", ("down", "up"), 2 * 3 * 2), ("pair_customization", ("up",), 10)):
+        plan = plan_of(tmp_path, lora_spec, generate_spec, name)
+        plan = replace(plan, model=ModelFiles(folder, folder), pairs=plan.pairs[:1])
+        [row], [pair] = plan.rows, plan.pairs
+        for stage in ("personalise", "merge"):
+            for item in plan.items(stage):
+                plan.store.get_or_make(stage, item.parts, lambda draft, item=item: item.work(draft, lambda done: None))
+        costs = Outcome(tmp_path, plan, "").costs(row)
+        loras = [LoRA.load(plan.file(lora)) for lora in plan.loras(row, pair)]
+        assert costs["learned_parameters"] == sum(lora.parameters(*learned) for lora in loras) > 0
+        assert costs["merge_unet_passes"] == passes and "lora_seconds" not in costs
+
+
+def test_aligned_pictures_differ_in_the_style_alone() -> None:
+    pair = load_pairs(WORLD, Prompts())[0]
+    found = world.aligned(pair.contents[0], pair.styles[0], 1, pair.prompt)
+    [before], [after] = found.images, found.styled
+    assert (before.prompt, after.prompt) == ("a sks mug", "a sks mug in szn style")
+    assert before.sha256 == pair.contents[0].images[0].sha256
+    photo, drawing = (np.asarray(each.load()) for each in (before, after))
+    assert photo.shape == drawing.shape and not np.array_equal(photo, drawing)
+    seed = seed_of("photo", "mug_1", 0)
+    expected = world.render(pair.contents[0].factors, pair.styles[0].factors, seed)
+    np.testing.assert_array_equal(drawing, np.asarray(expected))
+    oracles = [np.asarray(world.oracle(pair, index)) for index in range(8)]
+    assert not any(np.array_equal(drawing, oracle) for oracle in oracles)  # what is scored is another pose
+
+
+def test_aligned_loras_are_of_a_couple(tmp_path, lora_spec, generate_spec) -> None:
+    plan = plan_of(tmp_path, lora_spec, replace(generate_spec, guidance=5.0), "pair_customization")
+    row, pair = plan.rows[0], plan.pairs[0]
+    content, style = plan.loras(row, pair)
+    assert content.item.key == style.item.key and content.key != style.key
+    assert plan.file(style).name == "style.safetensors" and content.item.steps == updates(lora_spec.steps)
+    assert len(plan.items("personalise")) == 4
+    assert set(plan.sample(row, pair).parts["wordings"]) == {"plain", "styled"}
+    several = load_pairs(replace(WORLD, subjects=["mug_1+cat_1"], styles=["ink_1+ink_2"]), Prompts())[0]
+    loras = plan.loras(row, several)
+    assert [lora.name for lora in loras] == ["content", "content", "style", "style"]
+    assert len({lora.item.key for lora in loras}) == 3  # the mug in either ink, the cat in the first
+
+
+def test_photographs_have_no_aligned_pictures(tmp_path, lora_spec, generate_spec) -> None:
+    photos = DreamBoothStyleDropSpec(name="dreambooth_styledrop")
+    with pytest.raises(UserError, match=r"before and after styling.*type dataset=microworld"):
+        plan_of(tmp_path, lora_spec, generate_spec, "pair_customization", photos).items("personalise")
+    for wrong in ({"prior_weight": 1.0}, {"text_encoders": True}):
+        with pytest.raises(UserError, match=f"lora.{next(iter(wrong))}"):
+            plan_of(tmp_path, replace(lora_spec, **wrong), generate_spec, "pair_customization").items("personalise")
+
+
+def test_bases_are_orthonormal_and_disjoint(model: SDXL) -> None:
+    sites = attention_sites(model.unet)
+    content, style = disjoint(sites, 2, 7)
+    for site in sites:
+        both = torch.cat([content[site].down, style[site].down])
+        torch.testing.assert_close(both @ both.mT, torch.eye(4), atol=1e-5, rtol=0)
+        assert not content[site].up.any() and not style[site].up.any()
+    widths = {layer.in_features: site for site, layer in sites.items()}
+    for site, layer in sites.items():
+        assert torch.equal(content[site].down, content[widths[layer.in_features]].down)
+    with pytest.raises(UserError, match=r"type lora.rank=\d"):
+        disjoint(sites, 33, 7)
+
+
+def test_the_content_s_training_does_not_know_the_style(model: SDXL, concept: Concept, lora_spec) -> None:
+    found = train_aligned(model, concept, replace(lora_spec, steps=6), 0, CPU)
+    other = replace(concept, styled=tuple(reference("mug", "a sks mug in szn style", c) for c in ("green", "gray")))
+    also = train_aligned(model, other, replace(lora_spec, steps=6), 0, CPU)
+    assert equal(found["content"], also["content"]) and not equal(found["style"], also["style"])
+    start = disjoint(attention_sites(model.unet), lora_spec.rank, BASIS_SEED)
+    for role, begun in zip(ROLES, start, strict=True):
+        for site, factors in found[role].items():
+            assert torch.equal(factors.down, begun[site].down) and factors.up.any()
+
+
+class Dense(nn.Module):
+    """W + s (U_c D_c + U_s D_s) of one layer; `on`: how much of each."""
+
+    def __init__(self, downs: list[Tensor], out: int, scale: float):
+        super().__init__()
+        self.downs, self.scale, self.on = downs, scale, [1.0, 0.0]
+        self.ups = nn.ParameterList(nn.Parameter(torch.zeros(out, len(down))) for down in downs)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        parts = zip(self.on, self.ups, self.downs, strict=True)
+        return weight + self.scale * sum((on * up @ down for on, up, down in parts), torch.zeros_like(weight))
+
+
+def test_both_adapters_are_trained_as_two_dense_updates_by_two_optimisers(model, folder, concept, lora_spec) -> None:
+    spec = replace(lora_spec, steps=5, warmup=0, max_grad_norm=1e9)
+    found = train_aligned(model, concept, spec, 0, CPU)
+    plain = SDXL.load(folder)
+    starts, layers = disjoint(attention_sites(plain.unet), spec.rank, BASIS_SEED), {}
+    for site, layer in attention_sites(plain.unet).items():
+        layers[site] = Dense([start[site].down for start in starts], layer.out_features, spec.alpha / spec.rank)
+        register_parametrization(layer, "weight", layers[site])
+    adam = [
+        torch.optim.AdamW(
+            [each.ups[k] for each in layers.values()], spec.lr, spec.betas, weight_decay=spec.weight_decay
+        )
+        for k in range(2)
+    ]
+    from lorabench.models.sdxl import pixels
+
+    shots = [[image.image(plain.resolution) for image in images] for images in (concept.images, concept.styled)]
+    latents = [plain.encode_images(pixels(images)) for images in shots]
+    item = seed_of("aligned", [image.sha256 for image in concept.images], 0)
+    for update in range(updates(spec.steps)):
+        role, step = phase(update, spec.steps)
+        k = ROLES.index(role)
+        draw = torch.Generator().manual_seed(seed_of(item, step, 0))
+        picks = torch.randint(2, (spec.batch,), generator=draw)
+        t = torch.randint(1000, (spec.batch,), generator=draw)
+        noise = torch.randn(spec.batch, *latents[0].shape[1:], generator=draw)
+        for each in layers.values():
+            each.on = [1.0, float(k)]
+        words = plain.encode_prompts(["a sks mug in szn style" if k else "a sks mug"] * spec.batch)
+        prediction = plain.predict(plain.add_noise(latents[k][picks], noise, t), t, words)
+        adam[k].zero_grad()
+        mse_loss(prediction, plain.target(latents[k][picks], noise, t)).backward()
+        adam[k].step()
+    for k, role in enumerate(ROLES):
+        for site, each in layers.items():
+            torch.testing.assert_close(found[role][site].up, each.scale * each.ups[k].detach(), atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("killed", [2, 5])
+def test_a_killed_aligned_training_goes_on(model, concept, lora_spec, tmp_path, killed) -> None:
+    spec, trainer = replace(lora_spec, steps=5, accumulate=2), replace(CPU, checkpoint_every=1)
+    whole = train_aligned(model, concept, spec, 0, CPU)
+
+    def stop(done: int) -> None:
+        if done == killed:
+            raise KeyboardInterrupt
+
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        train_aligned(model, concept, spec, 0, trainer, stop, scratch=tmp_path)
+    assert list(tmp_path.iterdir())
+    done: list[int] = []
+    again = train_aligned(model, concept, spec, 0, trainer, done.append, scratch=tmp_path)
+    assert done[0] >= killed - 1 and all(equal(whole[role], again[role]) for role in ROLES)

@@ -1,0 +1,121 @@
+"""StyleDrop and PairCustomization: predictions of several prompts and adapters, summed; and QR-LoRA's updates."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import CPU
+from torch import Tensor
+
+from lorabench.adapters import attach
+from lorabench.data.pairs import ROLES, Scene, worded
+from lorabench.lora import LoRA
+from lorabench.method import Branch, load
+from lorabench.models.adapted import live_sites
+from lorabench.models.sdxl import SDXL
+from lorabench.models.sites import attention_sites
+from lorabench.sampling import initial_noise, sample_latents
+from lorabench.stages.generate import draw, generate
+from lorabench.stages.layers import core
+from lorabench.stages.merge import MergeItem, given
+from lorabench.stages.personalise import personalise
+
+SEEDS = [1, 2]
+SCENES = [
+    Scene("a sks mug in szn style", "a mug in ink style", "a sks mug", "a mug in szn style", "a mug"),
+    Scene("a sks boat in szn style", "a boat in ink style", "a sks boat", "a boat in szn style", "a boat"),
+]
+W = 5.0
+
+
+def test_scenes_are_worded_and_strings_say_the_same_in_all() -> None:
+    assert worded([*SCENES[:1], "a cat"], "plain") == ["a mug", "a cat"]
+    assert worded([Scene("a sks dog by hand", "a dog")], "styled") == ["a sks dog by hand"]
+
+
+def one_step(model: SDXL, loras, method, roles=ROLES) -> Tensor:
+    with attach(model.unet, loras) as adapters:
+        branches = method.guidance(W, roles)
+        return sample_latents(model, SCENES, SEEDS, 1, W, adapters, lambda *_: (1.0,) * len(loras), branches)
+
+
+def alone(model: SDXL, loras, words) -> Tensor:
+    """One step of the scheduler from one plain prediction; it maps predictions to latents affinely."""
+    with attach(model.unet, loras):
+        branches = [Branch(1.0, (), words)]
+        return sample_latents(model, SCENES, SEEDS, 1, 1.0, branches=branches)
+
+
+def close(left: Tensor, right: Tensor) -> None:
+    torch.testing.assert_close(left, right, atol=5e-4, rtol=2e-3)
+
+
+def test_styledrop_is_the_style_lora_under_the_class_word(model, loras) -> None:
+    found = one_step(model, loras, load("styledrop"))
+    with attach(model.unet, [loras[1]]):
+        close(found, sample_latents(model, worded(SCENES, "styled"), SEEDS, 1, W))
+    assert not torch.allclose(found, initial_noise(model, SEEDS))
+
+
+@pytest.mark.parametrize("text", [None, 2.0])
+def test_two_terms_weigh_text_and_lora_apart(model, loras, text) -> None:
+    found = one_step(model, loras, load("styledrop", "two_term_guidance", lambda_b=text))
+    u, c, s = alone(model, [], None), alone(model, [], "styled"), alone(model, [loras[1]], "styled")
+    close(found, u + (W if text is None else text) * (c - u) + 3.0 * (s - c))
+
+
+def test_style_guidance_is_the_publication_s_sum(model, loras) -> None:
+    u, c, s = alone(model, [], None), alone(model, [], "plain"), alone(model, [loras[1]], "styled")
+    close(one_step(model, loras, load("pair_customization")), u + W * (c - u) + 3.0 * (s - c))
+
+
+def test_style_guidance_with_the_subject(model, loras) -> None:
+    content = [loras[0]]
+    u, c, s = alone(model, content, None), alone(model, content, "subject"), alone(model, loras, "prompt")
+    close(one_step(model, loras, load("pair_customization", "keep_subject")), u + W * (c - u) + 3.0 * (s - c))
+
+
+def test_every_style_of_a_blend_has_a_term(model, loras) -> None:
+    other = LoRA({site: replace(each, up=-0.5 * each.up) for site, each in loras[1].items()})
+    u, c = alone(model, [], None), alone(model, [], "plain")
+    one, two = (alone(model, [style], "styled") for style in (loras[1], other))
+    found = one_step(model, [*loras, other], load("pair_customization"), ("content", "style", "style"))
+    close(found, u + W * (c - u) + 3.0 * (one - c) + 3.0 * (two - c))
+
+
+def test_a_style_weight_of_nothing_is_the_base(model, loras, generate_spec) -> None:
+    method = load("pair_customization", weight=0.0)
+    assert len(method.guidance(W, ROLES) or ()) == 2
+    found = draw(model, method, lambda: loras, ROLES, None, SCENES, SEEDS, generate_spec, CPU)
+    base = generate(model, [], worded(SCENES, "plain"), SEEDS, generate_spec, CPU)
+    np.testing.assert_allclose(found.astype(int), base.astype(int), atol=1)
+
+
+def test_the_core_s_basis_is_that_of_the_greatest_singular_values(model: SDXL) -> None:
+    """(W - QR) + Q (R + dR) = W + Q dR, for the released code's own Q and R."""
+    sites = attention_sites(model.unet)
+    for site, factors in core(sites, 3).items():
+        weight, q = sites[site].weight.detach(), factors.up
+        u, s, vt = torch.linalg.svd(weight)
+        top = u[:, :3] * s[:3] @ vt[:3]
+        torch.testing.assert_close(q.mT @ q, torch.eye(3), atol=1e-5, rtol=0)
+        torch.testing.assert_close(q @ (q.mT @ top), top, atol=1e-5, rtol=1e-4)
+        dr = torch.randn(3, weight.shape[1])
+        torch.testing.assert_close(weight - top + q @ (q.mT @ top + dr), weight + q @ dr, atol=1e-5, rtol=1e-4)
+        assert not factors.down.any()
+
+
+def test_qr_lora_learns_one_factor_and_merges_in_it(model, pair, lora_spec) -> None:
+    spec = replace(lora_spec, alpha=lora_spec.rank)
+    loras = [personalise(model, concept, spec, 0, CPU, in_core=True) for concept in pair.concepts]
+    method = load("qr_lora")
+    start = core(attention_sites(model.unet), spec.rank)
+    assert all(torch.equal(lora[site].up, start[site].up) and lora[site].down.any() for lora in loras for site in lora)
+    assert not live_sites(model.unet, loras, ROLES).keys() - start.sites
+    merged = given(model.unet, method, MergeItem(tuple(loras), pair), 0).lora
+    for site, factors in merged.items():
+        dense = start[site].up @ (0.9 * loras[0][site].down + 1.0 * loras[1][site].down)
+        torch.testing.assert_close(factors.up @ factors.down, dense, atol=1e-5, rtol=1e-4)
