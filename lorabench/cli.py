@@ -35,6 +35,7 @@ TASKS = {
     "theorem1": "lorabench.studies.theorem1",
     "params": "lorabench.studies.params",
     "memory": "lorabench.studies.memory",
+    "hypernetwork": "lorabench.studies.hypernetwork",
     "merge": "lorabench.own_tasks",
     "generate": "lorabench.own_tasks",
 }  # each has run(cfg, folder)
@@ -95,7 +96,7 @@ def attempt(cfg: DictConfig) -> tuple[Failed | None, str]:
         importlib.import_module(TASKS[cfg.task.name]).run(cfg, folder)
         return None, ""
     except UserError as error:
-        return fail(system_fault(error, str(cfg.store)) or str(error)), ""
+        return fail(str(error)), ""
     except KeyboardInterrupt:
         return Failed(interrupted(), "interrupted"), ""
     except SystemExit as error:

@@ -49,10 +49,8 @@ def ranks(images: Mapping[str, pd.DataFrame], rule: str = "pair", of: str = "con
     own = [on_pairs(each, shared, rule, of) for each in images.values()]
     values, weights = (np.stack([each[column].to_numpy() for each in own]) for column in ("value", "weight"))
     found["rank"] = order(stats.weighted_mean(values, weights))
-    if (n := len(shared)) > 1:
-        drawn, tail = order(stats.draws(values, weights)), stats.tail(n)
-        found["rank_low"] = np.quantile(drawn, tail, axis=1, method="lower")
-        found["rank_high"] = np.quantile(drawn, 1 - tail, axis=1, method="higher")
+    drawn = order(stats.draws(values, weights))
+    found["rank_low"], found["rank_high"] = stats.ends(drawn, len(shared), outward=True)
     return found
 
 

@@ -1,13 +1,19 @@
 """What a failed run leaves: an exit code, one line, and where the rest is to be read."""
 
+import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from errno import EACCES, EDQUOT, ENOSPC, ENOTDIR, EPERM, EROFS
+from errno import EACCES, EDQUOT, EFBIG, ENOSPC, ENOTDIR, EPERM, EROFS
+from pathlib import Path
 
-FULL = (ENOSPC, EDQUOT)
-UNWRITABLE = (EACCES, ENOTDIR, EPERM, EROFS)
+from lorabench.errors import UserError
+
+FULL = (ENOSPC, EDQUOT, EFBIG)
+FORBIDDEN = (EACCES, EPERM, EROFS)
 # Libraries of other languages pass the system's words on, but not its number.
-WORDS = {"No space left on device": ENOSPC, "Disk quota exceeded": EDQUOT, "Read-only file system": EROFS}
+WORDS = {os.strerror(number): number for number in (*FULL, EROFS)}
+LITTLE = 1 << 20  # bytes: a disk with less is full
 
 
 @dataclass(frozen=True)
@@ -19,29 +25,40 @@ class Failed:
     log: str | None = None
 
 
-def system_fault(error: BaseException, place: str) -> str | None:
-    """The line on a full or read-only disk or a vanished file; None where an error has another cause.
+def system_fault(error: BaseException, place: str, draft: Path | None = None) -> str | None:
+    """The line on a full, read-only or vanished disk; None where an error has another cause or says it all itself.
 
-    place: the folder that is written to, for errors that do not name their file.
+    place: what is written to, for errors that do not name their file.  draft: the folder that was being filled, which
+    tells what a library keeps to itself.
     """
+    if draft is not None and not draft.is_dir():
+        return gone(place)
+    if isinstance(error, UserError):  # which may take a file that is no more for a broken one
+        unread = error.__context__
+        return gone(place) if isinstance(unread, FileNotFoundError) and place in str(unread) else None
     for each in chain(error):
         number = each.errno if isinstance(each, OSError) else None
-        if number not in (*FULL, *UNWRITABLE):
+        if number not in (*FULL, *FORBIDDEN, ENOTDIR):
             number = next((number for words, number in WORDS.items() if words in str(each)), None)
         if number is not None:
             file = getattr(each, "filename2", None) or getattr(each, "filename", None)  # the second of a copy
             return unwritable(number, str(file or place))
         if place in str(each) and (isinstance(each, FileNotFoundError) or "no such file" in str(each)):
-            return f"what was stored in {place} is no more; type the same command again to make it anew"
-    return None
+            return gone(place)
+    nameless = getattr(error, "filename", None) is None
+    return unwritable(ENOSPC, place) if draft and nameless and shutil.disk_usage(draft).free < LITTLE else None
 
 
 def unwritable(number: int, place: str) -> str:
     """A file or folder that cannot be made or written to, by the system's error number."""
     if number in FULL:
         return f"no space is left to write {place}; make some and type the same command again, what is finished is kept"
-    reason = {EROFS: "Read-only file system", ENOTDIR: "Not a directory"}.get(number, "Permission denied")
-    return f"cannot write to {place}: {reason}; type output=<a folder you can write to>"
+    where = "output=<a folder you can write to>, and store= where you gave one"
+    return f"cannot write to {place}: {os.strerror(number)}; type {where}"
+
+
+def gone(place: str) -> str:
+    return f"what was stored in {place} is no more; type the same command again to make it anew"
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:

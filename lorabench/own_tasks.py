@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from errno import EACCES
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -23,6 +24,7 @@ from tqdm import tqdm
 from lorabench.config import FileTask, GenerateSpec, ModelSpec, TrainerSpec
 from lorabench.data.pairs import Reference
 from lorabench.errors import UserError
+from lorabench.failures import unwritable
 from lorabench.merging import check_exports, drawn, image_cost, merged, work
 from lorabench.method import Method, build
 from lorabench.models.files import ModelFiles, model_files
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from lorabench.models.sdxl import SDXL
     from lorabench.stages.merge import MergeResult
 
+EXACT = 5e-5  # an error below is that of rounding, 0.00 %
 LAYOUT = "{desc:<10} {percentage:3.0f}% |{bar:30}| {elapsed}, {remaining} left"
 
 
@@ -116,6 +119,8 @@ def merge(job: Job) -> None:
     if not result.lora:
         raise UserError(f"{job.name} leaves nothing of the LoRAs, so there is no file to write; type method=direct")
     lora, notes = result.lora, [f"{len(result.lora)} layers, {job.name}"]
+    if result.error > EXACT:
+        notes.append(f"relative error {result.error:.2%} at rank {lora.rank}")
     if job.task.rank is not None:
         lora, error = lora.compressed(job.task.rank)
         notes.append(str(error))
@@ -157,7 +162,7 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise UserError(f"cannot write to {folder} ({error.strerror}); type output=<where you can write>") from None
+        raise UserError(unwritable(error.errno or EACCES, str(folder))) from None
 
 
 def own_loras(cfg: DictConfig, role: str) -> tuple[OwnLoRA, ...]:

@@ -5,7 +5,7 @@ Stopped at any moment, the same command goes on from what is stored.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
@@ -75,20 +75,30 @@ def run(cfg: DictConfig, folder: Path) -> None:
     plan = plan_of(cfg)
     logger: Any = OmegaConf.to_object(cfg.logger)
     outcome = Outcome(folder, plan, OmegaConf.to_yaml(cfg, resolve=True))
-    if not outcome.is_done(logger):
-        device_name(plan.trainer.accelerator)  # is it there?
-        check_methods(plan)
-        check_scorers(plan)
-        start, stages = time.perf_counter(), {stage: plan.items(stage) for stage in STAGES}
-        if plan.trainer.nodes > 1:
-            make(plan, stages)  # goes on at the node of rank 0 only
-            plan = replace(plan, trainer=replace(plan.trainer, nodes=1))
-        with open_view(logger, outcome.path, plan.key(), yaml.safe_load(outcome.config)) as view:
-            make(plan, stages, partial(show, outcome, view), REPORT_COST)
-            with plan.store.explained():
-                outcome.assemble(time.perf_counter() - start)
-            view.finish()
-        outcome.seal(logger)
+    if outcome.is_done(logger):
+        return tell(outcome)
+    device_name(plan.trainer.accelerator)  # is it there?
+    check_methods(plan)
+    check_scorers(plan)
+    start, stages = time.perf_counter(), {stage: plan.items(stage) for stage in STAGES}
+    if plan.trainer.nodes > 1:
+        make(plan, stages)  # goes on at the node of rank 0 only
+        plan = replace(plan, trainer=replace(plan.trainer, nodes=1))
+    with open_view(logger, outcome.path, plan.key(), yaml.safe_load(outcome.config)) as view:
+        make(plan, stages, partial(show, outcome, view, {}), REPORT_COST)
+        put_together(outcome, view, start)
+    outcome.seal(logger)
+
+
+def put_together(outcome: Outcome, view: View, start: float) -> None:
+    """The run folder from what the store has since a moment of time.perf_counter; prints the table."""
+    with outcome.plan.store.explained():
+        outcome.assemble(time.perf_counter() - start)
+    view.finish()
+    tell(outcome)
+
+
+def tell(outcome: Outcome) -> None:
     print(outcome.table())
     print(outcome.path / "report.html")
 
@@ -156,7 +166,7 @@ def found(plan: Plan, item: Item) -> Path | None:
     return plan.store.find(item.stage, item.parts)
 
 
-def show(outcome: Outcome, view: View, item: Item) -> None:
-    curves = outcome.curves(item)
-    if curves:
-        view.curves(item.stage, item.name, curves)
+def show(outcome: Outcome, view: View, names: Mapping[str, str], item: Item) -> None:
+    """The curves of an item that is there; names: of merges by key, where there are several of a pair."""
+    if curves := outcome.curves(item):
+        view.curves(item.stage, " ".join(filter(None, [names.get(item.key), item.name])), curves)

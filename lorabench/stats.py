@@ -125,6 +125,18 @@ def tail(pairs: int, level: float = LEVEL) -> float:
     return max(float(stats.norm.cdf(widened)), LEAST_TAIL)
 
 
+def ends(drawn: np.ndarray, pairs: int, outward: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Of bootstrap draws [..., RESAMPLES] the ends [...] of the expanded percentile interval; NaN of one pair.
+
+    outward: take draws themselves, of which a rank is one, the next beyond each end.
+    """
+    if pairs < 2:
+        return np.full(drawn.shape[:-1], np.nan), np.full(drawn.shape[:-1], np.nan)
+    out = tail(pairs)
+    low = np.quantile(drawn, out, axis=-1, method="lower" if outward else "linear")
+    return low, np.quantile(drawn, 1 - out, axis=-1, method="higher" if outward else "linear")
+
+
 def draws(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Weighted means [..., RESAMPLES] of pairs drawn with replacement from [..., n]; all rows draw the same pairs."""
     times = counts(values.shape[-1])

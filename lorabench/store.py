@@ -32,7 +32,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from errno import EACCES, EDQUOT, EFBIG, ENOSPC, EPERM, EROFS
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +50,10 @@ from lorabench.artifact import (
     write_whole,
 )
 from lorabench.errors import UserError
+from lorabench.failures import FORBIDDEN, system_fault
 
 WEIGHT_SUFFIXES = {".safetensors", ".json", ".txt", ".model", ".bin"}
 LOCKS, DRAFTS, PARTIAL, INTACT, DIGESTS = ".locks", ".drafts", ".partial", ".intact", ".digests"
-FULL = (ENOSPC, EDQUOT, EFBIG)
-FORBIDDEN = (EACCES, EPERM, EROFS)
-LITTLE = 1 << 20  # bytes: a disk with less is full
 USED_EVERY = 3600  # seconds between two notes that an artifact is in use
 
 
@@ -176,28 +173,10 @@ class Store:
         """
         try:
             yield
-        except UserError:
-            raise
         except Exception as error:
-            if line := self._blame(error, draft):
+            if line := system_fault(error, str(self.root), draft):
                 raise UserError(line) from error
             raise
-
-    def _blame(self, error: Exception, draft: Path | None) -> str | None:
-        """What the disk did to cause the error, and what to type; None where it is not to blame."""
-        code, name = getattr(error, "errno", None), getattr(error, "filename", None)
-        inside = name is not None and Path(str(name)).is_relative_to(self.root)
-        full = code in FULL or any(os.strerror(each) in str(error) for each in FULL)  # libraries wrap what it said
-        if draft is not None and not name and not full:
-            full = draft.is_dir() and shutil.disk_usage(draft).free < LITTLE  # or keep it to themselves
-        if full and (inside or draft is not None):
-            return f"no space left for the store {self.root}; free some and type the same command again, it goes on"
-        if code in FORBIDDEN and inside:
-            return f"cannot write to the store {self.root}: {os.strerror(code)}; type store=<another folder>"
-        lost = isinstance(error, FileNotFoundError) and str(self.root) in str(error)
-        if lost or (draft is not None and not draft.is_dir()):
-            return f"the store {self.root} disappeared, all or in part; type the same command again"
-        return None
 
     def digest(self, *sources: Path) -> str:
         """Hash of the weights and configs of model folders, or of single files, in this order."""

@@ -1,62 +1,149 @@
 """Commands of run.py in moments: forked from one process that has imported everything.
 
-python -m commands      reads a JSON list of overrides and a log file a line, answers with the command's pid and,
-                        when it has ended, its exit code
+python -m commands      answers each line of JSON with a number: {"arguments", "cwd", "out", "err"} begins a command,
+                        with files for what it prints, and gives its pid; {"end": pid} waits, and gives its exit code
 """
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
+from subprocess import CompletedProcess
+from tempfile import TemporaryDirectory
 from types import TracebackType
+from typing import Any
 
 TESTS = Path(__file__).parent
+ROOT = TESTS.parent
+LIMIT = 300  # seconds that a command may take
 
 
 class Commands:
     """A context manager: the process they are forked from."""
 
     def __enter__(self) -> Commands:
-        path = os.pathsep.join(map(str, (TESTS.parent, TESTS)))
+        environment = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}
+        environment["PYTHONPATH"] = os.pathsep.join(map(str, (ROOT, TESTS)))
         self.process = subprocess.Popen(
             [sys.executable, "-m", "commands"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env=os.environ | {"PYTHONPATH": path}, start_new_session=True,
+            env=environment, start_new_session=True,
         )  # fmt: skip
+        self.files, self.number = TemporaryDirectory(prefix="commands-"), count()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait(60)
+        self.files.cleanup()
 
-    def start(self, overrides: list[str], log: Path) -> int:
-        """The pid of a command; what it prints goes to the end of the log.  `end` must follow."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps([overrides, str(log)]) + "\n")
+    def start(self, *arguments: str, cwd: Path = ROOT) -> Command:
+        """Begin `python run.py <arguments>` in a process group of its own.  `end` must follow."""
+        number = next(self.number)
+        out, err = (Path(self.files.name) / f"{number}.{end}" for end in ("out", "err"))
+        pid = self.ask({"arguments": arguments, "cwd": str(cwd), "out": str(out), "err": str(err)})
+        return Command(self.ask, list(arguments), pid, out, err)
+
+    def run(self, *arguments: str, cwd: Path = ROOT) -> CompletedProcess[str]:
+        """What a command did."""
+        return self.start(*arguments, cwd=cwd).end()
+
+    def ask(self, line: dict[str, Any]) -> int:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(json.dumps(line) + "\n")
         self.process.stdin.flush()
-        return self.answer()
-
-    def answer(self) -> int:
-        assert self.process.stdout is not None
         return int(self.process.stdout.readline())
 
-    def end(self) -> int:
-        """The exit code of the command that was started."""
-        return self.answer()
+
+@dataclass
+class Command:
+    """One that was begun; its pid leads a process group."""
+
+    ask: Callable[[dict[str, Any]], int]
+    arguments: list[str]
+    pid: int
+    out: Path
+    err: Path
+    deadline: float = field(default_factory=lambda: time.monotonic() + LIMIT)
+
+    def is_running(self) -> bool:
+        """Also ends one that takes too long."""
+        if time.monotonic() > self.deadline:
+            self.kill()
+        with suppress(FileNotFoundError):
+            return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return False
+
+    def kill(self) -> None:
+        """End it with its whole group, which it leads from its first moment on."""
+        os.killpg(self.pid, signal.SIGKILL)
+
+    def end(self) -> CompletedProcess[str]:
+        """Wait for it."""
+        while self.is_running():
+            time.sleep(0.02)
+        code = self.ask({"end": self.pid})
+        return CompletedProcess(self.arguments, code, self.out.read_text(), self.err.read_text())
+
+    def wait_for(self, ready: Callable[[], object]) -> None:
+        """Until something is so, while it runs."""
+        while not ready():
+            assert self.is_running(), self.end()
+            time.sleep(0.01)
 
 
 def serve() -> None:
-    from benchmarks.kills import forked, preload, start
+    from benchmarks.kills import fork, preload
 
     preload()
-    for line in sys.stdin:
-        overrides, log = json.loads(line)
-        pid = start(forked, overrides, Path(log))
-        print(pid, flush=True)
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+    for text in sys.stdin:
+        line = json.loads(text)
+        if "end" in line:
+            print(os.waitstatus_to_exitcode(os.waitpid(line["end"], 0)[1]), flush=True)
+        elif pid := fork():
+            with suppress(OSError):  # it was quicker
+                os.setpgid(pid, pid)
+            print(pid, flush=True)
+        else:
+            become(**line)
+    os._exit(0)  # as below
+
+
+def become(arguments: list[str], cwd: str, out: str, err: str) -> None:
+    """In the forked process: the command.  It ends as any program does, but leaves the memory to the system: Python's
+    own tidying up takes seconds after so many imports.
+    """
+    from lorabench.cli import main
+
+    os.setpgid(0, 0)
+    os.chdir(cwd)
+    for number, file in ((0, os.devnull), (1, out), (2, err)):
+        os.dup2(os.open(file, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
+    sys.argv = [str(ROOT / "run.py"), *arguments]
+    code = 1
+    try:
+        code = main()
+    except SystemExit as end:
+        code = int(end.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        os._exit(code)
 
 
 if __name__ == "__main__":

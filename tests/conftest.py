@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +12,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+from commands import Commands
 from hydra import initialize_config_dir
 from PIL import Image
 from tiny_scorers import write_scorer
@@ -19,6 +21,7 @@ from lorabench import config
 from lorabench.config import CONF, GenerateSpec, LoRASpec, TrainerSpec
 from lorabench.data.pairs import Concept, Pair, Prompts, Reference
 from lorabench.data.pairs import pair as make_pair
+from lorabench.hypernetwork import Hypernetwork
 from lorabench.lora import Factors, LoRA
 from lorabench.metrics.files import KINDS
 from lorabench.micro.architecture import build_pipeline, build_text_encoders, build_unet, build_vae
@@ -26,6 +29,20 @@ from lorabench.micro.tokens import build_tokenizer
 from lorabench.models.sdxl import SDXL
 from lorabench.models.sites import attention_sites
 from lorabench.seeds import seed_of
+
+# The files that take longest begin first, so that all processes end together.
+SLOW = (
+    "faults",
+    "distributed",
+    "launchers",
+    "cli",
+    "own",
+    "slurm",
+    "compare",
+    "tradeoff",
+    "pretraining",
+    "page_browser",
+)
 
 torch.set_num_threads(1)  # more is many times slower where anything else runs
 CPU = TrainerSpec(accelerator="cpu", precision="32-true", workers=0, threads=1)
@@ -37,6 +54,11 @@ SDXL_SCHEDULE = {
     "timestep_spacing": "leading",
     "steps_offset": 1,
 }
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {f"test_{name}": number for number, name in enumerate(SLOW)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(SLOW)))
 
 
 @pytest.fixture(scope="session")
@@ -115,9 +137,25 @@ def lora_spec() -> LoRASpec:
     )
 
 
+@pytest.fixture(scope="session")
+def hypernetwork(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random one of LoRA.rar for the tiny model's width; the shipped one is the micro model's."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("hypernetwork") / "tiny.safetensors"
+    Hypernetwork([16]).save(path, {"model": "tiny"})
+    return path
+
+
 @pytest.fixture
 def generate_spec() -> GenerateSpec:
     return GenerateSpec(images=2, steps=3, guidance=3.0, batch=2)
+
+
+@pytest.fixture(scope="session")
+def commands() -> Iterator[Commands]:
+    """Runs `python run.py` without the seconds that Python takes to import everything."""
+    with Commands() as commands:
+        yield commands
 
 
 @pytest.fixture(scope="session")
@@ -133,7 +171,7 @@ def scorers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny(folder: Path, scorers: Path) -> list[str]:
     """Overrides that make a whole run take seconds; two images a pair, random weights."""
     return [
-        f"model.path={folder}", f"scorers.path={scorers}", "logger=none", "trainer.workers=2", "lora.rank=2",
+        f"model.path={folder}", f"scorers.path={scorers}", "logger=none", "trainer.workers=0", "lora.rank=2",
         "lora.steps=3", "lora.batch=2", "generate.images=2", "generate.steps=2",
     ]  # fmt: skip
 
@@ -141,7 +179,13 @@ def tiny(folder: Path, scorers: Path) -> list[str]:
 @pytest.fixture
 def hydra(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What `hydra.compose` needs to compose the project's configuration."""
-    monkeypatch.setenv("LORABENCH_ROOT", str(CONF.parent))
+    with hydra_of(monkeypatch):
+        yield
+
+
+@contextmanager
+def hydra_of(patch: pytest.MonkeyPatch) -> Iterator[None]:
+    patch.setenv("LORABENCH_ROOT", str(CONF.parent))
     config.register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         yield

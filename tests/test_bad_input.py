@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from commands import Commands
 from PIL import Image
-
-ROOT = Path(__file__).parents[1]
-
-
-def command(*overrides: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    arguments = [sys.executable, str(ROOT / "run.py"), *overrides]
-    environment = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}
-    return subprocess.run(arguments, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
 
 
 def photographs(root: Path) -> Path:
@@ -59,8 +50,10 @@ def photographs(root: Path) -> Path:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_one_line_and_exit_code_2(tmp_path: Path, tiny: list[str], overrides: list[str], words: list[str]) -> None:
-    result = command(*tiny, f"output={tmp_path}", *overrides, cwd=tmp_path)
+def test_one_line_and_exit_code_2(
+    commands: Commands, tmp_path: Path, tiny: list[str], overrides: list[str], words: list[str]
+) -> None:
+    result = commands.run(*tiny, f"output={tmp_path}", *overrides, cwd=tmp_path)
     assert result.returncode == 2, result.stderr
     assert result.stderr.startswith("error: ")
     assert result.stderr.count("\n") == 1, result.stderr
@@ -77,36 +70,36 @@ def test_one_line_and_exit_code_2(tmp_path: Path, tiny: list[str], overrides: li
     ],
     ids=["empty folder", "broken image"],
 )
-def test_bad_photographs(tmp_path: Path, tiny: list[str], spoil, words: str) -> None:
+def test_bad_photographs(commands: Commands, tmp_path: Path, tiny: list[str], spoil, words: str) -> None:
     root = photographs(tmp_path / "data")
     spoil(root / "dreambooth" / "dataset" / "dog")
     chosen = ["dataset.subjects=[dog]", "dataset.styles=[image_01_05]"]
     overrides = ["dataset=dreambooth_styledrop", f"dataset.root={root}", *chosen]
-    result = command(*tiny, f"output={tmp_path / 'out'}", *overrides)
+    result = commands.run(*tiny, f"output={tmp_path / 'out'}", *overrides)
     assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
     assert words in result.stderr
 
 
-def test_a_model_that_is_not_sdxl(tmp_path: Path, tiny: list[str]) -> None:
+def test_a_model_that_is_not_sdxl(commands: Commands, tmp_path: Path, tiny: list[str]) -> None:
     (tmp_path / "sd15").mkdir()
     (tmp_path / "sd15" / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
-    result = command(*tiny, f"output={tmp_path / 'out'}", f"model.path={tmp_path / 'sd15'}")
+    result = commands.run(*tiny, f"output={tmp_path / 'out'}", f"model.path={tmp_path / 'sd15'}")
     assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
     assert "holds a StableDiffusionPipeline, not an SDXL model" in result.stderr
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="no folder is read-only to root")
-def test_a_read_only_output_folder(tmp_path: Path, tiny: list[str]) -> None:
+def test_a_read_only_output_folder(commands: Commands, tmp_path: Path, tiny: list[str]) -> None:
     tmp_path.chmod(0o500)
-    result = command(*tiny, f"output={tmp_path}")
+    result = commands.run(*tiny, f"output={tmp_path}")
     tmp_path.chmod(0o700)
     assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
     assert f"cannot write to {tmp_path}" in result.stderr
 
 
-def test_a_faulty_command_harms_nothing_stored(tmp_path: Path, tiny: list[str]) -> None:
+def test_a_faulty_command_harms_nothing_stored(commands: Commands, tmp_path: Path, tiny: list[str]) -> None:
     kept = tmp_path / "store" / "personalise" / "abc" / "lora.safetensors"
     kept.parent.mkdir(parents=True)
     kept.write_bytes(b"weights")
-    assert command(*tiny, f"output={tmp_path}", "generate.images=0").returncode == 2
+    assert commands.run(*tiny, f"output={tmp_path}", "generate.images=0").returncode == 2
     assert kept.read_bytes() == b"weights"

@@ -7,12 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from commands import Commands
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
+from test_costs import tells_peaks
 
 ROOT = Path(__file__).parents[1]
 PAIRS = ("mug_1+halftone_1", "mug_1+ink_1")
@@ -22,17 +23,6 @@ WORLD = [
 ]  # fmt: skip
 DUOLORA = ["method=duolora", "method.fit.steps=2"]
 FOLDER = "adhoc/duolora-none-s0"
-
-
-def start(*overrides: str) -> subprocess.Popen[str]:
-    command = [sys.executable, str(ROOT / "run.py"), *overrides]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=ROOT, text=True, start_new_session=True, stdout=pipe, stderr=pipe)
-
-
-def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=300)
-    return process.returncode, out, err
 
 
 def hashes(folder: Path, pattern: str) -> dict[str, str]:
@@ -46,12 +36,13 @@ def hashes(folder: Path, pattern: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, tiny: list[str]) -> tuple[Path, list[str], str]:
-    """(output folder, command line, what it printed) of a finished run."""
+    """(output folder, command line, what it printed) of a finished run, started as a user does."""
     output = tmp_path_factory.mktemp("output")
-    arguments = [*tiny, *WORLD, *DUOLORA, f"output={output}", "logger=csv"]
-    code, out, err = finish(start(*arguments))
-    assert code == 0, err
-    return output, arguments, out
+    arguments = [*tiny, *WORLD, *DUOLORA, f"output={output}", "logger=csv", "trainer.workers=2"]
+    command = [sys.executable, str(ROOT / "run.py"), *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return output, arguments, done.stdout
 
 
 def test_the_run_folder_is_complete(run: tuple[Path, list[str], str]) -> None:
@@ -67,9 +58,10 @@ def test_the_run_folder_is_complete(run: tuple[Path, list[str], str]) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     assert (manifest["method"], manifest["ablation"], manifest["dataset"]) == ("duolora", "none", "microworld")
     costs = manifest["costs"]
-    merge = {"learned_parameters", "merge_seconds", "merge_unet_passes", "merge_peak_bytes"}
-    assert set(costs) == merge | {"lora_seconds", "seconds_per_image", "unet_passes_per_image"}
-    assert costs["unet_passes_per_image"] == 4 and costs["merge_peak_bytes"] > 1e8  # 2 guided steps
+    merge = {"learned_parameters", "merge_seconds", "merge_unet_passes"}
+    assert set(costs) - {"merge_peak_bytes"} == merge | {"lora_seconds", "seconds_per_image", "unet_passes_per_image"}
+    assert costs["unet_passes_per_image"] == 4  # 2 guided steps
+    assert not tells_peaks() or costs["merge_peak_bytes"] > 1e8
     assert all(manifest["timings"][stage] > 0 for stage in ("personalise", "merge", "generate", "score"))
     assert {len(v) for pair in PAIRS for v in manifest["losses"][pair].values()} == {2}
     curves = (folder / "curves.csv").read_text().splitlines()
@@ -113,45 +105,41 @@ def test_the_same_command_again_finds_everything_done(run: tuple[Path, list[str]
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()} == before
 
 
-def test_a_second_method_finds_the_loras_and_the_frame_rows(run: tuple[Path, list[str], str]) -> None:
+def test_a_second_method_finds_the_loras_and_the_frame_rows(
+    run: tuple[Path, list[str], str], commands: Commands
+) -> None:
     output, arguments, _ = run
     made = {path.parent.name for path in output.glob("store/*/*/key.json")}
-    code, _, err = finish(start(*[a for a in arguments if a not in DUOLORA], "method=direct"))
-    assert code == 0, err
+    done = commands.run(*[a for a in arguments if a not in DUOLORA], "method=direct", "trainer.workers=0")
+    assert done.returncode == 0, done.stderr
     new = [path for path in output.glob("store/*/*/key.json") if path.parent.name not in made]
     assert sorted(path.parts[-3] for path in new) == ["generate"] * 2 + ["merge"] * 2 + ["score"] * 2
     assert (output / FOLDER / "report.html").is_file()
 
 
-def test_killed_and_resumed_in_this_process_gives_the_same(run: tuple[Path, list[str], str], tmp_path: Path) -> None:
+def test_killed_and_resumed_in_this_process_gives_the_same(
+    run: tuple[Path, list[str], str], commands: Commands, tmp_path: Path
+) -> None:
     """Killed with the LoRAs under way; resumed without workers, so their number does not matter either."""
     output, arguments, _ = run
     elsewhere = [*arguments, f"output={tmp_path}"]
-    process = start(*elsewhere)
-    wait_for(tmp_path, "store/personalise/*/key.json", process)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+    killed = commands.start(*elsewhere)
+    killed.wait_for(lambda: list(tmp_path.glob("store/personalise/*/key.json")))
+    os.kill(killed.pid, signal.SIGKILL)
+    assert killed.end().returncode == -signal.SIGKILL
     assert not (tmp_path / FOLDER / "manifest.json").exists()
-    code, _, err = finish(start(*elsewhere, "trainer.workers=0"))
-    assert code == 0, err
+    done = commands.run(*elsewhere, "trainer.workers=0")
+    assert done.returncode == 0, done.stderr
     for part in ("images", "merged", "references"):
         assert hashes(tmp_path / FOLDER / part, "*.*") == hashes(output / FOLDER / part, "*.*")
     assert hashes(tmp_path / FOLDER, "table.csv")
 
 
-def test_ctrl_c_says_how_to_resume(run: tuple[Path, list[str], str], tmp_path: Path) -> None:
-    process = start(*run[1], f"output={tmp_path}", "lora.steps=100000")
-    wait_for(tmp_path, "store/.drafts/*", process)
-    os.killpg(process.pid, signal.SIGINT)
-    code, _, err = finish(process)
-    assert code == 130, err
-    assert "Traceback" not in err
-    assert err.strip().endswith("interrupted; what is finished is kept, type the same command to resume")
-
-
-def wait_for(folder: Path, pattern: str, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
-    while not list(folder.glob(pattern)):
-        assert process.poll() is None, finish(process)
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+def test_ctrl_c_says_how_to_resume(run: tuple[Path, list[str], str], commands: Commands, tmp_path: Path) -> None:
+    command = commands.start(*run[1], f"output={tmp_path}", "lora.steps=100000", "trainer.workers=1")
+    command.wait_for(lambda: list(tmp_path.glob("store/.drafts/*")))
+    os.killpg(command.pid, signal.SIGINT)
+    done = command.end()
+    assert done.returncode == 130, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.strip().endswith("interrupted; what is finished is kept, type the same command to resume")

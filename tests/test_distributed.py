@@ -16,6 +16,8 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 import pytest
+from commands import Commands
+from conftest import hydra_of
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from rank_jobs import After, Job, Slow, broken, fine, item, killed, mistaken, plan_at
@@ -62,22 +64,31 @@ def files(plan: Plan, stage: str) -> dict[str, bytes]:
     return {str(path.relative_to(plan.store.root)): path.read_bytes() for path in paths}
 
 
-def test_one_two_and_three_ranks_give_the_same_scores(tiny: list[str], tmp_path: Path, hydra: None) -> None:
+@pytest.fixture(scope="module")
+def alone(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, dict[str, pd.DataFrame]]:
+    """A run of one process and its scores."""
+    with pytest.MonkeyPatch.context() as patch, hydra_of(patch):
+        plan = composed(tiny, tmp_path_factory.mktemp("alone"), "trainer.workers=0")
+    return plan, made(plan)
+
+
+def assert_same(plan: Plan, alone: tuple[Plan, dict[str, pd.DataFrame]], scores: dict[str, pd.DataFrame]) -> None:
+    """To the last bit, down to the files of images and scores."""
+    first, expected = alone
+    for name, frame in expected.items():
+        pd.testing.assert_frame_equal(scores[name], frame, check_exact=True)
+    for stage in ("generate", "score"):
+        assert files(plan, stage) == files(first, stage)
+    assert not list((plan.store.root / ".drafts").iterdir())
+    for each in plan.items("generate"):
+        assert unet_passes(plan.path(each)) == unet_passes(first.path(each))
+
+
+def test_three_ranks_give_the_scores_of_one(tiny: list[str], tmp_path: Path, hydra: None, alone) -> None:
     """Also where there are fewer items than ranks: one merge, two LoRAs; every row of images is two units."""
-    alone = composed(tiny, tmp_path / "0", "trainer.workers=0")
-    expected = made(alone)
-    assert len(alone.items("personalise")) == 2 and len(alone.items("merge")) == 1
-    for count in (2, 3):
-        trainer = ["trainer=ddp", "trainer.accelerator=cpu", f"trainer.devices={count}"]
-        plan = composed(tiny, tmp_path / str(count), *trainer)
-        scores = made(plan)
-        for name, frame in expected.items():
-            pd.testing.assert_frame_equal(scores[name], frame, check_exact=True)
-        for stage in ("generate", "score"):
-            assert files(plan, stage) == files(alone, stage)
-        assert not list((plan.store.root / ".drafts").iterdir())
-        for each in plan.items("generate"):
-            assert unet_passes(plan.path(each)) == unet_passes(alone.path(each))
+    plan = composed(tiny, tmp_path, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=3")
+    assert len(plan.items("personalise")) == 2 and len(plan.items("merge")) == 1
+    assert_same(plan, alone, made(plan))
 
 
 def unet_passes(path: Path) -> int | None:
@@ -195,19 +206,23 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def test_two_nodes_share_a_run(tiny: list[str], tmp_path: Path) -> None:
-    """The same command twice: the one that has rank 0 assembles the run folder."""
+def test_two_nodes_share_a_run(commands: Commands, tiny: list[str], tmp_path: Path, hydra: None, alone) -> None:
+    """The same command twice: the one that has rank 0 assembles the run folder.  Two ranks, with the scores of one."""
     output, port = tmp_path / "output", free_port()
     nodes = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=1", "trainer.nodes=2"]
     command = [*tiny, *WORLD, *nodes, f"trainer.rendezvous=localhost:{port}", f"output={output}"]
-    ends = finished([command, command])
-    assert [code for code, *_ in ends] == [0, 0], ends
-    (_, shown, _), (_, other, _) = sorted(ends, key=lambda end: "report.html" not in end[1])
+    ends = [node.end() for node in [commands.start(*command) for _ in range(2)]]
+    assert [end.returncode for end in ends] == [0, 0], ends
+    shown, other = sorted((end.stdout for end in ends), key=lambda text: "report.html" not in text)
     assert "duolora" in shown and other == (
         "this node's share is done; another node, which has rank 0, shows the results\n"
     )
     [scores] = output.rglob("adhoc/*/scores.parquet")
     assert set(pd.read_parquet(scores)["method"]) == {"base", "content_only", "style_only", "oracle", "duolora"}
+    plan = composed(tiny, output, *nodes)
+    assert_same(
+        plan, alone, {item.name: pd.read_parquet(plan.path(item) / "scores.parquet") for item in plan.items("score")}
+    )
 
 
 def test_nodes_with_different_commands_are_told_so() -> None:
@@ -230,13 +245,3 @@ def test_nodes_with_different_commands_are_told_so() -> None:
 def test_mistakes_are_told_before_anything_starts(hydra: None, overrides: list[str], line: str) -> None:
     with pytest.raises(UserError, match=line):
         validate(compose("config", overrides))
-
-
-def finished(commands: Sequence[Sequence[str]]) -> list[tuple[int, str, str]]:
-    pipe = subprocess.PIPE
-    run = [sys.executable, str(ROOT / "run.py")]
-    started = [
-        subprocess.Popen([*run, *command], cwd=ROOT, text=True, stdout=pipe, stderr=pipe) for command in commands
-    ]
-    told = [process.communicate(timeout=300) for process in started]
-    return [(process.returncode, *each) for process, each in zip(started, told, strict=True)]

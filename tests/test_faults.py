@@ -8,19 +8,19 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from commands import Commands
+from commands import Command, Commands
 
 from benchmarks.kills import SMALL, scores
 
 ROOT = Path(__file__).parents[1]
 SMALLER = [
     "lora.rank=2", "lora.steps=3", "lora.batch=2", "generate.images=2", "generate.steps=2", "method.fit.steps=2",
+    "dataset.styles=[ink_1]",
 ]  # fmt: skip
 
 
@@ -29,28 +29,21 @@ def command_line(folder: Path, scorers: Path) -> list[str]:
     return [*SMALL, f"model.path={folder}", f"scorers.path={scorers}", *SMALLER]
 
 
-@pytest.fixture(scope="module")
-def commands() -> Iterator[Commands]:
-    with Commands() as commands:
-        yield commands
-
-
 Run = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
-def run(commands: Commands, command_line: list[str], tmp_path: Path) -> Run:
-    """Runs the command with a store; returns its code and what it printed last.  meanwhile: called with its pid."""
+def run(commands: Commands, command_line: list[str]) -> Run:
+    """Runs the command with a store; returns its code and its last line of errors.  meanwhile: called as it runs."""
 
-    def run(output: Path, *overrides: str, meanwhile: Callable[[int], None] = lambda pid: None) -> tuple[int, str]:
-        log = tmp_path / "log.txt"
-        log.write_text("")
-        pid = commands.start([*command_line, f"output={output}", *overrides], log)
-        meanwhile(pid)
-        code = commands.end()
-        printed = log.read_text()
-        assert "Traceback" not in printed, printed
-        return code, printed.strip().splitlines()[-1]
+    def run(
+        output: Path, *overrides: str, meanwhile: Callable[[Command], None] = lambda command: None
+    ) -> tuple[int, str]:
+        command = commands.start(*command_line, "trainer.workers=0", f"output={output}", *overrides)
+        meanwhile(command)
+        done = command.end()
+        assert "Traceback" not in done.stderr, done.stderr
+        return done.returncode, done.stderr.strip().splitlines()[-1]
 
     return run
 
@@ -59,8 +52,8 @@ def run(commands: Commands, command_line: list[str], tmp_path: Path) -> Run:
 def expected(commands: Commands, command_line: list[str], tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The scores of an undisturbed run."""
     output = tmp_path_factory.mktemp("undisturbed")
-    commands.start([*command_line, f"output={output}"], output / "log.txt")
-    assert commands.end() == 0, (output / "log.txt").read_text()
+    done = commands.run(*command_line, "trainer.workers=0", f"output={output}")
+    assert done.returncode == 0, done.stderr
     return scores(output)
 
 
@@ -117,8 +110,8 @@ def test_a_full_disk_under_a_worker_process(run: Run, disk: Callable[[str], Path
 
 
 def test_a_store_that_is_deleted_under_a_run(run: Run, tmp_path: Path, expected: bytes) -> None:
-    def delete(pid: int) -> None:
-        wait_for(lambda: list(tmp_path.glob("out/store/merge/*/key.json")), pid)
+    def delete(command: Command) -> None:
+        command.wait_for(lambda: list(tmp_path.glob("out/store/merge/*/key.json")))
         while (tmp_path / "out" / "store").exists():  # the run may be writing into it
             shutil.rmtree(tmp_path / "out" / "store", ignore_errors=True)
 
@@ -129,19 +122,12 @@ def test_a_store_that_is_deleted_under_a_run(run: Run, tmp_path: Path, expected:
 
 
 def test_a_worker_killed_for_memory(run: Run, tmp_path: Path, expected: bytes) -> None:
-    def kill_worker(pid: int) -> None:
-        wait_for(lambda: list(tmp_path.glob("out/store/personalise/*/key.json")), pid)
-        worker = next(p for p in psutil.Process(pid).children() if "spawn_main" in " ".join(p.cmdline()))
+    def kill_worker(command: Command) -> None:
+        command.wait_for(lambda: list(tmp_path.glob("out/store/personalise/*/key.json")))
+        worker = next(p for p in psutil.Process(command.pid).children() if "spawn_main" in " ".join(p.cmdline()))
         worker.send_signal(signal.SIGKILL)  # as the kernel does
 
     code, line = run(tmp_path / "out", "trainer.workers=1", meanwhile=kill_worker)
     assert code == 2 and "most likely for want of memory; type the same command" in line
     assert run(tmp_path / "out")[0] == 0
     assert scores(tmp_path / "out") == expected
-
-
-def wait_for(ready: Callable[[], object], pid: int) -> None:
-    deadline = time.monotonic() + 120
-    while not ready():
-        assert psutil.pid_exists(pid) and time.monotonic() < deadline
-        time.sleep(0.01)

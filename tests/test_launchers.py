@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from commands import Commands
 from hydra.errors import MissingConfigException
 
 from lorabench.cli import missing_choice
 
-RUN = Path(__file__).parents[1] / "run.py"
 SMALL = [
     "dataset.subjects=[mug_1]", "dataset.styles=[ink_1]", "dataset.content_images=2", "dataset.style_images=2",
     "dataset.references=2", "generate.images=1",
@@ -20,12 +18,11 @@ SMALL = [
 
 
 @pytest.fixture
-def sweep(tiny: list[str], tmp_path: Path):
+def sweep(commands: Commands, tiny: list[str], tmp_path: Path):
     """Runs run.py on one pair from a folder of its own; returns (exit code, stdout, stderr)."""
 
     def start(*overrides: str) -> tuple[int, str, str]:
-        command = [sys.executable, str(RUN), *tiny, *SMALL, f"output={tmp_path}", *overrides]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        done = commands.run(*tiny, *SMALL, f"output={tmp_path}", *overrides, cwd=tmp_path)
         return done.returncode, done.stdout, done.stderr
 
     return start

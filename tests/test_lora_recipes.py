@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import Commands
 from conftest import CPU
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
@@ -22,8 +21,7 @@ from lorabench.pipeline import plan_of
 from lorabench.plan import Plan
 from lorabench.stages.personalise import personalise
 
-ROOT = Path(__file__).parents[1]
-CONF = ROOT / "conf"
+CONF = Path(__file__).parents[1] / "conf"
 RECIPES = sorted(path.stem for path in (CONF / "lora").glob("*.yaml"))
 PAPERS = {  # rank, blocks, rate, steps, images an update
     "ziplora": (64, 0, 5e-5, 1000, 1),
@@ -125,12 +123,9 @@ def planned(*overrides: str) -> Plan:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_a_mistake_is_one_line(tmp_path: Path, tiny: list[str], overrides: list[str], words: str) -> None:
-    result = command(tmp_path, *tiny, *overrides)
+def test_a_mistake_is_one_line(
+    commands: Commands, tmp_path: Path, tiny: list[str], overrides: list[str], words: str
+) -> None:
+    result = commands.run(*tiny, *overrides, f"output={tmp_path}")
     assert result.returncode == 2 and words in result.stderr and result.stderr.count("\n") == 1, result.stderr
     assert not list(tmp_path.glob("store/personalise/*"))
-
-
-def command(output: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    arguments = [sys.executable, str(ROOT / "run.py"), *overrides, f"output={output}"]
-    return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=240)

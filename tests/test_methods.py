@@ -216,8 +216,8 @@ CELLS = [(name, "none") for name in YAMLS] + [
 
 
 @pytest.mark.parametrize(("name", "ablation"), CELLS)
-def test_every_method_and_ablation_merges(model, loras, pair, name, ablation) -> None:
-    method = load(name, ablation)
+def test_every_method_and_ablation_merges(model, loras, pair, hypernetwork, name, ablation) -> None:
+    method = load(name, ablation, **({"weights": str(hypernetwork)} if name == "lora_rar" else {}))
     if method.fit is not None:
         method = replace(method, fit=replace(method.fit, steps=1))
     if getattr(method, "combination", "cat") in APART:

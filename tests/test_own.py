@@ -9,21 +9,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import Commands
 from conftest import CPU
 from PIL import Image
-from test_bad_input import command
 
 from lorabench import OwnLoRA, merge
 from lorabench.adapters import export
 from lorabench.config import GenerateSpec
+from lorabench.data.pairs import ROLES
 from lorabench.errors import UserError
 from lorabench.lora import Factors, LoRA
 from lorabench.merging import merged
 from lorabench.method import load
+from lorabench.models.adapted import live_sites
 from lorabench.models.files import preset
 from lorabench.models.sdxl import SDXL
 from lorabench.own import OwnPair
 from lorabench.seeds import seed_of
+from lorabench.stages.combine import combine
 from lorabench.stages.generate import generate
 
 TEACHERS = GenerateSpec(images=2, steps=2, guidance=1.0, batch=2)
@@ -36,6 +39,19 @@ def files(loras: tuple[LoRA, LoRA], tmp_path: Path) -> tuple[Path, Path]:
     for lora, path in zip(loras, paths, strict=True):
         lora.save(path)
     return paths
+
+
+@pytest.fixture
+def run(commands: Commands, files, folder: Path, tmp_path: Path):
+    """Runs a task on the files from their folder."""
+
+    def start(task: str, *overrides: str):
+        model = ["model=micro", f"model.path={folder}", "generate.images=2", "generate.steps=2"]
+        store = f"store={tmp_path / 'store'}"
+        loras = ["content=a.safetensors", "style=b.safetensors"]
+        return commands.run(f"task={task}", *loras, *model, store, *overrides, cwd=tmp_path)
+
+    return start
 
 
 def updates(lora: LoRA) -> dict[str, torch.Tensor]:
@@ -127,27 +143,22 @@ def test_mistakes_in_python(files, folder, arguments, words) -> None:
         merge(given.pop("content"), given.pop("style"), **given)
 
 
-def test_what_no_file_can_hold_is_refused_and_drawn(files, folder, loras, model, tmp_path) -> None:
+def test_what_no_file_can_hold_is_refused_and_drawn(run, files, folder, loras, model, tmp_path) -> None:
     with pytest.raises(UserError, match=r"klora is no single LoRA.* draw with task=generate"):
         merge(*files, "klora", model=folder)
-    result = run(tmp_path, folder, "generate", "method=klora", "method.beta=1e9", PROMPTS[-1], "output=images")
+    result = run("generate", "method=klora", "method.beta=1e9", PROMPTS[-1], "output=images")
     assert result.returncode == 0, result.stderr
     assert_drawn(model, loras[1], tmp_path / "images")  # so much weight on the style leaves it alone
 
 
-def run(cwd: Path, folder: Path, task: str, *overrides: str):
-    model = ["model=micro", f"model.path={folder}", "generate.images=2", "generate.steps=2", f"store={cwd / 'store'}"]
-    return command(f"task={task}", "content=a.safetensors", "style=b.safetensors", *model, *overrides, cwd=cwd)
-
-
-def test_merge_on_the_command_line(files, folder, loras, tmp_path) -> None:
-    result = run(tmp_path, folder, "merge", "method=direct", "task.dtype=float32")
+def test_merge_on_the_command_line(run, files, folder, loras, tmp_path) -> None:
+    result = run("merge", "method=direct", "task.dtype=float32")
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("merged.safetensors  (") and result.stderr == ""
     assert_same(LoRA.load(tmp_path / "merged.safetensors"), export(loras))
 
     options = ["output=out/small.safetensors", "task.rank=2", "task.format=kohya"]
-    result = run(tmp_path, folder, "merge", "method=direct", *options)
+    result = run("merge", "method=direct", *options)
     assert result.returncode == 0, result.stderr
     assert "relative error" in result.stdout and "rank 2" in result.stdout
     small, error = export(loras).compressed(2)
@@ -155,23 +166,30 @@ def test_merge_on_the_command_line(files, folder, loras, tmp_path) -> None:
     assert_same(LoRA.load(tmp_path / "out" / "small.safetensors"), small, rtol=1e-2, atol=1e-3)
 
 
-def test_a_learned_merge_on_the_command_line_finds_its_images_again(files, folder, tmp_path) -> None:
+def test_a_merge_that_its_rank_cuts_says_by_how_much(run, files, folder, loras, model) -> None:
+    method = load("ties", rank=2)
+    _, error = combine(method, loras, live_sites(model.unet, loras, ROLES), 0)
+    result = run("merge", "method=ties", "method.rank=2")
+    assert result.returncode == 0, result.stderr
+    assert f"ties, relative error {error:.2%} at rank 2, rank 2" in result.stdout and error > 0.01
+    assert "relative error" not in run("merge", "method=ties", "method.rank=1000").stdout
+
+
+def test_a_learned_merge_on_the_command_line_finds_its_images_again(run, files, folder, tmp_path) -> None:
     options = ["method=ziprank", "method.fit.steps=2", *PROMPTS]
-    first = run(tmp_path, folder, "merge", *options)
+    first = run("merge", *options)
     assert first.returncode == 0, first.stderr
     assert len(list((tmp_path / "store" / "teachers").iterdir())) == 2
     drawn = {path: path.stat().st_mtime_ns for path in tmp_path.glob("store/teachers/*/*.png")}
     before = LoRA.load(tmp_path / "merged.safetensors")
-    assert run(tmp_path, folder, "merge", *options).returncode == 0
+    assert run("merge", *options).returncode == 0
     assert drawn == {path: path.stat().st_mtime_ns for path in tmp_path.glob("store/teachers/*/*.png")}
     assert_same(LoRA.load(tmp_path / "merged.safetensors"), before, rtol=0, atol=0)
 
 
-def test_a_sweep_makes_a_file_a_method(files, folder, loras, tmp_path) -> None:
+def test_a_sweep_makes_a_file_a_method(run, files, folder, loras, tmp_path) -> None:
     """The switch may stand anywhere; nothing of Hydra's is left beside the files."""
-    result = run(
-        tmp_path, folder, "merge", "method=direct,content_only", "-m", "output=merged_${method.name}.safetensors"
-    )
+    result = run("merge", "method=direct,content_only", "-m", "output=merged_${method.name}.safetensors")
     assert (result.returncode, result.stderr) == (0, ""), result.stderr
     assert_same(LoRA.load(tmp_path / "merged_direct.safetensors"), export(loras), rtol=1e-2, atol=1e-3)
     assert_same(LoRA.load(tmp_path / "merged_content_only.safetensors"), loras[0], rtol=1e-2, atol=1e-3)
@@ -179,14 +197,14 @@ def test_a_sweep_makes_a_file_a_method(files, folder, loras, tmp_path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {*files, "store"}
 
 
-def test_a_method_that_leaves_nothing_has_no_file(files, folder, tmp_path) -> None:
-    result = run(tmp_path, folder, "merge", "method=base", "output=merged.safetensors")
+def test_a_method_that_leaves_nothing_has_no_file(run, files, folder, tmp_path) -> None:
+    result = run("merge", "method=base", "output=merged.safetensors")
     assert result.returncode == 2 and "leaves nothing of the LoRAs" in result.stderr
     assert not (tmp_path / "merged.safetensors").exists()
 
 
-def test_generate_on_the_command_line(files, folder, loras, model, tmp_path) -> None:
-    result = run(tmp_path, folder, "generate", "method=direct", PROMPTS[-1], "output=images")
+def test_generate_on_the_command_line(run, files, folder, loras, model, tmp_path) -> None:
+    result = run("generate", "method=direct", PROMPTS[-1], "output=images")
     assert result.returncode == 0, result.stderr
     assert_drawn(model, export(loras), tmp_path / "images")
 
@@ -216,13 +234,13 @@ def assert_drawn(model: SDXL, lora: LoRA, images: Path) -> None:
         ("merge", ["method=direct", "task.format=a1111"], "type task.format=<diffusers|kohya>"),
         ("merge", ["method=direct", "task.rank=0"], "task.rank=0 must be at least 1"),
         ("merge", ["method=ziprank", *PROMPTS, "content.images=nowhere"], "nowhere is no folder"),
-        ("merge", ["method=direct", "output=a.safetensors/merged.safetensors"], "cannot write to a.safetensors (File"),
+        ("merge", ["method=direct", "output=a.safetensors/merged.safetensors"], "cannot write to a.safetensors: File"),
         ("generate", ["method=direct"], "task=generate draws a prompt"),
-        ("generate", ["method=direct", PROMPTS[-1], "output=b.safetensors"], "cannot write to b.safetensors (File"),
+        ("generate", ["method=direct", PROMPTS[-1], "output=b.safetensors"], "cannot write to b.safetensors: File"),
     ],
 )
-def test_mistakes_on_the_command_line(files, folder, tmp_path, task, overrides, words) -> None:
-    result = run(tmp_path, folder, task, *overrides)
+def test_mistakes_on_the_command_line(run, files, folder, tmp_path, task, overrides, words) -> None:
+    result = run(task, *overrides)
     assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
     assert words in result.stderr
     assert not list(tmp_path.glob("merged*"))

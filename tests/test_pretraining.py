@@ -1,6 +1,7 @@
 """Pretraining of the micro model: its pieces, its loss, and a stopped training that goes on as if never stopped."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -77,6 +78,9 @@ def test_unet_has_the_blocks_of_sdxl():
 
 
 def test_stopped_training_goes_on_as_if_never_stopped(work, monkeypatch):
+    narrow = partial(build_unet, widths=(8, 16, 16), heads=(1, 2, 2), layers=(1, 1, 2), groups=8)
+    monkeypatch.setattr("lorabench.micro.unet.build_unet", narrow)
+
     def train(name: str) -> dict[str, torch.Tensor]:
         pretrain(work, work / name, steps=4, decay=2, batch=2, lr=1e-3, devices=1, start=None, save_every=2)
         return torch.load(work / name / "last.ckpt", weights_only=True)["state_dict"]

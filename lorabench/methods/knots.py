@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lorabench.config import choose
-from lorabench.errors import UserError
 from lorabench.method import Method, Site
+from lorabench.methods.ties import check_pruning
 
 if TYPE_CHECKING:
     from lorabench.lora import Factors
@@ -28,9 +27,7 @@ class KnOTS(Method):
     sign: str
 
     def __post_init__(self) -> None:
-        choose("method.sign", self.sign, ("total", "frequency"))
-        if not 0 < self.density <= 1:
-            raise UserError(f"method.density={self.density:g} is no share of entries; type method.density=0.5")
+        check_pruning(self.density, self.sign)
 
     def combine(self, updates: Sequence["Factors"], site: Site, seed: int) -> "Factors":
         import torch

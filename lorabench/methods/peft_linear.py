@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from lorabench.config import choose
 from lorabench.errors import UserError
 from lorabench.method import Method, Site
+from lorabench.methods.ties import check_pruning
 
 if TYPE_CHECKING:
     from lorabench.lora import Factors
@@ -40,9 +41,7 @@ class PeftLinear(Method):
 
     def __post_init__(self) -> None:
         choose("method.combination", self.combination, (*APART, "cat", *DENSE))
-        choose("method.sign", self.sign, ("total", "frequency"))
-        if not 0 < self.density <= 1:
-            raise UserError(f"method.density={self.density:g} is no share of entries; type method.density=0.5")
+        check_pruning(self.density, self.sign)
 
     def combine(self, updates: Sequence["Factors"], site: Site, seed: int) -> "Factors":
         import torch

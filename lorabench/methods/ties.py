@@ -38,6 +38,13 @@ if TYPE_CHECKING:
     from lorabench.lora import Factors
 
 
+def check_pruning(density: float, sign: str) -> None:
+    """UserError for a share of entries, or a way to elect signs, that there is not."""
+    choose("method.sign", sign, ("total", "frequency"))
+    if not 0 < density <= 1:
+        raise UserError(f"method.density={density:g} is no share of entries; type method.density=0.5")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ties(Method):
     """prune, merge: see the module.  density: share of entries kept.  weight: w.  sign: total or frequency.
@@ -58,9 +65,7 @@ class Ties(Method):
     def __post_init__(self) -> None:
         choose("method.prune", self.prune, ("magnitude", "random", "ranked", "band"))
         choose("method.merge", self.merge, ("elect", "sum"))
-        choose("method.sign", self.sign, ("total", "frequency"))
-        if not 0 < self.density <= 1:
-            raise UserError(f"method.density={self.density:g} is no share of entries; type method.density=0.5")
+        check_pruning(self.density, self.sign)
         if self.prune == "ranked" and not 0 <= self.epsilon / 2 <= min(self.density, 1 - self.density):
             raise UserError(f"method.epsilon={self.epsilon:g} leads out of 0 to 1 around the density; type less")
         if self.prune == "band" and not 0 <= self.gamma <= 1 - self.density:

@@ -15,8 +15,9 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,12 @@ from omegaconf import DictConfig, OmegaConf
 from lorabench import method as methods
 from lorabench.config import CONF
 from lorabench.errors import UserError
-from lorabench.loggers.views import View, open_view
+from lorabench.loggers.views import open_view
 from lorabench.outcome import Outcome
-from lorabench.pipeline import REPORT_COST, check_methods, check_scorers, make, plan_of
+from lorabench.pipeline import REPORT_COST, check_methods, check_scorers, make, plan_of, put_together, show, tell
 from lorabench.plan import FLOORS, STAGES, Item, Make, Plan, Row, frame_rows
 from lorabench.report.folder import label
+from lorabench.studies.rows import check_rows
 from lorabench.tasks import device_name
 from lorabench.workers import Progress
 
@@ -48,9 +50,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
     logger: Any = OmegaConf.to_object(cfg.logger)
     outcome = Outcome(folder, plan, config_of(cfg))
     if outcome.is_done(logger):
-        print(outcome.table())
-        print(folder / "report.html")
-        return
+        return tell(outcome)
     device_name(plan.trainer.accelerator)  # is it there?
     check_scorers(plan)
     shutil.rmtree(plan.logs, ignore_errors=True)
@@ -58,16 +58,14 @@ def run(cfg: DictConfig, folder: Path) -> None:
     plan = replace(plan, rows=[row for row in plan.rows if name_of(row) not in failures])
     start = time.perf_counter()
     with open_view(logger, folder, plan.key(), yaml.safe_load(outcome.config)) as view:
-        make(plan, {stage: plan.items(stage) for stage in STAGES}, shower(plan, view), REPORT_COST)
+        names = {plan.merge(row, pair).key: name_of(row) for row, pair in plan.cells() if row.is_method}
+        shown = partial(show, outcome, view, names)
+        make(plan, {stage: plan.items(stage) for stage in STAGES}, shown, REPORT_COST)
         failures |= {name_of(row): why for row in plan.rows if (why := first_failure(plan, row))}
         whole = [row for row in plan.rows if name_of(row) not in failures]
         if {name_of(row) for row in rows} - failures.keys():
             outcome = Outcome(folder, replace(plan, rows=whole), outcome.config)
-            with plan.store.explained():
-                outcome.assemble(time.perf_counter() - start)
-            view.finish()
-            print(outcome.table())
-            print(folder / "report.html")
+            put_together(outcome, view, start)
         if failures:
             lines = "".join(f"\n  {name}: {why}" for name, why in failures.items())
             print(f"error: {len(failures)} of {len(rows) + len(frames)} rows failed{lines}", file=sys.stderr)
@@ -91,22 +89,17 @@ def rows_of(named: Any, fit_steps: int | None = None) -> list[Row]:
         ablations.sort(key=lambda name: name != "none")  # methods as they are come first
         named = [f"{name} {each}" for each in ablations for name in methods.fitting_methods(each) if name not in FLOORS]
     named = [named] if isinstance(named, str) else list(named or [])
-    if not named:
-        raise UserError("task.rows is empty; type task.rows=[direct,duolora] or task.rows=all")
     rows = [row_of(str(words), fit_steps) for words in named]
     if everything:
         rows = [row for row in rows if not is_inapplicable(row)]
     names = [name_of(row) for row in rows]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UserError(f"task.rows names {twice} twice; name each once")
+    check_rows("task.rows", names, "[direct,duolora] or task.rows=all", floors="frames every table")
     return rows
 
 
 def row_of(words: str, fit_steps: int | None) -> Row:
     name, _, ablation = " ".join(words.split()).partition(" ")
     method = methods.load(name, ablation or "none")
-    if name in FLOORS:
-        raise UserError(f"task.rows names {name}, which frames every table; leave it out")
     settings = asdict(method)
     if fit_steps is not None and method.fit is not None:
         settings["fit"]["steps"] = fit_steps
@@ -188,15 +181,3 @@ def first_failure(plan: Patient, row: Row) -> str | None:
 def reason(log: str) -> str:
     """The last line of a traceback that says something."""
     return next((line for line in reversed(log.splitlines()) if line.strip()), "no reason given")
-
-
-def shower(plan: Plan, view: View) -> Callable[[Item], None]:
-    """Shows the curves of each item that is there; those of a merge under the name of its row."""
-    names = {plan.merge(row, pair).key: name_of(row) for row, pair in plan.cells() if row.is_method}
-    outcome = Outcome(Path(), plan, "")
-
-    def show(item: Item) -> None:
-        if curves := outcome.curves(item):
-            view.curves(item.stage, " ".join(filter(None, [names.get(item.key), item.name])), curves)
-
-    return show

@@ -29,6 +29,7 @@ from lorabench.outcome import Outcome
 from lorabench.pipeline import check_methods, plan_of
 from lorabench.plan import Item, Make, Plan, Row
 from lorabench.store import Store
+from lorabench.studies.rows import check_rows
 from lorabench.tasks import device_name
 from lorabench.workers import Pool, Progress
 
@@ -69,10 +70,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
 
 
 def rows_of(names: Sequence[str]) -> list[Row]:
-    if not names:
-        raise UserError("task.methods is empty; type task.methods=[direct,duolora]")
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UserError(f"task.methods names {twice} twice; name each once")
+    check_rows("task.methods", names, "[direct,duolora]")
     return [Row(name, settings=asdict(methods.load(name))) for name in names]
 
 

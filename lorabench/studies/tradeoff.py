@@ -34,7 +34,8 @@ from lorabench.data.pairs import ROLES, Role
 from lorabench.errors import UserError
 from lorabench.metrics.files import ScorerSet, read_config
 from lorabench.pipeline import check_methods, check_scorers, make, plan_of
-from lorabench.plan import FLOORS, STAGES, Plan, Row
+from lorabench.plan import STAGES, Plan, Row
+from lorabench.studies.rows import check_rows
 from lorabench.tasks import device_name
 
 ALONE: dict[Role, str] = {"content": "content_only", "style": "style_only"}  # the row that has one role's LoRA
@@ -98,15 +99,10 @@ def fan(strengths: Sequence[float]) -> list[Strengths]:
 
 def rows_of(names: Sequence[str], points: Sequence[Strengths]) -> dict[tuple[str, Strengths], Row]:
     """A row a method and point; the point (1, 1) is the method's row of any other run."""
-    if not names:
-        raise UserError("task.methods is empty; type task.methods=[direct,duolora]")
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UserError(f"task.methods names {twice} twice; name each once")
+    check_rows("task.methods", names, "[direct,duolora]", floors="has no trade-off")
     rows = {}
     for name in names:
         settings = asdict(methods.load(name))
-        if name in FLOORS:
-            raise UserError(f"task.methods names {name}, which has no trade-off; leave it out")
         for point in points:
             strength: dict[Role, float] | None = dict(zip(ROLES, point, strict=True)) if point != (1.0, 1.0) else None
             at = " ".join(f"{value:g}" for value in point)
@@ -175,10 +171,10 @@ def volumes_of(measured: Measured, axes: Mapping[Role, Axis], reference: str) ->
     drawn = {name: resampled(points) for name, points in by_method.items()}
     lines = []
     for name, points in by_method.items():
-        low, high = limits(drawn[name], points.shape[1])
+        low, high = map(float, stats.ends(drawn[name], points.shape[1]))
         line: dict[str, str | float | bool] = {"method": name, "hypervolume": whole[name], "low": low, "high": high}
         if reference in whole and name != reference:
-            least, most = limits(drawn[name] - drawn[reference], points.shape[1])
+            least, most = map(float, stats.ends(drawn[name] - drawn[reference], points.shape[1]))
             line |= {"reference": reference, "difference": whole[name] - whole[reference]}
             line |= {"difference_low": least, "difference_high": most, "separated": bool(least > 0 or most < 0)}
         lines.append(line)
@@ -201,15 +197,6 @@ def resampled(points: np.ndarray) -> np.ndarray:
     pairs = points.shape[1]
     means = np.einsum("kpa,pr->rka", points, stats.counts(pairs)) / pairs
     return np.array([hypervolume(each) for each in np.ascontiguousarray(means)])
-
-
-def limits(drawn: np.ndarray, pairs: int) -> tuple[float, float]:
-    """The expanded percentile interval (lorabench/stats.py); NaN of one pair."""
-    if pairs < 2:
-        return np.nan, np.nan
-    tail = stats.tail(pairs)
-    low, high = np.quantile(drawn, [tail, 1 - tail])
-    return float(low), float(high)
 
 
 def table(curves: pd.DataFrame, volumes: pd.DataFrame, axes: Mapping[Role, Axis], pairs: int, images: int) -> str:

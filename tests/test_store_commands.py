@@ -1,0 +1,101 @@
+"""The store's commands: what is in it, why two keys differ, and what nobody needs any more."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from test_store import write
+
+from lorabench.errors import UserError
+from lorabench.store import DIGESTS, DRAFTS, INTACT, LOCKS, Store
+from lorabench.store_commands import main, why
+
+
+def run_of(store: Store, folder: Path, rank: int) -> tuple[Path, Path, Path]:
+    """A run folder whose manifest names a merge; also the merge and the LoRA that it is made of."""
+    lora = store.get_or_make("personalise", {"lora": {"rank": rank}, "seed": 0}, write)
+    merge = store.get_or_make("merge", {"loras": [lora.name], "prompt": "a sks mug"}, write)
+    folder.mkdir()
+    keys = {"personalise": {"mug_1": lora.name}, "merge": {"mug_1+ink_1": merge.name}}
+    (folder / "manifest.json").write_text(json.dumps({"keys": keys}))
+    return folder, merge, lora
+
+
+def test_why_names_the_parts_that_differ(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    left = store.get_or_make("merge", {"lora": {"rank": 4, "lr": 1}}, write)
+    right = store.get_or_make("merge", {"lora": {"rank": 8, "lr": 1}, "seed": 0}, write)
+    assert why(left, right) == ["lora.rank: 4 -> 8", "seed: absent -> 0"]
+    with pytest.raises(UserError, match="no artifact"):
+        why(left, tmp_path)
+
+
+def test_why_takes_runs_and_the_beginnings_of_keys(tmp_path: Path, capsys) -> None:
+    store = Store(tmp_path / "store")
+    (one, merge, lora), (other, *_) = (run_of(store, tmp_path / f"run{rank}", rank) for rank in (4, 8))
+    at = ["--store", str(store.root)]
+    assert main(["why", str(one), str(other), *at]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"personalise mug_1: {lora.name} -> ")
+    assert lines[1] == "    lora.rank: 4 -> 8"
+    assert lines[2].startswith("merge mug_1+ink_1: ") and lines[3].startswith(f"    loras.0: {lora.name} -> ")
+    assert main(["why", f"merge/{merge.name[:8]}", merge.name[:8], *at]) == 0
+    assert capsys.readouterr().out == "the keys are equal\n"
+    assert main(["why", str(one), merge.name, *at]) == main(["why", "zz", "zz", *at]) == 2
+    assert capsys.readouterr().err.count("error: ") == 2
+
+
+def test_ls_says_what_there_is(tmp_path: Path, capsys) -> None:
+    run_of(Store(tmp_path / "store"), tmp_path / "run", 4)
+    assert main(["ls", "merge", "--store", str(tmp_path / "store")]) == 0
+    line, total = capsys.readouterr().out.splitlines()
+    assert line.startswith("merge ") and line.endswith("a sks mug") and total == "1 artifacts, 4 B"
+    assert main(["ls", "--store", str(tmp_path / "nowhere")]) == 2
+
+
+def old(store: Store, *artifacts: Path) -> None:
+    for path in artifacts:
+        week_ago = time.time() - 8 * 86400
+        os.utime(store.root / INTACT / path.name, (week_ago, week_ago))
+
+
+def test_gc_takes_what_nobody_needs_and_leaves_the_rest(tmp_path: Path, capsys) -> None:
+    store, at = Store(tmp_path / "store"), ["--store", str(tmp_path / "store")]
+    run, merge, lora = run_of(store, tmp_path / "runs", 4)
+    stray, fresh = (store.get_or_make("merge", {"n": number}, write) for number in range(2))
+    old(store, merge, lora, stray)
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    store.digest(model)
+    for part in (DRAFTS, ".partial"):
+        write_in = store.root / part / ("0" * 32)
+        write_in.mkdir(parents=True)
+        (write_in / "half").write_text("half")
+    (store.root / INTACT / ("1" * 32)).write_text("{}")
+
+    assert main(["gc", *at]) == 0  # only says what it would do
+    told = capsys.readouterr().out
+    assert "draft of a killed run" in told and "--delete" in told and "unused" not in told
+    assert (store.root / DRAFTS / ("0" * 32)).is_dir()
+
+    with store.lock("0" * 32):  # somebody works on it
+        in_use = [sys.executable, "-m", "lorabench.store", "gc", "--delete", *at]
+        assert "3 in use, kept" in subprocess.run(in_use, capture_output=True, text=True, check=True).stdout
+        assert (store.root / DRAFTS / ("0" * 32)).is_dir() and not (store.root / INTACT / ("1" * 32)).exists()
+    shutil.rmtree(model)
+    assert main(["gc", "--delete", "--unused", str(run), *at]) == 0
+    assert [stray.exists(), fresh.exists(), merge.exists(), lora.exists()] == [False, True, True, True]
+    left = [list((store.root / part).iterdir()) for part in (DRAFTS, ".partial", DIGESTS)]
+    assert not any(left) and not list((store.root / LOCKS).glob("*.lock"))
+    capsys.readouterr()
+    assert main(["gc", "--delete", "--unused", str(run), "--older-than", "0", *at]) == 0
+    assert not fresh.exists() and merge.exists()
+    assert store.get_or_make("merge", {"n": 1}, write).is_dir()
