@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -73,6 +74,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "tiny_sdxl"
     pipeline.save_pretrained(path)
     return path
+
+
+def build_koala(path: Path, middle: bool) -> SDXL:
+    """A random SDXL of KOALA's structure, one layer a block; the smaller one has no middle block."""
+    torch.manual_seed(0)
+    unet: Any = build_unet(widths=(8, 16, 16), heads=(1, 2, 2), layers=(1, 1, 2), text_width=32, groups=8)
+    config = {**unet.config, "layers_per_block": 1, **({} if middle else {"mid_block_type": None})}
+    text = build_text_encoders(build_tokenizer(), text_width=32, layers=2)
+    build_pipeline(type(unet).from_config(config), build_vae((8, 8, 8), groups=8), text).save_pretrained(path)
+    return SDXL.load(path)
 
 
 @pytest.fixture

@@ -5,12 +5,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from conftest import CPU, random_lora
+from conftest import CPU, build_koala, random_lora
 from test_style_guidance import SCENES
 
 from lorabench.config import CONF, GenerateSpec
@@ -18,8 +16,6 @@ from lorabench.data.pairs import ROLES
 from lorabench.errors import UserError
 from lorabench.lora import LoRA
 from lorabench.method import load
-from lorabench.micro.architecture import build_pipeline, build_text_encoders, build_unet, build_vae
-from lorabench.micro.tokens import build_tokenizer
 from lorabench.models.sdxl import SDXL
 from lorabench.stages.generate import draw
 from lorabench.stages.merge import MergeItem, merge_all
@@ -30,14 +26,7 @@ EQUAL_RANKS = "needs LoRAs of one rank, not 2, 3"
 
 @pytest.fixture(scope="module")
 def koala(tmp_path_factory: pytest.TempPathFactory) -> SDXL:
-    """One layer a block, as KOALA has it, and no middle block."""
-    torch.manual_seed(0)
-    unet: Any = build_unet(widths=(8, 16, 16), heads=(1, 2, 2), layers=(1, 1, 2), text_width=32, groups=8)
-    config = {**unet.config, "layers_per_block": 1, "mid_block_type": None}
-    text = build_text_encoders(build_tokenizer(), text_width=32, layers=2)
-    path = tmp_path_factory.mktemp("koala")
-    build_pipeline(type(unet).from_config(config), build_vae((8, 8, 8), groups=8), text).save_pretrained(path)
-    return SDXL.load(path)
+    return build_koala(tmp_path_factory.mktemp("koala"), middle=False)
 
 
 @pytest.fixture(scope="module")

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from conftest import CPU
+from conftest import CPU, build_koala
 
 from lorabench.errors import UserError
 from lorabench.method import load
-from lorabench.micro.architecture import build_pipeline, build_text_encoders, build_unet, build_vae
-from lorabench.micro.tokens import build_tokenizer
 from lorabench.models.sdxl import SDXL
 from lorabench.models.sites import attention_sites, depths
 from lorabench.sampling import sample
@@ -24,14 +20,7 @@ FIT = {"steps": 2, "lr": 0.1, "batch": 1}
 
 @pytest.fixture(params=["koala_1b", "koala_700m"])
 def koala(request: pytest.FixtureRequest, tmp_path: Path) -> SDXL:
-    torch.manual_seed(0)
-    unet: Any = build_unet(widths=(8, 16, 16), heads=(1, 2, 2), layers=(1, 1, 2), text_width=32, groups=8)
-    config = {**unet.config, "layers_per_block": 1}
-    if request.param == "koala_700m":
-        config["mid_block_type"] = None
-    text = build_text_encoders(build_tokenizer(), text_width=32, layers=2)
-    build_pipeline(type(unet).from_config(config), build_vae((8, 8, 8), groups=8), text).save_pretrained(tmp_path)
-    return SDXL.load(tmp_path)
+    return build_koala(tmp_path, middle=request.param == "koala_1b")
 
 
 def test_sites_are_those_of_the_model_card(koala: SDXL) -> None:
