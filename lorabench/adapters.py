@@ -141,14 +141,13 @@ class Adapters:
         gains: [rows, K], or one such a site; a single row serves every row of the batch.
         gated: False switches the gates off, in every row.
         """
-        expanded: dict[tuple[int, ...], Tensor] = {}  # sites of equal ranks share one tensor
+        expanded: dict[tuple[tuple[int, ...], int], Tensor] = {}  # sites of equal ranks and gains share one tensor
         for site, layer in self.layers.items():
-            if isinstance(gains, Mapping):
-                layer.gain = _by_rank(gains[site], layer)
-            else:
-                if layer.ranks not in expanded:
-                    expanded[layer.ranks] = _by_rank(gains, layer)
-                layer.gain = expanded[layer.ranks]
+            own = gains[site] if isinstance(gains, Mapping) else gains
+            key = layer.ranks, id(own)
+            if key not in expanded:
+                expanded[key] = _by_rank(own, layer)
+            layer.gain = expanded[key]
             layer.gated = gated and layer.gates is not None
 
     def loras(self) -> list[LoRA]:

@@ -242,6 +242,7 @@ class HypernetworkTask(TaskSpec):
     epochs: int = MISSING  # a random pair each
     lr: float = MISSING
     lambda_similarity: float = MISSING
+    layers: str = MISSING  # sum or mean of the similarity over them
     draws: int = MISSING  # of noise and images, for the loss on a held-out pair
 
 

@@ -35,9 +35,9 @@ from lorabench.stages.learn import Draws
 Predict = Callable[[Sequence[Factors], Site], Sequence[Tensor]]  # the gates [in] of a layer's updates
 
 
-def zip_loss(weight: float) -> ZipLoRA:
-    """ZipLoRA as LoRA.rar has it; weight: lambda."""
-    method = load("ziplora", lambda_similarity=weight, similarity="cosine", layers="sum")
+def zip_loss(weight: float, layers: str = "sum") -> ZipLoRA:
+    """ZipLoRA as LoRA.rar has it; weight: lambda.  layers: "sum" or "mean" of the similarity over them."""
+    method = load("ziplora", lambda_similarity=weight, similarity="cosine", layers=layers)
     assert isinstance(method, ZipLoRA)
     return method
 
@@ -80,13 +80,13 @@ class Predicting(pl.LightningModule):
         pairs: Sequence[Pair],
         loras: Mapping[str, LoRA],
         lr: float,
-        weight: float,
+        loss: ZipLoRA,
         epoch: int,
         seed: int,
     ):
         super().__init__()
         self.model, self.network, self.pairs, self.loras = model, network, pairs, loras
-        self.lr, self.method, self.epoch, self.seed = lr, zip_loss(weight), epoch, seed
+        self.lr, self.method, self.epoch, self.seed = lr, loss, epoch, seed
         self.factors = nn.ParameterList(network.parameters())  # what a checkpoint keeps
         self.draws: dict[str, Draws] = {}  # by pair: its images are encoded once
         self.present: tuple[str, Gated] | None = None  # the pair whose LoRAs are on the UNet
@@ -128,7 +128,7 @@ def train(
     loras: Mapping[str, LoRA],
     epochs: int,
     lr: float,
-    weight: float,
+    loss: ZipLoRA,
     seed: int,
     trainer: TrainerSpec,
     progress: Progress | None = None,
@@ -137,7 +137,7 @@ def train(
 ) -> Hypernetwork:
     """The hypernetwork of a model, trained on these pairs; it starts as torch makes it, from `seed`.
 
-    weight: lambda.  progress: called after every step with the number of those done.
+    loss: as `zip_loss` has it.  progress: called after every step with the number of those done.
     checkpoint: where a killed training is found again.
     """
     widths = {len(each.up) for lora in loras.values() for site, each in lora.items() if is_gated(site)}
@@ -145,7 +145,7 @@ def train(
         torch.manual_seed(seed_of("hypernetwork", seed) % 2**31)
         network = Hypernetwork(widths).to(model.device)
     epoch = epoch_of(pairs)
-    module = Predicting(model, network, pairs, loras, lr, weight, epoch, seed)
+    module = Predicting(model, network, pairs, loras, lr, loss, epoch, seed)
     callbacks = [checkpoint] if checkpoint else []
     start = checkpoint.done if checkpoint else 0
     try:
@@ -166,16 +166,15 @@ def epoch_of(pairs: Sequence[Pair]) -> int:
 
 
 def held_out(
-    model: SDXL, pair: Pair, loras: Sequence[LoRA], ways: Mapping[str, Predict], weight: float, draws: int, seed: int
+    model: SDXL, pair: Pair, loras: Sequence[LoRA], ways: Mapping[str, Predict], loss: ZipLoRA, draws: int, seed: int
 ) -> dict[str, dict[str, float]]:
     """By way of making gates, the mean terms of the loss on a pair, over the same seeded draws for all."""
-    method = zip_loss(weight)
     gated = Gated(model, Draws(model, pair, item_seed("held out", pair, seed), loras), loras)
     try:
         found: dict[str, dict[str, float]] = {}
         for way, predict in ways.items():
             with torch.no_grad():
-                steps = [gated.loss(method, predict, step) for step in range(draws)]
+                steps = [gated.loss(loss, predict, step) for step in range(draws)]
             found[way] = {term: float(torch.stack([each[term] for each in steps]).mean()) for term in steps[0]}
         return found
     finally:

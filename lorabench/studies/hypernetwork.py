@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from lorabench.lora import Factors, LoRA
     from lorabench.method import Site
+    from lorabench.methods.ziplora import ZipLoRA
 
 VERSION = 1  # raise it when results change
 FILE, HELD_OUT = "hypernetwork.safetensors", "held_out.csv"
@@ -116,7 +117,7 @@ def training(plan: Plan, task: HypernetworkTask, pairs: Sequence[Pair], loras: M
     parts = {
         "version": VERSION, "model": plan.base_parts(), "pairs": keys_of(pairs, loras),
         "prompts": [pair.prompt for pair in pairs], "epochs": task.epochs, "lr": task.lr,
-        "lambda": task.lambda_similarity, "seed": plan.seed,
+        "lambda": task.lambda_similarity, "layers": task.layers, "seed": plan.seed,
     }  # fmt: skip
     paths = {name: plan.path(item) / "lora.safetensors" for name, item in loras.items()}
     steps = task.epochs * epoch_of(pairs)
@@ -163,7 +164,7 @@ def train(
             loras,
             task.epochs,
             task.lr,
-            task.lambda_similarity,
+            loss_of(task),
             seed,
             trainer,
             progress,
@@ -173,8 +174,8 @@ def train(
     names = {
         role: sorted({concept.name for pair in pairs for concept in pair.of(role)}) for role in ("content", "style")
     }
-    how = {"epochs": task.epochs, "lr": task.lr, "lambda_similarity": task.lambda_similarity, "seed": seed}
-    network.save(folder / FILE, {"model": name, "trained_on": names, **how})
+    how = {key: getattr(task, key) for key in ("epochs", "lr", "lambda_similarity", "layers")}
+    network.save(folder / FILE, {"model": name, "trained_on": names, "seed": seed, **how})
     curves.write(folder)
 
 
@@ -191,10 +192,16 @@ def check(
     rows = []
     for done, pair in enumerate(pairs, 1):
         loras: list[LoRA] = [LoRA.load(paths[concept.name]) for concept in pair.concepts]
-        found = held_out(base, pair, loras, ways(network), task.lambda_similarity, task.draws, seed)
+        found = held_out(base, pair, loras, ways(network), loss_of(task), task.draws, seed)
         rows += [(pair.name, way, term, loss) for way, terms in found.items() for term, loss in terms.items()]
         progress(done)
     pd.DataFrame(rows, columns=["pair", "gates", "term", "loss"]).to_csv(folder / HELD_OUT, index=False)
+
+
+def loss_of(task: HypernetworkTask) -> ZipLoRA:
+    from lorabench.stages.hypernetwork import zip_loss
+
+    return zip_loss(task.lambda_similarity, task.layers)
 
 
 def ways(network: Any) -> dict[str, Any]:

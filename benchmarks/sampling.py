@@ -1,0 +1,199 @@
+"""The time that a sampling step takes by every way to draw with two LoRAs, against one merged file; see README.md.
+
+python -m benchmarks.sampling --batch 1 8
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median, quantiles
+from time import perf_counter
+from typing import Any
+
+import torch
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+from torch import Tensor
+
+from benchmarks.measure import interleaved, markdown, publish, ratio, seconds
+from benchmarks.sizes import RANKS, build, random_lora
+from lorabench.adapters import Adapters, attach, export
+from lorabench.data.pairs import ROLES, Scene
+from lorabench.lora import Factors, LoRA
+from lorabench.method import Branch, Gain, Method, load, methods
+from lorabench.models.adapted import live_sites
+from lorabench.models.unet_only import UNetOnly
+from lorabench.sampling import sample_latents
+from lorabench.seeds import seed_of
+from lorabench.stages.generate import strengths
+
+PLAIN, LIVE = "one merged file", "direct, both LoRAs live"
+CHOOSERS = ("klora", "est_lora", "lora_switch")  # one LoRA a layer and step, so they need not cost more
+GOAL = 1.05  # of their time, in that of one merged file
+TOLERANCE = 1e-3  # of the latents of a step; fp32
+GUIDANCE = 3.0
+SCENE = Scene("a sks mug in szn style", "a mug in paint style", "a sks mug", "a mug in szn style", "a mug")
+
+
+@dataclass(frozen=True)
+class Way:
+    """LoRAs with what changes while they draw."""
+
+    loras: Sequence[LoRA]
+    gain: Gain | None = None
+    branches: Sequence[Branch] | None = None
+
+    @property
+    def rows(self) -> int:
+        """Of an image in a sampling step."""
+        return 2 if self.branches is None else len(self.branches)
+
+    def draw(self, model: Any, adapters: Adapters, steps: int, batch: int) -> Tensor:
+        scenes = [SCENE] * batch
+        return sample_latents(model, scenes, range(batch), steps, GUIDANCE, adapters, self.gain, self.branches)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parsed(arguments)
+    torch.set_num_threads(options.threads)
+    load_before = os.getloadavg()[0]
+    model = sampled(build(options.size, options.device, getattr(torch, options.dtype)))
+    loras = [uneven(random_lora(model, RANKS[options.size], role), role) for role in ROLES]
+    ways, before = ways_of(model, loras, options.methods, options.steps)
+    if far := differing(model, ways, loras, options.dtype):
+        sys.exit(f"not the images of the merge that they stand for: {far}; the tolerance is {TOLERANCE}")
+    facts: dict[str, Any] = {
+        "size": options.size, "device": options.device, "dtype": options.dtype, "threads": options.threads,
+        "steps": options.steps, "rank": RANKS[options.size], "adapted layers": len(loras[0]),
+        "repeats": options.repeats, "torch": torch.__version__, "load before": round(load_before, 1),
+    }  # fmt: skip
+    lines = [", ".join(f"{key} {value}" for key, value in facts.items())]
+    for batch in options.batch:
+        times = interleaved(
+            {name: timer(model, way, options.steps, batch) for name, way in ways.items()}, options.repeats
+        )
+        facts[f"batch {batch}"] = times
+        lines += [f"Images drawn together: {batch}", table(times, ways, before), goals(times)]
+    facts["seconds before the first image"] = before
+    publish("\n\n".join(lines) + "\n", facts, options)
+
+
+def parsed(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=sorted(RANKS), default="micro")
+    parser.add_argument("--methods", nargs="+", default=live_methods())
+    parser.add_argument("--batch", nargs="+", type=int, default=[1, 8], help="images drawn together")
+    parser.add_argument("--steps", type=int, default=5, help="of the sampler, each round")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 for sdxl, else float32")
+    parser.add_argument("--repeats", type=int, default=40, help="rounds after one to warm up")
+    parser.add_argument("--threads", type=int, default=1, help="of torch on a CPU")
+    parser.add_argument("--out", help="write the markdown there, too")
+    parser.add_argument("--json", help="write all numbers there")
+    options = parser.parse_args(arguments)
+    options.dtype = options.dtype or ("bfloat16" if options.size == "sdxl" else "float32")
+    return options
+
+
+def live_methods() -> list[str]:
+    """The methods that no single file stands for, and B-LoRA, whose file has fewer layers."""
+    return [name for name, each in methods().items() if not each.exports or name == "blora"]
+
+
+def sampled(model: Any) -> Any:
+    """A model that can sample: the sizes without encoders get SDXL's scheduler, and a code for no prompt."""
+    if isinstance(model, UNetOnly):
+        schedule: Any = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+        model.new_scheduler = lambda: EulerDiscreteScheduler(**schedule)
+        model.encode_nothing = lambda n: model.encode_prompts([""]).take([0] * n)
+    return model
+
+
+def uneven(lora: LoRA, name: str) -> LoRA:
+    """Layers of different strengths, so that rules which choose by layer choose differently from layer to layer."""
+    draws = {site: torch.Generator().manual_seed(seed_of("strength", name, site)) for site in lora}
+    scales = {site: float(torch.rand(1, generator=draw)) + 0.25 for site, draw in draws.items()}
+    return LoRA({site: Factors(each.down, each.up * scales[site]) for site, each in lora.items()})
+
+
+def ways_of(
+    model: Any, loras: Sequence[LoRA], names: Sequence[str], steps: int
+) -> tuple[dict[str, Way], dict[str, float]]:
+    """The ways to draw by name, and the seconds that each takes once for a pair of LoRAs, before the first image."""
+    ways: dict[str, Way] = {}
+    before: dict[str, float] = {}
+    for name, make in {
+        PLAIN: lambda: Way([export(loras)]),
+        LIVE: lambda: Way(loras),
+        **{name: (lambda name=name: way_of(model, load(name), loras, steps)) for name in names},
+    }.items():
+        start = perf_counter()
+        ways[name] = make()
+        before[name] = perf_counter() - start
+    return ways, before
+
+
+def way_of(model: Any, method: Method, loras: Sequence[LoRA], steps: int) -> Way:
+    """As stages/generate.py draws a method: by the file of its merge, or by both LoRAs at their gains."""
+    gain = strengths(method, model.unet, loras, ROLES, steps)
+    if method.exports:
+        return Way([export(loras, gains={site: gain(site, 0.0) for site in live_sites(model.unet, loras, ROLES)})])
+    return Way(method.rebase(loras), gain, method.guidance(GUIDANCE, ROLES))
+
+
+def differing(model: Any, ways: dict[str, Way], loras: Sequence[LoRA], dtype: str) -> dict[str, float]:
+    """The ways whose first step is not that of the one file which does the same in it; branches have none."""
+    far = {}
+    for name, way in ways.items():
+        if way.branches is not None or dtype != "float32":
+            continue
+        gain = way.gain
+        gains = {site: gain(site, 0.0) for site in loras[0]} if gain else None
+        stand_in = Way([export(way.loras, gains=gains)])
+        latents = []
+        for each in (way, stand_in):
+            with attach(model.unet, each.loras) as adapters:
+                latents.append(each.draw(model, adapters, 1, 1))
+        mine, theirs = latents
+        apart = float((mine - theirs).norm() / theirs.norm())
+        if apart > TOLERANCE:
+            far[name] = apart
+    return far
+
+
+def timer(model: Any, way: Way, steps: int, batch: int) -> Callable[[int], float]:
+    """Seconds of a sampling step of an image, the LoRAs being on the UNet; decoding is the same for all."""
+
+    def timed(_: int) -> float:
+        with attach(model.unet, way.loras) as adapters:
+            return seconds(lambda: way.draw(model, adapters, steps, batch), model.device) / batch / steps
+
+    return timed
+
+
+def table(times: dict[str, list[float]], ways: dict[str, Way], before: dict[str, float]) -> str:
+    """Ratios are those within the rounds: their median and quartiles."""
+    head = ["", "UNet rows an image", "ms an image", f"x {PLAIN}", "quartiles", "s before the first image"]
+    rows = []
+    for name, each in times.items():
+        ratios = [mine / plain for mine, plain in zip(each, times[PLAIN], strict=True)]
+        low, _, high = quantiles(ratios, n=4, method="inclusive")
+        cells = [str(ways[name].rows), f"{1e3 * median(each):.1f}", f"{ratio(each, times[PLAIN]):.3f}"]
+        rows.append([name, *cells, f"{low:.2f} to {high:.2f}", f"{before[name]:.2f}"])
+    return markdown(head, rows)
+
+
+def goals(times: dict[str, list[float]]) -> str:
+    rows = []
+    for name in CHOOSERS:
+        if name in times:
+            found = ratio(times[name], times[PLAIN])
+            rows.append([f"{name} / {PLAIN}", f"at most {GOAL}", f"{found:.3f}", "met" if found <= GOAL else "missed"])
+    return markdown(["goal", "aim", "measured", ""], rows)
+
+
+if __name__ == "__main__":
+    main()

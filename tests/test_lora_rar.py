@@ -1,0 +1,330 @@
+"""LoRA.rar: gates against the formula column by column, any ranks and widths, and the hypernetwork's training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from conftest import CPU, random_lora
+from hydra import compose
+from test_koala import koala as koala
+from test_merge import recoloured
+from test_resume import Killed, kill_at
+from torch import Tensor
+
+from lorabench.adapters import attach
+from lorabench.data.pairs import Pair
+from lorabench.errors import UserError
+from lorabench.hypernetwork import KEY, Hypernetwork, about, load
+from lorabench.loggers.curves import Curves
+from lorabench.lora import Factors, LoRA
+from lorabench.method import Method
+from lorabench.method import load as load_method
+from lorabench.methods.lora_rar import SHIPPED, is_gated
+from lorabench.models.shapes import adapted, empty_unet
+from lorabench.models.sites import attention_sites
+from lorabench.plan import Row
+from lorabench.stages.checkpoint import Checkpoint
+from lorabench.stages.hypernetwork import Gated, Predict, held_out, train, zip_loss
+from lorabench.stages.learn import Draws
+from lorabench.stages.merge import MergeItem, merge_all
+from lorabench.studies.hypernetwork import check_disjoint, run, training_pairs
+
+
+def network(*widths: int, seed: int = 0) -> Hypernetwork:
+    torch.manual_seed(seed)
+    return Hypernetwork(widths)
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A hypernetwork of the tiny model's width, its gates far from zero."""
+    made = network(16)
+    with torch.no_grad():
+        made.last.bias.add_(torch.tensor([1.0, 0.5]))
+    made.save(tmp_path / "tiny.safetensors", {"model": "tiny"})
+    return tmp_path / "tiny.safetensors"
+
+
+@pytest.fixture
+def method(weights: Path) -> Method:
+    return load_method("lora_rar", weights=str(weights))
+
+
+def merged(model, method: Method, loras, pair: Pair) -> LoRA:
+    return merge_all(model, method, [MergeItem(tuple(loras), pair)], 0, CPU)[0].lora
+
+
+def dense(factors: Factors | None, like: Factors) -> Tensor:
+    if factors is None:
+        return torch.zeros(len(like.up), like.down.shape[1])
+    return factors.up @ factors.down
+
+
+def by_columns(path: Path, contents: Tensor, styles: Tensor) -> Tensor:
+    """The merged update of dense ones [out, in], a column at a time, from the tensors of the file."""
+    from safetensors.torch import load_file
+
+    tensors, out = load_file(path), torch.zeros_like(contents)
+    width = len(contents)
+    for j in range(contents.shape[1]):
+        column = torch.cat([contents[:, j], styles[:, j]])
+        hidden = (tensors[f"first.{width}.weight"] @ column + tensors[f"first.{width}.bias"]).clamp(min=0)
+        m_c, m_s = tensors["last.weight"] @ hidden + tensors["last.bias"]
+        out[:, j] = m_c * contents[:, j] + m_s * styles[:, j]
+    return out
+
+
+def check(lora: LoRA, path: Path, contents: list[LoRA], styles: list[LoRA]) -> None:
+    everywhere = sorted({site for each in (*contents, *styles) for site in each})
+    assert list(lora) == everywhere and {is_gated(site) for site in everywhere} == {True, False}
+    for site in everywhere:
+        like = next(each[site] for each in (*contents, *styles) if site in each)
+        c, s = (sum((dense(each.get(site), like) for each in loras), torch.zeros(1)) for loras in (contents, styles))
+        expected = by_columns(path, c, s) if is_gated(site) else c + s
+        torch.testing.assert_close(lora[site].up @ lora[site].down, expected, rtol=1e-5, atol=1e-5)
+        assert lora[site].rank == sum(each[site].rank for each in (*contents, *styles) if site in each)
+
+
+def test_the_merge_is_the_formula_column_by_column(model, method, weights, loras, pair) -> None:
+    check(merged(model, method, loras, pair), weights, [loras[0]], [loras[1]])
+
+
+def test_a_layer_that_one_lora_leaves_alone(model, method, weights, loras, pair) -> None:
+    content = LoRA({site: each for site, each in loras[0].items() if "up_blocks" in site})
+    style = LoRA({site: each for site, each in loras[1].items() if "down_blocks.2" not in site})
+    check(merged(model, method, (content, style), pair), weights, [content], [style])
+
+
+def test_of_several_of_a_role_the_sum_counts(model, method, weights, loras, pair) -> None:
+    from lorabench.data.pairs import Prompts
+    from lorabench.data.pairs import pair as make_pair
+
+    cat = replace(pair.contents[0], name="cat_1", word="cat")
+    trio = make_pair((pair.contents[0], cat), pair.styles, Prompts())
+    other = random_lora(model, 4, "cat")
+    check(merged(model, method, (loras[0], other, loras[1]), trio), weights, [loras[0], other], [loras[1]])
+
+
+def test_on_koala(koala, method, weights, pair) -> None:
+    loras = random_lora(koala, 2, "content"), random_lora(koala, 3, "style")
+    check(merged(koala, method, loras, pair), weights, [loras[0]], [loras[1]])
+
+
+def test_gates_of_one_are_the_naive_sum(model, loras, pair, tmp_path: Path) -> None:
+    made = network(16)
+    torch.nn.init.zeros_(made.last.weight)
+    torch.nn.init.ones_(made.last.bias)
+    made.save(tmp_path / "ones.safetensors", {})
+    ours = merged(model, load_method("lora_rar", weights=str(tmp_path / "ones.safetensors")), loras, pair)
+    plain = merged(model, load_method("direct"), loras, pair)
+    assert all(torch.equal(ours[site].down, plain[site].down) for site in plain)
+
+
+def test_its_size_on_sdxl_is_the_papers() -> None:
+    sites = adapted(empty_unet("sdxl"), 4)
+    gated = [site for name, site in sites.items() if is_gated(name)]
+    assert len(gated) == 280 and all(site.in_features == site.out_features for site in gated)
+    made = Hypernetwork(site.out_features for site in gated)
+    assert sum(parameter.numel() for parameter in made.parameters()) == 492_034
+
+
+# --- the file
+
+
+def test_a_file_says_what_it_is(tmp_path: Path) -> None:
+    made, path = network(8, 16), tmp_path / "a.safetensors"
+    made.save(path, {"model": "tiny", "epochs": 3}, torch.float16)
+    assert about(path) == {"kind": "lora_rar", "model": "tiny", "epochs": 3, "widths": [8, 16]}
+    again = load(path)
+    assert again.widths == [8, 16] and not any(each.requires_grad for each in again.parameters())
+    for mine, theirs in zip(made.parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
+    network(32).save(path, {})
+    assert load(path).widths == [32]  # a changed file is read again
+
+
+def test_what_is_shipped_fits_the_micro_model() -> None:
+    path = SHIPPED / "micro.safetensors"
+    known = about(path)
+    sites = adapted(empty_unet("micro"), 16)
+    load_method("lora_rar").gates(sites, 0)
+    assert known["model"] == "micro" and path.stat().st_size < 300_000
+    gates = load(path)([Factors(torch.randn(2, 96), torch.randn(96, 2))] * 2, ("content", "style"))
+    assert [len(gate) for gate in gates] == [96, 96] and all(gate.isfinite().all() for gate in gates)
+
+
+def spoilt(tmp_path: Path, kind: str) -> str:
+    from safetensors.torch import save_file
+
+    path = tmp_path / f"{kind}.safetensors"
+    if kind == "pickle":
+        torch.save({"first.16.weight": torch.ones(2)}, path)
+    elif kind == "lora":
+        save_file({"a.lora_A.weight": torch.ones(2, 2)}, path)
+    elif kind == "torn":
+        save_file({"last.bias": torch.ones(2)}, path, {KEY: json.dumps({"widths": [16]})})
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("absent", "method.weights=.*absent.* is unknown; type method.weights=<micro|a file of task=hypernetwork>"),
+        ("pickle", "is no safetensors file"),
+        ("lora", "holds no hypernetwork of LoRA.rar; type task=hypernetwork"),
+        ("torn", "is no whole hypernetwork"),
+    ],
+)
+def test_wrong_weights_are_told_in_one_line(model, loras, pair, tmp_path: Path, kind: str, words: str) -> None:
+    with pytest.raises(UserError, match=words.replace("|", r"\|")) as error:
+        merged(model, load_method("lora_rar", weights=spoilt(tmp_path, kind)), loras, pair)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("known", [[96, 160], [640]])
+def test_widths_that_are_lacking_are_named(tmp_path: Path, known: list[int]) -> None:
+    path = tmp_path / "h.safetensors"
+    network(*known).save(path, {})
+    lacking = "640 and 1280" if 96 in known else "1280"
+    told = rf"knows layers of width {' and '.join(map(str, known))} and this model has {lacking}; type method.weights="
+    method = load_method("lora_rar", weights=str(path))
+    with pytest.raises(UserError, match=told):
+        method.gates(adapted(empty_unet("sdxl"), 4), 0)  # before any LoRA is trained
+    factors = {width: Factors(torch.ones(1, width), torch.ones(width, 1)) for width in (640, 1280)}
+    loras = [LoRA({f"{width}.attn1.to_q": each for width, each in factors.items()})]
+    with pytest.raises(UserError, match=told):
+        method.rebase(loras)  # the user's own files
+
+
+def test_what_the_file_holds_decides_and_not_its_name(tmp_path: Path) -> None:
+    def key(path: Path) -> Any:
+        method = load_method("lora_rar", weights=str(path))
+        return Row("lora_rar", settings={**vars(method)}).slice()
+
+    paths = [tmp_path / name for name in ("a.safetensors", "b.safetensors")]
+    for path in paths:
+        network(16).save(path, {})
+    assert key(paths[0]) == key(paths[1]) and str(tmp_path) not in str(key(paths[0]))
+    network(16, seed=1).save(paths[1], {})
+    assert key(paths[0]) != key(paths[1])
+
+
+# --- its training
+
+
+def trained(model, pair: Pair, loras, epochs: int, progress: Callable[[int], None] | None = None, scratch=None):
+    pairs = [pair, recoloured(pair, "cup_1")]
+    known = {"mug_1": loras[0], "cup_1": random_lora(model, 3, "cup"), "halftone_1": loras[1]}
+    curves = Curves()
+    checkpoint = Checkpoint(scratch, 2, curves) if scratch else None
+    return train(model, pairs, known, epochs, 0.01, zip_loss(0.01), 0, CPU, progress, checkpoint, curves), curves.values
+
+
+def test_training_lowers_the_loss_on_its_pairs(model, loras, pair) -> None:
+    before, _ = trained(model, pair, loras, 1)
+    after, curves = trained(model, pair, loras, 12)
+    assert set(curves) == {"content", "style", "similarity"} and len(curves["content"]) == 24  # two images an epoch
+
+    def way(made: Hypernetwork) -> Predict:
+        return lambda updates, site: made(updates, site.roles)
+
+    found = held_out(model, pair, loras, {"before": way(before), "after": way(after)}, zip_loss(0.01), 8, 0)
+    losses = {name: sum(terms.values()) for name, terms in found.items()}
+    assert losses["after"] < 0.9 * losses["before"]
+    assert all(type(layer) is torch.nn.Linear for layer in attention_sites(model.unet).values())
+
+
+def test_resumed_is_the_same_bit_by_bit(model, loras, pair, tmp_path: Path) -> None:
+    whole, curves = trained(model, pair, loras, 4)
+    with pytest.raises(Killed):
+        trained(model, pair, loras, 4, kill_at(5), tmp_path)
+    steps: list[int] = []
+    again, others = trained(model, pair, loras, 4, steps.append, tmp_path)
+    assert steps == [5, 6, 7, 8] and others == curves
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+
+
+def test_a_step_is_ziploras_of_the_merge_as_a_file(model, loras, pair, weights, method) -> None:
+    """The loss of predicted gates is that of the exported merge, and gradients reach every tensor of the network."""
+    made = load(weights)
+    predict = lambda updates, site: made(updates, site.roles)  # noqa: E731
+    gated = Gated(model, Draws(model, pair, 3), loras)
+    terms = gated.loss(zip_loss(0.01), predict, 0)
+    step = gated.draws.step(0, 1, gated.adapters, gated.sites)
+    targets = step.teachers()
+    gated.close()
+    with attach(model.unet, [merged(model, method, loras, pair)]):
+        for k, role in enumerate(("content", "style")):
+            ours = model.predict(step.images[k].x, step.t, step.images[k].prompt)
+            torch.testing.assert_close((ours - targets[k]).square().mean(), terms[role], rtol=1e-4, atol=1e-7)
+    learning = network(16)
+    gated = Gated(model, Draws(model, pair, 3), loras)
+    terms = gated.loss(zip_loss(0.01), lambda updates, site: learning(updates, site.roles), 0)
+    torch.stack(list(terms.values())).sum().backward()
+    gated.close()
+    assert all(each.grad is not None and each.grad.abs().sum() > 0 for each in learning.parameters())
+    assert all(parameter.grad is None for parameter in model.unet.parameters())
+
+
+# --- the task
+
+SMALL = [
+    "task=hypernetwork", "trainer.workers=0", "dataset.subjects=[mug_1]", "dataset.styles=[ink_1]", "lora.steps=1",
+    "dataset.content_images=1", "dataset.style_images=2", "dataset.references=1", "task.subjects=[teapot_1,vase_1]",
+    "task.styles=[neon_1]", "task.epochs=2", "task.draws=1",
+]  # fmt: skip
+
+
+def test_the_task_trains_checks_and_writes(tiny, hydra, tmp_path: Path, capsys) -> None:
+    cfg = compose("config", [*tiny, *SMALL, f"output={tmp_path}"])
+    folder = tmp_path / "run"
+    folder.mkdir()
+    run(cfg, folder)
+    known = about(folder / "hypernetwork.safetensors")
+    assert known["trained_on"] == {"content": ["teapot_1", "vase_1"], "style": ["neon_1"]} and known["widths"] == [16]
+    found = pd.read_csv(folder / "held_out.csv")
+    assert set(found["pair"]) == {"mug_1+ink_1"} and len(found) == 3 * 3
+    table = (folder / "hypernetwork.md").read_text()
+    assert "predicted gates" in table and "16 rows through the UNet, after" in table and "3 LoRAs" in table
+    assert table in capsys.readouterr().out
+    before = (folder / "hypernetwork.safetensors").read_bytes()
+    run(cfg, folder)  # all of it is in the store
+    assert (folder / "hypernetwork.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("dataset.subjects=[mug_1,teapot_1]", r"the dataset has teapot_1, .* leave it out of task\.subjects"),
+        ("dataset.styles=[neon_1]", r"the dataset has neon_1, .* leave it out of task\.styles"),
+        ("task.subjects=[lamp_4]", r"experiments=\w+ has lamp_4, .* leave it out of task\.subjects"),
+        ("task.styles=[ink_1]", r"the dataset has ink_1"),
+        ("task.subjects=[vase_1,vase_1]", r"each once; type task\.subjects="),
+        ("task.styles=[]", r"type task\.styles="),
+        ("task.subjects=[teapot_1+vase_1]", r"teapot_1\+vase_1\+neon_1 is no single pair"),
+    ],
+)
+def test_what_is_held_out_is_not_trained_on(tiny, hydra, tmp_path: Path, override: str, words: str) -> None:
+    cfg = compose("config", [*tiny, *SMALL, override, f"output={tmp_path}"])
+    with pytest.raises(UserError, match=words):
+        run(cfg, tmp_path)
+    assert not list(tmp_path.glob("store/personalise/*"))
+
+
+def test_the_default_training_is_new_to_every_experiment(hydra) -> None:
+    from omegaconf import OmegaConf
+
+    from lorabench.data.catalogue import load_pairs
+    from lorabench.data.pairs import Prompts
+
+    cfg = compose("config", ["task=hypernetwork"])
+    values: dict[str, Any] = {key: OmegaConf.to_object(cfg[key]) for key in ("task", "dataset")}
+    task, dataset = values["task"], values["dataset"]
+    check_disjoint(training_pairs(task, dataset, Prompts()), load_pairs(dataset, Prompts()))

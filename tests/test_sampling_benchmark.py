@@ -1,0 +1,68 @@
+"""The sampling benchmark draws what its ways stand for, counts their rows, and sees a way that differs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import CPU
+
+from benchmarks import sampling
+from benchmarks.sampling import LIVE, PLAIN, differing, goals, live_methods, table, uneven, ways_of
+from lorabench.adapters import attach
+from lorabench.config import GenerateSpec
+from lorabench.data.pairs import ROLES
+from lorabench.method import load
+from lorabench.sampling import _set_gains
+from lorabench.stages.generate import draw, strengths
+from lorabench.stages.merge import MergeResult
+
+
+@pytest.fixture
+def uneven_loras(loras):
+    return [uneven(lora, role) for lora, role in zip(loras, ROLES, strict=True)]
+
+
+def test_every_way_is_what_it_stands_for(model, uneven_loras) -> None:
+    ways, before = ways_of(model, uneven_loras, live_methods(), 4)
+    assert {"klora", "est_lora", "lora_switch", "lora_composite", "blora"} <= set(ways) and set(before) == set(ways)
+    assert not differing(model, ways, uneven_loras, "float32")
+    assert {ways[name].rows for name in (PLAIN, LIVE, "klora", "blora")} == {2} and ways["lora_composite"].rows == 4
+
+
+def test_a_way_that_ignores_its_gains_is_seen(model, uneven_loras, monkeypatch) -> None:
+    ways, _ = ways_of(model, uneven_loras, ["klora"], 4)
+    monkeypatch.setattr("lorabench.sampling._set_gains", lambda *_: None)
+    assert set(differing(model, ways, uneven_loras, "float32")) == {"klora"}
+
+
+@pytest.mark.parametrize("name", ["klora", "lora_composite", "blora"])
+def test_a_way_draws_as_the_product_does(model, uneven_loras, name) -> None:
+    method = load(name)
+    ways, _ = ways_of(model, uneven_loras, [name], 3)
+    with attach(model.unet, ways[name].loras) as adapters:
+        mine = model.decode(ways[name].draw(model, adapters, 3, 2)).permute(0, 2, 3, 1)
+    result = MergeResult(ways[name].loras[0], None, 0, {}, {}) if method.exports else None
+    spec = GenerateSpec(images=2, steps=3, guidance=sampling.GUIDANCE, batch=2)
+    theirs = draw(model, method, lambda: uneven_loras, ROLES, result, [sampling.SCENE] * 2, [0, 1], spec, CPU)
+    assert abs((mine * 255).round() - torch.from_numpy(theirs).float()).max() <= 1
+
+
+def test_gains_make_a_tensor_a_value_and_not_a_layer(model, uneven_loras) -> None:
+    gain = strengths(load("klora"), model.unet, uneven_loras, ROLES, 4)
+    with attach(model.unet, uneven_loras) as adapters:
+        values = {site: gain(site, 0.25) for site in adapters.layers}
+        assert set(values.values()) == {(1.0, 0.0), (0.0, 1.0)}
+        _set_gains(adapters, gain, 0.25, None)
+        assert len({id(layer.gain) for layer in adapters.layers.values()}) == 2
+        for site, layer in adapters.layers.items():
+            assert layer.gain is not None
+            content, style = values[site]
+            assert layer.gain.tolist() == [[content] * 3 + [style] * 2]
+
+
+def test_the_table_tells_ratios_within_rounds(model, uneven_loras) -> None:
+    ways, before = ways_of(model, uneven_loras, ["klora"], 4)
+    times = {PLAIN: [1.0, 2.0, 4.0], LIVE: [1.0, 2.0, 4.0], "klora": [1.1, 2.2, 4.0]}
+    [line] = [line for line in table(times, ways, before).splitlines() if line.startswith("| klora")]
+    assert [cell.strip() for cell in line.split("|")[2:6]] == ["2", "2200.0", "1.100", "1.05 to 1.10"]
+    assert "| klora / one merged file | at most 1.05 | 1.100 | missed |" in goals(times)
