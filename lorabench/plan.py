@@ -20,7 +20,7 @@ from lorabench import tasks, units
 from lorabench.artifact import sha256
 from lorabench.config import DatasetSpec, GenerateSpec, LoRASpec, MergeSpec, MicroworldSpec, TrainerSpec
 from lorabench.data.catalogue import aligned, world_version
-from lorabench.data.pairs import Concept, Pair, Role, Wording, joined, worded
+from lorabench.data.pairs import ROLES, Concept, Pair, Role, Wording, joined, worded
 from lorabench.errors import UserError
 from lorabench.metrics.files import ScorerSet
 from lorabench.models.files import ModelFiles
@@ -178,14 +178,22 @@ class Plan:
     def items(self, stage: str) -> list[Item]:
         """The items of a stage, each once."""
         if stage == "personalise":
-            needed = [cell for cell in self.cells() if cell[0].settings is not None]
-            made = [lora.item for row, pair in needed for lora in self.loras(row, pair)]
+            made = self.trainings()
         elif stage == "merge":
             made = [self.merge(row, pair) for row, pair in self.cells() if row.is_method]
         else:
             make = {"generate": self.generate, "score": self.score}[stage]
             made = [make(row, pair) for row, pair in self.cells()]
         return list({item.key: item for item in made}.values())
+
+    def trainings(self) -> list[Item]:
+        """What stage 1 makes, concept by concept, subjects first."""
+        of: dict[tuple[int, str], list[Item]] = {}
+        for row, pair in self.cells():
+            if row.settings is not None:
+                for concept, lora in zip(self.adapted(row, pair).concepts, self.loras(row, pair), strict=True):
+                    of.setdefault((ROLES.index(concept.role), concept.name), []).append(lora.item)
+        return [item for key in sorted(of, key=lambda key: key[0]) for item in of[key]]
 
     def cells(self) -> Iterator[tuple[Row, Pair]]:
         return ((row, pair) for row in self.rows for pair in self.pairs)
@@ -222,7 +230,7 @@ class Plan:
         scratch = self.store.scratch("personalise", parts)
         work = partial(
             tasks.personalise, self.model, self.trainer, concept, spec, self.seed, self.generation, prior,
-            scratch, training == "core",
+            scratch, in_core=training == "core",
         )  # fmt: skip
         shared = spec == self.lora and training == "each"
         name = concept.name if shared else f"{concept.name} as {row.name} wants it"

@@ -32,7 +32,7 @@ CURVES_FILE = "curves.json"
 
 def personalise(
     model: ModelFiles, trainer: TrainerSpec, concept: Concept, spec: LoRASpec, seed: int, generation: GenerateSpec,
-    prior: ClassImages | None, scratch: Path, in_core: bool, folder: Path, progress: Progress,
+    prior: ClassImages | None, scratch: Path, folder: Path, progress: Progress, in_core: bool = False,
 ) -> None:  # fmt: skip
     """lora.safetensors of a concept, and samples/<step>.png where the recipe asks for them.
 
