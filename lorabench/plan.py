@@ -209,13 +209,11 @@ class Plan:
         """The LoRA of a concept as a method wants it trained; most want the same one.  times: as many steps."""
         method = row.method()
         spec, training = method.lora(concept.role, self.lora), method.training
+        spec = replace(spec, steps=spec.steps * times)
         parts = {
             "version": VERSIONS["personalise"], "model": self.base_parts(), "lora": asdict(spec),
             "concept": concept.identity(), "seed": self.seed,
         }  # fmt: skip
-        if times > 1:
-            spec = replace(spec, steps=spec.steps * times)
-            parts["lora"] = asdict(spec)
         if training == "core":
             parts["training"] = training
         steps, cost = spec.steps, 2.0 * spec.steps * spec.batch * spec.accumulate

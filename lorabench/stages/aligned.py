@@ -34,7 +34,7 @@ from lorabench.stages.checkpoint import Checkpoint
 from lorabench.stages.fitting import Progress, fit
 from lorabench.stages.layers import disjoint
 from lorabench.stages.optimisers import optimiser, schedule
-from lorabench.stages.personalise import weighted_mse
+from lorabench.stages.personalise import denoised, weighted_mse
 from lorabench.stages.phases import check_aligned, phase, updates
 from lorabench.stages.views import views
 
@@ -73,10 +73,7 @@ class AlignedLoRAs(pl.LightningModule):
         batch = self.views[role].draw(self.model, self.spec.batch, draw)
         scale = self.spec.alpha / self.spec.rank
         self.adapters.rows(torch.tensor([[scale, scale * (role == "style")]]))
-        noised = self.model.add_noise(batch.latents, batch.noise, batch.t)
-        words = self.model.encode_prompts(batch.prompts)
-        prediction = self.model.predict(noised, batch.t, words, batch.time_ids)
-        target = self.model.target(batch.latents, batch.noise, batch.t)
+        prediction, target = denoised(self.model, batch, self.model.encode_prompts(batch.prompts))
         return weighted_mse(self.model, prediction, target, batch.t, self.spec.min_snr)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:

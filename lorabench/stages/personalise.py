@@ -90,9 +90,7 @@ class DreamBoothLoRA(pl.LightningModule):
     def loss(self, batch: Batch) -> Tensor:
         """Of a batch whose rows are as many images of the concept, then those of its class if there are any."""
         model, own = self.model, self.spec.batch
-        noised = model.add_noise(batch.latents, batch.noise, batch.t)
-        prediction = model.predict(noised, batch.t, self.encode(batch.prompts), batch.time_ids)
-        target = model.target(batch.latents, batch.noise, batch.t)
+        prediction, target = denoised(model, batch, self.encode(batch.prompts))
         loss = weighted_mse(model, prediction[:own], target[:own], batch.t[:own], self.spec.min_snr)
         if self.prior is not None:
             loss = loss + self.spec.prior_weight * mse_loss(prediction[own:], target[own:])
@@ -170,6 +168,13 @@ def trainable(adapters: Iterable[Adapters], scale: float, learned: Sequence[str]
         each.rows(torch.tensor([[scale]]))
         found += [getattr(layer, name).requires_grad_(True) for layer in each.layers.values() for name in learned]
     return found
+
+
+def denoised(model: SDXL, batch: Batch, words: Conditioning) -> tuple[Tensor, Tensor]:
+    """What the model predicts of a noised batch, and what it should."""
+    noised = model.add_noise(batch.latents, batch.noise, batch.t)
+    prediction = model.predict(noised, batch.t, words, batch.time_ids)
+    return prediction, model.target(batch.latents, batch.noise, batch.t)
 
 
 def weighted_mse(model: SDXL, prediction: Tensor, target: Tensor, t: Tensor, min_snr: float | None) -> Tensor:
