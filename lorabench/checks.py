@@ -18,7 +18,6 @@ LEAST = {
     "betas": (0, True), "weight_decay": (0, True), "warmup": (0, True), "max_grad_norm": (0, False),
     "text_lr": (0, False), "accumulate": (1, True), "cycles": (1, True), "min_snr": (0, False), "crops": (0, True),
     "prior_weight": (0, True), "prior_images": (1, True), "sample_every": (0, True), "checkpoint_every": (1, True),
-    "tau": (1, True), "discrepancy": (0, True), "trim": (1, False),
     "images": (1, True), "resolution": (8, True), "guidance": (1, True), "references": (1, True),
     "count": (1, True), "pairs_seed": (0, True),
     "content_images": (1, True), "style_images": (1, True), "seed": (0, True),

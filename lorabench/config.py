@@ -38,7 +38,7 @@ class LoRASpec:
     schedule: str = MISSING  # of the learning rate after a linear warm-up
     cycles: int = MISSING  # of the schedule cosine_with_restarts
     warmup: int = MISSING  # updates
-    max_grad_norm: float = MISSING
+    max_grad_norm: float | None = MISSING
     min_snr: float | None = MISSING  # gamma of Min-SNR weights; null weighs every timestep the same
     prior_weight: float = MISSING  # of prior preservation; 0 is without
     prior_images: int = MISSING  # of the class, which the base model draws for it

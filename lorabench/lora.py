@@ -13,6 +13,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from lorabench.lora_files.compress import CompressionError
 
+NO_STRENGTH = 1e-6  # of all directions together: what is below is rounding
+
 
 @dataclass(frozen=True)
 class Factors:
@@ -47,6 +49,19 @@ class Factors:
         q, s = torch.linalg.qr(self.up.float()), torch.linalg.qr(self.down.float().mT)
         u, values, vt = torch.linalg.svd(q.R @ s.R.mT, full_matrices=False)
         return Factors((values[:, None] * vt @ s.Q.mT).to(self.down), (q.Q @ u).to(self.up))
+
+    def proper_svd(self) -> Factors:
+        """`svd` without the directions of no strength, which rounding alone would choose."""
+        whole = self.svd()
+        s = whole.down.norm(dim=1)
+        kept = s > NO_STRENGTH * s.sum()
+        return Factors(whole.down[kept], whole.up[:, kept])
+
+    @classmethod
+    def total(cls, parts: Sequence[Factors]) -> Factors:
+        """The sum of updates of one layer: factors of all their ranks, in fp32."""
+        down, up = torch.cat([each.down for each in parts]), torch.cat([each.up for each in parts], dim=1)
+        return cls(down.float(), up.float())
 
 
 class LoRA(Mapping[str, Factors]):

@@ -109,6 +109,9 @@ def merged(
             progress(done + count * cost)
 
     for each, lora, known in zip(own.files, loras, given_images, strict=True):
+        if not method.needs_images:
+            images.append((each.blank(),))
+            continue
         images.append(tuple(known or teacher(base, each, lora, partial(tell, cost=image_cost))))
         done += 0 if known else len(images[-1]) * image_cost
     item = MergeItem(loras, own.pair(images))
@@ -120,7 +123,7 @@ def work(own: OwnPair, method: Method, teachers: GenerateSpec) -> float:
     """What a merge costs, in rows of the UNet while sampling."""
     if not method.needs_model:
         return 0.0
-    lacking = sum(not each.images for each in own.files)
+    lacking = sum(not each.images for each in own.files) if method.needs_images else 0
     return lacking * teachers.images * image_cost(teachers) + (method.fit.steps if method.fit else 0) * step_cost(
         own, method
     )

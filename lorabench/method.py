@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lorabench.config import CONF, LoRASpec
-from lorabench.data.pairs import Role, Wording
+from lorabench.data.pairs import Concept, Role, Wording
 from lorabench.errors import UserError
 
 if TYPE_CHECKING:
@@ -104,12 +104,14 @@ class Method:
     concepts: of several subjects or styles, "joint" merges all LoRAs at once; "uniform" averages the merges of each
         subject with each style, our reading of DuoLoRA's "uniform-weight merging".
     exports: whether a merge is one ordinary LoRA; images are then drawn with that very file.
-    rank: of the file where merged updates are dense, a setting of those methods; None is the sum of the LoRAs' ranks.
+    rank: of the file where merged updates are dense, a setting of those methods; see `rank_at`.
     training: how the LoRAs are trained that it merges.
+    needs_images: whether a merge that asks the network (`needs_model`) shows it images of the concepts.
     """
 
     training: ClassVar[Training] = "each"
     exports: ClassVar[bool] = True
+    needs_images: ClassVar[bool] = True
     rank: ClassVar[int | None] = None
 
     name: str
@@ -127,6 +129,10 @@ class Method:
     def lora(self, role: Role, spec: LoRASpec) -> LoRASpec:
         """How the LoRAs of a role are trained that this method merges."""
         return spec
+
+    def trained_on(self, concept: Concept) -> Concept:
+        """The concept with the images, and their captions, that its LoRA is trained on."""
+        return concept
 
     def files(self) -> dict[str, Path]:
         """The settings that name a file: what it holds decides a merge, and not where it lies."""
@@ -152,9 +158,13 @@ class Method:
         """
         return None
 
+    def rank_at(self, site: Site) -> int:
+        """Of the file at a layer whose merged update is dense: `rank`, or the sum of the LoRAs' ranks."""
+        return self.rank or sum(site.ranks)
+
     @property
     def combines(self) -> bool:
-        """Whether merged updates are no gated sums."""
+        """Whether merged updates are no gated sums, by `combine` or by a `solve` that returns them."""
         return type(self).combine is not Method.combine
 
     def solve(self, draw: Callable[[int, int], MergeStep], seed: int) -> AllGates | LoRA | None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from PIL import Image
 
 from lorabench.data.pairs import JOIN, Concept, Pair, Reference, Role, Scene
 from lorabench.errors import UserError
@@ -45,6 +48,10 @@ class OwnLoRA:
         if missing := [path for path in given if not Path(path).is_file()]:
             raise UserError(f"{missing[0]} is missing; give the images that {self.path} was trained on, or none")
         return tuple(reference(Path(path), "", self.prompt or "") for path in given)
+
+    def blank(self) -> Reference:
+        """A picture of nothing under the LoRA's prompt, for a merge that looks at no image."""
+        return Reference("", self.prompt or "", "", partial(Image.new, "RGB", (64, 64)))
 
 
 @dataclass(frozen=True)

@@ -48,8 +48,13 @@ def plan_of(cfg: DictConfig, rows: list[Row] | None = None) -> Plan:
         choices = HydraConfig.get().runtime.choices
         settings = asdict(methods.build(cfg.method))
         chosen = Row(choices["method"], choices["ablation"], settings, choices["method"] in FLOORS)
-        if chosen.method().concepts == "uniform" and (chosen.live or all(pair.is_single for pair in pairs)):
-            raise UserError("method.concepts=uniform says nothing of single pairs; type dataset.contents=[mug_1,cat_1]")
+        if chosen.method().concepts == "uniform":
+            if chosen.live or all(pair.is_single for pair in pairs):
+                raise UserError(
+                    "method.concepts=uniform says nothing of single pairs; type dataset.contents=[mug_1,cat_1]"
+                )
+            if chosen.method().combines:
+                raise UserError(f"{chosen.name} has no gates to average; type method.concepts=joint")
         rows = frame_rows(chosen, typed["dataset"], pairs)
     return Plan(
         store=store,

@@ -209,10 +209,10 @@ class Plan:
         """The LoRA of a concept as a method wants it trained; most want the same one.  times: as many steps."""
         method = row.method()
         spec, training = method.lora(concept.role, self.lora), method.training
-        spec = replace(spec, steps=spec.steps * times)
+        spec, shown = replace(spec, steps=spec.steps * times), method.trained_on(concept)
         parts = {
             "version": VERSIONS["personalise"], "model": self.base_parts(), "lora": asdict(spec),
-            "concept": concept.identity(), "seed": self.seed,
+            "concept": shown.identity(), "seed": self.seed,
         }  # fmt: skip
         if training == "core":
             parts["training"] = training
@@ -220,17 +220,17 @@ class Plan:
         prior = None
         if spec.prior_weight:
             base, count = self.base_parts(), spec.prior_images
-            prior = ClassImages.of(concept, count, self.store, base, self.generation, self.seed)
+            prior = ClassImages.of(shown, count, self.store, base, self.generation, self.seed)
             parts["class_images"] = prior.key
             steps, cost = steps + count, 2.0 * cost + 2.0 * count * self.generation.steps
         if spec.sample_every:
             parts["generate"] = {"steps": self.generation.steps, "guidance": self.generation.guidance}
         scratch = self.store.scratch("personalise", parts)
         work = partial(
-            tasks.personalise, self.model, self.trainer, concept, spec, self.seed, self.generation, prior,
+            tasks.personalise, self.model, self.trainer, shown, spec, self.seed, self.generation, prior,
             scratch, in_core=training == "core",
         )  # fmt: skip
-        shared = spec == self.lora and training == "each"
+        shared = (spec, shown, training) == (self.lora, concept, "each")
         name = concept.name if shared else f"{concept.name} as {row.name} wants it"
         return Item("personalise", name, parts, work, steps, cost)
 

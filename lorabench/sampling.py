@@ -52,7 +52,8 @@ def sample_latents(
     prompts: scenes, where branches have wordings of their own.
     guidance: scale of classifier-free guidance; 1 leaves the unconditional rows out.
     gain: strength of each adapter by (site, progress), progress = step / steps; None leaves them as they are set.
-    branches: instead of classifier-free guidance, the predictions to be summed; they need adapters and a gain.
+    branches: instead of classifier-free guidance, the predictions to be summed, those of weight 0 left out; they need
+        adapters and a gain.
     """
     n = len(prompts)
     scheduler = model.new_scheduler()
@@ -60,6 +61,7 @@ def sample_latents(
     latents = initial_noise(model, seeds) * scheduler.init_noise_sigma
     words: list[Wording | None] = [None, "prompt"] if guidance > 1 else ["prompt"]
     if branches is not None:
+        branches = [branch for branch in branches if branch.weight]
         words = [branch.words for branch in branches]
     said = {each: model.encode_prompts(worded(prompts, each)) for each in words if each}
     conditioning = Conditioning.join([said[each] if each else model.encode_nothing(n) for each in words])

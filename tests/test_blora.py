@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from conftest import CPU
 
+from lorabench.data.microworld_pairs import style, subject
+from lorabench.data.pairs import ROLES, Prompts
 from lorabench.errors import UserError
+from lorabench.lora import LoRA
 from lorabench.method import load
 from lorabench.models.adapted import live_sites
 from lorabench.stages.merge import MergeItem, merge_all
@@ -35,7 +39,28 @@ def test_loras_are_trained_in_both_blocks_alone(model, pair, lora_spec) -> None:
     assert {site[: len(W4)] for site in lora} == {W4, W5}
 
 
+def test_it_trains_on_one_image_under_its_identifier() -> None:
+    for concept, prompt in (subject("mug_1", 2, 1, Prompts()), "a sks"), (style("ink_1", 2, 1, Prompts()), "a szn"):
+        shown = load("blora").trained_on(concept)
+        [image] = shown.images
+        assert image == replace(concept.images[0], prompt=prompt) and shown.references == concept.references
+        assert load("blora", "all_images").trained_on(concept) == concept
+        assert load("direct").trained_on(concept) == concept
+
+
 def test_a_block_that_is_not_there_is_named(model, loras) -> None:
     method: Any = load("blora", style_block="up_blocks.0.attentions.7")
-    with pytest.raises(UserError, match=r"method.style_block=up_blocks.0.attentions.7 is no block"):
-        method.gates(live_sites(model.unet, loras, ("content", "style")), 0)
+    with pytest.raises(UserError, match=r"method.style_block=up_blocks.0.attentions.7 has no layer that a style LoRA"):
+        method.gates(live_sites(model.unet, loras, ROLES), 0)
+
+
+def test_a_lora_without_its_block_is_told(model, loras) -> None:
+    """Else the merge would be empty."""
+    swapped = [
+        LoRA({site: each for site, each in lora.items() if site.startswith(block)})
+        for lora, block in zip(loras, (W5, W4), strict=True)
+    ]
+    with pytest.raises(
+        UserError, match=r"method.content_block=up_blocks.0.attentions.0 has no layer that a content LoRA"
+    ):
+        load("blora").gates(live_sites(model.unet, swapped, ROLES), 0)

@@ -7,13 +7,15 @@ from typing import Any
 import pytest
 import torch
 from conftest import CPU, random_lora
-from peft.utils.merge_utils import dare_linear, dare_ties, magnitude_prune, ties
+from peft.utils.merge_utils import magnitude_prune, ties
+from scipy.stats import rankdata
 from torch import Tensor
 
 from lorabench.errors import UserError
-from lorabench.lora import LoRA
+from lorabench.lora import Factors, LoRA
 from lorabench.method import load
 from lorabench.models.adapted import live_sites
+from lorabench.seeds import seed_of
 from lorabench.stages.combine import combine, nearest
 from lorabench.stages.merge import MergeItem, MergeResult, merge_all
 
@@ -47,15 +49,29 @@ def test_prunings_are_peft_s_on_the_dense_update(model, loras, name, sign) -> No
     assert error < 1e-5
 
 
-@pytest.mark.parametrize(("name", "function"), [("dare_linear", dare_linear), ("dare_ties", dare_ties)])
-def test_random_prunings_have_dare_s_mean_and_repeat(model, loras, name, function) -> None:
-    first, _ = merged(model, name, loras, density=0.5, **FULL)
-    again, _ = merged(model, name, loras, density=0.5, **FULL)
-    site = loras[0].sites[0]
-    assert torch.equal(first[site].down, again[site].down)
-    whole, _ = merged(model, name, loras, density=1.0, **FULL)
-    both = [dense(each, site).float() for each in loras]
-    close(dense(whole, site), function(both, torch.ones(2), 1.0).double())
+def elected(updates: list[Tensor]) -> Tensor:
+    """The mean, at each entry, of the updates that have the sign of their sum there."""
+    stacked = torch.stack(updates)
+    agree = (stacked * stacked.sum(0) > 0).double()
+    return (stacked * agree).sum(0) / agree.sum(0).clamp(min=1)
+
+
+@pytest.mark.parametrize("density", [0.3, 1.0])
+@pytest.mark.parametrize("name", ["dare_linear", "dare_ties", "della"])
+def test_random_prunings_are_their_dense_formula(model, loras, name, density) -> None:
+    """On the masks of the very draws: DARE's probability is the density, DELLA's rises along a row's magnitudes."""
+    epsilon = 0.4 if name == "della" and density < 1 else 0.0
+    lora, _ = merged(model, name, loras, density=density, weight=0.8, epsilon=epsilon, **FULL)
+    for site in loras[0]:
+        pruned = []
+        for k, each in enumerate(loras):
+            update = dense(each, site)
+            uniform = torch.rand(update.shape, generator=torch.Generator().manual_seed(seed_of("prune", 7, site, k)))
+            ranks = torch.stack([torch.from_numpy(rankdata(row.abs()) - 1) for row in update.float()])
+            keep = density - epsilon / 2 + epsilon * ranks / (update.shape[1] - 1)
+            pruned.append(torch.where(uniform < keep, update / keep, 0.0))
+        merge = sum if name == "dare_linear" else elected
+        close(dense(lora, site), 0.8 * merge(pruned))
 
 
 def test_dare_keeps_the_expectation(model, loras) -> None:
@@ -91,20 +107,38 @@ def test_np_lora_is_its_dense_formula(model, loras, hard) -> None:
         content, style = (dense(each, site) for each in loras)
         v = torch.linalg.svd(style).Vh[: loras[1][site].rank].mT
         rho = 1.0 if hard else 0.5 / 1.5
-        close(dense(lora, site), style + content @ (torch.eye(len(v), dtype=v.dtype) - rho * v @ v.mT))
+        expected = style + content @ (torch.eye(len(v), dtype=v.dtype) - rho * v @ v.mT)
+        close(dense(lora, site), expected)
         if hard:  # what the style reads, content does not
             assert (dense(lora, site) @ v - style @ v).norm() < 1e-5 * style.norm()
 
 
+@pytest.mark.parametrize("hard", [False, True])
+def test_np_lora_projects_off_the_update_and_not_off_its_factors(model, loras, hard) -> None:
+    """Rows of `down` that `up` drops, or that are there twice, are nothing that the style reads."""
+    content, style = loras
+    idle = LoRA({
+        site: Factors(
+            torch.cat([each.down, each.down[:1], torch.randn(1, each.down.shape[1])]),
+            torch.cat([each.up, 0 * each.up[:, :1], 0 * each.up[:, :1]], dim=1),
+        )
+        for site, each in style.items()
+    })  # fmt: skip
+    alone, _ = merged(model, "np_lora", [content, style], hard=hard)
+    found, _ = merged(model, "np_lora", [content, idle], hard=hard)
+    for site in content:
+        close(dense(found, site), dense(alone, site), 1e-4)
+
+
 def test_knots_is_ties_in_the_shared_basis(model, loras) -> None:
     lora, _ = merged(model, "knots", loras, density=0.4)
-    for site in loras[0].sites[:6]:
-        both = [dense(each, site).float() for each in loras]
+    for site in loras[0]:
+        both = [dense(each, site) for each in loras]
         u, s, vt = torch.linalg.svd(torch.cat(both, dim=1), full_matrices=False)
         rank = sum(each[site].rank for each in loras)
         parts = list(vt[:rank].split(both[0].shape[1], dim=1))
         expected = (u[:, :rank] * s[:rank]) @ ties(parts, torch.ones(2), 0.4)
-        close(dense(lora, site), expected.double(), 1e-3)  # the basis is that of two decompositions in single precision
+        close(dense(lora, site), expected)
 
 
 def test_knots_that_keeps_all_of_one_lora_is_that_lora(model, loras) -> None:
@@ -125,10 +159,10 @@ def test_tsv_and_iso_c_against_dense_decompositions(model, loras) -> None:
         for x in (p, v):
             y, _, zt = torch.linalg.svd(x, full_matrices=False)
             near.append(y @ zt)
-        close(dense(tsv, site), near[0] * s @ near[1].mT, 1e-4)
+        close(dense(tsv, site), near[0] * s @ near[1].mT)
         u, s, vt = torch.linalg.svd(sum(dense(each, site) for each in loras), full_matrices=False)
         rank = sum(ranks)
-        close(dense(iso, site), s[:rank].mean() * u[:, :rank] @ vt[:rank], 1e-4)
+        close(dense(iso, site), s[:rank].mean() * u[:, :rank] @ vt[:rank])
 
 
 def test_tsv_of_orthogonal_updates_is_their_sum(model, loras) -> None:
@@ -153,10 +187,18 @@ def test_slerp_is_its_dense_formula(model, loras, t, norm) -> None:
         close(dense(lora, site), length * way)
 
 
-def test_equal_loras_are_interpolated_to_themselves(model, loras) -> None:
-    lora, _ = merged(model, "slerp", [loras[0], loras[0]])
+@pytest.mark.parametrize("name", ["slerp", "tsv"])
+def test_equal_loras_merge_to_themselves(model, loras, name) -> None:
+    lora, _ = merged(model, name, [loras[0], loras[0]])
     for site in loras[0]:
-        close(dense(lora, site), dense(loras[0], site))
+        close(dense(lora, site), dense(loras[0], site), 1e-4)
+
+
+def test_the_flat_spectrum_of_equal_loras_has_their_directions_alone(model, loras) -> None:
+    lora, _ = merged(model, "iso_c", [loras[0], loras[0]])
+    for site, each in loras[0].items():
+        u, s, vt = torch.linalg.svd(2 * dense(loras[0], site), full_matrices=False)
+        close(dense(lora, site), s[: each.rank].mean() * u[:, : each.rank] @ vt[: each.rank], 1e-4)
 
 
 @pytest.mark.parametrize("rank", [1, 3, None])
@@ -166,23 +208,70 @@ def test_svd_is_the_nearest_and_tells_its_error(model, loras, rank) -> None:
     for site in loras[0]:
         total = sum(dense(each, site) for each in loras)
         u, s, vt = torch.linalg.svd(total, full_matrices=False)
-        cut = rank or sum(each[site].rank for each in loras)
-        close(dense(lora, site), u[:, :cut] * s[:cut] @ vt[:cut], 1e-4)
+        cut = rank or max(each[site].rank for each in loras)
+        close(dense(lora, site), u[:, :cut] * s[:cut] @ vt[:cut])
         lost, whole = lost + float(s[cut:].square().sum()), whole + float(s.square().sum())
     assert error == pytest.approx((lost / whole) ** 0.5, abs=1e-5)
 
 
-PEFT = ("cat", "svd", "ties_svd", "dare_linear_svd", "dare_ties_svd", "magnitude_prune_svd")
+PRUNED = {  # peft's own functions of tensors, weights, density and sign
+    "ties": ties,
+    "magnitude_prune": lambda tensors, weights, density, sign: magnitude_prune(tensors, weights, density),
+}
 
 
-@pytest.mark.parametrize("name", PEFT)
-def test_peft_types_on_the_dense_update(model, loras, name) -> None:
-    lora, _ = merged(model, f"peft_{name}", loras, density=1.0, **({} if name == "cat" else FULL))
+@pytest.mark.parametrize("sign", ["total", "frequency"])
+@pytest.mark.parametrize("name", PRUNED)
+def test_peft_types_on_the_dense_update(model, loras, name, sign) -> None:
+    lora, _ = merged(model, f"peft_{name}_svd", loras, density=0.3, weight=0.8, sign=sign, **FULL)
     for site in loras[0].sites[:8]:
         both = [dense(each, site).float() for each in loras]
-        elects = "ties" in name
-        expected = ties(both, torch.ones(2), 1.0) if elects else both[0] + both[1]
-        close(dense(lora, site), expected.double())
+        close(dense(lora, site), PRUNED[name](both, torch.full((2,), 0.8), 0.3, sign).double())
+
+
+@pytest.mark.parametrize("sign", ["total", "frequency"])
+@pytest.mark.parametrize("name", PRUNED)
+def test_peft_types_on_both_factors_apart(model, name, sign) -> None:
+    equal = [random_lora(model, 3, name) for name in ("a", "b")]
+    lora, _ = merged(model, f"peft_{name}", equal, density=0.3, weight=0.8, sign=sign)
+    for site in equal[0].sites[:8]:
+        roots = torch.full((2,), 0.8**0.5)
+        down, up = (PRUNED[name]([getattr(e[site], part) for e in equal], roots, 0.3, sign) for part in ("down", "up"))
+        close(dense(lora, site), up.double() @ down.double())
+
+
+def assert_pruned_at_random(found: Tensor, parts: list[Tensor], elects: bool) -> None:
+    """Every entry is made of those of the parts that were kept: their sum, or the mean of those of one sign."""
+    none, (a, b) = torch.zeros_like(found), parts
+    both = torch.where(a * b > 0, (a + b) / 2, torch.where(a.abs() > b.abs(), a, b)) if elects else a + b
+    options, rounding = torch.stack([none, a.to(found), b.to(found), both.to(found)]), 1e-4 * a.abs().max()
+    assert ((options - found).abs().amin(0) < rounding).all()
+    assert 0.25 < (found.abs() < rounding).double().mean() < 0.75  # 0.49: neither was kept
+
+
+@pytest.mark.parametrize("name", ["dare_linear", "dare_ties"])
+def test_peft_types_that_prune_at_random(model, name) -> None:
+    equal = [random_lora(model, 3, name) for name in ("a", "b")]
+    whole, _ = merged(model, f"peft_{name}_svd", equal, density=0.3, weight=0.8, **FULL)
+    apart, _ = merged(model, f"peft_{name}", equal, density=0.3, weight=0.8)
+    again, _ = merged(model, f"peft_{name}", equal, density=0.3, weight=0.8)
+    for site in equal[0].sites[:8]:
+        assert_pruned_at_random(dense(whole, site), [dense(each, site) * 0.8 / 0.3 for each in equal], "ties" in name)
+        for part in ("down", "up"):
+            found = getattr(apart[site], part)
+            kept = [getattr(each[site], part) * 0.8**0.5 / 0.3 for each in equal]
+            assert_pruned_at_random(found, kept, "ties" in name)
+            assert torch.equal(found, getattr(again[site], part))
+
+
+def test_peft_without_pruning(model, loras) -> None:
+    cat, svd = merged(model, "peft_cat", loras)[0], merged(model, "peft_svd", loras)[0]
+    for site in loras[0].sites[:8]:
+        total = sum(dense(each, site) for each in loras)
+        close(dense(cat, site), total)
+        u, s, vt = torch.linalg.svd(total)
+        cut = max(each[site].rank for each in loras)  # peft's own default
+        close(dense(svd, site), u[:, :cut] * s[:cut] @ vt[:cut])
 
 
 def test_peft_linear_has_cross_terms_and_wants_equal_ranks(model, loras) -> None:
@@ -201,7 +290,7 @@ def test_layers_that_one_lora_lacks(model, loras, name) -> None:
     half = LoRA({site: style[site] for site in style.sites[::2]})
     lora, error = merged(model, name, [content, half])
     assert set(lora) == set(content) and 0 <= error < 1
-    if name in ("np_lora", "tsv", "peft_cat", "peft_svd"):  # what one LoRA has alone stays as it is
+    if name in ("np_lora", "tsv", "svd", "peft_cat", "peft_svd"):  # what one LoRA has alone stays as it is
         site = content.sites[1]
         close(dense(lora, site), dense(content, site))
 
@@ -275,6 +364,11 @@ def test_several_subjects_are_merged_at_once_and_not_averaged(model, loras, pair
         ("svd", {"rank": 0}, "method.rank=0"),
         ("slerp", {"t": 2.0}, "method.t=2"),
         ("ssr_merge", {"draws": 0}, "method.draws"),
+        ("ties", {"rank": -1}, "method.rank=-1"),
+        ("peft_svd", {"rank": 0}, "method.rank=0"),
+        ("klora", {"trim": 1.0}, "method.trim=1"),
+        ("est_lora", {"discrepancy": 1.5}, "method.discrepancy=1.5"),
+        ("lora_switch", {"tau": 0}, "method.tau=0"),
         ("peft_cat", {"combination": "rings"}, "method.combination=rings is unknown"),
     ],
 )

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from lorabench.adapters import attach
 from lorabench.data.pairs import ROLES, Scene, worded
-from lorabench.lora import LoRA
+from lorabench.lora import Factors, LoRA
 from lorabench.method import Branch, load
 from lorabench.models.adapted import live_sites
 from lorabench.models.sdxl import SDXL
 from lorabench.models.sites import attention_sites
 from lorabench.sampling import initial_noise, sample_latents
-from lorabench.stages.generate import draw, generate
+from lorabench.stages.generate import draw, generate, strengths
 from lorabench.stages.layers import core
 from lorabench.stages.merge import MergeItem, given
 from lorabench.stages.personalise import personalise
@@ -37,9 +37,9 @@ def test_scenes_are_worded_and_strings_say_the_same_in_all() -> None:
 
 
 def one_step(model: SDXL, loras, method, roles=ROLES) -> Tensor:
+    gain = strengths(method, model.unet, loras, roles, 1)
     with attach(model.unet, loras) as adapters:
-        branches = method.guidance(W, roles)
-        return sample_latents(model, SCENES, SEEDS, 1, W, adapters, lambda *_: (1.0,) * len(loras), branches)
+        return sample_latents(model, SCENES, SEEDS, 1, W, adapters, gain, method.guidance(W, roles))
 
 
 def alone(model: SDXL, loras, words) -> Tensor:
@@ -60,11 +60,12 @@ def test_styledrop_is_the_style_lora_under_the_class_word(model, loras) -> None:
     assert not torch.allclose(found, initial_noise(model, SEEDS))
 
 
-@pytest.mark.parametrize("text", [None, 2.0])
-def test_two_terms_weigh_text_and_lora_apart(model, loras, text) -> None:
-    found = one_step(model, loras, load("styledrop", "two_term_guidance", lambda_b=text))
+@pytest.mark.parametrize("share", [0.6, 0.0])
+def test_two_terms_weigh_text_and_lora_apart(model, loras, share) -> None:
+    """Without the LoRA's term it is the base model under a prompt that names the style."""
+    found = one_step(model, loras, load("styledrop", "two_term_guidance", two_terms=share))
     u, c, s = alone(model, [], None), alone(model, [], "styled"), alone(model, [loras[1]], "styled")
-    close(found, u + (W if text is None else text) * (c - u) + 3.0 * (s - c))
+    close(found, u + W * (c - u) + share * W * (s - c))
 
 
 def test_style_guidance_is_the_publication_s_sum(model, loras) -> None:
@@ -87,11 +88,35 @@ def test_every_style_of_a_blend_has_a_term(model, loras) -> None:
 
 
 def test_a_style_weight_of_nothing_is_the_base(model, loras, generate_spec) -> None:
-    method = load("pair_customization", weight=0.0)
-    assert len(method.guidance(W, ROLES) or ()) == 2
+    method = load("pair_customization", share=0.0)
     found = draw(model, method, lambda: loras, ROLES, None, SCENES, SEEDS, generate_spec, CPU)
     base = generate(model, [], worded(SCENES, "plain"), SEEDS, generate_spec, CPU)
     np.testing.assert_allclose(found.astype(int), base.astype(int), atol=1)
+
+
+@pytest.mark.parametrize("share", [0.6, 1.0])
+def test_branches_of_no_weight_are_not_drawn(model, loras, share, generate_spec) -> None:
+    """With the style's weight that of the text, two branches are left: classifier-free guidance."""
+    rows: list[int] = []
+    with model.unet.register_forward_pre_hook(lambda unet, given: rows.append(len(given[0]))):
+        method = load("pair_customization", share=share)
+        draw(model, method, lambda: loras, ROLES, None, SCENES, SEEDS, generate_spec, CPU)
+    assert set(rows) == {len(SEEDS) * (2 if share == 1 else 3)}
+
+
+@pytest.mark.parametrize("method", ["styledrop", "pair_customization"])
+def test_the_content_s_text_encoders_are_left_out_too(model, loras, method, generate_spec) -> None:
+    """Of both methods no branch knows the content's LoRA, in the UNet or beside it."""
+    name, layer = next(
+        (name, layer) for name, layer in model.pipeline.text_encoder.named_modules() if name.endswith("q_proj")
+    )
+    loud = Factors(torch.randn(2, layer.in_features), torch.randn(layer.out_features, 2))
+    spoken = LoRA(dict(loras[0]), {f"text_encoder.{name}": loud})
+    images = [
+        draw(model, load(method), lambda own=own: [own, loras[1]], ROLES, None, SCENES, SEEDS, generate_spec, CPU)
+        for own in (loras[0], spoken)
+    ]
+    np.testing.assert_array_equal(*images)
 
 
 def test_the_core_s_basis_is_that_of_the_greatest_singular_values(model: SDXL) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -85,17 +86,34 @@ def test_switching_goes_round(model, loras, ablation, turns) -> None:
         ("klora", {"beta": 1e-9, "alpha": 1e-9}, 0),
         ("klora", {"beta": 1e9}, 1),
         ("est_lora", {"discrepancy": 1.0, "alpha": 1e-9}, 0),
-        ("est_lora", {"alpha": 1e9, "discrepancy": 0.0}, None),
         ("lora_switch", {"tau": 4}, 0),
     ],
 )
 def test_limits_are_one_lora_alone(model, loras, method, settings, alone) -> None:
     images = draw(model, load(method, **settings), lambda: loras, ROLES, None, ["a mug"], [3], SPEC, CPU)
-    if alone is None:  # content in the very first step, where p is 0, or style: never both
-        assert all(sum(row) == 1 for each in gains(model, load(method, **settings), loras, 4).values() for row in each)
-        return
     expected = generate(model, [loras[alone]], ["a mug"], [3], SPEC, CPU)
     assert np.abs(images.astype(int) - expected).max() <= 1
+
+
+def test_est_lora_ends_with_the_style_alone(model, loras) -> None:
+    for own in gains(model, load("est_lora", alpha=1e9, discrepancy=0.0), loras, 4).values():
+        assert own[1:] == [(0.0, 1.0)] * 3  # at the first step, where p is 0, energies decide
+
+
+def test_a_layer_of_one_role_is_that_role_s_whatever_the_threshold(model, loras) -> None:
+    style = [LoRA({}), loras[1]]
+    found = gains(model, load("est_lora", discrepancy=1.0), style, 2)
+    assert all(own == [(0.0, 1.0)] * 2 for own in found.values())
+
+
+@pytest.mark.parametrize("method", ["lora_switch", "lora_composite"])
+def test_the_lora_scale_is_that_of_every_lora(model, loras, method, generate_spec) -> None:
+    weak = [LoRA({site: replace(each, up=0.8 * each.up) for site, each in lora.items()}) for lora in loras]
+    scaled, own = (
+        draw(model, load(method, ablation), lambda used=used: used, ROLES, None, ["a mug"], [3], generate_spec, CPU)
+        for ablation, used in (("lora_scale", loras), ("none", weak))
+    )
+    assert np.abs(scaled.astype(int) - own).max() <= 1
 
 
 @pytest.mark.parametrize("method", ["klora", "est_lora", "lora_switch"])

@@ -98,4 +98,5 @@ def subject(dataset: Path, manifest: Manifest, name: str, prompts: Prompts, held
     word = present[name]
     images = [(path.stem, reference(path, word, prompts.content(word))) for path in image_paths(dataset / name)]
     trained, references = split(name, images, held_out, packaged("near_duplicates").get(name, []))
-    return Concept(name, "content", word, trained, references, live=is_live(word))
+    live, token = is_live(word), prompts.content_token
+    return Concept(name, "content", word, trained, references, live=live, token=token)

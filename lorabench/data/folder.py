@@ -30,7 +30,9 @@ def subject(manifest: Manifest, name: str, prompts: Prompts, held_out: int = 0) 
         references = tuple(reference(shot, word, prompts.content(word)) for shot in entry.references)
     repeats = {image: shot.repeats for (_, image), shot in zip(images, entry.images, strict=True)}
     often = tuple(image for image in trained for _ in range(repeats[image]))
-    return Concept(name, "content", word, often, references, live=live(entry), contexts=entry.prompts)
+    return Concept(
+        name, "content", word, often, references, live=live(entry), contexts=entry.prompts, token=prompts.content_token
+    )
 
 
 def style(manifest: Manifest, name: str, prompts: Prompts) -> Concept:
@@ -43,7 +45,8 @@ def style(manifest: Manifest, name: str, prompts: Prompts) -> Concept:
 
     images = tuple(image(shot) for shot in entry.images)
     often = tuple(each for each, shot in zip(images, entry.images, strict=True) for _ in range(shot.repeats))
-    return Concept(name, "style", entry.word, often, tuple(map(image, entry.references)) or images)
+    references = tuple(map(image, entry.references)) or images
+    return Concept(name, "style", entry.word, often, references, token=prompts.style_token)
 
 
 def find(entries: dict[str, Entry], name: str, key: str) -> Entry:

@@ -25,7 +25,7 @@ def subject(name: str, images: int, references: int, prompts: Prompts) -> Concep
         reference(factors.cls, prompts.content(factors.cls), partial(draw_photo, name, index), name, index)
         for index in range(images + references)
     )
-    return Concept(name, "content", factors.cls, shots[:images], shots[images:], factors)
+    return Concept(name, "content", factors.cls, shots[:images], shots[images:], factors, token=prompts.content_token)
 
 
 def style(name: str, images: int, references: int, prompts: Prompts) -> Concept:
@@ -36,7 +36,8 @@ def style(name: str, images: int, references: int, prompts: Prompts) -> Concept:
         reference(cls, prompts.style(cls), partial(draw_style, name, index), name, index)
         for index, cls in enumerate(things)
     )
-    return Concept(name, "style", f"{factors.family} style", shots[:images], shots[images:], factors)
+    phrase = f"{factors.family} style"
+    return Concept(name, "style", phrase, shots[:images], shots[images:], factors, token=prompts.style_token)
 
 
 def aligned(content: Concept, style: Concept, images: int, prompt: str) -> Concept:

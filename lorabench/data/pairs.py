@@ -82,6 +82,7 @@ class Concept:
     live: whether it is a living subject, which may wear a hat.
     contexts: of its own to be drawn in, for prompts.contexts=auto.
     styled: the same pictures after styling, for a training on aligned pictures.
+    token: its identifier in the prompts; "" where that is not known, as of a user's own LoRA.
     """
 
     name: str
@@ -93,6 +94,7 @@ class Concept:
     live: bool = False
     contexts: tuple[str, ...] = ()
     styled: tuple[Reference, ...] = ()
+    token: str = ""
 
     def identity(self) -> dict[str, Any]:
         """What tells this concept from any other, for keys: words and image hashes, no path."""

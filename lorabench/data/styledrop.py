@@ -73,7 +73,7 @@ def style(styles: dict[str, Look], name: str, prompts: Prompts) -> Concept:
     if missing := next((path for path in look.paths if not path.is_file()), None):
         raise UserError(f"{missing} is missing; put it there or leave {name} out of dataset.styles")
     images = tuple(reference(path, look.thing, prompts.style(look.thing)) for path in look.paths)
-    return Concept(name, "style", look.phrase, images, images)
+    return Concept(name, "style", look.phrase, images, images, token=prompts.style_token)
 
 
 def read_manifest(path: Path) -> dict[str, Look]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from lorabench.data.pairs import ROLES, Role
+from lorabench.errors import UserError
 from lorabench.method import Gain, Method, Site
 
 if TYPE_CHECKING:
@@ -29,6 +30,10 @@ class ESTLoRA(Method):
     alpha: float
     discrepancy: float
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.discrepancy <= 1:
+            raise UserError(f"method.discrepancy={self.discrepancy:g} lies outside 0 to 1; type method.discrepancy=0.5")
+
     def strengths(self, loras: Sequence["LoRA"], sites: Mapping[str, Site], steps: int) -> Gain:
         energies = {name: {role: energy(loras, site, role) for role in ROLES} for name, site in sites.items()}
         content, style = (sum(each[role] for each in energies.values()) for role in ROLES)
@@ -37,7 +42,7 @@ class ESTLoRA(Method):
         def gain(name: str, progress: float) -> tuple[float, ...]:
             threshold = (self.alpha * progress + 1 - self.discrepancy) * balance
             own = energies[name]
-            chosen = "style" if own["content"] < threshold * own["style"] else "content"
+            chosen = "content" if own["content"] and own["content"] >= threshold * own["style"] else "style"
             return tuple(float(role == chosen) for role in sites[name].roles)
 
         return gain

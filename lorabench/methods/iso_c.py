@@ -3,7 +3,8 @@
     sum_k dW_k = P S V^T,   dW_m = w mean(S) P V^T
 
 Against the naive sum: the same directions, all of them equally strong. The mean is over the min(out, in) singular
-values of a full-rank update in the publication; a sum of LoRAs has R = sum_k r_k of them, and the mean is over those.
+values of a full-rank update in the publication; a sum of LoRAs has R = sum_k r_k of them at most, and the mean is over
+those that are not zero: a direction without strength, as where two adapters do the same, is given none.
 """
 
 from collections.abc import Sequence
@@ -23,12 +24,8 @@ class IsoC(Method):
     weight: float
 
     def combine(self, updates: Sequence["Factors"], site: Site, seed: int) -> "Factors":
-        import torch
-
         from lorabench.lora import Factors
 
-        whole = Factors(
-            torch.cat([each.down for each in updates]), torch.cat([each.up for each in updates], dim=1)
-        ).svd()
-        s = whole.down.norm(dim=1)  # whole.down is S V^T
-        return Factors(self.weight * s.mean() * torch.nn.functional.normalize(whole.down, dim=1), whole.up)
+        whole = Factors.total(updates).proper_svd()  # P and S V^T
+        s = whole.down.norm(dim=1, keepdim=True)
+        return Factors(self.weight * s.mean() * whole.down / s, whole.up)

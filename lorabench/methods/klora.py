@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from lorabench.data.pairs import ROLES, Role
+from lorabench.errors import UserError
 from lorabench.method import Gain, Method, Site
 
 if TYPE_CHECKING:
@@ -37,6 +38,13 @@ class KLoRA(Method):
     beta: float
     wrap: bool
     trim: float
+
+    def __post_init__(self) -> None:
+        if self.alpha <= 0 or self.trim <= 1:
+            raise UserError(
+                f"method.alpha={self.alpha:g} must be greater than 0 and method.trim={self.trim:g} greater than 1; "
+                "type method.alpha=1.5 method.trim=3"
+            )
 
     def s(self, progress: float) -> float:
         """How much the style's sum counts at a step."""

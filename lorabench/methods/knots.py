@@ -35,10 +35,10 @@ class KnOTS(Method):
 
         from lorabench.lora import Factors
 
-        narrow = [torch.linalg.qr(each.down.float().mT) for each in updates]
-        joined = torch.cat([each.up.float() @ qr.R.mT for each, qr in zip(updates, narrow, strict=True)], dim=1)
+        narrow = [torch.linalg.qr(each.down.double().mT) for each in updates]
+        joined = torch.cat([each.up.double() @ qr.R.mT for each, qr in zip(updates, narrow, strict=True)], dim=1)
         p, s, vt = torch.linalg.svd(joined, full_matrices=False)
         parts = vt.split([each.rank for each in updates], dim=1)
-        shared = [part @ qr.Q.mT for part, qr in zip(parts, narrow, strict=True)]
+        shared = [(part @ qr.Q.mT).float() for part, qr in zip(parts, narrow, strict=True)]
         weights = torch.full((len(shared),), self.weight)
-        return Factors(ties(shared, weights, self.density, self.sign), p * s)  # pyright: ignore[reportArgumentType]
+        return Factors(ties(shared, weights, self.density, self.sign), (p * s).float())  # pyright: ignore[reportArgumentType]

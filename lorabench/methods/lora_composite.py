@@ -1,10 +1,12 @@
 """LoRA Composite (Zhong et al., Multi-LoRA Composition, TMLR 2024, arXiv 2402.16843): every LoRA guides by itself.
 
-    eps = 1/K sum_k [ e_k(x, "") + g (e_k(x, p) - e_k(x, "")) ]        (e_k: the network with LoRA k alone)
+    eps = 1/K sum_k [ e_k(x, "") + g (e_k(x, p) - e_k(x, "")) ]        (e_k: the network with LoRA k alone,
+                                                                      at strength w)
 
-Against the naive sum: gain 1 for one LoRA a branch, in 2 K branches that are rows of one forward (K with g = 1), so it
-costs K times as much to sample and no single file does it. All branches have the same prompt, with all identifiers.
-Text encoders keep all LoRAs, as the prompt is encoded once.
+Against the naive sum: one LoRA a branch, in 2 K branches that are rows of one forward (K with g = 1), so it costs K
+times as much to sample and no single file does it. All branches have the same prompt, with all identifiers. w is 0.8 in
+the released code, as in the merge that it is compared with (ablation=lora_scale); here all methods have 1. Text
+encoders keep all LoRAs, as the prompt is encoded once.
 """
 
 from collections.abc import Sequence
@@ -17,11 +19,14 @@ from lorabench.method import Branch, Method
 
 @dataclass(frozen=True, kw_only=True)
 class LoRAComposite(Method):
+    """lora_scale: w."""
+
     exports: ClassVar[bool] = False
+
+    lora_scale: float
 
     def guidance(self, scale: float, roles: Sequence[Role]) -> list[Branch]:
         count = len(roles)
-        alone = [tuple(float(k == other) for other in range(count)) for k in range(count)]
-        prompted = [Branch(scale / count, gain, "prompt") for gain in alone]
+        alone = [tuple(self.lora_scale * (k == other) for other in range(count)) for k in range(count)]
         plain = [Branch((1 - scale) / count, gain, None) for gain in alone]
-        return [*plain, *prompted] if scale != 1 else prompted
+        return [*plain, *(Branch(scale / count, gain, "prompt") for gain in alone)]

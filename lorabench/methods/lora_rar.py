@@ -51,16 +51,13 @@ class LoRARar(Method):
         return loras
 
     def combine(self, updates: Sequence["Factors"], site: Site, seed: int) -> "Factors":
-        import torch
-
         from lorabench.hypernetwork import load
         from lorabench.lora import Factors
 
-        down = [each.down.float() for each in updates]
-        if is_gated(site.name):
-            gates = load(find(self.weights))(updates, site.roles)
-            down = [each * gate for each, gate in zip(down, gates, strict=True)]
-        return Factors(torch.cat(down), torch.cat([each.up.float() for each in updates], dim=1))
+        if not is_gated(site.name):
+            return Factors.total(updates)
+        gates = load(find(self.weights))(updates, site.roles)
+        return Factors.total([Factors(each.down * gate, each.up) for each, gate in zip(updates, gates, strict=True)])
 
     def check(self, widths: Iterable[int]) -> None:
         """UserError where H knows no layers of one of these widths."""

@@ -3,9 +3,10 @@
     dW_m = dW_s + dW_c (I - rho V V^T),   V: orthonormal basis of the rows of dW_s [in, r_s]
     rho = mu / (1 + mu)   (soft, mu = 0.5),   rho = 1   (hard, `hard`)
 
-Against the naive sum: D_c' = D_c (I - rho V V^T); U_c, U_s, D_s stay, so the merge has rank r_c + r_s. V is the Q of a
-thin QR of D_s^T, exactly: no dense update is formed. In print the soft projector stands on the left once; the hard form
-and the appendix have it on the side of the inputs, as here. Several styles share one V; every content is projected.
+Against the naive sum: D_c' = D_c (I - rho V V^T); U_c, U_s, D_s stay, so the merge has rank r_c + r_s. V comes from the
+factors, without a dense update; what D_s reads and U_s drops is in no row of dW_s, and stays the content's. In print
+the soft projector stands on the left once; the hard form and the appendix have it on the side of the inputs, as here.
+Several styles share one V, of their sum; every content is projected.
 """
 
 from collections.abc import Sequence
@@ -36,8 +37,10 @@ class NPLoRA(Method):
         from lorabench.lora import Factors
 
         rho = 1.0 if self.hard else self.mu / (1 + self.mu)
-        v = torch.linalg.qr(torch.cat([updates[k].down for k in site.of("style")]).float().mT).Q
-        down = [each.down.float() for each in updates]
+        style = Factors.total([updates[k] for k in site.of("style")]).proper_svd()
+        vt = torch.nn.functional.normalize(style.down, dim=1)
+        parts = list(updates)
         for k in site.of("content"):
-            down[k] = down[k] - rho * (down[k] @ v) @ v.mT
-        return Factors(torch.cat(down), torch.cat([each.up.float() for each in updates], dim=1))
+            down = updates[k].down.float()
+            parts[k] = Factors(down - rho * (down @ vt.mT) @ vt, updates[k].up)
+        return Factors.total(parts)

@@ -1,11 +1,15 @@
 """PairCustomization (Jones et al., arXiv 2405.01536): a style learned from one picture before and after styling.
 
     training:  content and style adapters on orthonormal disjoint rows D_c, D_s (stages/aligned.py)
-    sampling:  eps = e(x, "") + w (e(x, p) - e(x, "")) + sum_k w_k (e_{s_k}(x, p + style_k) - e(x, p))
+    sampling:  eps = e(x, "") + w (e(x, p) - e(x, "")) + sum_k w_k (e_{s_k}(x, p + style_k) - e(x, p)),   w_k = share w
 
-with e the model without any adapter, p the subject in plain words ("a dog"), p + style the same with the style
+with e the UNet without any adapter, p the subject in plain words ("a dog"), p + style the same with the style
 identifier, and one term a style of the pair. Against the naive sum: LoRAs of their own, trained for the pair, and
 w + 1 - sum_k w_k, w_k as strengths of branches that are rows of one forward; no single file does it.
+
+The publication has w_k = 3 beside w = 5 and, of several styles, 4.5 beside 7.5: a share of 0.6, which is what is set
+here, since w is that of all methods. (At w_k = w the branch e(x, p) is gone and classifier-free guidance is left.) Text
+encoders keep the style's parts in every branch, as a prompt is encoded once.
 
 The publication takes a style to *other* contents and leaves the content adapter at home, so by default nothing draws
 this very subject. `subject` (ablation=keep_subject) leaves it on in every branch, with its identifier in the prompts:
@@ -20,26 +24,28 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from lorabench.data.pairs import Role
-from lorabench.method import Branch, Method, Training
+from lorabench.method import Branch, Method, Site, Training
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairCustomization(Method):
-    """weight: w_k, of each style; w is generate.guidance.  subject: see the module."""
+    """share: w_k / w, of each style; w is generate.guidance.  subject: see the module."""
 
     training: ClassVar[Training] = "aligned"
     exports: ClassVar[bool] = False
 
-    weight: float
+    share: float
     subject: bool
 
+    def gain(self, site: Site, progress: float) -> tuple[float, ...]:
+        return tuple(float(self.subject or role == "style") for role in site.roles)
+
     def guidance(self, scale: float, roles: Sequence[Role]) -> list[Branch]:
-        base = tuple(float(self.subject and role == "content") for role in roles)
+        base, each = tuple(float(role == "content") for role in roles), self.share * scale
         styles = [k for k, role in enumerate(roles) if role == "style"]
         alone = [tuple(1.0 if k == style else gain for k, gain in enumerate(base)) for style in styles]
-        branches = [
+        return [
             Branch(1 - scale, base, None),
-            Branch(scale - self.weight * len(styles), base, "subject" if self.subject else "plain"),
-            *(Branch(self.weight, gain, "prompt" if self.subject else "styled") for gain in alone),
+            Branch(scale - each * len(styles), base, "subject" if self.subject else "plain"),
+            *(Branch(each, gain, "prompt" if self.subject else "styled") for gain in alone),
         ]
-        return [branch for branch in branches if branch.weight]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from lorabench.config import choose
 from lorabench.errors import UserError
 from lorabench.method import Method, Site
-from lorabench.methods.ties import check_pruning
+from lorabench.methods.ties import check_pruning, check_rank
 
 if TYPE_CHECKING:
     from lorabench.lora import Factors
@@ -30,7 +30,7 @@ APART = ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")
 class PeftLinear(Method):
     """combination: peft's type.  weight: of each LoRA.  density: share of entries that a pruning keeps.
 
-    rank: of the file, of the types that end in svd; None is the sum of the LoRAs' ranks (peft's own: the greatest).
+    rank: of the file, of the types that end in svd; None is the greatest of the LoRAs' ranks, as in peft.
     """
 
     combination: str
@@ -42,6 +42,7 @@ class PeftLinear(Method):
     def __post_init__(self) -> None:
         choose("method.combination", self.combination, (*APART, "cat", *DENSE))
         check_pruning(self.density, self.sign)
+        check_rank(self.rank)
 
     def combine(self, updates: Sequence["Factors"], site: Site, seed: int) -> "Factors":
         import torch
@@ -67,7 +68,7 @@ class PeftLinear(Method):
             layer = model.base_model.model.layer
             layer.lora_A[name].weight.data = each.down.float()
             layer.lora_B[name].weight.data = each.up.float()
-        limit = min(self.rank or sum(site.ranks), site.in_features, site.out_features)
+        limit = min(self.rank or max(site.ranks), site.in_features, site.out_features)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of("peft", seed, site.name))
             model.add_weighted_adapter(

@@ -11,7 +11,7 @@ the mean eigenvalue is added to G, which `draws` few tokens leave near singular.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from lorabench.errors import UserError
 from lorabench.method import Method
@@ -25,12 +25,18 @@ if TYPE_CHECKING:
 class SSRMerge(Method):
     """draws: of noise.  ridge: in units of the mean eigenvalue of G."""
 
+    needs_images: ClassVar[bool] = False
+
     draws: int
     ridge: float
 
     def __post_init__(self) -> None:
         if self.draws < 1 or self.ridge < 0:
             raise UserError("method.draws must be 1 or more and method.ridge 0 or more; type method.draws=1")
+
+    @property
+    def combines(self) -> bool:
+        return True
 
     def solve(self, draw: Callable[[int, int], "MergeStep"], seed: int) -> "LoRA":
         import torch

@@ -6,9 +6,12 @@ content by text.
 Against the naive sum: gain 0 for content LoRAs, and a prompt without the subject's identifier, so it draws some dog and
 not this one; the floor in content of a method that has the style. It learns nothing beside the style LoRA.
 
-Two-term guidance (`lambda_a`, ablation=two_term_guidance) is the publication's, whose logits become predictions:
+Two-term guidance (`two_terms`, ablation=two_term_guidance) is the publication's, whose logits become predictions:
 
-    eps = e(x, "") + lambda_b (e(x, p) - e(x, "")) + lambda_a (e_s(x, p) - e(x, p))        (e: without any LoRA)
+    eps = e(x, "") + lambda_b (e(x, p) - e(x, "")) + lambda_a (e_s(x, p) - e(x, p)),   lambda_a = two_terms lambda_b
+
+with e the UNet without any LoRA and lambda_b the guidance of all methods (text encoders keep the style's part in every
+branch, as the prompt is encoded once).
 
 StyleDrop tunes adapters of a masked transformer (Muse) and trains a second round on its own best images; neither is
 repeated here.
@@ -19,29 +22,23 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from lorabench.data.pairs import Role
-from lorabench.method import Branch, Method
+from lorabench.method import Branch, Method, Site
 
 
 @dataclass(frozen=True, kw_only=True)
 class StyleDrop(Method):
-    """lambda_a: weight of the LoRA's difference; None is classifier-free guidance with the LoRA in both terms.
-
-    lambda_b: of the text's, beside lambda_a; None is generate.guidance.
-    """
+    """two_terms: lambda_a / lambda_b; None is classifier-free guidance with the LoRA in both terms."""
 
     exports: ClassVar[bool] = False
 
-    lambda_a: float | None
-    lambda_b: float | None
+    two_terms: float | None
+
+    def gain(self, site: Site, progress: float) -> tuple[float, ...]:
+        return tuple(float(role == "style") for role in site.roles)
 
     def guidance(self, scale: float, roles: Sequence[Role]) -> list[Branch]:
-        style, nothing = tuple(float(role == "style") for role in roles), (0.0,) * len(roles)
-        if self.lambda_a is None:
-            plain, styled = [Branch(1 - scale, style, None)], Branch(scale, style, "styled")
-            return [*(plain if scale != 1 else []), styled]
-        text = scale if self.lambda_b is None else self.lambda_b
-        return [
-            Branch(1 - text, nothing, None),
-            Branch(text - self.lambda_a, nothing, "styled"),
-            Branch(self.lambda_a, style, "styled"),
-        ]
+        on, off = (1.0,) * len(roles), (0.0,) * len(roles)  # beside `gain`
+        if self.two_terms is None:
+            return [Branch(1 - scale, on, None), Branch(scale, on, "styled")]
+        own = self.two_terms * scale
+        return [Branch(1 - scale, off, None), Branch(scale - own, off, "styled"), Branch(own, on, "styled")]

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lorabench.errors import UserError
 from lorabench.method import Method, Site
+from lorabench.methods.ties import check_rank
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,13 +21,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SVD(Method):
-    """rank: of the file; None is the sum of the LoRAs' ranks, which loses nothing."""
+    """rank: of the file; None is the greatest of the LoRAs' ranks, as in peft."""
 
     rank: int | None
 
     def __post_init__(self) -> None:
-        if self.rank is not None and self.rank < 1:
-            raise UserError(f"method.rank={self.rank} is no rank; type method.rank=8")
+        check_rank(self.rank)
+
+    def rank_at(self, site: Site) -> int:
+        return self.rank or max(site.ranks)
 
     def combine(self, updates: Sequence["Factors"], site: Site, seed: int) -> "Tensor":
         total = [each.up.float() @ each.down.float() for each in updates]

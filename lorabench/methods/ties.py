@@ -45,6 +45,12 @@ def check_pruning(density: float, sign: str) -> None:
         raise UserError(f"method.density={density:g} is no share of entries; type method.density=0.5")
 
 
+def check_rank(rank: int | None) -> None:
+    """UserError for a rank that no file has."""
+    if rank is not None and rank < 1:
+        raise UserError(f"method.rank={rank} is no rank; type method.rank=8")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ties(Method):
     """prune, merge: see the module.  density: share of entries kept.  weight: w.  sign: total or frequency.
@@ -66,6 +72,7 @@ class Ties(Method):
         choose("method.prune", self.prune, ("magnitude", "random", "ranked", "band"))
         choose("method.merge", self.merge, ("elect", "sum"))
         check_pruning(self.density, self.sign)
+        check_rank(self.rank)
         if self.prune == "ranked" and not 0 <= self.epsilon / 2 <= min(self.density, 1 - self.density):
             raise UserError(f"method.epsilon={self.epsilon:g} leads out of 0 to 1 around the density; type less")
         if self.prune == "band" and not 0 <= self.gamma <= 1 - self.density:

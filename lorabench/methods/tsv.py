@@ -5,8 +5,9 @@
 
 Against the naive sum, which has P and V themselves: updates that point into the same directions no longer add up there.
 The publication keeps 1 / K of each full-rank update's singular vectors; a LoRA has r_k of them, and all are kept, so
-that the merge has rank sum_k r_k, exactly. Layers too narrow for that many orthonormal vectors keep the nearest of
-their width.
+that the merge has rank sum_k r_k, exactly. Where the vectors depend on each other, as in layers too narrow for that
+many or of equal adapters, no nearest matrix is orthonormal; X' is then the one within their span, so that the merge of
+equal adapters is the adapter.
 """
 
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
     from lorabench.lora import Factors
 
+DEPENDENT = 1e-4  # columns are of length 1 and in fp32: what is below is rounding
+
 
 @dataclass(frozen=True, kw_only=True)
 class TSV(Method):
@@ -32,7 +35,7 @@ class TSV(Method):
 
         from lorabench.lora import Factors
 
-        each = [update.svd() for update in updates]  # P_k and S_k V_k^T
+        each = [update.proper_svd() for update in updates]  # P_k and S_k V_k^T
         s = torch.cat([update.down.norm(dim=1) for update in each])
         p = nearest_orthonormal(torch.cat([update.up for update in each], dim=1))
         v = nearest_orthonormal(torch.cat([torch.nn.functional.normalize(update.down, dim=1) for update in each]).mT)
@@ -40,8 +43,9 @@ class TSV(Method):
 
 
 def nearest_orthonormal(x: "Tensor") -> "Tensor":
-    """Y Z^T of the SVD x = Y E Z^T, in float64."""
+    """Y Z^T of the SVD x = Y E Z^T, of the directions that x has, in float64."""
     import torch
 
-    y, _, zt = torch.linalg.svd(x.double(), full_matrices=False)
-    return (y @ zt).to(x)
+    y, e, zt = torch.linalg.svd(x.double(), full_matrices=False)
+    there = e > DEPENDENT
+    return (y[:, there] @ zt[there]).to(x)

@@ -8,8 +8,7 @@ What the picture shows is the content's to explain and only what styling changed
 fixed rows of one orthonormal basis (`layers.disjoint`), so that the two read different features. A step updates the
 content and later on, once it has learned something, the style too (`phases`), both with the same noise and timestep.
 
-The released code makes 750 steps at a rate of 1e-5 (`lora.steps=750 lora.lr=1e-5 lora.batch=1
-lora.rank=64`). Batches are drawn from the views of one picture.
+Batches are drawn from the views of one picture. The recipe of the released code is `lora=pair`.
 """
 
 from __future__ import annotations
@@ -76,12 +75,13 @@ class AlignedLoRAs(pl.LightningModule):
         prediction, target = denoised(self.model, batch, self.model.encode_prompts(batch.prompts))
         return weighted_mse(self.model, prediction, target, batch.t, self.spec.min_snr)
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Only this update's adapter learns from the gradient."""
+    def on_after_backward(self) -> None:
+        """Only this update's adapter learns from the gradient; before that is unscaled or clipped."""
         k = ROLES.index(self.role)
         for layer, up in zip(self.layers, self.ups[self.role], strict=True):
             assert layer.up.grad is not None
-            up.grad = layer.up.grad.split(layer.ranks, dim=1)[k]
+            own = layer.up.grad.split(layer.ranks, dim=1)[k]
+            up.grad = own if up.grad is None else up.grad + own
             layer.up.grad = None
 
     def configure_optimizers(self) -> Any:

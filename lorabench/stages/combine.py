@@ -23,7 +23,7 @@ def combine(method: Method, loras: Sequence[LoRA], sites: Mapping[str, Site], se
         update = method.combine([adapter(lora, site) for lora in loras], site, seed)
         assert update is not None
         if isinstance(update, Tensor):
-            rank = min(method.rank or sum(site.ranks), *update.shape)
+            rank = min(method.rank_at(site), *update.shape)
             update, cut, all_of_it = nearest(update, rank)
             lost, whole = lost + cut, whole + all_of_it
         merged[name] = update

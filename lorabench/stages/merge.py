@@ -61,7 +61,10 @@ class MergeResult:
         return self.gates is not None or not (method.combines or method.needs_model)
 
     def save(self, folder: Path) -> None:
-        """Write merged.safetensors (diffusers' format), gates.safetensors where there are gates, and merge.json."""
+        """Write merged.safetensors (diffusers' format), gates.safetensors where there are gates, and merge.json.
+
+        UserError where the merge is not finite.
+        """
         self.lora.save(folder / "merged.safetensors")
         if self.gates is not None:
             named = {
