@@ -32,7 +32,7 @@ from lorabench.workers import Progress
 
 STAGES = ("personalise", "merge", "generate", "score")
 # Raise a stage's number when its results change: what is stored under the old number is then made anew.
-VERSIONS = {"personalise": 1, "merge": 2, "generate": 2, "oracle": 1, "score": 2}
+VERSIONS = {"personalise": 1, "merge": 2, "generate": 2, "oracle": 1, "score": 3}
 
 FLOORS = ("base", "content_only", "style_only")
 ORACLE = "oracle"
@@ -280,10 +280,12 @@ class Plan:
         uniform = not pair.is_single and row.method().concepts == "uniform"
         if uniform:  # of a single pair it says nothing
             parts["concepts"] = "uniform"
+        fit = row.method().fit
+        if fit and self.merging.pairs_per_batch != 1:  # changes the last digits; 1 is left out, so that keys stay
+            parts["pairs_per_batch"] = self.merging.pairs_per_batch
         files = tuple(self.file(lora) for lora in loras)
         adapted = self.adapted(row, pair)
         work = tasks.Merge(self.model, self.trainer, row.settings or {}, files, adapted, self.seed)
-        fit = row.method().fit
         steps = fit.steps * (len(pair.couples) if uniform else 1) if fit else 0
         rows = fit.batch * (2 if uniform else len(pair.concepts)) if fit else 0
         return Item("merge", pair.name, parts, work, steps, 10.0 * steps * rows)

@@ -144,9 +144,16 @@ def test_a_method_is_shown_the_unet_before_any_training(plan: Plan, folder: Path
     check_methods(replace(plan, model=model_folder(folder)))
 
 
-def test_pairs_of_a_batch_are_one_job_and_keep_their_keys(plan: Plan) -> None:
+def test_pairs_of_a_batch_are_one_job(plan: Plan) -> None:
     together = replace(plan, merging=MergeSpec(3))
-    assert keys(together) == keys(plan)
     merges = together.items("merge")
     assert [len(job.items) for job in together.jobs("merge", merges)] == [3, 1]
     assert [len(job.items) for job in together.jobs("score", together.items("score"))] == [1] * 20
+
+
+def test_how_many_pairs_share_a_batch_is_in_the_key_where_gates_are_learned(plan: Plan) -> None:
+    alone, together = keys(plan), keys(replace(plan, merging=MergeSpec(3)))
+    assert alone["personalise"] == together["personalise"] and not alone["merge"] & together["merge"]
+    assert "pairs_per_batch" not in plan.items("merge")[0].parts
+    summed = replace(plan, rows=frame_rows(chosen("direct"), WORLD, PAIRS))
+    assert keys(summed) == keys(replace(summed, merging=MergeSpec(3)))

@@ -155,6 +155,29 @@ def test_references_are_found_by_the_next_process(scorers, tmp_path):
     assert calls == [1, 2, 1, 2] and torch.equal(again["style"], made["style"])
 
 
+def test_an_embedding_does_not_depend_on_which_others_are_known(scorers, tmp_path):
+    concept = Concept("mug_1", "content", "mug", (), tuple(reference(picture) for picture in pictures(5, seed=1)))
+    fewer = replace(concept, images=(), references=concept.references[:2])
+    whole = [References().concept(scorer, concept) for scorer in scorers]
+    for scorer in scorers:
+        References(tmp_path).concept(scorer, fewer)  # an earlier run with fewer references
+    after = [References(tmp_path).concept(scorer, concept) for scorer in scorers]
+    assert all(torch.equal(a[role], b[role]) for a, b in zip(whole, after, strict=True) for role in a)
+
+
+def test_a_flipped_bit_of_a_kept_embedding_is_made_anew(scorers, tmp_path):
+    calls = []
+    concept = drawn_concept(calls)
+    made = References(tmp_path).concept(scorers[2], concept)
+    [first, second] = sorted(tmp_path.rglob("*.safetensors"))
+    spoilt = bytearray(first.read_bytes())
+    spoilt[-3] ^= 1
+    first.write_bytes(spoilt)
+    save_file(load_file(second), second)  # without a checksum
+    again = References(tmp_path).concept(scorers[2], concept)
+    assert calls == [1, 2, 1, 2] and all(torch.equal(made[role], again[role]) for role in made)
+
+
 def test_references_of_other_weights_are_others(tmp_path, scorers):
     calls = []
     concept = drawn_concept(calls)
