@@ -14,6 +14,7 @@ from torch.nn.functional import mse_loss
 from torch.nn.utils.parametrize import register_parametrization
 
 from lorabench import method as methods
+from lorabench.adapters import attach
 from lorabench.config import DatasetSpec, DreamBoothStyleDropSpec, MergeSpec, MicroworldSpec
 from lorabench.data import microworld_pairs as world
 from lorabench.data.catalogue import load_pairs
@@ -27,7 +28,7 @@ from lorabench.models.sites import attention_sites
 from lorabench.outcome import Outcome
 from lorabench.plan import Plan, Row
 from lorabench.seeds import seed_of
-from lorabench.stages.aligned import BASIS_SEED, train_aligned
+from lorabench.stages.aligned import BASIS_SEED, AlignedLoRAs, train_aligned
 from lorabench.stages.layers import disjoint
 from lorabench.stages.phases import phase, updates
 from lorabench.store import Store
@@ -200,6 +201,34 @@ def test_both_adapters_are_trained_as_two_dense_updates_by_two_optimisers(model,
     for k, role in enumerate(ROLES):
         for site, each in layers.items():
             torch.testing.assert_close(found[role][site].up, each.scale * each.ups[k].detach(), atol=2e-4, rtol=1e-3)
+
+
+def test_gradients_are_the_optimiser_s_before_they_are_unscaled(model, concept, lora_spec) -> None:
+    """What half precision on a GPU does between the backward pass and the step, by hand."""
+    starts = disjoint(attention_sites(model.unet), lora_spec.rank, BASIS_SEED)
+    with attach(model.unet, starts, dtype=torch.float32) as adapters:
+        module = AlignedLoRAs(model, adapters, concept, lora_spec, 0)
+        optimizer, scaler = torch.optim.SGD(module.factors, lr=0.0), torch.amp.GradScaler("cpu", init_scale=2.0**10)
+        grads = []
+        for scale in (False, True):
+            optimizer.zero_grad()
+            module.role = "content"
+            loss = module.loss("content", 0)
+            (scaler.scale(loss) if scale else loss).backward()
+            module.on_after_backward()
+            if scale:
+                scaler.unscale_(optimizer)
+            grads.append([up.grad.clone() for up in module.ups["content"]])
+        assert all(up.grad is None for up in module.ups["style"])
+    for plain, unscaled in zip(*grads, strict=True):
+        torch.testing.assert_close(unscaled, plain, atol=1e-6, rtol=1e-4)
+    assert any(each.any() for each in grads[0])
+
+
+def test_it_may_go_unclipped(model, concept, lora_spec) -> None:
+    spec = replace(lora_spec, steps=2, max_grad_norm=None)
+    free = train_aligned(model, concept, spec, 0, CPU)
+    assert equal(free["content"], train_aligned(model, concept, replace(spec, max_grad_norm=1e9), 0, CPU)["content"])
 
 
 @pytest.mark.parametrize("killed", [2, 5])

@@ -29,6 +29,7 @@ PAPERS = {  # rank, blocks, rate, steps, images an update
     "klora": (8, 0, 5e-5, 1000, 1),
     "blora": (64, 2, 5e-5, 1000, 1),
     "craft": (64, 0, 1e-5, 1000, 1),
+    "pair": (64, 0, 1e-5, 750, 1),
     "dreambooth": (4, 0, 1e-4, 500, 4),
 }
 

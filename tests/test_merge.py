@@ -10,6 +10,7 @@ from conftest import CPU, random_lora
 from lorabench.adapters import attach
 from lorabench.data.pairs import Pair, Prompts
 from lorabench.data.pairs import pair as make_pair
+from lorabench.errors import UserError
 from lorabench.lora import LoRA
 from lorabench.method import Method, load
 from lorabench.models.adapted import live_sites
@@ -186,6 +187,12 @@ def test_uniform_copes_with_a_site_that_one_subject_alone_adapts(model, three, t
     without = [LoRA({site: each for site, each in lora.items() if site != bare}) for lora in (three[0], three[2])]
     result = merged(model, short("ziplora", "uniform"), (without[0], three[1], without[1]), trio)
     assert result.lora[bare].rank == 4 and [rank > 0 for rank in result.ranks[bare]] == [False, True, False]
+
+
+@pytest.mark.parametrize("name", ["ssr_merge", "np_lora"])
+def test_there_is_no_mean_of_merges_without_gates(model, three, trio, name) -> None:
+    with pytest.raises(UserError, match=f"{name} has no gates to average; type method.concepts=joint"):
+        merged(model, load(name, "uniform"), three, trio)
 
 
 def test_an_adapter_that_lacks_a_site_leaves_it_alone(model, loras, pair) -> None:

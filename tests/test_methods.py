@@ -14,7 +14,7 @@ from lorabench.adapters import AllGates, learned_params
 from lorabench.config import CONF
 from lorabench.errors import UserError
 from lorabench.method import Method, Site, build, fitting_methods, load, methods
-from lorabench.methods.peft_linear import APART
+from lorabench.methods.peft_linear import APART, DENSE
 from lorabench.stages.merge import MergeItem, merge_all
 
 YAMLS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
@@ -223,15 +223,16 @@ def test_every_method_and_ablation_merges(model, loras, pair, hypernetwork, name
     if getattr(method, "combination", "cat") in APART:
         loras = [random_lora(model, 3, "content"), random_lora(model, 3, "style")]
     [result] = merge_all(model, method, [MergeItem(tuple(loras), pair)], 0, CPU)
-    file_rank = 3 if getattr(method, "combination", "cat") in APART else method.rank or 5
+    greatest = name == "svd" or getattr(method, "combination", "cat") in (*APART, *DENSE)
     if name == "base":
         assert not result.lora
     elif name == "blora":
         assert {site[:24] for site in result.lora} == {"up_blocks.0.attentions.0", "up_blocks.0.attentions.1"}
         assert {each.rank for each in result.lora.values()} == {2, 3}
     else:
-        alone = {"content_only": 3, "style_only": 2}.get(name, file_rank)
-        assert set(result.lora) == set(loras[0]) and result.lora.rank == alone
+        alone = {"content_only": 3, "style_only": 2, "styledrop": 2, "pair_customization": 2}
+        rank = 3 if greatest else alone.get(name, 5) if ablation != "keep_subject" else 5
+        assert set(result.lora) == set(loras[0]) and result.lora.rank == rank
     assert all(torch.isfinite(each.up).all() and torch.isfinite(each.down).all() for each in result.lora.values())
     assert (result.learned_params > 0) == (result.gates is not None)
     assert all(0 <= rank <= 3.001 for ranks in result.ranks.values() for rank in ranks)

@@ -111,6 +111,19 @@ def test_given_images_are_taken_instead(files, folder, tmp_path) -> None:
     assert done[-1] == 2 * 10.0 * 2
 
 
+def test_a_merge_that_looks_at_no_image_has_none_drawn(files, folder, loras, pair, model) -> None:
+    """SSR-Merge asks the network for answers to noise under both prompts."""
+    own = OwnPair(
+        (OwnLoRA(files[0], "a sks mug"),), (OwnLoRA(files[1], "a boat in szn style"),), "a sks mug in szn style"
+    )
+    done: list[float] = []
+    result = merged(
+        own, load("ssr_merge"), preset(folder), 0, CPU, None, done.append
+    )  # no teacher: it must not be asked
+    assert not done or set(done) == {0.0}
+    assert differ(result.lora, export(loras))
+
+
 def test_several_contents_and_text_encoders(loras, folder, tmp_path) -> None:
     site = "text_encoder_2.text_model.encoder.layers.0.self_attn.q_proj"
     text = Factors(torch.ones(1, 32), torch.full((32, 1), 0.1))

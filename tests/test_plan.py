@@ -54,6 +54,14 @@ def test_another_method_shares_the_loras_and_the_frame_rows(plan: Plan) -> None:
     assert len(one["generate"] & other["generate"]) == len(one["score"] & other["score"]) == 4 * 4
 
 
+def test_a_method_trains_on_images_of_its_own_choice(plan: Plan) -> None:
+    """Both in the same two blocks."""
+    own, shared = (
+        keys(replace(plan, rows=[chosen("blora", ablation)]))["personalise"] for ablation in ("none", "all_images")
+    )
+    assert len(own) == len(shared) == 4 and not own & shared and not shared & keys(plan)["personalise"]
+
+
 def test_an_ablation_changes_the_merge(plan: Plan) -> None:
     ablated = keys(replace(plan, rows=frame_rows(chosen("duolora", "no_cycle"), WORLD, PAIRS)))
     assert not keys(plan)["merge"] & ablated["merge"]
