@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +105,7 @@ class Generate(Spread):
         from lorabench.lora import LoRA
         from lorabench.method import build
         from lorabench.stages.generate import Share, draw
-        from lorabench.stages.merge import MergeItem, MergeResult, reweighted
+        from lorabench.stages.merge import MergeResult, at_strength
 
         base, method = load_model(self.model, self.trainer.accelerator), build(self.settings)
         result = MergeResult.load(self.merged) if self.merged else None
@@ -119,10 +119,9 @@ class Generate(Spread):
                 Image.fromarray(image).save(folder / file_name(index))
 
         with counted(numbers, folder, base.unet):
-            strength = self.strength
-            if strength is not None and result is not None and not result.is_gated_sum(method):
-                item = MergeItem(tuple(read()), self.pair)
-                result, strength = reweighted(base, method, item, strength, self.seed, self.trainer), None
+            strength: Mapping[Role, float] | None = self.strength
+            if strength is not None and result is not None:
+                result, strength = at_strength(base, method, result, read, self.pair, strength, self.seed, self.trainer)
             draw(
                 base, method, read, self.pair.roles, result, scenes, self.seeds, self.spec, self.trainer, progress,
                 strength, Share(numbers, write),

@@ -18,7 +18,7 @@ from lorabench.models.sdxl import SDXL
 from lorabench.models.sites import attention_sites, depths, halvings
 from lorabench.sampling import initial_noise, sample, sample_latents
 from lorabench.stages.generate import draw, generate
-from lorabench.stages.merge import MergeItem, merge_all, reweighted
+from lorabench.stages.merge import MergeItem, at_strength, merge_all
 
 PROMPTS = ["a sks mug in szn style", "a boat"]
 
@@ -183,12 +183,23 @@ def test_strengths_of_roles_multiply_what_a_method_does(model, loras, pair, gene
 def test_merges_that_are_no_gated_sum_are_made_anew_at_other_strengths(model, loras, pair, name) -> None:
     method, item = load(name), MergeItem(loras, pair)
     [merged] = merge_all(model, method, [item], 5, CPU)
-    assert not merged.is_gated_sum(method)
-    same = reweighted(model, method, item, {"content": 1.0, "style": 1.0}, 5, CPU).lora
+
+    def anew(style: float) -> LoRA:
+        strength: Any = {"content": 1.0, "style": style}
+        found, left = at_strength(model, method, merged, lambda: loras, pair, strength, 5, CPU)
+        assert left is None
+        return found.lora
+
+    same = anew(1.0)
     assert all(torch.equal(same[site].up, merged.lora[site].up) for site in merged.lora)  # its own draws
-    half = reweighted(model, method, item, {"content": 1.0, "style": 0.5}, 5, CPU).lora
+    half = anew(0.5)
     weaker = LoRA({site: Factors(each.down, each.up * 0.5) for site, each in loras[1].items()})
     [expected] = merge_all(model, method, [MergeItem((loras[0], weaker), pair)], 5, CPU)
     assert all(torch.equal(half[site].up, expected.lora[site].up) for site in half)
-    gated = load("ziprank_closed")
-    assert merge_all(model, gated, [item], 5, CPU)[0].is_gated_sum(gated)
+
+
+@pytest.mark.parametrize("name", ["direct", "ziprank_closed"])
+def test_a_gated_sum_keeps_its_gates_at_other_strengths(model, loras, pair, name) -> None:
+    method, strength = load(name), {"content": 1.0, "style": 0.5}
+    [merged] = merge_all(model, method, [MergeItem(loras, pair)], 5, CPU)
+    assert at_strength(model, method, merged, None, pair, strength, 5, CPU) == (merged, strength)

@@ -121,7 +121,7 @@ def draw(
     prompts: scenes, or strings that say the same in all wordings.
     loras: reads them, where the merge's own file is not what is drawn with.
     result: the method's merge of the LoRAs, where it has made one.
-    strength: of all LoRAs of a role, which multiplies the method's own; None is 1; see also `merge.reweighted`.
+    strength: of all LoRAs of a role, which multiplies the method's own; None is 1; see also `merge.at_strength`.
     Returns as `generate`.
     """
     if result is not None and method.exports and strength is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -272,14 +272,24 @@ def result_of(
     return MergeResult(merged, gates, learned_params, losses, ranks)
 
 
-def reweighted(
-    model: SDXL, method: Method, item: MergeItem, strength: Mapping[Role, float], seed: int, trainer: TrainerSpec
-) -> MergeResult:
-    """The merge of the LoRAs with all of a role at another strength, where what they were merged to is no gated sum."""
-    roles = item.pair.roles
-    weaker = tuple(scaled(lora, strength[role]) for lora, role in zip(item.loras, roles, strict=True))
-    [result] = merge_all(model, method, [MergeItem(weaker, item.pair)], seed, trainer)
-    return result
+def at_strength(
+    model: SDXL,
+    method: Method,
+    result: MergeResult,
+    loras: Callable[[], Sequence[LoRA]],
+    pair: Pair,
+    strength: Mapping[Role, float],
+    seed: int,
+    trainer: TrainerSpec,
+) -> tuple[MergeResult, Mapping[Role, float] | None]:
+    """A merge with all LoRAs of a role at another strength, and what of that is still to be applied while drawing: all
+    of it to a gated sum; nothing to a merge of another kind, which is made anew of weaker LoRAs.
+    """
+    if result.is_gated_sum(method):
+        return result, strength
+    weaker = tuple(scaled(lora, strength[role]) for lora, role in zip(loras(), pair.roles, strict=True))
+    [result] = merge_all(model, method, [MergeItem(weaker, pair)], seed, trainer)
+    return result, None
 
 
 def item_seed(pair: Pair, seed: int) -> int:
