@@ -142,6 +142,9 @@ class Method:
         """The same updates in the factors that the gates act on."""
         return loras
 
+    def check(self, sites: Mapping[str, Site]) -> None:
+        """UserError where the method does not fit the adapted layers; asked before anything is made for it."""
+
     def gates(self, sites: Mapping[str, Site], seed: int) -> AllGates | None:
         """The gates of each adapter by site: what they are, or, where they are learned, what they start from.
 

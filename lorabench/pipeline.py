@@ -118,7 +118,9 @@ def check_methods(plan: Plan) -> None:
             if row.settings is not None:
                 method = row.method()
                 blocks: Blocks = {role: method.lora(role, plan.lora).blocks for role in ROLES}
-                method.gates(adapted(unet, plan.lora.rank, roles, blocks), plan.seed)
+                sites = adapted(unet, plan.lora.rank, roles, blocks)
+                method.check(sites)
+                method.gates(sites, plan.seed)
 
 
 def check_scorers(plan: Plan) -> None:

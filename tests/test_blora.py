@@ -51,7 +51,7 @@ def test_it_trains_on_one_image_under_its_identifier() -> None:
 def test_a_block_that_is_not_there_is_named(model, loras) -> None:
     method: Any = load("blora", style_block="up_blocks.0.attentions.7")
     with pytest.raises(UserError, match=r"method.style_block=up_blocks.0.attentions.7 has no layer that a style LoRA"):
-        method.gates(live_sites(model.unet, loras, ROLES), 0)
+        method.check(live_sites(model.unet, loras, ROLES))
 
 
 def test_a_lora_without_its_block_is_told(model, loras) -> None:
@@ -63,4 +63,4 @@ def test_a_lora_without_its_block_is_told(model, loras) -> None:
     with pytest.raises(
         UserError, match=r"method.content_block=up_blocks.0.attentions.0 has no layer that a content LoRA"
     ):
-        load("blora").gates(live_sites(model.unet, swapped, ROLES), 0)
+        load("blora").check(live_sites(model.unet, swapped, ROLES))

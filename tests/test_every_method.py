@@ -62,5 +62,5 @@ def test_uneven_loras_on_a_smaller_unet(koala: SDXL, uneven, pair, hypernetwork:
 
 def test_a_block_that_koala_lacks_is_named(koala: SDXL, uneven, pair) -> None:
     method = load("blora", content_block="up_blocks.0.attentions.2")
-    with pytest.raises(UserError, match=r"method.content_block=up_blocks.0.attentions.2 is no block of this UNet"):
+    with pytest.raises(UserError, match=r"method.content_block=up_blocks.0.attentions.2 has no layer that"):
         merge_all(koala, method, [MergeItem(uneven, pair)], 0, CPU)

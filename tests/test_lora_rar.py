@@ -154,7 +154,7 @@ def test_what_is_shipped_fits_the_micro_model() -> None:
     path = SHIPPED / "micro.safetensors"
     known = about(path)
     sites = adapted(empty_unet("micro"), 16)
-    load_method("lora_rar").gates(sites, 0)
+    load_method("lora_rar").check(sites)
     assert known["model"] == "micro" and path.stat().st_size < 300_000
     gates = load(path)([Factors(torch.randn(2, 96), torch.randn(96, 2))] * 2, ("content", "style"))
     assert [len(gate) for gate in gates] == [96, 96] and all(gate.isfinite().all() for gate in gates)
@@ -196,11 +196,7 @@ def test_widths_that_are_lacking_are_named(tmp_path: Path, known: list[int]) -> 
     told = rf"knows layers of width {' and '.join(map(str, known))} and this model has {lacking}; type method.weights="
     method = load_method("lora_rar", weights=str(path))
     with pytest.raises(UserError, match=told):
-        method.gates(adapted(empty_unet("sdxl"), 4), 0)  # before any LoRA is trained
-    factors = {width: Factors(torch.ones(1, width), torch.ones(width, 1)) for width in (640, 1280)}
-    loras = [LoRA({f"{width}.attn1.to_q": each for width, each in factors.items()})]
-    with pytest.raises(UserError, match=told):
-        method.rebase(loras)  # the user's own files
+        method.check(adapted(empty_unet("sdxl"), 4))  # before any LoRA is trained
 
 
 def test_what_the_file_holds_decides_and_not_its_name(tmp_path: Path) -> None:

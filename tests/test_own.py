@@ -146,6 +146,11 @@ def test_several_contents_and_text_encoders(loras, folder, tmp_path) -> None:
         ({"model": "micro"}, "a.safetensors does not fit micro: .*give a LoRA trained on this model"),
         ({"style": "missing.safetensors"}, "missing.safetensors"),
         ({"device": "tpu"}, "device=tpu is unknown"),
+        ({"method": "lora_rar"}, "knows layers of width 96 and 160 and this model has"),
+        (
+            {"method": "custom_weights", "blocks": {"nowhere": {"style": 1.0}}},
+            "nowhere is no module with adapted layers",
+        ),
         ({"method": "custom_weights", "contents": 1.0}, "custom_weights has no such settings: .*contents"),
         ({"method": "custom_weights", "content_": 1.0}, "conf/method/custom_weights.yaml"),
     ],

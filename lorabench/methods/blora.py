@@ -40,7 +40,7 @@ class BLoRA(Method):
             return concept
         return replace(concept, images=(replace(concept.images[0], prompt=f"a {concept.token}"),))
 
-    def gates(self, sites: Mapping[str, Site], seed: int) -> None:
+    def check(self, sites: Mapping[str, Site]) -> None:
         for role in dict.fromkeys(role for site in sites.values() for role in site.roles):
             block = self.alphas[role][0]
             if not any(site.ranks[k] for site in sites.values() if within(site.name, block) for k in site.of(role)):

@@ -28,7 +28,7 @@ class CustomWeights(Method):
             if not weights or not set(weights) <= set(ROLES):
                 raise UserError(f"method.blocks.{block} needs content: or style: weights; type {{content: 0.5}}")
 
-    def gates(self, sites: Mapping[str, Site], seed: int) -> None:
+    def check(self, sites: Mapping[str, Site]) -> None:
         for block in self.blocks:
             if not any(within(site, block) for site in sites):
                 raise UserError(f"method.blocks.{block} is no module with adapted layers; type one such as mid_block")

@@ -14,7 +14,7 @@ Written from the paper's formulas. The released code and its weights, for non-co
 training the style's prompt of an epoch is one of another pair, here each pair has its own.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +25,7 @@ from lorabench.method import Method, Site
 from lorabench.weights import ASSETS
 
 if TYPE_CHECKING:
-    from lorabench.lora import Factors, LoRA
+    from lorabench.lora import Factors
 
 SHIPPED = ASSETS / "lora_rar"  # <name>.safetensors, a model each
 GATED = (".to_q", ".to_out.0")  # the layers that have gates; all others are summed
@@ -43,12 +43,12 @@ class LoRARar(Method):
     def files(self) -> dict[str, Path]:
         return {"weights": find(self.weights)}
 
-    def gates(self, sites: Mapping[str, Site], seed: int) -> None:
-        self.check(site.out_features for name, site in sites.items() if is_gated(name))
+    def check(self, sites: Mapping[str, Site]) -> None:
+        """UserError where H knows no layers of one of these widths."""
+        from lorabench.hypernetwork import load
 
-    def rebase(self, loras: Sequence["LoRA"]) -> Sequence["LoRA"]:
-        self.check(len(each.up) for lora in loras for name, each in lora.items() if is_gated(name))
-        return loras
+        widths = (site.out_features for name, site in sites.items() if is_gated(name))
+        load(find(self.weights)).check(widths, self.weights)
 
     def combine(self, updates: Sequence["Factors"], site: Site, seed: int) -> "Factors":
         from lorabench.hypernetwork import load
@@ -58,12 +58,6 @@ class LoRARar(Method):
             return Factors.total(updates)
         gates = load(find(self.weights))(updates, site.roles)
         return Factors.total([Factors(each.down * gate, each.up) for each, gate in zip(updates, gates, strict=True)])
-
-    def check(self, widths: Iterable[int]) -> None:
-        """UserError where H knows no layers of one of these widths."""
-        from lorabench.hypernetwork import load
-
-        load(find(self.weights)).check(widths, self.weights)
 
 
 def is_gated(site: str) -> bool:

@@ -164,7 +164,7 @@ def learned(
 ) -> list[MergeResult]:
     """Learn the gates of pairs of one shape."""
     first, *others = items
-    sites = live_sites(model.unet, first.loras, first.pair.roles)
+    sites = fitting_sites(model.unet, method, first)
     seeds = [item_seed(item.pair, seed) for item in items]
     starts = [method.gates(sites, each) or {} for each in seeds]
     loras = first.loras
@@ -186,7 +186,7 @@ def given(unet: nn.Module, method: Method, item: MergeItem, seed: int, ranked: b
 
     ranked: measure effective ranks too, which takes longer than the merge.
     """
-    sites, seed = live_sites(unet, item.loras, item.pair.roles), item_seed(item.pair, seed)
+    sites, seed = fitting_sites(unet, method, item), item_seed(item.pair, seed)
     if method.combines:
         lora, error = combine(method, item.loras, sites, seed)
         return MergeResult(lora, None, 0, {}, {}, error)
@@ -195,7 +195,7 @@ def given(unet: nn.Module, method: Method, item: MergeItem, seed: int, ranked: b
 
 def closed(model: SDXL, method: Method, item: MergeItem, seed: int) -> MergeResult:
     """A merge without optimiser steps, from what the network does on a few draws."""
-    sites = live_sites(model.unet, item.loras, item.pair.roles)
+    sites = fitting_sites(model.unet, method, item)
     seed = item_seed(item.pair, seed)
     draws = Draws(model, item.pair, seed, item.loras)
     with attach(model.unet, item.loras, dtype=torch.float32) as adapters:
@@ -270,6 +270,13 @@ def result_of(
     everywhere = {**sites, **text_sites(item.loras, item.pair.roles)}
     merged = export(item.loras, gates, {name: method.gain(site, 0.0) for name, site in everywhere.items()})
     return MergeResult(merged, gates, learned_params, losses, ranks)
+
+
+def fitting_sites(unet: nn.Module, method: Method, item: MergeItem) -> dict[str, Site]:
+    """The adapted layers by name; UserError where the LoRAs do not fit the UNet, or the method them."""
+    sites = live_sites(unet, item.loras, item.pair.roles)
+    method.check(sites)
+    return sites
 
 
 def at_strength(
