@@ -1,11 +1,12 @@
-# Two commands for a new machine: `make demo` and `make test`. PYTHON=python3.12 picks another interpreter.
+# Two commands for a new machine: `make demo` and `make test`. PYTHON=python3.12 picks another interpreter; SET changes
+# the demo's settings: make demo SET="generate.images=2"
 PYTHON ?= python3
 BIN := .venv/bin
 
 .PHONY: demo smoke test check install
 
 demo: install
-	$(BIN)/python run.py method=duolora
+	$(BIN)/python run.py method=duolora $(SET)
 
 smoke: install
 	$(BIN)/python run.py experiments=smoke

@@ -49,7 +49,7 @@ class Way:
     @property
     def rows(self) -> int:
         """Of an image in a sampling step."""
-        return 2 if self.branches is None else len(self.branches)
+        return 2 if self.branches is None else sum(branch.weight != 0 for branch in self.branches)
 
     def draw(self, model: Any, adapters: Adapters, steps: int, batch: int) -> Tensor:
         scenes = [SCENE] * batch
