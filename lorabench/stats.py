@@ -68,8 +68,8 @@ class Interval:
 
     @property
     def separated(self) -> bool:
-        """Whether zero lies outside the percentile interval; of one comparison alone, see lorabench/comparing.py."""
-        return self.low > 0 or self.high < 0
+        """Whether p is 5 % or less; of one comparison alone, see lorabench/comparing.py."""
+        return self.p <= 1 - LEVEL
 
 
 def interval(
@@ -158,8 +158,8 @@ def p_value(values: ArrayLike, weights: ArrayLike) -> np.ndarray:
     """Two-sided p [...] of pair values [..., n] having the true mean zero; NaN for a single pair.
 
     The t test with n - 1 degrees of freedom; of a weighted mean with its linearised standard error (the sandwich
-    estimate, scaled by n / (n - 1)), which for equal weights is the ordinary one.  Values that are all the same have p
-    of 0, or of 1 where they are zero.
+    estimate, scaled by n / (n - 1)), which for equal weights is the ordinary one.  Values that are all the same
+    tell it no spread: theirs is the p of the exact sign test, 2^(1-n), or 1 where they are zero.
     """
     values, weights = np.broadcast_arrays(np.asarray(values, dtype=float), np.asarray(weights, dtype=float))
     n = values.shape[-1]
@@ -170,7 +170,7 @@ def p_value(values: ArrayLike, weights: ArrayLike) -> np.ndarray:
     error = np.sqrt(n / (n - 1) * (off**2).sum(axis=-1))
     same = np.ptp(values, axis=-1) <= ROUNDING
     p = 2 * stats.t.sf(np.abs(mean) / np.where(same, 1.0, error), n - 1)
-    return np.where(same, np.where(np.abs(mean) <= ROUNDING, 1.0, 0.0), p)
+    return np.where(same, np.where(np.abs(mean) <= ROUNDING, 1.0, 2.0 ** (1 - n)), p)
 
 
 def image_means(scores: pd.DataFrame) -> pd.DataFrame:

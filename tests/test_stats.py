@@ -103,9 +103,16 @@ def test_intervals_repeat_and_small_cases_are_defined() -> None:
     assert stats.interval([]).pairs == 0 and np.isnan(stats.interval([]).p)
     two = stats.interval([0.2, 0.6])
     assert (two.low, two.high, two.bca_low, two.bca_high) == pytest.approx((0.2, 0.6, 0.2, 0.6))  # their range
-    for same, p in ((0.3, 0.0), (0.0, 1.0)):
-        at = stats.interval([same] * 3)
+
+
+def test_pairs_that_differ_all_the_same_are_as_sure_as_a_sign_test() -> None:
+    """As rates of recognition often do; the t test would take them for certain."""
+    for same, n in ((0.25, 2), (-0.25, 5), (0.125, 6), (0.0, 8)):
+        at, p = stats.interval([same] * n), 1.0 if same == 0 else 2.0 ** (1 - n)
         assert (at.low, at.high, at.bca_low, at.bca_high, at.p) == pytest.approx((same, same, same, same, p))
+        sign: Any = scipy_stats.binomtest(n * (same > 0), n) if same else None
+        assert sign is None or at.p == pytest.approx(sign.pvalue)
+        assert at.separated is (n == 6)
 
 
 # --- paired differences

@@ -236,7 +236,8 @@ def footnotes(lines: pd.DataFrame, scores: pd.DataFrame, columns: list[Column], 
         notes.append(
             f"~ not separated from {reference}: a t test of the differences, paired by (pair, prompt, seed), has p "
             f"above {comparing.ALPHA:g} after Holm's correction over the {span(compared)} compared methods of a "
-            "column. Intervals of differences are 95 % each, without correction."
+            "column; where all pairs differ by the same, a sign test. Intervals of differences are 95 % each, without "
+            "correction."
         )
     if lines["rank"].notna().to_numpy().any():
         notes.append("Rank 1 has the greatest mean of the pairs that all methods share; its interval is 95 %.")
