@@ -21,8 +21,17 @@ which is serious for the 4 to 30 pairs of this field. Coverage of 95 % intervals
 The percentile interval is the one that tables show: it is easy to say and estimates nothing but the mean. BCa
 (bias-corrected and accelerated) moves both ends towards the long tail: it is the better one where pair values are
 skewed (scores near 0 or 1) and pairs are 8 or more, and the same where they are symmetric. Neither helps with very few
-pairs: there both are about the range of the pair means, the widest that resampling can give. Pairs that share a content
-or a style are treated as independent.
+pairs: there both are about the range of the pair means, the widest that resampling can give.
+
+Pairs that share a content or a style are treated as independent, which they are not where a value, or the difference of
+two methods, depends on the content or the style itself. Then intervals are too narrow and p is too small, and tables of
+such pairs say so. 20000 simulated tables of 4 contents, each in the same 2 styles, with normal values:
+
+    variance by content, by style    coverage of 95 %    p <= 0.05 without a difference
+    0, 0                             0.944               0.050
+    0.5, 0                           0.877               0.113
+    0, 0.5                           0.741               0.246
+    0.45, 0.45                       0.697               0.289
 
 Every method starts from the same noise, so two methods are compared on the differences of the same (pair,
 prompt, seed): what is hard for both cancels and the interval shrinks.

@@ -61,6 +61,16 @@ def test_skewed_data_is_covered_less_and_by_bca_more() -> None:
     assert 0.91 < percentile < 0.94 and bca > percentile + 0.005  # an exact 95 % interval does not exist here
 
 
+def test_crossed_pairs_are_covered_as_the_table_in_stats_says() -> None:
+    """4 contents in 2 styles, half of the variance by style."""
+    rng = np.random.default_rng(3)
+    by_style, own = rng.normal(size=(4000, 1, 2)), rng.normal(size=(4000, 4, 2))
+    values = ((by_style + own) / np.sqrt(2)).reshape(4000, 8)
+    assert np.mean(stats.p_value(values, np.ones(8)) <= 0.05) == pytest.approx(0.246, abs=0.02)
+    low, high = stats.ends(stats.draws(values[:1000], np.ones((1000, 8))), 8)
+    assert np.mean((low <= 0) & (high >= 0)) == pytest.approx(0.741, abs=0.03)
+
+
 def test_limits_are_those_of_scipy() -> None:
     values = np.random.default_rng(0).exponential(size=(3, 12))
     weights = np.array([1.0, 2.0, 0.5] * 4)

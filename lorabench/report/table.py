@@ -226,6 +226,7 @@ def footnotes(lines: pd.DataFrame, scores: pd.DataFrame, columns: list[Column], 
     covered = cells.apply(lambda pairs: frozenset(pairs.drop_duplicates().itertuples(index=False, name=None)))
     if any(covered.groupby(level="metric").nunique() > 1):
         notes[0] += " Not all rows average over the same pairs: their means cannot be compared."
+    notes[0] += crossed(scores)
     notes.append(f"Scored by {', '.join(backbones)}.")
     if any(name.endswith("@micro") for name in backbones):
         notes[1] += (
@@ -242,6 +243,19 @@ def footnotes(lines: pd.DataFrame, scores: pd.DataFrame, columns: list[Column], 
     if lines["rank"].notna().to_numpy().any():
         notes.append("Rank 1 has the greatest mean of the pairs that all methods share; its interval is 95 %.")
     return notes
+
+
+def crossed(scores: pd.DataFrame) -> str:
+    """A sentence where pairs share a content or a style, else nothing."""
+    pairs = scores[["content", "style"]].drop_duplicates()
+    counts = {role: len(set(pairs[role])) for role in pairs}
+    if min(counts.values()) == len(pairs):
+        return ""
+    of = " and ".join(f"{count} {role}{'s' * (count > 1)}" for role, count in counts.items())
+    return (
+        f" The {len(pairs)} pairs of {of} are taken as independent: intervals are too narrow, and p too small, where "
+        "what a method gains differs by content or by style."
+    )
 
 
 def span(counts: list[int]) -> str:
