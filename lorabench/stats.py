@@ -21,8 +21,17 @@ which is serious for the 4 to 30 pairs of this field. Coverage of 95 % intervals
 The percentile interval is the one that tables show: it is easy to say and estimates nothing but the mean. BCa
 (bias-corrected and accelerated) moves both ends towards the long tail: it is the better one where pair values are
 skewed (scores near 0 or 1) and pairs are 8 or more, and the same where they are symmetric. Neither helps with very few
-pairs: there both are about the range of the pair means, the widest that resampling can give. Pairs that share a content
-or a style are treated as independent.
+pairs: there both are about the range of the pair means, the widest that resampling can give.
+
+Pairs that share a content or a style are treated as independent, which they are not where a value, or the difference of
+two methods, depends on the content or the style itself. Then intervals are too narrow and p is too small, and tables of
+such pairs say so. 20000 simulated tables of 4 contents, each in the same 2 styles, with normal values:
+
+    variance by content, by style    coverage of 95 %    p <= 0.05 without a difference
+    0, 0                             0.944               0.050
+    0.5, 0                           0.877               0.113
+    0, 0.5                           0.741               0.246
+    0.45, 0.45                       0.697               0.289
 
 Every method starts from the same noise, so two methods are compared on the differences of the same (pair,
 prompt, seed): what is hard for both cancels and the interval shrinks.
@@ -68,8 +77,8 @@ class Interval:
 
     @property
     def separated(self) -> bool:
-        """Whether zero lies outside the percentile interval; of one comparison alone, see lorabench/comparing.py."""
-        return self.low > 0 or self.high < 0
+        """Whether p is 5 % or less; of one comparison alone, see lorabench/comparing.py."""
+        return self.p <= 1 - LEVEL
 
 
 def interval(
@@ -158,8 +167,8 @@ def p_value(values: ArrayLike, weights: ArrayLike) -> np.ndarray:
     """Two-sided p [...] of pair values [..., n] having the true mean zero; NaN for a single pair.
 
     The t test with n - 1 degrees of freedom; of a weighted mean with its linearised standard error (the sandwich
-    estimate, scaled by n / (n - 1)), which for equal weights is the ordinary one.  Values that are all the same have p
-    of 0, or of 1 where they are zero.
+    estimate, scaled by n / (n - 1)), which for equal weights is the ordinary one.  Values that are all the same
+    tell it no spread: theirs is the p of the exact sign test, 2^(1-n), or 1 where they are zero.
     """
     values, weights = np.broadcast_arrays(np.asarray(values, dtype=float), np.asarray(weights, dtype=float))
     n = values.shape[-1]
@@ -170,7 +179,7 @@ def p_value(values: ArrayLike, weights: ArrayLike) -> np.ndarray:
     error = np.sqrt(n / (n - 1) * (off**2).sum(axis=-1))
     same = np.ptp(values, axis=-1) <= ROUNDING
     p = 2 * stats.t.sf(np.abs(mean) / np.where(same, 1.0, error), n - 1)
-    return np.where(same, np.where(np.abs(mean) <= ROUNDING, 1.0, 0.0), p)
+    return np.where(same, np.where(np.abs(mean) <= ROUNDING, 1.0, 2.0 ** (1 - n)), p)
 
 
 def image_means(scores: pd.DataFrame) -> pd.DataFrame:

@@ -40,6 +40,7 @@ def make_run(
     """A finished run as the pipeline leaves it, with made-up scores."""
     rows = []
     for row in ("base", "content_only", "style_only", method, *["oracle"] * oracle):
+        variant = ablation if row == method else "none"
         for content, style in pairs:
             for image in range(images):
                 path = folder / "images" / row / f"{content}+{style}" / f"{image:02d}.png"
@@ -48,7 +49,7 @@ def make_run(
                 for metric, backbone in METRICS.items():
                     # the same pair and image are hard for every row: what pairing takes out
                     shared = np.random.default_rng([ord(c) for c in content + style + metric] + [image])
-                    own = np.random.default_rng([ord(c) for c in row + ablation + content + style + metric] + [image])
+                    own = np.random.default_rng([ord(c) for c in row + variant + content + style + metric] + [image])
                     for number in range(1 if metric == "clip_t" else 2):
                         value = QUALITY.get(row, 0.5) + 0.1 * shared.normal() + 0.01 * own.normal() + 0.01 * number
                         rows.append(
@@ -61,7 +62,7 @@ def make_run(
                                 "seed": seed,
                                 "image": image,
                                 "method": row,
-                                "ablation": ablation if row == method else "none",
+                                "ablation": variant,
                                 "model": "micro",
                                 "metric": metric,
                                 "backbone": backbone,

@@ -23,9 +23,9 @@ BLOCKS = ["down_blocks.1", "down_blocks.2", "mid_block", "up_blocks.0", "up_bloc
 
 
 def scores(content: float, style: float) -> pd.DataFrame:
-    """Four pairs of two images; pairs differ by what cancels in a difference."""
+    """Six pairs of two images; pairs differ by what cancels in a difference."""
     rows = []
-    for pair in range(4):
+    for pair in range(6):
         for image in range(2):
             at = {"dataset": "d", "content": f"c{pair}", "style": "s", "prompt": "p", "seed": image, "image": image}
             rows.append({**at, "metric": "dino/content", "value": content + pair / 10})

@@ -154,6 +154,21 @@ def test_a_resumed_run_continues_and_is_there_once(tmp_path: Path) -> None:
     assert list(kept.glob("*.synced"))
 
 
+def test_a_curve_that_was_half_online_is_logged_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    view = open_view(OFFLINE, finished(tmp_path / "sweep" / "direct-none-s0"), "a", configured("direct"))
+    assert isinstance(view, WandbView)
+    logged: list[dict] = []
+    monkeypatch.setattr(view.run, "log", logged.append)
+    view.known = {"merge/a/loss": 0.1, "merge/b/loss": 0.7, "step": 0}  # as W&B has them: a is whole, b is not
+    for name, losses in (("a", [0.9, 0.2, 0.1]), ("b", [0.7, 0.6, 0.5]), ("c", [0.3, 0.2])):
+        view.curves("merge", name, {"loss": losses})
+    view.close(failed=True)
+    assert logged == [
+        {"step": 1, "merge/b/loss": 0.6}, {"step": 2, "merge/b/loss": 0.5},
+        {"step": 0, "merge/c/loss": 0.3}, {"step": 1, "merge/c/loss": 0.2},
+    ]  # fmt: skip
+
+
 def test_uploaded_files_are_kept_and_other_settings_are_another_run(tmp_path: Path) -> None:
     folder = finished(tmp_path / "sweep" / "direct-none-s0")
     open_view(OFFLINE, folder, "a", configured("direct")).close(failed=True)

@@ -158,6 +158,15 @@ def test_alpha_is_folded_in_before_rounding(tmp_path: Path) -> None:
     assert (up > 0).all()
 
 
+@pytest.mark.parametrize("dtype", [None, "float16"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_diverged_lora_is_not_written(tmp_path: Path, value: float, dtype: str | None) -> None:
+    lora = lora_of({"unet.mid_block.attentions.0.proj_in": (torch.ones(1, 2), torch.full((2, 1), value), None)})
+    with pytest.raises(UserError, match=r"proj_in has values .*the training diverged; type a smaller lora\.lr"):
+        lora.save(tmp_path / FILE, dtype=dtype)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_number_that_half_precision_cannot_hold_is_named(tmp_path: Path) -> None:
     lora = lora_of({"unet.mid_block.attentions.0.proj_in": (torch.ones(1, 2), torch.full((2, 1), 1e6), None)})
     with pytest.raises(UserError, match="1e\\+06, too much for float16"):

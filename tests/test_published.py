@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from lorabench.papers import Paper, PaperRow, PaperTable
 from lorabench.report import write_joint_report, write_report
 from lorabench.report.__main__ import main
 from lorabench.report.folder import RunFolder
-from lorabench.report.published import DIFFERS, MARK
+from lorabench.report.published import DIFFERS, MARK, SAME, differences, named
 from lorabench.report.table import Table
 
 METHODS = [path.stem for path in (CONF / "method").glob("*.yaml")]
@@ -140,7 +141,7 @@ def test_seeds_show_a_publication_once_and_ablations_their_own(tmp_path: Path) -
     assert first[5:11] == [
         "duolora", "↳ reported: arXiv 2504.13206, table main (a)",
         "↳ reported: arXiv 2504.13206, table Paircustomization (b)", "duolora no_cycle",
-        "↳ reported: arXiv 2504.13206, table ablation (c)", "duolora no_layer_prior",
+        "↳ reported: arXiv 2504.13206, table ablation (b)", "duolora no_layer_prior",
     ]  # fmt: skip
 
 
@@ -170,7 +171,8 @@ def klora_run(folder: Path, model: str = "sdxl", micro: bool = False, images: in
     manifest = (folder / "manifest.json").read_text().replace('"micro"', f'"{model}"')
     (folder / "manifest.json").write_text(manifest.replace("microworld", name))
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    (folder / "config.yaml").write_text(yaml.safe_dump(config | {"dataset": {"pairs": "klora"} | dataset}))
+    config["dataset"] = {"pairs": "klora", "references": "same"} | dataset
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
     return RunFolder.load(folder)
 
 
@@ -182,6 +184,7 @@ def klora_run(folder: Path, model: str = "sdxl", micro: bool = False, images: in
         ({"model": "koala_1b"}, "other base model"),
         ({"name": "folder"}, "other pictures"),
         ({"pairs": "random"}, "other pairs"),
+        ({"references": "2"}, "references held out"),
         ({"images": 4}, "4 images a pair, not 10"),
         ({"model": "koala_1b", "pairs": "all"}, "other base model, other pairs"),
     ],
@@ -189,22 +192,46 @@ def klora_run(folder: Path, model: str = "sdxl", micro: bool = False, images: in
 def test_whether_the_protocol_matches(tmp_path: Path, changes: dict, why: str) -> None:
     run = klora_run(tmp_path / "run", **changes)
     [own] = Table.of([run], protocols.load("klora")).reported["klora"]
-    assert (own.matches, own.why) == (not why, why)
-    assert ("which 18 pairs" in own.standing) == own.matches  # nobody can say whether these are the same
+    assert own.why == why and not own.comparable  # nobody can say whether these are the same pairs
+    assert own.standing == (f"{DIFFERS}: {why}" if why else f"{SAME}; not said: which 18 pairs, backbones")
 
 
 def test_other_columns_do_not_match(tmp_path: Path) -> None:
     run = klora_run(tmp_path / "run")
     of_all = {own.source: own for own in Table.of([run]).reported["klora"]}
-    assert of_all["arXiv 2502.18461, table 1"].matches  # the same backbones and averages, though not in percent
+    assert not of_all["arXiv 2502.18461, table 1"].why  # the same backbones and averages, though not in percent
     other = run.scores.replace({"backbone": {"clip@vitb32": "clip@vitl14"}})
     other.drop(columns="label").to_parquet(run.path / "scores.parquet")
     [own] = Table.of([RunFolder.load(run.path)]).reported["klora"]
     assert own.why == "clip@vitl14, not clip@vitb32"
 
 
-def test_a_number_is_inside_or_outside_of_our_interval(tmp_path: Path) -> None:
+def test_pairs_that_we_draw_have_no_verdict(tmp_path: Path) -> None:
     run = klora_run(tmp_path / "run")
+    table = Table.of([run], protocols.load("klora"))
+    [own] = table.reported["klora"]
+    [line] = [
+        each for each in table.lines.to_dict("records") if (each["label"], each["metric"]) == ("klora", "Style Sim")
+    ]
+    assert own.verdict(line) == SAME and replace(own, open="", named=True).verdict(line) == "inside"
+    assert {name for name in packaged("pair_lists") if named(name)} == {"lorarar"} and not named(None)
+    write_joint_report([run.path], tmp_path / "out", "klora")
+    [row] = [text for text in lines(tmp_path / "out") if "reported" in text and text.startswith("|")]
+    assert "*58.7*" in row and "inside" not in row
+
+
+def test_no_publication_has_our_world(tmp_path: Path) -> None:
+    """Also where a table does not say which pictures it is of."""
+    run = RunFolder.load(make_run(tmp_path / "run", "pair_customization"))
+    [table] = [table for table in papers.load("duolora").tables if table.name == "Paircustomization"]
+    assert table.dataset is None and "other pictures" in list(differences(table, run, []))
+
+
+def test_a_number_is_inside_or_outside_of_our_interval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [first, *_] = papers.load("klora").tables
+    paper = replace(papers.load("klora"), tables=[replace(first, pairs="lorarar", open=[])])
+    monkeypatch.setattr(papers, "papers", lambda: {"klora": paper})  # as one that says it all would be
+    run = klora_run(tmp_path / "run", pairs="lorarar")
     table = Table.of([run], protocols.load("klora"))
     line = {each["metric"]: each for each in table.lines.to_dict("records") if each["label"] == "klora"}
     [own] = table.reported["klora"]
@@ -213,7 +240,8 @@ def test_a_number_is_inside_or_outside_of_our_interval(tmp_path: Path) -> None:
     write_joint_report([run.path], tmp_path / "out", "klora")
     [row] = [text for text in lines(tmp_path / "out") if "reported" in text and text.startswith("|")]
     assert "*58.7 inside*" in row and "outside*" in row
-    [differs] = Table.of([klora_run(tmp_path / "micro", micro=True)], protocols.load("klora")).reported["klora"]
+    micro = klora_run(tmp_path / "micro", micro=True, pairs="lorarar")
+    [differs] = Table.of([micro], protocols.load("klora")).reported["klora"]
     assert differs.verdict(line["Style Sim"]) == DIFFERS
 
 
@@ -252,9 +280,7 @@ def test_a_paper_s_tables_beside_ours(tmp_path: Path, capsys: pytest.CaptureFixt
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
     mine = {row[1]: row[2:] for row in rows if row[0] == "K-LoRA"}
     assert (
-        mine["Style Sim"][0] == "58.7"
-        and mine["Style Sim"][1].startswith("klora: 5")
-        and mine["Style Sim"][2] == "inside"
+        mine["Style Sim"][0] == "58.7" and mine["Style Sim"][1].startswith("klora: 5") and mine["Style Sim"][2] == SAME
     )
     assert mine["users"] == ["52.7", "", "not scored"]
     assert ["B-LoRA", "Style Sim", "58", "", "not run"] in rows

@@ -1,16 +1,19 @@
 """The report, on a small run folder made here: values against pandas, hostile names, self-containedness."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from made_run import METRICS, PAIRS, make_run, paint, read_table
 from PIL import Image, ImageFont
 
 from lorabench.errors import UserError
 from lorabench.report import figures, write_joint_report, write_report
 from lorabench.report.__main__ import main
+from lorabench.report.folder import RunFolder, join_pictures, join_scores
 
 
 @pytest.fixture
@@ -138,6 +141,35 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="differ in world"):
         write_joint_report(runs, tmp_path / "joint")
     assert main([*map(str, runs)]) == 2
+
+
+def otherwise(run: Path, off: float, **settings: object) -> Path:
+    """The run with all its scores that much greater and these settings in its config."""
+    scores = pd.read_parquet(run / "scores.parquet")
+    scores.assign(value=scores["value"] + off).to_parquet(run / "scores.parquet")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump(config | settings))
+    return run
+
+
+def test_runs_with_other_values_for_the_same_images_are_refused(tmp_path: Path, capsys) -> None:
+    one, two = make_run(tmp_path / "a"), make_run(tmp_path / "b")
+    otherwise(two, 0.2, name="b", lora={"rank": 8}, method={"name": "duolora", "basis": "raw"})
+    assert main([str(one), str(two)]) == 2
+    error = capsys.readouterr().err
+    assert f"{one} and {two} have other values in the row base: their configs differ in lora.rank;" in error
+    with pytest.raises(UserError, match=r"row base: though their configs agree"):
+        join_scores([RunFolder.load(one), RunFolder.load(otherwise(make_run(tmp_path / "c"), 0.2))])
+    own = [replace(run, scores=run.scores[run.scores["label"] == "duolora"]) for run in map(RunFolder.load, (one, two))]
+    with pytest.raises(UserError, match=r"row duolora: their configs differ in lora\.rank, method\.basis"):
+        join_scores(own)
+
+
+def test_rounding_of_another_machine_is_not_another_value(tmp_path: Path) -> None:
+    runs = [RunFolder.load(make_run(tmp_path / "a")), RunFolder.load(otherwise(make_run(tmp_path / "b"), 1e-5))]
+    pd.testing.assert_frame_equal(join_scores(runs), runs[0].scores)
+    shown = [picture.path for picture in join_pictures(runs)]
+    assert shown == [picture.path for picture in runs[0].pictures]  # of the run whose scores are shown
 
 
 GROUPS = [("mug_1+cat_1", "ink_1"), ("mug_1+cat_1+bicycle_3+duck_12", "ink_1+watercolor_2")]

@@ -190,6 +190,14 @@ def test_runs_that_cannot_be_compared_are_one_line(tmp_path: Path, capsys: pytes
     assert printed.out == "" and printed.err.count("\n") == 1 and "differ in world" in printed.err
 
 
+def test_a_job_that_would_overwrite_another_is_refused(program: Path, tmp_path: Path) -> None:
+    code, _, err = start(program, "method=direct,duolora", "slow=none,0")
+    folder = tmp_path / "sweep" / "direct-s0"
+    assert code == 2 and err.count("\n") == 1 and f"another run of this sweep goes to {folder} too" in err
+    assert "'hydra.sweep.subdir=${task.folder}-${hydra:job.num}'" in err
+    assert (folder / "manifest.json").is_file() and not (tmp_path / "sweep" / "duolora-s0").exists()
+
+
 def test_two_runs_in_one_folder_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run(tmp_path / "run", images=1)
     report([run, run])

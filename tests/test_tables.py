@@ -18,7 +18,7 @@ from scipy import stats as scipy_stats
 from lorabench import comparing
 from lorabench.checks import check_reference
 from lorabench.errors import UserError
-from lorabench.report import write_joint_report
+from lorabench.report import layout, write_joint_report
 from lorabench.report.__main__ import main
 from lorabench.report.folder import RunFolder, run_folders
 from lorabench.report.layout import blocks
@@ -125,6 +125,24 @@ def test_the_command_takes_folders_of_runs(tmp_path: Path, capsys: pytest.Captur
     assert "type --reference=<base|" in capsys.readouterr().err.replace("Type", "type")
     assert main([str(tmp_path)]) == 2  # a folder of folders of runs
     assert "is no finished run" in capsys.readouterr().err
+
+
+# --- crossed pairs
+
+
+@pytest.mark.parametrize(
+    ("pairs", "said"),
+    [
+        ([("a", "x"), ("b", "y"), ("c", "z")], None),
+        ([("a", "x")], None),
+        ([("a", "x"), ("b", "x")], "The 2 pairs of 2 contents and 1 style are taken as independent"),
+        ([("a", "x"), ("a", "y"), ("b", "x"), ("b", "y")], "The 4 pairs of 2 contents and 2 styles are taken"),
+    ],
+)
+def test_pairs_that_share_a_concept_have_a_note(tmp_path: Path, pairs: list[tuple[str, str]], said: str | None) -> None:
+    of = Table.of([RunFolder.load(make_run(tmp_path / "run", pairs=pairs, images=1))])
+    for text in (write_markdown(of), write_latex(of), " ".join(layout.notes(of))):  # the page shows these
+        assert ("taken as independent" in text) == (said is not None) and (said or "") in text
 
 
 # --- several seeds

@@ -72,6 +72,7 @@ def test_fronts_of_a_method_and_of_all(tmp_path: Path) -> None:
     assert curves["dino/content"].iloc[0] == pytest.approx(0.5 + 0.8 * 0.4)
     volumes = volumes_of(found, AXES, "direct")
     text = table(curves, volumes, AXES, pairs=6, images=4)
+    assert "without a correction for their number" in text
     assert "| difference to direct |" in text and "| 0.60, 0.60 | 2 of 3 | 0 of 3 |" in text
     assert "difference" not in table(curves, volumes_of(found, AXES, "ziplora"), AXES, 6, 4).splitlines()[0]
     draw_tradeoff(curves, volumes, {"content": "dino/content", "style": "csd/style"}, tmp_path / "figure.png")

@@ -63,15 +63,17 @@ class WandbView(View):
         except Error as error:
             reason = str(error).split("\n")[0]
             raise UserError(f"W&B cannot be reached ({reason}); type wandb login first, or mode=offline") from error
-        self.known = set(dict(self.run.summary))  # of an attempt that is online already
+        self.known: dict[str, Any] = dict(self.run.summary)  # the last values of an attempt that is online already
         self.run.define_metric("step")
         self.run.define_metric("*", step_metric="step")
 
     def curves(self, stage: str, name: str, curves: dict[str, list[float]]) -> None:
         named = {f"{stage}/{name}/{term}": values for term, values in curves.items()}
-        if self.known.issuperset(named):
+        if all(values[-1:] == [self.known.get(key)] for key, values in named.items()):
             return
-        for step in range(max(map(len, named.values()), default=0)):
+        half = self.known.keys() >= named.keys()  # the attempt was killed in the middle of it: `step` is of this curve
+        start = int(self.known.get("step", -1)) + 1 if half else 0
+        for step in range(start, max(map(len, named.values()), default=0)):
             self.run.log({"step": step, **{key: values[step] for key, values in named.items() if step < len(values)}})
 
     def finish(self) -> None:

@@ -33,13 +33,20 @@ def write(
         diffusers read.
     dtype: "float32", "float16" or "bfloat16"; None leaves the factors as they are.
     metadata: strings about the file's origin; readers ignore them.
-    UserError if the format, the precision or the path cannot be, or if a number is too large for the precision.
+    UserError if the format, the precision or the path cannot be, if a number is too large for the precision, or none
+    at all, as after a training that diverged.
     """
     if format not in FORMATS:
         raise UserError(f"the LoRA format {format!r} is unknown; type {' or '.join(FORMATS)}")
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"a LoRA cannot be written as {dtype!r}; type {', '.join(DTYPES)}")
     factors = {**{f"unet.{site}": each for site, each in lora.items()}, **lora.text}
+    for site, each in factors.items():
+        if not (torch.isfinite(each.down).all() and torch.isfinite(each.up).all()):
+            raise UserError(
+                f"{site} has values that are no finite numbers: the training diverged; type a smaller lora.lr, or "
+                "method.fit.lr where a merge is learned"
+            )
     tensors, notes = FORMATS[format](factors)
     if dtype is not None:
         tensors = {key: _cast(key, tensor, dtype) for key, tensor in tensors.items()}

@@ -26,6 +26,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import yaml
 
@@ -38,6 +39,10 @@ FLOORS = ("base", "content_only", "style_only")
 CEILING = "oracle"
 FRAMES = (*FLOORS, CEILING)
 RANK_FIGURE = "figures/rank_by_layer.png"
+ONE_VALUE = ["label", "dataset", "content", "style", "prompt", "seed", "image", "metric", "backbone", "reference"]
+ROUNDING = 1e-3  # what the same image may score otherwise when another machine drew it
+OF_ALL = ("dataset", "generate", "lora", "model", "prompts", "scorers", "trainer.precision")  # of all numbers
+OF_METHODS = ("merge", "method")  # of the rows of methods, too
 
 
 def label(method: str, ablation: str = "none") -> str:
@@ -189,8 +194,11 @@ def common_protocol(runs: list[RunFolder]) -> ProtocolSpec:
 
 
 def join_scores(runs: list[RunFolder]) -> pd.DataFrame:
-    """Scores of several runs that can be compared, in one table; the frame rows that they share come once."""
-    scores = pd.concat([run.scores for run in runs], ignore_index=True)
+    """Scores of several runs that can be compared, in one table; the frame rows that they share come once.
+
+    Raises UserError where they cannot be compared, and where two have other values for the same image.
+    """
+    scores = pd.concat([run.scores.assign(run=number) for number, run in enumerate(runs)], ignore_index=True)
     for column in ("dataset", "world", "model"):
         if len(values := scores[column].astype(str).unique()) > 1:
             raise UserError(f"these runs differ in {column} ({', '.join(values)}); give folders of one {column}")
@@ -198,12 +206,37 @@ def join_scores(runs: list[RunFolder]) -> pd.DataFrame:
         each = [set(run.scores.loc[run.scores["metric"] == metric, "backbone"]) for run in runs]
         if not set.intersection(*(known for known in each if known)):
             raise UserError(f"{metric} was scored by {' and '.join(backbones)}; give folders of one scorer")
-    return scores.drop_duplicates(
-        ["label", "dataset", "content", "style", "prompt", "seed", "image", "metric", "backbone", "reference"]
-    )
+    check_repeats(runs, scores)
+    return scores.drop_duplicates(ONE_VALUE).drop(columns="run")
+
+
+def check_repeats(runs: list[RunFolder], scores: pd.DataFrame) -> None:
+    """UserError where the same image has another value in another run, whose number is in the column `run`."""
+    repeated = scores.loc[scores.duplicated(ONE_VALUE, keep=False)]
+    first = repeated.groupby(ONE_VALUE, sort=False, dropna=False)[["run", "value"]].transform("first")
+    other = repeated.index[np.abs(repeated["value"] - first["value"]) > ROUNDING]
+    if other.empty:
+        return
+    name = repeated.at[other[0], "label"]
+    one, two = (runs[each.at[other[0], "run"]] for each in (first, repeated))
+    if keys := different(one.settings, two.settings, OF_ALL if name in FRAMES else (*OF_ALL, *OF_METHODS)):
+        why = f"their configs differ in {', '.join(keys)}"
+    else:
+        why = "though their configs agree, other code, weights or another machine made them"
+    raise UserError(f"{one.path} and {two.path} have other values in the row {name}: {why}; type one of them alone")
+
+
+def different(one: dict[str, Any], two: dict[str, Any], groups: Sequence[str]) -> list[str]:
+    """The keys that two configs have otherwise, of these groups, as they are typed."""
+    left, right = (pd.json_normalize([each]).to_dict("records")[0] for each in (one, two))
+    starts = tuple(f"{group}." for group in groups)
+    return [key for key in left | right if f"{key}.".startswith(starts) and left.get(key) != right.get(key)]
 
 
 def join_pictures(runs: list[RunFolder]) -> list[Picture]:
     """Pictures of several runs, the frames that they share once."""
-    unique = {(p.label, p.content, p.style, p.prompt, p.seed, p.index): p for run in runs for p in run.pictures}
+    unique: dict[tuple, Picture] = {}
+    for picture in (picture for run in runs for picture in run.pictures):
+        at = (picture.label, picture.content, picture.style, picture.prompt, picture.seed, picture.index)
+        unique.setdefault(at, picture)
     return list(unique.values())

@@ -89,6 +89,6 @@ def by_cell(table: Table) -> dict[tuple[str, str], dict]:
 
 
 def with_verdict(own: published.Published, line: dict | None, metric: str) -> str:
-    """A publication's number, and whether it lies in our interval where the protocols match."""
+    """A publication's number, and whether it lies in our interval where the two can be compared."""
     verdict = own.verdict(line) if line else ""
-    return " ".join(filter(None, [format_reported(own, metric), verdict if own.matches else ""]))
+    return " ".join(filter(None, [format_reported(own, metric), verdict if own.comparable else ""]))

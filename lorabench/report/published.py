@@ -2,7 +2,9 @@
 
 The numbers are in conf/paper/ (lorabench/papers.py). Each is compared with the run whose row it would stand under: what
 the publication says of its base model, pictures, pairs, images, backbones and averages, and what the run's folder says.
-Where nothing differs, a number is inside or outside of our interval; else the reader is told what differs.
+Where something differs the reader is told what. Where nothing does, the publication may still leave open what it used,
+and then the numbers are side by side and no more; only where it names its pairs and leaves nothing open is a number
+inside or outside of our interval.
 """
 
 from __future__ import annotations
@@ -13,12 +15,14 @@ from math import isnan
 from typing import Any
 
 from lorabench import papers, protocols
+from lorabench.data.packaged import packaged
 from lorabench.papers import Paper, PaperRow, PaperTable
 from lorabench.protocols import MICRO, Column
 from lorabench.report.folder import RunFolder
 
 MARK = "↳"
-DIFFERS = "protocol differs"
+DIFFERS, SAME = "protocol differs", "nothing stated differs"
+WORLD = "microworld"  # which no publication has
 
 
 @dataclass(frozen=True)
@@ -27,16 +31,21 @@ class Published:
 
     source: "arXiv 2504.13206, table main".
     values: by the name of the column, those of the columns that our table has, in their scale.
-    matches: whether nothing that the publication says of its protocol differs from ours.
-    why: what differs, "micro scorers, other base model"; empty where it matches.
+    why: what differs of what the publication says of its protocol, "micro scorers, other base model"; "" is nothing.
     open: what the publication does not say.
+    named: whether it names its pairs, so that ours can be the same.
     """
 
     source: str
     values: dict[str, float]
-    matches: bool
     why: str
     open: str = ""
+    named: bool = False
+
+    @property
+    def comparable(self) -> bool:
+        """Whether all that it was measured on is known, and ours is the same."""
+        return self.named and not self.why and not self.open
 
     @property
     def text(self) -> str:
@@ -46,13 +55,13 @@ class Published:
     def standing(self) -> str:
         """How far it can be compared with ours."""
         said = f"; not said: {self.open}" if self.open else ""
-        return f"protocol matches{said}" if self.matches else f"{DIFFERS}: {self.why}"
+        return f"{DIFFERS}: {self.why}" if self.why else f"{SAME}{said}"
 
     def verdict(self, line: dict[str, Any]) -> str:
-        """Where its number of the line's column lies: inside | outside our interval, or DIFFERS; "" without one."""
+        """Where its number of the line's column lies: inside | outside our interval, DIFFERS, SAME; "" without one."""
         value = self.values.get(line["metric"])
-        if value is None or not self.matches:
-            return "" if value is None else DIFFERS
+        if value is None or not self.comparable:
+            return "" if value is None else DIFFERS if self.why else SAME
         if isnan(line["low"]):
             return ""
         return "inside" if line["low"] <= value <= line["high"] else "outside"
@@ -92,7 +101,12 @@ def compared(paper: Paper, table: PaperTable, row: PaperRow, runs: list[RunFolde
     shown = [column for column in columns if column.name in values]
     reasons = list(dict.fromkeys(why for run in runs for why in differences(table, run, shown)))
     source = f"arXiv {paper.arxiv}, table {table.name}"
-    return Published(source, values, not reasons, ", ".join(reasons), ", ".join(table.open))
+    return Published(source, values, ", ".join(reasons), ", ".join(table.open), named(table.pairs))
+
+
+def named(pairs: str | None) -> bool:
+    """Whether a list of pairs is the publication's own, and not as many drawn by us."""
+    return pairs is not None and isinstance(packaged("pair_lists")[pairs].get("subjects"), list)
 
 
 def in_column(table: PaperTable, row: PaperRow, column: Column) -> float | None:
@@ -109,10 +123,14 @@ def differences(table: PaperTable, run: RunFolder, columns: list[Column]) -> Ite
         yield from measured_otherwise(table, column)
     if table.model and run.manifest["model"] != table.model:
         yield "other base model"
-    if table.dataset and run.manifest["dataset"] != table.dataset:
+    pictures = run.manifest["dataset"]
+    if pictures != table.dataset if table.dataset else pictures == WORLD:
         yield "other pictures"
-    elif table.pairs and setting(run, "dataset", "pairs") != table.pairs:
-        yield "other pairs"
+    else:
+        if table.pairs and setting(run, "dataset", "pairs") != table.pairs:
+            yield "other pairs"
+        if setting(run, "dataset", "references") != "same":  # the field scores against what it trains on
+            yield "references held out"
     if table.images and (own := setting(run, "generate", "images")) != table.images:
         yield f"{own or 'unknown'} images a pair, not {table.images}"
 
@@ -142,7 +160,7 @@ def setting(run: RunFolder, group: str, key: str) -> Any:
 
 
 FOOTNOTE = (
-    f"Rows marked {MARK} are what publications report of their own training. Where nothing that they say of their "
-    "protocol differs from ours, inside and outside say whether the number lies in our interval; else it cannot be "
-    "compared with ours."
+    f"Rows marked {MARK} are what publications report of their own training. They cannot be compared with ours, except "
+    "where all that they were measured on is known and ours is the same: there inside and outside say whether a number "
+    "lies in our interval."
 )

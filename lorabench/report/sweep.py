@@ -65,7 +65,7 @@ class JointReport(Callback):
         JointReport.current = self
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """In the job's process."""
+        """In the job's process, which ends where another job of the sweep has the same folder."""
         if self.register is not None:
             made = "output" if OmegaConf.select(config, "task.name") in OWN_TASKS else "hydra.runtime.output_dir"
             folder = Path(OmegaConf.select(config, made)).resolve()
@@ -74,6 +74,12 @@ class JointReport(Callback):
             JointReport.running = FileLock(file.with_suffix(".lock"))
             JointReport.running.acquire()
             self.note.write(file)
+            others = [Note(**json.loads(other.read_text())) for other in self.files() if other != file]
+            if any(other.folder == self.note.folder for other in others):
+                self.note.code, self.note.line = 2, shared_folder(folder, made == "output")
+                self.note.write(file)
+                print(f"error: {self.note.line}", file=sys.stderr)
+                sys.exit(2)  # an exception would only be a warning of Hydra's
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """In the job's process."""
@@ -137,6 +143,15 @@ class JointReport(Callback):
                 name = " ".join(each for each in note.overrides if each not in shared) or note.folder
                 print(f"  {name}: {note.line}{f' ({note.log})' if note.log else ''}", file=sys.stderr)
         return max((1 if note.code is None else note.code for note in failed), default=0)
+
+
+def shared_folder(folder: Path, is_output: bool) -> str:
+    """The line on a folder that two jobs would write; is_output: `output` names it."""
+    job = "${hydra:job.num}"
+    apart = (
+        f"'output={folder.stem}-{job}{folder.suffix}'" if is_output else f"'hydra.sweep.subdir=${{task.folder}}-{job}'"
+    )
+    return f"another run of this sweep goes to {folder} too; give each its own, such as {apart}"
 
 
 def scheduler_log() -> str | None:

@@ -226,6 +226,7 @@ def footnotes(lines: pd.DataFrame, scores: pd.DataFrame, columns: list[Column], 
     covered = cells.apply(lambda pairs: frozenset(pairs.drop_duplicates().itertuples(index=False, name=None)))
     if any(covered.groupby(level="metric").nunique() > 1):
         notes[0] += " Not all rows average over the same pairs: their means cannot be compared."
+    notes[0] += crossed(scores)
     notes.append(f"Scored by {', '.join(backbones)}.")
     if any(name.endswith("@micro") for name in backbones):
         notes[1] += (
@@ -236,11 +237,25 @@ def footnotes(lines: pd.DataFrame, scores: pd.DataFrame, columns: list[Column], 
         notes.append(
             f"~ not separated from {reference}: a t test of the differences, paired by (pair, prompt, seed), has p "
             f"above {comparing.ALPHA:g} after Holm's correction over the {span(compared)} compared methods of a "
-            "column. Intervals of differences are 95 % each, without correction."
+            "column; where all pairs differ by the same, a sign test. Intervals of differences are 95 % each, without "
+            "correction."
         )
     if lines["rank"].notna().to_numpy().any():
         notes.append("Rank 1 has the greatest mean of the pairs that all methods share; its interval is 95 %.")
     return notes
+
+
+def crossed(scores: pd.DataFrame) -> str:
+    """A sentence where pairs share a content or a style, else nothing."""
+    pairs = scores[["content", "style"]].drop_duplicates()
+    counts = {role: len(set(pairs[role])) for role in pairs}
+    if min(counts.values()) == len(pairs):
+        return ""
+    of = " and ".join(f"{count} {role}{'s' * (count > 1)}" for role, count in counts.items())
+    return (
+        f" The {len(pairs)} pairs of {of} are taken as independent: intervals are too narrow, and p too small, where "
+        "what a method gains differs by content or by style."
+    )
 
 
 def span(counts: list[int]) -> str:

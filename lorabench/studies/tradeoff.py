@@ -220,12 +220,15 @@ def table(curves: pd.DataFrame, volumes: pd.DataFrame, axes: Mapping[Role, Axis]
         cells += [f"{own[front].sum()} of {len(own)}" for front in ("front", "joint_front")]
         lines.append(f"| {' | '.join(cells)} |")
     content, style = (axes[role] for role in ROLES)
-    mark = f"; ~ not separated from {reference}: the interval of the paired difference holds zero" if compared else ""
+    mark = (
+        f"; ~ not separated from {reference}: the interval of the paired difference holds zero. Each method is "
+        "compared alone, without a correction for their number"
+    )
     notes = [
         f"Content: {content.metric} from {content.off:.3f} (0, style LoRA alone) to {content.on:.3f} (1, content LoRA "
         f"alone); style: {style.metric} from {style.off:.3f} (0, content LoRA alone) to {style.on:.3f} (1, style LoRA "
         "alone). Hypervolume: the area that a method's points dominate from (0, 0); 1 is both as with each LoRA alone.",
-        f"95 % intervals of a bootstrap over {pairs} pairs of {images} images{mark}.",
+        f"95 % intervals of a bootstrap over {pairs} pairs of {images} images{mark if compared else ''}.",
     ]
     return "\n".join(lines) + "\n\n" + "\n\n".join(notes) + "\n"
 
