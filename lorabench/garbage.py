@@ -6,7 +6,6 @@ import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from lorabench.artifact import BROKEN, KEY_FILE, is_whole, read_record
 from lorabench.errors import UserError
 from lorabench.store import DIGESTS, DRAFTS, INTACT, LOCKS, PARTIAL, Store
 
+MANIFEST = "manifest.json"  # of a run folder
 KEY = re.compile(r"[0-9a-f]{32}")
 UNUSED_DAYS = 7.0  # a run that is going on has no manifest yet; what it has looked at lately is kept for it
 DAY = 86400.0
@@ -48,7 +48,7 @@ def garbage(store: Store, outputs: Sequence[Path] | None = None, days: float | N
     for path in listed(store.root / DIGESTS):
         if path.is_file() and (source := path.read_text()[65:]) and not Path(source).exists():
             yield Garbage("digest of a model that is gone", path, path.name)
-    used = reachable(store, outputs) if outputs is not None else set()
+    used = reachable(store, outputs) if outputs is not None else set[str]()
     least = days if days is not None else UNUSED_DAYS
     for path in artifact_folders(store):
         if not is_whole(path):
@@ -111,9 +111,8 @@ def reachable(store: Store, outputs: Sequence[Path]) -> set[str]:
     for folder in outputs:
         if not folder.is_dir():
             raise UserError(f"there is no folder {folder}; type --unused <a folder of runs>")
-        for manifest in folder.rglob("manifest.json"):
-            with suppress(*BROKEN):
-                waiting |= set(KEY.findall(json.dumps(json.loads(manifest.read_text())["keys"])))
+        for manifest in manifests(folder):
+            waiting |= set(KEY.findall(json.dumps(read_manifest(manifest))))
     paths = {path.name: path for path in artifact_folders(store)}
     reached: set[str] = set()
     while waiting:
@@ -122,6 +121,25 @@ def reachable(store: Store, outputs: Sequence[Path]) -> set[str]:
         if key in paths:
             waiting |= keys_in(paths[key]) - reached
     return reached
+
+
+def manifests(folder: Path) -> Iterator[Path]:
+    """Of all runs below a folder; UserError where a folder cannot be read, since what it refers to would go."""
+
+    def unread(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # what a run has removed meanwhile is none
+            raise UserError(f"{error.filename} cannot be read ({error.strerror}); type a folder that can") from error
+
+    return (Path(place) / MANIFEST for place, _, files in os.walk(folder, onerror=unread) if MANIFEST in files)
+
+
+def read_manifest(file: Path) -> Any:
+    """What a run says of itself; UserError where that cannot be read."""
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is broken"
+        raise UserError(f"{file} cannot be read ({reason}); type the run's command again, or remove it") from error
 
 
 def keys_in(path: Path) -> set[str]:

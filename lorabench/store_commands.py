@@ -1,7 +1,6 @@
 """`python -m lorabench.store`: what it holds, why two artifacts differ, whether it is sound, what can go."""
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -13,10 +12,8 @@ from typing import Any
 
 from lorabench.artifact import BROKEN, KEY_FILE, damage, read_record
 from lorabench.errors import UserError
-from lorabench.garbage import DAY, artifact_folders, garbage, is_free, remove, size_of
+from lorabench.garbage import DAY, MANIFEST, artifact_folders, garbage, is_free, read_manifest, remove, size_of
 from lorabench.store import INTACT, Store
-
-MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -96,7 +93,7 @@ def why(left: Path, right: Path) -> list[str]:
 
 def why_runs(store: Store, left: Path, right: Path) -> list[str]:
     """The items whose keys differ between two run folders, and for the first of each stage the parts that do."""
-    sides = [json.loads((run / MANIFEST).read_text())["keys"] for run in (left, right)]
+    sides = [keys_of(run / MANIFEST) for run in (left, right)]
     lines = []
     for stage in dict.fromkeys([*sides[0], *sides[1]]):
         keys = [side.get(stage, {}) for side in sides]
@@ -110,6 +107,22 @@ def why_runs(store: Store, left: Path, right: Path) -> list[str]:
                     lines += [f"    {line}" for line in why(*paths)]
                     told = True
     return lines
+
+
+def keys_of(manifest: Path) -> dict[str, dict[str, str]]:
+    """Stage -> item -> key; with the method before the items of a run of several (task=compare).  Raises UserError."""
+    from lorabench.report.folder import label
+
+    said = read_manifest(manifest)
+    try:
+        found = {stage: dict(keys) for stage, keys in said.get("keys", {}).items()}
+        for row in said.get("rows", []):
+            for stage, keys in row["keys"].items():
+                own = {f"{label(row['method'], row['ablation'])}: {name}": key for name, key in keys.items()}
+                found.setdefault(stage, {}).update(own)
+    except BROKEN as error:
+        raise UserError(f"{manifest} names no keys; type a run folder of task=benchmark or task=compare") from error
+    return found
 
 
 def read_key(path: Path) -> dict[str, Any]:

@@ -11,11 +11,13 @@ from hydra import compose
 from omegaconf import DictConfig
 
 from lorabench.errors import UserError
+from lorabench.garbage import artifact_folders, reachable
 from lorabench.method import fitting_methods
 from lorabench.methods.lora_switch import LoRASwitch
 from lorabench.methods.ziprank import ZipRank
 from lorabench.report import write_joint_report
 from lorabench.report.folder import RunFolder
+from lorabench.store import Store
 from lorabench.studies.compare import name_of, rows_of, run
 
 PAIR = "mug_1+ink_1"
@@ -51,6 +53,8 @@ def test_rows_of_one_run_are_told_apart_everywhere(tiny, tmp_path: Path, folder_
     for each in runs:
         assert {picture.label for picture in each.pictures} == {each.label, *labels[:3], "oracle"}
         assert all(picture.path.is_file() for picture in each.pictures)
+    made = {path.name for path in artifact_folders(Store(Path(cfg.store)))}
+    assert made and made <= reachable(Store(Path(cfg.store)), [folder_of])  # the frame rows' too
     parameters = [each.manifest["costs"]["learned_parameters"] for each in runs]
     assert parameters[0] == 0 and parameters[1] == parameters[2] > 0
     assert [set(each.losses) for each in runs] == [set(), {PAIR}, {PAIR}]

@@ -52,6 +52,34 @@ def test_why_takes_runs_and_the_beginnings_of_keys(tmp_path: Path, capsys) -> No
     assert capsys.readouterr().err.count("error: ") == 2
 
 
+def test_a_run_of_several_methods_needs_and_names_what_its_rows_do(tmp_path: Path, capsys) -> None:
+    store = Store(tmp_path / "store")
+    for rank in (4, 8):
+        run, *made = run_of(store, tmp_path / f"run{rank}", rank)
+        old(store, *made)
+        keys = json.loads((run / "manifest.json").read_text())["keys"]
+        row = {"method": "duolora", "ablation": "no_cycle", "keys": {"merge": keys.pop("merge")}}
+        (run / "manifest.json").write_text(json.dumps({"rows": [row], "keys": keys}))
+    at = ["--store", str(store.root)]
+    assert main(["gc", "--unused", str(tmp_path), *at]) == 0
+    assert "unused" not in capsys.readouterr().out
+    assert main(["why", str(tmp_path / "run4"), str(tmp_path / "run8"), *at]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("personalise mug_1: ") and lines[2].startswith("merge duolora no_cycle: mug_1+ink_1: ")
+
+
+def test_a_manifest_that_cannot_be_read_is_no_reason_to_remove_what_it_names(tmp_path: Path, capsys) -> None:
+    store = Store(tmp_path / "store")
+    run, *made = run_of(store, tmp_path / "run", 4)
+    old(store, *made)
+    command = ["gc", "--delete", "--unused", str(tmp_path), "--store", str(store.root)]
+    for spoil in (lambda file: file.write_text("{"), lambda file: (file.unlink(), file.symlink_to(file))):
+        spoil(run / "manifest.json")
+        assert main(command) == 2 and all(path.is_dir() for path in made)
+        told = capsys.readouterr().err
+        assert told.startswith(f"error: {run / 'manifest.json'} cannot be read (") and told.count("\n") == 1
+
+
 def test_ls_says_what_there_is(tmp_path: Path, capsys) -> None:
     run_of(Store(tmp_path / "store"), tmp_path / "run", 4)
     assert main(["ls", "merge", "--store", str(tmp_path / "store")]) == 0
