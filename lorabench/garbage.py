@@ -5,8 +5,9 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,15 @@ DAY = 86400.0
 
 @dataclass(frozen=True)
 class Garbage:
-    """A file or folder; key: the artifact's whose lock is held while it goes."""
+    """A file or folder that can go.
+
+    key: the artifact's whose lock is held while it goes.  stands: whether `why` is still so, asked under that lock.
+    """
 
     why: str
     path: Path
     key: str
+    stands: Callable[[], bool] = lambda: True
 
 
 def garbage(store: Store, outputs: Sequence[Path] | None = None, days: float | None = None) -> Iterator[Garbage]:
@@ -52,22 +57,24 @@ def garbage(store: Store, outputs: Sequence[Path] | None = None, days: float | N
     least = days if days is not None else UNUSED_DAYS
     for path in artifact_folders(store):
         if not is_whole(path):
-            yield Garbage("damaged", path, path.name)
-        elif (outputs is not None or days is not None) and path.name not in used and unused_days(store, path) > least:
-            yield Garbage("unused", path, path.name)
+            yield Garbage("damaged", path, path.name, lambda path=path: not is_whole(path))
+        elif (outputs is not None or days is not None) and path.name not in used and is_unused(store, path, least):
+            yield Garbage("unused", path, path.name, partial(is_unused, store, path, least))
     for path in listed(store.root / LOCKS):
         if path.suffix == ".lock":
             yield Garbage("lock that nobody holds", path, path.stem)
 
 
 def remove(store: Store, garbage: Garbage) -> bool:
-    """Remove it under its artifact's lock; False where another process holds that."""
+    """Remove it under its artifact's lock; False where another process holds that, or has made the artifact anew."""
     lock = store.lock(garbage.key)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         return False
     try:
+        if not (garbage.path.exists() and garbage.stands()):
+            return False
         if garbage.path.is_dir():
             doomed = store.draft(garbage.key)
             if doomed != garbage.path:  # out of sight at once: a reader finds all of an artifact or nothing
@@ -150,11 +157,11 @@ def keys_in(path: Path) -> set[str]:
     return set(KEY.findall(json.dumps(parts)))
 
 
-def unused_days(store: Store, path: Path) -> float:
-    """Days since a run last found it, to the hour."""
+def is_unused(store: Store, path: Path, days: float) -> bool:
+    """Whether no run has found it for so many days, to the hour."""
     note = store.root / INTACT / path.name
     last = (note if note.exists() else path / KEY_FILE).stat().st_mtime
-    return (time.time() - last) / DAY
+    return time.time() - last > days * DAY
 
 
 def size_of(path: Path) -> int:

@@ -14,6 +14,7 @@ import pytest
 from test_store import write
 
 from lorabench.errors import UserError
+from lorabench.garbage import garbage, remove
 from lorabench.store import DIGESTS, DRAFTS, INTACT, LOCKS, Store
 from lorabench.store_commands import main, why
 
@@ -78,6 +79,19 @@ def test_a_manifest_that_cannot_be_read_is_no_reason_to_remove_what_it_names(tmp
         assert main(command) == 2 and all(path.is_dir() for path in made)
         told = capsys.readouterr().err
         assert told.startswith(f"error: {run / 'manifest.json'} cannot be read (") and told.count("\n") == 1
+
+
+def test_what_was_made_or_found_anew_meanwhile_stays(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    damaged, unused = (store.get_or_make("merge", {"n": number}, write) for number in range(2))
+    old(store, damaged, unused)
+    (damaged / "deep" / "result.txt").unlink()
+    found = list(garbage(store, days=7))
+    assert {each.why for each in found if each.path.is_dir()} == {"damaged", "unused"}
+    store.get_or_make("merge", {"n": 0}, write)
+    assert store.find("merge", {"n": 1})
+    assert not any(remove(store, each) for each in found if each.path.is_dir())
+    assert store.find("merge", {"n": 0}) and store.find("merge", {"n": 1})
 
 
 def test_ls_says_what_there_is(tmp_path: Path, capsys) -> None:
