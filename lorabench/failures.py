@@ -15,6 +15,7 @@ FULL = (ENOSPC, EDQUOT, EFBIG)
 FORBIDDEN = (EACCES, EPERM, EROFS)
 # Libraries of other languages pass the system's words on, but not its number.
 WORDS = {os.strerror(number): number for number in (*FULL, EROFS)}
+ELSEWHERE = "output=<a folder you can write to>, and store= where you gave one"
 LITTLE = 1 << 20  # bytes: a disk with less is full
 
 
@@ -27,11 +28,11 @@ class Failed:
     log: str | None = None
 
 
-def system_fault(error: BaseException, place: str, draft: Path | None = None) -> str | None:
+def system_fault(error: BaseException, place: str, draft: Path | None = None, instead: str = ELSEWHERE) -> str | None:
     """The line on a full, forbidden or vanished disk; None where an error has another cause or says it all itself.
 
     place: what is written to, for errors that do not name their file.  draft: the folder that was being filled, which
-    tells what a library keeps to itself.
+    tells what a library keeps to itself.  instead: what to type where nothing can be written.
     """
     if draft is not None and not draft.is_dir():
         return gone(place)
@@ -46,19 +47,18 @@ def system_fault(error: BaseException, place: str, draft: Path | None = None) ->
             file = getattr(each, "filename2", None) or getattr(each, "filename", None)  # the second of a copy
             if file and number in FORBIDDEN and not is_readable(str(file)):
                 return f"cannot read {file}: {os.strerror(number)}; make it readable, or name another one"
-            return unwritable(number, str(file or place))
+            return unwritable(number, str(file or place), instead)
         if (isinstance(each, FileNotFoundError) or "no such file" in str(each)) and has_lost(place, str(each)):
             return gone(place)
     nameless = getattr(error, "filename", None) is None
     return unwritable(ENOSPC, place) if draft and nameless and shutil.disk_usage(draft).free < LITTLE else None
 
 
-def unwritable(number: int, place: str) -> str:
+def unwritable(number: int, place: str, instead: str = ELSEWHERE) -> str:
     """A file or folder that cannot be made or written to, by the system's error number."""
     if number in FULL:
         return f"no space is left to write {place}; make some and type the same command again, what is finished is kept"
-    where = "output=<a folder you can write to>, and store= where you gave one"
-    return f"cannot write to {place}: {os.strerror(number)}; type {where}"
+    return f"cannot write to {place}: {os.strerror(number)}; type {instead}"
 
 
 def is_readable(file: str) -> bool:

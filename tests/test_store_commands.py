@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from errno import EROFS
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,32 @@ def test_what_was_made_or_found_anew_meanwhile_stays(tmp_path: Path) -> None:
     assert store.find("merge", {"n": 1})
     assert not any(remove(store, each) for each in found if each.path.is_dir())
     assert store.find("merge", {"n": 0}) and store.find("merge", {"n": 1})
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "{}", '{"stage": "merge", "parts": {}}', '{"stage": "merge", "files": {}}']
+)
+def test_a_spoilt_key_is_damage_and_no_traceback(tmp_path: Path, capsys, text: str) -> None:
+    store = Store(tmp_path)
+    path = store.get_or_make("merge", {"n": 0}, write)
+    (path / "key.json").write_text(text)
+    at = ["--store", str(tmp_path)]
+    assert main(["check", *at]) == 1
+    assert capsys.readouterr().out == f"damaged: merge/{path.name} (key.json)\n1 artifacts read, 1 damaged\n"
+    assert main(["ls", *at]) == 0
+    assert capsys.readouterr().out == "0 artifacts, 0 B; 1 damaged, type python -m lorabench.store check\n"
+
+
+def test_a_store_that_may_only_be_read_is_one_line(tmp_path: Path, capsys, monkeypatch) -> None:
+    def forbid(path: str, *_: object) -> None:
+        raise OSError(EROFS, "Read-only file system", path)
+
+    (tmp_path / DRAFTS / ("0" * 32)).mkdir(parents=True)
+    monkeypatch.setattr("filelock._unix.os.open", forbid)
+    assert main(["gc", "--delete", "--store", str(tmp_path)]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: cannot write to {tmp_path}/.locks/") and told.count("\n") == 1
+    assert told.strip().endswith("type --store <a store that you can write to>")
 
 
 def test_ls_says_what_there_is(tmp_path: Path, capsys) -> None:
