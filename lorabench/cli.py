@@ -22,7 +22,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from lorabench import config
 from lorabench.checks import validate
 from lorabench.errors import UserError
-from lorabench.failures import Failed, system_fault, unwritable
+from lorabench.failures import Failed, Incomplete, system_fault, unwritable
 from lorabench.report.sweep import OWN_TASKS, JointReport
 
 TASKS = {
@@ -100,6 +100,9 @@ def attempt(cfg: DictConfig) -> tuple[Failed | None, str]:
         if traceback_wanted():
             traceback.print_exc()
         return fail(str(error)), ""
+    except Incomplete as error:
+        print(f"error: {error}", file=sys.stderr)
+        return Failed(1, str(error).splitlines()[0]), str(error)
     except KeyboardInterrupt:
         return Failed(interrupted(), "interrupted"), ""
     except SystemExit as error:

@@ -28,6 +28,10 @@ class Failed:
     log: str | None = None
 
 
+class Incomplete(Exception):
+    """Of a run that did all it could; the first line says how much failed, the others what."""
+
+
 def system_fault(error: BaseException, place: str, draft: Path | None = None, instead: str = ELSEWHERE) -> str | None:
     """The line on a full, forbidden or vanished disk; None where an error has another cause or says it all itself.
 

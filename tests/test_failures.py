@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from errno import EACCES, ENOSPC, EROFS
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from omegaconf import OmegaConf
 from test_store import write
 
 from lorabench import cli, failures
-from lorabench.failures import system_fault
+from lorabench.failures import Failed, Incomplete, system_fault
 from lorabench.store import Store
 
 
@@ -45,18 +46,33 @@ def test_a_file_that_an_artifact_never_had_is_no_deletion(tmp_path: Path) -> Non
     assert fault(tmp_path / "elsewhere") == gone and fault(Path("/elsewhere")) is None
 
 
-@pytest.mark.parametrize("wanted", ["0", "1"])
-def test_the_traceback_of_a_fault_is_there_for_who_asks(wanted: str, tmp_path: Path, monkeypatch, capsys) -> None:
-    def full(*_: object) -> None:
-        raise OSError(ENOSPC, "No space left on device", str(tmp_path / "x"))
+@pytest.fixture
+def attempt(tmp_path: Path, monkeypatch) -> Callable[[BaseException], tuple[Failed | None, str]]:
+    """What becomes of a run that raises something."""
 
-    cfg = OmegaConf.create({"task": {"name": "params"}, "store": str(tmp_path / "store")})
-    cfg_hydra = OmegaConf.create({"hydra": {"runtime": {"output_dir": str(tmp_path)}}})
-    monkeypatch.setattr(cli.HydraConfig, "get", lambda: cfg_hydra.hydra)
-    monkeypatch.setattr(cli, "validate", lambda cfg: None)
+    def attempt(error: BaseException) -> tuple[Failed | None, str]:
+        def run(*_: object) -> None:
+            raise error
+
+        there = OmegaConf.create({"runtime": {"output_dir": str(tmp_path)}})
+        monkeypatch.setattr(cli.HydraConfig, "get", lambda: there)
+        monkeypatch.setattr(cli, "validate", lambda cfg: None)
+        monkeypatch.setattr("lorabench.studies.params.run", run)
+        return cli.attempt(OmegaConf.create({"task": {"name": "params"}, "store": str(tmp_path / "store")}))
+
+    return attempt
+
+
+@pytest.mark.parametrize("wanted", ["0", "1"])
+def test_the_traceback_of_a_fault_is_there_for_who_asks(wanted: str, attempt, monkeypatch, capsys) -> None:
     monkeypatch.setenv(cli.TRACEBACK, wanted)
-    monkeypatch.setattr("lorabench.studies.params.run", full)
-    failed, text = cli.attempt(cfg)
-    assert failed and failed.code == 2 and "in full" in text
+    failed, text = attempt(OSError(ENOSPC, "No space left on device", "/full/x"))
+    assert failed and failed.code == 2 and "raise error" in text
     told = capsys.readouterr().err
     assert ("Traceback" in told) == (wanted == "1") and told.splitlines()[-1].startswith("error: no space is left")
+
+
+def test_a_run_of_which_some_failed_does_not_end_the_sweep(attempt, capsys) -> None:
+    why = "1 of 2 rows failed\n  direct: no"
+    assert attempt(Incomplete(why)) == (Failed(1, "1 of 2 rows failed"), why)
+    assert capsys.readouterr().err == f"error: {why}\n"

@@ -12,7 +12,6 @@ command tries it again. Ranks (trainer=ddp) work on all rows together; there the
 from __future__ import annotations
 
 import shutil
-import sys
 import time
 import traceback
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from lorabench import method as methods
 from lorabench.config import CONF
 from lorabench.errors import UserError
+from lorabench.failures import Incomplete
 from lorabench.loggers.views import open_view
 from lorabench.outcome import Outcome
 from lorabench.pipeline import REPORT_COST, check_methods, check_scorers, make, plan_of, put_together, show, tell
@@ -41,7 +41,7 @@ FAILED = "failed"  # folder of the logs, in the run folder
 
 
 def run(cfg: DictConfig, folder: Path) -> None:
-    """The rows of the config into one run folder; prints the table, and what failed."""
+    """The rows of the config into one run folder; prints the table.  Raises Incomplete where a row failed."""
     rows = rows_of(cfg.task.rows, cfg.task.fit_steps)
     plan = plan_of(cfg, [])
     check_uniform(rows, plan)
@@ -68,8 +68,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
             put_together(outcome, view, start)
         if failures:
             lines = "".join(f"\n  {name}: {why}" for name, why in failures.items())
-            print(f"error: {len(failures)} of {len(rows) + len(frames)} rows failed{lines}", file=sys.stderr)
-            sys.exit(1)
+            raise Incomplete(f"{len(failures)} of {len(rows) + len(frames)} rows failed{lines}")
     outcome.seal(logger)
 
 
