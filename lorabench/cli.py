@@ -22,7 +22,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from lorabench import config
 from lorabench.checks import validate
 from lorabench.errors import UserError
-from lorabench.failures import Failed, system_fault, unwritable
+from lorabench.failures import Failed, Incomplete, system_fault, unwritable
 from lorabench.report.sweep import OWN_TASKS, JointReport
 
 TASKS = {
@@ -43,12 +43,13 @@ LAUNCHERS = ("joblib", "submitit_local", "submitit_slurm")  # of the extra `laun
 INTERRUPTED = 130
 OVERRIDE = re.compile(r"[+~]*[\w./@]+=")
 SHORT = re.compile(r"^(content|style)=")  # of content.lora=, beside which content.prompt= can stand
+TRACEBACK = "LORABENCH_FULL_ERROR"  # what HYDRA_FULL_ERROR was, for the processes of a launcher too
 ERROR_FILE = "error.txt"  # of a failed job of a sweep, in its run folder
 
 
 def main() -> int:
     """Run the command line of sys.argv; returns the exit code."""
-    traceback_wanted = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ[TRACEBACK] = os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing, and `main` prints
     conf = Path(os.environ["LORABENCH_ROOT"]) / "conf"
     words = [SHORT.sub(r"\1.lora=", word) for word in sys.argv[1:]]
@@ -60,7 +61,7 @@ def main() -> int:
     except KeyboardInterrupt:
         return interrupted()
     except Exception as error:  # of composing or of a launcher: `task` raises none
-        if traceback_wanted:
+        if traceback_wanted():
             raise
         if JointReport.current is not None and of_launcher(error):
             return JointReport.current.broken(str(error).strip())
@@ -96,7 +97,12 @@ def attempt(cfg: DictConfig) -> tuple[Failed | None, str]:
         importlib.import_module(TASKS[cfg.task.name]).run(cfg, folder)
         return None, ""
     except UserError as error:
+        if traceback_wanted():
+            traceback.print_exc()
         return fail(str(error)), ""
+    except Incomplete as error:
+        print(f"error: {error}", file=sys.stderr)
+        return Failed(1, str(error).splitlines()[0]), str(error)
     except KeyboardInterrupt:
         return Failed(interrupted(), "interrupted"), ""
     except SystemExit as error:
@@ -108,10 +114,14 @@ def attempt(cfg: DictConfig) -> tuple[Failed | None, str]:
         return None, ""  # of a node that has done its share
     except Exception as error:
         text = traceback.format_exc()
-        if line := system_fault(error, str(cfg.store)):
-            return fail(line), text
-        print(text, end="", file=sys.stderr)
-        return Failed(1, text.strip().split("\n")[-1]), text
+        line = system_fault(error, str(cfg.store))
+        if line is None or traceback_wanted():
+            print(text, end="", file=sys.stderr)
+        return (fail(line) if line else Failed(1, text.strip().split("\n")[-1])), text
+
+
+def traceback_wanted() -> bool:
+    return os.environ.get(TRACEBACK) == "1"
 
 
 def of_launcher(error: Exception) -> bool:

@@ -97,10 +97,11 @@ def launch(plan: Plan, stages: Stages, gpus: list[str], watcher: Watcher) -> set
                         watcher.reach(*message)
                 watcher.look()
         finally:
-            if agent.is_alive():  # Ctrl-C
+            end = time.monotonic() + 2 * CLOSE
+            while agent.is_alive() and time.monotonic() < end:  # Ctrl-C; the agent may still be starting ranks
                 for child in set(multiprocessing.active_children()) - before:
-                    child.terminate()
-                agent.join(2 * CLOSE)
+                    child.kill()  # as in workers.Pool
+                agent.join(0.1)
     if agent.error is not None:
         if plan.trainer.nodes > 1 and place is not None:
             tell_nodes(place)

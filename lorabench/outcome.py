@@ -50,6 +50,10 @@ class Outcome:
         frames = (*FLOORS, ORACLE)
         return [row for row in self.plan.rows if row.name not in frames] or self.plan.rows[-1:]
 
+    @property
+    def frames(self) -> list[Row]:
+        return [row for row in self.plan.rows if row not in self.chosen]
+
     def folder_of(self, row: Row) -> str:
         """Where the row's images lie, and its merges if there are several rows: by method, and ablation if need be."""
         alone = len(self.chosen) == 1 or row.ablation == "none"
@@ -159,12 +163,12 @@ class Outcome:
     def manifest(self, seconds: float) -> dict[str, Any]:
         """Timings are seconds of computing, summed over the items, whichever run made them.
 
-        A run of several methods has `rows` with what else is said of the one.
+        A run of several methods has `rows` with what else is said of the one, and apart the keys of the frame rows.
         """
         stages = {stage: self.plan.items(stage) for stage in STAGES}
         rows = [self.of_row(row) for row in self.chosen]
         return {
-            **(rows[0] if len(rows) == 1 else {"rows": rows}),
+            **(rows[0] if len(rows) == 1 else {"rows": rows, "keys": self.keys(self.frames)}),
             "dataset": self.plan.dataset.name,
             "world": world_version(self.plan.dataset),
             "model": self.plan.model_name,
@@ -178,15 +182,19 @@ class Outcome:
         """What the manifest says of one method; where it is the only one, with the keys of the frame rows."""
         several = len(self.chosen) > 1
         plan = replace(self.plan, rows=[row]) if several else self.plan
-        stages = {stage: plan.items(stage) for stage in STAGES}
         return {
             **({"settings": row.settings} if several else {}),
             "method": row.name,
             "ablation": row.ablation,
             "costs": self.costs(row),
-            "losses": {item.name: self.curves(item) for item in stages["merge"] if self.curves(item)},
-            "keys": {stage: {item.name: item.key for item in items} for stage, items in stages.items()},
+            "losses": {item.name: self.curves(item) for item in plan.items("merge") if self.curves(item)},
+            "keys": self.keys(plan.rows),
         }
+
+    def keys(self, rows: Sequence[Row]) -> dict[str, dict[str, str]]:
+        """Stage -> item -> key of these rows: what the store must keep for them."""
+        plan = replace(self.plan, rows=list(rows))
+        return {stage: {item.name: item.key for item in plan.items(stage)} for stage in STAGES}
 
     def costs(self, row: Row) -> dict[str, float]:
         """What a LoRA, a merge and an image of the row take, means over LoRAs and pairs; a peak is the greatest.

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from hydra.core.hydra_config import HydraConfig
@@ -31,6 +31,7 @@ from lorabench.store import Store
 from lorabench.tasks import device_name
 from lorabench.workers import Pool
 
+P = TypeVar("P", bound=Plan)
 REPORT_COST = 300.0  # as Item.cost
 
 
@@ -86,13 +87,22 @@ def run(cfg: DictConfig, folder: Path) -> None:
     check_methods(plan)
     check_scorers(plan)
     start, stages = time.perf_counter(), {stage: plan.items(stage) for stage in STAGES}
-    if plan.trainer.nodes > 1:
-        make(plan, stages)  # goes on at the node of rank 0 only
-        plan = replace(plan, trainer=replace(plan.trainer, nodes=1))
+    plan = at_one_node(plan, stages)
     with open_view(logger, outcome.path, plan.key(), yaml.safe_load(outcome.config)) as view:
         make(plan, stages, partial(show, outcome, view, {}), REPORT_COST)
         put_together(outcome, view, start)
     outcome.seal(logger)
+
+
+def at_one_node(plan: P, stages: Stages) -> P:
+    """The plan of what follows where rank 0 is, so that one process alone shows a run and fills its folder.
+
+    Of several nodes' run everything is made first, and the processes of the other nodes end here.
+    """
+    if plan.trainer.nodes > 1:
+        make(plan, stages)
+        plan = replace(plan, trainer=replace(plan.trainer, nodes=1))
+    return plan
 
 
 def put_together(outcome: Outcome, view: View, start: float) -> None:

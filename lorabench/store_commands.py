@@ -1,89 +1,82 @@
 """`python -m lorabench.store`: what it holds, why two artifacts differ, whether it is sound, what can go."""
 
 import argparse
-import json
 import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lorabench.artifact import BROKEN, KEY_FILE, damage, read_record
 from lorabench.errors import UserError
-from lorabench.garbage import DAY, artifact_folders, garbage, is_free, remove, size_of
+from lorabench.failures import system_fault
+from lorabench.garbage import DAY, MANIFEST, artifact_folders, garbage, is_free, read_manifest, remove, size_of
 from lorabench.store import INTACT, Store
-
-MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A folder of the store; record: its key.json."""
+    """What the key.json of a folder of the store says; made: seconds since the epoch, size: bytes."""
 
     path: Path
-    record: dict[str, Any]
+    stage: str
+    made: float
+    size: int
+    what: str
 
-    @property
-    def stage(self) -> str:
-        return self.record["stage"]
-
-    @property
-    def made(self) -> float:
-        """Seconds since the epoch."""
-        return (self.path / KEY_FILE).stat().st_mtime
-
-    @property
-    def size(self) -> int:
-        return sum(self.record["files"].values())
-
-    @property
-    def what(self) -> str:
-        """What it is, from the parts of its key."""
-        parts = self.record["parts"]
-        settings = (parts.get("method") or {}).get("settings") or {}
-        concept = parts.get("concept") or {}
-        names = parts.get("names") or [parts[name] for name in ("content", "style") if name in parts]
-        words = [settings.get("name"), concept.get("role"), concept.get("word"), "+".join(names), parts.get("prompt")]
-        seed = f"seed {parts['seed']}" if "seed" in parts else None
-        return ", ".join(str(word) for word in (*words, seed) if word)
+    @classmethod
+    def of(cls, path: Path) -> "Artifact":
+        """Raises one of BROKEN where key.json is spoilt."""
+        record = read_record(path)
+        made = (path / KEY_FILE).stat().st_mtime
+        return cls(path, record["stage"], made, sum(record["files"].values()), described(record["parts"]))
 
 
-def artifacts(store: Store, stage: str | None = None) -> Iterator[Artifact]:
-    """Every artifact whose key.json can be read, by stage and then by age."""
-    found = []
-    for path in artifact_folders(store):
-        if stage in (None, path.parent.name):
-            try:
-                artifact = Artifact(path, read_record(path))
-                found.append((path.parent.name, artifact.made, path.name, artifact))
-            except BROKEN:
-                continue  # gc lists it as damaged
-    yield from (artifact for *_, artifact in sorted(found, key=lambda each: each[:3]))
+def described(parts: dict[str, Any]) -> str:
+    """What an artifact is, from the parts of its key."""
+    settings = (parts.get("method") or {}).get("settings") or {}
+    concept = parts.get("concept") or {}
+    names = parts.get("names") or [parts[name] for name in ("content", "style") if name in parts]
+    words = [settings.get("name"), concept.get("role"), concept.get("word"), "+".join(names), parts.get("prompt")]
+    seed = f"seed {parts['seed']}" if "seed" in parts else None
+    return ", ".join(str(word) for word in (*words, seed) if word)
 
 
 def ls(store: Store, stage: str | None) -> list[str]:
-    """A line an artifact, and the total."""
-    found = list(artifacts(store, stage))
+    """A line an artifact, by stage and then by age, and the total."""
+    found, spoilt = [], 0
+    for path in artifact_folders(store):
+        if stage in (None, path.parent.name):
+            try:
+                found.append(Artifact.of(path))
+            except BROKEN:
+                spoilt += 1
+    found.sort(key=lambda each: (each.path.parent.name, each.made, each.path.name))
     lines = [
         f"{each.stage:<12} {each.path.name}  {bytes_of(each.size):>8}  {age(each.made):>4}  {each.what}"
         for each in found
     ]
-    return [*lines, f"{len(found)} artifacts, {bytes_of(sum(each.size for each in found))}"]
+    told = f"; {spoilt} damaged, type python -m lorabench.store check" if spoilt else ""
+    return [*lines, f"{len(found)} artifacts, {bytes_of(sum(each.size for each in found))}{told}"]
 
 
 def check(store: Store) -> list[str]:
     """The damaged artifacts, every byte read; a run that needs one makes it anew."""
-    lines, count, bare = [], 0, 0
-    for artifact in artifacts(store):
-        count, bare = count + 1, bare + ("sha256" not in artifact.record)
-        if files := damage(artifact.path):
-            (store.root / INTACT / artifact.path.name).unlink(missing_ok=True)  # so that it is read again
-            lines.append(f"damaged: {artifact.stage}/{artifact.path.name} ({', '.join(files)}); {artifact.what}")
+    lines, bare, folders = [], 0, list(artifact_folders(store))
+    for path in folders:
+        if files := damage(path):
+            (store.root / INTACT / path.name).unlink(missing_ok=True)  # so that it is read again
+            lines.append(f"damaged: {path.parent.name}/{path.name} ({', '.join(files)})")
+            with suppress(*BROKEN):
+                lines[-1] += f"; {Artifact.of(path).what}"
+        elif "sha256" not in read_record(path):
+            bare += 1
     told = f"; {bare} of an older version have no checksums, only their sizes were compared" if bare else ""
-    return [*lines, f"{count} artifacts read, {len(lines)} damaged{told}"]
+    return [*lines, f"{len(folders)} artifacts read, {len(lines)} damaged{told}"]
 
 
 def why(left: Path, right: Path) -> list[str]:
@@ -96,7 +89,7 @@ def why(left: Path, right: Path) -> list[str]:
 
 def why_runs(store: Store, left: Path, right: Path) -> list[str]:
     """The items whose keys differ between two run folders, and for the first of each stage the parts that do."""
-    sides = [json.loads((run / MANIFEST).read_text())["keys"] for run in (left, right)]
+    sides = [keys_of(run / MANIFEST) for run in (left, right)]
     lines = []
     for stage in dict.fromkeys([*sides[0], *sides[1]]):
         keys = [side.get(stage, {}) for side in sides]
@@ -110,6 +103,22 @@ def why_runs(store: Store, left: Path, right: Path) -> list[str]:
                     lines += [f"    {line}" for line in why(*paths)]
                     told = True
     return lines
+
+
+def keys_of(manifest: Path) -> dict[str, dict[str, str]]:
+    """Stage -> item -> key; with the method before the items of a run of several (task=compare).  Raises UserError."""
+    from lorabench.report.folder import label
+
+    said = read_manifest(manifest)
+    try:
+        found = {stage: dict(keys) for stage, keys in said.get("keys", {}).items()}
+        for row in said.get("rows", []):
+            for stage, keys in row["keys"].items():
+                own = {f"{label(row['method'], row['ablation'])}: {name}": key for name, key in keys.items()}
+                found.setdefault(stage, {}).update(own)
+    except BROKEN as error:
+        raise UserError(f"{manifest} names no keys; type a run folder of task=benchmark or task=compare") from error
+    return found
 
 
 def read_key(path: Path) -> dict[str, Any]:
@@ -201,6 +210,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 UNUSED_HELP = "also artifacts that no finished run under these folders is made of, unless used in the last 7 days"
+INSTEAD = "--store <a store that you can write to>"
 OLDER_HELP = "artifacts that no run has used for so many days; with --unused its 7 days"
 
 
@@ -219,8 +229,11 @@ def main(arguments: list[str]) -> int:
         if options.command != "why" and not store.root.is_dir():
             raise UserError(f"there is no store in {store.root}; type --store <its folder>")
         lines = commands[options.command]()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (UserError, OSError) as error:
+        line = str(error) if isinstance(error, UserError) else system_fault(error, str(store.root), instead=INSTEAD)
+        if line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
         return 2
     print("\n".join(lines))
     return 1 if options.command == "check" and any(line.startswith("damaged: ") for line in lines) else 0

@@ -34,7 +34,8 @@ class Pool:
 
     environment: variables of the processes, such as CUDA_VISIBLE_DEVICES; set before CUDA can be initialised there.
 
-    A context manager: leaving it, for whatever reason, ends the processes.
+    A context manager: leaving it, for whatever reason, kills the processes. Nothing milder ends one inside Lightning,
+    which takes a signal for a flag and looks at that only while it trains; the store survives a kill.
     """
 
     def __init__(self, count: int, threads: int, environment: Mapping[str, str] | None = None) -> None:
@@ -48,7 +49,7 @@ class Pool:
 
     def __exit__(self, *_: object) -> None:
         for worker in self.workers:
-            worker.process.terminate()
+            worker.process.kill()
         for worker in self.workers:
             worker.process.join()
             worker.connection.close()

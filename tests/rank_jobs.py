@@ -50,6 +50,27 @@ class Slow:
 
 
 @dataclass(frozen=True)
+class Predicting:
+    """The same inside Lightning, which takes SIGTERM for a flag that nobody looks at while it predicts."""
+
+    log: Path
+
+    def __call__(self, folder: Path, progress: Progress) -> None:
+        import pytorch_lightning as pl
+        import torch
+
+        from lorabench.stages.fitting import quiet_trainer
+
+        slow = Slow(self.log)
+
+        class Module(pl.LightningModule):
+            def predict_step(self, batch: int) -> None:
+                slow(folder, progress)
+
+        quiet_trainer(torch.device("cpu"), "32-true").predict(Module(), [0])
+
+
+@dataclass(frozen=True)
 class After:
     """Does something when a slow job has begun elsewhere."""
 

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from conftest import CPU
 from hydra import compose
 from omegaconf import DictConfig
+from rank_jobs import broken, item, plan_at
 
+from lorabench import pipeline
 from lorabench.errors import UserError
+from lorabench.failures import Incomplete
+from lorabench.garbage import artifact_folders, reachable
 from lorabench.method import fitting_methods
 from lorabench.methods.lora_switch import LoRASwitch
 from lorabench.methods.ziprank import ZipRank
+from lorabench.pipeline import at_one_node
+from lorabench.plan import Make
 from lorabench.report import write_joint_report
 from lorabench.report.folder import RunFolder
-from lorabench.studies.compare import name_of, rows_of, run
+from lorabench.store import Store
+from lorabench.studies.compare import Patient, Tried, name_of, rows_of, run
 
 PAIR = "mug_1+ink_1"
 SMALL = [
@@ -51,6 +61,8 @@ def test_rows_of_one_run_are_told_apart_everywhere(tiny, tmp_path: Path, folder_
     for each in runs:
         assert {picture.label for picture in each.pictures} == {each.label, *labels[:3], "oracle"}
         assert all(picture.path.is_file() for picture in each.pictures)
+    made = {path.name for path in artifact_folders(Store(Path(cfg.store)))}
+    assert made and made <= reachable(Store(Path(cfg.store)), [folder_of])  # the frame rows' too
     parameters = [each.manifest["costs"]["learned_parameters"] for each in runs]
     assert parameters[0] == 0 and parameters[1] == parameters[2] > 0
     assert [set(each.losses) for each in runs] == [set(), {PAIR}, {PAIR}]
@@ -72,20 +84,38 @@ def test_a_failing_row_is_listed_and_the_others_are_reported(tiny, folder_of: Pa
     with monkeypatch.context() as patched:
         patched.setattr(LoRASwitch, "strengths", broken)
         patched.setattr(ZipRank, "gates", broken)
-        with pytest.raises(SystemExit) as end:
+        with pytest.raises(Incomplete) as end:
             run(cfg, folder_of)
-    assert end.value.code == 1
-    shown = capsys.readouterr()
-    assert "| direct |" in shown.out and "lora_switch" not in shown.out
-    assert "error: 2 of 7 rows failed" in shown.err
-    assert f"lora_switch: generate of lora_switch {PAIR}: ZeroDivisionError: no steps to take turns in" in shown.err
-    assert "ziprank: ZeroDivisionError" in shown.err  # found before anything was trained
-    log = Path(shown.err.rpartition("turns in (")[2].partition(")")[0])
+    out, told = capsys.readouterr().out, str(end.value)
+    assert "| direct |" in out and "lora_switch" not in out
+    assert told.splitlines()[0] == "2 of 7 rows failed"
+    assert f"lora_switch: generate of lora_switch {PAIR}: ZeroDivisionError: no steps to take turns in" in told
+    assert "ziprank: ZeroDivisionError" in told  # found before anything was trained
+    log = Path(told.rpartition("turns in (")[2].partition(")")[0])
     assert log.parent == folder_of / "failed" and "in broken" in log.read_text()
     assert "key" not in json.loads((folder_of / "manifest.json").read_text())  # not done
     run(cfg, folder_of)
     assert [each.label for each in RunFolder.load_all(folder_of)] == ["direct", "lora_switch", "ziprank"]
     assert not (folder_of / "failed").exists()
+
+
+@pytest.mark.parametrize(("devices", "kind"), [(0, Tried), (2, Make)])
+def test_the_first_failure_ends_a_run_of_ranks(tmp_path: Path, lora_spec, devices: int, kind: type[Make]) -> None:
+    plan = plan_at(tmp_path, replace(CPU, devices=devices), lora_spec)
+    [job] = Patient(**vars(plan), logs=tmp_path / "failed").jobs("personalise", [item(0, broken)])
+    assert type(job) is kind
+    with pytest.raises(ValueError, match="ours") if devices else nullcontext():
+        job(lambda steps: None)
+    assert (tmp_path / "failed").exists() == (devices == 0)
+
+
+def test_of_several_nodes_one_goes_on(tmp_path: Path, lora_spec, monkeypatch) -> None:
+    made: list[int] = []
+    monkeypatch.setattr(pipeline, "make", lambda plan, stages: made.append(plan.trainer.nodes))
+    plan = plan_at(tmp_path, replace(CPU, devices=1, nodes=2), lora_spec)
+    patient = at_one_node(Patient(**vars(plan), logs=tmp_path / "failed"), {})
+    assert (made, patient.trainer.nodes, type(patient)) == ([2], 1, Patient)
+    assert at_one_node(patient, {}) is patient and made == [2]
 
 
 def test_all_is_every_method_with_every_ablation_that_fits() -> None:

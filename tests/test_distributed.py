@@ -165,33 +165,35 @@ CODE = """
 import sys
 from pathlib import Path
 from lorabench.config import TrainerSpec
-from rank_jobs import After, Job, Slow, item, plan_at
+import rank_jobs
+from rank_jobs import item, plan_at
 from lorabench.cli import interrupted
 from lorabench.pipeline import make
 if __name__ == "__main__":
     root = Path(sys.argv[1])
     plan = plan_at(root, TrainerSpec("cpu", "32-true", 0, 1, devices=2), None)
+    work = getattr(rank_jobs, sys.argv[2])(root / "log")
     try:
-        make(plan, {"personalise": [item(number, Slow(root / "log")) for number in range(2)]})
+        make(plan, {"personalise": [item(number, work) for number in range(2)]})
     except KeyboardInterrupt:
         sys.exit(interrupted())
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_ranks_end_with_their_parent(tmp_path: Path, log: Path, number: signal.Signals) -> None:
-    """Ctrl-C, which reaches the whole process group, and a parent that is killed."""
+@pytest.mark.parametrize(("number", "work"), [(signal.SIGINT, "Predicting"), (signal.SIGKILL, "Slow")])
+def test_ranks_end_with_their_parent(tmp_path: Path, log: Path, number: signal.Signals, work: str) -> None:
+    """Ctrl-C, which reaches the whole process group and both ranks inside Lightning, and a parent that is killed."""
     script = tmp_path / "script.py"
     script.write_text(CODE)
     paths = os.pathsep.join([str(Path(__file__).parent), str(ROOT)])
     process = subprocess.Popen(
-        [sys.executable, str(script), str(tmp_path)], env={**os.environ, "PYTHONPATH": paths}, start_new_session=True,
-        stderr=subprocess.PIPE, text=True,
+        [sys.executable, str(script), str(tmp_path), work], env={**os.environ, "PYTHONPATH": paths},
+        start_new_session=True, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     until(lambda: len(alive(log)) == 2 or process.poll() is not None, 120)
     if number == signal.SIGINT:
         os.killpg(process.pid, number)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=20)
         assert process.returncode == 130 and "Traceback" not in err
         assert err.splitlines()[-1].startswith("interrupted; what is finished is kept")
     else:

@@ -1,6 +1,7 @@
 """The report, on a small run folder made here: values against pandas, hostile names, self-containedness."""
 
 from dataclasses import replace
+from errno import EACCES
 from pathlib import Path
 
 import numpy as np
@@ -216,3 +217,14 @@ def test_rows_of_the_same_pairs_need_no_warning(tmp_path: Path) -> None:
     write_joint_report(runs, tmp_path)
     text = (tmp_path / "table.md").read_text()
     assert "Mean over 4 pairs (12 to 24 images a row" in text and "same pairs" not in text
+
+
+def test_a_place_without_rights_is_one_line(tmp_path: Path, capsys, monkeypatch) -> None:
+    def forbid(path: Path, *_: object, **__: object) -> None:
+        raise PermissionError(EACCES, "Permission denied", str(path))
+
+    run = make_run(tmp_path / "run", images=1)
+    monkeypatch.setattr(Path, "mkdir", forbid)
+    assert main([str(run), "--out", "/usr/report"]) == 2
+    line = "error: cannot write to /usr/report: Permission denied; type --out <a folder you can write to>\n"
+    assert capsys.readouterr().err == line

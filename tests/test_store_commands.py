@@ -8,12 +8,14 @@ import shutil
 import subprocess
 import sys
 import time
+from errno import EROFS
 from pathlib import Path
 
 import pytest
 from test_store import write
 
 from lorabench.errors import UserError
+from lorabench.garbage import garbage, remove
 from lorabench.store import DIGESTS, DRAFTS, INTACT, LOCKS, Store
 from lorabench.store_commands import main, why
 
@@ -50,6 +52,73 @@ def test_why_takes_runs_and_the_beginnings_of_keys(tmp_path: Path, capsys) -> No
     assert capsys.readouterr().out == "the keys are equal\n"
     assert main(["why", str(one), merge.name, *at]) == main(["why", "zz", "zz", *at]) == 2
     assert capsys.readouterr().err.count("error: ") == 2
+
+
+def test_a_run_of_several_methods_needs_and_names_what_its_rows_do(tmp_path: Path, capsys) -> None:
+    store = Store(tmp_path / "store")
+    for rank in (4, 8):
+        run, *made = run_of(store, tmp_path / f"run{rank}", rank)
+        old(store, *made)
+        keys = json.loads((run / "manifest.json").read_text())["keys"]
+        row = {"method": "duolora", "ablation": "no_cycle", "keys": {"merge": keys.pop("merge")}}
+        (run / "manifest.json").write_text(json.dumps({"rows": [row], "keys": keys}))
+    at = ["--store", str(store.root)]
+    assert main(["gc", "--unused", str(tmp_path), *at]) == 0
+    assert "unused" not in capsys.readouterr().out
+    assert main(["why", str(tmp_path / "run4"), str(tmp_path / "run8"), *at]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("personalise mug_1: ") and lines[2].startswith("merge duolora no_cycle: mug_1+ink_1: ")
+
+
+def test_a_manifest_that_cannot_be_read_is_no_reason_to_remove_what_it_names(tmp_path: Path, capsys) -> None:
+    store = Store(tmp_path / "store")
+    run, *made = run_of(store, tmp_path / "run", 4)
+    old(store, *made)
+    command = ["gc", "--delete", "--unused", str(tmp_path), "--store", str(store.root)]
+    for spoil in (lambda file: file.write_text("{"), lambda file: (file.unlink(), file.symlink_to(file))):
+        spoil(run / "manifest.json")
+        assert main(command) == 2 and all(path.is_dir() for path in made)
+        told = capsys.readouterr().err
+        assert told.startswith(f"error: {run / 'manifest.json'} cannot be read (") and told.count("\n") == 1
+
+
+def test_what_was_made_or_found_anew_meanwhile_stays(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    damaged, unused = (store.get_or_make("merge", {"n": number}, write) for number in range(2))
+    old(store, damaged, unused)
+    (damaged / "deep" / "result.txt").unlink()
+    found = list(garbage(store, days=7))
+    assert {each.why for each in found if each.path.is_dir()} == {"damaged", "unused"}
+    store.get_or_make("merge", {"n": 0}, write)
+    assert store.find("merge", {"n": 1})
+    assert not any(remove(store, each) for each in found if each.path.is_dir())
+    assert store.find("merge", {"n": 0}) and store.find("merge", {"n": 1})
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "{}", '{"stage": "merge", "parts": {}}', '{"stage": "merge", "files": {}}']
+)
+def test_a_spoilt_key_is_damage_and_no_traceback(tmp_path: Path, capsys, text: str) -> None:
+    store = Store(tmp_path)
+    path = store.get_or_make("merge", {"n": 0}, write)
+    (path / "key.json").write_text(text)
+    at = ["--store", str(tmp_path)]
+    assert main(["check", *at]) == 1
+    assert capsys.readouterr().out == f"damaged: merge/{path.name} (key.json)\n1 artifacts read, 1 damaged\n"
+    assert main(["ls", *at]) == 0
+    assert capsys.readouterr().out == "0 artifacts, 0 B; 1 damaged, type python -m lorabench.store check\n"
+
+
+def test_a_store_that_may_only_be_read_is_one_line(tmp_path: Path, capsys, monkeypatch) -> None:
+    def forbid(path: str, *_: object) -> None:
+        raise OSError(EROFS, "Read-only file system", path)
+
+    (tmp_path / DRAFTS / ("0" * 32)).mkdir(parents=True)
+    monkeypatch.setattr("filelock._unix.os.open", forbid)
+    assert main(["gc", "--delete", "--store", str(tmp_path)]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: cannot write to {tmp_path}/.locks/") and told.count("\n") == 1
+    assert told.strip().endswith("type --store <a store that you can write to>")
 
 
 def test_ls_says_what_there_is(tmp_path: Path, capsys) -> None:

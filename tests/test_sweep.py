@@ -16,7 +16,7 @@ from made_run import make_run
 from omegaconf import OmegaConf
 
 from lorabench.failures import Failed
-from lorabench.report.sweep import JointReport, report
+from lorabench.report.sweep import JointReport, Note, report
 
 TESTS = str(Path(__file__).parent)
 # A program of Hydra's whose runs are made up, failing as lorabench.cli does (exit codes) or with an exception.
@@ -196,6 +196,27 @@ def test_a_job_that_would_overwrite_another_is_refused(program: Path, tmp_path: 
     assert code == 2 and err.count("\n") == 1 and f"another run of this sweep goes to {folder} too" in err
     assert "'hydra.sweep.subdir=${task.folder}-${hydra:job.num}'" in err
     assert (folder / "manifest.json").is_file() and not (tmp_path / "sweep" / "duolora-s0").exists()
+
+
+def test_a_report_that_fails_hides_no_failed_run(tmp_path: Path, capsys, monkeypatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("no rows")
+
+    monkeypatch.setattr("lorabench.report.sweep.write_joint_report", broken)
+    joint = JointReport()
+    joint.register = tmp_path / "register"
+    joint.register.mkdir()
+    for number, name in enumerate(("direct", "duolora")):
+        make_run(tmp_path / name, name, images=1)
+        Note(str(tmp_path / name), [f"method={name}"], None, 0).write(joint.register / f"{number}.json")
+    assert joint.finish() == 1
+    Note(str(tmp_path / "ziplora"), ["method=ziplora"], None, 2, "wrong").write(joint.register / "2.json")
+    assert joint.finish() == 2
+    first, *lines = capsys.readouterr().err.splitlines()
+    assert first.startswith(
+        f"error: no joint report in {tmp_path}: ZeroDivisionError: no rows; the runs are kept, type "
+    )
+    assert lines == ["error: 1 of 3 runs failed:", "  method=ziplora: wrong", first]
 
 
 def test_two_runs_in_one_folder_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from rank_jobs import After, Predicting, broken
 
 from lorabench.errors import UserError
 from lorabench.workers import Pool, Progress, WorkerError, _Worker
@@ -122,6 +123,15 @@ def test_a_worker_killed_at_work_is_noticed_and_none_is_left() -> None:
         processes = [worker.process for worker in pool.workers]
     assert time.monotonic() - start < 30
     assert len(processes) == 2 and not any(process.is_alive() for process in processes)
+
+
+def test_a_failure_ends_a_job_inside_lightning_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="ours"), Pool(2, threads=1) as pool:
+        list(
+            pool.run([partial(each(tmp_path), tmp_path) for each in (Predicting, partial(After, work=broken))], ignore)
+        )
+    [began] = tmp_path.iterdir()
+    assert time.time() - began.stat().st_mtime < 20 and not Path(f"/proc/{began.name}").exists()
 
 
 def die(progress: Progress) -> None:

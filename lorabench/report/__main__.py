@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lorabench.errors import UserError
+from lorabench.failures import system_fault
 from lorabench.report import write_joint_report
 from lorabench.report.folder import RunFolder, run_folders
 
@@ -43,8 +44,13 @@ def main(argv: list[str] | None = None) -> int:
         if out.exists() and not out.is_dir():
             raise UserError(f"{out} is a file; type --out <a folder>")
         write_joint_report(folders, out, args.protocol, args.reference)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (UserError, OSError) as error:
+        line = str(error)
+        if not isinstance(error, UserError):
+            line = system_fault(error, str(args.out or place(args.runs)), instead="--out <a folder you can write to>")
+        if line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
         return 2
     print((out / "table.md").read_text(encoding="utf-8"))
     print(out / "report.html")

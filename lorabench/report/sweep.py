@@ -26,7 +26,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from lorabench.errors import UserError
-from lorabench.failures import Failed
+from lorabench.failures import Failed, system_fault
 from lorabench.report import write_joint_report
 
 OWN_TASKS = ("merge", "generate")  # have no run folder, `output` is what they make
@@ -132,9 +132,8 @@ class JointReport(Callback):
             return True
 
     def finish(self) -> int:
-        """Report the finished runs, name the failed ones; the greatest of their exit codes."""
+        """Name the failed runs, report the finished ones; the greatest of the exit codes."""
         notes = [Note(**json.loads(file.read_text())) for file in self.files()]
-        report([Path(note.folder) for note in notes if note.code == 0])
         failed = [note for note in notes if note.code != 0]
         if failed:
             print(f"error: {len(failed)} of {len(notes)} runs failed:", file=sys.stderr)
@@ -142,7 +141,8 @@ class JointReport(Callback):
             for note in failed:
                 name = " ".join(each for each in note.overrides if each not in shared) or note.folder
                 print(f"  {name}: {note.line}{f' ({note.log})' if note.log else ''}", file=sys.stderr)
-        return max((1 if note.code is None else note.code for note in failed), default=0)
+        told = report([Path(note.folder) for note in notes if note.code == 0])
+        return max([int(not told), *(1 if note.code is None else note.code for note in failed)])
 
 
 def shared_folder(folder: Path, is_output: bool) -> str:
@@ -163,21 +163,31 @@ def scheduler_log() -> str | None:
     return str(JobEnvironment().paths.stderr)
 
 
-def report(folders: list[Path]) -> None:
-    """Write and print one joint report into each folder that several of these run folders lie in."""
+def report(folders: list[Path]) -> bool:
+    """Write and print one joint report into each folder that several of these run folders lie in.
+
+    False where one could not be written: Hydra would make a warning of an exception. Runs that nobody can compare need
+    none.
+    """
     for folder in dict.fromkeys(folders):
         if (count := folders.count(folder)) > 1:
             print(
                 f"note: {count} runs went to {folder} and only the last is left; give each its own name= or output=",
                 file=sys.stderr,
             )
+    told = True
     runs = [folder for folder in dict.fromkeys(folders) if (folder / "scores.parquet").is_file()]
     for parent, below in groupby(sorted(runs, key=lambda run: run.parent), lambda run: run.parent):
         if len(together := list(below)) > 1:
             try:
                 write_joint_report(together, parent)
-            except UserError as error:
-                print(f"no joint report in {parent}: {error}", file=sys.stderr)
-            else:
                 print((parent / "table.md").read_text(encoding="utf-8"))
                 print(parent / "report.html")
+            except UserError as error:
+                print(f"no joint report in {parent}: {error}", file=sys.stderr)
+            except Exception as error:
+                told = False
+                reason = system_fault(error, str(parent)) or f"{type(error).__name__}: {error}".splitlines()[0]
+                again = f"the runs are kept, type python -m lorabench.report {parent}"
+                print(f"error: no joint report in {parent}: {reason}; {again}", file=sys.stderr)
+    return told

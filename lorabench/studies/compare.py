@@ -12,7 +12,6 @@ command tries it again. Ranks (trainer=ddp) work on all rows together; there the
 from __future__ import annotations
 
 import shutil
-import sys
 import time
 import traceback
 from collections.abc import Sequence
@@ -27,9 +26,20 @@ from omegaconf import DictConfig, OmegaConf
 from lorabench import method as methods
 from lorabench.config import CONF
 from lorabench.errors import UserError
+from lorabench.failures import Incomplete
 from lorabench.loggers.views import open_view
 from lorabench.outcome import Outcome
-from lorabench.pipeline import REPORT_COST, check_methods, check_scorers, make, plan_of, put_together, show, tell
+from lorabench.pipeline import (
+    REPORT_COST,
+    at_one_node,
+    check_methods,
+    check_scorers,
+    make,
+    plan_of,
+    put_together,
+    show,
+    tell,
+)
 from lorabench.plan import FLOORS, STAGES, Item, Make, Plan, Row, frame_rows
 from lorabench.report.folder import label
 from lorabench.studies.rows import check_rows
@@ -41,7 +51,7 @@ FAILED = "failed"  # folder of the logs, in the run folder
 
 
 def run(cfg: DictConfig, folder: Path) -> None:
-    """The rows of the config into one run folder; prints the table, and what failed."""
+    """The rows of the config into one run folder; prints the table.  Raises Incomplete where a row failed."""
     rows = rows_of(cfg.task.rows, cfg.task.fit_steps)
     plan = plan_of(cfg, [])
     check_uniform(rows, plan)
@@ -56,11 +66,12 @@ def run(cfg: DictConfig, folder: Path) -> None:
     shutil.rmtree(plan.logs, ignore_errors=True)
     failures = misfits(plan)
     plan = replace(plan, rows=[row for row in plan.rows if name_of(row) not in failures])
-    start = time.perf_counter()
+    start, stages = time.perf_counter(), {stage: plan.items(stage) for stage in STAGES}
+    plan = at_one_node(plan, stages)
     with open_view(logger, folder, plan.key(), yaml.safe_load(outcome.config)) as view:
         names = {plan.merge(row, pair).key: name_of(row) for row, pair in plan.cells() if row.is_method}
         shown = partial(show, outcome, view, names)
-        make(plan, {stage: plan.items(stage) for stage in STAGES}, shown, REPORT_COST)
+        make(plan, stages, shown, REPORT_COST)
         failures |= {name_of(row): why for row in plan.rows if (why := first_failure(plan, row))}
         whole = [row for row in plan.rows if name_of(row) not in failures]
         if {name_of(row) for row in rows} - failures.keys():
@@ -68,8 +79,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
             put_together(outcome, view, start)
         if failures:
             lines = "".join(f"\n  {name}: {why}" for name, why in failures.items())
-            print(f"error: {len(failures)} of {len(rows) + len(frames)} rows failed{lines}", file=sys.stderr)
-            sys.exit(1)
+            raise Incomplete(f"{len(failures)} of {len(rows) + len(frames)} rows failed{lines}")
     outcome.seal(logger)
 
 
@@ -142,12 +152,13 @@ class Tried(Make):
 
 @dataclass(frozen=True, kw_only=True)
 class Patient(Plan):
-    """A plan whose items may fail, each for itself; logs: the folder of what went wrong."""
+    """A plan whose items may fail, each for itself, unless ranks work on it; logs: the folder of what went wrong."""
 
     logs: Path
 
     def jobs(self, stage: str, items: Sequence[Item]) -> list[Make]:
-        return [Tried(job.store, job.items, self.logs) for job in super().jobs(stage, items)]
+        jobs = super().jobs(stage, items)
+        return jobs if self.trainer.devices else [Tried(job.store, job.items, self.logs) for job in jobs]
 
 
 def misfits(plan: Patient) -> dict[str, str]:
