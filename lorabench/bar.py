@@ -1,20 +1,26 @@
 """One progress bar with the time left for the whole job; its unit is one UNet row."""
 
 import sys
+import time
 
 from tqdm import tqdm
 
 from lorabench.plan import Make
 
+LAYOUT = "{desc:<18} {percentage:3.0f}% |{bar:30}| {elapsed}, {remaining} left"
+
 
 class Bar:
-    """A context manager; work: the cost of all jobs together (Item.cost)."""
+    """A context manager; work: the cost of all jobs together (Item.cost), name: what is said before a stage is.
 
-    def __init__(self, work: float) -> None:
-        layout = "{desc:<18} {percentage:3.0f}% |{bar:30}| {elapsed}, {remaining} left"
+    It appears with the first work done, so that a mistake stays a single line.
+    """
+
+    def __init__(self, work: float, name: str = "") -> None:
+        self.work, self.text, self.reached = work, name, 0.0
         self.live = sys.stderr.isatty()
-        every = 0.2 if self.live else 10  # seconds: a log file is not a screen
-        self.bar = tqdm(total=work, bar_format=layout, smoothing=0.05, mininterval=every)
+        self.began = time.time()
+        self.bar: tqdm | None = None
         self.jobs: list[Make] = []
         self.done: dict[int, float] = {}
 
@@ -22,7 +28,8 @@ class Bar:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.bar.close()
+        if self.bar is not None:
+            self.bar.close()
 
     def start(self, stage: str, jobs: list[Make]) -> None:
         """Jobs of the next stage, to be named by their index from now on."""
@@ -32,24 +39,39 @@ class Bar:
 
     def advance(self, index: int, steps: int) -> None:
         job = self.jobs[index]
-        share = job.cost * min(steps / max(job.steps, 1), 1.0)
-        self.bar.update(share - self.done.get(index, 0.0))
-        self.done[index] = share
+        before = self.done.get(index, 0.0)
+        self.done[index] = max(job.cost * min(steps / max(job.steps, 1), 1.0), before)
+        self.reach(self.reached + self.done[index] - before)
 
     def complete(self, index: int) -> None:
         self.advance(index, max(self.jobs[index].steps, 1))
         self.finished += 1
         self.describe(self.stage, self.finished, len(self.jobs))
 
-    def reach(self, stage: str, finished: int, count: int, work: float) -> None:
-        """The same where the jobs are counted elsewhere: `finished` of `count` of the stage, `work` of the whole."""
-        self.describe(stage, finished, count)
-        self.bar.update(max(min(work, self.bar.total) - self.bar.n, 0.0))
+    def reach(self, work: float) -> None:
+        """So much of the whole is done."""
+        step = min(work, self.work) - self.reached
+        if step <= 0:
+            return
+        if self.bar is None:
+            every = 0.2 if self.live else 10  # seconds: a log file is not a screen
+            self.bar = tqdm(total=self.work, desc=self.text, bar_format=LAYOUT, smoothing=0.05, mininterval=every)
+            self.bar.start_t = self.began  # the elapsed time is that of the whole
+        self.reached += step
+        self.bar.update(step)
 
     def finish(self) -> None:
         self.describe("report", 0, 0)
-        self.bar.update(self.bar.total - self.bar.n)
+        self.reach(self.work)
+
+    def clear(self) -> None:
+        """Take it off the screen."""
+        if self.bar is not None:
+            self.bar.leave = False
+            self.bar.close()
 
     def describe(self, stage: str, finished: int, count: int) -> None:
         numbers = f" {finished}/{count}" if count else ""
-        self.bar.set_description_str(f"{stage}{numbers}", refresh=self.live)
+        self.text = f"{stage}{numbers}"
+        if self.bar is not None:
+            self.bar.set_description_str(self.text, refresh=self.live)

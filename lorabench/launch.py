@@ -50,8 +50,7 @@ def make_by_ranks(plan: Plan, stages: Stages, show: Callable[[Item], None] | Non
             with claim(plan.trainer.accelerator, plan.trainer.devices) as gpus:
                 ranks = launch(plan, stages, gpus, Watcher(bar, plan, waiting, show))
             if 0 not in ranks:
-                bar.bar.leave = False
-                bar.bar.close()
+                bar.clear()
                 print("this node's share is done; another node, which has rank 0, shows the results")
                 sys.exit(0)
         while waiting and show:
@@ -66,7 +65,8 @@ class Watcher:
         self.bar, self.plan, self.waiting, self.show, self.looked = bar, plan, waiting, show, 0.0
 
     def reach(self, stage: str, finished: int, count: int, work: float) -> None:
-        self.bar.reach(stage, finished, count, work)
+        self.bar.describe(stage, finished, count)
+        self.bar.reach(work)
 
     def look(self) -> None:
         if not self.show or time.monotonic() - self.looked < SHOW_EVERY:

@@ -7,7 +7,8 @@ are then kept apart by row. The manifest is written last; its key and its list o
 import json
 import platform
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from importlib import metadata
 from math import ceil
@@ -17,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from lorabench import __version__
-from lorabench.artifact import write_whole
+from lorabench.artifact import key_of, write_whole
 from lorabench.config import LoggerSpec
 from lorabench.costs import COST_FILE, joined_costs
 from lorabench.data.catalogue import world_version
+from lorabench.failures import FORBIDDEN
 from lorabench.method import PER_PAIR
 from lorabench.plan import FLOORS, ORACLE, STAGES, Item, Plan, Row
 from lorabench.store import files_of
@@ -58,6 +60,20 @@ class Outcome:
         """Where the row's images lie, and its merges if there are several rows: by method, and ablation if need be."""
         alone = len(self.chosen) == 1 or row.ablation == "none"
         return row.name if alone else f"{row.name}-{row.ablation}"
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """While no other process, which may run the same command, fills or seals the folder.
+
+        The lock is of the store, whose file system has some; one that may only be read has none.
+        """
+        with ExitStack() as held:
+            try:
+                held.enter_context(self.plan.store.lock(key_of("folder", {"path": str(self.path.resolve())})))
+            except OSError as error:
+                if error.errno not in FORBIDDEN:
+                    raise
+            yield
 
     def is_done(self, logger: LoggerSpec) -> bool:
         """Whether the folder holds this very run, whole and shown by this logger."""

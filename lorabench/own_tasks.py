@@ -8,7 +8,6 @@ Images that a merge learns from and that nobody gave are drawn once and kept in 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from errno import EACCES
@@ -19,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from tqdm import tqdm
 
+from lorabench.bar import Bar
 from lorabench.config import FileTask, GenerateSpec, ModelSpec, TrainerSpec
 from lorabench.data.pairs import Reference
 from lorabench.errors import UserError
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
     from lorabench.stages.merge import MergeResult
 
 EXACT = 5e-5  # an error below is that of rounding, 0.00 %
-LAYOUT = "{desc:<10} {percentage:3.0f}% |{bar:30}| {elapsed}, {remaining} left"
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ def merge(job: Job) -> None:
     if job.output.suffix != ".safetensors" or job.output.is_dir():
         raise UserError(f"output={job.output} must be a .safetensors file; type output=merged.safetensors")
     make_folder(job.output.parent)  # before the long work
-    with Bar("merge", work(job.own, job.method, job.generation)) as bar:
+    with Bar(work(job.own, job.method, job.generation), "merge") as bar:
         result = job.merged(bar)
     if not result.lora:
         raise UserError(f"{job.name} leaves nothing of the LoRAs, so there is no file to write; type method=direct")
@@ -143,7 +141,7 @@ def generate(job: Job) -> None:
     spec = job.generation
     cost = image_cost(spec)
     before = work(job.own, job.method, spec)
-    with Bar("generate", before + spec.images * cost) as bar:
+    with Bar(before + spec.images * cost, "generate") as bar:
         result = job.merged(bar)
         base = load_model(job.files, job.trainer.accelerator)
         seeds = [seed_of("image", job.own.prompt, index, job.seed) for index in range(spec.images)]
@@ -185,25 +183,3 @@ def as_list(value: Any) -> list[Any]:
     if value is None:
         return []
     return value if isinstance(value, list) else [value]
-
-
-class Bar:
-    """A progress bar that appears with the first work done, so that a mistake stays a single line."""
-
-    def __init__(self, name: str, total: float) -> None:
-        self.name, self.total = name, total
-        self.bar: tqdm | None = None
-
-    def __enter__(self) -> Bar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-    def reach(self, done: float) -> None:
-        """`done` of the total is done."""
-        if self.bar is None:
-            every = 0.2 if sys.stderr.isatty() else 10
-            self.bar = tqdm(total=self.total, desc=self.name, bar_format=LAYOUT, mininterval=every)
-        self.bar.update(max(done - self.bar.n, 0.0))

@@ -88,10 +88,14 @@ def run(cfg: DictConfig, folder: Path) -> None:
     check_scorers(plan)
     start, stages = time.perf_counter(), {stage: plan.items(stage) for stage in STAGES}
     plan = at_one_node(plan, stages)
-    with open_view(logger, outcome.path, plan.key(), yaml.safe_load(outcome.config)) as view:
-        make(plan, stages, partial(show, outcome, view, {}), REPORT_COST)
-        put_together(outcome, view, start)
-    outcome.seal(logger)
+    with ExitStack() as held:
+        with open_view(logger, outcome.path, plan.key(), yaml.safe_load(outcome.config)) as view:
+            make(plan, stages, partial(show, outcome, view, {}), REPORT_COST)
+            held.enter_context(outcome.alone())
+            if outcome.is_done(logger):  # by another process with the same command, which was quicker
+                return tell(outcome)
+            put_together(outcome, view, start)
+        outcome.seal(logger)
 
 
 def at_one_node(plan: P, stages: Stages) -> P:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
+from errno import EROFS
 from pathlib import Path
 
 import pandas as pd
@@ -21,6 +24,7 @@ from lorabench.garbage import artifact_folders, reachable
 from lorabench.method import fitting_methods
 from lorabench.methods.lora_switch import LoRASwitch
 from lorabench.methods.ziprank import ZipRank
+from lorabench.outcome import Outcome
 from lorabench.pipeline import at_one_node
 from lorabench.plan import Make
 from lorabench.report import write_joint_report
@@ -47,7 +51,7 @@ def configured(tiny: list[str], output: Path, rows: str, *more: str) -> DictConf
     return compose("config", [*tiny, *SMALL, f"output={output}", f"task.rows={rows}", *more])
 
 
-def test_rows_of_one_run_are_told_apart_everywhere(tiny, tmp_path: Path, folder_of: Path, capsys) -> None:
+def test_rows_of_one_run_are_told_apart_everywhere(tiny, tmp_path: Path, folder_of: Path, capsys, monkeypatch) -> None:
     cfg = configured(tiny, folder_of, "[direct,ziprank,duolora no_cycle]")
     run(cfg, folder_of)
     labels = ["base", "content_only", "style_only", "direct", "ziprank", "duolora no_cycle", "oracle"]
@@ -72,6 +76,12 @@ def test_rows_of_one_run_are_told_apart_everywhere(tiny, tmp_path: Path, folder_
     run(cfg, folder_of)
     assert "duolora no_cycle" in capsys.readouterr().out
     assert (folder_of / "scores.parquet").stat().st_mtime_ns == before
+    is_done, first = Outcome.is_done, [False]
+    with monkeypatch.context() as patched:  # another process finishes the run after this one has looked
+        patched.setattr(Outcome, "is_done", lambda self, logger: first.pop() if first else is_done(self, logger))
+        patched.setattr(Outcome, "assemble", None)
+        run(cfg, folder_of)
+    assert not first and "duolora no_cycle" in capsys.readouterr().out
     write_joint_report([folder_of], tmp_path / "again")
     assert (tmp_path / "again" / "table.csv").read_text() == (folder_of / "table.csv").read_text()
 
@@ -116,6 +126,25 @@ def test_of_several_nodes_one_goes_on(tmp_path: Path, lora_spec, monkeypatch) ->
     patient = at_one_node(Patient(**vars(plan), logs=tmp_path / "failed"), {})
     assert (made, patient.trainer.nodes, type(patient)) == ([2], 1, Patient)
     assert at_one_node(patient, {}) is patient and made == [2]
+
+
+def test_one_process_at_a_time_fills_a_run_folder(tmp_path: Path, lora_spec, monkeypatch) -> None:
+    plan, inside = plan_at(tmp_path, CPU, lora_spec), []
+
+    def fill(number: int) -> None:
+        with Outcome(tmp_path / "run", plan, "").alone():
+            inside.append(number)
+            time.sleep(0.1)
+            assert inside.pop() == number and not inside
+
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(fill, range(3)))
+
+    def forbid(path: str, *_: object) -> None:
+        raise OSError(EROFS, "Read-only file system", path)
+
+    monkeypatch.setattr("filelock._unix.os.open", forbid)
+    fill(0)
 
 
 def test_all_is_every_method_with_every_ablation_that_fits() -> None:

@@ -15,6 +15,7 @@ import shutil
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -68,19 +69,23 @@ def run(cfg: DictConfig, folder: Path) -> None:
     plan = replace(plan, rows=[row for row in plan.rows if name_of(row) not in failures])
     start, stages = time.perf_counter(), {stage: plan.items(stage) for stage in STAGES}
     plan = at_one_node(plan, stages)
-    with open_view(logger, folder, plan.key(), yaml.safe_load(outcome.config)) as view:
-        names = {plan.merge(row, pair).key: name_of(row) for row, pair in plan.cells() if row.is_method}
-        shown = partial(show, outcome, view, names)
-        make(plan, stages, shown, REPORT_COST)
-        failures |= {name_of(row): why for row in plan.rows if (why := first_failure(plan, row))}
-        whole = [row for row in plan.rows if name_of(row) not in failures]
-        if {name_of(row) for row in rows} - failures.keys():
-            outcome = Outcome(folder, replace(plan, rows=whole), outcome.config)
-            put_together(outcome, view, start)
-        if failures:
-            lines = "".join(f"\n  {name}: {why}" for name, why in failures.items())
-            raise Incomplete(f"{len(failures)} of {len(rows) + len(frames)} rows failed{lines}")
-    outcome.seal(logger)
+    with ExitStack() as held:
+        with open_view(logger, folder, plan.key(), yaml.safe_load(outcome.config)) as view:
+            names = {plan.merge(row, pair).key: name_of(row) for row, pair in plan.cells() if row.is_method}
+            shown = partial(show, outcome, view, names)
+            make(plan, stages, shown, REPORT_COST)
+            held.enter_context(outcome.alone())
+            if outcome.is_done(logger):  # as in pipeline.run
+                return tell(outcome)
+            failures |= {name_of(row): why for row in plan.rows if (why := first_failure(plan, row))}
+            whole = [row for row in plan.rows if name_of(row) not in failures]
+            if {name_of(row) for row in rows} - failures.keys():
+                outcome = Outcome(folder, replace(plan, rows=whole), outcome.config)
+                put_together(outcome, view, start)
+            if failures:
+                lines = "".join(f"\n  {name}: {why}" for name, why in failures.items())
+                raise Incomplete(f"{len(failures)} of {len(rows) + len(frames)} rows failed{lines}")
+        outcome.seal(logger)
 
 
 def config_of(cfg: DictConfig) -> str:
