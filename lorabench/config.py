@@ -160,7 +160,7 @@ class ProtocolSpec:
 class MergeSpec:
     """How merges are computed, whatever the method."""
 
-    pairs_per_batch: int = MISSING  # pairs trained side by side in one batch; changes the speed, not the result
+    pairs_per_batch: int = MISSING  # pairs trained side by side in one batch, which changes the speed, and last digits
 
 
 @dataclass
