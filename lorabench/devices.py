@@ -1,8 +1,8 @@
 """GPUs are taken before they are used, so that runs side by side on one machine do not share one by accident.
 
 A claim is a file lock for each GPU, named by the GPU's own id, in a folder that all our processes of a user share. The
-system gives it back when its holder ends, however it ends. Nothing here initialises CUDA: which GPUs a process sees is
-settled when it does, and that is for the processes that the caller starts.
+system gives it back when its holder ends, however it ends. `claim` does not initialise CUDA: which GPUs a process sees
+is settled when it does, and that is for the processes that the caller starts.
 """
 
 import os
@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from lorabench.errors import UserError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+SETTLED: set[str] = set()  # what this process claimed for itself: a model that it keeps stays there
 EVERY = 0.5  # seconds between two looks at what is in use
 
 
@@ -38,6 +39,20 @@ def claim(accelerator: str, count: int, visible: Callable[[], dict[str, str]] | 
         raise UserError(f"{count} GPUs are asked for and {len(devices)} are here; type trainer.devices={len(devices)}")
     with ExitStack() as held:
         yield gather(devices, count, held)
+
+
+@contextmanager
+def claim_here(accelerator: str, visible: Callable[[], dict[str, str]] | None = None) -> Iterator[list[str]]:
+    """Hold one GPU for this very process, in which "cuda" then means that one; arguments and yield as of `claim`."""
+    devices = {} if accelerator == "cpu" else (visible or gpus)()
+    mine = {device: name for device, name in devices.items() if device in SETTLED} or devices
+    with claim(accelerator, 1, lambda: mine) as held:
+        if held:
+            import torch
+
+            SETTLED.update(held)
+            torch.cuda.set_device(list(devices).index(held[0]))  # CUDA counts them in this order
+        yield held
 
 
 def gather(devices: dict[str, str], count: int, held: ExitStack) -> list[str]:

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from lorabench.bar import Bar
 from lorabench.config import FileTask, GenerateSpec, ModelSpec, TrainerSpec
 from lorabench.data.pairs import Reference
+from lorabench.devices import claim_here
 from lorabench.errors import UserError
 from lorabench.failures import unwritable
 from lorabench.merging import check_exports, drawn, image_cost, merged, work
@@ -42,7 +43,7 @@ EXACT = 5e-5  # an error below is that of rounding, 0.00 %
 
 @dataclass(frozen=True)
 class Job:
-    """What the command line asks for; name: of the method with its ablation, as they were typed."""
+    """What the command line asks for; name: of the method with its ablation, as typed.  root: the store's folder."""
 
     name: str
     own: OwnPair
@@ -51,7 +52,7 @@ class Job:
     generation: GenerateSpec
     trainer: TrainerSpec
     task: FileTask
-    store: Store
+    root: Path
     seed: int
     output: Path
 
@@ -64,11 +65,15 @@ class Job:
         own.check(method)
         choices = HydraConfig.get().runtime.choices
         name = " ".join([choices["method"], *({choices["ablation"]} - {"none"})])
-        store = Store(Path(cfg.store))
         return cls(
-            name, own, method, typed["model"], typed["generate"], typed["trainer"], typed["task"], store, cfg.seed,
-            Path(cfg.output),
+            name, own, method, typed["model"], typed["generate"], typed["trainer"], typed["task"], Path(cfg.store),
+            cfg.seed, Path(cfg.output),
         )  # fmt: skip
+
+    @cached_property
+    def store(self) -> Store:
+        """Opened where something is kept: a sum of two files needs none."""
+        return Store.open(self.root)
 
     @cached_property
     def files(self) -> ModelFiles:
@@ -112,7 +117,8 @@ def merge(job: Job) -> None:
     if job.output.suffix != ".safetensors" or job.output.is_dir():
         raise UserError(f"output={job.output} must be a .safetensors file; type output=merged.safetensors")
     make_folder(job.output.parent)  # before the long work
-    with Bar(work(job.own, job.method, job.generation), "merge") as bar:
+    place = job.trainer.accelerator if job.method.needs_model else "cpu"
+    with claim_here(place), Bar(work(job.own, job.method, job.generation), "merge") as bar:
         result = job.merged(bar)
     if not result.lora:
         raise UserError(f"{job.name} leaves nothing of the LoRAs, so there is no file to write; type method=direct")
@@ -141,7 +147,7 @@ def generate(job: Job) -> None:
     spec = job.generation
     cost = image_cost(spec)
     before = work(job.own, job.method, spec)
-    with Bar(before + spec.images * cost, "generate") as bar:
+    with claim_here(job.trainer.accelerator), Bar(before + spec.images * cost, "generate") as bar:
         result = job.merged(bar)
         base = load_model(job.files, job.trainer.accelerator)
         seeds = [seed_of("image", job.own.prompt, index, job.seed) for index in range(spec.images)]

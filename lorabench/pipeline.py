@@ -20,7 +20,7 @@ from lorabench import method as methods
 from lorabench.bar import Bar
 from lorabench.data.catalogue import load_pairs
 from lorabench.data.pairs import ROLES, Prompts
-from lorabench.devices import VISIBLE, claim
+from lorabench.devices import VISIBLE, claim, claim_here
 from lorabench.errors import UserError
 from lorabench.loggers.views import View, open_view
 from lorabench.metrics.files import MICRO_SCORERS, scorer_set
@@ -164,7 +164,10 @@ def make_by_workers(plan: Plan, stages: Stages, show: Callable[[Item], None] | N
     jobs = {stage: plan.jobs(stage, [i for i in items if not found(plan, i)]) for stage, items in stages.items()}
     cost, trainer = sum(job.cost for made in jobs.values() for job in made), plan.trainer
     with ExitStack() as held:
-        gpus = held.enter_context(claim(trainer.accelerator, 1)) if cost else []
+        gpus: list[str] = []
+        if cost:
+            claimed = claim(trainer.accelerator, 1) if trainer.workers else claim_here(trainer.accelerator)
+            gpus = held.enter_context(claimed)
         environment = {VISIBLE: ",".join(gpus)} if gpus else {}
         bar = held.enter_context(Bar(cost + extra))
         pool = held.enter_context(Pool(trainer.workers, trainer.threads, environment))

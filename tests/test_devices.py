@@ -5,13 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+from conftest import CPU
+from filelock import FileLock, Timeout
+from rank_jobs import fine, item, plan_at
 
-from lorabench import devices
-from lorabench.devices import claim, gpus
+from lorabench import devices, pipeline
+from lorabench.devices import claim, claim_here, gpus
 from lorabench.errors import UserError
 
 PAIR = {"0": "GPU-a", "1": "GPU-b"}
@@ -104,6 +108,33 @@ def test_a_cpu_and_a_machine_without_gpus_claim_nothing(monkeypatch: pytest.Monk
     assert time.monotonic() - start < 60
     with pytest.raises(UserError, match=r"type trainer\.devices=2"), claim("gpu", 3, lambda: PAIR):
         pass
+
+
+def test_a_process_computes_on_the_gpu_that_it_holds_and_comes_back_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    current: list[int] = []
+    monkeypatch.setattr("torch.cuda.set_device", current.append)
+    monkeypatch.setattr(devices, "SETTLED", set())
+    with claim("gpu", 1, lambda: PAIR), claim_here("auto", lambda: PAIR) as held:
+        assert (held, current) == (["1"], [1])
+        with pytest.raises(Timeout):
+            FileLock(devices.lock_folder() / "GPU-b.lock").acquire(blocking=False)
+    with claim_here("gpu", lambda: PAIR) as held:  # though the first is free by now
+        assert (held, current) == (["1"], [1, 1])
+    with claim_here("cpu", lambda: PAIR) as held:
+        assert held == []
+
+
+def test_jobs_of_this_process_compute_on_a_claimed_gpu(tmp_path: Path, lora_spec, monkeypatch) -> None:
+    claimed: list[str] = []
+
+    @contextmanager
+    def note(accelerator: str) -> Iterator[list[str]]:
+        claimed.append(accelerator)
+        yield ["1"]
+
+    monkeypatch.setattr(pipeline, "claim_here", note)
+    pipeline.make(plan_at(tmp_path, CPU, lora_spec), {"personalise": [item(0, fine)]})
+    assert claimed == ["cpu"]
 
 
 @pytest.mark.parametrize(

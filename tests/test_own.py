@@ -25,6 +25,7 @@ from lorabench.models.adapted import live_sites
 from lorabench.models.files import preset
 from lorabench.models.sdxl import SDXL
 from lorabench.own import OwnPair
+from lorabench.own_tasks import Job
 from lorabench.seeds import seed_of
 from lorabench.stages.combine import combine
 from lorabench.stages.generate import generate
@@ -262,3 +263,14 @@ def test_mistakes_on_the_command_line(run, files, folder, tmp_path, task, overri
     assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
     assert words in result.stderr
     assert not list(tmp_path.glob("merged*"))
+
+
+def test_what_is_kept_is_kept_where_files_can_be_locked(tmp_path: Path, monkeypatch) -> None:
+    def no_locks(root: Path) -> None:
+        raise UserError("cannot be locked")
+
+    monkeypatch.setattr("lorabench.store.check_locks", no_locks)
+    job = Job("direct", *[None] * 6, tmp_path / "store", 0, tmp_path)  # pyright: ignore[reportArgumentType]
+    assert not (tmp_path / "store").exists()
+    with pytest.raises(UserError, match="cannot be locked"):
+        assert job.store

@@ -46,6 +46,7 @@ from scipy.stats import kendalltau, spearmanr
 from lorabench import stats
 from lorabench.config import MicroworldSpec
 from lorabench.data.pairs import ROLES, Concept, Pair, Prompts
+from lorabench.devices import claim_here
 from lorabench.errors import UserError
 
 if TYPE_CHECKING:
@@ -144,8 +145,10 @@ def run(cfg: DictConfig, folder: Path) -> None:
     use_threads(cfg.trainer.threads)
     world, pairs = world_of(spec, Prompts(**cfg.prompts))
     typed: object = OmegaConf.to_object(cfg.scorers)
-    scorers, _ = load_scorers(scorer_set(typed), device_name(cfg.trainer.accelerator))  # pyright: ignore[reportArgumentType]
-    measured = [*measure(world, pairs, scorers, Path(cfg.store) / "embeddings"), *ideals(world)]
+    device = device_name(cfg.trainer.accelerator)
+    with claim_here(cfg.trainer.accelerator):
+        scorers, _ = load_scorers(scorer_set(typed), device)  # pyright: ignore[reportArgumentType]
+        measured = [*measure(world, pairs, scorers, Path(cfg.store) / "embeddings"), *ideals(world)]
     found = pd.concat([calibrate(metric, world, cfg.task.holds) for metric in measured], ignore_index=True)
     found.to_csv(folder / "calibration.csv", index=False, float_format="%.6g")
     text = write_calibration(found, world, cfg.task.holds)
