@@ -32,6 +32,7 @@ ENCODERS = ("text_encoder", "text_encoder_2")
 
 def train(folder: Path, concept: Concept, spec: LoRASpec, seed: int, prior: Sequence[Reference] = ()) -> dict[str, Any]:
     """{"<part>.<site>": (lora_A, lora_B * alpha / rank)} after spec.steps updates."""
+    assert spec.max_grad_norm is not None
     pipeline: Any = StableDiffusionXLPipeline.from_pretrained(folder, local_files_only=True)
     noise_scheduler: Any = DDPMScheduler.from_config(pipeline.scheduler.config)
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2):

@@ -70,7 +70,7 @@ def test_random_prunings_are_their_dense_formula(model, loras, name, density) ->
             ranks = torch.stack([torch.from_numpy(rankdata(row.abs()) - 1) for row in update.float()])
             keep = density - epsilon / 2 + epsilon * ranks / (update.shape[1] - 1)
             pruned.append(torch.where(uniform < keep, update / keep, 0.0))
-        merge = sum if name == "dare_linear" else elected
+        merge: Any = sum if name == "dare_linear" else elected
         close(dense(lora, site), 0.8 * merge(pruned))
 
 
@@ -78,7 +78,7 @@ def test_dare_keeps_the_expectation(model, loras) -> None:
     site = live_sites(model.unet, loras, ROLES)[loras[0].sites[0]]
     method, updates = load("dare_linear", density=0.5), [lora[site.name] for lora in loras]
     draws: Any = [method.combine(updates, site, seed) for seed in range(400)]
-    expected = sum(dense(each, site.name) for each in loras)
+    expected: Any = sum(dense(each, site.name) for each in loras)
     assert (torch.stack(draws).double().mean(0) - expected).norm() < 0.15 * expected.norm()
 
 
@@ -172,7 +172,8 @@ def test_tsv_of_orthogonal_updates_is_their_sum(model, loras) -> None:
     p = torch.linalg.qr(torch.randn(site.out_features, site.out_features)).Q
     parts: Any = [type(loras[0][site.name])(q[:, a:b].mT.clone(), p[:, a:b].clone()) for a, b in ((0, 3), (3, 5))]
     update: Any = load("tsv").combine(parts, site, 0)
-    close((update.up @ update.down).double(), sum(each.up.double() @ each.down.double() for each in parts))
+    total: Any = sum(each.up.double() @ each.down.double() for each in parts)
+    close((update.up @ update.down).double(), total)
 
 
 @pytest.mark.parametrize("norm", ["mean", "sum"])
@@ -267,7 +268,7 @@ def test_peft_types_that_prune_at_random(model, name) -> None:
 def test_peft_without_pruning(model, loras) -> None:
     cat, svd = merged(model, "peft_cat", loras)[0], merged(model, "peft_svd", loras)[0]
     for site in loras[0].sites[:8]:
-        total = sum(dense(each, site) for each in loras)
+        total: Any = sum(dense(each, site) for each in loras)
         close(dense(cat, site), total)
         u, s, vt = torch.linalg.svd(total)
         cut = max(each[site].rank for each in loras)  # peft's own default
@@ -280,8 +281,8 @@ def test_peft_linear_has_cross_terms_and_wants_equal_ranks(model, loras) -> None
     equal = [random_lora(model, 3, name) for name in ("a", "b")]
     lora, _ = merged(model, "peft_linear", equal)
     for site in equal[0].sites[:8]:
-        ups, downs = (sum(getattr(each[site], part).double() for each in equal) for part in ("up", "down"))
-        close(dense(lora, site), ups @ downs)
+        sums: Any = [sum(getattr(each[site], part).double() for each in equal) for part in ("up", "down")]
+        close(dense(lora, site), sums[0] @ sums[1])
 
 
 @pytest.mark.parametrize("name", [*DENSE, *EXACT, "svd", "peft_cat", "peft_svd"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -208,6 +209,7 @@ def test_gradients_are_the_optimiser_s_before_they_are_unscaled(model, concept, 
     starts = disjoint(attention_sites(model.unet), lora_spec.rank, BASIS_SEED)
     with attach(model.unet, starts, dtype=torch.float32) as adapters:
         module = AlignedLoRAs(model, adapters, concept, lora_spec, 0)
+        ups: Any = module.ups["content"]
         optimizer, scaler = torch.optim.SGD(module.factors, lr=0.0), torch.amp.GradScaler("cpu", init_scale=2.0**10)
         grads = []
         for scale in (False, True):
@@ -218,7 +220,7 @@ def test_gradients_are_the_optimiser_s_before_they_are_unscaled(model, concept, 
             module.on_after_backward()
             if scale:
                 scaler.unscale_(optimizer)
-            grads.append([up.grad.clone() for up in module.ups["content"]])
+            grads.append([up.grad.clone() for up in ups])
         assert all(up.grad is None for up in module.ups["style"])
     for plain, unscaled in zip(*grads, strict=True):
         torch.testing.assert_close(unscaled, plain, atol=1e-6, rtol=1e-4)

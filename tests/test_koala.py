@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import CPU, build_koala
@@ -34,7 +35,8 @@ def test_sites_are_those_of_the_model_card(koala: SDXL) -> None:
 @pytest.mark.parametrize("method", ["direct", "ziplora", "duolora", "ziprank_closed"])
 def test_from_images_to_an_image(koala: SDXL, pair, lora_spec, method: str) -> None:
     loras = tuple(personalise(koala, concept, lora_spec, 0, CPU) for concept in pair.concepts)
-    chosen = load(method, **({"fit": FIT} if load(method).fit else {}))
+    settings: dict[str, Any] = {"fit": FIT} if load(method).fit else {}
+    chosen = load(method, **settings)
     [result] = merge_all(koala, chosen, [MergeItem(loras, pair)], 0, CPU)
     assert set(result.lora) == set(attention_sites(koala.unet))
     assert result.lora.rank == 2 * lora_spec.rank

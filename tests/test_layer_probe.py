@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -47,7 +48,7 @@ def drawn() -> dict[str, pd.DataFrame]:
 
 
 def test_shares_are_of_what_the_whole_lora_gives(drawn) -> None:
-    found = measure(drawn, "block", ["mid_block", "up_blocks.1"])
+    found: Any = measure(drawn, "block", ["mid_block", "up_blocks.1"])
     assert found["content"].tolist() == pytest.approx([0.75, 0.0])
     assert found["style"].tolist() == pytest.approx([0.1, 0.75])
     assert found["carries"].tolist() == ["content", "style"] and found["separated"].all()
@@ -70,7 +71,7 @@ def test_the_prior_is_one_that_duolora_reads(folder: Path, model: SDXL, loras, p
     found = measure(drawn, "block", ["mid_block", "up_blocks.1"])
     plan = SimpleNamespace(model_name="tiny", pairs=[pair], generation=SimpleNamespace(images=2))
     write_prior(tmp_path / "prior.yaml", found, plan)  # pyright: ignore[reportArgumentType]
-    method = load("duolora", prior=str(tmp_path / "prior.yaml"))
+    method: Any = load("duolora", prior=str(tmp_path / "prior.yaml"))
     assert method.prior == {"content": ["mid_block"], "style": ["up_blocks.1"]}
     roles = dominant_roles(method.prior, live_sites(model.unet, loras, pair.roles))
     assert {role for site, role in roles.items() if site.startswith("mid_block.")} == {"content"}

@@ -29,7 +29,8 @@ def reconstruction(dense: Dense, step) -> Terms:
 def ziplora(dense: Dense, step, overlap: Callable = lambda a, b: (a * b).abs().mean(), summed: bool = False) -> Terms:
     """eq. 3 of the paper."""
     layers = [overlap(*masks) for masks in dense.leaves.values()]
-    return reconstruction(dense, step) | {"similarity": 0.01 * sum(layers) / (1 if summed else len(layers))}
+    total: Any = sum(layers)
+    return reconstruction(dense, step) | {"similarity": 0.01 * total / (1 if summed else len(layers))}
 
 
 def low_resolution(site: str) -> bool:
@@ -44,7 +45,7 @@ def paper_prior(dense: Dense, step) -> torch.Tensor:
         norms = {"content": [], "style": []}
         for role, m in zip(step.roles, masks, strict=True):
             norms[role].append(torch.linalg.matrix_norm(m.diag(), "nuc"))
-        at = {role: sum(each) / len(each) for role, each in norms.items()}
+        at: dict[str, Any] = {role: sum(each) / len(each) for role, each in norms.items()}
         minor = {"content": "style", "style": "content"}[dominant]
         layers.append((at[dominant] + torch.clamp(at[minor] - at[dominant], min=0)) / max(len(m) for m in masks))
     return torch.stack(layers).mean()
@@ -150,19 +151,20 @@ def test_the_prior_of_the_released_code_by_hand() -> None:
     """Two layers with all-ones masks of rank 64: L5 = lambda * 64; the "nuclear norm" of a vector is its length."""
     from test_methods import site
 
-    method = load("duolora_released")
+    method: Any = load("duolora_released")
     low, high = site(1.0, (64, 64), "down_blocks.2.attentions.0.x"), site(0.0, (64, 64), "up_blocks.1.attentions.0.x")
     neutral = site(1.0, (64, 64), "mid_block.attentions.0.x")
     sites = {each.name: each for each in (low, high, neutral)}
     gates = method.gates(sites, 0)
     assert float(0.01 * method.layer_prior(sites, gates)) == pytest.approx(0.64)
     m = torch.tensor([3.0, 4.0])
-    assert float(method.nuclear([m])) == 5.0 and float(load("duolora").nuclear([m])) == 7.0
+    plain: Any = load("duolora")
+    assert float(method.nuclear([m])) == 5.0 and float(plain.nuclear([m])) == 7.0
     gates[low.name][0].r.fill_(2.0)
     # content layer: ||m_s||_2 - ||m_c||_2 + sum|m_c| = 8 - 16 + 128;  style layer: 8 - 8 + 64
     assert float(method.layer_prior(sites, gates)) == pytest.approx((120 + 64) / 2)
     # with the paper's hinge the negative difference is nothing: 128 and 64
-    hinged = load("duolora_released", hinge=True)
+    hinged: Any = load("duolora_released", hinge=True)
     assert float(hinged.layer_prior(sites, gates)) == pytest.approx((128 + 64) / 2)
 
 
@@ -170,7 +172,7 @@ def test_the_community_codes_similarity_starts_at_its_known_value() -> None:
     """0.01 * 560 layers = 5.6 on SDXL, the value that its users report; 5.544 after 100 steps of 5e-5."""
     from test_methods import site
 
-    method = load("ziplora_mkshing")
+    method: Any = load("ziplora_mkshing")
     gates = method.gates({f"layer{i}": site(0.0, name=f"layer{i}") for i in range(560)}, 0)
     assert float(0.01 * method.overlap(gates)) == pytest.approx(5.6)
     for each in gates.values():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -26,7 +28,8 @@ def kept_by(unet: UNet2DConditionModel, device: str, checkpointing: bool) -> Kep
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_shapes_keep_what_numbers_keep(model, checkpointing) -> None:
     with torch.device("meta"):
-        empty = UNet2DConditionModel.from_config(model.unet.config).requires_grad_(False)
+        empty: Any = UNet2DConditionModel.from_config(model.unet.config)
+    empty.requires_grad_(False)
     real, counted = kept_by(model.unet, "cpu", checkpointing), kept_by(empty, "meta", checkpointing)
     assert counted.bytes == real.bytes > 0
     assert counted.largest == real.largest
@@ -42,7 +45,7 @@ def test_what_a_chain_of_known_size_keeps() -> None:
 
 
 def test_checkpointing_keeps_a_fraction() -> None:
-    counts = count("koala_700m", ["ziplora"], 64)
+    counts: Any = count("koala_700m", ["ziplora"], 64)
     assert list(counts) == COLUMNS and list(counts["step"]) == [TRAINING] * 2 + ["ziplora"] * 2
     assert counts["total"].tolist() == pytest.approx(counts[PARTS].sum(axis=1).tolist())
     plain, recomputed = (counts[counts["checkpointing"] == each].set_index("step") for each in (False, True))

@@ -73,7 +73,9 @@ def test_gates_of_switched_off_adapters_get_no_gradient(model, loras, pair) -> N
     module.adapters.rows(rows, gated=True)
     model.predict(step.images[0].x, step.t, step.images[0].prompt).square().sum().backward()
     for content, style in module.gates.values():
-        assert content.only().grad.abs().sum() > 0 and not style.only().grad.any()
+        used, unused = content.only().grad, style.only().grad
+        assert used is not None and unused is not None
+        assert used.abs().sum() > 0 and not unused.any()
     module.adapters.detach()
     for predictions in (step.teachers(), step.alone(step.images, [(0,), (1,)])):
         assert not any(prediction.requires_grad for prediction in predictions)

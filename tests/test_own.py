@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -55,11 +56,16 @@ def run(commands: Commands, files, folder: Path, tmp_path: Path):
     return start
 
 
+def unasked(*_: Any) -> NoReturn:
+    """The teacher of a merge that must not ask for one."""
+    pytest.fail("the teacher was asked")
+
+
 def updates(lora: LoRA) -> dict[str, torch.Tensor]:
     return {site: factors.up @ factors.down for site, factors in lora.items()}
 
 
-def assert_same(left: LoRA, right: LoRA, **tolerance: float) -> None:
+def assert_same(left: LoRA, right: LoRA, **tolerance: Any) -> None:
     torch.testing.assert_close(updates(left), updates(right), **tolerance)
 
 
@@ -107,7 +113,7 @@ def test_given_images_are_taken_instead(files, folder, tmp_path) -> None:
     )
     done: list[float] = []
     method = load("ziprank", fit={"steps": 2, "lr": 0.1, "batch": 1})
-    result = merged(pair, method, preset(folder), 0, CPU, None, done.append)  # no teacher: it must not be asked
+    result = merged(pair, method, preset(folder), 0, CPU, unasked, done.append)
     assert len(result.losses["content"]) == 2
     assert done[-1] == 2 * 10.0 * 2
 
@@ -118,9 +124,7 @@ def test_a_merge_that_looks_at_no_image_has_none_drawn(files, folder, loras, pai
         (OwnLoRA(files[0], "a sks mug"),), (OwnLoRA(files[1], "a boat in szn style"),), "a sks mug in szn style"
     )
     done: list[float] = []
-    result = merged(
-        own, load("ssr_merge"), preset(folder), 0, CPU, None, done.append
-    )  # no teacher: it must not be asked
+    result = merged(own, load("ssr_merge"), preset(folder), 0, CPU, unasked, done.append)
     assert not done or set(done) == {0.0}
     assert differ(result.lora, export(loras))
 
@@ -162,7 +166,9 @@ def test_mistakes_in_python(files, folder, arguments, words) -> None:
         merge(given.pop("content"), given.pop("style"), **given)
 
 
-def test_what_no_file_can_hold_is_refused_and_drawn(run, files, folder, loras, model, tmp_path) -> None:
+def test_what_no_file_can_hold_is_refused_and_drawn(
+    run, files: tuple[Path, Path], folder, loras, model, tmp_path
+) -> None:
     with pytest.raises(UserError, match=r"klora is no single LoRA.* draw with task=generate"):
         merge(*files, "klora", model=folder)
     result = run("generate", "method=klora", "method.beta=1e9", PROMPTS[-1], "output=images")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_methods import site
@@ -30,7 +31,7 @@ def test_a_file_is_a_prior_and_its_blocks_are_in_the_settings(tmp_path: Path) ->
     file = tmp_path / "prior.yaml"
     file.write_text("content: [mid_block]\nstyle: [up_blocks.1, down_blocks.1.attentions.0]\n")
     assert roles(str(file)) == ["s", "", "c", "", "s"]
-    method = load("duolora", prior=str(file))
+    method: Any = load("duolora", prior=str(file))
     file.unlink()
     assert method.prior == {"content": ["mid_block"], "style": ["up_blocks.1", "down_blocks.1.attentions.0"]}
     assert load("duolora", prior=method.prior) == method

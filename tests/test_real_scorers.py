@@ -1,6 +1,9 @@
 """Published backbones at their real size on random weights: strict loading, features against second implementations."""
 
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +35,7 @@ def picture(width, height, seed=0):
     return Image.fromarray(np.mean(layers, axis=0).astype(np.uint8))
 
 
-def field(resize, mean, std):
+def field(resize, mean, std) -> Callable[[Image.Image], torch.Tensor]:
     """The transform of the field, on a PIL image."""
     bicubic = transforms.InterpolationMode.BICUBIC
     steps = [transforms.Resize(resize, bicubic), transforms.CenterCrop(224), transforms.ToTensor()]
@@ -58,7 +61,7 @@ def test_published_names_and_shapes_load_strictly(name):
     config, shapes = read_config(published()[name]), shapes_of(name)
     tensors = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
     network = build_network(config)
-    check_fit(network, tensors, config, "file")
+    check_fit(network, tensors, config, Path("file"))
     lost = sorted(tensors)[5]
     for broken, word in (
         ({key: value for key, value in tensors.items() if key != lost}, "1 tensors missing"),
@@ -67,7 +70,7 @@ def test_published_names_and_shapes_load_strictly(name):
         (tensors | {lost: torch.empty(7, device="meta")}, "1 of wrong shape"),
     ):
         with pytest.raises(UserError, match=word) as error:
-            check_fit(network, broken, config, "file")
+            check_fit(network, broken, config, Path("file"))
         assert name in str(error.value) and "\n" not in str(error.value)
 
 
@@ -99,10 +102,13 @@ def test_preprocessing_is_that_of_the_field(name):
 
 def test_dino_is_not_resized_as_timm_would():
     import timm
+    from timm.data.config import resolve_data_config
+    from timm.data.transforms_factory import create_transform
 
-    timms = timm.data.resolve_data_config({}, model=timm.create_model("vit_small_patch16_224.dino", num_classes=0))
+    timms = resolve_data_config({}, model=timm.create_model("vit_small_patch16_224.dino", num_classes=0))
+    transform: Any = create_transform(**timms)
     image = picture(615, 615)
-    theirs = timm.data.create_transform(**timms)(image)
+    theirs = transform(image)
     ours = Preprocess(**read_config(published()["dino@vits16"])["preprocess"])([np.asarray(image)])[0]
     assert float((theirs - ours).abs().mean()) > 0.01
 
@@ -213,12 +219,13 @@ def test_clip_in_both_layouts_is_that_of_transformers(tmp_path):
 
     config = CLIPConfig()  # of openai/clip-vit-base-patch32
     with Unfilled():
-        model = CLIPModel(config).eval()
+        model: Any = CLIPModel(config).eval()
     theirs = random_state({key: tuple(value.shape) for key, value in model.state_dict().items()}, shared_blocks=True)
     model.load_state_dict(theirs, strict=True)
     counters = {"text_model.embeddings.position_ids": torch.arange(77)[None]}  # in the published file, too
     files = written(tmp_path, "clip@vitb32", theirs | counters)
-    scorer, image = load_scorer(files), picture(463, 640)
+    scorer: Any = load_scorer(files)
+    image = picture(463, 640)
     texts = ["a sks dog in szn style", "A dog, in watercolor painting style!"]
     pixels, tokens = field(224, *OPENAI)(image)[None], scorer.tokenizer(texts)
     with torch.no_grad():

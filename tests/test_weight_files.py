@@ -7,6 +7,7 @@ import zipfile
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub.constants
 import numpy as np
@@ -234,6 +235,7 @@ def test_a_run_compares_headers_before_it_trains(tmp_path):
     path = cached(
         tmp_path, "timm/vit_small_patch16_224.dino", "model.safetensors", {"cls_token": torch.zeros(1, 1, 384)}
     )
+    plan: Any = SimpleNamespace(scorers=scorer_set(SPEC))
     with pytest.raises(UserError) as error:
-        check_scorers(SimpleNamespace(scorers=scorer_set(SPEC)))
+        check_scorers(plan)
     one_line(error, str(path), "dino@vits16", "149 tensors missing")

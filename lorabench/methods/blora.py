@@ -41,7 +41,8 @@ class BLoRA(Method):
         return replace(concept, images=(replace(concept.images[0], prompt=f"a {concept.token}"),))
 
     def check(self, sites: Mapping[str, Site]) -> None:
-        for role in dict.fromkeys(role for site in sites.values() for role in site.roles):
+        roles: dict[Role, None] = dict.fromkeys(role for site in sites.values() for role in site.roles)
+        for role in roles:
             block = self.alphas[role][0]
             if not any(site.ranks[k] for site in sites.values() if within(site.name, block) for k in site.of(role)):
                 raise UserError(f"method.{role}_block={block} has no layer that a {role} LoRA adapts; type another")
