@@ -157,7 +157,8 @@ class Outcome:
         if chosen.is_method and not others:
             merges = {pair.name: self.plan.path(self.plan.merge(chosen, pair)) for pair in self.plan.pairs}
             ranks = {name: json.loads((path / "merge.json").read_text())["ranks"] for name, path in merges.items()}
-            write_ranks(self.path, ranks, {pair.name: pair.roles for pair in self.plan.pairs})
+            roles = {pair.name: self.plan.adapted(chosen, pair).roles for pair in self.plan.pairs}
+            write_ranks(self.path, ranks, roles)
 
     def write_scores(self) -> None:
         """scores.parquet: the stored rows of every row and pair, with what they belong to."""

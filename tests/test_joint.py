@@ -248,3 +248,12 @@ def test_a_killed_aligned_training_goes_on(model, concept, lora_spec, tmp_path, 
     done: list[int] = []
     again = train_aligned(model, concept, spec, 0, trainer, done.append, scratch=tmp_path)
     assert done[0] >= killed - 1 and all(equal(whole[role], again[role]) for role in ROLES)
+
+
+@pytest.mark.parametrize("method", ["dreambooth_joint", "pair_customization", "qr_lora", "blora"])
+def test_a_whole_run_of_loras_that_are_a_method_s_own(commands, tiny, tmp_path, method) -> None:
+    """To the report, whose parts may count the LoRAs of a pair."""
+    pair = ["dataset.subjects=[mug_1]", "dataset.styles=[ink_1]"]
+    result = commands.run(*tiny, *pair, f"method={method}", f"output={tmp_path}", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert f"| {method} |" in result.stdout and list(tmp_path.glob("*/*/report.html"))
