@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -30,6 +31,9 @@ from lorabench.micro.tokens import build_tokenizer
 from lorabench.models.sdxl import SDXL
 from lorabench.models.sites import attention_sites
 from lorabench.seeds import seed_of
+
+# A shell's background takes Ctrl-C from what it starts, and so from the commands that are tested.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The files that take longest begin first, so that all processes end together.
 SLOW = (

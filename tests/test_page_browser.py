@@ -47,7 +47,7 @@ def hover(page: Page, selector: str) -> None:
 def close_image(page: Page) -> None:
     """The browser tells of the closing in a task of its own, in which the page puts the focus back."""
     page.keyboard.press("Escape")
-    page.wait_for_function("!new URLSearchParams(location.hash.slice(1)).has('open')")
+    page.wait_for_url(lambda address: "open=" not in address, wait_until="commit")
 
 
 def header(page: Page, name: str) -> Any:
