@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from lorabench.artifact import sha256
 from lorabench.bar import Bar
 from lorabench.config import FileTask, GenerateSpec, ModelSpec, TrainerSpec
 from lorabench.data.pairs import Reference
@@ -30,7 +31,7 @@ from lorabench.method import Method, build
 from lorabench.models.files import ModelFiles, model_files
 from lorabench.own import OwnLoRA, OwnPair
 from lorabench.seeds import seed_of
-from lorabench.store import Store, sha256
+from lorabench.store import Store
 from lorabench.workers import use_threads
 
 if TYPE_CHECKING:

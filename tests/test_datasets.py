@@ -10,6 +10,7 @@ import photos
 import pytest
 from photos import paint
 
+from lorabench.artifact import sha256
 from lorabench.config import DreamBoothStyleDropSpec
 from lorabench.data import dreambooth, styledrop
 from lorabench.data.catalogue import load_pairs
@@ -19,7 +20,6 @@ from lorabench.data.pairs import Concept, Pair, Prompts, Reference, pair
 from lorabench.data.selection import select
 from lorabench.data.splits import clusters, split
 from lorabench.errors import UserError
-from lorabench.store import sha256
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
 real = pytest.mark.skipif(not REAL.is_dir(), reason="the photographs are not here")

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from lorabench.artifact import files_of, is_whole, key_of
+from lorabench.artifact import files_of, is_whole, key_of, sha256
 from lorabench.errors import UserError
-from lorabench.store import DRAFTS, INTACT, LOCKS, Store, sha256
+from lorabench.store import DRAFTS, INTACT, LOCKS, Store
 from lorabench.store_commands import main
 
 PARTS = {"lr": 0.1, "images": ["a", "b"]}

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from lorabench.artifact import sha256
 from lorabench.config import unknown
 from lorabench.data.images import read_image
 from lorabench.data.manifest import Entry, Manifest, Shot
@@ -13,7 +14,6 @@ from lorabench.data.pairs import Concept, Prompts, Reference
 from lorabench.data.splits import split
 from lorabench.data.styledrop import PICTURE
 from lorabench.errors import UserError
-from lorabench.store import sha256
 
 
 def live(entry: Entry) -> bool:
