@@ -54,8 +54,7 @@ class Slerp(Method):
             turned = torch.sin(torch.tensor([(1 - self.t) * angle, self.t * angle], dtype=torch.float64)) / sine
             weights = [length * float(part) / norm for part, norm in zip(turned, norms, strict=True)]
         by_role = dict(zip(ROLES, weights, strict=True))
-        ups = [each.up.float() * by_role[own[k]] for k, each in enumerate(updates)]
-        return Factors(torch.cat([each.down.float() for each in updates]), torch.cat(ups, dim=1))
+        return Factors.total([Factors(each.down, each.up * by_role[own[k]]) for k, each in enumerate(updates)])
 
 
 def inner(left: "Factors", right: "Factors") -> float:
