@@ -10,7 +10,7 @@ sys.path.insert(0, str(ROOT))
 # So that processes of launchers, wherever they start, import this very code.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
-from lorabench.cli import main  # noqa: E402
+from lorabench.tasks.cli import main  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(main())

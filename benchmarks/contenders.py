@@ -13,15 +13,15 @@ from torch import Tensor
 from benchmarks import sequential
 from benchmarks.sequential import ColumnMasked, RankMasked, Sequential
 from benchmarks.sizes import RANKS, plain_pair, random_lora
-from lorabench.adapters import attach
-from lorabench.constyle import go_back
-from lorabench.lora import LoRA
-from lorabench.method import load
+from lorabench.lora.adapter import LoRA
+from lorabench.lora.layer import attach
+from lorabench.merging.constyle import go_back
+from lorabench.merging.learn import Draws, Merging
+from lorabench.merging.method import load
+from lorabench.merging.step import MergeStep
 from lorabench.models.adapted import live_sites
+from lorabench.models.layers import attention_sites
 from lorabench.models.sdxl import SDXL, Conditioning
-from lorabench.models.sites import attention_sites
-from lorabench.passes import MergeStep
-from lorabench.stages.learn import Draws, Merging
 
 SEED = 0
 # The names that the tables show.

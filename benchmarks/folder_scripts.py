@@ -20,10 +20,10 @@ from safetensors.torch import load_file
 from torch import nn
 from torchvision import transforms
 
-from lorabench.metrics.clip import build_clip, build_tokenizer
-from lorabench.metrics.csd import build_csd
-from lorabench.metrics.dino import build_dino
-from lorabench.metrics.files import ScorerFiles, read_config
+from lorabench.scoring.clip import build_clip, build_tokenizer
+from lorabench.scoring.csd import build_csd
+from lorabench.scoring.dino import build_dino
+from lorabench.scoring.files import ScorerFiles, read_config
 
 BATCH = 64
 

@@ -187,7 +187,7 @@ def executed(command: list[str]) -> int:
 
 def forked(command: list[str]) -> int:
     """The same in this process, which `preload` made ready."""
-    from lorabench.cli import main
+    from lorabench.tasks.cli import main
 
     workers = [] if any(word.startswith("trainer.workers=") for word in command) else ["trainer.workers=0"]
     sys.argv = [*command, *workers]
@@ -197,12 +197,19 @@ def forked(command: list[str]) -> int:
 def preload() -> None:
     """Import what a run imports, with one thread, since threads do not survive a fork."""
     os.environ.update(LORABENCH_ROOT=str(ROOT), OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
-    for package in ("lorabench.stages", "lorabench.metrics", "lorabench.models", "lorabench.report", "lorabench.data"):
+    for package in (
+        "lorabench.personalization",
+        "lorabench.merging",
+        "lorabench.scoring",
+        "lorabench.models",
+        "lorabench.report",
+        "lorabench.data",
+    ):
         for module in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
             if not module.name.endswith("__main__"):
                 importlib.import_module(module.name)
-    importlib.import_module("lorabench.own_tasks")
-    importlib.import_module("lorabench.papers").papers()
+    importlib.import_module("lorabench.tasks.files")
+    importlib.import_module("lorabench.report.papers").papers()
     Plugins.instance()
 
 

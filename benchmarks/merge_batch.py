@@ -14,9 +14,9 @@ import torch
 
 from benchmarks.measure import interleaved, markdown, publish, ratio, seconds
 from benchmarks.sizes import RANKS, build, plain_pair, random_lora
-from lorabench.config import TrainerSpec
-from lorabench.method import load
-from lorabench.stages.merge import MergeItem, MergeResult, merge_pairs
+from lorabench.config.schemas import TrainerSpec
+from lorabench.merging.merge import MergeItem, MergeResult, merge_pairs
+from lorabench.merging.method import load
 
 BATCHES = (1, 2, 4, 8)
 # Sums over rows are taken in another order, and Adam makes a step of full length from a gradient of any size, so that

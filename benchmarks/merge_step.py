@@ -44,8 +44,8 @@ from benchmarks.measure import (
     seconds,
 )
 from benchmarks.sizes import DIFFERENCES, RANKS, build
-from lorabench.models.sites import attention_sites
-from lorabench.stages.fitting import fit
+from lorabench.engine.lightning import fit
+from lorabench.models.layers import attention_sites
 
 TOLERANCE = 1e-4  # of fp32
 EXTRAS = {DUOLORA: EXTRA_DUOLORA, RELEASED: EXTRA_RELEASED}

@@ -20,15 +20,16 @@ from torch import Tensor
 
 from benchmarks.measure import interleaved, markdown, publish, ratio, seconds
 from benchmarks.sizes import RANKS, build, random_lora
-from lorabench.adapters import Adapters, attach, export
+from lorabench.base import seed_of
 from lorabench.data.pairs import ROLES, Scene
-from lorabench.lora import Factors, LoRA
-from lorabench.method import Branch, Gain, Method, load, methods
+from lorabench.lora.adapter import Factors, LoRA
+from lorabench.lora.layer import Adapters, attach, export
+from lorabench.merging.method import Method, load, methods
 from lorabench.models.adapted import live_sites
 from lorabench.models.unet_only import UNetOnly
-from lorabench.sampling import sample_latents
-from lorabench.seeds import seed_of
-from lorabench.stages.generate import strengths
+from lorabench.sampling.branches import Branch, Gain
+from lorabench.sampling.generate import strengths
+from lorabench.sampling.sampler import sample_latents
 
 PLAIN, LIVE = "one merged file", "direct, both LoRAs live"
 CHOOSERS = ("klora", "est_lora", "lora_switch")  # one LoRA a layer and step, so they need not cost more

@@ -24,19 +24,20 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-import lorabench.stages.fitting
-import lorabench.stages.score  # noqa: F401  here, so that no round pays for the import
+import lorabench.engine.lightning
+import lorabench.scoring.score  # noqa: F401  here, so that no round pays for the import
 from benchmarks.folder_scripts import Folder, FolderScripts
 from benchmarks.measure import interleaved, markdown, publish, ratio, seconds
-from lorabench import tasks, units
-from lorabench.config import TrainerSpec
+from lorabench.base import seed_of
+from lorabench.config.schemas import TrainerSpec
 from lorabench.data.pairs import Concept, Prompts, Reference, Role, pair
-from lorabench.metrics.clip import Clip
-from lorabench.metrics.csd import CSD
-from lorabench.metrics.dino import Dino
-from lorabench.metrics.files import ScorerFiles, ScorerSet, published, read_config
-from lorabench.metrics.load import build_network
-from lorabench.seeds import seed_of
+from lorabench.scoring.clip import Clip
+from lorabench.scoring.csd import CSD
+from lorabench.scoring.dino import Dino
+from lorabench.scoring.files import ScorerFiles, ScorerSet, published, read_config
+from lorabench.scoring.load import build_network
+from lorabench.tasks import jobs as tasks
+from lorabench.tasks import units
 
 BACKBONES = {"dino": "dino@vits16", "clip": "clip@vitb32", "csd": "csd@vitl14"}
 TRAINER = TrainerSpec(accelerator="cpu", precision="32-true", workers=0, threads=1)

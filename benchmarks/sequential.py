@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, mse_loss
 
-from lorabench.lora import Factors, LoRA
+from lorabench.lora.adapter import Factors, LoRA
+from lorabench.merging.step import MergeStep, Noised
 from lorabench.models.sdxl import SDXL
-from lorabench.passes import MergeStep, Noised
 
 CONTENT_BLOCKS, STYLE_BLOCKS = ("down_blocks.2.",), ("down_blocks.1.", "up_blocks.1.")  # as DuoLoRA's code groups them
 

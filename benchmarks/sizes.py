@@ -18,16 +18,16 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from PIL import Image
 
+from lorabench.base import seed_of
 from lorabench.data.pairs import Concept, Pair, Prompts, Reference
 from lorabench.data.pairs import pair as make_pair
-from lorabench.lora import Factors, LoRA
+from lorabench.lora.adapter import Factors, LoRA
 from lorabench.models.files import model_folder
+from lorabench.models.layers import attention_sites
 from lorabench.models.reading import DTYPES
 from lorabench.models.sdxl import SDXL
 from lorabench.models.shapes import CONFIGS
-from lorabench.models.sites import attention_sites
 from lorabench.models.unet_only import UNetOnly
-from lorabench.seeds import seed_of
 
 RANKS = {"micro": 16, "slice": 64, "sdxl": 64}
 DIFFERENCES: dict[str, dict[str, Any]] = {

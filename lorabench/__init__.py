@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lorabench.merging import merge
-    from lorabench.own import OwnLoRA
+    from lorabench.tasks.merge_files import merge
+    from lorabench.tasks.user_loras import OwnLoRA
 
 __version__ = "0.1.0"
 __all__ = ["OwnLoRA", "merge"]
@@ -14,6 +14,6 @@ def __getattr__(name: str) -> Any:
     """`lorabench.merge` and `lorabench.OwnLoRA`, imported when they are used: they bring the configuration along."""
     if name not in __all__:
         raise AttributeError(f"module 'lorabench' has no attribute {name!r}")
-    from lorabench import merging
+    from lorabench.tasks import merge_files as merging
 
     return getattr(merging, name)

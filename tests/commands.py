@@ -125,7 +125,7 @@ def become(arguments: list[str], cwd: str, out: str, err: str) -> None:
     """In the forked process: the command.  It ends as any program does, but leaves the memory to the system: Python's
     own tidying up takes seconds after so many imports.
     """
-    from lorabench.cli import main
+    from lorabench.tasks.cli import main
 
     os.setpgid(0, 0)
     os.chdir(cwd)

@@ -19,18 +19,18 @@ from hydra import initialize_config_dir
 from PIL import Image
 from tiny_scorers import write_scorer
 
-from lorabench import config
-from lorabench.config import CONF, GenerateSpec, LoRASpec, TrainerSpec
+from lorabench.base import CONF, seed_of
+from lorabench.config.register import register
+from lorabench.config.schemas import GenerateSpec, LoRASpec, TrainerSpec
 from lorabench.data.pairs import Concept, Pair, Prompts, Reference
 from lorabench.data.pairs import pair as make_pair
-from lorabench.hypernetwork import Hypernetwork
-from lorabench.lora import Factors, LoRA
-from lorabench.metrics.files import KINDS
+from lorabench.lora.adapter import Factors, LoRA
+from lorabench.merging.hypernetwork import Hypernetwork
 from lorabench.micro.architecture import build_pipeline, build_text_encoders, build_unet, build_vae
 from lorabench.micro.tokens import build_tokenizer
+from lorabench.models.layers import attention_sites
 from lorabench.models.sdxl import SDXL
-from lorabench.models.sites import attention_sites
-from lorabench.seeds import seed_of
+from lorabench.scoring.files import KINDS
 
 # A shell's background takes Ctrl-C from what it starts, and so from the commands that are tested.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -201,6 +201,6 @@ def hydra(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @contextmanager
 def hydra_of(patch: pytest.MonkeyPatch) -> Iterator[None]:
     patch.setenv("LORABENCH_ROOT", str(CONF.parent))
-    config.register()
+    register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         yield

@@ -19,11 +19,11 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 from torchvision.transforms.functional import pil_to_tensor
 
-from lorabench.config import LoRASpec
+from lorabench.base import seed_of
+from lorabench.config.schemas import LoRASpec
 from lorabench.data.pairs import Concept, Reference
-from lorabench.models.sites import attention_sites
-from lorabench.seeds import seed_of
-from lorabench.stages.layers import initial, text_layers
+from lorabench.models.layers import attention_sites
+from lorabench.personalization.initial import initial, text_layers
 
 UNET_TARGETS = ["to_k", "to_q", "to_v", "to_out.0"]
 TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]

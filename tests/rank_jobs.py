@@ -9,13 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorabench.config import GenerateSpec, LoRASpec, MergeSpec, MicroworldSpec, TrainerSpec
-from lorabench.errors import UserError
-from lorabench.metrics.files import ScorerSet
+from lorabench.base import UserError
+from lorabench.config.schemas import GenerateSpec, LoRASpec, MergeSpec, MicroworldSpec, TrainerSpec
+from lorabench.engine.store import Store
+from lorabench.engine.workers import Progress
 from lorabench.models.files import ModelFiles
-from lorabench.plan import Item, Plan
-from lorabench.store import Store
-from lorabench.workers import Progress
+from lorabench.scoring.files import ScorerSet
+from lorabench.tasks.plan import Item, Plan
 
 Job = Callable[[Path, Progress], None]
 WORLD = MicroworldSpec("microworld", ["mug_1"], ["ink_1"], None, 2, 2, 2)
@@ -59,7 +59,7 @@ class Predicting:
         import pytorch_lightning as pl
         import torch
 
-        from lorabench.stages.fitting import quiet_trainer
+        from lorabench.engine.lightning import quiet_trainer
 
         slow = Slow(self.log)
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from lorabench.adapters import GatedLoRA, Gates, attach, export, learned_params
-from lorabench.errors import UserError
-from lorabench.lora import Factors, LoRA
-from lorabench.models.sites import attention_sites
+from lorabench.base import UserError
+from lorabench.lora.adapter import Factors, LoRA
+from lorabench.lora.layer import GatedLoRA, Gates, attach, export, learned_params
+from lorabench.models.layers import attention_sites
 
 IN, OUT, RANKS = 5, 4, (3, 2)
 

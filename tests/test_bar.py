@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from rank_jobs import fine, item
 
-from lorabench.bar import Bar
-from lorabench.plan import Make
+from lorabench.engine.bar import Bar
+from lorabench.tasks.plan import Make
 
 
 def test_it_appears_with_the_first_work_done(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,13 +15,13 @@ from benchmarks import measure, merge_batch, merge_step, scoring, sequential
 from benchmarks.contenders import EXTRA_DUOLORA, METHODS, Ours, Plain, builders, differences, total
 from benchmarks.sequential import ColumnMasked, RankMasked
 from benchmarks.sizes import UNetOnly, plain_pair
-from lorabench.adapters import attach
-from lorabench.lora import LoRA
-from lorabench.method import load
-from lorabench.metrics.files import KINDS, ScorerFiles
+from lorabench.lora.adapter import LoRA
+from lorabench.lora.layer import attach
+from lorabench.merging.learn import Draws, Merging
+from lorabench.merging.method import load
 from lorabench.models.adapted import live_sites
-from lorabench.models.sites import attention_sites
-from lorabench.stages.learn import Draws, Merging
+from lorabench.models.layers import attention_sites
+from lorabench.scoring.files import KINDS, ScorerFiles
 
 REFERENCES = {
     "ziplora": ({}, ColumnMasked, sequential.ziplora),
@@ -246,7 +246,7 @@ def test_scoring_computes_what_the_scripts_do(scored) -> None:
 
 def test_scripts_load_and_embed_anew_for_every_folder_and_we_once(scored, monkeypatch) -> None:
     from benchmarks import folder_scripts
-    from lorabench.metrics.scorer import Scorer
+    from lorabench.scoring.scorer import Scorer
 
     bench, embedded, built = scored[0], [], []
     cut = Scorer.embed_cut

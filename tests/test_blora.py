@@ -9,14 +9,14 @@ import pytest
 import torch
 from conftest import CPU
 
+from lorabench.base import UserError
 from lorabench.data.microworld_pairs import style, subject
 from lorabench.data.pairs import ROLES, Prompts
-from lorabench.errors import UserError
-from lorabench.lora import LoRA
-from lorabench.method import load
+from lorabench.lora.adapter import LoRA
+from lorabench.merging.merge import MergeItem, merge_all
+from lorabench.merging.method import load
 from lorabench.models.adapted import live_sites
-from lorabench.stages.merge import MergeItem, merge_all
-from lorabench.stages.personalise import personalise
+from lorabench.personalization.dreambooth import personalise
 
 W4, W5 = "up_blocks.0.attentions.0.", "up_blocks.0.attentions.1."
 

@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 from hydra import compose
 
-from lorabench.config import MicroworldSpec
+from lorabench.base import UserError
+from lorabench.config.schemas import MicroworldSpec
 from lorabench.data.pairs import Prompts
-from lorabench.errors import UserError
-from lorabench.studies.calibration import CHECKS, Metric, World, calibrate, ideals, run, world_of
+from lorabench.tasks.calibration import CHECKS, Metric, World, calibrate, ideals, run, world_of
 
 SUBJECTS, STYLES = ["mug_1", "mug_2", "cat_1", "fish_3"], ["ink_1", "ink_2", "neon_1"]
 SMALL = [

@@ -11,14 +11,14 @@ from scipy.optimize import minimize
 from test_merge import merged, short
 from torch import Tensor
 
-from lorabench.adapters import attach
-from lorabench.lora import Factors
-from lorabench.masks import LocalError, input_error, least, least_nonnegative, output_error, rank_error
-from lorabench.method import load
+from lorabench.lora.adapter import Factors
+from lorabench.lora.layer import attach
+from lorabench.merging.learn import Draws
+from lorabench.merging.least_squares import LocalError, input_error, least, least_nonnegative, output_error, rank_error
+from lorabench.merging.merge import item_seed
+from lorabench.merging.method import load
+from lorabench.merging.moments import teacher_moments
 from lorabench.models.adapted import live_sites
-from lorabench.moments import teacher_moments
-from lorabench.stages.learn import Draws
-from lorabench.stages.merge import item_seed
 
 RANKS = [(3, 2), (1, 4), (4, 2, 3), (3, 0)]
 KINDS = {"rank": rank_error, "in": input_error, "out": output_error}

@@ -11,13 +11,12 @@ from peft.utils.merge_utils import magnitude_prune, ties
 from scipy.stats import rankdata
 from torch import Tensor
 
-from lorabench.errors import UserError
-from lorabench.lora import Factors, LoRA
-from lorabench.method import load
+from lorabench.base import UserError, seed_of
+from lorabench.lora.adapter import Factors, LoRA
+from lorabench.merging.combine import combine, nearest
+from lorabench.merging.merge import MergeItem, MergeResult, merge_all
+from lorabench.merging.method import load
 from lorabench.models.adapted import live_sites
-from lorabench.seeds import seed_of
-from lorabench.stages.combine import combine, nearest
-from lorabench.stages.merge import MergeItem, MergeResult, merge_all
 
 ROLES = ("content", "style")
 FULL = {"rank": 1000}  # as high as the layers allow: nothing is cut off
@@ -298,10 +297,10 @@ def test_layers_that_one_lora_lacks(model, loras, name) -> None:
 
 def test_ssr_merge_answers_each_prompt_as_its_lora_does(model, loras, pair) -> None:
     """Its own least-squares system, from the inputs of every layer, collected apart."""
-    from lorabench.adapters import attach
-    from lorabench.methods.ssr_merge import from_noise
-    from lorabench.stages.learn import Draws
-    from lorabench.stages.merge import item_seed
+    from lorabench.lora.layer import attach
+    from lorabench.merging.learn import Draws
+    from lorabench.merging.merge import item_seed
+    from lorabench.merging.methods.ssr_merge import from_noise
 
     method: Any = load("ssr_merge", ridge=0.0)
     [result] = merge_all(model, method, [MergeItem(loras, pair)], 0, CPU)

@@ -17,20 +17,20 @@ from hydra import compose
 from omegaconf import DictConfig
 from rank_jobs import broken, item, plan_at
 
-from lorabench import pipeline
-from lorabench.errors import UserError
-from lorabench.failures import Incomplete
-from lorabench.garbage import artifact_folders, reachable
-from lorabench.method import fitting_methods
-from lorabench.methods.lora_switch import LoRASwitch
-from lorabench.methods.ziprank import ZipRank
-from lorabench.outcome import Outcome
-from lorabench.pipeline import at_one_node
-from lorabench.plan import Make
+from lorabench.base import UserError
+from lorabench.engine.failures import Incomplete
+from lorabench.engine.garbage import artifact_folders, reachable
+from lorabench.engine.store import Store
+from lorabench.merging.method import fitting_methods
+from lorabench.merging.methods.lora_switch import LoRASwitch
+from lorabench.merging.methods.ziprank import ZipRank
 from lorabench.report import write_joint_report
 from lorabench.report.folder import RunFolder
-from lorabench.store import Store
-from lorabench.studies.compare import Patient, Tried, name_of, rows_of, run
+from lorabench.tasks import benchmark as pipeline
+from lorabench.tasks.benchmark import at_one_node
+from lorabench.tasks.compare import Patient, Tried, name_of, rows_of, run
+from lorabench.tasks.plan import Make
+from lorabench.tasks.run_folder import Outcome
 
 PAIR = "mug_1+ink_1"
 SMALL = [

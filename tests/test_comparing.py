@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from statsmodels.stats.multitest import multipletests
 
-from lorabench import comparing, stats
+from lorabench.report import comparing, stats
 
 KEY = stats.UNIT
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 from conftest import CPU
 
-from lorabench.adapters import attach
-from lorabench.method import Branch, load
-from lorabench.sampling import initial_noise, sample_latents
-from lorabench.stages.generate import draw, generate
+from lorabench.lora.layer import attach
+from lorabench.merging.method import load
+from lorabench.sampling.branches import Branch
+from lorabench.sampling.generate import draw, generate
+from lorabench.sampling.sampler import initial_noise, sample_latents
 
 PROMPTS, SEEDS = ["a sks mug in szn style", "a boat"], [1, 2]
 

@@ -15,9 +15,9 @@ from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from lorabench.checks import validate
-from lorabench.errors import UserError
-from lorabench.method import fitting_methods, load
+from lorabench.base import UserError
+from lorabench.config.checks import validate
+from lorabench.merging.method import fitting_methods, load
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"

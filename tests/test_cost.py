@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 from hydra import compose
 
-from lorabench.errors import UserError
-from lorabench.pipeline import plan_of
-from lorabench.stages import generate
-from lorabench.store import Store
-from lorabench.studies import cost
-from lorabench.studies.cost import run, summary
-from lorabench.workers import Pool
+from lorabench.base import UserError
+from lorabench.engine.store import Store
+from lorabench.engine.workers import Pool
+from lorabench.sampling import generate
+from lorabench.tasks import cost
+from lorabench.tasks.benchmark import plan_of
+from lorabench.tasks.cost import run, summary
 
 SMALL = [
     "task=cost", "task.methods=[direct,ziprank_closed]", "task.repeats=2", "dataset.subjects=[mug_1]",

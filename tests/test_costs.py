@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from lorabench.costs import cost, measured, reset_peak
-from lorabench.sampling import sample
+from lorabench.engine.costs import cost, measured, reset_peak
+from lorabench.sampling.sampler import sample
 
 FLOATS = 40_000_000  # 320 MB
 STATUS = Path("/proc/self/status")

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lorabench.config import DreamBoothStyleDropSpec, MicroworldSpec
+from lorabench.base import UserError
+from lorabench.config.schemas import DreamBoothStyleDropSpec, MicroworldSpec
 from lorabench.data import dreambooth, images, microworld_pairs, styledrop
 from lorabench.data.catalogue import load_pairs
 from lorabench.data.pairs import Prompts, square
-from lorabench.errors import UserError
 
 PHOTOS = Path(__file__).parents[2] / "shared" / "data"
 WORLD = MicroworldSpec("microworld", ["mug_1", "cat_1"], ["halftone_1", "ink_1"], None, 3, 2, 2)

@@ -10,8 +10,8 @@ import photos
 import pytest
 from photos import paint
 
-from lorabench.artifact import sha256
-from lorabench.config import DreamBoothStyleDropSpec
+from lorabench.base import UserError
+from lorabench.config.schemas import DreamBoothStyleDropSpec
 from lorabench.data import dreambooth, styledrop
 from lorabench.data.catalogue import load_pairs
 from lorabench.data.contexts import with_scenes
@@ -19,7 +19,7 @@ from lorabench.data.packaged import packaged
 from lorabench.data.pairs import Concept, Pair, Prompts, Reference, pair
 from lorabench.data.selection import select
 from lorabench.data.splits import clusters, split
-from lorabench.errors import UserError
+from lorabench.engine.artifact import sha256
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
 real = pytest.mark.skipif(not REAL.is_dir(), reason="the photographs are not here")

@@ -14,9 +14,10 @@ from conftest import CPU
 from filelock import FileLock, Timeout
 from rank_jobs import fine, item, plan_at
 
-from lorabench import devices, pipeline
-from lorabench.devices import claim, claim_here, gpus
-from lorabench.errors import UserError
+from lorabench.base import UserError
+from lorabench.engine import devices
+from lorabench.engine.devices import claim, claim_here, gpus
+from lorabench.tasks import benchmark as pipeline
 
 PAIR = {"0": "GPU-a", "1": "GPU-b"}
 HOLDER = """

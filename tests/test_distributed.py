@@ -22,13 +22,13 @@ from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from rank_jobs import After, Job, Slow, broken, fine, item, killed, mistaken, plan_at
 
-from lorabench.checks import validate
-from lorabench.config import LoRASpec, TrainerSpec
-from lorabench.errors import UserError
-from lorabench.group import Group
-from lorabench.pipeline import make, plan_of
-from lorabench.plan import STAGES, Plan
-from lorabench.together import check_same, shares
+from lorabench.base import UserError
+from lorabench.config.checks import validate
+from lorabench.config.schemas import LoRASpec, TrainerSpec
+from lorabench.engine.group import Group
+from lorabench.engine.together import check_same, shares
+from lorabench.tasks.benchmark import make, plan_of
+from lorabench.tasks.plan import STAGES, Plan
 
 ROOT = Path(__file__).parents[1]
 WORLD = [

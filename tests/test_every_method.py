@@ -11,14 +11,14 @@ import pytest
 from conftest import CPU, build_koala, random_lora
 from test_style_guidance import SCENES
 
-from lorabench.config import CONF, GenerateSpec
+from lorabench.base import CONF, UserError
+from lorabench.config.schemas import GenerateSpec
 from lorabench.data.pairs import ROLES
-from lorabench.errors import UserError
-from lorabench.lora import LoRA
-from lorabench.method import load
+from lorabench.lora.adapter import LoRA
+from lorabench.merging.merge import MergeItem, merge_all
+from lorabench.merging.method import load
 from lorabench.models.sdxl import SDXL
-from lorabench.stages.generate import draw
-from lorabench.stages.merge import MergeItem, merge_all
+from lorabench.sampling.generate import draw
 
 NAMES = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
 EQUAL_RANKS = "needs LoRAs of one rank, not 2, 3"

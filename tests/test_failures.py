@@ -10,9 +10,10 @@ import pytest
 from omegaconf import OmegaConf
 from test_store import write
 
-from lorabench import cli, failures
-from lorabench.failures import Failed, Incomplete, system_fault
-from lorabench.store import Store
+from lorabench.engine import failures
+from lorabench.engine.failures import Failed, Incomplete, system_fault
+from lorabench.engine.store import Store
+from lorabench.tasks import cli
 
 
 def test_what_may_not_be_read_is_told_from_what_may_not_be_written(tmp_path: Path, monkeypatch) -> None:
@@ -57,7 +58,7 @@ def attempt(tmp_path: Path, monkeypatch) -> Callable[[BaseException], tuple[Fail
         there = OmegaConf.create({"runtime": {"output_dir": str(tmp_path)}})
         monkeypatch.setattr(cli.HydraConfig, "get", lambda: there)
         monkeypatch.setattr(cli, "validate", lambda cfg: None)
-        monkeypatch.setattr("lorabench.studies.params.run", run)
+        monkeypatch.setattr("lorabench.tasks.params.run", run)
         return cli.attempt(OmegaConf.create({"task": {"name": "params"}, "store": str(tmp_path / "store")}))
 
     return attempt

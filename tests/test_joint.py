@@ -14,25 +14,24 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from torch.nn.utils.parametrize import register_parametrization
 
-from lorabench import method as methods
-from lorabench.adapters import attach
-from lorabench.config import DatasetSpec, DreamBoothStyleDropSpec, MergeSpec, MicroworldSpec
+from lorabench.base import UserError, seed_of
+from lorabench.config.schemas import DatasetSpec, DreamBoothStyleDropSpec, MergeSpec, MicroworldSpec
 from lorabench.data import microworld_pairs as world
 from lorabench.data.catalogue import load_pairs
 from lorabench.data.pairs import ROLES, Concept, Prompts, joined
-from lorabench.errors import UserError
-from lorabench.lora import LoRA
-from lorabench.metrics.files import ScorerSet
+from lorabench.engine.store import Store
+from lorabench.lora.adapter import LoRA
+from lorabench.lora.layer import attach
+from lorabench.merging import method as methods
 from lorabench.models.files import ModelFiles
+from lorabench.models.layers import attention_sites
 from lorabench.models.sdxl import SDXL
-from lorabench.models.sites import attention_sites
-from lorabench.outcome import Outcome
-from lorabench.plan import Plan, Row
-from lorabench.seeds import seed_of
-from lorabench.stages.aligned import BASIS_SEED, AlignedLoRAs, train_aligned
-from lorabench.stages.layers import disjoint
-from lorabench.stages.phases import phase, updates
-from lorabench.store import Store
+from lorabench.personalization.aligned import BASIS_SEED, AlignedLoRAs, train_aligned
+from lorabench.personalization.initial import disjoint
+from lorabench.personalization.phases import phase, updates
+from lorabench.scoring.files import ScorerSet
+from lorabench.tasks.plan import Plan, Row
+from lorabench.tasks.run_folder import Outcome
 
 WORLD = MicroworldSpec("microworld", ["mug_1", "cat_1"], ["ink_1", "ink_2"], None, 3, 2, 2)
 

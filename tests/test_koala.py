@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from conftest import CPU, build_koala
 
-from lorabench.errors import UserError
-from lorabench.method import load
+from lorabench.base import UserError
+from lorabench.merging.merge import MergeItem, merge_all
+from lorabench.merging.method import load
+from lorabench.models.layers import attention_sites, depths
 from lorabench.models.sdxl import SDXL
-from lorabench.models.sites import attention_sites, depths
-from lorabench.sampling import sample
-from lorabench.stages.merge import MergeItem, merge_all
-from lorabench.stages.personalise import personalise
+from lorabench.personalization.dreambooth import personalise
+from lorabench.sampling.sampler import sample
 
 FIT = {"steps": 2, "lr": 0.1, "batch": 1}
 

@@ -9,7 +9,7 @@ import pytest
 from commands import Commands
 from hydra.errors import MissingConfigException
 
-from lorabench.cli import missing_choice
+from lorabench.tasks.cli import missing_choice
 
 SMALL = [
     "dataset.subjects=[mug_1]", "dataset.styles=[ink_1]", "dataset.content_images=2", "dataset.style_images=2",

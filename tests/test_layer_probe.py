@@ -10,15 +10,15 @@ import pandas as pd
 import pytest
 from conftest import CPU
 
-from lorabench.errors import UserError
-from lorabench.method import load
+from lorabench.base import UserError
+from lorabench.merging.merge import MergeItem, merge_all
+from lorabench.merging.method import load
+from lorabench.merging.priors import dominant_roles
 from lorabench.models.adapted import live_sites
 from lorabench.models.files import model_folder
 from lorabench.models.sdxl import SDXL
-from lorabench.priors import dominant_roles
 from lorabench.report.probe import draw_probe
-from lorabench.stages.merge import MergeItem, merge_all
-from lorabench.studies.layer_probe import measure, names_of, table, write_prior
+from lorabench.tasks.layer_probe import measure, names_of, table, write_prior
 
 BLOCKS = ["down_blocks.1", "down_blocks.2", "mid_block", "up_blocks.0", "up_blocks.1"]
 

@@ -12,10 +12,10 @@ from made_run import METRICS, PAIRS, make_run
 from PIL import Image
 from wandb_file import OfflineRun
 
-from lorabench.config import LoggerSpec
-from lorabench.loggers.curves import Curves
-from lorabench.loggers.views import CsvView, View, open_view
-from lorabench.loggers.wandb import WandbView, flat
+from lorabench.config.schemas import LoggerSpec
+from lorabench.engine.curves import Curves
+from lorabench.report.loggers.views import CsvView, View, open_view
+from lorabench.report.loggers.wandb import WandbView, flat
 
 OFFLINE = LoggerSpec("wandb", "offline", "lorabench")
 TABLE = pd.DataFrame(

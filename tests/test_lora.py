@@ -7,9 +7,9 @@ import pytest
 import torch
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 
-from lorabench.adapters import export
-from lorabench.errors import UserError
-from lorabench.lora import Factors, LoRA
+from lorabench.base import UserError
+from lorabench.lora.adapter import Factors, LoRA
+from lorabench.lora.layer import export
 
 SITE = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 

@@ -17,10 +17,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lorabench.adapters import export
-from lorabench.errors import UserError
-from lorabench.lora import Factors, LoRA
-from lorabench.lora_files import names
+from lorabench.base import UserError
+from lorabench.lora.adapter import Factors, LoRA
+from lorabench.lora.files import names
+from lorabench.lora.layer import export
 from lorabench.micro.architecture import build_unet
 
 FILE = "lora.safetensors"

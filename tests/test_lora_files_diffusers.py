@@ -17,10 +17,10 @@ from peft.utils.save_and_load import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lorabench.adapters import Gates, attach, export
-from lorabench.lora import Factors, LoRA
+from lorabench.base import seed_of
+from lorabench.lora.adapter import Factors, LoRA
+from lorabench.lora.layer import Gates, attach, export
 from lorabench.models.sdxl import SDXL
-from lorabench.seeds import seed_of
 
 ATTENTION = r"\.(to_[qkv]|to_out\.0|[qkv]_proj|out_proj)$"
 TRANSFORMERS = r"\.attentions\.|^text"  # what kohya's trainer adapts; diffusers garbles its own names of the embeddings

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn, ones
 
-from lorabench.errors import UserError
-from lorabench.lora import LoRA
+from lorabench.base import UserError
+from lorabench.lora.adapter import LoRA
 
 FILE = "lora.safetensors"
 KOHYA = "lora_unet_output_blocks_1_1_transformer_blocks_0_attn1_to_q"

@@ -18,23 +18,23 @@ from test_merge import recoloured
 from test_resume import Killed, kill_at
 from torch import Tensor
 
-from lorabench.adapters import attach
+from lorabench.base import UserError
 from lorabench.data.pairs import Pair
-from lorabench.errors import UserError
-from lorabench.hypernetwork import KEY, Hypernetwork, about, load
-from lorabench.loggers.curves import Curves
-from lorabench.lora import Factors, LoRA
-from lorabench.method import Method
-from lorabench.method import load as load_method
-from lorabench.methods.lora_rar import SHIPPED, is_gated
+from lorabench.engine.checkpoint import Checkpoint
+from lorabench.engine.curves import Curves
+from lorabench.lora.adapter import Factors, LoRA
+from lorabench.lora.layer import attach
+from lorabench.merging.hypernetwork import KEY, Hypernetwork, about, load
+from lorabench.merging.hypernetwork_training import Gated, Predict, held_out, train, zip_loss
+from lorabench.merging.learn import Draws
+from lorabench.merging.merge import MergeItem, merge_all
+from lorabench.merging.method import Method
+from lorabench.merging.method import load as load_method
+from lorabench.merging.methods.lora_rar import SHIPPED, is_gated
+from lorabench.models.layers import attention_sites
 from lorabench.models.shapes import adapted, empty_unet
-from lorabench.models.sites import attention_sites
-from lorabench.plan import Row
-from lorabench.stages.checkpoint import Checkpoint
-from lorabench.stages.hypernetwork import Gated, Predict, held_out, train, zip_loss
-from lorabench.stages.learn import Draws
-from lorabench.stages.merge import MergeItem, merge_all
-from lorabench.studies.hypernetwork import check_disjoint, run, training_pairs
+from lorabench.tasks.hypernetwork import check_disjoint, run, training_pairs
+from lorabench.tasks.plan import Row
 
 
 def network(*widths: int, seed: int = 0) -> Hypernetwork:

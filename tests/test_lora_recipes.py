@@ -14,12 +14,12 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from PIL import Image
 
-from lorabench.config import LoRASpec
-from lorabench.lora import LoRA
-from lorabench.models.sites import attention_sites
-from lorabench.pipeline import plan_of
-from lorabench.plan import Plan
-from lorabench.stages.personalise import personalise
+from lorabench.config.schemas import LoRASpec
+from lorabench.lora.adapter import LoRA
+from lorabench.models.layers import attention_sites
+from lorabench.personalization.dreambooth import personalise
+from lorabench.tasks.benchmark import plan_of
+from lorabench.tasks.plan import Plan
 
 CONF = Path(__file__).parents[1] / "conf"
 RECIPES = sorted(path.stem for path in (CONF / "lora").glob("*.yaml"))

@@ -12,7 +12,7 @@ from dense import Dense, mse
 from test_merge import merging, recoloured, short, three, trio  # noqa: F401 (fixtures)
 from torch.nn.functional import cosine_similarity
 
-from lorabench.method import load
+from lorabench.merging.method import load
 
 Terms = dict[str, torch.Tensor]
 
@@ -183,10 +183,10 @@ def test_the_community_codes_similarity_starts_at_its_known_value() -> None:
 
 @pytest.mark.parametrize("name", ["ziplora", "duolora", "duolora_released"])
 def test_terms_of_a_pair_do_not_depend_on_its_company(model, loras, pair, name) -> None:
-    from lorabench.adapters import attach
-    from lorabench.lora import LoRA
+    from lorabench.lora.adapter import LoRA
+    from lorabench.lora.layer import attach
+    from lorabench.merging.learn import Draws, Merging
     from lorabench.models.adapted import live_sites
-    from lorabench.stages.learn import Draws, Merging
 
     method = short(name)
     module = merging(model, loras, pair, method, seed=5)

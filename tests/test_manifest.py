@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from photos import paint
 
-from lorabench.config import FolderSpec
+from lorabench.base import UserError
+from lorabench.config.schemas import FolderSpec
 from lorabench.data.catalogue import load_pairs
 from lorabench.data.pairs import Pair, Prompts
-from lorabench.errors import UserError
 
 MANIFEST = """\
 subjects:

@@ -10,7 +10,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from lorabench.models.checkpointing import recomputed
 from lorabench.models.reading import set_attention
-from lorabench.studies.memory import COLUMNS, PARTS, TRAINING, Kept, count, table
+from lorabench.tasks.memory import COLUMNS, PARTS, TRAINING, Kept, count, table
 
 
 def kept_by(unet: UNet2DConditionModel, device: str, checkpointing: bool) -> Kept:

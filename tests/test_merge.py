@@ -7,16 +7,16 @@ import pytest
 import torch
 from conftest import CPU, random_lora
 
-from lorabench.adapters import attach
+from lorabench.base import UserError
 from lorabench.data.pairs import Pair, Prompts
 from lorabench.data.pairs import pair as make_pair
-from lorabench.errors import UserError
-from lorabench.lora import LoRA
-from lorabench.method import Method, load
+from lorabench.lora.adapter import LoRA
+from lorabench.lora.layer import attach
+from lorabench.merging.learn import Draws, Merging
+from lorabench.merging.merge import MergeItem, MergeResult, merge_all, merge_pairs
+from lorabench.merging.method import Method, load
+from lorabench.merging.step import MergeStep
 from lorabench.models.adapted import live_sites
-from lorabench.passes import MergeStep
-from lorabench.stages.learn import Draws, Merging
-from lorabench.stages.merge import MergeItem, MergeResult, merge_all, merge_pairs
 
 SHORT = {"steps": 2, "lr": 0.01, "batch": 2}
 

@@ -10,12 +10,12 @@ from conftest import CPU, random_lora
 from omegaconf import OmegaConf
 from test_merge import merging, short
 
-from lorabench.adapters import AllGates, learned_params
-from lorabench.config import CONF
-from lorabench.errors import UserError
-from lorabench.method import Method, Site, build, fitting_methods, load, methods
-from lorabench.methods.peft_linear import APART, DENSE
-from lorabench.stages.merge import MergeItem, merge_all
+from lorabench.base import CONF, UserError
+from lorabench.lora.layer import AllGates, learned_params
+from lorabench.merging.merge import MergeItem, merge_all
+from lorabench.merging.method import Method, build, fitting_methods, load, methods
+from lorabench.merging.methods.peft_linear import APART, DENSE
+from lorabench.models.layer import Site
 
 YAMLS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
 
@@ -151,7 +151,7 @@ def test_the_gaussian_start_of_the_released_code() -> None:
 
 
 def test_shared_masks_are_one_memory_that_moves_four_times() -> None:
-    from lorabench.stages.learn import parameters
+    from lorabench.merging.learn import parameters
 
     block = "mid_block.attentions.0.transformer_blocks.0"
     names = [f"{block}.attn1.{each}" for each in ("to_q", "to_k", "to_v", "to_out.0")]

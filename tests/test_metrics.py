@@ -9,11 +9,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_scorers import MICRO, pictures, write_scorer
 
-from lorabench.errors import UserError
-from lorabench.metrics import cosine
-from lorabench.metrics.files import ScorerFiles, read_config
-from lorabench.metrics.load import load_scorer
-from lorabench.metrics.preprocess import Preprocess, to_uint8
+from lorabench.base import UserError
+from lorabench.scoring import cosine
+from lorabench.scoring.files import ScorerFiles, read_config
+from lorabench.scoring.load import load_scorer
+from lorabench.scoring.preprocess import Preprocess, to_uint8
 
 
 def test_cosine_matrix_is_the_plain_formula():
@@ -140,7 +140,7 @@ def test_csd_has_the_structure_of_the_released_checkpoint(tmp_path):
 
 
 def test_clip_scores_texts_in_the_space_of_images(tmp_path):
-    from lorabench.metrics.clip import Clip
+    from lorabench.scoring.clip import Clip
 
     clip = load_scorer(ScorerFiles.of(write_scorer(tmp_path / "clip", "clip")))
     assert isinstance(clip, Clip)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from lorabench.base import UserError
 from lorabench.data import microworld as mw
-from lorabench.errors import UserError
 
 POSE = mw.Pose()
 

@@ -12,12 +12,12 @@ import torch
 from ldm import save_single_file, tiny_pipeline
 from safetensors.torch import load_file, save_file
 
-from lorabench.adapters import attach
-from lorabench.config import ModelSpec
-from lorabench.errors import UserError
+from lorabench.base import UserError
+from lorabench.config.schemas import ModelSpec
+from lorabench.lora.layer import attach
 from lorabench.models.files import ModelFiles, model_files, model_folder, unet_config
 from lorabench.models.sdxl import SDXL
-from lorabench.sampling import sample_latents
+from lorabench.sampling.sampler import sample_latents
 
 SPEC = ModelSpec(
     name="test", path="micro", config="nowhere/nowhere", vae=None, variant=None, dtype="fp32", vae_dtype="fp32",

@@ -10,9 +10,10 @@ import torch
 from conftest import CPU
 from diffusers.optimization import get_scheduler
 
-from lorabench.errors import UserError
-from lorabench.stages.optimisers import check_recipe, optimiser, schedule
-from lorabench.stages.personalise import personalise
+from lorabench.base import UserError
+from lorabench.config.recipe import check_recipe
+from lorabench.personalization.dreambooth import personalise
+from lorabench.personalization.optimizers import optimiser, schedule
 
 SCHEDULES = ("constant", "linear", "cosine", "cosine_with_restarts", "polynomial")
 

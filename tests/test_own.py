@@ -15,21 +15,20 @@ from conftest import CPU
 from PIL import Image
 
 from lorabench import OwnLoRA, merge
-from lorabench.adapters import export
-from lorabench.config import GenerateSpec
+from lorabench.base import UserError, seed_of
+from lorabench.config.schemas import GenerateSpec
 from lorabench.data.pairs import ROLES
-from lorabench.errors import UserError
-from lorabench.lora import Factors, LoRA
-from lorabench.merging import merged
-from lorabench.method import load
+from lorabench.lora.adapter import Factors, LoRA
+from lorabench.lora.layer import export
+from lorabench.merging.combine import combine
+from lorabench.merging.method import load
 from lorabench.models.adapted import live_sites
 from lorabench.models.files import preset
 from lorabench.models.sdxl import SDXL
-from lorabench.own import OwnPair
-from lorabench.own_tasks import Job
-from lorabench.seeds import seed_of
-from lorabench.stages.combine import combine
-from lorabench.stages.generate import generate
+from lorabench.sampling.generate import generate
+from lorabench.tasks.files import Job
+from lorabench.tasks.merge_files import merged
+from lorabench.tasks.user_loras import OwnPair
 
 TEACHERS = GenerateSpec(images=2, steps=2, guidance=1.0, batch=2)
 PROMPTS = ["content.prompt=a sks mug", "style.prompt=a boat in szn style", "prompt=a sks mug in szn style"]
@@ -75,7 +74,7 @@ def differ(left: LoRA, right: LoRA) -> bool:
 
 
 def test_the_naive_sum_needs_no_weights(files, folder, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("lorabench.tasks.load_model", None)
+    monkeypatch.setattr("lorabench.tasks.jobs.load_model", None)
     ours = updates(merge(*files, model=folder))
     one, two = (updates(LoRA.load(path)) for path in files)
     assert ours.keys() == one.keys() | two.keys()
@@ -275,7 +274,7 @@ def test_what_is_kept_is_kept_where_files_can_be_locked(tmp_path: Path, monkeypa
     def no_locks(root: Path) -> None:
         raise UserError("cannot be locked")
 
-    monkeypatch.setattr("lorabench.store.check_locks", no_locks)
+    monkeypatch.setattr("lorabench.engine.store.check_locks", no_locks)
     none: Any = None  # of what is not looked at
     job = Job("direct", none, none, none, none, none, none, tmp_path / "store", 0, tmp_path)
     assert not (tmp_path / "store").exists()

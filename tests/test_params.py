@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 from omegaconf import OmegaConf
 
-from lorabench.errors import UserError
-from lorabench.method import load
+from lorabench.base import UserError
+from lorabench.merging.method import load
+from lorabench.models.layers import attention_sites, depths, halvings
 from lorabench.models.shapes import CONFIGS, adapted, empty_unet, parameters
-from lorabench.models.sites import attention_sites, depths, halvings
-from lorabench.studies.params import count, run, table
+from lorabench.tasks.params import count, run, table
 
 # Parameters in millions as the model cards state them (of the micro model, its own), and adapted layers.
 SIZES = {"sdxl": (2567, 560), "koala_1b": (1161, 240), "koala_700m": (782, 168), "micro": (14, 136)}

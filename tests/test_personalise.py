@@ -9,17 +9,17 @@ from conftest import CPU, reference
 from diffusers.training_utils import compute_snr
 from PIL import Image
 
-from lorabench.adapters import attach
+from lorabench.base import UserError
 from lorabench.data.pairs import Concept
-from lorabench.errors import UserError
-from lorabench.loggers.curves import Curves
+from lorabench.engine.curves import Curves
+from lorabench.lora.layer import attach
 from lorabench.models.files import model_folder
+from lorabench.models.layers import attention_sites
 from lorabench.models.sdxl import SDXL
-from lorabench.models.sites import attention_sites
-from lorabench.stages.class_images import class_prompts
-from lorabench.stages.layers import initial
-from lorabench.stages.personalise import DreamBoothLoRA, min_snr_weights, personalise
-from lorabench.stages.samples import Look
+from lorabench.personalization.class_images import class_prompts
+from lorabench.personalization.dreambooth import DreamBoothLoRA, min_snr_weights, personalise
+from lorabench.personalization.initial import initial
+from lorabench.personalization.samples import Look
 
 
 def same(left, right) -> bool:

@@ -17,7 +17,7 @@ from plain_dreambooth import train
 
 from lorabench.data.pairs import Concept, Reference
 from lorabench.models.sdxl import SDXL
-from lorabench.stages.personalise import personalise
+from lorabench.personalization.dreambooth import personalise
 
 RECIPES = {
     "plain": {},

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from lorabench import method as methods
-from lorabench.config import GenerateSpec, LoRASpec, MergeSpec, MicroworldSpec, TrainerSpec
+from lorabench.base import UserError
+from lorabench.config.schemas import GenerateSpec, LoRASpec, MergeSpec, MicroworldSpec, TrainerSpec
 from lorabench.data.catalogue import load_pairs
 from lorabench.data.pairs import Prompts
-from lorabench.errors import UserError
-from lorabench.metrics.files import ScorerSet
+from lorabench.engine.store import Store
+from lorabench.merging import method as methods
 from lorabench.models.files import ModelFiles, model_folder
-from lorabench.pipeline import check_methods
-from lorabench.plan import FLOORS, STAGES, Plan, Row, code_of, frame_rows
-from lorabench.store import Store
+from lorabench.scoring.files import ScorerSet
+from lorabench.tasks.benchmark import check_methods
+from lorabench.tasks.plan import FLOORS, STAGES, Plan, Row, code_of, frame_rows
 
 WORLD = MicroworldSpec("microworld", ["mug_1", "cat_1"], ["ink_1", "neon_1"], None, 2, 2, 2)
 PAIRS = load_pairs(WORLD, Prompts())
@@ -135,7 +135,7 @@ def test_what_methods_share_is_part_of_their_code(monkeypatch: pytest.MonkeyPatc
     real = Path.read_text
 
     def edited(path: Path, *args) -> str:
-        return real(path, *args) + ("\nEDITED = 1\n" if path.name in ("constyle.py", "masks.py") else "")
+        return real(path, *args) + ("\nEDITED = 1\n" if path.name in ("constyle.py", "least_squares.py") else "")
 
     monkeypatch.setattr(Path, "read_text", edited)
     after = {name: code_of.__wrapped__(name) for name in before}

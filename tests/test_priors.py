@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from test_methods import site
 
-from lorabench.errors import UserError
-from lorabench.method import load
-from lorabench.priors import RESOLUTION, by_depth, dominant_roles, read_prior
+from lorabench.base import UserError
+from lorabench.merging.method import load
+from lorabench.merging.priors import RESOLUTION, by_depth, dominant_roles, read_prior
 
 BLOCKS = {"down_blocks.1": 0.0, "down_blocks.2": 1.0, "mid_block": 1.0, "up_blocks.0": 1.0, "up_blocks.1": 0.0}
 SDXL = {f"{block}.attentions.0.to_q": site(depth, name=f"{block}.attentions.0.to_q") for block, depth in BLOCKS.items()}

@@ -11,14 +11,13 @@ import pytest
 import yaml
 from made_run import make_run, read_table
 
-from lorabench import protocols, stats
-from lorabench.checks import check_protocol
-from lorabench.config import CONF, ColumnSpec, ProtocolSpec
-from lorabench.errors import UserError
-from lorabench.protocols import Column
-from lorabench.report import write_joint_report, write_report
+from lorabench.base import CONF, UserError
+from lorabench.config.checks import check_protocol
+from lorabench.config.schemas import ColumnSpec, ProtocolSpec
+from lorabench.report import protocols, stats, write_joint_report, write_report
 from lorabench.report.__main__ import main
 from lorabench.report.folder import RunFolder
+from lorabench.report.protocols import Column
 from lorabench.report.table import Table
 
 # (content, style, prompt, image): the values of its references. c1 has two references and c2 one; c2 has two prompts.

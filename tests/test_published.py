@@ -14,14 +14,13 @@ import yaml
 from made_run import make_run
 from omegaconf.errors import OmegaConfBaseException
 
-from lorabench import method as methods
-from lorabench import papers, protocols
-from lorabench.config import CONF
+from lorabench.base import CONF
 from lorabench.data.packaged import packaged
-from lorabench.papers import Paper, PaperRow, PaperTable
-from lorabench.report import write_joint_report, write_report
+from lorabench.merging import method as methods
+from lorabench.report import papers, protocols, write_joint_report, write_report
 from lorabench.report.__main__ import main
 from lorabench.report.folder import RunFolder
+from lorabench.report.papers import Paper, PaperRow, PaperTable
 from lorabench.report.published import DIFFERS, MARK, SAME, differences, named
 from lorabench.report.table import Table
 

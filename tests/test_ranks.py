@@ -12,11 +12,11 @@ import torch
 from made_run import make_run
 from PIL import Image
 
-from lorabench.adapters import Gates
-from lorabench.lora import Factors
+from lorabench.lora.adapter import Factors
+from lorabench.lora.effective_rank import effective_rank
+from lorabench.lora.layer import Gates
+from lorabench.models.layers import attention_sites
 from lorabench.models.sdxl import SDXL
-from lorabench.models.sites import attention_sites
-from lorabench.ranks import effective_rank
 from lorabench.report import write_joint_report, write_report
 from lorabench.report.ranks import block_of, draw_ranks, layer_of, network_order, write_ranks
 

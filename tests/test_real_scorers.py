@@ -14,11 +14,11 @@ from real_weights import random_state, shapes_of
 from safetensors.torch import save_file
 from torchvision import transforms
 
-from lorabench.errors import UserError
-from lorabench.metrics.files import ScorerFiles, published, read_config
-from lorabench.metrics.load import build_network, check_scorer, load_scorer
-from lorabench.metrics.preprocess import Preprocess, to_uint8
-from lorabench.metrics.weights import Unfilled, check_fit
+from lorabench.base import UserError
+from lorabench.scoring.files import ScorerFiles, published, read_config
+from lorabench.scoring.load import build_network, check_scorer, load_scorer
+from lorabench.scoring.preprocess import Preprocess, to_uint8
+from lorabench.scoring.weights import Unfilled, check_fit
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -215,7 +215,7 @@ def test_clip_in_both_layouts_is_that_of_transformers(tmp_path):
     """And QuickGELU is on: with GELU the same weights give other features."""
     from transformers import CLIPConfig, CLIPModel
 
-    from lorabench.metrics.layouts import translated
+    from lorabench.scoring.layouts import translated
 
     config = CLIPConfig()  # of openai/clip-vit-base-patch32
     with Unfilled():
@@ -270,7 +270,7 @@ def test_csd_from_its_training_checkpoint_is_the_plain_formula(tmp_path, monkeyp
     from real_weights import csd_shapes
     from test_weight_files import csd_checkpoint
 
-    from lorabench.metrics.convert_csd import main
+    from lorabench.scoring.convert_csd import main
 
     state, image = random_state(csd_shapes(), shared_blocks=True), picture(640, 463)
     checkpoint, target = csd_checkpoint(tmp_path / "checkpoint.pth", state), tmp_path / "csd.safetensors"
@@ -296,8 +296,8 @@ def test_descriptions_say_where_weights_come_from():
 def test_every_published_backbone_has_its_key_on_the_command_line():
     from omegaconf import OmegaConf
 
-    from lorabench.config import CONF
-    from lorabench.metrics.files import key_of
+    from lorabench.base import CONF
+    from lorabench.scoring.files import key_of
 
     real = OmegaConf.load(CONF / "scorers" / "real.yaml")
     assert set(real.weights) == {key_of(name) for name in published()}

@@ -11,7 +11,7 @@ import yaml
 from made_run import METRICS, PAIRS, make_run, paint, read_table
 from PIL import Image, ImageFont
 
-from lorabench.errors import UserError
+from lorabench.base import UserError
 from lorabench.report import figures, write_joint_report, write_report
 from lorabench.report.__main__ import main
 from lorabench.report.folder import RunFolder, join_pictures, join_scores

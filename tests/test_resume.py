@@ -16,15 +16,15 @@ import pytest
 import torch
 from conftest import CPU, reference
 
-from lorabench.config import GenerateSpec, LoRASpec
+from lorabench.config.schemas import GenerateSpec, LoRASpec
 from lorabench.data.pairs import Concept
-from lorabench.loggers.curves import Curves
-from lorabench.lora import LoRA
+from lorabench.engine.checkpoint import FILE
+from lorabench.engine.curves import Curves
+from lorabench.engine.store import Store
+from lorabench.lora.adapter import LoRA
 from lorabench.models.files import model_folder
-from lorabench.stages.checkpoint import FILE
-from lorabench.stages.personalise import personalise
-from lorabench.store import Store
-from lorabench.tasks import personalise as personalise_task
+from lorabench.personalization.dreambooth import personalise
+from lorabench.tasks.jobs import personalise as personalise_task
 
 EVERY_2 = replace(CPU, checkpoint_every=2)
 RECIPES = {
@@ -91,7 +91,8 @@ def test_samples_from_before_the_kill_are_there(tmp_path: Path, folder: Path, ge
 def test_kill_9_and_the_same_again(tmp_path: Path, folder: Path, generate_spec, lora_spec) -> None:
     spec = replace(lora_spec, steps=400)
     code = (
-        "import sys; from pathlib import Path; from lorabench.config import *; from lorabench.store import Store\n"
+        "import sys; from pathlib import Path; from lorabench.config.schemas import *\n"
+        "from lorabench.engine.store import Store\n"
         f"from test_resume import make\n"
         f"make(Store(Path(sys.argv[1])), Path(sys.argv[2]), {spec!r}, {generate_spec!r}, lambda done: None)"
     )

@@ -9,17 +9,17 @@ from conftest import CPU, SDXL_SCHEDULE
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 
-from lorabench.adapters import attach, export
+from lorabench.base import UserError
 from lorabench.data.pairs import Role
-from lorabench.errors import UserError
-from lorabench.lora import Factors, LoRA
-from lorabench.method import load
+from lorabench.lora.adapter import Factors, LoRA
+from lorabench.lora.layer import attach, export
+from lorabench.merging.merge import MergeItem, at_strength, merge_all
+from lorabench.merging.method import load
 from lorabench.models.adapted import live_sites
+from lorabench.models.layers import attention_sites, depths, halvings
 from lorabench.models.sdxl import SDXL
-from lorabench.models.sites import attention_sites, depths, halvings
-from lorabench.sampling import initial_noise, sample, sample_latents
-from lorabench.stages.generate import draw, generate
-from lorabench.stages.merge import MergeItem, at_strength, merge_all
+from lorabench.sampling.generate import draw, generate
+from lorabench.sampling.sampler import initial_noise, sample, sample_latents
 
 PROMPTS = ["a sks mug in szn style", "a boat"]
 

@@ -8,13 +8,13 @@ from conftest import CPU
 
 from benchmarks import sampling
 from benchmarks.sampling import LIVE, PLAIN, differing, goals, live_methods, table, uneven, ways_of
-from lorabench.adapters import attach
-from lorabench.config import GenerateSpec
+from lorabench.config.schemas import GenerateSpec
 from lorabench.data.pairs import ROLES
-from lorabench.method import load
-from lorabench.sampling import _set_gains
-from lorabench.stages.generate import draw, strengths
-from lorabench.stages.merge import MergeResult
+from lorabench.lora.layer import attach
+from lorabench.merging.merge import MergeResult
+from lorabench.merging.method import load
+from lorabench.sampling.generate import draw, strengths
+from lorabench.sampling.sampler import _set_gains
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_every_way_is_what_it_stands_for(model, uneven_loras) -> None:
 
 def test_a_way_that_ignores_its_gains_is_seen(model, uneven_loras, monkeypatch) -> None:
     ways, _ = ways_of(model, uneven_loras, ["klora"], 4)
-    monkeypatch.setattr("lorabench.sampling._set_gains", lambda *_: None)
+    monkeypatch.setattr("lorabench.sampling.sampler._set_gains", lambda *_: None)
     assert set(differing(model, ways, uneven_loras, "float32")) == {"klora"}
 
 

@@ -11,17 +11,17 @@ from omegaconf import OmegaConf
 from PIL import Image
 from tiny_scorers import pictures
 
-from lorabench import method as methods
-from lorabench import units
-from lorabench.config import GenerateSpec, LoRASpec, MergeSpec, MicroworldSpec, ScorerSpec, TrainerSpec
+from lorabench.base import seed_of
+from lorabench.config.schemas import GenerateSpec, LoRASpec, MergeSpec, MicroworldSpec, ScorerSpec, TrainerSpec
 from lorabench.data.catalogue import load_pairs
 from lorabench.data.pairs import Prompts, Scene
-from lorabench.metrics.files import ScorerSet, scorer_set
+from lorabench.engine.store import Store
+from lorabench.merging import method as methods
 from lorabench.models.files import ModelFiles
-from lorabench.outcome import Outcome
-from lorabench.plan import Plan, Row, frame_rows
-from lorabench.seeds import seed_of
-from lorabench.store import Store
+from lorabench.scoring.files import ScorerSet, scorer_set
+from lorabench.tasks import units
+from lorabench.tasks.plan import Plan, Row, frame_rows
+from lorabench.tasks.run_folder import Outcome
 
 WORLD = MicroworldSpec("microworld", ["mug_1"], ["ink_1"], None, 2, 2, 2)
 [PAIR] = load_pairs(WORLD, Prompts())

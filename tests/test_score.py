@@ -12,13 +12,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_scorers import pictures, write_scorer
 
+from lorabench.base import UserError
 from lorabench.data.pairs import Concept, Pair, Reference, Scene
-from lorabench.errors import UserError
-from lorabench.metrics.files import ScorerFiles
-from lorabench.metrics.load import load_scorer, load_scorers
-from lorabench.metrics.references import References
-from lorabench.metrics.truth import Readout, Truth
-from lorabench.stages.score import COLUMNS, Item, check_rows, check_unique, items_of, score_items
+from lorabench.scoring.files import ScorerFiles
+from lorabench.scoring.load import load_scorer, load_scorers
+from lorabench.scoring.references import References
+from lorabench.scoring.score import COLUMNS, Item, check_rows, check_unique, items_of, score_items
+from lorabench.scoring.truth import Readout, Truth
 
 KEYS = {"dataset": "d", "world": "1", "method": "direct", "ablation": "none", "model": "micro"}
 
@@ -212,7 +212,7 @@ def test_several_backbones_of_a_kind_score_side_by_side(scorers, tmp_path):
 
 
 def test_pictures_are_resized_once_for_all_that_want_the_same_size(scorers, monkeypatch):
-    from lorabench.metrics.preprocess import Preprocess
+    from lorabench.scoring.preprocess import Preprocess
 
     cut, sizes = Preprocess.cut, []
     monkeypatch.setattr(Preprocess, "cut", lambda self, images: sizes.append(len(images)) or cut(self, images))

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
+from lorabench.base import UserError
 from lorabench.data import microworld as mw
-from lorabench.errors import UserError
-from lorabench.metrics.clip import Clip
-from lorabench.metrics.load import MICRO_SCORERS, load_scorers
-from lorabench.metrics.truth import load_truth
 from lorabench.micro import scorer_losses as losses
 from lorabench.micro import scorers as training
 from lorabench.micro.scorer_bank import PHOTOS, STYLES, SUBJECTS, VIEWS, ScorerBank, draw_block
 from lorabench.micro.scorer_models import degrade, grid_batch, make_config
+from lorabench.scoring.clip import Clip
+from lorabench.scoring.load import MICRO_SCORERS, load_scorers
+from lorabench.scoring.truth import load_truth
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 import statsmodels.api as sm
 from scipy import stats as scipy_stats
 
-from lorabench import stats
+from lorabench.report import stats
 
 
 def simulate(

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from lorabench.artifact import files_of, is_whole, key_of, sha256
-from lorabench.errors import UserError
-from lorabench.store import DRAFTS, INTACT, LOCKS, Store
-from lorabench.store_commands import main
+from lorabench.base import UserError
+from lorabench.engine.artifact import files_of, is_whole, key_of, sha256
+from lorabench.engine.store import DRAFTS, INTACT, LOCKS, Store
+from lorabench.engine.store_commands import main
 
 PARTS = {"lr": 0.1, "images": ["a", "b"]}
 
@@ -164,7 +164,7 @@ def test_another_key_in_the_record_is_damage(tmp_path: Path) -> None:
 def test_an_unchanged_file_is_hashed_once(tmp_path: Path, monkeypatch) -> None:
     store, hashed = Store(tmp_path), []
     path = store.get_or_make("merge", PARTS, write)
-    monkeypatch.setattr("lorabench.artifact.sha256", lambda file: hashed.append(file.name) or sha256(file))
+    monkeypatch.setattr("lorabench.engine.artifact.sha256", lambda file: hashed.append(file.name) or sha256(file))
     for _ in range(3):
         assert store.find("merge", PARTS) == path
     assert not hashed  # it was hashed as it was made

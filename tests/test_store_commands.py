@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from test_store import write
 
-from lorabench.errors import UserError
-from lorabench.garbage import garbage, remove
-from lorabench.store import DIGESTS, DRAFTS, INTACT, LOCKS, Store
-from lorabench.store_commands import main, why
+from lorabench.base import UserError
+from lorabench.engine.garbage import garbage, remove
+from lorabench.engine.store import DIGESTS, DRAFTS, INTACT, LOCKS, Store
+from lorabench.engine.store_commands import main, why
 
 
 def run_of(store: Store, folder: Path, rank: int) -> tuple[Path, Path, Path]:
@@ -106,7 +106,7 @@ def test_a_spoilt_key_is_damage_and_no_traceback(tmp_path: Path, capsys, text: s
     assert main(["check", *at]) == 1
     assert capsys.readouterr().out == f"damaged: merge/{path.name} (key.json)\n1 artifacts read, 1 damaged\n"
     assert main(["ls", *at]) == 0
-    assert capsys.readouterr().out == "0 artifacts, 0 B; 1 damaged, type python -m lorabench.store check\n"
+    assert capsys.readouterr().out == "0 artifacts, 0 B; 1 damaged, type python -m lorabench.engine.store check\n"
 
 
 def test_a_store_that_may_only_be_read_is_one_line(tmp_path: Path, capsys, monkeypatch) -> None:
@@ -156,7 +156,7 @@ def test_gc_takes_what_nobody_needs_and_leaves_the_rest(tmp_path: Path, capsys) 
     assert (store.root / DRAFTS / ("0" * 32)).is_dir()
 
     with store.lock("0" * 32):  # somebody works on it
-        in_use = [sys.executable, "-m", "lorabench.store", "gc", "--delete", *at]
+        in_use = [sys.executable, "-m", "lorabench.engine.store", "gc", "--delete", *at]
         assert "3 in use, kept" in subprocess.run(in_use, capture_output=True, text=True, check=True).stdout
         assert (store.root / DRAFTS / ("0" * 32)).is_dir() and not (store.root / INTACT / ("1" * 32)).exists()
     shutil.rmtree(model)

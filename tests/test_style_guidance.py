@@ -10,18 +10,19 @@ import torch
 from conftest import CPU
 from torch import Tensor
 
-from lorabench.adapters import attach
 from lorabench.data.pairs import ROLES, Scene, worded
-from lorabench.lora import Factors, LoRA
-from lorabench.method import Branch, load
+from lorabench.lora.adapter import Factors, LoRA
+from lorabench.lora.layer import attach
+from lorabench.merging.merge import MergeItem, given
+from lorabench.merging.method import load
 from lorabench.models.adapted import live_sites
+from lorabench.models.layers import attention_sites
 from lorabench.models.sdxl import SDXL
-from lorabench.models.sites import attention_sites
-from lorabench.sampling import initial_noise, sample_latents
-from lorabench.stages.generate import draw, generate, strengths
-from lorabench.stages.layers import core
-from lorabench.stages.merge import MergeItem, given
-from lorabench.stages.personalise import personalise
+from lorabench.personalization.dreambooth import personalise
+from lorabench.personalization.initial import core
+from lorabench.sampling.branches import Branch
+from lorabench.sampling.generate import draw, generate, strengths
+from lorabench.sampling.sampler import initial_noise, sample_latents
 
 SEEDS = [1, 2]
 SCENES = [

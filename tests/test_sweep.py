@@ -15,11 +15,11 @@ from hydra.core.utils import JobReturn, JobStatus
 from made_run import make_run
 from omegaconf import OmegaConf
 
-from lorabench.failures import Failed
+from lorabench.engine.failures import Failed
 from lorabench.report.sweep import JointReport, Note, report
 
 TESTS = str(Path(__file__).parent)
-# A program of Hydra's whose runs are made up, failing as lorabench.cli does (exit codes) or with an exception.
+# A program of Hydra's whose runs are made up, failing as lorabench.tasks.cli does (exit codes) or with an exception.
 APP = """
 import os, signal, sys, time
 from pathlib import Path
@@ -83,7 +83,8 @@ def program(tmp_path: Path) -> Path:
 
 def start(program: Path, *overrides: str) -> tuple[int, str, str]:
     command = [sys.executable, str(program), "-m", "hydra/job_logging=none", "hydra/hydra_logging=none", *overrides]
-    # As lorabench.cli and run.py set them: Hydra raises and does not print, jobs elsewhere import the same modules.
+    # As lorabench.tasks.cli and run.py set them: Hydra raises and does not print, jobs elsewhere import the same
+    # modules.
     path = os.pathsep.join((TESTS, str(Path(TESTS).parent)))
     env = os.environ | {"HYDRA_FULL_ERROR": "1", "PYTHONPATH": path}
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=program.parent, env=env)

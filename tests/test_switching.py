@@ -10,12 +10,12 @@ import pytest
 import torch
 from conftest import CPU
 
-from lorabench.config import GenerateSpec
-from lorabench.lora import Factors, LoRA
-from lorabench.method import load
-from lorabench.methods.est_lora import energy
+from lorabench.config.schemas import GenerateSpec
+from lorabench.lora.adapter import Factors, LoRA
+from lorabench.merging.method import load
+from lorabench.merging.methods.est_lora import energy
 from lorabench.models.adapted import live_sites, text_sites
-from lorabench.stages.generate import draw, generate, strengths
+from lorabench.sampling.generate import draw, generate, strengths
 
 ROLES: Any = ("content", "style")
 SPEC = GenerateSpec(images=1, steps=4, guidance=2.0, batch=1)

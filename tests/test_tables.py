@@ -15,10 +15,9 @@ import pytest
 from made_run import METRICS, make_run, read_table
 from scipy import stats as scipy_stats
 
-from lorabench import comparing
-from lorabench.checks import check_reference
-from lorabench.errors import UserError
-from lorabench.report import layout, write_joint_report
+from lorabench.base import UserError
+from lorabench.config.checks import check_reference
+from lorabench.report import comparing, layout, write_joint_report
 from lorabench.report.__main__ import main
 from lorabench.report.folder import RunFolder, run_folders
 from lorabench.report.layout import blocks

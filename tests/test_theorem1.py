@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lorabench.lora import Factors, LoRA
-from lorabench.mask_errors import EXACT_RANK, out_errors, raw_rank_errors, svd_rank_errors
-from lorabench.studies.theorem1 import draw, measure, summary, violations
+from lorabench.lora.adapter import Factors, LoRA
+from lorabench.merging.mask_errors import EXACT_RANK, out_errors, raw_rank_errors, svd_rank_errors
+from lorabench.tasks.theorem1 import draw, measure, summary, violations
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -154,7 +154,7 @@ def test_a_merge_is_beyond_the_theorem() -> None:
 def test_above_the_exact_rank_the_error_is_an_upper_bound(monkeypatch) -> None:
     each = factors(8, 20, 12)
     exact = raw_rank_errors(each)
-    monkeypatch.setattr("lorabench.mask_errors.EXACT_RANK", 7)
+    monkeypatch.setattr("lorabench.merging.mask_errors.EXACT_RANK", 7)
     greedy = raw_rank_errors(each)
     assert (greedy >= exact - 1e-7).all() and greedy[-1] < 1e-6
     torch.testing.assert_close(greedy[0], exact[0])  # the first term is the best one

@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 from hydra import compose
 
+from lorabench.base import UserError
 from lorabench.data.pairs import ROLES, Role
-from lorabench.errors import UserError
 from lorabench.report.tradeoff import draw_tradeoff
-from lorabench.studies import tradeoff
-from lorabench.studies.tradeoff import Axis, Measured, axis_of, curves_of, fan, run, table, volumes_of
+from lorabench.tasks import tradeoff
+from lorabench.tasks.tradeoff import Axis, Measured, axis_of, curves_of, fan, run, table, volumes_of
 
 AXES: dict[Role, Axis] = {"content": Axis("dino/content", 0.5, 0.9), "style": Axis("csd/style", 0.1, 0.6)}
 SMALL = [

@@ -12,8 +12,8 @@ from PIL import Image
 
 from lorabench.data.pairs import Reference
 from lorabench.models.sdxl import SDXL, pixels
-from lorabench.stages.personalise import personalise
-from lorabench.stages.views import cut_at, views
+from lorabench.personalization.dreambooth import personalise
+from lorabench.personalization.views import cut_at, views
 
 
 def gradient(width: int, height: int) -> Image.Image:

@@ -17,13 +17,13 @@ from real_weights import DINO, dino_shapes, random_state
 from safetensors.torch import load_file, save_file
 from tiny_scorers import write_scorer
 
-from lorabench.config import ScorerSpec
-from lorabench.errors import UserError
-from lorabench.metrics.convert_csd import main
-from lorabench.metrics.files import KINDS, published, read_config, scorer_set
-from lorabench.metrics.load import build_network
-from lorabench.metrics.pickles import convert
-from lorabench.metrics.published import find_weights
+from lorabench.base import UserError
+from lorabench.config.schemas import ScorerSpec
+from lorabench.scoring.convert_csd import main
+from lorabench.scoring.files import KINDS, published, read_config, scorer_set
+from lorabench.scoring.load import build_network
+from lorabench.scoring.pickles import convert
+from lorabench.scoring.published import find_weights
 
 SPEC = ScorerSpec(name="real", path=None, backbones=["dino@vits16"], weights={"dino_vits16": None, "dino_vitb8": None})
 DINO_CONFIG = read_config(published()["dino@vits16"])
@@ -230,7 +230,7 @@ def test_the_command_says_what_to_type(tmp_path, capsys):
 def test_a_run_compares_headers_before_it_trains(tmp_path):
     from types import SimpleNamespace
 
-    from lorabench.pipeline import check_scorers
+    from lorabench.tasks.benchmark import check_scorers
 
     path = cached(
         tmp_path, "timm/vit_small_patch16_224.dino", "model.safetensors", {"cls_token": torch.zeros(1, 1, 384)}

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from rank_jobs import After, Predicting, broken
 
-from lorabench.errors import UserError
-from lorabench.workers import Pool, Progress, WorkerError, _Worker
+from lorabench.base import UserError
+from lorabench.engine.workers import Pool, Progress, WorkerError, _Worker
 
 
 @dataclass(frozen=True)

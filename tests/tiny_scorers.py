@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from lorabench.metrics.preprocess import Preprocess
+from lorabench.scoring.preprocess import Preprocess
 
 MICRO = Preprocess(8, 8, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 TOWER = {
@@ -27,9 +27,9 @@ ARCHITECTURES = {
 
 def write_scorer(folder, kind):
     """A folder with a random tiny scorer in it."""
-    from lorabench.metrics.clip import build_clip
-    from lorabench.metrics.csd import build_csd
-    from lorabench.metrics.dino import build_dino
+    from lorabench.scoring.clip import build_clip
+    from lorabench.scoring.csd import build_csd
+    from lorabench.scoring.dino import build_dino
 
     torch.manual_seed(0)
     folder.mkdir(parents=True, exist_ok=True)

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from lorabench.config import DatasetSpec, DreamBoothStyleDropSpec, FolderSpec, MicroworldSpec
+from lorabench.base import UserError
+from lorabench.config.schemas import DatasetSpec, DreamBoothStyleDropSpec, FolderSpec, MicroworldSpec
 from lorabench.data.contexts import with_scenes
 from lorabench.data.pairs import JOIN, Concept, Pair, Prompts, Role, all_pairs, pair
-from lorabench.errors import UserError
 
 Groups = list[tuple[Concept, ...]]
 

@@ -8,10 +8,10 @@ painting style".
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from lorabench.config import choose
+from lorabench.base import UserError
+from lorabench.config.choices import choose
 from lorabench.data.packaged import packaged
 from lorabench.data.pairs import Pair, Prompts
-from lorabench.errors import UserError
 
 KINDS = ("none", "object", "live", "auto")
 

@@ -7,12 +7,12 @@ import ast
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorabench.config import unknown
+from lorabench.base import UserError
+from lorabench.config.choices import unknown
 from lorabench.data.images import image_paths, reference
 from lorabench.data.packaged import is_live, packaged
 from lorabench.data.pairs import Concept, Prompts
 from lorabench.data.splits import split
-from lorabench.errors import UserError
 
 MANIFEST = "prompts_and_classes.txt"
 REPOSITORY = ("dreambooth", "dreambooth-main", "google-dreambooth")  # folder names of clones and of archives

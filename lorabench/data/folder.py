@@ -5,15 +5,15 @@ from pathlib import Path
 
 from PIL import Image
 
-from lorabench.artifact import sha256
-from lorabench.config import unknown
+from lorabench.base import UserError
+from lorabench.config.choices import unknown
 from lorabench.data.images import read_image
 from lorabench.data.manifest import Entry, Manifest, Shot
 from lorabench.data.packaged import is_live
 from lorabench.data.pairs import Concept, Prompts, Reference
 from lorabench.data.splits import split
 from lorabench.data.styledrop import PICTURE
-from lorabench.errors import UserError
+from lorabench.engine.artifact import sha256
 
 
 def live(entry: Entry) -> bool:

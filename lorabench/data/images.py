@@ -5,9 +5,9 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from lorabench.artifact import sha256
+from lorabench.base import UserError
 from lorabench.data.pairs import Reference
-from lorabench.errors import UserError
+from lorabench.engine.artifact import sha256
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 

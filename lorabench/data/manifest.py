@@ -31,10 +31,10 @@ from typing import NoReturn
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+from lorabench.base import UserError
 from lorabench.data.contexts import template
 from lorabench.data.images import images_in
 from lorabench.data.pairs import JOIN
-from lorabench.errors import UserError
 
 ENTRY = {
     "subjects": ("class", "images", "references", "prompts", "live", "repeats"),

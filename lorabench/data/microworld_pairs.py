@@ -11,9 +11,9 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
+from lorabench.base import seed_of
 from lorabench.data import microworld as mw
 from lorabench.data.pairs import Concept, Pair, Prompts, Reference
-from lorabench.seeds import seed_of
 
 SIZE = 64  # pixels
 

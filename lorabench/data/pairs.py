@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from PIL import Image, ImageOps
 
-from lorabench.errors import UserError
+from lorabench.base import UserError
 
 JOIN = "+"  # between names of what is drawn together
 Role = Literal["content", "style"]

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from typing import Any
 
-from lorabench.config import PhotoSpec, choose
+from lorabench.base import UserError, seed_of
+from lorabench.config.choices import choose
+from lorabench.config.schemas import PhotoSpec
 from lorabench.data.packaged import packaged
 from lorabench.data.pairs import JOIN
-from lorabench.errors import UserError
-from lorabench.seeds import seed_of
 
 Names = tuple[str, ...]  # of what is drawn together
 

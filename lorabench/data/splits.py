@@ -7,9 +7,8 @@ source) go to the same side: otherwise the copy of a training image would be amo
 
 from collections.abc import Sequence
 
+from lorabench.base import UserError, seed_of
 from lorabench.data.pairs import Reference
-from lorabench.errors import UserError
-from lorabench.seeds import seed_of
 
 Images = tuple[Reference, ...]
 

@@ -9,11 +9,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorabench.config import unknown
+from lorabench.base import UserError
+from lorabench.config.choices import unknown
 from lorabench.data.images import images_in, reference
 from lorabench.data.packaged import packaged
 from lorabench.data.pairs import Concept, Prompts
-from lorabench.errors import UserError
 
 MANIFEST = "data.json"
 REPOSITORY = ("styledrop", "StyleDrop-PyTorch", "StyleDrop-PyTorch-main", "styles")

@@ -68,8 +68,8 @@ def main() -> None:
         size = write(args.work / args.name / "last.ckpt", args.work / "vae" / "model", args.out)
         print(f"{args.out}: {size / 1e6:.1f} MB")
     elif args.step == "scorers":
-        from lorabench.metrics.load import MICRO_SCORERS
         from lorabench.micro.scorers import train_scorers
+        from lorabench.scoring.load import MICRO_SCORERS
 
         train_scorers(MICRO_SCORERS)
     elif args.step == "evaluate":

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from lorabench.base import seed_of
 from lorabench.data import microworld as mw
-from lorabench.metrics.load import load_scorers
-from lorabench.metrics.truth import load_truth
 from lorabench.models.sdxl import SDXL
-from lorabench.sampling import sample
-from lorabench.seeds import seed_of
+from lorabench.sampling.sampler import sample
+from lorabench.scoring.load import load_scorers
+from lorabench.scoring.truth import load_truth
 
 STEPS, GUIDANCE = 25, 3.0  # as in conf/config.yaml
 EACH = 4  # pictures a class and domain

@@ -18,14 +18,14 @@ import numpy as np
 import torch
 from scipy.stats import rankdata
 
+from lorabench.base import seed_of
 from lorabench.data import microworld as mw
-from lorabench.metrics.clip import Clip
-from lorabench.metrics.cosine import cosine_matrix, leave_group_out_r1
-from lorabench.metrics.load import load_scorers
-from lorabench.metrics.scorer import Scorer
-from lorabench.metrics.truth import CONTENT, PHOTO, STYLE, Truth, load_truth
 from lorabench.micro.scorer_losses import distance_matrix
-from lorabench.seeds import seed_of
+from lorabench.scoring.clip import Clip
+from lorabench.scoring.cosine import cosine_matrix, leave_group_out_r1
+from lorabench.scoring.load import load_scorers
+from lorabench.scoring.scorer import Scorer
+from lorabench.scoring.truth import CONTENT, PHOTO, STYLE, Truth, load_truth
 
 STYLES_A_SUBJECT, PHOTOS_A_SUBJECT = 8, 4
 FIGURES, CARD = "figures.json", "README.md"

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from lorabench.base import seed_of
 from lorabench.data import microworld as mw
-from lorabench.seeds import seed_of
 
 SUBJECTS, STYLES, PHOTOS = 8, 8, 3  # a block
 VIEWS = STYLES + PHOTOS

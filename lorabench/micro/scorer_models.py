@@ -16,13 +16,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from lorabench.data import microworld as mw
-from lorabench.metrics.clip import build_clip, build_tokenizer
-from lorabench.metrics.cosine import normalise
-from lorabench.metrics.csd import build_csd
-from lorabench.metrics.dino import build_dino
-from lorabench.metrics.weights import read_safetensors
 from lorabench.micro import scorer_losses as losses
 from lorabench.micro.scorer_bank import PHOTOS, SIZE, STYLES, SUBJECTS, ScorerBank
+from lorabench.scoring.clip import build_clip, build_tokenizer
+from lorabench.scoring.cosine import normalise
+from lorabench.scoring.csd import build_csd
+from lorabench.scoring.dino import build_dino
+from lorabench.scoring.weights import read_safetensors
 
 PREPROCESS = {
     "resize": SIZE, "crop": SIZE, "interpolation": "bicubic", "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25],

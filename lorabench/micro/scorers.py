@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lorabench.metrics.files import KINDS
+from lorabench.base import seed_of
 from lorabench.micro.scorer_bank import ScorerBank, world_fingerprint
 from lorabench.micro.scorer_models import TASKS, make_config
-from lorabench.seeds import seed_of
+from lorabench.scoring.files import KINDS
 
 CACHE = Path("~/.cache/lorabench/micro")
 BLOCKS = 480

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from lorabench.adapters import fitting_layer, union
 from lorabench.data.pairs import Role
-from lorabench.lora import LoRA
-from lorabench.method import Site
-from lorabench.models.sites import depths
+from lorabench.lora.adapter import LoRA
+from lorabench.lora.layer import fitting_layer, union
+from lorabench.models.layer import Site
+from lorabench.models.layers import depths
 
 
 def live_sites(unet: nn.Module, loras: Sequence[LoRA], roles: Sequence[Role]) -> dict[str, Site]:

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lorabench.adapters import GatedLoRA
+from lorabench.lora.layer import GatedLoRA
 
 Rows = list[tuple[Tensor | None, bool]]
 

@@ -14,10 +14,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from lorabench.config import CONF, ModelSpec
-from lorabench.errors import UserError
-from lorabench.hub import quiet_hub
-from lorabench.weights import ASSETS
+from lorabench.base import ASSETS, CONF, UserError
+from lorabench.config.schemas import ModelSpec
+from lorabench.models.hub import quiet_hub
 
 MICRO = ASSETS / "micro_sdxl"
 PREDICTION_TYPES = ("epsilon", "v_prediction")

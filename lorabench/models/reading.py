@@ -14,7 +14,7 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import
 from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from lorabench.errors import UserError
+from lorabench.base import UserError
 from lorabench.models.files import HINT, PARTS, ModelFiles
 
 ENCODERS: dict[str, Any] = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}

@@ -16,8 +16,8 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import
 from PIL import Image
 from torch import Tensor, nn
 
-from lorabench.adapters import attach
-from lorabench.lora import Factors, LoRA
+from lorabench.lora.adapter import Factors, LoRA
+from lorabench.lora.layer import attach
 from lorabench.models.checkpointing import recomputed
 from lorabench.models.files import ModelFiles, model_folder
 from lorabench.models.reading import encoders_of, read_pipeline, set_attention

@@ -12,11 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorabench.config import unknown
+from lorabench.base import ASSETS, UserError
+from lorabench.config.choices import unknown
 from lorabench.data.pairs import ROLES, Role
-from lorabench.errors import UserError
-from lorabench.method import Site
-from lorabench.weights import ASSETS
+from lorabench.models.layer import Site
 
 if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -56,7 +55,7 @@ def adapted(
 
     blocks: by role, the modules that its LoRAs are trained on, where that is not all of the UNet.
     """
-    from lorabench.models.sites import attention_sites, depths
+    from lorabench.models.layers import attention_sites, depths
 
     own = [attention_sites(unet, (blocks or {}).get(role, ())) for role in roles]
     layers = {name: layer for name, layer in attention_sites(unet).items() if any(name in each for each in own)}

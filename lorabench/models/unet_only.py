@@ -12,10 +12,10 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
+from lorabench.base import seed_of
 from lorabench.models.checkpointing import recomputed
 from lorabench.models.reading import set_attention
 from lorabench.models.sdxl import SDXL, Conditioning
-from lorabench.seeds import seed_of
 
 TOKENS = 77
 

@@ -22,8 +22,7 @@ def write_joint_report(
     protocol: by its name in conf/protocol; None is what the runs were made with, or all metrics where they differ.
     reference: the label of the row that differences are to; None is what the runs' configs say, where it is there.
     """
-    from lorabench import protocols
-    from lorabench.report import figures, page
+    from lorabench.report import figures, page, protocols
     from lorabench.report.folder import RunFolder, common_protocol
     from lorabench.report.table import Table
     from lorabench.report.tex import write_latex

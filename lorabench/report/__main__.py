@@ -17,8 +17,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lorabench.errors import UserError
-from lorabench.failures import system_fault
+from lorabench.base import UserError
+from lorabench.engine.failures import system_fault
 from lorabench.report import write_joint_report
 from lorabench.report.folder import RunFolder, run_folders
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from functools import cache
 
-from lorabench import papers, protocols
-from lorabench.errors import UserError
-from lorabench.papers import Paper, PaperRow, PaperTable
+from lorabench.base import UserError
+from lorabench.report import papers, protocols
 from lorabench.report.folder import RunFolder
 from lorabench.report.layout import by_cell
+from lorabench.report.papers import Paper, PaperRow, PaperTable
 from lorabench.report.published import DIFFERS, compared
 from lorabench.report.table import Table, format_score
 from lorabench.report.text import escape, row

@@ -12,7 +12,7 @@ import pandas as pd
 from lorabench.report.figures import INK, MUTED, RULE
 
 if TYPE_CHECKING:
-    from lorabench.studies.calibration import World
+    from lorabench.tasks.calibration import World
 
 NAMES = {"content": "content", "style": "style", "text": "sentence"}
 KINDS = {"other": "another kind", "same": "the same kind"}

@@ -22,12 +22,11 @@ from urllib.parse import quote
 import numpy as np
 import pandas as pd
 
-from lorabench import protocols, stats
-from lorabench.protocols import Column
-from lorabench.report import galleries
+from lorabench.report import galleries, protocols, stats
 from lorabench.report.embed import Shelf
 from lorabench.report.folder import FRAMES, Picture, RunFolder, join_scores
 from lorabench.report.layout import by_cell, standings, with_verdict
+from lorabench.report.protocols import Column
 from lorabench.report.published import MARK
 from lorabench.report.table import COSTS, PEAKS, Table, format_cost, row_order
 

@@ -30,9 +30,9 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from lorabench import protocols
-from lorabench.config import ProtocolSpec
-from lorabench.errors import UserError
+from lorabench.base import UserError
+from lorabench.config.schemas import ProtocolSpec
+from lorabench.report import protocols
 
 REQUIRED = ("method", "ablation", "dataset", "model", "seed")
 FLOORS = ("base", "content_only", "style_only")

@@ -15,7 +15,7 @@ from lorabench.report.table import (
     format_rank,
     format_reported,
     format_score,
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)

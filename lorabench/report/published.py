@@ -1,6 +1,7 @@
 """What publications report, to stand beside what was measured and never to be taken for it.
 
-The numbers are in conf/paper/ (lorabench/papers.py). Each is compared with the run whose row it would stand under: what
+The numbers are in conf/paper/ (lorabench/report/papers.py). Each is compared with the run whose row it would stand
+under: what
 the publication says of its base model, pictures, pairs, images, backbones and averages, and what the run's folder says.
 Where something differs the reader is told what. Where nothing does, the publication may still leave open what it used,
 and then the numbers are side by side and no more; only where it names its pairs and leaves nothing open is a number
@@ -14,11 +15,11 @@ from dataclasses import dataclass
 from math import isnan
 from typing import Any
 
-from lorabench import papers, protocols
 from lorabench.data.packaged import packaged
-from lorabench.papers import Paper, PaperRow, PaperTable
-from lorabench.protocols import MICRO, Column
+from lorabench.report import papers, protocols
 from lorabench.report.folder import RunFolder
+from lorabench.report.papers import Paper, PaperRow, PaperTable
+from lorabench.report.protocols import MICRO, Column
 
 MARK = "↳"
 DIFFERS, SAME = "protocol differs", "nothing stated differs"

@@ -25,8 +25,8 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from lorabench.errors import UserError
-from lorabench.failures import Failed, system_fault
+from lorabench.base import UserError
+from lorabench.engine.failures import Failed, system_fault
 from lorabench.report import write_joint_report
 
 OWN_TASKS = ("merge", "generate")  # have no run folder, `output` is what they make
@@ -85,7 +85,9 @@ class JointReport(Callback):
         """In the job's process."""
         if self.register is not None:
             returned = job_return._return_value
-            if job_return.status != JobStatus.COMPLETED:  # an exception, which `lorabench.cli.task` does not raise
+            if (
+                job_return.status != JobStatus.COMPLETED
+            ):  # an exception, which `lorabench.tasks.cli.task` does not raise
                 self.note.code, self.note.line = 1, f"{type(returned).__name__}: {returned}"
             elif isinstance(returned, Failed):
                 self.note.code, self.note.line = returned.code, returned.line

@@ -11,11 +11,11 @@ from typing import Any
 
 import pandas as pd
 
-from lorabench import comparing, protocols, stats
-from lorabench.config import ProtocolSpec, choose
-from lorabench.protocols import Column
-from lorabench.report import published
+from lorabench.config.choices import choose
+from lorabench.config.schemas import ProtocolSpec
+from lorabench.report import comparing, protocols, published, stats
 from lorabench.report.folder import CEILING, FLOORS, FRAMES, RunFolder, join_scores, label_rows
+from lorabench.report.protocols import Column
 from lorabench.report.published import Published
 
 COSTS = {

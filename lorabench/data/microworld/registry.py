@@ -11,9 +11,9 @@ from functools import cache
 
 import numpy as np
 
+from lorabench.base import UserError
 from lorabench.data.microworld import factors
 from lorabench.data.microworld.factors import CLASSES, FAMILIES, UNSEEN_FAMILIES, Style, Subject
-from lorabench.errors import UserError
 
 VERSION = "1"
 

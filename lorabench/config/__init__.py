@@ -1,0 +1,1 @@
+"""Schemas of the configuration and the checks of its values."""

@@ -1,0 +1,1 @@
+"""Artifacts, store, processes and devices; knows nothing of diffusion."""

@@ -1,0 +1,70 @@
+"""A killed training goes on from its last saved update, to the bit-same result.
+
+Every draw of a training is seeded by its forward's index, so the factors, the optimiser, its schedule and the number of
+updates done are all its state.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from lorabench.engine.curves import Curves
+
+FILE = "training.pt"
+
+
+class Checkpoint(pl.Callback):
+    """Saves a training every few updates into a folder, and puts what it finds there into the next one.
+
+    module: has `factors`, the tensors trained, and takes `batch`es by their index, `accumulate` an update.
+    """
+
+    def __init__(self, folder: Path, every: int, curves: Curves | None = None):
+        self.path, self.every, self.curves = folder / FILE, every, curves
+        self.state: dict[str, Any] | None = None
+        if self.path.is_file():
+            self.state = torch.load(self.path, map_location="cpu", weights_only=True)
+
+    @property
+    def done(self) -> int:
+        """Updates made before this training."""
+        return self.state["done"] if self.state else 0
+
+    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
+        if self.state is None:
+            return
+        with torch.no_grad():
+            for factor, saved in zip(module.factors, self.state["factors"], strict=True):
+                factor.copy_(saved)
+        trainer.optimizers[0].load_state_dict(self.state["optimiser"])
+        trainer.lr_scheduler_configs[0].scheduler.load_state_dict(self.state["schedule"])
+        trainer.precision_plugin.load_state_dict(self.state["precision"])
+        if self.curves is not None:
+            self.curves.values.update(self.state["curves"])
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: int, batch_idx: int) -> None:
+        # Before the next forward and not after the last one, whose loss Lightning logs only after its callbacks.
+        done, within = divmod(batch, trainer.accumulate_grad_batches)
+        if not within and done > self.done and done % self.every == 0:
+            self.save(trainer, list(module.factors), done)
+
+    def save(self, trainer: pl.Trainer, factors: list[Tensor], done: int) -> None:
+        """Whole or absent: a kill in the middle leaves the one before."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        beside = self.path.with_suffix(".new")
+        state = {
+            "done": done,
+            "factors": [factor.detach() for factor in factors],
+            "optimiser": trainer.optimizers[0].state_dict(),
+            "schedule": trainer.lr_scheduler_configs[0].scheduler.state_dict(),
+            "precision": trainer.precision_plugin.state_dict(),
+            "curves": self.curves.values if self.curves is not None else {},
+        }
+        torch.save(state, beside)
+        os.replace(beside, self.path)

@@ -1,0 +1,169 @@
+"""What of a store can go: what killed runs left behind, and artifacts that nothing refers to."""
+
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from filelock import Timeout
+
+from lorabench.base import UserError
+from lorabench.engine.artifact import BROKEN, KEY_FILE, is_whole, read_record
+from lorabench.engine.store import DIGESTS, DRAFTS, INTACT, LOCKS, PARTIAL, Store
+
+MANIFEST = "manifest.json"  # of a run folder
+KEY = re.compile(r"[0-9a-f]{32}")
+UNUSED_DAYS = 7.0  # a run that is going on has no manifest yet; what it has looked at lately is kept for it
+DAY = 86400.0
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """A file or folder that can go.
+
+    key: the artifact's whose lock is held while it goes.  stands: whether `why` is still so, asked under that lock.
+    """
+
+    why: str
+    path: Path
+    key: str
+    stands: Callable[[], bool] = lambda: True
+
+
+def garbage(store: Store, outputs: Sequence[Path] | None = None, days: float | None = None) -> Iterator[Garbage]:
+    """Everything that can go, but for what a process is working on.
+
+    outputs: folders of runs; artifacts that none of their manifests leads to can go as well.
+    days: artifacts that were not used for so long; of those of `outputs` 7 unless it is given.
+    """
+    known = {path.name for path in artifact_folders(store)}
+    for path in listed(store.root / DRAFTS):
+        yield Garbage("draft of a killed run", path, path.name)
+    for path in listed(store.root / PARTIAL):
+        yield Garbage("unfinished training of a killed run, which it would go on from", path, path.name)
+    for path in listed(store.root / INTACT):
+        if path.name not in known:
+            yield Garbage("note on an artifact that is gone", path, path.name.strip("."))
+    for path in listed(store.root / DIGESTS):
+        if path.is_file() and (source := path.read_text()[65:]) and not Path(source).exists():
+            yield Garbage("digest of a model that is gone", path, path.name)
+    used = reachable(store, outputs) if outputs is not None else set[str]()
+    least = days if days is not None else UNUSED_DAYS
+    for path in artifact_folders(store):
+        if not is_whole(path):
+            yield Garbage("damaged", path, path.name, lambda path=path: not is_whole(path))
+        elif (outputs is not None or days is not None) and path.name not in used and is_unused(store, path, least):
+            yield Garbage("unused", path, path.name, partial(is_unused, store, path, least))
+    for path in listed(store.root / LOCKS):
+        if path.suffix == ".lock":
+            yield Garbage("lock that nobody holds", path, path.stem)
+
+
+def remove(store: Store, garbage: Garbage) -> bool:
+    """Remove it under its artifact's lock; False where another process holds that, or has made the artifact anew."""
+    lock = store.lock(garbage.key)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return False
+    try:
+        if not (garbage.path.exists() and garbage.stands()):
+            return False
+        if garbage.path.is_dir():
+            doomed = store.draft(garbage.key)
+            if doomed != garbage.path:  # out of sight at once: a reader finds all of an artifact or nothing
+                shutil.rmtree(doomed, ignore_errors=True)
+                doomed.parent.mkdir(exist_ok=True)
+                os.replace(garbage.path, doomed)
+            shutil.rmtree(doomed)
+        else:
+            garbage.path.unlink(missing_ok=True)
+        # A process that waits for it finds that the file it has locked has no name any more, and opens a new one.
+        Path(lock.lock_file).unlink(missing_ok=True)
+    finally:
+        lock.release()
+    return True
+
+
+def is_free(store: Store, key: str) -> bool:
+    """Whether no process holds the artifact's lock."""
+    if (store.root / LOCKS / f"{key}.lock").exists():
+        try:
+            with store.lock(key).acquire(timeout=0):
+                return True
+        except Timeout:
+            return False
+    return True
+
+
+def artifact_folders(store: Store) -> Iterator[Path]:
+    for stage in listed(store.root):
+        if not stage.name.startswith("."):
+            yield from (path for path in listed(stage) if KEY.fullmatch(path.name))
+
+
+def listed(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def reachable(store: Store, outputs: Sequence[Path]) -> set[str]:
+    """Keys that the manifests under these folders name, and those of everything these were made of."""
+    waiting: set[str] = set()
+    for folder in outputs:
+        if not folder.is_dir():
+            raise UserError(f"there is no folder {folder}; type --unused <a folder of runs>")
+        for manifest in manifests(folder):
+            waiting |= set(KEY.findall(json.dumps(read_manifest(manifest))))
+    paths = {path.name: path for path in artifact_folders(store)}
+    reached: set[str] = set()
+    while waiting:
+        key = waiting.pop()
+        reached.add(key)
+        if key in paths:
+            waiting |= keys_in(paths[key]) - reached
+    return reached
+
+
+def manifests(folder: Path) -> Iterator[Path]:
+    """Of all runs below a folder; UserError where a folder cannot be read, since what it refers to would go."""
+
+    def unread(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # what a run has removed meanwhile is none
+            raise UserError(f"{error.filename} cannot be read ({error.strerror}); type a folder that can") from error
+
+    return (Path(place) / MANIFEST for place, _, files in os.walk(folder, onerror=unread) if MANIFEST in files)
+
+
+def read_manifest(file: Path) -> Any:
+    """What a run says of itself; UserError where that cannot be read."""
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is broken"
+        raise UserError(f"{file} cannot be read ({reason}); type the run's command again, or remove it") from error
+
+
+def keys_in(path: Path) -> set[str]:
+    try:
+        parts: dict[str, Any] = read_record(path)["parts"]
+    except BROKEN:
+        return set()
+    return set(KEY.findall(json.dumps(parts)))
+
+
+def is_unused(store: Store, path: Path, days: float) -> bool:
+    """Whether no run has found it for so many days, to the hour."""
+    note = store.root / INTACT / path.name
+    last = (note if note.exists() else path / KEY_FILE).stat().st_mtime
+    return time.time() - last > days * DAY
+
+
+def size_of(path: Path) -> int:
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files)

@@ -1,0 +1,238 @@
+"""Ranks for a run: started on this machine by torch's elastic launcher, which meets those of the other nodes.
+
+Hydra runs in the parent only; ranks get the plan, which says everything. A rank that fails ends the run: torch's agent
+ends the others of its node, and the board of the group those of other nodes; its own error is what is shown.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from lorabench.base import UserError
+from lorabench.config.schemas import TrainerSpec
+from lorabench.engine.bar import Bar
+from lorabench.engine.devices import VISIBLE, claim, device_name
+from lorabench.engine.store import key_of
+from lorabench.engine.together import serve
+from lorabench.engine.workers import WorkerError
+from lorabench.tasks.plan import Item, Plan, Stages
+
+if TYPE_CHECKING:
+    from torch.distributed.launcher.api import LaunchConfig
+
+MEET = 900  # seconds that a node waits for the others
+CLOSE = 5  # seconds for ranks to end before they are killed
+SHOW_EVERY = 1.0  # seconds between two looks at the store
+LAUNCHES = 0  # of this process: a task may need several, each meets anew
+
+
+def make_by_ranks(plan: Plan, stages: Stages, show: Callable[[Item], None] | None, extra: float) -> None:
+    """As `pipeline.make`; on several nodes it returns on the one that has rank 0, and ends the others' processes."""
+    device_name(plan.trainer.accelerator)  # is it there?
+    items = [item for items in stages.values() for item in items]
+    lacking = [item for item in items if plan.store.find(item.stage, item.parts) is None]
+    waiting = deque(items if show else [])
+    with Bar(sum(item.cost for item in lacking) + extra) as bar:
+        if lacking or plan.trainer.nodes > 1:
+            with claim(plan.trainer.accelerator, plan.trainer.devices) as gpus:
+                ranks = launch(plan, stages, gpus, Watcher(bar, plan, waiting, show))
+            if 0 not in ranks:
+                bar.clear()
+                print("this node's share is done; another node, which has rank 0, shows the results")
+                sys.exit(0)
+        while waiting and show:
+            show(waiting.popleft())
+        bar.finish()
+
+
+class Watcher:
+    """Follows a run from outside: draws the bar and shows each item once the store has it and those before it."""
+
+    def __init__(self, bar: Bar, plan: Plan, waiting: deque[Item], show: Callable[[Item], None] | None) -> None:
+        self.bar, self.plan, self.waiting, self.show, self.looked = bar, plan, waiting, show, 0.0
+
+    def reach(self, stage: str, finished: int, count: int, work: float) -> None:
+        self.bar.describe(stage, finished, count)
+        self.bar.reach(work)
+
+    def look(self) -> None:
+        if not self.show or time.monotonic() - self.looked < SHOW_EVERY:
+            return
+        self.looked = time.monotonic()
+        while self.waiting and self.plan.store.find(self.waiting[0].stage, self.waiting[0].parts):
+            self.show(self.waiting.popleft())
+
+
+def launch(plan: Plan, stages: Stages, gpus: list[str], watcher: Watcher) -> set[int]:
+    """Run the ranks of this machine to their end; returns their numbers.
+
+    Raises what a rank raised, or UserError where it was killed or the nodes did not meet.
+    """
+    ours, theirs = multiprocessing.get_context("spawn").Pipe(duplex=False)
+    place: tuple[str, int] | None = None
+    before = set(multiprocessing.active_children())
+    with tempfile.TemporaryDirectory(prefix="lorabench-ranks-") as logs, environment(plan.trainer, gpus):
+        agent = Agent(launch_config(plan, stages, logs, gpus), plan, stages, theirs)
+        agent.start()
+        try:
+            while agent.is_alive() or ours.poll():
+                if ours.poll(0.2):
+                    message = ours.recv()
+                    if len(message) == 2:
+                        place = message
+                    else:
+                        watcher.reach(*message)
+                watcher.look()
+        finally:
+            end = time.monotonic() + 2 * CLOSE
+            while agent.is_alive() and time.monotonic() < end:  # Ctrl-C; the agent may still be starting ranks
+                for child in set(multiprocessing.active_children()) - before:
+                    child.kill()  # as in workers.Pool
+                agent.join(0.1)
+    if agent.error is not None:
+        if plan.trainer.nodes > 1 and place is not None:
+            tell_nodes(place)
+        raise failure(agent.error, plan.trainer) from cause(agent.error)
+    return agent.ranks
+
+
+class Agent(threading.Thread):
+    """torch's agent, which starts and watches the ranks of this machine.
+
+    In a thread of its own, so that Ctrl-C is for the main thread alone: blocked here, it is blocked in the ranks, which
+    inherit that and cannot be hit while they are being started.
+    """
+
+    def __init__(self, config: LaunchConfig, *arguments: Any) -> None:
+        super().__init__(daemon=True)
+        self.config, self.arguments = config, arguments
+        self.ranks: set[int] = set()
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        from torch.distributed.launcher.api import elastic_launch
+
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self.ranks = set(elastic_launch(self.config, serve)(*self.arguments))
+        except BaseException as error:  # raised in the main thread
+            self.error = error
+
+
+def launch_config(plan: Plan, stages: Stages, logs: str, gpus: list[str]) -> LaunchConfig:
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.launcher.api import LaunchConfig
+
+    global LAUNCHES
+    LAUNCHES += 1
+    hush()
+    trainer = plan.trainer
+    run = key_of("launch", {stage: [item.key for item in items] for stage, items in stages.items()})
+    endpoint = trainer.rendezvous if trainer.nodes > 1 and trainer.rendezvous else "localhost:0"
+    here = endpoint.startswith(("localhost:", "127.0.0.1:"))
+    config = LaunchConfig(
+        min_nodes=trainer.nodes,
+        max_nodes=trainer.nodes,
+        nproc_per_node=trainer.devices,
+        run_id=f"lorabench-{LAUNCHES}" if trainer.nodes > 1 else run,
+        rdzv_backend="c10d",
+        rdzv_endpoint=endpoint,
+        rdzv_configs={"join_timeout": MEET, "read_timeout": MEET},
+        max_restarts=0,
+        logs_specs=DefaultLogsSpecs(log_dir=logs),
+        local_addr="localhost" if here else None,  # a machine's own name need not lead anywhere
+        virtual_local_rank=bool(gpus),  # each rank sees its own GPU alone
+        shutdown_timeout=CLOSE,
+    )
+    config.numa_options = None  # it would initialise CUDA to look
+    return config
+
+
+@contextmanager
+def environment(trainer: TrainerSpec, gpus: list[str]) -> Iterator[None]:
+    """What ranks inherit; as it was afterwards."""
+    before = dict(os.environ)
+    os.environ["OMP_NUM_THREADS"] = str(trainer.threads)
+    os.environ["LOGLEVEL"] = "CRITICAL"  # of torch's launcher: what failed is told once, by us
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    if gpus:
+        os.environ[VISIBLE] = ",".join(gpus)
+    if trainer.nodes == 1 and sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def hush() -> None:
+    """Silence torch's launcher, whose every module has a logger with a handler of its own."""
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith(("torch.distributed.elastic", "torch.distributed.launcher", "torch.multiprocessing")):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def tell_nodes(place: tuple[str, int]) -> None:
+    """Let the ranks of other nodes end too."""
+    from lorabench.engine.group import FAILED, board_at
+
+    with suppress(RuntimeError):  # the board was of a node that is gone: they see that themselves
+        board_at(*place, timedelta(seconds=CLOSE)).set(FAILED, "")
+
+
+def failure(error: BaseException, trainer: TrainerSpec) -> BaseException:
+    """What the user is to see of an error of the agent or of a rank."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
+
+    from lorabench.engine.group import LOST
+
+    if isinstance(error, RendezvousError):
+        return UserError(
+            f"{trainer.nodes} nodes did not meet at {trainer.rendezvous}; type the same command on each within "
+            f"{MEET // 60} minutes, with trainer.rendezvous=<the name of one of them>:<a free port there>"
+        )
+    if not isinstance(error, ChildFailedError):
+        return error
+    rank, first = error.get_first_failure()
+    again = "what is finished is kept, type the same command to resume"
+    if first.exitcode == LOST:
+        return UserError(f"another node failed, its own output says why; {again}")
+    if first.exitcode < 0:
+        memory = ", most likely for want of memory" if first.exitcode == -signal.SIGKILL else ""
+        return UserError(
+            f"rank {rank} was killed by {first.signal_name()}{memory}; {again}, perhaps with fewer trainer.devices or "
+            "a smaller generate.batch"
+        )
+    name, _, text = message_of(first)["message"].partition(": ")
+    return UserError(text) if name == UserError.__name__ else RuntimeError(f"rank {rank} failed: {name}: {text}")
+
+
+def cause(error: BaseException) -> BaseException | None:
+    """The traceback in the rank that failed, where it left one."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    if not isinstance(error, ChildFailedError):
+        return None
+    _, first = error.get_first_failure()
+    return WorkerError(message_of(first)["extraInfo"]["py_callstack"]) if first.exitcode > 0 else None
+
+
+def message_of(failure: Any) -> dict[str, Any]:
+    """What torch's agent keeps of an exception: message, and the traceback in extraInfo."""
+    message = failure.error_file_data["message"]
+    bare = {"message": f"exit code {failure.exitcode}", "extraInfo": {"py_callstack": "no traceback"}}
+    return message if isinstance(message, dict) else bare

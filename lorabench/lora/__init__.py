@@ -1,0 +1,1 @@
+"""Adapters as data, the masked layer that applies them, and their files."""

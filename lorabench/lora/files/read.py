@@ -1,0 +1,167 @@
+"""The one reader of LoRA files: any naming convention in, factors by site out."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from lorabench.base import UserError
+from lorabench.lora.adapter import Factors, LoRA
+from lorabench.lora.files import names, refuse
+
+METADATA_KEY = "lora_adapter_metadata"  # where diffusers' save_lora_weights keeps the peft configs of a file
+PEFT_PREFIX = "base_model.model."
+PEFT_CONFIG = "adapter_config.json"  # where peft keeps the config of a file in the same folder
+
+
+def read(path: Path | str) -> LoRA:
+    """The LoRA in a .safetensors file, or in a folder as diffusers or peft write it, in fp32.
+
+    Factors are paired by name, alpha / rank is folded into `up`: the `.alpha` of a site (kohya), else peft's config in
+    the file's metadata or beside it, else alpha = rank, which is what every reader assumes then.
+    UserError for anything but a LoRA of linear layers of the SDXL family, see refuse.py.
+    """
+    path = refuse.resolve(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            keys = list(file.keys())
+            metadata = file.metadata() or {}
+            refuse.other_kinds(path, keys)
+            sites = _sites(path, keys)
+            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in keys}
+            _check(path, sites, shapes, metadata)
+            configs = _configs(path, keys, metadata)
+            factors = {
+                site: _factors(path, site, {part: file.get_tensor(key) for part, key in found.items()}, configs)
+                for site, found in sites.items()
+            }
+    except (OSError, SafetensorError) as error:
+        raise refuse.broken(path, error) from None
+    unet = {site.removeprefix("unet."): each for site, each in factors.items() if site.startswith("unet.")}
+    if not unet:
+        raise UserError(f"{path} adapts text encoders alone; {refuse.EXPECTED}: give a LoRA with UNet layers")
+    return LoRA(unet, {site: each for site, each in factors.items() if not site.startswith("unet.")})
+
+
+def _sites(path: Path, keys: list[str]) -> dict[str, dict[str, str]]:
+    """By site, the keys of its "down", "up" and perhaps "alpha"."""
+    parts = {}
+    for key in keys:
+        if (split := names.split(key)) is None:
+            raise refuse.unknown_key(path, key)
+        parts[key] = split
+    layers = names.layers_of([stem for stem, _ in parts.values()])
+    found: dict[str, dict[str, str]] = {}
+    for key, (stem, part) in parts.items():
+        if (site := names.site(stem, layers)) is None:
+            raise refuse.unknown_key(path, key)
+        refuse.convolution(path, site)
+        other = found.setdefault(site, {}).setdefault(part, key)
+        if other != key:
+            raise UserError(
+                f"{path} has two adapters on {site} ({other!r} and {key!r}); save each in a file of its own"
+            )
+    return found
+
+
+def _check(path: Path, sites: Mapping[str, Mapping[str, str]], shapes: Mapping[str, tuple[int, ...]],
+           metadata: Mapping[str, str]) -> None:  # fmt: skip
+    """UserError if pairs are not whole, shapes do not fit each other, or the base model is another one."""
+    if not sites:
+        raise UserError(f"{path} lacks every factor; {refuse.EXPECTED}: write it again with pipe.save_lora_weights")
+    widths = {}
+    for site, keys in sites.items():
+        for part in ("down", "up"):
+            if part not in keys:
+                raise UserError(
+                    f"{path} lacks one of the two factors of {site} ({part}); every layer needs both: download or "
+                    "export the file again"
+                )
+        down, up = (shapes[keys[part]] for part in ("down", "up"))
+        for shape in (down, up):
+            if len(shape) < 2 or any(size != 1 for size in shape[2:]):
+                raise UserError(
+                    f"{path} has factors of shape {down} and {up} at {site}, no matrices, so it is a convolution LoRA "
+                    f"(LoCon) or broken; {refuse.EXPECTED}: train one without convolutions"
+                )
+        if down[0] != up[1] or down[0] == 0:
+            raise UserError(
+                f"{path} has a rank mismatch at {site}: down is {list(down)} and up {list(up)}, which do not multiply; "
+                "download or export the file again"
+            )
+        if "alpha" in keys and prod(shapes[keys["alpha"]]) != 1:
+            raise UserError(
+                f"{path} has an alpha of shape {list(shapes[keys['alpha']])} at {site}, not one number; download or "
+                "export the file again"
+            )
+        widths[site] = down[1]
+    refuse.other_bases(path, widths, metadata)
+
+
+@dataclass(frozen=True)
+class _Config:
+    """What peft's config of one component says about alpha; None is alpha = rank."""
+
+    alpha: float | None = None
+    patterns: tuple[tuple[re.Pattern[str], float], ...] = ()
+    rslora: bool = False
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> _Config:
+        """From peft's own options.  ValueError, TypeError, AttributeError or re.error where they are none."""
+        alpha = config.get("lora_alpha")
+        alphas = (config.get("alpha_pattern") or {}).items()
+        patterns = tuple(
+            (re.compile(rf"(.*\.)?({pattern})"), float(value)) for pattern, value in alphas
+        )  # peft's reading
+        return cls(None if alpha is None else float(alpha), patterns, bool(config.get("use_rslora")))
+
+    def scale(self, path: str, rank: int) -> float:
+        """alpha / rank, or alpha / sqrt(rank) with rank stabilisation."""
+        alpha = rank if self.alpha is None else self.alpha
+        alpha = next((value for pattern, value in self.patterns if pattern.fullmatch(path)), alpha)
+        return alpha / (rank**0.5 if self.rslora else rank)
+
+
+def _configs(path: Path, keys: list[str], metadata: Mapping[str, str]) -> dict[str, _Config]:
+    """By component, from the file's metadata or from the config that peft writes beside its files."""
+    found: dict[str, dict[str, Any]] = {}
+    try:
+        for name, value in json.loads(metadata.get(METADATA_KEY, "{}")).items():
+            component, _, option = name.partition(".")
+            found.setdefault(component, {})[option] = value
+        beside = path.parent / PEFT_CONFIG
+        if not found and beside.is_file() and any(key.startswith(PEFT_PREFIX) for key in keys):
+            found["unet"] = json.loads(beside.read_text())
+        return {component: _Config.of(config) for component, config in found.items()}
+    except (ValueError, TypeError, AttributeError, re.error) as error:
+        raise UserError(
+            f"{path} has a peft config that cannot be read ({error}); write it again with pipe.save_lora_weights"
+        ) from None
+
+
+def _factors(path: Path, site: str, tensors: dict[str, Tensor], configs: Mapping[str, _Config]) -> Factors:
+    """down [rank, in] and up [out, rank] in fp32 with alpha / rank in `up`.
+
+    fp32 before the fold: alpha / rank of 1/128 would push half-precision values below what they can hold.
+    """
+    for part, tensor in tensors.items():  # diffusers' kohya converter writes alpha as an integer
+        if (part != "alpha" and not tensor.is_floating_point()) or not torch.isfinite(tensor.float()).all():
+            raise UserError(f"{path} has values at {site} that are no finite floats; download or export the file again")
+    down, up = (tensors[part].float().flatten(1) for part in ("down", "up"))
+    rank = down.shape[0]
+    component, _, module = site.partition(".")
+    if "alpha" in tensors:
+        scale = tensors["alpha"].float().item() / rank
+    else:
+        scale = configs.get(component, _Config()).scale(module, rank)
+    return Factors(down, up if scale == 1 else up * scale)

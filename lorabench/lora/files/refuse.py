@@ -1,0 +1,131 @@
+"""What is not read as a LoRA: each refusal says what the file is, what was expected and what to do.
+
+Everything here looks at the first bytes, names and shapes alone, so that a checkpoint of gigabytes is refused at once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from lorabench.base import UserError
+from lorabench.lora.files import names
+
+EXPECTED = "a LoRA of an SDXL model's linear layers is expected"
+WEIGHT_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")  # as diffusers and peft name them
+
+# A pattern of keys, what such a file is, what to do. The first that any key matches.
+KINDS = (
+    (r"\.hada_", "a LyCORIS LoHa", "train or extract a plain LoRA"),
+    (r"\.lokr_", "a LyCORIS LoKr", "train or extract a plain LoRA"),
+    (r"[._](b?oft_|oft_blocks|oft_diag)", "an OFT adapter", "train or extract a plain LoRA"),
+    (r"\.on_input$|\.ia3_l", "an IA3 adapter", "train or extract a plain LoRA"),
+    (r"\.[ab][12]\.weight$", "a LyCORIS GLoRA", "train or extract a plain LoRA"),
+    (r"\.vera_lambda|vera_[AB]", "a VeRA adapter", "train a plain LoRA"),
+    (r"dora_scale|lora_magnitude_vector", "a DoRA, which rescales the base weights", "train with use_dora off"),
+    (r"\.lora_mid\.", "a convolution LoRA (LoCon)", "train a LoRA of linear layers only"),
+    (r"\.diff(_b)?$|\.w_norm$|\.b_norm$", "a dense difference of weights", "extract a LoRA from it first"),
+    (r"\.lora\.weight$", "a dense merge without factors", "give the LoRAs that went into it"),
+    (r"(lora_B(\.\w+)?|lora_up|lora\.up)\.bias$", "a LoRA with biases", "train with lora_bias off"),
+    (r"lora_embedding_[AB]", "a LoRA of token embeddings", "train a LoRA of linear layers only"),
+    (r"^(clip_[lg]|emb_params|string_to_param.*)$", "a textual inversion", "give a LoRA"),
+    (r"^bundle_emb\.", "a LoRA bundled with token embeddings (pivotal tuning)", "train without new tokens"),
+    (r"motion_modules", "a LoRA for AnimateDiff", "give one trained on SDXL"),
+    (r"(double|single|joint|dual)_(stream_|transformer_)?blocks[._]", "a LoRA of a Flux, SD3 or like transformer",
+     "give one trained on SDXL"),
+    (r"^(base_model\.model\.)?(lora_)?transformer[._]", "a LoRA of a Flux, SD3 or like transformer",
+     "give one trained on SDXL"),
+    (r"^lora_(prior_|te3_)", "a LoRA of a Cascade, SD3 or like model", "give one trained on SDXL"),
+    (r"^(model\.diffusion_model|first_stage_model|conditioner|cond_stage_model)\.", "a whole checkpoint",
+     "give it as model.path, and a LoRA here"),
+)  # fmt: skip
+
+CONVOLUTION = re.compile(r"(^|\.)(conv\d?|conv_in|conv_out|conv_shortcut)$")
+OLD_BLOCKS = re.compile(r"down_blocks\.0\.attentions\.|up_blocks\.2\.attentions\.|up_blocks\.3\.")
+OLD_WIDTHS = {768: "SD1.5", 1024: "SD2"}  # of the text that cross-attention reads; 2048 on SDXL
+
+
+def resolve(path: Path | str) -> Path:
+    """The file to open: `path`, or the one in a folder of diffusers or peft.  UserError if there is none."""
+    path = Path(path)
+    if path.is_dir():
+        found = [path / name for name in WEIGHT_FILES if (path / name).is_file()]
+        if len(found) != 1:
+            raise UserError(f"{path} is a folder; {EXPECTED}: type the path of the .safetensors file")
+        return found[0]
+    if not path.is_file():
+        raise UserError(f"{path} cannot be read as a LoRA: there is no such file; type the path of a .safetensors file")
+    return path
+
+
+def broken(path: Path, error: Exception) -> UserError:
+    """What to say of a file that safetensors cannot open."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+    except OSError:
+        return UserError(f"{path} cannot be read as a LoRA ({error}); type the path of a file that you may read")
+    if start.startswith((b"PK\x03\x04", b"\x80")) or path.suffix in {".pt", ".pth", ".bin", ".ckpt"}:
+        return UserError(
+            f"{path} is a pickle (.pt, .bin, .ckpt), which is not opened since it can run code; convert it: python -c "
+            f'"import torch, safetensors.torch as s; s.save_file(torch.load({str(path)!r}, weights_only=True), '
+            f'{str(path.with_suffix(".safetensors"))!r})"'
+        )
+    if start.startswith(b"version https://git-lfs"):
+        return UserError(f"{path} cannot be read as a LoRA: it is a Git LFS pointer; type git lfs pull where it lies")
+    if start.lstrip()[:1] == b"<":
+        return UserError(f"{path} cannot be read as a LoRA: it is a web page; download the file itself")
+    return UserError(
+        f"{path} cannot be read as a LoRA in safetensors format ({error}); it is truncated or another format: "
+        "download or export it again"
+    )
+
+
+def other_kinds(path: Path, keys: Iterable[str]) -> None:
+    """UserError if the keys are those of another kind of adapter, of another kind of model, or of whole weights."""
+    keys = list(keys)
+    for pattern, what, remedy in KINDS:
+        for key in keys:
+            if re.search(pattern, key):
+                raise UserError(f"{path} is {what} (key {key!r}); {EXPECTED}: {remedy}")
+    if not any(names.split(key) for key in keys) and any(key.endswith((".weight", ".bias")) for key in keys):
+        raise UserError(
+            f"{path} holds whole weights (key {keys[0]!r}); {EXPECTED}: give it as model.path, and a LoRA here"
+        )
+
+
+def unknown_key(path: Path, key: str) -> UserError:
+    return UserError(
+        f"{path} has the key {key!r}, which names no layer of SDXL's; {EXPECTED}, in diffusers' format "
+        "(unet.<layer>.lora_A.weight), peft's or kohya's (lora_unet_<layer>.lora_down.weight): give one trained on SDXL"
+    )
+
+
+def convolution(path: Path, site: str) -> None:
+    """UserError if the site is a convolution of the UNet."""
+    if CONVOLUTION.search(site):
+        raise UserError(
+            f"{path} is a convolution LoRA (LoCon, it adapts {site}); {EXPECTED}: train one without convolutions"
+        )
+
+
+def other_bases(path: Path, widths: Mapping[str, int], metadata: Mapping[str, str]) -> None:
+    """UserError if the file tells that its base model is no SDXL.
+
+    widths: inputs of each adapted layer, by site.  metadata: the file's, where kohya's trainer notes the base model.
+    """
+    model = metadata.get("ss_base_model_version", "")
+    if re.match(r"sd_v|sd3|flux", model):
+        raise UserError(f"{path} was trained on {model} (its metadata say so); {EXPECTED}: give one trained on SDXL")
+    for site, width in widths.items():
+        if OLD_BLOCKS.search(site):
+            raise UserError(
+                f"{path} was trained on SD1.5 or SD2 (it adapts {site}, which SDXL has not); {EXPECTED}: "
+                "give one trained on SDXL"
+            )
+        if re.search(r"\.attn2\.to_[kv]$", site) and width in OLD_WIDTHS:
+            raise UserError(
+                f"{path} was trained on {OLD_WIDTHS[width]} (cross-attention reads {width} numbers, SDXL's 2048); "
+                f"{EXPECTED}: give one trained on SDXL"
+            )

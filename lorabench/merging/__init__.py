@@ -1,0 +1,1 @@
+"""Merges: how adapters become one thing."""

@@ -1,0 +1,102 @@
+"""The hypernetwork of LoRA.rar: input gates of a layer from the columns of its two updates.
+
+    h_j = ReLU( A_w [dW_c[:, j]; dW_s[:, j]] + a_w )       A_w [128, 2 w], one for each width w of a layer's output
+    (m_c[j], m_s[j]) = B h_j + b                           B [2, 128], shared by all layers
+
+A_w meets an update only as a product, so it is taken through the factors, (A_w U_k) D_k, and no dense update is formed.
+Of several LoRAs of a role dW is their sum. On SDXL (w = 640 and 1280) these are 492,034 numbers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lorabench.base import UserError
+from lorabench.data.pairs import ROLES, Role
+from lorabench.lora.adapter import Factors
+
+HIDDEN = 128
+KEY = "lorabench.hypernetwork"  # of the metadata: a json of what a file is
+
+
+class Hypernetwork(nn.Module):
+    """widths: outputs of the layers that it knows."""
+
+    def __init__(self, widths: Iterable[int]):
+        super().__init__()
+        self.first = nn.ModuleDict({str(width): nn.Linear(2 * width, HIDDEN) for width in sorted(set(widths))})
+        self.last = nn.Linear(HIDDEN, len(ROLES))
+
+    @property
+    def widths(self) -> list[int]:
+        return [int(width) for width in self.first]
+
+    def forward(self, updates: Sequence[Factors], roles: Sequence[Role]) -> list[Tensor]:
+        """The gates [in] of each update of a layer; those of a role share theirs."""
+        first = self.first[str(len(updates[0].up))]
+        assert isinstance(first, nn.Linear)
+        halves = dict(zip(ROLES, first.weight.chunk(2, dim=1), strict=True))
+        hidden = first.bias[:, None].repeat(1, updates[0].down.shape[1])  # [128, in]
+        for update, role in zip(updates, roles, strict=True):
+            hidden = hidden + (halves[role] @ update.up.to(hidden)) @ update.down.to(hidden)
+        gates = dict(zip(ROLES, self.last(hidden.relu().mT).unbind(-1), strict=True))
+        return [gates[role] for role in roles]
+
+    def check(self, layers: Iterable[int], name: str) -> None:
+        """UserError where gated layers have widths that it does not know; name: of its weights, as typed."""
+        if lacking := sorted(set(layers) - set(self.widths)):
+            raise UserError(
+                f"method.weights={name} knows layers of width {listed(self.widths)} and this model has "
+                f"{listed(lacking)}; type method.weights=<file> of this model, which task=hypernetwork trains"
+            )
+
+    def save(self, path: Path, about: Mapping[str, Any], dtype: torch.dtype = torch.float32) -> None:
+        """Write a .safetensors file; about: what it was trained on, kept in the file as json."""
+        told = json.dumps({"kind": "lora_rar", "widths": self.widths, **about}, sort_keys=True)
+        save_file({key: value.detach().to("cpu", dtype) for key, value in self.state_dict().items()}, path, {KEY: told})
+
+
+def about(path: Path) -> dict[str, Any]:
+    """What a file of weights says of itself.  UserError where it is no hypernetwork in safetensors."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return json.loads((file.metadata() or {})[KEY])
+    except (OSError, SafetensorError):
+        raise UserError(
+            f"{path} is no safetensors file, which is all that is read; type task=hypernetwork to train one"
+        ) from None
+    except (KeyError, ValueError):
+        raise UserError(f"{path} holds no hypernetwork of LoRA.rar; type task=hypernetwork to train one") from None
+
+
+def load(path: Path) -> Hypernetwork:
+    """The hypernetwork in a file, in fp32 on the CPU; read once while the file stays as it is."""
+    stat = path.stat()
+    return _load(path, stat.st_mtime_ns, stat.st_size)
+
+
+@cache
+def _load(path: Path, changed: int, size: int) -> Hypernetwork:
+    known = about(path)
+    with safe_open(path, framework="pt") as file:
+        tensors = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 (no dict)
+    try:
+        network = Hypernetwork(known["widths"])
+        network.load_state_dict(tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(f"{path} is no whole hypernetwork ({reason}); type task=hypernetwork to train one") from None
+    return network.requires_grad_(False).eval()
+
+
+def listed(widths: Iterable[int]) -> str:
+    return " and ".join(str(width) for width in widths)

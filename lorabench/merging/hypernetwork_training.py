@@ -1,0 +1,183 @@
+"""The training of LoRA.rar's hypernetwork (arXiv 2412.05148): ZipLoRA's loss on a random pair of LoRAs an epoch.
+
+    L = || e_m(x_c, p_c) - e_c(x_c, p_c) ||^2 + || e_m(x_s, p_s) - e_s(x_s, p_s) ||^2 + lambda sum_l |cos(m_c, m_s)|
+
+e_m is the network with the merge whose gates are predicted, e_k with LoRA k alone. The step, its teachers and the loss
+are those of a learned merge (lorabench/merging/step.py, `ziplora`); instead of the gates the hypernetwork learns. An
+epoch
+has a step for each training image of a concept, as in ZipLoRA's code. Pairs and draws are seeded by epoch and step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from lorabench.base import seed_of
+from lorabench.config.schemas import TrainerSpec
+from lorabench.data.pairs import Pair
+from lorabench.engine.checkpoint import Checkpoint
+from lorabench.engine.curves import Curves
+from lorabench.engine.lightning import Progress, fit
+from lorabench.lora.adapter import Factors, LoRA
+from lorabench.lora.layer import AllGates, Gates, attach
+from lorabench.merging.hypernetwork import Hypernetwork
+from lorabench.merging.learn import Draws
+from lorabench.merging.method import load
+from lorabench.merging.methods.lora_rar import is_gated
+from lorabench.merging.methods.ziplora import ZipLoRA
+from lorabench.models.adapted import live_sites
+from lorabench.models.layer import Site
+from lorabench.models.sdxl import SDXL
+
+Predict = Callable[[Sequence[Factors], Site], Sequence[Tensor]]  # the gates [in] of a layer's updates
+
+
+def zip_loss(weight: float, layers: str = "sum") -> ZipLoRA:
+    """ZipLoRA as LoRA.rar has it; weight: lambda.  layers: "sum" or "mean" of the similarity over them."""
+    method = load("ziplora", lambda_similarity=weight, similarity="cosine", layers=layers)
+    assert isinstance(method, ZipLoRA)
+    return method
+
+
+class Gated:
+    """LoRAs on the UNet with gates that are predicted anew for each step, until they are closed.
+
+    draws: of the pair whose LoRAs they are.
+    """
+
+    def __init__(self, model: SDXL, draws: Draws, loras: Sequence[LoRA]):
+        self.draws = draws
+        self.sites = live_sites(model.unet, loras, draws.roles)
+        self.adapters = attach(model.unet, loras, dtype=torch.float32)
+
+    def loss(self, method: ZipLoRA, predict: Predict, step: int, batch: int = 1) -> dict[str, Tensor]:
+        """The weighted terms of a step, each a number."""
+        gates: AllGates = {}
+        for name, layer in self.adapters.layers.items():
+            if is_gated(name):
+                gates[name] = tuple(Gates(i=gate) for gate in predict(layer.factors(), self.sites[name]))
+                layer.gates = gates[name]
+        terms = method.loss(self.draws.step(step, batch, self.adapters, self.sites), gates)
+        return {name: term.sum() for name, term in terms.items()}
+
+    def close(self) -> None:
+        self.adapters.detach()
+
+
+class Predicting(pl.LightningModule):
+    """Trains a hypernetwork on pairs of trained LoRAs; the model and the LoRAs stay as they are.
+
+    loras: by name of the concept.  epoch: steps with one pair.
+    """
+
+    def __init__(
+        self,
+        model: SDXL,
+        network: Hypernetwork,
+        pairs: Sequence[Pair],
+        loras: Mapping[str, LoRA],
+        lr: float,
+        loss: ZipLoRA,
+        epoch: int,
+        seed: int,
+    ):
+        super().__init__()
+        self.model, self.network, self.pairs, self.loras = model, network, pairs, loras
+        self.lr, self.method, self.epoch, self.seed = lr, loss, epoch, seed
+        self.factors = nn.ParameterList(network.parameters())  # what a checkpoint keeps
+        self.draws: dict[str, Draws] = {}  # by pair: its images are encoded once
+        self.present: tuple[str, Gated] | None = None  # the pair whose LoRAs are on the UNet
+
+    def training_step(self, step: int) -> Tensor:
+        terms = self.at(step // self.epoch).loss(self.method, self.predict, step)
+        self.log_dict({name: term.detach() for name, term in terms.items()}, batch_size=1)
+        return torch.stack(list(terms.values())).sum()
+
+    def predict(self, updates: Sequence[Factors], site: Site) -> list[Tensor]:
+        return self.network(updates, site.roles)
+
+    def at(self, epoch: int) -> Gated:
+        """The LoRAs of the pair of an epoch."""
+        draw = torch.Generator().manual_seed(seed_of("pair", self.seed, epoch))
+        pair = self.pairs[int(torch.randint(len(self.pairs), (1,), generator=draw))]
+        if self.present is None or self.present[0] != pair.name:
+            self.close()
+            loras = [self.loras[concept.name] for concept in pair.concepts]
+            if pair.name not in self.draws:
+                self.draws[pair.name] = Draws(self.model, pair, item_seed("predict", pair, self.seed), loras)
+            self.present = pair.name, Gated(self.model, self.draws[pair.name], loras)
+        return self.present[1]
+
+    def close(self) -> None:
+        """Take the LoRAs off the UNet."""
+        if self.present is not None:
+            self.present[1].close()
+            self.present = None
+
+    def configure_optimizers(self) -> Any:
+        found = torch.optim.Adam(self.network.parameters(), lr=self.lr)
+        return {"optimizer": found, "lr_scheduler": torch.optim.lr_scheduler.ConstantLR(found, 1.0)}
+
+
+def train(
+    model: SDXL,
+    pairs: Sequence[Pair],
+    loras: Mapping[str, LoRA],
+    epochs: int,
+    lr: float,
+    loss: ZipLoRA,
+    seed: int,
+    trainer: TrainerSpec,
+    progress: Progress | None = None,
+    checkpoint: Checkpoint | None = None,
+    curves: Curves | None = None,
+) -> Hypernetwork:
+    """The hypernetwork of a model, trained on these pairs; it starts as torch makes it, from `seed`.
+
+    loss: as `zip_loss` has it.  progress: called after every step with the number of those done.
+    checkpoint: where a killed training is found again.
+    """
+    widths = {len(each.up) for lora in loras.values() for site, each in lora.items() if is_gated(site)}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of("hypernetwork", seed) % 2**31)
+        network = Hypernetwork(widths).to(model.device)
+    epoch = epoch_of(pairs)
+    module = Predicting(model, network, pairs, loras, lr, loss, epoch, seed)
+    callbacks = [checkpoint] if checkpoint else []
+    start = checkpoint.done if checkpoint else 0
+    try:
+        fit(module, epochs * epoch, model.device, trainer.precision, progress, curves, callbacks, start)
+    finally:
+        module.close()
+    return network.requires_grad_(False).eval()
+
+
+def item_seed(use: str, pair: Pair, seed: int) -> int:
+    """Of the draws of a pair: of what its images and words are, whatever it is called."""
+    return seed_of(use, *(concept.identity() for concept in pair.concepts), seed)
+
+
+def epoch_of(pairs: Sequence[Pair]) -> int:
+    """Steps of an epoch: the images of the concept that has most."""
+    return max(len(concept.images) for pair in pairs for concept in pair.concepts)
+
+
+def held_out(
+    model: SDXL, pair: Pair, loras: Sequence[LoRA], ways: Mapping[str, Predict], loss: ZipLoRA, draws: int, seed: int
+) -> dict[str, dict[str, float]]:
+    """By way of making gates, the mean terms of the loss on a pair, over the same seeded draws for all."""
+    gated = Gated(model, Draws(model, pair, item_seed("held out", pair, seed), loras), loras)
+    try:
+        found: dict[str, dict[str, float]] = {}
+        for way, predict in ways.items():
+            with torch.no_grad():
+                steps = [gated.loss(loss, predict, step) for step in range(draws)]
+            found[way] = {term: float(torch.stack([each[term] for each in steps]).mean()) for term in steps[0]}
+        return found
+    finally:
+        gated.close()

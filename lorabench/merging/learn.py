@@ -1,0 +1,168 @@
+"""The learning of gates: one Lightning module for one pair, or for several pairs side by side in one batch.
+
+Pairs share nothing but the frozen UNet: each draws from its own seed, its loss is its own, Adam works on each number
+by itself, and a pair that has made its steps keeps the gates it had then. So its result does not depend on its company.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from lorabench.base import seed_of
+from lorabench.data.pairs import Concept, Pair
+from lorabench.lora.adapter import LoRA
+from lorabench.lora.layer import Adapters, AllGates, Gates
+from lorabench.merging.method import FitSpec, Method
+from lorabench.merging.step import MergeStep, Noised
+from lorabench.models.layer import Site
+from lorabench.models.sdxl import SDXL, Conditioning, pixels
+
+
+class Draws:
+    """The seeded draws of one pair: its images as the UNet sees them, computed once, noised anew at each step."""
+
+    def __init__(self, model: SDXL, pair: Pair, seed: int, loras: Sequence[LoRA] = ()):
+        """loras: that are merged; their parts for the text encoders are summed, for teachers and merge alike."""
+        self.model, self.seed, self.roles = model, seed, pair.roles
+        with model.adapted_text(loras):
+            self.concepts = [Images(model, concept) for concept in pair.concepts]
+            self.both = model.encode_prompts([pair.prompt])
+
+    def step(self, step: int, batch: int, adapters: Adapters, sites: Mapping[str, Site]) -> MergeStep:
+        """`batch` images of each concept; one noise and timestep for an image of each."""
+        draw = torch.Generator().manual_seed(seed_of(self.seed, step))
+        picks = [torch.randint(len(each.latents), (batch,), generator=draw) for each in self.concepts]
+        t = torch.randint(len(self.model.alphas_bar), (batch,), generator=draw).to(self.model.device)
+        noise = torch.randn(batch, *self.concepts[0].latents.shape[1:], generator=draw).to(self.model.device)
+        images = tuple(each.noised(pick, noise, t) for each, pick in zip(self.concepts, picks, strict=True))
+        both = self.both.take([0] * batch)
+        return MergeStep(self.model, adapters, sites, self.roles, images, both, noise, t)
+
+
+class Images:
+    """A concept's training images as latents."""
+
+    def __init__(self, model: SDXL, concept: Concept):
+        self.model = model
+        self.latents = model.encode_images(pixels([reference.image(model.resolution) for reference in concept.images]))
+        self.prompts = model.encode_prompts([reference.prompt for reference in concept.images])
+
+    def noised(self, picks: Tensor, noise: Tensor, t: Tensor) -> Noised:
+        return Noised(self.model.add_noise(self.latents[picks], noise, t), self.prompts.take(picks))
+
+
+class Merging(pl.LightningModule):
+    """Learns the gates of a method for pairs of the same shape; the LoRAs and the model stay as they are.
+
+    starts: the gates of each pair before the first step.  draws: of each pair.
+    """
+
+    def __init__(
+        self,
+        adapters: Adapters,
+        sites: Mapping[str, Site],
+        method: Method,
+        starts: Sequence[AllGates],
+        pairs: Sequence[Pair],
+        draws: Sequence[Draws],
+    ):
+        super().__init__()
+        assert method.fit is not None
+        self.adapters, self.sites, self.method = adapters, sites, method
+        self.spec: FitSpec = method.fit
+        self.draws = draws
+        self.steps = [method.steps([len(concept.images) for concept in pair.concepts]) for pair in pairs]
+        self.gates, self.shared = parameters(starts, draws[0].model.device)
+        for site, layer in adapters.layers.items():
+            layer.gates, layer.gated = self.gates[site], True
+        self.learned = nn.ParameterList(
+            tensor for site in self.gates.values() for gate in site for tensor in gate.named().values()
+        )
+        self.losses: list[dict[str, list[Tensor]]] = [{} for _ in pairs]
+        self.results: list[AllGates | None] = [None for _ in pairs]
+
+    def draw(self, step: int) -> MergeStep:
+        """The step of every pair, pair by pair in one batch."""
+        return joined([draws.step(step, self.spec.batch, self.adapters, self.sites) for draws in self.draws])
+
+    def loss(self, step: int) -> dict[str, Tensor]:
+        """The weighted terms [pairs] of a step."""
+        return {name: term.reshape(-1) for name, term in self.method.loss(self.draw(step), self.gates).items()}
+
+    def training_step(self, step: int) -> Tensor:
+        terms = self.loss(step)
+        for pair, losses in enumerate(self.losses):
+            if self.results[pair] is None:
+                for name, term in terms.items():
+                    losses.setdefault(name, []).append(term[pair].detach())
+        self.log_dict({name: term.mean() for name, term in terms.items()}, batch_size=1)
+        stop = self.method.stop(terms)
+        self.stopped = [False] * len(self.losses) if stop is None else stop.tolist()
+        return torch.stack(list(terms.values())).sum()
+
+    def on_train_batch_end(self, outputs: object, batch: int, batch_idx: int) -> None:
+        for pair, steps in enumerate(self.steps):
+            if self.results[pair] is None and (self.stopped[pair] or batch + 1 >= steps):
+                self.results[pair] = self.gates_of(pair)
+        if None not in self.results:
+            self.trainer.should_stop = True
+
+    def gates_of(self, pair: int) -> AllGates:
+        """A pair's gates as they stand, on the CPU."""
+        batched = len(self.losses) > 1
+        return map_gates(self.gates, lambda gate: (gate[pair] if batched else gate).detach().cpu().clone())
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        # Updates of all tensors at once would race where tensors share their memory.
+        return torch.optim.Adam(self.learned, lr=self.spec.lr, foreach=False if self.shared else None)
+
+
+def joined(steps: Sequence[MergeStep]) -> MergeStep:
+    """Steps of several pairs as one."""
+    first = steps[0]
+    if len(steps) == 1:
+        return first
+    images = tuple(
+        Noised(torch.cat([each.x for each in alike]), Conditioning.join([each.prompt for each in alike]))
+        for alike in zip(*(step.images for step in steps), strict=True)
+    )
+    both = Conditioning.join([step.both for step in steps])
+    noise, t = torch.cat([step.noise for step in steps]), torch.cat([step.t for step in steps])
+    return MergeStep(first.model, first.adapters, first.sites, first.roles, images, both, noise, t, len(steps))
+
+
+def parameters(starts: Sequence[AllGates], device: torch.device) -> tuple[AllGates, bool]:
+    """Learnable gates from those of each pair, and whether some of them share their memory.
+
+    A tensor that stands at several sites becomes as many parameters on one memory: each has a gradient and a state of
+    Adam of its own, and every one of them moves the numbers, as in the released code of DuoLoRA.
+    """
+    memory: dict[tuple[int, ...], Tensor] = {}
+    shared = False
+
+    def parameter(*tensors: Tensor) -> nn.Parameter:
+        nonlocal shared
+        key = tuple(id(tensor) for tensor in tensors)
+        shared |= key in memory
+        if key not in memory:
+            together = torch.stack(tensors).squeeze(0) if len(tensors) == 1 else torch.stack(tensors)
+            memory[key] = together.to(device, torch.float32)
+        return nn.Parameter(memory[key])
+
+    def parameter_gates(alike: Sequence[Gates]) -> Gates:
+        kinds = alike[0].named()
+        return Gates(**{kind: parameter(*(gate.named()[kind] for gate in alike)) for kind in kinds})
+
+    gates = {
+        site: tuple(parameter_gates(alike) for alike in zip(*(start[site] for start in starts), strict=True))
+        for site in starts[0]
+    }
+    return gates, shared
+
+
+def map_gates(gates: AllGates, function: Callable[[Tensor], Tensor]) -> AllGates:
+    return {site: tuple(gate.map(function) for gate in each) for site, each in gates.items()}

@@ -1,0 +1,12 @@
+"""The base model without any adapter: the floor of every table."""
+
+from dataclasses import dataclass
+
+from lorabench.merging.method import Method
+from lorabench.models.layer import Site
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base(Method):
+    def gain(self, site: Site, progress: float) -> tuple[float, ...]:
+        return (0.0,) * len(site.ranks)

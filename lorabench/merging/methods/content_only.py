@@ -1,0 +1,12 @@
+"""The content LoRA alone: what the subject looks like when no style is asked of it."""
+
+from dataclasses import dataclass
+
+from lorabench.merging.method import Method
+from lorabench.models.layer import Site
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContentOnly(Method):
+    def gain(self, site: Site, progress: float) -> tuple[float, ...]:
+        return tuple(float(role == "content") for role in site.roles)

@@ -1,0 +1,45 @@
+"""KnOTS (Stoica et al., ICLR 2025, arXiv 2410.19735): TIES in a basis that all updates of a layer share.
+
+    [dW_1 | ... | dW_K] = P S [V_1 | ... | V_K]      (SVD; P S [out, R], V_k [R, in])
+    dW_m = P S * w TIES(V_1, ..., V_K)               (see ties.py)
+
+Against the naive sum: new factors, P S and the merged V, of rank R = sum_k r_k at most, exactly. With D_k^T = Q_k T_k
+the SVD is that of the narrow [U_1 T_1^T | ... | U_K T_K^T], so that no dense update is formed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lorabench.merging.method import Method
+from lorabench.merging.methods.ties import check_pruning
+from lorabench.models.layer import Site
+
+if TYPE_CHECKING:
+    from lorabench.lora.adapter import Factors
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnOTS(Method):
+    """density: share of the entries of each V_k that TIES keeps.  weight: w.  sign: total or frequency."""
+
+    density: float
+    weight: float
+    sign: str
+
+    def __post_init__(self) -> None:
+        check_pruning(self.density, self.sign)
+
+    def combine(self, updates: Sequence["Factors"], site: Site, seed: int) -> "Factors":
+        import torch
+        from peft.utils.merge_utils import ties
+
+        from lorabench.lora.adapter import Factors
+
+        narrow = [torch.linalg.qr(each.down.double().mT) for each in updates]
+        joined = torch.cat([each.up.double() @ qr.R.mT for each, qr in zip(updates, narrow, strict=True)], dim=1)
+        p, s, vt = torch.linalg.svd(joined, full_matrices=False)
+        parts = vt.split([each.rank for each in updates], dim=1)
+        shared = [(part @ qr.Q.mT).float() for part, qr in zip(parts, narrow, strict=True)]
+        weights = torch.full((len(shared),), self.weight)
+        return Factors(ties(shared, weights, self.density, self.sign), (p * s).float())  # pyright: ignore[reportArgumentType]

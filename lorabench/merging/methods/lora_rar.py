@@ -1,0 +1,76 @@
+"""LoRA.rar (Shenaj et al., ICCV 2025, arXiv 2412.05148): ZipLoRA's masks, predicted in one forward of a small network.
+
+    dW_m = dW_c diag(m_c) + dW_s diag(m_s)      in to_q and to_out.0,      dW_c + dW_s in to_k and to_v
+    (m_c[j], m_s[j]) = H(dW_c[:, j], dW_s[:, j])
+
+H is one network for all layers and all pairs (lorabench/merging/hypernetwork.py), trained once for a model on LoRAs
+of other
+subjects and styles with ZipLoRA's loss (lorabench/merging/hypernetwork_training.py, task=hypernetwork).
+
+Against the naive sum: gates i on the query and output projections, D_k' = D_k diag(m_k), so the merge has rank
+r_c + r_s, exactly. Nothing is learned for a pair. H takes one content and one style; of several of a role dW_k is their
+sum, and they share m_k. Where a layer has only one of the two, the other's columns are zero.
+
+Written from the paper's formulas. The released code and its weights, for non-commercial use, are not used here; in its
+training the style's prompt of an epoch is one of another pair, here each pair has its own.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lorabench.base import ASSETS, UserError
+from lorabench.config.choices import unknown
+from lorabench.merging.method import Method
+from lorabench.models.layer import Site
+
+if TYPE_CHECKING:
+    from lorabench.lora.adapter import Factors
+
+SHIPPED = ASSETS / "lora_rar"  # <name>.safetensors, a model each
+GATED = (".to_q", ".to_out.0")  # the layers that have gates; all others are summed
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRARar(Method):
+    """weights: of H: "micro", which is shipped, or a file of task=hypernetwork."""
+
+    weights: str
+
+    def __post_init__(self) -> None:
+        find(self.weights)
+
+    def files(self) -> dict[str, Path]:
+        return {"weights": find(self.weights)}
+
+    def check(self, sites: Mapping[str, Site]) -> None:
+        """UserError where H knows no layers of one of these widths."""
+        from lorabench.merging.hypernetwork import load
+
+        widths = (site.out_features for name, site in sites.items() if is_gated(name))
+        load(find(self.weights)).check(widths, self.weights)
+
+    def combine(self, updates: Sequence["Factors"], site: Site, seed: int) -> "Factors":
+        from lorabench.lora.adapter import Factors
+        from lorabench.merging.hypernetwork import load
+
+        if not is_gated(site.name):
+            return Factors.total(updates)
+        gates = load(find(self.weights))(updates, site.roles)
+        return Factors.total([Factors(each.down * gate, each.up) for each, gate in zip(updates, gates, strict=True)])
+
+
+def is_gated(site: str) -> bool:
+    """Whether a layer of the UNet has gates: the query and output projections of attention."""
+    return site.endswith(GATED)
+
+
+def find(weights: str) -> Path:
+    """The file of a setting: one that is shipped, by its name, or a path.  UserError where there is none."""
+    path = SHIPPED / f"{weights}.safetensors"
+    path = path if path.is_file() else Path(weights).expanduser()
+    if not path.is_file():
+        shipped = sorted(each.stem for each in SHIPPED.glob("*.safetensors"))
+        raise UserError(unknown("method.weights", weights, [*shipped, "a file of task=hypernetwork"]))
+    return path

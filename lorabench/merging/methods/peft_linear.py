@@ -1,0 +1,81 @@
+"""The combination types of the library peft, called through it, layer by layer: what `add_weighted_adapter` makes.
+
+    linear, ties, dare_linear, dare_ties, magnitude_prune     A_m = f(sqrt(w) A_1, ...), B_m = f(sqrt(w) B_1, ...)
+    cat                                                       dW_m = sum_k w dW_k, exactly
+    svd, ties_svd, dare_linear_svd, dare_ties_svd, magnitude_prune_svd
+                                                              dW_m = f(w dW_1, ...), cut to `rank`
+
+Each is a method `peft_<type>`. Against the naive sum: types of the first line merge A and B apart, which brings cross
+terms, (B_1 + B_2)(A_1 + A_2), and needs equal ranks; they are here because many tools offer them. The same prunings
+on dense updates are ties.py's methods. Random draws are seeded by pair and layer.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lorabench.base import UserError
+from lorabench.config.choices import choose
+from lorabench.merging.method import Method
+from lorabench.merging.methods.ties import check_pruning, check_rank
+from lorabench.models.layer import Site
+
+if TYPE_CHECKING:
+    from lorabench.lora.adapter import Factors
+
+DENSE = ("svd", "ties_svd", "dare_linear_svd", "dare_ties_svd", "magnitude_prune_svd")
+APART = ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeftLinear(Method):
+    """combination: peft's type.  weight: of each LoRA.  density: share of entries that a pruning keeps.
+
+    rank: of the file, of the types that end in svd; None is the greatest of the LoRAs' ranks, as in peft.
+    """
+
+    combination: str
+    weight: float
+    density: float
+    sign: str
+    rank: int | None
+
+    def __post_init__(self) -> None:
+        choose("method.combination", self.combination, (*APART, "cat", *DENSE))
+        check_pruning(self.density, self.sign)
+        check_rank(self.rank)
+
+    def combine(self, updates: Sequence["Factors"], site: Site, seed: int) -> "Factors":
+        import torch
+        from peft import LoraConfig, get_peft_model
+        from torch import nn
+
+        from lorabench.base import seed_of
+        from lorabench.lora.adapter import Factors
+
+        present = {str(k): each for k, each in enumerate(updates) if each.rank}
+        if self.combination in APART and len({each.rank for each in present.values()}) > 1:
+            ranks = ", ".join(str(each.rank) for each in present.values())
+            raise UserError(f"peft's {self.combination} needs LoRAs of one rank, not {ranks}; type method=peft_cat")
+        base = nn.Sequential()
+        base.add_module("layer", nn.utils.skip_init(nn.Linear, site.in_features, site.out_features, bias=False))
+        model: Any = None
+        for name, each in present.items():
+            config = LoraConfig(r=each.rank, lora_alpha=each.rank, target_modules=["layer"])
+            if model is None:
+                model = get_peft_model(base, config, adapter_name=name)
+            else:
+                model.add_adapter(name, config)
+            layer = model.base_model.model.layer
+            layer.lora_A[name].weight.data = each.down.float()
+            layer.lora_B[name].weight.data = each.up.float()
+        limit = min(self.rank or max(site.ranks), site.in_features, site.out_features)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of("peft", seed, site.name))
+            model.add_weighted_adapter(
+                list(present), [self.weight] * len(present), "merged", self.combination, svd_rank=limit,
+                density=self.density, majority_sign_method=self.sign,
+            )  # fmt: skip
+        layer = model.base_model.model.layer
+        scale = layer.scaling["merged"]
+        return Factors(layer.lora_A["merged"].weight.data.clone(), scale * layer.lora_B["merged"].weight.data)

@@ -1,0 +1,56 @@
+"""ZipRank: the masks of DuoLoRA without its priors and its cycle (Roy et al., ICCV 2025, arXiv 2504.13206, first row of
+its ablation table).
+
+    dW_m = sum_k U_k diag(m_k) S_k V_k^T,   dW_k = U_k S_k V_k^T,   m_k in R^r,   k = c, s
+    L = sum_k || e_m(x_k, p_k) - e_k(x_k, p_k) ||^2
+
+Against the naive sum: gates r, learned from all ones with Adam. Against ZipLoRA: r numbers an adapter and layer instead
+of d_in, and no similarity term.
+
+The masks act in the basis of the update's singular value decomposition, as the paper writes it (`basis: svd`). The
+released code masks the factors as they are trained (`basis: raw`), which depends on how an update happens to be
+factored: (U Q)(Q^-1 D) is the same update for any invertible Q and meets another mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lorabench.config.choices import choose
+from lorabench.merging.method import FitSpec, Method
+from lorabench.models.layer import Site
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lorabench.lora.adapter import LoRA
+    from lorabench.lora.layer import AllGates
+    from lorabench.merging.step import MergeStep
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZipRank(Method):
+    """basis: "svd" or "raw", the factors that the masks act on."""
+
+    fit: FitSpec
+    basis: str
+
+    def __post_init__(self) -> None:
+        choose("method.basis", self.basis, ("svd", "raw"))
+
+    def rebase(self, loras: Sequence[LoRA]) -> Sequence[LoRA]:
+        from lorabench.lora.adapter import in_basis
+
+        return in_basis(loras, self.basis)
+
+    def gates(self, sites: Mapping[str, Site], seed: int) -> AllGates:
+        import torch
+
+        from lorabench.lora.layer import Gates
+
+        return {name: tuple(Gates(r=torch.ones(rank)) for rank in site.ranks) for name, site in sites.items()}
+
+    def loss(self, step: MergeStep, gates: AllGates) -> dict[str, Tensor]:
+        return step.reconstruction(step.merged(*step.images), step.teachers())

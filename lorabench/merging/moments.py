@@ -1,0 +1,57 @@
+"""What each adapter, alone on its own images, sends through every adapted layer: its second moments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from lorabench.lora.layer import Adapters, GatedLoRA, product
+from lorabench.merging.step import MergeStep
+
+
+class Moment:
+    """A running mean over tokens of v v^T, [K teachers, n, n], with v = x or z = D x.
+
+    A forward pre-hook. Rows come teacher by teacher, as `MergeStep.teachers` orders them. Products are made in single
+    precision, whatever the model's: eight bits of bfloat16 would drown the small eigenvalues.
+    """
+
+    def __init__(self, inputs: bool):
+        self.inputs = inputs
+        self.total: Tensor | float = 0.0
+        self.count = 0
+
+    @torch.no_grad()
+    def __call__(self, layer: GatedLoRA, args: tuple[Tensor, ...]) -> None:
+        x = args[0].float()
+        v = x if self.inputs else product(x, layer.down.float())
+        v = v.reshape(len(layer.ranks), -1, v.shape[-1])
+        self.total = self.total + (v.mT @ v / v.shape[1])
+        self.count += 1
+
+    def mean(self) -> Tensor:
+        assert isinstance(self.total, Tensor)
+        return self.total / self.count
+
+
+@contextmanager
+def watched(adapters: Adapters, inputs: bool) -> Iterator[dict[str, Moment]]:
+    """Collects the moments of the forwards within."""
+    moments = {site: Moment(inputs) for site in adapters.layers}
+    hooks = [layer.register_forward_pre_hook(moments[site]) for site, layer in adapters.layers.items()]
+    try:
+        yield moments
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def teacher_moments(steps: Sequence[MergeStep], inputs: bool = False) -> dict[str, Tensor]:
+    """By site [K, n, n] over the teacher passes of several draws: of z = D x (n = R), or of the inputs x (n = in)."""
+    with watched(steps[0].adapters, inputs) as moments:
+        for step in steps:
+            step.teachers()
+    return {site: moment.mean() for site, moment in moments.items()}

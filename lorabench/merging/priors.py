@@ -1,0 +1,83 @@
+"""Which role dominates a layer: presets, the live UNet's resolutions, or what a layer probe measured.
+
+DuoLoRA (arXiv 2504.13206) finds that layers of low resolution carry content and layers of high resolution style. A
+prior says so for the layers of a UNet:
+
+    resolution              below the middle of the resolutions with attention: content; above it: style
+    a name in conf/prior    {content: [module paths], style: [module paths]}, as the paper or the released code has it
+    a file of that form     what `python run.py task=layer_probe` writes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from lorabench.base import CONF, UserError
+from lorabench.config.choices import unknown
+from lorabench.data.pairs import ROLES, Role
+from lorabench.models.layer import Site, within
+
+RESOLUTION = "resolution"
+Blocks = dict[str, list[str]]  # module paths by role
+
+
+def read_prior(prior: str | Mapping[str, Any]) -> str | Blocks:
+    """A prior as a setting: RESOLUTION, or the blocks of a preset or a file.  UserError for any other."""
+    if prior == RESOLUTION:
+        return RESOLUTION
+    if isinstance(prior, str):
+        presets = {path.stem: path for path in (CONF / "prior").glob("*.yaml")}
+        path = presets.get(prior, Path(prior))
+        if not path.is_file():
+            raise UserError(
+                unknown("method.prior", prior, [RESOLUTION, *sorted(presets), "a yaml of task=layer_probe"])
+            )
+        try:
+            prior = OmegaConf.to_container(OmegaConf.load(path))  # pyright: ignore[reportAssignmentType]
+        except (OSError, YAMLError, OmegaConfBaseException) as error:
+            raise UserError(
+                f"{path} is no yaml: {str(error).splitlines()[0]}; write it with task=layer_probe"
+            ) from None
+    if not isinstance(prior, Mapping) or set(prior) != set(ROLES) or not all(map(is_names, prior.values())):
+        raise UserError("method.prior needs lists of module paths: {content: [down_blocks.2], style: [up_blocks.1]}")
+    return {role: list(prior[role]) for role in ROLES}
+
+
+def is_names(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)
+
+
+def dominant_roles(prior: str | Blocks, sites: Mapping[str, Site]) -> dict[str, Role | None]:
+    """The role that dominates each site, None where neither does.
+
+    UserError where a role finds no layer of this UNet, or a layer falls to both.
+    """
+    if isinstance(prior, str):
+        return {name: by_depth(site) for name, site in sites.items()}
+    found = {name: [role for role in ROLES if any(within(name, block) for block in prior[role])] for name in sites}
+    for role in ROLES:
+        if prior[role] and not any(role in roles for roles in found.values()):
+            blocks = ", ".join(prior[role])
+            raise UserError(f"the prior's {role} layers ({blocks}) are not in this UNet; type method.prior=resolution")
+    if both := next((name for name, roles in found.items() if len(roles) > 1), None):
+        raise UserError(f"the prior gives {both} to content and to style; take it out of one list")
+    return {name: roles[0] if roles else None for name, roles in found.items()}  # pyright: ignore[reportReturnType]
+
+
+def leads_somewhere(roles: Mapping[str, Role | None]) -> None:
+    """UserError unless some layer has a dominant role."""
+    if not any(roles.values()):
+        raise UserError("the prior has no layer of this UNet; type ablation=no_layer_prior or another method.prior")
+
+
+def by_depth(site: Site) -> Role | None:
+    """Content below the middle of the resolutions with attention, style above it, None in the very middle."""
+    if site.depth == 0.5:
+        return None
+    return "content" if site.depth > 0.5 else "style"

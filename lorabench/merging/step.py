@@ -1,0 +1,101 @@
+"""The UNet passes of one step of a learned merge: rows that need the same gates share one forward.
+
+A step may hold several pairs, merged side by side. Rows then come pair by pair, so that each pair's share of them meets
+its own factors and gates (see `GatedLoRA`), and every mean over rows is taken within a pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lorabench.data.pairs import Role
+from lorabench.lora.layer import Adapters
+from lorabench.models.layer import Site
+from lorabench.models.sdxl import SDXL, Conditioning
+
+
+@dataclass(frozen=True)
+class Noised:
+    """Noised latents x [pairs * batch, c, h, w] with the prompts they are denoised under."""
+
+    x: Tensor
+    prompt: Conditioning
+
+    def under(self, prompt: Conditioning) -> Noised:
+        return Noised(self.x, prompt)
+
+
+@dataclass(frozen=True)
+class MergeStep:
+    """The draws of one step, and the network that answers to them.
+
+    images: of each adapter its own images x_t^k under their prompts p_k; contents, then styles, as `roles` says.
+    both: the merged prompt p_cs, one row an image.
+    noise, t: shared by the images of all adapters, as in the public codes of ZipLoRA and DuoLoRA.
+    """
+
+    model: SDXL
+    adapters: Adapters
+    sites: Mapping[str, Site]
+    roles: tuple[Role, ...]
+    images: tuple[Noised, ...]
+    both: Conditioning
+    noise: Tensor
+    t: Tensor
+    pairs: int = 1
+
+    @torch.no_grad()
+    def teachers(self) -> tuple[Tensor, ...]:
+        """e_k(x_t^k, p_k): each LoRA by itself, whole, on its own images."""
+        return self.alone(self.images, [(k,) for k in range(len(self.images))])
+
+    def merged(self, *inputs: Noised) -> tuple[Tensor, ...]:
+        """The gated merge on each input, with gradients to the gates."""
+        return self._predict(inputs, [self._switch(range(len(self.roles)))] * len(inputs), gated=True)
+
+    def alone(self, inputs: Sequence[Noised], adapters: Sequence[Sequence[int]]) -> tuple[Tensor, ...]:
+        """On each input only some adapters, whole and without gates, with gradients to the input."""
+        return self._predict(inputs, [self._switch(on) for on in adapters], gated=False)
+
+    def reconstruction(self, predictions: Sequence[Tensor], targets: Sequence[Tensor]) -> dict[str, Tensor]:
+        """|| e_m(x_k, p_k) - e_k(x_k, p_k) ||^2 [pairs] by role, summed over the adapters of a role."""
+        terms: dict[str, Tensor] = {}
+        for role, prediction, target in zip(self.roles, predictions, targets, strict=True):
+            error = self.mse(prediction, target)
+            terms[role] = terms[role] + error if role in terms else error
+        return terms
+
+    def clean(self, noised: Noised, prediction: Tensor) -> Tensor:
+        """One-step clean estimate [pairs * batch, c, h, w] from a prediction."""
+        return self.model.clean_estimate(noised.x, self.t, prediction)
+
+    def renoised(self, noised: Noised, prediction: Tensor, prompt: Conditioning) -> Noised:
+        """The clean estimate noised again with the same noise and timestep."""
+        return Noised(self.model.add_noise(self.clean(noised, prediction), self.noise, self.t), prompt)
+
+    def mse(self, left: Tensor, right: Tensor) -> Tensor:
+        """Mean squared error of each pair's rows [pairs]."""
+        return (left - right).square().reshape(self.pairs, -1).mean(dim=1)
+
+    def _switch(self, on: Sequence[int]) -> tuple[float, ...]:
+        return tuple(float(k in on) for k in range(len(self.roles)))
+
+    def _predict(self, inputs: Sequence[Noised], gains: Sequence[tuple[float, ...]], gated: bool) -> tuple[Tensor, ...]:
+        if not inputs:
+            return ()
+        batch = len(self.t) // self.pairs
+        rows = torch.tensor(gains, device=self.t.device).repeat_interleave(batch, dim=0).repeat(self.pairs, 1)
+        self.adapters.rows(rows, gated)
+        embeds, pooled = (self._by_pair(parts) for parts in zip(*(each.prompt for each in inputs), strict=True))
+        t = self._by_pair([self.t] * len(inputs))
+        out = self.model.predict(self._by_pair([each.x for each in inputs]), t, Conditioning(embeds, pooled))
+        out = out.unflatten(0, (self.pairs, len(inputs), batch))
+        return tuple(each.flatten(0, 1) for each in out.unbind(1))
+
+    def _by_pair(self, parts: Sequence[Tensor]) -> Tensor:
+        """Inputs [pairs * batch, ...] -> one batch [pairs * inputs * batch, ...], pair by pair."""
+        return torch.stack([part.unflatten(0, (self.pairs, -1)) for part in parts], dim=1).flatten(0, 2)

@@ -1,1 +1,0 @@
-"""One file a method; see lorabench.method for what a method is and how to add one."""

@@ -1,0 +1,1 @@
+"""Training schemes: how concepts become adapters."""

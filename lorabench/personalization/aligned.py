@@ -1,0 +1,124 @@
+"""Stage 1 of PairCustomization (Jones et al., arXiv 2405.01536): a content and a style LoRA from one picture before and
+after styling.
+
+    content   min_{U_c}  E || e_{c}(x_t, t, p_c) - eps ||^2              on the picture before styling
+    style     min_{U_s}  E || e_{c+s}(x_t', t, p_cs) - eps ||^2          on it after styling, with U_c as it stands
+
+What the picture shows is the content's to explain and only what styling changed is left to the style. D_c and D_s are
+fixed rows of one orthonormal basis (`layers.disjoint`), so that the two read different features. A step updates the
+content and later on, once it has learned something, the style too (`phases`), both with the same noise and timestep.
+
+Batches are drawn from the views of one picture. The recipe of the released code is `lora=pair`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from lorabench.base import seed_of
+from lorabench.config.schemas import LoRASpec, TrainerSpec
+from lorabench.data.pairs import ROLES, Concept, Role
+from lorabench.engine.checkpoint import Checkpoint
+from lorabench.engine.curves import Curves
+from lorabench.engine.lightning import Progress, fit
+from lorabench.lora.adapter import Factors, LoRA
+from lorabench.lora.layer import Adapters, attach
+from lorabench.models.layers import attention_sites
+from lorabench.models.sdxl import SDXL
+from lorabench.personalization.dreambooth import denoised, weighted_mse
+from lorabench.personalization.initial import disjoint
+from lorabench.personalization.optimizers import optimiser, schedule
+from lorabench.personalization.phases import check_aligned, phase, updates
+from lorabench.personalization.views import views
+
+BASIS_SEED = 0  # one basis for all trainings, as in the released code: style LoRAs of several pictures share theirs
+
+
+class AlignedLoRAs(pl.LightningModule):
+    """Trains the two adapters on the UNet; the "batches" are numbers of forwards, `accumulate` an update."""
+
+    def __init__(self, model: SDXL, adapters: Adapters, concept: Concept, spec: LoRASpec, seed: int):
+        super().__init__()
+        self.model, self.adapters, self.spec, self.seed = model, adapters, spec, seed
+        shots: dict[Role, Any] = {"content": concept.images, "style": concept.styled}
+        self.views = {role: views(model, shots[role], spec.flips, spec.crops, seed) for role in ROLES}
+        self.layers = list(adapters.layers.values())
+        # The adapters' own columns of the stacked factors, on the same memory: Adam moves a parameter without a
+        # gradient not at all, and one with a gradient of zero by its momentum.
+        self.ups = {
+            role: [nn.Parameter(layer.factors()[k].up.detach()) for layer in self.layers]
+            for k, role in enumerate(ROLES)
+        }
+        self.factors = nn.ParameterList([*self.ups["content"], *self.ups["style"]])
+        for layer in self.layers:
+            layer.up.requires_grad_(True)
+
+    def training_step(self, forward: int) -> Tensor:
+        update, part = divmod(forward, self.spec.accumulate)
+        self.role, step = phase(update, self.spec.steps)
+        loss = self.loss(self.role, step, part)
+        self.log(self.role, loss, batch_size=1)
+        return loss
+
+    def loss(self, role: Role, step: int, part: int = 0) -> Tensor:
+        """The content's, with its adapter alone, or the style's, with both."""
+        draw = torch.Generator().manual_seed(seed_of(self.seed, step, part))
+        batch = self.views[role].draw(self.model, self.spec.batch, draw)
+        scale = self.spec.alpha / self.spec.rank
+        self.adapters.rows(torch.tensor([[scale, scale * (role == "style")]]))
+        prediction, target = denoised(self.model, batch, self.model.encode_prompts(batch.prompts))
+        return weighted_mse(self.model, prediction, target, batch.t, self.spec.min_snr)
+
+    def on_after_backward(self) -> None:
+        """Only this update's adapter learns from the gradient; before that is unscaled or clipped."""
+        k = ROLES.index(self.role)
+        for layer, up in zip(self.layers, self.ups[self.role], strict=True):
+            assert layer.up.grad is not None
+            own = layer.up.grad.split(layer.ranks, dim=1)[k]
+            up.grad = own if up.grad is None else up.grad + own
+            layer.up.grad = None
+
+    def configure_optimizers(self) -> Any:
+        every = replace(self.spec, steps=updates(self.spec.steps))
+        found = optimiser(self.spec, [{"params": list(self.factors), "lr": self.spec.lr}])
+        return {"optimizer": found, "lr_scheduler": {"scheduler": schedule(found, every), "interval": "step"}}
+
+
+def train_aligned(
+    model: SDXL,
+    concept: Concept,
+    spec: LoRASpec,
+    seed: int,
+    trainer: TrainerSpec,
+    progress: Progress | None = None,
+    logger: Curves | None = None,
+    scratch: Path | None = None,
+) -> dict[Role, LoRA]:
+    """Both LoRAs of a subject whose `styled` pictures are its `images` after styling; alpha / rank is folded in.
+
+    Arguments as in `personalise`; progress counts `updates(spec.steps)`. The content's LoRA is the same bit by bit
+    whatever the style. UserError where the recipe asks for what this training has not.
+    """
+    check_aligned(spec)
+    item = seed_of("aligned", [image.sha256 for image in concept.images], seed)
+    starts = disjoint(attention_sites(model.unet, spec.blocks), spec.rank, BASIS_SEED)
+    with attach(model.unet, starts, dtype=torch.float32) as adapters:
+        module = AlignedLoRAs(model, adapters, concept, spec, item)
+        checkpoint = Checkpoint(scratch, trainer.checkpoint_every, logger) if scratch else None
+        fit(
+            module, updates(spec.steps), model.device, trainer.precision, progress, logger,
+            [checkpoint] if checkpoint else [], checkpoint.done if checkpoint else 0, spec.accumulate,
+            gradient_clip_val=spec.max_grad_norm,
+        )  # fmt: skip
+        trained = adapters.loras()
+    scale = spec.alpha / spec.rank
+    return {
+        role: LoRA({site: Factors(each.down, each.up * scale) for site, each in lora.items()})
+        for role, lora in zip(ROLES, trained, strict=True)
+    }

@@ -1,0 +1,83 @@
+"""Class images: what prior preservation (Ruiz et al., DreamBooth, CVPR 2023, section 3.2) holds the model to.
+
+They show the concept's class as the base model draws it, before anything is learned. A store keeps them by prompts,
+so that the concepts of a class share them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from lorabench.base import seed_of
+from lorabench.config.schemas import GenerateSpec, TrainerSpec
+from lorabench.data.images import read_image
+from lorabench.data.pairs import Concept, Reference
+from lorabench.engine.store import Store, key_of
+
+if TYPE_CHECKING:
+    from lorabench.models.sdxl import SDXL
+
+STAGE = "class_images"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class ClassImages:
+    """The class images of a concept; prompts: in turn.  base: what a key says of the model."""
+
+    store: Store
+    base: dict[str, Any]
+    prompts: tuple[str, ...]
+    spec: GenerateSpec
+    seed: int
+
+    @classmethod
+    def of(
+        cls, concept: Concept, count: int, store: Store, base: dict[str, Any], spec: GenerateSpec, seed: int
+    ) -> ClassImages:
+        return cls(store, base, class_prompts(concept), replace(spec, images=count), seed)
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        sampler = {"steps": self.spec.steps, "guidance": self.spec.guidance, "batch": self.spec.batch}
+        return {
+            "version": VERSION, "model": self.base, "prompts": list(self.prompts), "images": self.spec.images,
+            "generate": sampler, "seed": self.seed,
+        }  # fmt: skip
+
+    @property
+    def key(self) -> str:
+        return key_of(STAGE, self.parts)
+
+    def references(self, model: SDXL, trainer: TrainerSpec, progress: Callable[[int], None]) -> list[Reference]:
+        """The images, drawn now unless the store has them."""
+        folder = self.store.get_or_make(STAGE, self.parts, lambda draft: self.draw(model, trainer, draft, progress))
+        return [
+            Reference(prompt, prompt, f"{self.key}/{index}", partial(read_image, folder / f"{index:04d}.png"))
+            for index, prompt in enumerate(self.each())
+        ]
+
+    def each(self) -> list[str]:
+        """The prompt of every image."""
+        return [self.prompts[index % len(self.prompts)] for index in range(self.spec.images)]
+
+    def draw(self, model: SDXL, trainer: TrainerSpec, folder: Path, progress: Callable[[int], None]) -> None:
+        from lorabench.sampling.generate import generate
+
+        prompts = self.each()
+        seeds = [seed_of("class image", prompt, index, self.seed) for index, prompt in enumerate(prompts)]
+        images = generate(model, [], prompts, seeds, self.spec, trainer, progress=progress)
+        for index, image in enumerate(images):
+            Image.fromarray(image).save(folder / f"{index:04d}.png")
+
+
+def class_prompts(concept: Concept) -> tuple[str, ...]:
+    """What a concept's images show, without its identifier: "a dog"; "a village in oil painting style"."""
+    look = f" in {concept.word}" if concept.role == "style" else ""
+    return tuple(dict.fromkeys(f"a {image.word}{look}" for image in concept.images))

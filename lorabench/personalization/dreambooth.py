@@ -1,0 +1,196 @@
+"""Stage 1: one LoRA for one concept, by DreamBooth-LoRA.
+
+Ruiz et al., DreamBooth, CVPR 2023, with the weights of Hu et al., LoRA, ICLR 2022, on the attention projections of the
+UNet, as ZipLoRA (arXiv 2311.13600, section 4) trains the LoRAs it merges:
+
+    minimise  E_{image, eps, t} w(t) || UNet_{W + alpha/rank U D}(x_t, t, prompt) - target(x_0, eps, t) ||^2
+
+The target is the noise or the velocity, whichever the model predicts. w is 1 or that of Min-SNR (Hang et al., ICCV
+2023). Prior preservation adds the same term, with w = 1, on images that the base model draws of the concept's class.
+
+Steps count updates. A step draws its images with replacement, each draw seeded by its number, so there are no epochs
+and nothing for the option `repeats` of diffusers' scripts to lengthen; an image listed twice is drawn twice as often.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+
+from lorabench.base import seed_of
+from lorabench.config.recipe import check_recipe
+from lorabench.config.schemas import LoRASpec, TrainerSpec
+from lorabench.data.pairs import Concept, Reference
+from lorabench.engine.checkpoint import Checkpoint
+from lorabench.engine.curves import Curves
+from lorabench.engine.lightning import Progress, fit
+from lorabench.lora.adapter import Factors, LoRA
+from lorabench.lora.layer import Adapters, attach
+from lorabench.models.layers import attention_sites
+from lorabench.models.sdxl import SDXL, Conditioning
+from lorabench.personalization.initial import core, initial
+from lorabench.personalization.optimizers import optimiser, schedule
+from lorabench.personalization.samples import Look, Samples
+from lorabench.personalization.text_encoders import adapted_encoders, encode, factors_of
+from lorabench.personalization.views import Batch, views
+
+FACTORS = ("down", "up")
+
+
+class DreamBoothLoRA(pl.LightningModule):
+    """Trains the one adapter on the UNet, and those on the text encoders where there are some.
+
+    Latents are computed once, and so are text embeddings unless the text encoders learn.
+    prior: class images, for prior preservation.  learned: of the UNet's factors.
+    """
+
+    def __init__(
+        self,
+        model: SDXL,
+        adapters: Adapters,
+        concept: Concept,
+        spec: LoRASpec,
+        seed: int,
+        prior: Sequence[Reference] = (),
+        encoders: Mapping[str, Adapters] | None = None,
+        learned: Sequence[str] = FACTORS,
+    ):
+        super().__init__()
+        self.model, self.spec, self.seed, self.encoders = model, spec, seed, encoders or {}
+        self.scale = spec.alpha / spec.rank
+        self.groups = [{"params": trainable([adapters], self.scale, learned), "lr": spec.lr}]
+        if self.encoders:
+            self.groups.append({"params": trainable(self.encoders.values(), self.scale), "lr": spec.text_lr})
+        self.factors = nn.ParameterList(factor for group in self.groups for factor in group["params"])
+        self.images = views(model, concept.images, spec.flips, spec.crops, seed)
+        self.latents = self.images.latents
+        self.prior = views(model, prior, spec.flips, min(spec.crops, 1), seed) if prior else None
+        if not self.encoders:  # all of them now, so that the text encoders are not needed again
+            model.encode_prompts(self.images.prompts + (self.prior.prompts if self.prior else []))
+        self.losses: list[Tensor] = []
+
+    def training_step(self, forward: int) -> Tensor:
+        draw = torch.Generator().manual_seed(self.step_seed(forward))
+        batch = self.images.draw(self.model, self.spec.batch, draw)
+        if self.prior is not None:
+            batch = batch.join(self.prior.draw(self.model, self.spec.batch, draw), self.model)
+        loss = self.loss(batch)
+        self.losses.append(loss.detach())
+        if len(self.losses) == self.spec.accumulate:
+            self.log("loss", torch.stack(self.losses).mean(), batch_size=1)
+            self.losses.clear()
+        return loss
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Of a batch whose rows are as many images of the concept, then those of its class if there are any."""
+        model, own = self.model, self.spec.batch
+        prediction, target = denoised(model, batch, self.encode(batch.prompts))
+        loss = weighted_mse(model, prediction[:own], target[:own], batch.t[:own], self.spec.min_snr)
+        if self.prior is not None:
+            loss = loss + self.spec.prior_weight * mse_loss(prediction[own:], target[own:])
+        return loss
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        return encode(self.model, prompts) if self.encoders else self.model.encode_prompts(prompts)
+
+    def step_seed(self, forward: int) -> int:
+        return seed_of(self.seed, forward)
+
+    def configure_optimizers(self) -> Any:
+        found = optimiser(self.spec, self.groups)
+        return {"optimizer": found, "lr_scheduler": {"scheduler": schedule(found, self.spec), "interval": "step"}}
+
+
+def personalise(
+    model: SDXL,
+    concept: Concept,
+    spec: LoRASpec,
+    seed: int,
+    trainer: TrainerSpec,
+    progress: Progress | None = None,
+    logger: Curves | None = None,
+    prior: Sequence[Reference] = (),
+    look: Look | None = None,
+    scratch: Path | None = None,
+    in_core: bool = False,
+) -> LoRA:
+    """Train a LoRA on the images of a concept; alpha / rank is folded into the result.
+
+    Every draw is seeded by the concept's images and words, `seed` and the step.
+    progress: called after every forward with the number of optimiser steps done so far, of spec.steps.
+    prior: images of the concept's class, what spec.prior_weight weighs.
+    look: where images go that are drawn every spec.sample_every steps.
+    scratch: folder in which a killed training is found again; the caller removes it.
+    in_core: `up` is the layer's own basis and only `down` learns, see `layers.core`.
+    Raises UserError where the recipe does not fit the model or this machine.
+    """
+    check_recipe(spec)
+    item = seed_of("personalise", concept.identity(), seed)
+    with ExitStack() as stack:
+        sites = attention_sites(model.unet, spec.blocks)
+        start = core(sites, spec.rank) if in_core else initial(sites, spec.rank, item)
+        adapters = stack.enter_context(attach(model.unet, [start], dtype=torch.float32))
+        encoders = stack.enter_context(adapted_encoders(model, spec.rank, item)) if spec.text_encoders else {}
+        learned = ("down",) if in_core else FACTORS
+        module = DreamBoothLoRA(model, adapters, concept, spec, item, prior, encoders, learned)
+        checkpoint = Checkpoint(scratch, trainer.checkpoint_every, logger) if scratch else None
+        callbacks: list[pl.Callback] = [checkpoint] if checkpoint else []
+        if look is not None and spec.sample_every:
+            prompt, noise = concept.images[0].prompt, seed_of("sample", item)
+            callbacks.append(Samples(look, spec.sample_every, model, prompt, noise, spec.text_encoders))
+        fit(
+            module,
+            spec.steps,
+            model.device,
+            trainer.precision,
+            progress,
+            logger,
+            callbacks,
+            checkpoint.done if checkpoint else 0,
+            spec.accumulate,
+            gradient_clip_val=spec.max_grad_norm,
+        )
+        [trained] = adapters.loras()
+        text = factors_of(encoders, module.scale)
+    return LoRA({site: Factors(each.down, each.up * module.scale) for site, each in trained.items()}, text)
+
+
+def trainable(adapters: Iterable[Adapters], scale: float, learned: Sequence[str] = FACTORS) -> list[Tensor]:
+    """Those factors of the adapters, which now learn, at strength `scale` in every row."""
+    found = []
+    for each in adapters:
+        each.rows(torch.tensor([[scale]]))
+        found += [getattr(layer, name).requires_grad_(True) for layer in each.layers.values() for name in learned]
+    return found
+
+
+def denoised(model: SDXL, batch: Batch, words: Conditioning) -> tuple[Tensor, Tensor]:
+    """What the model predicts of a noised batch, and what it should."""
+    noised = model.add_noise(batch.latents, batch.noise, batch.t)
+    prediction = model.predict(noised, batch.t, words, batch.time_ids)
+    return prediction, model.target(batch.latents, batch.noise, batch.t)
+
+
+def weighted_mse(model: SDXL, prediction: Tensor, target: Tensor, t: Tensor, min_snr: float | None) -> Tensor:
+    """The mean squared error over rows [n, ...], each weighted as its timestep t [n] is; all alike without min_snr."""
+    if min_snr is None:
+        return mse_loss(prediction, target)
+    errors = (prediction - target).square().mean(dim=(1, 2, 3))
+    return (errors * min_snr_weights(model, t, min_snr)).mean()
+
+
+def min_snr_weights(model: SDXL, t: Tensor, gamma: float) -> Tensor:
+    """Weights [n] of the squared errors at timesteps t: min(snr, gamma) / snr for noise, / (snr + 1) for velocity.
+
+    Hang et al., ICCV 2023, equations 7 and 8: both weigh the error of the clean image by min(snr, gamma).
+    """
+    signal = model.alphas_bar[t]
+    snr = signal / (1 - signal)
+    return snr.clamp(max=gamma) / (snr if model.prediction_type == "epsilon" else snr + 1)

@@ -1,0 +1,45 @@
+"""Which of its two adapters each update of a training on aligned pictures is of; see `stages/aligned.py`.
+
+A step updates the content and, from the third part on, the style after it (step 250 of 750 in the released code).
+"""
+
+from lorabench.base import UserError
+from lorabench.config.recipe import check_recipe
+from lorabench.config.schemas import LoRASpec
+from lorabench.data.pairs import ROLES, Role
+
+STYLE_FROM = 1 / 3  # of the steps
+
+
+def updates(steps: int) -> int:
+    """Updates of either adapter that so many steps make.
+
+    >>> updates(750)
+    1250
+    """
+    return 2 * steps - style_start(steps)
+
+
+def style_start(steps: int) -> int:
+    """The first step that updates the style."""
+    return int(steps * STYLE_FROM)
+
+
+def phase(update: int, steps: int) -> tuple[Role, int]:
+    """Which adapter an update is of, and its step.
+
+    >>> [phase(update, 3) for update in range(updates(3))]
+    [('content', 0), ('content', 1), ('style', 1), ('content', 2), ('style', 2)]
+    """
+    start = style_start(steps)
+    if update < start:
+        return "content", update
+    return ROLES[(update - start) % 2], start + (update - start) // 2
+
+
+def check_aligned(spec: LoRASpec) -> None:
+    """UserError where a recipe asks for what this training has not."""
+    check_recipe(spec)
+    for name, wanted in (("text_encoders", spec.text_encoders), ("prior_weight", spec.prior_weight)):
+        if wanted:
+            raise UserError(f"lora.{name}={wanted} is no part of a training on aligned pictures; leave it out")

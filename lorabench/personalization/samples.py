@@ -1,0 +1,45 @@
+"""Images drawn while a LoRA is trained, to see whether it learns too little or too much."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from PIL import Image
+
+from lorabench.config.schemas import GenerateSpec
+from lorabench.models.sdxl import SDXL
+from lorabench.personalization.text_encoders import as_trained
+from lorabench.sampling.sampler import sample
+
+
+@dataclass(frozen=True)
+class Look:
+    """Where samples go, <update>.png, and how they are drawn (steps and guidance)."""
+
+    folder: Path
+    spec: GenerateSpec
+
+
+class Samples(pl.Callback):
+    """One image of a prompt every few updates, always from the same noise.
+
+    text: whether the text encoders are in training, so that the prompt is encoded anew.
+    """
+
+    def __init__(self, look: Look, every: int, model: SDXL, prompt: str, seed: int, text: bool):
+        self.look, self.every = look, every
+        self.model, self.prompt, self.seed, self.text = model, prompt, seed, text
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: int, batch_idx: int) -> None:
+        done, within = divmod(batch + 1, trainer.accumulate_grad_batches)
+        if not within and done % self.every == 0:
+            encoded = as_trained(self.model, [self.prompt]) if self.text else nullcontext()
+            with encoded, trainer.precision_plugin.forward_context():
+                spec = self.look.spec
+                [image] = sample(self.model, [self.prompt], [self.seed], spec.steps, spec.guidance).numpy()
+            self.look.folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(self.look.folder / f"{done:06d}.png")

@@ -1,0 +1,1 @@
+"""The sampler, and the rules that change adapter scales and guidance while it runs."""

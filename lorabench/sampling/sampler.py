@@ -1,0 +1,100 @@
+"""Sampling: diffusers' schedulers, guidance as rows of one forward, noise from each image's own seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lorabench.data.pairs import Scene, Wording, worded
+from lorabench.lora.layer import Adapters
+from lorabench.models.sdxl import SDXL, Conditioning
+from lorabench.sampling.branches import Branch, Gain
+
+
+def initial_noise(model: SDXL, seeds: Sequence[int]) -> Tensor:
+    """[n, c, h, w] of variance 1; an image's noise depends on its seed alone, not on batch, process or device."""
+    shape = (1, model.unet.config.in_channels, model.latent_edge, model.latent_edge)
+    draws = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return torch.cat(draws).to(model.device)
+
+
+@torch.no_grad()
+def sample(
+    model: SDXL,
+    prompts: Sequence[str | Scene],
+    seeds: Sequence[int],
+    steps: int,
+    guidance: float,
+    adapters: Adapters | None = None,
+    gain: Gain | None = None,
+    branches: Sequence[Branch] | None = None,
+) -> Tensor:
+    """Images uint8 [n, H, W, 3], one a prompt and seed; arguments as in `sample_latents`."""
+    images = model.decode(sample_latents(model, prompts, seeds, steps, guidance, adapters, gain, branches)) * 255
+    return images.round().byte().permute(0, 2, 3, 1).cpu()
+
+
+@torch.no_grad()
+def sample_latents(
+    model: SDXL,
+    prompts: Sequence[str | Scene],
+    seeds: Sequence[int],
+    steps: int,
+    guidance: float,
+    adapters: Adapters | None = None,
+    gain: Gain | None = None,
+    branches: Sequence[Branch] | None = None,
+) -> Tensor:
+    """Latents [n, c, h, w] of unit scale.
+
+    prompts: scenes, where branches have wordings of their own.
+    guidance: scale of classifier-free guidance; 1 leaves the unconditional rows out.
+    gain: strength of each adapter by (site, progress), progress = step / steps; None leaves them as they are set.
+    branches: instead of classifier-free guidance, the predictions to be summed, those of weight 0 left out; they need
+        adapters and a gain.
+    """
+    n = len(prompts)
+    scheduler = model.new_scheduler()
+    scheduler.set_timesteps(steps, device=model.device)
+    latents = initial_noise(model, seeds) * scheduler.init_noise_sigma
+    words: list[Wording | None] = [None, "prompt"] if guidance > 1 else ["prompt"]
+    if branches is not None:
+        branches = [branch for branch in branches if branch.weight]
+        words = [branch.words for branch in branches]
+    said = {each: model.encode_prompts(worded(prompts, each)) for each in words if each}
+    conditioning = Conditioning.join([said[each] if each else model.encode_nothing(n) for each in words])
+    switches = None
+    if branches is not None:
+        switches = torch.tensor([branch.gain for branch in branches]).repeat_interleave(n, dim=0)
+    for index, t in enumerate(scheduler.timesteps):
+        if adapters is not None and gain is not None:
+            _set_gains(adapters, gain, index / steps, switches)
+        rows = scheduler.scale_model_input(latents.repeat(len(words), 1, 1, 1), t)
+        predictions = model.predict(rows, t, conditioning).unflatten(0, (len(words), n))
+        prediction = _guided(predictions, guidance, branches)
+        latents = scheduler.step(prediction, t, latents, return_dict=False)[0]
+    return latents
+
+
+def _guided(predictions: Tensor, guidance: float, branches: Sequence[Branch] | None) -> Tensor:
+    """One prediction [n, c, h, w] of those of all branches [b, n, c, h, w]."""
+    if branches is not None:
+        weights = torch.tensor([branch.weight for branch in branches], device=predictions.device)
+        return torch.einsum("b,bnchw->nchw", weights, predictions)
+    if len(predictions) == 1:
+        return predictions[0]
+    unconditional, conditional = predictions
+    return unconditional + guidance * (conditional - unconditional)
+
+
+def _set_gains(adapters: Adapters, gain: Gain, progress: float, switches: Tensor | None) -> None:
+    """switches: [rows, K], of branches; without them all rows are alike: as in diffusers, the unconditional branch sees
+    the adapters too.
+    """
+    by_site = {site: gain(site, progress) for site in adapters.layers}
+    rows = {value: torch.tensor([value]) for value in set(by_site.values())}  # few, and shared by their sites
+    if switches is not None:
+        rows = {value: each * switches for value, each in rows.items()}
+    adapters.rows({site: rows[value] for site, value in by_site.items()})

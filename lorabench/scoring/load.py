@@ -1,0 +1,92 @@
+"""From files to a scorer: config.json (name, kind, architecture, preprocess, weights) and safetensors.
+
+    {"name": "dino@vits16", "kind": "dino",
+     "architecture": {"model": "vit_small_patch16_224.dino"},
+     "preprocess": {"resize": 256, "crop": 224, "interpolation": "bicubic", "mean": [...], "std": [...]},
+     "weights": "model.safetensors"}
+
+weights: a file beside config.json; of a packaged description {hub, file, sha256}, where they are published. The micro
+scorers are such folders too, so real backbones differ by their description alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lorabench.base import UserError
+from lorabench.scoring.files import MICRO_SCORERS, ScorerFiles, folder_scorers, read_config
+from lorabench.scoring.preprocess import Preprocess
+from lorabench.scoring.scorer import Scorer
+from lorabench.scoring.weights import Unfilled, check_fit, load_strict, read_safetensors, read_shapes
+
+
+def load_scorer(files: ScorerFiles, device: str = "cpu") -> Scorer:
+    """The scorer of a description and its weights, strictly loaded, in float32 on `device`."""
+    config = read_config(files.config)
+    tensors = read_safetensors(files.weights)
+    scorer = build_scorer(config, files)
+    load_strict(scorer.network, tensors, config, files.weights)
+    return scorer.to(device)
+
+
+def load_scorers(root: Path | str = MICRO_SCORERS, device: str = "cpu") -> list[Scorer]:
+    """The scorers in the subfolders of a folder, by kind and name; the packaged micro ones by default."""
+    return [load_scorer(files, device) for files in folder_scorers(root)[0]]
+
+
+def build_scorer(config: Mapping[str, Any], files: ScorerFiles) -> Scorer:
+    """The scorer of a description with weights that are not set yet."""
+    name, kind, architecture = config["name"], config["kind"], config["architecture"]
+    try:
+        preprocess = Preprocess(**config["preprocess"])
+    except TypeError as error:
+        raise UserError(f"{files.config}: preprocess is wrong ({error}); see lorabench/scoring/load.py") from error
+    network, version = build_network(config), fingerprint(files.config, files.weights)
+    if kind == "dino":
+        from lorabench.scoring.dino import Dino
+
+        return Dino(name, version, network, preprocess)
+    if kind == "clip":
+        from lorabench.scoring.clip import Clip, build_tokenizer
+
+        return Clip(name, version, network, preprocess, build_tokenizer(architecture, files.config.parent))
+    from lorabench.scoring.csd import CSD
+
+    return CSD(name, version, network, preprocess)
+
+
+def build_network(config: Mapping[str, Any]) -> nn.Module:
+    """The network of a description, its weights not set."""
+    architecture = config["architecture"]
+    with Unfilled():
+        if config["kind"] == "dino":
+            from lorabench.scoring.dino import build_dino
+
+            return build_dino(architecture)
+        if config["kind"] == "clip":
+            from lorabench.scoring.clip import build_clip
+
+            return build_clip(architecture)
+        from lorabench.scoring.csd import build_csd
+
+        return build_csd(architecture)
+
+
+def check_scorer(files: ScorerFiles) -> None:
+    """UserError unless the header of the weights has the names and shapes of the network; reads no weight."""
+    config = read_config(files.config)
+    check_fit(build_network(config), read_shapes(files.weights), config, files.weights)
+
+
+def fingerprint(*files: Path) -> str:
+    """The first 8 hex digits of a hash of the files' contents."""
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:8]

@@ -1,0 +1,58 @@
+"""What every scorer is: a name, a preprocessing, a network, and embeddings by role."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from lorabench.data.pairs import Role
+from lorabench.scoring.cosine import normalise
+from lorabench.scoring.preprocess import Preprocess
+
+
+class Scorer(nn.Module):
+    """One backbone. Subclasses set `metric` and `roles` and say how pixels become features.
+
+    name: which backbone with which weights, e.g. "dino@micro"; stands in the `backbone` column of the scores.
+    metric: the kind, e.g. "dino"; a score is named metric/role, since the role is not the backbone's:
+            CLIP-I means content in one paper and style in the next.
+    version: a short hash of config and weights, so that scores of other weights are never taken for these.
+    """
+
+    metric: ClassVar[str]
+    roles: ClassVar[tuple[Role, ...]]
+
+    def __init__(self, name: str, version: str, network: nn.Module, preprocess: Preprocess) -> None:
+        super().__init__()
+        self.name = name
+        self.version = version
+        self.network = network.eval().requires_grad_(False)
+        self.preprocess = preprocess
+
+    @abstractmethod
+    def features(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Preprocessed pixels [n, 3, crop, crop] -> features [n, d] by role, not normalised."""
+
+    def embed(self, images: Sequence[np.ndarray] | np.ndarray, batch: int = 64) -> dict[str, torch.Tensor]:
+        """uint8 RGB images ([n, H, W, 3], or a list of any sizes) -> unit rows [n, d] by role, float32 on the CPU.
+
+        `batch` bounds the memory only; it does not change the result beyond rounding.
+        """
+        if len(images) == 0:
+            raise ValueError("no images to embed")
+        return self.embed_cut(self.preprocess.cut(images), batch)
+
+    @torch.no_grad()
+    def embed_cut(self, cut: torch.Tensor, batch: int = 64) -> dict[str, torch.Tensor]:
+        """The same of images that `preprocess.cut` has resized and cropped, uint8 [n, 3, crop, crop]."""
+        device = next(self.parameters()).device
+        parts: dict[str, list[torch.Tensor]] = {role: [] for role in self.roles}
+        for some in cut.split(batch):
+            for role, value in self.features(self.preprocess.scale(some.to(device))).items():
+                parts[role].append(normalise(value).cpu())
+        return {role: torch.cat(values) for role, values in parts.items()}

@@ -1,1 +1,0 @@
-"""Studies beside the benchmark, chosen by `task=<file>`; each is a file with `run(cfg, folder)`."""

@@ -1,0 +1,1 @@
+"""What `task=` runs: the benchmark, and the commands beside it."""

@@ -1,0 +1,195 @@
+"""The one loop: pairs -> personalise -> merge -> generate -> score -> report.
+
+Every artifact comes from the store or is made into it by a worker; the run folder is then put together from them.
+Stopped at any moment, the same command goes on from what is stored.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from lorabench.base import UserError
+from lorabench.data.catalogue import load_pairs
+from lorabench.data.pairs import ROLES, Prompts
+from lorabench.engine.bar import Bar
+from lorabench.engine.devices import VISIBLE, claim, claim_here, device_name
+from lorabench.engine.store import Store
+from lorabench.engine.workers import Pool
+from lorabench.merging import method as methods
+from lorabench.models.files import model_files
+from lorabench.report.loggers.views import View, open_view
+from lorabench.scoring.files import MICRO_SCORERS, scorer_set
+from lorabench.tasks.plan import FLOORS, STAGES, Item, Plan, Row, Stages, frame_rows
+from lorabench.tasks.run_folder import Outcome
+
+P = TypeVar("P", bound=Plan)
+REPORT_COST = 300.0  # as Item.cost
+
+
+def plan_of(cfg: DictConfig, rows: list[Row] | None = None) -> Plan:
+    """The plan of a composed config, of the given rows or of the configured method between the frame rows.
+
+    Raises UserError for every mistake that can be seen beforehand.
+    """
+    store = Store.open(Path(cfg.store))
+    groups = ("model", "scorers", "dataset", "lora", "generate", "merge", "trainer")
+    typed: Any = {name: OmegaConf.to_object(cfg[name]) for name in groups}
+    model, scorers = model_files(typed["model"]), scorer_set(typed["scorers"])
+    pairs = load_pairs(typed["dataset"], Prompts(**cfg.prompts))
+    if rows is None:
+        choices = HydraConfig.get().runtime.choices
+        settings = asdict(methods.build(cfg.method))
+        chosen = Row(choices["method"], choices["ablation"], settings, choices["method"] in FLOORS)
+        if chosen.method().concepts == "uniform":
+            if chosen.live or all(pair.is_single for pair in pairs):
+                raise UserError(
+                    "method.concepts=uniform says nothing of single pairs; type dataset.contents=[mug_1,cat_1]"
+                )
+            if chosen.method().combines:
+                raise UserError(f"{chosen.name} has no gates to average; type method.concepts=joint")
+        rows = frame_rows(chosen, typed["dataset"], pairs)
+    return Plan(
+        store=store,
+        pairs=pairs,
+        rows=rows,
+        dataset=typed["dataset"],
+        model=model,
+        model_name=cfg.model.name,
+        scorers=scorers,
+        weights=store.digest(*model.sources()),
+        scorers_digest=store.digest(*scorers.sources()),
+        lora=typed["lora"],
+        generation=typed["generate"],
+        merging=typed["merge"],
+        trainer=typed["trainer"],
+        seed=cfg.seed,
+        scoring_batch=typed["scorers"].batch,
+    )
+
+
+def run(cfg: DictConfig, folder: Path) -> None:
+    """The whole benchmark of the configured method into its run folder; prints the table."""
+    plan = plan_of(cfg)
+    logger: Any = OmegaConf.to_object(cfg.logger)
+    outcome = Outcome(folder, plan, OmegaConf.to_yaml(cfg, resolve=True))
+    if outcome.is_done(logger):
+        return tell(outcome)
+    device_name(plan.trainer.accelerator)  # is it there?
+    check_methods(plan)
+    check_scorers(plan)
+    start, stages = time.perf_counter(), {stage: plan.items(stage) for stage in STAGES}
+    plan = at_one_node(plan, stages)
+    with ExitStack() as held:
+        with open_view(logger, outcome.path, plan.key(), yaml.safe_load(outcome.config)) as view:
+            make(plan, stages, partial(show, outcome, view, {}), REPORT_COST)
+            held.enter_context(outcome.alone())
+            if outcome.is_done(logger):  # by another process with the same command, which was quicker
+                return tell(outcome)
+            put_together(outcome, view, start)
+        outcome.seal(logger)
+
+
+def at_one_node(plan: P, stages: Stages) -> P:
+    """The plan of what follows where rank 0 is, so that one process alone shows a run and fills its folder.
+
+    Of several nodes' run everything is made first, and the processes of the other nodes end here.
+    """
+    if plan.trainer.nodes > 1:
+        make(plan, stages)
+        plan = replace(plan, trainer=replace(plan.trainer, nodes=1))
+    return plan
+
+
+def put_together(outcome: Outcome, view: View, start: float) -> None:
+    """The run folder from what the store has since a moment of time.perf_counter; prints the table."""
+    with outcome.plan.store.explained():
+        outcome.assemble(time.perf_counter() - start)
+    view.finish()
+    tell(outcome)
+
+
+def tell(outcome: Outcome) -> None:
+    print(outcome.table())
+    print(outcome.path / "report.html")
+
+
+def check_methods(plan: Plan) -> None:
+    """Show each method the UNet's layers; UserError where it does not fit them, before any LoRA is trained."""
+    from lorabench.models.shapes import Blocks, adapted, without_weights
+
+    unet = without_weights(plan.model.unet_config())
+    for roles in {pair.roles for pair in plan.pairs}:
+        for row in plan.rows:
+            if row.settings is not None:
+                method = row.method()
+                blocks: Blocks = {role: method.lora(role, plan.lora).blocks for role in ROLES}
+                sites = adapted(unet, plan.lora.rank, roles, blocks)
+                method.check(sites)
+                method.gates(sites, plan.seed)
+
+
+def check_scorers(plan: Plan) -> None:
+    """UserError where a scorer's weights do not fit its architecture, before any LoRA is trained."""
+    for files in plan.scorers.scorers:
+        if not files.weights.is_relative_to(MICRO_SCORERS):  # those are tested
+            from lorabench.scoring.load import check_scorer
+
+            check_scorer(files)
+
+
+def make(plan: Plan, stages: Stages, show: Callable[[Item], None] | None = None, extra: float = 0.0) -> None:
+    """Everything that the store lacks, stage by stage, with one progress bar; by ranks where the trainer has devices.
+
+    show: told of each item that is there.  extra: of the bar, work that follows.
+    """
+    if plan.trainer.devices:
+        from lorabench.engine.launch import make_by_ranks
+
+        make_by_ranks(plan, stages, show, extra)
+    else:
+        make_by_workers(plan, stages, show, extra)
+
+
+def make_by_workers(plan: Plan, stages: Stages, show: Callable[[Item], None] | None, extra: float) -> None:
+    """The same in worker processes, each item in one of them."""
+    jobs = {stage: plan.jobs(stage, [i for i in items if not found(plan, i)]) for stage, items in stages.items()}
+    cost, trainer = sum(job.cost for made in jobs.values() for job in made), plan.trainer
+    with ExitStack() as held:
+        gpus: list[str] = []
+        if cost:
+            claimed = claim(trainer.accelerator, 1) if trainer.workers else claim_here(trainer.accelerator)
+            gpus = held.enter_context(claimed)
+        environment = {VISIBLE: ",".join(gpus)} if gpus else {}
+        bar = held.enter_context(Bar(cost + extra))
+        pool = held.enter_context(Pool(trainer.workers, trainer.threads, environment))
+        for stage, items in stages.items():
+            lacking = {item.key for job in jobs[stage] for item in job.items}
+            for item in items:
+                if show and item.key not in lacking:
+                    show(item)
+            if jobs[stage]:
+                bar.start(stage, jobs[stage])
+            for index in pool.run(jobs[stage], bar.advance):
+                bar.complete(index)
+                for item in jobs[stage][index].items:
+                    if show:
+                        show(item)
+        bar.finish()
+
+
+def found(plan: Plan, item: Item) -> Path | None:
+    return plan.store.find(item.stage, item.parts)
+
+
+def show(outcome: Outcome, view: View, names: Mapping[str, str], item: Item) -> None:
+    """The curves of an item that is there; names: of merges by key, where there are several of a pair."""
+    if curves := outcome.curves(item):
+        view.curves(item.stage, " ".join(filter(None, [names.get(item.key), item.name])), curves)

@@ -1,0 +1,191 @@
+"""The command line: compose with Hydra, check, run, and turn every mistake into one line.
+
+Exit codes: 0 done, 2 a mistake of the user's (one line says what to type), 130 interrupted, 1 anything else.
+"""
+
+import difflib
+import importlib
+import os
+import re
+import sys
+import traceback
+from contextlib import suppress
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from lorabench.base import UserError
+from lorabench.config.checks import validate
+from lorabench.config.choices import unknown
+from lorabench.config.register import register
+from lorabench.engine.failures import Failed, Incomplete, system_fault, unwritable
+from lorabench.report.sweep import OWN_TASKS, JointReport
+
+TASKS = {
+    "benchmark": "lorabench.tasks.benchmark",
+    "compare": "lorabench.tasks.compare",
+    "tradeoff": "lorabench.tasks.tradeoff",
+    "calibration": "lorabench.tasks.calibration",
+    "cost": "lorabench.tasks.cost",
+    "layer_probe": "lorabench.tasks.layer_probe",
+    "theorem1": "lorabench.tasks.theorem1",
+    "params": "lorabench.tasks.params",
+    "memory": "lorabench.tasks.memory",
+    "hypernetwork": "lorabench.tasks.hypernetwork",
+    "merge": "lorabench.tasks.files",
+    "generate": "lorabench.tasks.files",
+}  # each has run(cfg, folder)
+LAUNCHERS = ("joblib", "submitit_local", "submitit_slurm")  # of the extra `launch`
+INTERRUPTED = 130
+OVERRIDE = re.compile(r"[+~]*[\w./@]+=")
+SHORT = re.compile(r"^(content|style)=")  # of content.lora=, beside which content.prompt= can stand
+TRACEBACK = "LORABENCH_FULL_ERROR"  # what HYDRA_FULL_ERROR was, for the processes of a launcher too
+ERROR_FILE = "error.txt"  # of a failed job of a sweep, in its run folder
+
+
+def main() -> int:
+    """Run the command line of sys.argv; returns the exit code."""
+    os.environ[TRACEBACK] = os.environ.get("HYDRA_FULL_ERROR", "0")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing, and `main` prints
+    conf = Path(os.environ["LORABENCH_ROOT"]) / "conf"
+    words = [SHORT.sub(r"\1.lora=", word) for word in sys.argv[1:]]
+    sys.argv[1:] = sorted(words, key=lambda word: not OVERRIDE.match(word))  # argparse takes none after a flag
+    register()
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf), config_name="config")(task)()
+        return 0
+    except KeyboardInterrupt:
+        return interrupted()
+    except Exception as error:  # of composing or of a launcher: `task` raises none
+        if traceback_wanted():
+            raise
+        if JointReport.current is not None and of_launcher(error):
+            return JointReport.current.broken(str(error).strip())
+        return fail(one_line(error)).code
+
+
+def task(cfg: DictConfig) -> Failed | None:
+    """What Hydra calls, once a run of a sweep; exits itself, since Hydra adds lines of its own to an exception.
+
+    In a sweep a failed run only returns how it failed: the others still run, and report/sweep.py tells at the end.
+    A launcher may call this in a process of its own, where `main` was never called.
+    """
+    hydra_config = HydraConfig.get()
+    log = None if cfg.task.name in OWN_TASKS else Path(hydra_config.runtime.output_dir) / ERROR_FILE
+    if log is not None:
+        log.unlink(missing_ok=True)
+    failed, text = attempt(cfg)
+    if failed and (failed.code == INTERRUPTED or hydra_config.mode == RunMode.RUN):
+        sys.exit(failed.code)
+    if failed and log is not None:
+        with suppress(OSError):  # where nothing can be written, it was that which failed
+            log.write_text(f"{' '.join(hydra_config.overrides.task)}\n{failed.line}\n\n{text}")
+            return Failed(failed.code, failed.line, str(log))
+    return failed
+
+
+def attempt(cfg: DictConfig) -> tuple[Failed | None, str]:
+    """How a run failed, if it did, and the traceback of what is no mistake of the user's."""
+    try:
+        validate(cfg)
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        importlib.import_module(TASKS[cfg.task.name]).run(cfg, folder)
+        return None, ""
+    except UserError as error:
+        if traceback_wanted():
+            traceback.print_exc()
+        return fail(str(error)), ""
+    except Incomplete as error:
+        print(f"error: {error}", file=sys.stderr)
+        return Failed(1, str(error).splitlines()[0]), str(error)
+    except KeyboardInterrupt:
+        return Failed(interrupted(), "interrupted"), ""
+    except SystemExit as error:
+        # Lightning turns Ctrl-C into an exit of its own (only where jobs run in this process).
+        if isinstance(error.__context__, KeyboardInterrupt):
+            return Failed(interrupted(), "interrupted"), ""
+        if error.code:  # submitit's, whose scheduler asks for the place
+            raise
+        return None, ""  # of a node that has done its share
+    except Exception as error:
+        text = traceback.format_exc()
+        line = system_fault(error, str(cfg.store))
+        if line is None or traceback_wanted():
+            print(text, end="", file=sys.stderr)
+        return (fail(line) if line else Failed(1, text.strip().split("\n")[-1])), text
+
+
+def traceback_wanted() -> bool:
+    return os.environ.get(TRACEBACK) == "1"
+
+
+def of_launcher(error: Exception) -> bool:
+    """Whether Hydra's launcher raised it, not the composing of the jobs."""
+    frames = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(name.startswith("hydra_plugins.") for name in frames)
+
+
+def fail(line: str) -> Failed:
+    print(f"error: {line}", file=sys.stderr)
+    return Failed(2, line)
+
+
+def interrupted() -> int:
+    print("\ninterrupted; what is finished is kept, type the same command to resume", file=sys.stderr)
+    return INTERRUPTED
+
+
+def one_line(error: Exception) -> str:
+    """What is wrong and what to type, from what Hydra raised."""
+    if isinstance(error, MissingConfigException):
+        return missing_choice(error)
+    if isinstance(error, OSError) and error.errno:
+        return unwritable(error.errno, str(error.filename))
+    return ablation_misfit(str(error)) or wrong_override(error)
+
+
+def missing_choice(error: MissingConfigException) -> str:
+    """An unknown option of a config group, such as method=foo."""
+    group, _, name = (error.missing_cfg_file or "").rpartition("/")
+    options = [option for option in error.options or [] if option != "schema"]
+    if group == "hydra/launcher" and name in LAUNCHERS:
+        return (
+            f"{group}={name} is not installed; type {sys.executable} -m pip install -c constraints.txt -e '.[launch]'"
+        )
+    if not group:
+        return f"{str(error).splitlines()[0]}; type python run.py --info defaults to see every group"
+    return unknown(group, name, options)
+
+
+def wrong_override(error: Exception) -> str:
+    """An unknown key, a value of a wrong type, or an override that cannot be read."""
+    cause = error.__cause__
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.full_key and cause.parent_node is not None:
+        group = cause.full_key.rpartition(".")[0]
+        known = [f"{group}.{name}" if group else str(name) for name in cause.parent_node]
+        if not known:
+            return f"the key {cause.full_key} is unknown; type python run.py --cfg job to see every key"
+        near = difflib.get_close_matches(cause.full_key, known, n=1)
+        return f"the key {cause.full_key} is unknown; type one of {', '.join(near or known)}"
+    reason = str(cause if isinstance(cause, OmegaConfBaseException) else "").split("\n")[0]
+    text = "; ".join(filter(None, [str(error).split("\n")[0], reason]))
+    return f"{text}; type python run.py --cfg job to see every key"
+
+
+def ablation_misfit(message: str) -> str | None:
+    """An ablation whose keys the method does not have; Hydra's message starts "In 'ablation/<name>'"."""
+    from lorabench.merging.method import fitting_methods
+
+    start, _, rest = message.partition("In 'ablation/")
+    if start or not rest:
+        return None
+    ablation = rest.partition("'")[0]
+    fitting = fitting_methods(ablation)
+    chosen = next((word.split("=", 1)[1] for word in sys.argv if word.startswith("method=")), "this method")
+    return f"ablation={ablation} does not fit method={chosen}; type method=<{'|'.join(fitting)}> or leave it out"

@@ -1,0 +1,198 @@
+"""Several methods and ablations in one run: one plan, one folder, one table.
+
+    python run.py task=compare task.rows=[direct,duolora,"duolora no_cycle"]
+    python run.py experiments=smoke                        # every method with every ablation, as small as can be
+
+A sweep makes a run folder of each and compares them afterwards; here all rows share the frame rows and the workers,
+which is worth it where rows are many and small. A row that fails costs the others nothing: they are reported as always,
+what failed is listed at the end with its log, and the exit code is 1. Nothing of a failure is stored, so the same
+command tries it again. Ranks (trainer=ddp) work on all rows together; there the first failure ends the run.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+import traceback
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from lorabench.base import CONF, UserError
+from lorabench.engine.devices import device_name
+from lorabench.engine.failures import Incomplete
+from lorabench.engine.workers import Progress
+from lorabench.merging import method as methods
+from lorabench.report.folder import label
+from lorabench.report.loggers.views import open_view
+from lorabench.tasks.benchmark import (
+    REPORT_COST,
+    at_one_node,
+    check_methods,
+    check_scorers,
+    make,
+    plan_of,
+    put_together,
+    show,
+    tell,
+)
+from lorabench.tasks.plan import FLOORS, STAGES, Item, Make, Plan, Row, frame_rows
+from lorabench.tasks.rows import check_rows
+from lorabench.tasks.run_folder import Outcome
+
+ALL = "all"
+FAILED = "failed"  # folder of the logs, in the run folder
+
+
+def run(cfg: DictConfig, folder: Path) -> None:
+    """The rows of the config into one run folder; prints the table.  Raises Incomplete where a row failed."""
+    rows = rows_of(cfg.task.rows, cfg.task.fit_steps)
+    plan = plan_of(cfg, [])
+    check_uniform(rows, plan)
+    frames = frame_rows(rows[0], plan.dataset, plan.pairs)[:-1]
+    plan = Patient(**vars(replace(plan, rows=[*frames, *rows])), logs=folder / FAILED)
+    logger: Any = OmegaConf.to_object(cfg.logger)
+    outcome = Outcome(folder, plan, config_of(cfg))
+    if outcome.is_done(logger):
+        return tell(outcome)
+    device_name(plan.trainer.accelerator)  # is it there?
+    check_scorers(plan)
+    shutil.rmtree(plan.logs, ignore_errors=True)
+    failures = misfits(plan)
+    plan = replace(plan, rows=[row for row in plan.rows if name_of(row) not in failures])
+    start, stages = time.perf_counter(), {stage: plan.items(stage) for stage in STAGES}
+    plan = at_one_node(plan, stages)
+    with ExitStack() as held:
+        with open_view(logger, folder, plan.key(), yaml.safe_load(outcome.config)) as view:
+            names = {plan.merge(row, pair).key: name_of(row) for row, pair in plan.cells() if row.is_method}
+            shown = partial(show, outcome, view, names)
+            make(plan, stages, shown, REPORT_COST)
+            held.enter_context(outcome.alone())
+            if outcome.is_done(logger):  # as in pipeline.run
+                return tell(outcome)
+            failures |= {name_of(row): why for row in plan.rows if (why := first_failure(plan, row))}
+            whole = [row for row in plan.rows if name_of(row) not in failures]
+            if {name_of(row) for row in rows} - failures.keys():
+                outcome = Outcome(folder, replace(plan, rows=whole), outcome.config)
+                put_together(outcome, view, start)
+            if failures:
+                lines = "".join(f"\n  {name}: {why}" for name, why in failures.items())
+                raise Incomplete(f"{len(failures)} of {len(rows) + len(frames)} rows failed{lines}")
+        outcome.seal(logger)
+
+
+def config_of(cfg: DictConfig) -> str:
+    """The resolved config without its `method`, which the rows stand for; their settings are in the manifest."""
+    resolved: Any = OmegaConf.to_container(cfg, resolve=True)
+    return OmegaConf.to_yaml(OmegaConf.create({key: value for key, value in resolved.items() if key != "method"}))
+
+
+def rows_of(named: Any, fit_steps: int | None = None) -> list[Row]:
+    """The rows of "method" and "method ablation"; of "all" every method with every ablation that fits it.
+
+    fit_steps: of every learned merge instead of the method's own.  Raises UserError for what does not exist or fit.
+    """
+    if everything := named == ALL:
+        ablations = sorted(path.stem for path in (CONF / "ablation").glob("*.yaml"))
+        ablations.sort(key=lambda name: name != "none")  # methods as they are come first
+        named = [f"{name} {each}" for each in ablations for name in methods.fitting_methods(each) if name not in FLOORS]
+    named = [named] if isinstance(named, str) else list(named or [])
+    rows = [row_of(str(words), fit_steps) for words in named]
+    if everything:
+        rows = [row for row in rows if not is_inapplicable(row)]
+    names = [name_of(row) for row in rows]
+    check_rows("task.rows", names, "[direct,duolora] or task.rows=all", floors="frames every table")
+    return rows
+
+
+def row_of(words: str, fit_steps: int | None) -> Row:
+    name, _, ablation = " ".join(words.split()).partition(" ")
+    method = methods.load(name, ablation or "none")
+    settings = asdict(method)
+    if fit_steps is not None and method.fit is not None:
+        settings["fit"]["steps"] = fit_steps
+    return Row(name, ablation or "none", settings)
+
+
+def name_of(row: Row) -> str:
+    return label(row.name, row.ablation)
+
+
+def is_inapplicable(row: Row) -> bool:
+    """Whether it averages gates that its method does not have."""
+    return row.method().concepts == "uniform" and row.method().combines
+
+
+def check_uniform(rows: Sequence[Row], plan: Plan) -> None:
+    """UserError where an ablation can say nothing of a method, or on the dataset's pairs."""
+    if gateless := next((name_of(row) for row in rows if is_inapplicable(row)), None):
+        raise UserError(f"task.rows names {gateless}, whose method has no gates to average; leave it out")
+    idle = [name_of(row) for row in rows if row.method().concepts == "uniform"]
+    if idle and all(pair.is_single for pair in plan.pairs):
+        raise UserError(f"{idle[0]} says nothing of single pairs; type dataset.contents=[mug_1,cat_1] or leave it out")
+
+
+@dataclass(frozen=True)
+class Tried(Make):
+    """Items that leave a log where they fail, instead of ending the run."""
+
+    logs: Path
+
+    def __call__(self, progress: Progress) -> None:
+        try:
+            super().__call__(progress)
+        except Exception as error:
+            self.logs.mkdir(parents=True, exist_ok=True)
+            text = str(error) if isinstance(error, UserError) else traceback.format_exc()
+            for item in self.items:
+                (self.logs / f"{item.key}.txt").write_text(text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patient(Plan):
+    """A plan whose items may fail, each for itself, unless ranks work on it; logs: the folder of what went wrong."""
+
+    logs: Path
+
+    def jobs(self, stage: str, items: Sequence[Item]) -> list[Make]:
+        jobs = super().jobs(stage, items)
+        return jobs if self.trainer.devices else [Tried(job.store, job.items, self.logs) for job in jobs]
+
+
+def misfits(plan: Patient) -> dict[str, str]:
+    """By name, the rows whose gates do not fit the UNet, with the reason; found before anything is trained."""
+    try:
+        check_methods(plan)
+        return {}
+    except Exception:
+        return {name_of(row): why for row in plan.rows if (why := misfit(plan, row))}
+
+
+def misfit(plan: Patient, row: Row) -> str | None:
+    try:
+        check_methods(replace(plan, rows=[row]))
+    except Exception as error:
+        return reason(str(error) if isinstance(error, UserError) else traceback.format_exc())
+    return None
+
+
+def first_failure(plan: Patient, row: Row) -> str | None:
+    """Where the row broke off and why; None where it is whole. What comes after a failure fails in its wake."""
+    own = replace(plan, rows=[row])
+    for stage in STAGES:
+        for item in own.items(stage):
+            log = plan.logs / f"{item.key}.txt"
+            if log.is_file():
+                return f"{stage} of {item.name}: {reason(log.read_text())} ({log})"
+    return None
+
+
+def reason(log: str) -> str:
+    """The last line of a traceback that says something."""
+    return next((line for line in reversed(log.splitlines()) if line.strip()), "no reason given")

@@ -1,0 +1,238 @@
+"""task=hypernetwork: LoRA.rar's hypernetwork (arXiv 2412.05148) for a model, and what it does on pairs it has not seen.
+
+    python run.py task=hypernetwork                                   # for model=micro: minutes on a CPU
+    python run.py method=lora_rar method.weights=outputs/adhoc/hypernetwork-s0/hypernetwork.safetensors
+
+LoRAs of `task.subjects` and `task.styles` are trained, then the hypernetwork on their pairs. The held-out pairs are
+those of `dataset`; nothing of theirs, nor of any experiment, may be trained on. On them ZipLoRA's loss, averaged over
+the same draws, is taken with the predicted gates, with gates of one (the naive sum), and with each layer's mean
+predicted gate in all its columns, which tells whether columns matter.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from omegaconf import DictConfig, OmegaConf
+
+from lorabench.base import CONF, UserError
+from lorabench.config.schemas import DatasetSpec, HypernetworkTask, MicroworldSpec, TrainerSpec
+from lorabench.data.catalogue import load_pairs
+from lorabench.data.pairs import Pair, Prompts
+from lorabench.engine.costs import COST_FILE, joined_costs
+from lorabench.engine.devices import device_name
+from lorabench.engine.workers import Progress
+from lorabench.merging import method as methods
+from lorabench.models.files import ModelFiles
+from lorabench.tasks.benchmark import make, plan_of
+from lorabench.tasks.jobs import load_model
+from lorabench.tasks.plan import Item, Plan, Row
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lorabench.lora.adapter import Factors, LoRA
+    from lorabench.merging.methods.ziplora import ZipLoRA
+    from lorabench.models.layer import Site
+
+VERSION = 1  # raise it when results change
+FILE, HELD_OUT = "hypernetwork.safetensors", "held_out.csv"
+NAIVE, PREDICTED, MEAN = "naive sum", "predicted gates", "mean of each layer"
+TRAINS_NOTHING = "calibration"  # the experiment that draws every subject in every style and merges none
+
+
+def run(cfg: DictConfig, folder: Path) -> None:
+    """Write hypernetwork.safetensors, held_out.csv and hypernetwork.md, and print the last."""
+    task: Any = OmegaConf.to_object(cfg.task)
+    row = Row("direct", settings=asdict(methods.load("direct")))
+    plan = plan_of(cfg, [row])
+    dataset: Any = OmegaConf.to_object(cfg.dataset)
+    pairs = training_pairs(task, dataset, Prompts(**cfg.prompts))
+    check_single([*pairs, *plan.pairs])
+    check_disjoint(pairs, plan.pairs)
+    device_name(plan.trainer.accelerator)  # is it there?
+    seen = {concept.name: plan.personalise(row, concept) for pair in pairs for concept in pair.concepts}
+    unseen = {concept.name: plan.personalise(row, concept) for pair in plan.pairs for concept in pair.concepts}
+    trained = training(plan, task, pairs, seen)
+    checked = checking(plan, task, trained, unseen)
+    loras = list({item.key: item for item in [*seen.values(), *unseen.values()]}.values())
+    make(plan, {"personalise": loras, "hypernetwork": [trained], "held_out": [checked]})
+
+    shutil.copyfile(plan.path(trained) / FILE, folder / FILE)
+    found = pd.read_csv(plan.path(checked) / HELD_OUT)
+    found.to_csv(folder / HELD_OUT, index=False)
+    costs = [json.loads((plan.path(item) / COST_FILE).read_text()) for item in (*seen.values(), trained)]
+    text = summary(found, costs[:-1], costs[-1], plan.model_name, len(pairs))
+    (folder / "hypernetwork.md").write_text(text)
+    print(text)
+    print(folder / FILE)
+
+
+def training_pairs(task: HypernetworkTask, dataset: DatasetSpec, prompts: Prompts) -> list[Pair]:
+    """Every training subject in every training style, of the same dataset."""
+    for key, names in (("subjects", task.subjects), ("styles", task.styles)):
+        if not names or len(set(names)) < len(names):
+            raise UserError(f"task.{key}={list(names)} must name at least one, each once; type task.{key}=[a,b]")
+    chosen: dict[str, Any] = {"contents": None, "subjects": task.subjects, "styles": task.styles}
+    if not isinstance(dataset, MicroworldSpec):
+        chosen["pairs"] = "all"
+    return load_pairs(replace(dataset, **chosen), prompts)
+
+
+def check_single(pairs: Sequence[Pair]) -> None:
+    if several := next((pair.name for pair in pairs if not pair.is_single), None):
+        raise UserError(
+            f"{several} is no single pair, which a hypernetwork is trained on; leave dataset.contents and + out"
+        )
+
+
+def check_disjoint(pairs: Sequence[Pair], held_out: Sequence[Pair]) -> None:
+    """UserError where training has a subject or a style of the held-out pairs, or one that an experiment names."""
+    used: dict[str, str] = {}
+    for path in sorted((CONF.parent / "experiments").glob("*.yaml")):
+        if path.stem != TRAINS_NOTHING:
+            lines = [line.partition("#")[0] for line in path.read_text().splitlines()]
+            used |= dict.fromkeys(re.findall(r"\w+", "\n".join(lines)), f"experiments={path.stem} has")
+    used |= {concept.name: "the dataset has" for pair in held_out for concept in pair.concepts}
+    for pair in pairs:
+        for concept, key in ((pair.contents[0], "subjects"), (pair.styles[0], "styles")):
+            if concept.name in used:
+                raise UserError(
+                    f"{used[concept.name]} {concept.name}, which must then be new to the hypernetwork; "
+                    f"leave it out of task.{key}"
+                )
+
+
+def training(plan: Plan, task: HypernetworkTask, pairs: Sequence[Pair], loras: Mapping[str, Item]) -> Item:
+    """The hypernetwork as an artifact of the store."""
+    from lorabench.merging.hypernetwork_training import epoch_of
+
+    parts = {
+        "version": VERSION, "model": plan.base_parts(), "pairs": keys_of(pairs, loras),
+        "prompts": [pair.prompt for pair in pairs], "epochs": task.epochs, "lr": task.lr,
+        "lambda": task.lambda_similarity, "layers": task.layers, "seed": plan.seed,
+    }  # fmt: skip
+    paths = {name: plan.path(item) / "lora.safetensors" for name, item in loras.items()}
+    steps = task.epochs * epoch_of(pairs)
+    scratch = plan.store.scratch("hypernetwork", parts)
+    work = partial(train, plan.model, plan.model_name, plan.trainer, task, pairs, paths, plan.seed, scratch)
+    return Item("hypernetwork", plan.model_name, parts, work, steps, 10.0 * steps * 2)
+
+
+def checking(plan: Plan, task: HypernetworkTask, trained: Item, loras: Mapping[str, Item]) -> Item:
+    """Its losses on the held-out pairs as an artifact of the store."""
+    parts = {
+        "version": VERSION, "hypernetwork": trained.key, "draws": task.draws, "seed": plan.seed,
+        "pairs": keys_of(plan.pairs, loras),
+    }  # fmt: skip
+    paths = {name: plan.path(item) / "lora.safetensors" for name, item in loras.items()}
+    file = plan.path(trained) / FILE
+    work = partial(check, plan.model, plan.trainer, task, plan.pairs, paths, file, plan.seed)
+    count = len(plan.pairs)
+    return Item("held_out", plan.model_name, parts, work, count, 12.0 * count * task.draws)
+
+
+def keys_of(pairs: Sequence[Pair], loras: Mapping[str, Item]) -> list[list[str]]:
+    return [[loras[concept.name].key for concept in pair.concepts] for pair in pairs]
+
+
+def train(
+    model: ModelFiles, name: str, trainer: TrainerSpec, task: HypernetworkTask, pairs: Sequence[Pair],
+    paths: Mapping[str, Path], seed: int, scratch: Path, folder: Path, progress: Progress,
+) -> None:  # fmt: skip
+    """What a worker does: hypernetwork.safetensors, its curves and its cost."""
+    from lorabench.engine.checkpoint import Checkpoint
+    from lorabench.engine.costs import cost
+    from lorabench.engine.curves import Curves
+    from lorabench.lora.adapter import LoRA
+    from lorabench.merging import hypernetwork_training as hypernetwork
+
+    base, curves = load_model(model, trainer.accelerator), Curves()
+    loras = {concept: LoRA.load(path) for concept, path in paths.items()}
+    checkpoint = Checkpoint(scratch, trainer.checkpoint_every, curves)
+    with cost(folder, base.unet):
+        network = hypernetwork.train(
+            base,
+            pairs,
+            loras,
+            task.epochs,
+            task.lr,
+            loss_of(task),
+            seed,
+            trainer,
+            progress,
+            checkpoint,
+            curves,
+        )
+    names = {
+        role: sorted({concept.name for pair in pairs for concept in pair.of(role)}) for role in ("content", "style")
+    }
+    how = {key: getattr(task, key) for key in ("epochs", "lr", "lambda_similarity", "layers")}
+    network.save(folder / FILE, {"model": name, "trained_on": names, "seed": seed, **how})
+    curves.write(folder)
+
+
+def check(
+    model: ModelFiles, trainer: TrainerSpec, task: HypernetworkTask, pairs: Sequence[Pair], paths: Mapping[str, Path],
+    file: Path, seed: int, folder: Path, progress: Progress,
+) -> None:  # fmt: skip
+    """What a worker does: held_out.csv, a row a pair, way of making gates and term of the loss."""
+    from lorabench.lora.adapter import LoRA
+    from lorabench.merging.hypernetwork import load
+    from lorabench.merging.hypernetwork_training import held_out
+
+    base, network = load_model(model, trainer.accelerator), load(file)
+    rows = []
+    for done, pair in enumerate(pairs, 1):
+        loras: list[LoRA] = [LoRA.load(paths[concept.name]) for concept in pair.concepts]
+        found = held_out(base, pair, loras, ways(network), loss_of(task), task.draws, seed)
+        rows += [(pair.name, way, term, loss) for way, terms in found.items() for term, loss in terms.items()]
+        progress(done)
+    pd.DataFrame(rows, columns=["pair", "gates", "term", "loss"]).to_csv(folder / HELD_OUT, index=False)
+
+
+def loss_of(task: HypernetworkTask) -> ZipLoRA:
+    from lorabench.merging.hypernetwork_training import zip_loss
+
+    return zip_loss(task.lambda_similarity, task.layers)
+
+
+def ways(network: Any) -> dict[str, Any]:
+    """The ways of making a layer's gates that are compared."""
+
+    def predicted(updates: Sequence[Factors], site: Site) -> list[Tensor]:
+        network.to(updates[0].down.device)
+        return network(updates, site.roles)
+
+    def mean(updates: Sequence[Factors], site: Site) -> list[Tensor]:
+        return [gate.mean().expand_as(gate) for gate in predicted(updates, site)]
+
+    def ones(updates: Sequence[Factors], site: Site) -> list[Tensor]:
+        return [each.down.new_ones(site.in_features) for each in updates]
+
+    return {NAIVE: ones, PREDICTED: predicted, MEAN: mean}
+
+
+def summary(found: pd.DataFrame, loras: Sequence[dict[str, Any]], own: dict[str, Any], model: str, pairs: int) -> str:
+    """Markdown: the loss on the held-out pairs, and what the hypernetwork cost."""
+    table = found.pivot_table("loss", "gates", "term", sort=False)
+    lines = ["| gates | content | style | both | similarity | loss |", "|---|---:|---:|---:|---:|---:|"]
+    for way in table.index:
+        content, style, similarity = (float(table.loc[way, term]) for term in ("content", "style", "similarity"))  # pyright: ignore[reportArgumentType]
+        numbers = (content, style, content + style, similarity, content + style + similarity)
+        lines.append(f"| {way} | {' | '.join(f'{number:.5f}' for number in numbers)} |")
+    total = joined_costs(loras)
+    notes = [
+        f"ZipLoRA's loss on {found['pair'].nunique()} held-out pairs ({', '.join(found['pair'].unique())}).",
+        f"Trained for {model} on {pairs} pairs: {own['seconds']:.0f} s and {own['unet_passes']:,} rows through "
+        f"the UNet, after {total['seconds']:.0f} s for {len(loras)} LoRAs.",
+    ]
+    return "\n".join(lines) + "\n\n" + "\n\n".join(notes) + "\n"

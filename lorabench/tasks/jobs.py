@@ -1,0 +1,159 @@
+"""What a worker does for one item: read its inputs, call the stage, write the files.
+
+Every function takes the folder to fill and a progress function last, and imports the heavy packages itself.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorabench.config.schemas import GenerateSpec, LoRASpec, TrainerSpec
+from lorabench.data.pairs import Concept, Pair
+from lorabench.engine.devices import device_name
+from lorabench.engine.workers import Progress
+from lorabench.models.files import ModelFiles
+from lorabench.scoring.files import ScorerSet
+
+if TYPE_CHECKING:
+    from lorabench.models.sdxl import SDXL
+    from lorabench.personalization.class_images import ClassImages
+    from lorabench.scoring.references import References
+    from lorabench.scoring.scorer import Scorer
+    from lorabench.scoring.truth import Truth
+
+CURVES_FILE = "curves.json"
+
+
+def personalise(
+    model: ModelFiles, trainer: TrainerSpec, concept: Concept, spec: LoRASpec, seed: int, generation: GenerateSpec,
+    prior: ClassImages | None, scratch: Path, folder: Path, progress: Progress, in_core: bool = False,
+) -> None:  # fmt: skip
+    """lora.safetensors of a concept, and samples/<step>.png where the recipe asks for them.
+
+    scratch: kept when this is killed, so that the next call goes on from there.
+    """
+    from lorabench.engine.costs import cost
+    from lorabench.engine.curves import Curves
+    from lorabench.personalization.dreambooth import personalise
+    from lorabench.personalization.samples import Look
+
+    base, curves = load_model(model, trainer.accelerator), Curves()
+    shown = prior.references(base, trainer, progress) if prior else []
+    look = Look(scratch / "samples", generation)
+    with cost(folder, base.unet) as costs:
+        lora = personalise(
+            base,
+            concept,
+            spec,
+            seed,
+            trainer,
+            lambda steps: progress(len(shown) + steps),
+            curves,
+            shown,
+            look,
+            scratch,
+            in_core,
+        )
+        lora.save(folder / "lora.safetensors")
+        costs["learned_parameters"] = lora.parameters("down") if in_core else lora.parameters()
+    curves.write(folder)
+    if look.folder.is_dir():
+        shutil.copytree(look.folder, folder / "samples")
+
+
+def personalise_aligned(
+    model: ModelFiles, trainer: TrainerSpec, concept: Concept, spec: LoRASpec, seed: int, scratch: Path, folder: Path,
+    progress: Progress,
+) -> None:  # fmt: skip
+    """content.safetensors and style.safetensors of a subject before and after styling; scratch: as above."""
+    from lorabench.engine.costs import cost
+    from lorabench.engine.curves import Curves
+    from lorabench.personalization.aligned import train_aligned
+
+    base, curves = load_model(model, trainer.accelerator), Curves()
+    with cost(folder, base.unet) as costs:
+        loras = train_aligned(base, concept, spec, seed, trainer, progress, curves, scratch)
+        for role, lora in loras.items():
+            lora.save(folder / f"{role}.safetensors")
+        costs["learned_parameters"] = sum(lora.parameters("up") for lora in loras.values())
+    curves.write(folder)
+
+
+@dataclass(frozen=True)
+class Merge:
+    """The merge of one pair; loras: the files of the LoRAs of its concepts."""
+
+    model: ModelFiles
+    trainer: TrainerSpec
+    settings: dict[str, Any]
+    loras: tuple[Path, ...]
+    pair: Pair
+    seed: int
+
+    def __call__(self, folder: Path, progress: Progress) -> None:
+        merge([self], [folder], progress)
+
+
+def merge(merges: Sequence[Merge], folders: Sequence[Path], progress: Progress) -> None:
+    """merged.safetensors and what the method learned, of each pair; several go through one batch."""
+    from lorabench.engine.costs import COST_FILE, measured
+    from lorabench.lora.adapter import LoRA
+    from lorabench.merging.merge import MergeItem, merge_all
+    from lorabench.merging.method import build
+
+    first = merges[0]
+    base, method = load_model(first.model, first.trainer.accelerator), build(first.settings)
+    items = [MergeItem(tuple(LoRA.load(path) for path in each.loras), each.pair) for each in merges]
+    costs: dict[str, Any] = {}
+    with measured(costs, base.unet):
+        results = merge_all(base, method, items, first.seed, first.trainer, progress)
+    for each in ("seconds", "unet_passes"):
+        costs[each] /= len(items)
+    for result, folder in zip(results, folders, strict=True):
+        result.save(folder)
+        (folder / CURVES_FILE).write_text(json.dumps(result.losses))
+        (folder / COST_FILE).write_text(json.dumps(costs | {"learned_parameters": result.learned_params}))
+
+
+@cache
+def load_scorers(scorers: ScorerSet, device: str) -> tuple[list[Scorer], Truth | None]:
+    """The scorers, and the readout of the microworld's truth where it lies beside them; once a process."""
+    from lorabench.scoring.load import load_scorer
+    from lorabench.scoring.truth import load_truth
+
+    quiet()
+    found = [load_scorer(files, device) for files in scorers.scorers]
+    return found, load_truth(found, scorers.truth) if scorers.truth else None
+
+
+@cache
+def load_references(embeddings: Path) -> References:
+    """What is known of references and texts; once a process."""
+    from lorabench.scoring.references import References
+
+    return References(embeddings)
+
+
+@cache
+def load_model(files: ModelFiles, accelerator: str) -> SDXL:
+    """The base model, once a process."""
+    from lorabench.models.sdxl import SDXL
+
+    quiet()
+    return SDXL.load(files, device_name(accelerator))
+
+
+def quiet() -> None:
+    """Lightning and diffusers announce themselves at every fit; the run has one progress bar."""
+    import logging
+    import warnings
+
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric", "diffusers", "transformers"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")

@@ -1,0 +1,139 @@
+"""Which layers carry content and which style: what DuoLoRA (arXiv 2504.13206) read off by hand, for any UNet.
+
+In the naive sum of a content and a style LoRA, one of them is scaled down in one block, or in one transformer block of
+it, and images are drawn from the same noise as without. What the score of that LoRA's role loses, as a share of what it
+loses when the LoRA is switched off in all layers, is how much of the role these layers carry:
+
+    lost_content = (C - C_scaled) / (C - C_off),   C: dino/content,   off: the row `style_only`
+    lost_style   = (S - S_scaled) / (S - S_off),   S: csd/style,      off: the row `content_only`
+
+A module goes to the role that loses the larger share. The result is a prior for `method.prior=<file>`, which frees
+DuoLoRA of the paper's limit that its prior is tied to SDXL's blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import pandas as pd
+from omegaconf import DictConfig, OmegaConf
+
+from lorabench.base import UserError
+from lorabench.config.choices import choose
+from lorabench.data.pairs import ROLES, Role
+from lorabench.merging import method as methods
+from lorabench.models.files import ModelFiles
+from lorabench.report import stats
+from lorabench.tasks.benchmark import make, plan_of
+from lorabench.tasks.plan import Plan, Row
+
+KINDS = ("block", "layer")
+METRIC: dict[Role, str] = {"content": "dino/content", "style": "csd/style"}
+OFF: dict[Role, str] = {"content": "style_only", "style": "content_only"}
+WHOLE = "custom_weights"
+
+
+def run(cfg: DictConfig, folder: Path) -> None:
+    """Write layer_probe.csv, prior_block.yaml, prior_layer.yaml and layer_probe.png, and print what was found."""
+    from lorabench.report.probe import draw_probe
+
+    if not cfg.task.by:
+        raise UserError("task.by is empty; type task.by=[block,layer]")
+    for kind in cfg.task.by:
+        choose("task.by", kind, KINDS)
+    plan = plan_of(cfg, [])
+    modules = {kind: names_of(plan.model, kind) for kind in KINDS if kind in cfg.task.by}
+    settings = asdict(methods.load(WHOLE))
+    rows = [Row(WHOLE, settings=settings, live=True)]
+    rows += [Row(name, settings=asdict(methods.load(name)), live=True) for name in OFF.values()]
+    for names in modules.values():
+        for name in names:
+            for role in ROLES:
+                blocks = {"blocks": {name: {role: cfg.task.scale}}}
+                rows.append(Row(f"{role} {name}", settings=settings | blocks, live=True))
+    plan = plan_of(cfg, rows)
+    if not all(pair.is_single for pair in plan.pairs):
+        raise UserError("a layer probe needs one subject and one style a pair; leave dataset.contents and + out")
+    make(plan, {stage: plan.items(stage) for stage in ("personalise", "generate", "score")})
+
+    scores = {row.name: read_scores(plan, row) for row in plan.rows}
+    found = pd.concat([measure(scores, kind, names) for kind, names in modules.items()], ignore_index=True)
+    found.to_csv(folder / "layer_probe.csv", index=False, float_format="%.6g")
+    for kind, rows_of in found.groupby("kind", sort=False):
+        write_prior(folder / f"prior_{kind}.yaml", rows_of, plan)
+    draw_probe(found, folder / "layer_probe.png")
+    print(table(found))
+    print(folder / "layer_probe.png")
+
+
+def names_of(model: ModelFiles, kind: str) -> list[str]:
+    """Paths of the blocks, or of the transformer blocks, that hold attention, in the order of the forward pass."""
+    from lorabench.models.layers import attention_sites
+    from lorabench.models.shapes import without_weights
+    from lorabench.report.ranks import network_order
+
+    unet = without_weights(model.unet_config())
+    sites = network_order(set(attention_sites(unet)))
+    cut = ".attentions." if kind == "block" else ".attn"
+    return list(dict.fromkeys(site.partition(cut)[0] for site in sites))
+
+
+def measure(scores: Mapping[str, pd.DataFrame], kind: str, names: list[str]) -> pd.DataFrame:
+    """One row a module: the share of each role that it carries, with the interval of a bootstrap over pairs.
+
+    scores: rows of scores by the name of what drew them.
+    """
+    lines = []
+    for name in names:
+        line: dict[str, str | float] = {"kind": kind, "module": name}
+        shares = {role: lost(scores, role, f"{role} {name}") for role in ROLES}
+        for role, share in shares.items():
+            at = stats.interval(share)
+            line |= {role: at.mean, f"{role}_low": at.low, f"{role}_high": at.high}
+        apart = stats.interval(shares["content"] - shares["style"])
+        line |= {"carries": "content" if apart.mean > 0 else "style", "separated": bool(apart.separated)}
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def read_scores(plan: Plan, row: Row) -> pd.DataFrame:
+    scores = [pd.read_parquet(plan.path(plan.score(row, pair)) / "scores.parquet") for pair in plan.pairs]
+    return pd.concat(scores).assign(dataset=plan.dataset.name)
+
+
+def lost(scores: Mapping[str, pd.DataFrame], role: Role, scaled: str) -> pd.Series:
+    """By pair, the loss of the role's score in units of the mean loss without the role's LoRA.
+
+    The unit is the mean over pairs: a pair whose LoRA adds little has no reliable share of its own.
+    """
+    whole, off, low = (
+        stats.pair_means(rows.query(f"metric == {METRIC[role]!r}"))
+        for rows in (scores[WHOLE], scores[OFF[role]], scores[scaled])
+    )
+    unit = float((whole - off).mean())
+    if unit <= 0:
+        raise UserError(
+            f"without the {role} LoRA {METRIC[role]} does not fall (by {unit:.3f}), so nothing can be told of its "
+            "layers; type more lora.steps or other dataset.subjects"
+        )
+    return (whole - low) / unit
+
+
+def write_prior(path: Path, rows: pd.DataFrame, plan: Plan) -> None:
+    """{content: [...], style: [...]}, with where it comes from."""
+    blocks = {role: rows.loc[rows["carries"] == role, "module"].tolist() for role in ROLES}
+    pairs = ", ".join(pair.name for pair in plan.pairs)
+    origin = f"# measured on {plan.model_name} with {pairs}, {plan.generation.images} images each\n"
+    close = rows.loc[~rows["separated"], "module"].tolist()
+    note = f"# the larger share; not separated on these pairs: {', '.join(close)}\n" if close else ""
+    path.write_text(origin + note + OmegaConf.to_yaml(OmegaConf.create(blocks)))
+
+
+def table(found: pd.DataFrame) -> str:
+    lines = ["| module | content lost | style lost | carries |", "|---|---:|---:|---|"]
+    for row in found.to_dict("records"):
+        shares = [f"{row[role]:.2f} [{row[f'{role}_low']:.2f}, {row[f'{role}_high']:.2f}]" for role in ROLES]
+        lines.append(f"| {row['module']} | {' | '.join(shares)} | {row['carries']}{'' if row['separated'] else ' ~'} |")
+    return "\n".join([*lines, "", "~ the two shares are not separated on these pairs.", ""])

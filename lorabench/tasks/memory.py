@@ -1,0 +1,210 @@
+"""The memory that training a LoRA and merging two need on a GPU, counted without weights and without a GPU.
+
+On torch's meta device a step runs on shapes alone. What autograd keeps of it for the backward pass is counted by its
+own hooks, each storage once, with attention as the fused kernels of a GPU compute it. Added to that are weights, LoRAs,
+gradients and the moments of Adam, and, where activations are recomputed, those of the block that keeps most. Text
+encoders and autoencoder wait on the CPU. Short-lived buffers (workspaces, an allocator's gaps) are not counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+import pandas as pd
+from omegaconf import DictConfig, OmegaConf
+
+from lorabench.base import CONF
+from lorabench.config.choices import choose
+from lorabench.config.schemas import LoRASpec
+from lorabench.data.pairs import ROLES
+from lorabench.merging.method import Method, load
+from lorabench.models.layer import Site
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.utils.hooks import RemovableHandle
+
+    from lorabench.data.pairs import Concept, Pair, Role
+    from lorabench.lora.layer import Adapters
+    from lorabench.models.unet_only import UNetOnly
+
+GB = 1e9
+TRAINING = "training a LoRA"
+PARTS = ["weights", "loras", "optimiser", "activations", "block"]
+COLUMNS = ["model", "step", "checkpointing", *PARTS, "total"]
+Step = tuple[Callable[[], Any], Sequence["Tensor"]]  # a forward, and what it has gradients for
+
+
+def run(cfg: DictConfig, folder: Path) -> None:
+    """Write memory.csv and memory.md, and print the latter."""
+    from lorabench.models.shapes import CONFIGS
+
+    for model in cfg.task.models:
+        choose("task.models", model, CONFIGS)
+    counts = pd.concat([count(model, list(cfg.task.methods), cfg.task.rank) for model in cfg.task.models])
+    text = table(counts)
+    counts.to_csv(folder / "memory.csv", index=False, float_format="%.4g")
+    (folder / "memory.md").write_text(text)
+    print(text)
+    print(folder / "memory.md")
+
+
+def count(model: str, methods: Sequence[str], rank: int) -> pd.DataFrame:
+    """GB by part: one row a step, without and with checkpointing; UNet in bf16, LoRAs in fp32, an image of each LoRA.
+
+    methods: that learn; beside them the training of one LoRA.
+    """
+    rows = []
+    for step in (TRAINING, *methods):
+        weights, loras, learned, plain = parts(model, step, rank, checkpointing=False)
+        recomputed = parts(model, step, rank, checkpointing=True)[-1]
+        fixed = [weights, loras, 3 * learned]  # gradients and two moments
+        for checkpointing, activations, block in ((False, plain.bytes, 0), (True, recomputed.bytes, plain.largest)):
+            values = [each / GB for each in (*fixed, activations, block)]
+            rows.append((model, step, checkpointing, *values, sum(values)))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def parts(name: str, step: str, rank: int, checkpointing: bool) -> tuple[int, int, int, Kept]:
+    """Bytes of weights, of LoRAs and of what is learned, and what a forward of a step keeps."""
+    import torch
+
+    from lorabench.lora.adapter import Factors, LoRA
+    from lorabench.lora.layer import attach
+    from lorabench.models.adapted import live_sites
+    from lorabench.models.layers import attention_sites
+    from lorabench.models.shapes import empty_unet
+    from lorabench.models.unet_only import UNetOnly
+
+    unet = empty_unet(name)
+    for parameter in unet.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
+    model = UNetOnly(unet, checkpointing)
+    with torch.device("meta"):
+        factors = {
+            site: Factors(torch.empty(rank, layer.in_features), torch.empty(layer.out_features, rank))
+            for site, layer in attention_sites(unet).items()
+        }
+    weights, loras = size(unet.parameters()), [LoRA(factors)] * (1 if step == TRAINING else 2)
+    sites = live_sites(unet, loras, ROLES[: len(loras)])
+    with attach(unet, loras, dtype=torch.float32) as adapters, fused_attention():
+        stacks = [factor for layer in adapters.layers.values() for factor in (layer.down, layer.up)]
+        if step == TRAINING:
+            forward, learned = training(model, adapters, rank)
+        else:
+            forward, learned = merging(model, adapters, load(step), sites)
+        with Kept(unet) as kept:
+            forward()
+    return weights, size(stacks), size(learned), kept
+
+
+def training(model: UNetOnly, adapters: Adapters, rank: int) -> Step:
+    """DreamBooth-LoRA on one image."""
+    from torch import Generator
+
+    from lorabench.personalization.dreambooth import DreamBoothLoRA
+
+    values: Any = OmegaConf.load(CONF / "lora" / "dreambooth.yaml")
+    del values["defaults"]
+    spec = LoRASpec(**{**values, "rank": rank, "alpha": rank})
+    module = DreamBoothLoRA(model, adapters, plain_pair().contents[0], spec, 0)
+    return lambda: module.loss(module.images.draw(model, 1, Generator())), list(module.factors)
+
+
+def merging(model: UNetOnly, adapters: Adapters, method: Method, sites: Mapping[str, Site]) -> Step:
+    """A method that learns, on one image of each LoRA."""
+    from lorabench.merging.learn import Draws, Merging
+
+    pair = plain_pair()
+    starts = [method.gates(sites, 0) or {}]
+    module = Merging(adapters, sites, method, starts, [pair], [Draws(model, pair, 0)])
+    return lambda: module.loss(0), list(module.learned)
+
+
+class Kept:
+    """What autograd keeps of the forwards inside: bytes of all, and of the checkpointed kind of block that keeps most.
+
+    Each storage counts once, and weights not at all.
+    """
+
+    def __init__(self, unet: nn.Module):
+        self.unet = unet
+        self.storages: dict[int, Any] = {key(parameter): parameter for parameter in unet.parameters()}
+        self.bytes = self.largest = 0
+        self.starts: list[int] = []
+        self.handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> Kept:
+        from diffusers.models.attention import BasicTransformerBlock
+        from diffusers.models.resnet import ResnetBlock2D
+        from torch.autograd.graph import saved_tensors_hooks
+
+        for block in self.unet.modules():
+            if isinstance(block, BasicTransformerBlock | ResnetBlock2D):
+                self.handles.append(block.register_forward_pre_hook(lambda *_: self.starts.append(self.bytes)))
+                self.handles.append(block.register_forward_hook(lambda *_: self.end()))
+        self.hooks = saved_tensors_hooks(self.pack, lambda tensor: tensor)
+        self.hooks.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.hooks.__exit__(None, None, None)
+        for handle in self.handles:
+            handle.remove()
+
+    def pack(self, tensor: Tensor) -> Tensor:
+        if key(tensor) not in self.storages:
+            self.storages[key(tensor)] = tensor  # alive, so that its address is not given to another
+            self.bytes += tensor.untyped_storage().nbytes()
+        return tensor
+
+    def end(self) -> None:
+        self.largest = max(self.largest, self.bytes - self.starts.pop())
+
+
+def key(tensor: Tensor) -> int:
+    """The storage of a tensor; on the meta device, where data has no address, too."""
+    return tensor.untyped_storage()._cdata
+
+
+def size(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def plain_pair() -> Pair:
+    """A subject and a style of one grey image each; what they show does not matter."""
+    from PIL import Image
+
+    from lorabench.data.pairs import Concept, Pair, Reference, Scene
+
+    def concept(role: Role) -> Concept:
+        image = Reference("", role, role, lambda: Image.new("RGB", (64, 64), "gray"))
+        return Concept(role, role, "", (image,), ())
+
+    return Pair((concept("content"),), (concept("style"),), Scene("both", "both"))
+
+
+@contextmanager
+def fused_attention() -> Iterator[None]:
+    """Attention that keeps q, k, v and its output, never the products: what a GPU does and the meta device does not."""
+    import torch
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, **_: Any) -> Tensor:
+        return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)[0]
+
+    with patch.object(torch.nn.functional, "scaled_dot_product_attention", attention):
+        yield
+
+
+def table(counts: pd.DataFrame) -> str:
+    """Markdown, a row a model, step and setting, in GB."""
+    head = [*COLUMNS[:3], "UNet", "LoRAs", "gradients, Adam", "activations", "a block again", "sum, GB"]
+    lines = [head, ["---"] * 3 + ["---:"] * 6]
+    for row in counts.to_dict("records"):
+        numbers = [f"{row[column]:.2f}" for column in (*PARTS, "total")]
+        lines.append([row["model"], row["step"], "yes" if row["checkpointing"] else "no", *numbers])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -1,0 +1,173 @@
+"""Merging the user's own LoRAs by any method: `lorabench.merge`, and what task=merge and task=generate do.
+
+    from lorabench import OwnLoRA, merge
+
+    merge("dog.safetensors", "crayon.safetensors").save("merged.safetensors")  # the naive sum, without any model
+
+    dog, crayon = OwnLoRA("dog.safetensors", "a sks dog"), OwnLoRA("crayon.safetensors", "a cat in szn style")
+    merged = merge(dog, crayon, method="duolora", prompt="a sks dog in szn style", device="gpu")
+    merged.save("merged.safetensors", format="kohya")
+
+A method that learns needs the model, the prompts, and images of both: the given ones, or those that each LoRA draws of
+its own prompt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorabench.base import UserError, seed_of
+from lorabench.config.choices import choose
+from lorabench.config.schemas import GenerateSpec, ModelSpec, TrainerSpec
+from lorabench.data.pairs import Reference
+from lorabench.merging.method import Method, load
+from lorabench.models.files import model_files, preset, unet_config
+from lorabench.tasks.user_loras import OwnLoRA, OwnPair
+
+if TYPE_CHECKING:
+    from lorabench.lora.adapter import LoRA
+    from lorabench.merging.merge import MergeResult
+    from lorabench.models.sdxl import SDXL
+
+TEACHERS = GenerateSpec(images=4, steps=30, guidance=5.0, batch=1)
+STEP, IMAGE = 10.0, 2.0  # rows of the UNet that a row of a merging step, or a step of an image, costs; as Item.cost
+
+Own = OwnLoRA | Path | str
+Teacher = Callable[["SDXL", OwnLoRA, "LoRA", Callable[[int], None]], Sequence[Reference]]
+
+
+def merge(
+    content: Own | Sequence[Own],
+    style: Own | Sequence[Own],
+    /,
+    method: str | Method = "direct",
+    *,
+    prompt: str | None = None,
+    model: str | Path = "sdxl",
+    device: str = "auto",
+    seed: int = 0,
+    teachers: GenerateSpec = TEACHERS,
+    **settings: Any,
+) -> LoRA:
+    """The merge of a content LoRA and a style LoRA (or several of each) as one LoRA, to be saved.
+
+    method, settings: as on the command line, merge(..., method="duolora", ablation="no_cycle", lambda_prior=0.2).
+    prompt: with the identifiers of both; only a method that learns needs one.
+    model: a preset ("sdxl", "koala_1b", "koala_700m", "micro"), a diffusers folder, a single file or a hub id.
+    device: "cpu", "gpu" or "auto".  teachers: how images are drawn with the LoRAs that come without.
+    Raises UserError for what does not fit, before any long work starts.
+    """
+    choose("device", device, ("cpu", "gpu", "auto"))
+    chosen = load(method, **settings) if isinstance(method, str) else method
+    check_exports(chosen)
+    pair = OwnPair(listed(content), listed(style), prompt)
+    trainer = TrainerSpec(accelerator=device, precision="32-true", workers=0, threads=1)
+    return merged(pair, chosen, preset(model), seed, trainer, partial(drawn, teachers, seed, trainer)).lora
+
+
+def merged(
+    own: OwnPair,
+    method: Method,
+    spec: ModelSpec,
+    seed: int,
+    trainer: TrainerSpec,
+    teacher: Teacher,
+    progress: Callable[[float], None] | None = None,
+    image_cost: float = 0.0,
+) -> MergeResult:
+    """The merge of a pair; the model's weights are read only for a method that needs them.
+
+    teacher: draws the images of a LoRA that has none.
+    progress: called with the work done so far, of `work`, in which an image costs `image_cost`.
+    """
+    own.check(method)
+    loras = tuple(each.read() for each in own.files)
+    given_images = [each.references() for each in own.files]
+    from lorabench.merging.merge import MergeItem, given, merge_all
+    from lorabench.models.adapted import live_sites
+    from lorabench.models.shapes import without_weights
+
+    unet = without_weights(unet_config(spec))
+    for each, lora, role in zip(own.files, loras, own.roles, strict=True):
+        try:
+            live_sites(unet, [lora], [role])
+        except UserError as error:
+            raise UserError(f"{each.path} does not fit {spec.path}: {error}, or choose another model=") from None
+    if not method.needs_model:
+        return given(unet, method, MergeItem(tuple(method.rebase(loras)), own.pair()), seed, ranked=False)
+    from lorabench.tasks.jobs import load_model
+
+    base = load_model(model_files(spec), trainer.accelerator)
+    images, done = [], 0.0
+
+    def tell(count: int, cost: float) -> None:
+        if progress:
+            progress(done + count * cost)
+
+    for each, lora, known in zip(own.files, loras, given_images, strict=True):
+        if not method.needs_images:
+            images.append((each.blank(),))
+            continue
+        images.append(tuple(known or teacher(base, each, lora, partial(tell, cost=image_cost))))
+        done += 0 if known else len(images[-1]) * image_cost
+    item = MergeItem(loras, own.pair(images))
+    [result] = merge_all(base, method, [item], seed, trainer, partial(tell, cost=step_cost(own, method)))
+    return result
+
+
+def work(own: OwnPair, method: Method, teachers: GenerateSpec) -> float:
+    """What a merge costs, in rows of the UNet while sampling."""
+    if not method.needs_model:
+        return 0.0
+    lacking = sum(not each.images for each in own.files) if method.needs_images else 0
+    return lacking * teachers.images * image_cost(teachers) + (method.fit.steps if method.fit else 0) * step_cost(
+        own, method
+    )
+
+
+def image_cost(spec: GenerateSpec) -> float:
+    return IMAGE * spec.steps
+
+
+def step_cost(own: OwnPair, method: Method) -> float:
+    return STEP * len(own.files) * (method.fit.batch if method.fit else 1)
+
+
+def drawn(
+    spec: GenerateSpec,
+    seed: int,
+    trainer: TrainerSpec,
+    model: SDXL,
+    own: OwnLoRA,
+    lora: LoRA,
+    progress: Callable[[int], None],
+) -> list[Reference]:
+    """Images of its own prompt by a LoRA alone, as references; seeded by the prompt, the index and `seed`."""
+    from PIL import Image
+
+    from lorabench.sampling.generate import generate
+
+    assert own.prompt
+    seeds = [seed_of("teacher", own.prompt, index, seed) for index in range(spec.images)]
+    images = generate(model, [lora], [own.prompt] * spec.images, seeds, spec, trainer, progress=progress)
+    return [
+        Reference("", own.prompt, hashlib.sha256(image.tobytes()).hexdigest(), partial(Image.fromarray, image))
+        for image in images
+    ]
+
+
+def check_exports(method: Method) -> None:
+    """UserError where no single LoRA does what the method does."""
+    if not method.exports:
+        raise UserError(
+            f"{method.name} is no single LoRA: its strengths change while it samples; draw with task=generate"
+        )
+
+
+def listed(owns: Own | Sequence[Own]) -> tuple[OwnLoRA, ...]:
+    several = owns if isinstance(owns, Sequence) and not isinstance(owns, str) else [owns]
+    return tuple(each if isinstance(each, OwnLoRA) else OwnLoRA(each) for each in several)

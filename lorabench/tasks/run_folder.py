@@ -1,0 +1,285 @@
+"""The run folder: everything of a run copied together from the store, so that it can be read, moved and shown alone.
+
+A run has one method between the frame rows, or several rows of methods (task=compare), whose merges, losses and costs
+are then kept apart by row. The manifest is written last; its key and its list of files are what makes a run done.
+"""
+
+import json
+import platform
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from importlib import metadata
+from math import ceil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from lorabench import __version__
+from lorabench.config.schemas import LoggerSpec
+from lorabench.data.catalogue import world_version
+from lorabench.engine.artifact import key_of, write_whole
+from lorabench.engine.costs import COST_FILE, joined_costs
+from lorabench.engine.failures import FORBIDDEN
+from lorabench.engine.store import files_of
+from lorabench.merging.method import PER_PAIR
+from lorabench.tasks.jobs import CURVES_FILE
+from lorabench.tasks.plan import FLOORS, ORACLE, STAGES, Item, Plan, Row
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+PACKAGES = (
+    "torch", "diffusers", "transformers", "peft", "pytorch-lightning", "hydra-core", "open_clip_torch",
+    "timm", "numpy", "pillow",
+)  # fmt: skip
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What becomes of a plan: config is the resolved yaml."""
+
+    path: Path
+    plan: Plan
+    config: str
+
+    @property
+    def chosen(self) -> list[Row]:
+        """The rows that are no frame: one of a benchmark, which may be a frame row itself, or several."""
+        frames = (*FLOORS, ORACLE)
+        return [row for row in self.plan.rows if row.name not in frames] or self.plan.rows[-1:]
+
+    @property
+    def frames(self) -> list[Row]:
+        return [row for row in self.plan.rows if row not in self.chosen]
+
+    def folder_of(self, row: Row) -> str:
+        """Where the row's images lie, and its merges if there are several rows: by method, and ablation if need be."""
+        alone = len(self.chosen) == 1 or row.ablation == "none"
+        return row.name if alone else f"{row.name}-{row.ablation}"
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """While no other process, which may run the same command, fills or seals the folder.
+
+        The lock is of the store, whose file system has some; one that may only be read has none.
+        """
+        with ExitStack() as held:
+            try:
+                held.enter_context(self.plan.store.lock(key_of("folder", {"path": str(self.path.resolve())})))
+            except OSError as error:
+                if error.errno not in FORBIDDEN:
+                    raise
+            yield
+
+    def is_done(self, logger: LoggerSpec) -> bool:
+        """Whether the folder holds this very run, whole and shown by this logger."""
+        try:
+            manifest = json.loads((self.path / MANIFEST).read_text())
+            same = manifest["key"] == self.plan.key() and manifest["logger"] == [logger.kind, logger.mode]
+            same = same and manifest["protocol"] == self.protocol
+            same = same and manifest.get("reference", "direct") == self.reference
+            files: dict[str, int] = manifest["files"]
+            return same and all((self.path / file).stat().st_size == size for file, size in files.items())
+        except (OSError, ValueError, KeyError):
+            return False
+
+    def assemble(self, seconds: float) -> None:
+        """Write everything; `seconds` is what the missing items took just now. Not done before it is sealed."""
+        from lorabench.report import write_report
+
+        (self.path / MANIFEST).unlink(missing_ok=True)
+        for part in ("images", "references", "merged", "figures"):
+            shutil.rmtree(self.path / part, ignore_errors=True)
+        (self.path / "config.yaml").write_text(self.config)
+        for row, pair in self.plan.cells():
+            images = self.path / "images" / self.folder_of(row) / pair.name
+            copy(self.plan.path(self.plan.generate(row, pair)), images, "*.png")
+            if row.is_method and row.method().exports:
+                merged = self.path / "merged" / (self.folder_of(row) if len(self.chosen) > 1 else "")
+                merged.mkdir(parents=True, exist_ok=True)
+                made = self.plan.path(self.plan.merge(row, pair)) / "merged.safetensors"
+                shutil.copyfile(made, merged / f"{pair.name}.safetensors")
+        self.write_references()
+        self.write_ranks()
+        self.write_scores()
+        self.write_manifest(self.manifest(seconds))
+        write_report(self.path)
+
+    def seal(self, logger: LoggerSpec) -> None:
+        """Declare the run done: its key, its files, and the logger that has shown it."""
+        manifest = json.loads((self.path / MANIFEST).read_text())
+        files = {file: (self.path / file).stat().st_size for file in self.own_files()}
+        how = {"key": self.plan.key(), "logger": [logger.kind, logger.mode], "protocol": self.protocol}
+        how["reference"] = self.reference
+        self.write_manifest(manifest | how | {"files": files})
+
+    def write_manifest(self, manifest: dict[str, Any]) -> None:
+        write_whole(self.path / MANIFEST, lambda draft: draft.write_text(json.dumps(manifest, indent=1)))
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """What the table shows of the scores; another one is another report of the same run."""
+        return yaml.safe_load(self.config).get("protocol") or {}
+
+    @property
+    def reference(self) -> str:
+        """The row that the table's differences are to."""
+        return yaml.safe_load(self.config).get("reference", "direct")
+
+    def own_files(self) -> list[str]:
+        """What the run wrote, without the manifest and the logger's files."""
+        logs = ("wandb/", "curves.csv", MANIFEST)
+        return [file for file in files_of(self.path) if not file.startswith(logs)]
+
+    def write_references(self) -> None:
+        """The references that were scored against, in the size of the generated images."""
+        from PIL import Image
+
+        row, pair = next(self.plan.cells())
+        with Image.open(self.path / "images" / self.folder_of(row) / pair.name / "00.png") as image:
+            size = image.width
+        shown = {(role, name): pair.of(role) for pair in self.plan.pairs for role, name in pair.names.items()}
+        for (role, name), concepts in shown.items():
+            folder = self.path / "references" / role / name
+            folder.mkdir(parents=True)
+            for index, images in enumerate(zip(*(concept.references for concept in concepts), strict=False)):
+                side_by_side([image.image(size) for image in images]).save(folder / f"{index}.png")
+
+    def write_ranks(self) -> None:
+        """The figure of effective ranks along the network, of the merges of a run's only method."""
+        from lorabench.report.ranks import write_ranks
+
+        [chosen, *others] = self.chosen
+        if chosen.is_method and not others:
+            merges = {pair.name: self.plan.path(self.plan.merge(chosen, pair)) for pair in self.plan.pairs}
+            ranks = {name: json.loads((path / "merge.json").read_text())["ranks"] for name, path in merges.items()}
+            roles = {pair.name: self.plan.adapted(chosen, pair).roles for pair in self.plan.pairs}
+            write_ranks(self.path, ranks, roles)
+
+    def write_scores(self) -> None:
+        """scores.parquet: the stored rows of every row and pair, with what they belong to."""
+        import pandas as pd
+
+        parts = []
+        for row, pair in self.plan.cells():
+            scores = pd.read_parquet(self.plan.path(self.plan.score(row, pair)) / "scores.parquet")
+            whose = {
+                "dataset": self.plan.dataset.name,
+                "world": world_version(self.plan.dataset),
+                "method": row.name,
+                "ablation": row.ablation,
+                "model": self.plan.model_name,
+            }
+            parts.append(scores.assign(**whose)[[*whose, *scores.columns]])
+        pd.concat(parts, ignore_index=True).to_parquet(self.path / "scores.parquet", index=False)
+
+    def manifest(self, seconds: float) -> dict[str, Any]:
+        """Timings are seconds of computing, summed over the items, whichever run made them.
+
+        A run of several methods has `rows` with what else is said of the one, and apart the keys of the frame rows.
+        """
+        stages = {stage: self.plan.items(stage) for stage in STAGES}
+        rows = [self.of_row(row) for row in self.chosen]
+        return {
+            **(rows[0] if len(rows) == 1 else {"rows": rows, "keys": self.keys(self.frames)}),
+            "dataset": self.plan.dataset.name,
+            "world": world_version(self.plan.dataset),
+            "model": self.plan.model_name,
+            "seed": self.plan.seed,
+            "timings": {stage: sum(self.cost(item).get("seconds", 0.0) for item in stages[stage]) for stage in STAGES},
+            "wall_seconds": seconds,
+            "versions": versions(),
+        }
+
+    def of_row(self, row: Row) -> dict[str, Any]:
+        """What the manifest says of one method; where it is the only one, with the keys of the frame rows."""
+        several = len(self.chosen) > 1
+        plan = replace(self.plan, rows=[row]) if several else self.plan
+        return {
+            **({"settings": row.settings} if several else {}),
+            "method": row.name,
+            "ablation": row.ablation,
+            "costs": self.costs(row),
+            "losses": {item.name: self.curves(item) for item in plan.items("merge") if self.curves(item)},
+            "keys": self.keys(plan.rows),
+        }
+
+    def keys(self, rows: Sequence[Row]) -> dict[str, dict[str, str]]:
+        """Stage -> item -> key of these rows: what the store must keep for them."""
+        plan = replace(self.plan, rows=list(rows))
+        return {stage: {item.name: item.key for item in plan.items(stage)} for stage in STAGES}
+
+    def costs(self, row: Row) -> dict[str, float]:
+        """What a LoRA, a merge and an image of the row take, means over LoRAs and pairs; a peak is the greatest.
+
+        Of the LoRAs those that the row's merges share with other rows too: they are no cost of the merge. A training
+        for one pair is.
+        """
+        trained = [{lora.item.key: self.cost(lora.item) for lora in self.plan.loras(row, p)} for p in self.plan.pairs]
+        loras = {key: cost for of_pair in trained for key, cost in of_pair.items()}
+        drawn = [self.cost(self.plan.generate(row, pair)) for pair in self.plan.pairs]
+        images = sum(len(self.plan.seeds(pair)) for pair in self.plan.pairs)
+        costs = {
+            **mean_cost("lora_seconds", "seconds", list(loras.values())),
+            **mean_cost("seconds_per_image", "seconds", drawn, images),
+            **mean_cost("unet_passes_per_image", "unet_passes", drawn, images),
+        }
+        if row.is_method:
+            merged = [self.cost(self.plan.merge(row, pair)) for pair in self.plan.pairs]
+            if row.method().training in PER_PAIR:
+                parts = zip(merged, trained, strict=True)
+                merged = [joined_costs([merge, *of_pair.values()]) for merge, of_pair in parts]
+                costs.pop("lora_seconds", None)
+            costs["learned_parameters"] = merged[0]["learned_parameters"]
+            costs |= mean_cost("merge_seconds", "seconds", merged)
+            costs |= mean_cost("merge_unet_passes", "unet_passes", merged)
+            for peak in ("peak_bytes", "peak_gpu_bytes"):
+                if all(peak in each for each in merged):
+                    costs[f"merge_{peak}"] = max(each[peak] for each in merged)
+        return costs
+
+    def cost(self, item: Item) -> dict[str, Any]:
+        file = self.plan.path(item) / COST_FILE
+        return json.loads(file.read_text()) if file.is_file() else {}
+
+    def curves(self, item: Item) -> dict[str, list[float]]:
+        """term -> a value a step; empty for an item without a fit."""
+        file = self.plan.path(item) / CURVES_FILE
+        return json.loads(file.read_text()) if file.is_file() else {}
+
+    def table(self) -> str:
+        return (self.path / "table.md").read_text()
+
+
+def mean_cost(name: str, what: str, costs: Sequence[dict[str, Any]], count: int | None = None) -> dict[str, float]:
+    """The sum of one cost by `count`, the items unless given; nothing where an item was not measured."""
+    known = costs and all(what in cost for cost in costs)
+    return {name: sum(cost[what] for cost in costs) / (count or len(costs))} if known else {}
+
+
+def versions() -> dict[str, str]:
+    ours = {"lorabench": __version__, "python": platform.python_version()}
+    return ours | {package: metadata.version(package) for package in PACKAGES}
+
+
+def side_by_side(images: "Sequence[Image]") -> "Image":
+    """One picture of the same size: the image itself, or several in a square grid."""
+    from PIL import Image
+
+    edge, width = ceil(len(images) ** 0.5), images[0].width
+    if edge == 1:
+        return images[0]
+    sheet, cell = Image.new("RGB", images[0].size, "white"), width // edge
+    for index, image in enumerate(images):
+        sheet.paste(image.resize((cell, cell), Image.Resampling.LANCZOS), (index % edge * cell, index // edge * cell))
+    return sheet
+
+
+def copy(source: Path, target: Path, pattern: str) -> None:
+    target.mkdir(parents=True)
+    for file in sorted(source.glob(pattern)):
+        shutil.copyfile(file, target / file.name)

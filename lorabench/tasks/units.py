@@ -1,0 +1,221 @@
+"""Images and scores are made unit by unit: a unit is a batch of images of one item, whoever computes it.
+
+The result of a unit is written into the item's folder at once, so that the ranks of a run can share an item; `join`
+puts the parts together and sees that each is there once. A single process goes the same way, with all units.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorabench.config.schemas import GenerateSpec, TrainerSpec
+from lorabench.data.pairs import Pair, Role
+from lorabench.engine.costs import COST_FILE, joined_costs, measured
+from lorabench.engine.devices import device_name
+from lorabench.engine.workers import Progress
+from lorabench.models.files import ModelFiles
+from lorabench.scoring.files import ScorerSet
+from lorabench.tasks.jobs import load_model, load_references, load_scorers
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from lorabench.scoring.score import Item, Row
+
+PARTS = "parts"  # of a draft: what its units write beside the result
+
+
+class Spread(ABC):
+    """The work of an item that several processes can share."""
+
+    @property
+    @abstractmethod
+    def units(self) -> int:
+        """How many there are, numbered from 0."""
+
+    @abstractmethod
+    def compute(self, numbers: Sequence[int], folder: Path, progress: Progress) -> None:
+        """Write the results of these units, and what they cost, telling the images done so far."""
+
+    def join(self, folder: Path) -> None:
+        """Make the item of what its units wrote; RuntimeError unless each was computed once."""
+        parts = folder / PARTS
+        costs = [json.loads(file.read_text()) for file in sorted(parts.glob("*.json"))]
+        computed = sorted(number for cost in costs for number in cost.pop("units"))
+        if computed != list(range(self.units)):
+            raise RuntimeError(f"of {self.units} units of an item these were computed: {computed}")
+        self.finish(folder)
+        (folder / COST_FILE).write_text(json.dumps(joined_costs(costs)))
+        shutil.rmtree(parts)
+
+    @abstractmethod
+    def finish(self, folder: Path) -> None:
+        """What is to be done with the parts of all units; RuntimeError where one is not there."""
+
+    def __call__(self, folder: Path, progress: Progress) -> None:
+        self.compute(range(self.units), folder, progress)
+        self.join(folder)
+
+
+@contextmanager
+def counted(numbers: Sequence[int], folder: Path, unet: nn.Module | None = None) -> Iterator[Path]:
+    """Note what these units cost; yields the folder for their parts."""
+    parts, costs = folder / PARTS, {}
+    parts.mkdir(exist_ok=True)
+    with measured(costs, unet):
+        yield parts
+    (parts / f"{numbers[0]:06d}.json").write_text(json.dumps({"units": list(numbers), **costs}))
+
+
+def batches_of(count: int, size: int) -> int:
+    return -(-count // size)
+
+
+@dataclass(frozen=True)
+class Generate(Spread):
+    """<index>.png, one a seed: with the merged LoRA where the method makes one, else with all LoRAs at their gains.
+
+    loras: files; merged: the folder of the merge, what is drawn with.  seed: of the run.
+    """
+
+    model: ModelFiles
+    trainer: TrainerSpec
+    settings: dict[str, Any]
+    loras: tuple[Path, ...]
+    merged: Path | None
+    pair: Pair
+    seeds: tuple[int, ...]
+    spec: GenerateSpec
+    strength: dict[Role, float] | None
+    seed: int
+
+    @property
+    def units(self) -> int:
+        return batches_of(len(self.seeds), self.spec.batch)
+
+    def compute(self, numbers: Sequence[int], folder: Path, progress: Progress) -> None:
+        from PIL import Image
+
+        from lorabench.lora.adapter import LoRA
+        from lorabench.merging.merge import MergeResult, at_strength
+        from lorabench.merging.method import build
+        from lorabench.sampling.generate import Share, draw
+
+        base, method = load_model(self.model, self.trainer.accelerator), build(self.settings)
+        result = MergeResult.load(self.merged) if self.merged else None
+        scenes = self.pair.shots(self.spec.images)
+
+        def read() -> list[LoRA]:
+            return [LoRA.load(path) for path in self.loras]
+
+        def write(start: int, images: Tensor) -> None:
+            for index, image in enumerate(images.numpy(), start):
+                Image.fromarray(image).save(folder / file_name(index))
+
+        with counted(numbers, folder, base.unet):
+            strength: Mapping[Role, float] | None = self.strength
+            if strength is not None and result is not None:
+                result, strength = at_strength(base, method, result, read, self.pair, strength, self.seed, self.trainer)
+            draw(
+                base, method, read, self.pair.roles, result, scenes, self.seeds, self.spec, self.trainer, progress,
+                strength, Share(numbers, write),
+            )  # fmt: skip
+
+    def finish(self, folder: Path) -> None:
+        check_images(folder, len(self.seeds))
+
+
+@dataclass(frozen=True)
+class Oracle(Spread):
+    """<index>.png: the subject drawn in the style by the world itself."""
+
+    pair: Pair
+    count: int
+
+    @property
+    def units(self) -> int:
+        return 1
+
+    def compute(self, numbers: Sequence[int], folder: Path, progress: Progress) -> None:
+        from lorabench.data.microworld_pairs import oracle
+
+        with counted(numbers, folder):
+            for index in range(self.count):
+                oracle(self.pair, index).save(folder / file_name(index))
+                progress(index + 1)
+
+    def finish(self, folder: Path) -> None:
+        check_images(folder, self.count)
+
+
+@dataclass(frozen=True)
+class Score(Spread):
+    """scores.parquet: one row an image x metric x reference, without what the images are called in a run.
+
+    embeddings: the folder of what is known of references and texts.  images: the folder of the images.
+    batch: images that go through the scorers together.
+    """
+
+    scorers: ScorerSet
+    trainer: TrainerSpec
+    embeddings: Path
+    pair: Pair
+    images: Path
+    seeds: tuple[int, ...]
+    batch: int
+
+    @property
+    def units(self) -> int:
+        return batches_of(len(self.seeds), self.batch)
+
+    def items(self) -> list[Item]:
+        from lorabench.scoring.score import items_of
+
+        paths = [self.images / file_name(index) for index in range(len(self.seeds))]
+        return items_of(paths, self.pair, self.pair.shots(len(paths) // len(self.pair.drawn)), self.seeds, {})
+
+    def compute(self, numbers: Sequence[int], folder: Path, progress: Progress) -> None:
+        import pandas as pd
+        import torch
+
+        from lorabench.scoring.score import score_batches
+
+        device = torch.device(device_name(self.trainer.accelerator))
+        found, truth = load_scorers(self.scorers, device.type)
+        done = 0
+        with counted(numbers, folder) as parts:
+
+            def write(number: int, rows: list[Row]) -> None:
+                nonlocal done
+                pd.DataFrame(rows).to_parquet(parts / f"{number:06d}.parquet", index=False)
+                done += len({row["image"] for row in rows})
+                progress(done)
+
+            known = load_references(self.embeddings)
+            score_batches(self.items(), found, numbers, write, truth, self.batch, known, device)
+
+    def finish(self, folder: Path) -> None:
+        import pandas as pd
+
+        from lorabench.scoring.score import joined
+
+        parts = [pd.read_parquet(folder / PARTS / f"{number:06d}.parquet") for number in range(self.units)]
+        rows: Any = [part.to_dict("records") for part in parts]
+        pd.DataFrame(joined(rows, self.items())).to_parquet(folder / "scores.parquet", index=False)
+
+
+def file_name(index: int) -> str:
+    return f"{index:02d}.png"
+
+
+def check_images(folder: Path, count: int) -> None:
+    missing = [index for index in range(count) if not (folder / file_name(index)).is_file()]
+    if missing:
+        raise RuntimeError(f"images {missing} were not written")
