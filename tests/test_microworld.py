@@ -5,6 +5,9 @@ import pytest
 
 from lorabench.base import UserError
 from lorabench.data import microworld as mw
+from lorabench.data.microworld.registry import MARGIN
+from lorabench.micro import bank
+from lorabench.micro.development import BANK_MARGIN
 
 POSE = mw.Pose()
 
@@ -52,13 +55,55 @@ def test_identity_survives_the_scene():
     assert np.abs(in_snow[:4].astype(float) - at_night[:4]).mean() > 30
 
 
-def test_training_draws_keep_away_from_what_is_held_out():
+def test_sampled_things_keep_margin_to_heldout_names():
     rng = np.random.default_rng(1)
     for _ in range(200):
         drawn, style = mw.sample_subject(rng), mw.sample_style(rng)
         assert style.family not in mw.UNSEEN_FAMILIES
-        assert all(mw.content_distance(drawn, mw.subject(n)) > 0.05 for n in mw.HELDOUT_SUBJECTS)
-        assert all(mw.style_distance(style, mw.style(n)) > 0.05 for n in mw.HELDOUT_STYLES)
+        assert all(mw.content_distance(drawn, mw.subject(n)) > MARGIN for n in mw.HELDOUT_SUBJECTS)
+        assert all(mw.style_distance(style, mw.style(n)) > MARGIN for n in mw.HELDOUT_STYLES)
+
+
+def test_development_names_leave_heldout_names_as_they_were():
+    """Factors as rendered before development names existed: every shipped score depends on them."""
+    assert mw.subject("mug_1").shape[0] == pytest.approx(0.30920154392772237)
+    assert mw.style("ink_1").hue == pytest.approx(0.045323506384000734)
+    names = [*mw.HELDOUT_SUBJECTS, *mw.HELDOUT_STYLES, *mw.DEVELOPMENT_SUBJECTS, *mw.DEVELOPMENT_STYLES]
+    assert len(set(names)) == len(names)
+    assert {n.rsplit("_", 1)[0] for n in mw.DEVELOPMENT_SUBJECTS} == set(mw.CLASSES)
+    assert {n.rsplit("_", 1)[0] for n in mw.DEVELOPMENT_STYLES} == set(mw.FAMILIES)
+
+
+def test_development_names_keep_margin_to_all_other_names():
+    for things, distance in (
+        ([mw.subject(n) for n in mw.HELDOUT_SUBJECTS + mw.DEVELOPMENT_SUBJECTS], mw.content_distance),
+        ([mw.style(n) for n in mw.HELDOUT_STYLES + mw.DEVELOPMENT_STYLES], mw.style_distance),
+    ):
+        for i, thing in enumerate(things):
+            if i >= len(things) - 24:
+                assert min(distance(thing, other) for other in things[:i]) > MARGIN
+
+
+@pytest.mark.parametrize("first", [0, bank.DEVELOPMENT_FROM])
+def test_bank_keeps_margin_to_development_names(first):
+    """A sample of the bank; `lorabench.micro.development` compares with all of it."""
+    earlier = first < bank.DEVELOPMENT_FROM
+    subject_margin = BANK_MARGIN["subject"] if earlier else MARGIN
+    style_margin = BANK_MARGIN["style"] if earlier else MARGIN
+    for i in range(first, first + 400):
+        subject, style, _, _ = bank.factors_of(i)
+        rivals = [n for n in mw.DEVELOPMENT_SUBJECTS if n.startswith(subject.cls)]
+        assert all(mw.content_distance(subject, mw.subject(n)) > subject_margin for n in rivals)
+        if style:
+            rivals = [n for n in mw.DEVELOPMENT_STYLES if n.startswith(style.family)]
+            assert all(mw.style_distance(style, mw.style(n)) > style_margin for n in rivals)
+
+
+def test_pictures_of_earlier_bank_are_unchanged():
+    """Factors of picture 135,999 as they were trained on."""
+    subject, style, _, _ = bank.factors_of(135_999)
+    assert (subject.cls, subject.mark, style) == ("house", "banded", None)
+    assert subject.shape[0] == pytest.approx(0.6533934723092881)
 
 
 def test_held_out_things_cover_known_settings_and_unknown_families():
@@ -101,8 +146,6 @@ def test_unknown_names_are_refused_with_near_ones():
 
 
 def test_bank_pictures_depend_on_their_number_alone():
-    from lorabench.micro.bank import picture
-
-    (one, text), (again, _), (other, _) = picture(7), picture(7), picture(8)
+    (one, text), (again, _), (other, _) = bank.picture(7), bank.picture(7), bank.picture(8)
     assert np.array_equal(one, again) and text
     assert not np.array_equal(one, other)

@@ -15,13 +15,24 @@ from lorabench.data import microworld as mw
 
 SHARD = 4000
 PHOTO_SHARE = 0.4
+DEVELOPMENT_FROM = 136_000  # earlier pictures were trained on before the development names were chosen
+
+
+def factors_of(i: int) -> tuple[mw.Subject, mw.Style | None, mw.Pose, np.random.Generator]:
+    """Return the subject, style (None: a photograph) and pose of training picture i, and the generator of its caption.
+
+    Two pictures in five are photographs. Pictures from DEVELOPMENT_FROM on keep a margin to the development names.
+    """
+    rng = np.random.default_rng([int(mw.VERSION), i])
+    later = i >= DEVELOPMENT_FROM
+    subject, pose = mw.sample_subject(rng, development=later), mw.sample_pose(rng)
+    style = None if rng.random() < PHOTO_SHARE else mw.sample_style(rng, development=later)
+    return subject, style, pose, rng
 
 
 def picture(i: int) -> tuple[np.ndarray, str]:
-    """Training picture i, uint8 [64, 64, 3], and its caption: two in five are photographs, the others styled."""
-    rng = np.random.default_rng([int(mw.VERSION), i])
-    subject, pose = mw.sample_subject(rng), mw.sample_pose(rng)
-    style = None if rng.random() < PHOTO_SHARE else mw.sample_style(rng)
+    """Render training picture i, uint8 [64, 64, 3], and write its caption."""
+    subject, style, pose, rng = factors_of(i)
     return mw.render(subject, style, pose), mw.caption(subject, style, pose, rng)
 
 

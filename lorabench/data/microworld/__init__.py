@@ -14,6 +14,8 @@ from lorabench.data.microworld.factors import Subject as Subject
 from lorabench.data.microworld.factors import content_distance as content_distance
 from lorabench.data.microworld.factors import sample_pose as sample_pose
 from lorabench.data.microworld.factors import style_distance as style_distance
+from lorabench.data.microworld.registry import DEVELOPMENT_STYLES as DEVELOPMENT_STYLES
+from lorabench.data.microworld.registry import DEVELOPMENT_SUBJECTS as DEVELOPMENT_SUBJECTS
 from lorabench.data.microworld.registry import HELDOUT_STYLES as HELDOUT_STYLES
 from lorabench.data.microworld.registry import HELDOUT_SUBJECTS as HELDOUT_SUBJECTS
 from lorabench.data.microworld.registry import VERSION as VERSION

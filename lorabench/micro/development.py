@@ -1,0 +1,86 @@
+"""Choose the development names: `python -m lorabench.micro development` prints the tables of microworld/development.py.
+
+The bank's pictures 0 to 135,999 were trained on before these names existed, so the names keep away from the pictures:
+candidate k of a name is a function of (name, k), and the first candidate is taken that is
+
+- at least MARGIN away from every held-out and every earlier development name,
+- at least BANK_MARGIN away from every picture of the bank before DEVELOPMENT_FROM.
+
+The bank is too dense for MARGIN everywhere: one random subject in 70 and no style in a thousand keeps it. One subject
+in 10 and one style in 3 keep BANK_MARGIN, so the names are not pushed into the corners of the world. Pictures from
+DEVELOPMENT_FROM on keep MARGIN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import count
+from typing import TypeVar
+
+from lorabench.data.microworld import factors, registry
+from lorabench.data.microworld.factors import CLASSES, FAMILIES, Style, Subject
+from lorabench.micro.bank import DEVELOPMENT_FROM, factors_of
+
+T = TypeVar("T", Subject, Style)
+NAMES_PER_KIND = 2
+BANK_MARGIN = {"subject": 0.05, "style": 0.03}
+
+
+def choose(
+    kinds: Sequence[str],
+    sample: Callable,
+    distance: Callable[[T, T], float],
+    heldout: Sequence[T],
+    pictures: Sequence[T],
+    bank_margin: float,
+    kind_of: Callable[[T], str],
+) -> dict[str, int]:
+    """Return the accepted candidate of each name.
+
+    Args:
+        kinds: Classes or families.
+        sample: `factors.sample_subject` or `factors.sample_style`.
+        pictures: The subjects or styles of the bank.
+        kind_of: Returns the class of a subject or the family of a style.
+    """
+    chosen: dict[str, int] = {}
+    for kind in kinds:
+        named = [thing for thing in heldout if kind_of(thing) == kind]
+        seen = [thing for thing in pictures if kind_of(thing) == kind]
+        for name in (f"{kind}_dev{i + 1}" for i in range(NAMES_PER_KIND)):
+            for draw in count():
+                thing = sample(registry._rng(name, draw), kind)
+                if all(distance(thing, other) > registry.MARGIN for other in named) and all(
+                    distance(thing, other) > bank_margin for other in seen
+                ):
+                    break
+            chosen[name] = draw
+            named.append(thing)
+    return chosen
+
+
+def main() -> None:
+    """Print the tables."""
+    subjects, styles = [], []
+    for i in range(DEVELOPMENT_FROM):
+        subject, style, _, _ = factors_of(i)
+        subjects.append(subject)
+        styles += [style] if style else []
+    tables = {
+        "SUBJECT_DRAWS": choose(
+            CLASSES, factors.sample_subject, factors.content_distance,
+            [registry.subject(name) for name in registry.HELDOUT_SUBJECTS], subjects, BANK_MARGIN["subject"],
+            lambda subject: subject.cls,
+        ),
+        "STYLE_DRAWS": choose(
+            FAMILIES, factors.sample_style, factors.style_distance,
+            [registry.style(name) for name in registry.HELDOUT_STYLES], styles, BANK_MARGIN["style"],
+            lambda style: style.family,
+        ),
+    }  # fmt: skip
+    for title, table in tables.items():
+        print(title, table)
+
+
+if __name__ == "__main__":
+    main()
