@@ -19,8 +19,8 @@ from lorabench.merging.constyle import go_back
 from lorabench.merging.learn import Draws, Merging
 from lorabench.merging.method import load
 from lorabench.merging.step import MergeStep
-from lorabench.models.adapted import live_sites
-from lorabench.models.layers import attention_sites
+from lorabench.models.adapted import live_layers
+from lorabench.models.layers import attention_layers
 from lorabench.models.sdxl import SDXL, Conditioning
 
 SEED = 0
@@ -55,16 +55,16 @@ class Ours:
         pair = plain_pair()
         self.model, self.method = model, method
         self.loras = method.rebase(loras)  # the merge stage keeps them, too
-        sites = live_sites(model.unet, self.loras, pair.roles)
+        layers = live_layers(model.unet, self.loras, pair.roles)
         self.adapters = attach(model.unet, self.loras)
-        start, draws = method.gates(sites, SEED), Draws(model, pair, SEED)
-        self.module = Merging(self.adapters, sites, method, [start], [pair], [draws])
+        start, draws = method.masks(layers, SEED), Draws(model, pair, SEED)
+        self.module = Merging(self.adapters, layers, method, [start], [pair], [draws])
         self.optimizer = self.module.configure_optimizers()
         self.detach()
 
     def attach(self) -> None:
-        for site, layer in self.adapters.layers.items():
-            self.model.unet.set_submodule(site, layer)
+        for layer, module in self.adapters.layers.items():
+            self.model.unet.set_submodule(layer, module)
 
     def detach(self) -> None:
         self.adapters.detach()
@@ -83,7 +83,7 @@ class Plain:
     def __init__(self, model: SDXL, loras: tuple[LoRA, LoRA], method: Any, layer: type[ColumnMasked], loss: Callable):
         pair = plain_pair()
         self.net, self.method, self.loss = Sequential(model, loras, layer), method, loss
-        self.sites = live_sites(model.unet, loras, pair.roles)
+        self.layers = live_layers(model.unet, loras, pair.roles)
         self.draws = Draws(model, pair, SEED)
         self.optimizer = torch.optim.Adam(self.net.masks, lr=method.fit.lr)
 
@@ -97,7 +97,7 @@ class Plain:
 
     def terms(self, i: int) -> dict[str, Tensor]:
         unused: Any = None
-        return self.loss(self.net, self.draws.step(i, self.method.fit.batch, unused, self.sites), self.method)
+        return self.loss(self.net, self.draws.step(i, self.method.fit.batch, unused, self.layers), self.method)
 
     def run(self, i: int) -> None:
         self.optimizer.zero_grad()
@@ -137,7 +137,7 @@ class Floor:
     def __init__(self, model: SDXL, method: Any):
         self.model, self.batch = model, method.fit.batch
         self.draws = Draws(model, plain_pair(), SEED)
-        self.first = next(iter(attention_sites(model.unet).values())).weight
+        self.first = next(iter(attention_layers(model.unet).values())).weight
 
     def attach(self) -> None:
         self.first.requires_grad_(True)
@@ -192,12 +192,12 @@ def differences(ours: Ours, plain: Plain) -> dict[str, float]:
 
     A gradient shorter than most is a small difference of large numbers: its error is measured by the median length.
     """
-    masks = [gate.only() for gates in ours.module.gates.values() for gate in gates]
+    vectors = [mask.only() for masks in ours.module.masks.values() for mask in masks]
     with torch.no_grad():
         draw = torch.Generator().manual_seed(SEED)
-        for mine, theirs in zip(masks, plain.net.masks, strict=True):
-            for mask in (mine, theirs):
-                mask.grad = None
+        for mine, theirs in zip(vectors, plain.net.masks, strict=True):
+            for vector in (mine, theirs):
+                vector.grad = None
             theirs.copy_(mine.copy_(1 + 0.5 * torch.randn(mine.shape, generator=draw)))
     terms = []
     for contender, compute in ((ours, ours.module.loss), (plain, plain.terms)):
@@ -207,7 +207,7 @@ def differences(ours: Ours, plain: Plain) -> dict[str, float]:
         contender.detach()
     left, right = ({name: float(term.detach()) for name, term in each.items()} for each in terms)
     assert left.keys() == right.keys()
-    gradients = [tuple(gradient(mask) for mask in alike) for alike in zip(masks, plain.net.masks, strict=True)]
+    gradients = [tuple(gradient(vector) for vector in alike) for alike in zip(vectors, plain.net.masks, strict=True)]
     middle = median(float(theirs.norm()) for _, theirs in gradients)
     return {
         "loss": max(abs(left[name] / right[name] - 1) for name in right),

@@ -20,7 +20,7 @@ from lorabench.merging.method import load
 
 BATCHES = (1, 2, 4, 8)
 # Sums over rows are taken in another order, and Adam makes a step of full length from a gradient of any size, so that
-# the rounding of a gradient near zero shows in its gate: the updates are compared as a whole.
+# the rounding of a gradient near zero shows in its mask: the updates are compared as a whole.
 TOLERANCE = 1e-3
 TRAINER = TrainerSpec(accelerator="auto", precision="32-true", workers=0, threads=1)
 
@@ -79,7 +79,7 @@ def item(model: Any, name: str) -> MergeItem:
 
 
 def difference(model: Any, method: Any, items: list[MergeItem]) -> float:
-    """The largest ||batch - alone|| / ||alone|| of a pair's merged update at a site, and of a loss term's curve."""
+    """The largest ||batch - alone|| / ||alone|| of a pair's merged update at a layer, and of a loss term's curve."""
     together = merge_pairs(model, method, items, 0, TRAINER)
     alone = [merge_pairs(model, method, [each], 0, TRAINER)[0] for each in items]
     return max(apart(left, right) for left, right in zip(together, alone, strict=True))
@@ -87,7 +87,8 @@ def difference(model: Any, method: Any, items: list[MergeItem]) -> float:
 
 def apart(left: MergeResult, right: MergeResult) -> float:
     updates = [
-        (left.lora[site].up @ left.lora[site].down, right.lora[site].up @ right.lora[site].down) for site in right.lora
+        (left.lora[layer].up @ left.lora[layer].down, right.lora[layer].up @ right.lora[layer].down)
+        for layer in right.lora
     ]
     curves = [(torch.tensor(left.losses[term]), torch.tensor(right.losses[term])) for term in right.losses]
     return max(float((a - b).norm() / b.norm()) for a, b in updates + curves)

@@ -25,9 +25,9 @@ from lorabench.data.pairs import ROLES, Scene
 from lorabench.lora.adapter import Factors, LoRA
 from lorabench.lora.layer import Adapters, attach, export
 from lorabench.merging.method import Method, load, methods
-from lorabench.models.adapted import live_sites
+from lorabench.models.adapted import live_layers
 from lorabench.models.unet_only import UNetOnly
-from lorabench.sampling.branches import Branch, Gain
+from lorabench.sampling.branches import Branch, Scale
 from lorabench.sampling.generate import strengths
 from lorabench.sampling.sampler import sample_latents
 
@@ -44,7 +44,7 @@ class Way:
     """LoRAs with what changes while they draw."""
 
     loras: Sequence[LoRA]
-    gain: Gain | None = None
+    scale: Scale | None = None
     branches: Sequence[Branch] | None = None
 
     @property
@@ -54,7 +54,7 @@ class Way:
 
     def draw(self, model: Any, adapters: Adapters, steps: int, batch: int) -> Tensor:
         scenes = [SCENE] * batch
-        return sample_latents(model, scenes, range(batch), steps, GUIDANCE, adapters, self.gain, self.branches)
+        return sample_latents(model, scenes, range(batch), steps, GUIDANCE, adapters, self.scale, self.branches)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -115,9 +115,9 @@ def sampled(model: Any) -> Any:
 
 def uneven(lora: LoRA, name: str) -> LoRA:
     """Layers of different strengths, so that rules which choose by layer choose differently from layer to layer."""
-    draws = {site: torch.Generator().manual_seed(seed_of("strength", name, site)) for site in lora}
-    scales = {site: float(torch.rand(1, generator=draw)) + 0.25 for site, draw in draws.items()}
-    return LoRA({site: Factors(each.down, each.up * scales[site]) for site, each in lora.items()})
+    draws = {layer: torch.Generator().manual_seed(seed_of("strength", name, layer)) for layer in lora}
+    scales = {layer: float(torch.rand(1, generator=draw)) + 0.25 for layer, draw in draws.items()}
+    return LoRA({layer: Factors(each.down, each.up * scales[layer]) for layer, each in lora.items()})
 
 
 def ways_of(
@@ -138,11 +138,13 @@ def ways_of(
 
 
 def way_of(model: Any, method: Method, loras: Sequence[LoRA], steps: int) -> Way:
-    """As stages/generate.py draws a method: by the file of its merge, or by both LoRAs at their gains."""
-    gain = strengths(method, model.unet, loras, ROLES, steps)
+    """As stages/generate.py draws a method: by the file of its merge, or by both LoRAs at their scales."""
+    scale = strengths(method, model.unet, loras, ROLES, steps)
     if method.exports:
-        return Way([export(loras, gains={site: gain(site, 0.0) for site in live_sites(model.unet, loras, ROLES)})])
-    return Way(method.rebase(loras), gain, method.guidance(GUIDANCE, ROLES))
+        return Way(
+            [export(loras, scales={layer: scale(layer, 0.0) for layer in live_layers(model.unet, loras, ROLES)})]
+        )
+    return Way(method.rebase(loras), scale, method.guidance(GUIDANCE, ROLES))
 
 
 def differing(model: Any, ways: dict[str, Way], loras: Sequence[LoRA], dtype: str) -> dict[str, float]:
@@ -151,9 +153,9 @@ def differing(model: Any, ways: dict[str, Way], loras: Sequence[LoRA], dtype: st
     for name, way in ways.items():
         if way.branches is not None or dtype != "float32":
             continue
-        gain = way.gain
-        gains = {site: gain(site, 0.0) for site in loras[0]} if gain else None
-        stand_in = Way([export(way.loras, gains=gains)])
+        scale = way.scale
+        scales = {layer: scale(layer, 0.0) for layer in loras[0]} if scale else None
+        stand_in = Way([export(way.loras, scales=scales)])
         latents = []
         for each in (way, stand_in):
             with attach(model.unet, each.loras) as adapters:

@@ -198,14 +198,14 @@ def main(arguments: list[str] | None = None) -> None:
                 sys.exit(f"scores differ by {farthest:.1e}; the tolerance is {TOLERANCE}")
             total = images * len(bench.cells)
             speed = {name: total / median(each) for name, each in times.items()}
-            gain = ratio(times["scripts"], times["ours"])
+            scale = ratio(times["scripts"], times["ours"])
             shares = [f"{parts[part] / total:.2f}" for part in (*PARTS, "ours, networks", "ours, rest")]
             outside = (parts["loading"] + parts["reading"]) / parts["ours, rest"]
             rows.append(
-                [str(images), f"{speed['ours']:.3f}", f"{speed['scripts']:.3f}", f"{gain:.2f}", f"{outside:.1f}"]
+                [str(images), f"{speed['ours']:.3f}", f"{speed['scripts']:.3f}", f"{scale:.2f}", f"{outside:.1f}"]
             )
             spent.append([str(images), *shares])
-            facts[f"{images} images"] = {"seconds": times, "parts": parts, "difference": farthest, "gain": gain}
+            facts[f"{images} images"] = {"seconds": times, "parts": parts, "difference": farthest, "scale": scale}
             lines.append(
                 f"{images} images a folder, {len(bench.cells)} folders: scores differ by {farthest:.0e} at most"
             )

@@ -70,22 +70,22 @@ class RankMasked(ColumnMasked):
 class Sequential:
     """The layers on a UNet, and the answers of one adapter at a time."""
 
-    def __init__(self, model: SDXL, loras: tuple[LoRA, LoRA], layer: type[ColumnMasked]):
+    def __init__(self, model: SDXL, loras: tuple[LoRA, LoRA], module: type[ColumnMasked]):
         self.model = model
         content, style = loras
         self.layers: dict[str, Any] = {
-            site: layer(model.unet.get_submodule(site), content[site], style[site])  # pyright: ignore[reportArgumentType]
-            for site in content
+            layer: module(model.unet.get_submodule(layer), content[layer], style[layer])  # pyright: ignore[reportArgumentType]
+            for layer in content
         }
         self.masks = [mask for each in self.layers.values() for mask in (each.m_c, each.m_s)]
 
     def attach(self) -> None:
-        for site, layer in self.layers.items():
-            self.model.unet.set_submodule(site, layer)
+        for layer, module in self.layers.items():
+            self.model.unet.set_submodule(layer, module)
 
     def detach(self) -> None:
-        for site, layer in self.layers.items():
-            self.model.unet.set_submodule(site, layer.base)
+        for layer, module in self.layers.items():
+            self.model.unet.set_submodule(layer, module.base)
 
     def answer(self, adapter: str, noised: Noised, t: Tensor) -> Tensor:
         for layer in self.layers.values():
@@ -130,9 +130,9 @@ def duolora_released(net: Sequential, step: MergeStep, method: Any) -> dict[str,
 def layer_prior(layers: Mapping[str, Any]) -> Tensor:
     """Mean over the layers with a prior of ||m_minor||_2 - ||m_dominant||_2 + ||m_dominant||_1."""
     terms = []
-    for site, layer in layers.items():
-        if site.startswith(CONTENT_BLOCKS):
-            terms.append(layer.m_s.norm() - layer.m_c.norm() + layer.m_c.abs().sum())
-        elif site.startswith(STYLE_BLOCKS):
-            terms.append(layer.m_c.norm() - layer.m_s.norm() + layer.m_s.abs().sum())
+    for layer, module in layers.items():
+        if layer.startswith(CONTENT_BLOCKS):
+            terms.append(module.m_s.norm() - module.m_c.norm() + module.m_c.abs().sum())
+        elif layer.startswith(STYLE_BLOCKS):
+            terms.append(module.m_c.norm() - module.m_s.norm() + module.m_s.abs().sum())
     return torch.stack(terms).mean()

@@ -23,7 +23,7 @@ from lorabench.data.pairs import Concept, Pair, Prompts, Reference
 from lorabench.data.pairs import pair as make_pair
 from lorabench.lora.adapter import Factors, LoRA
 from lorabench.models.files import model_folder
-from lorabench.models.layers import attention_sites
+from lorabench.models.layers import attention_layers
 from lorabench.models.reading import DTYPES
 from lorabench.models.sdxl import SDXL
 from lorabench.models.shapes import CONFIGS
@@ -58,10 +58,10 @@ def build(size: str, device: str, dtype: torch.dtype, latents: int | None = None
 def random_lora(model: SDXL, rank: int, name: str) -> LoRA:
     """Random updates of about a sixth of the weights' size."""
     factors = {}
-    for site, layer in attention_sites(model.unet).items():
-        draw = torch.Generator().manual_seed(seed_of(name, site))
-        down = torch.randn(rank, layer.in_features, generator=draw) / layer.in_features**0.5
-        factors[site] = Factors(down, torch.randn(layer.out_features, rank, generator=draw) * 0.1 / rank**0.5)
+    for layer, module in attention_layers(model.unet).items():
+        draw = torch.Generator().manual_seed(seed_of(name, layer))
+        down = torch.randn(rank, module.in_features, generator=draw) / module.in_features**0.5
+        factors[layer] = Factors(down, torch.randn(module.out_features, rank, generator=draw) * 0.1 / rank**0.5)
     return LoRA(factors)
 
 

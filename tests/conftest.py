@@ -28,7 +28,7 @@ from lorabench.lora.adapter import Factors, LoRA
 from lorabench.merging.hypernetwork import Hypernetwork
 from lorabench.micro.architecture import build_pipeline, build_text_encoders, build_unet, build_vae
 from lorabench.micro.tokens import build_tokenizer
-from lorabench.models.layers import attention_sites
+from lorabench.models.layers import attention_layers
 from lorabench.models.sdxl import SDXL
 from lorabench.scoring.files import KINDS
 
@@ -103,10 +103,10 @@ def loras(model: SDXL) -> tuple[LoRA, LoRA]:
 
 def random_lora(model: SDXL, rank: int, name: str, scale: float = 0.3) -> LoRA:
     factors = {}
-    for site, layer in attention_sites(model.unet).items():
-        draw = torch.Generator().manual_seed(seed_of(name, site))
-        down = torch.randn(rank, layer.in_features, generator=draw) * scale
-        factors[site] = Factors(down, torch.randn(layer.out_features, rank, generator=draw) * scale)
+    for layer, module in attention_layers(model.unet).items():
+        draw = torch.Generator().manual_seed(seed_of(name, layer))
+        down = torch.randn(rank, module.in_features, generator=draw) * scale
+        factors[layer] = Factors(down, torch.randn(module.out_features, rank, generator=draw) * scale)
     return LoRA(factors)
 
 

@@ -8,10 +8,10 @@ from torch.func import functional_call
 
 
 class Dense:
-    """Predictions of a Merging module's pair with masks of its own, copied from the module's gates.
+    """Predictions of a Merging module's pair with masks of its own, copied from the module's masks.
 
     basis: "svd" masks the singular value decomposition of the dense update, "raw" the factors.
-    leaves: a mask a site and adapter.
+    leaves: a mask a layer and adapter.
     """
 
     def __init__(self, module, loras, basis: str = "raw"):
@@ -19,10 +19,10 @@ class Dense:
         self.t = module.draw(0).t
         module.adapters.detach()
         self.weights = dict(self.model.unet.named_parameters())
-        self.kinds = {site: [next(iter(gate.named())) for gate in gates] for site, gates in module.gates.items()}
+        self.kinds = {layer: [next(iter(mask.named())) for mask in masks] for layer, masks in module.masks.items()}
         self.leaves = {
-            site: [gate.only().detach().clone().requires_grad_(True) for gate in gates]
-            for site, gates in module.gates.items()
+            layer: [mask.only().detach().clone().requires_grad_(True) for mask in masks]
+            for layer, masks in module.masks.items()
         }
 
     def masked(self, update: Tensor, up: Tensor, down: Tensor, kind: str, m: Tensor) -> Tensor:
@@ -39,15 +39,15 @@ class Dense:
     def predict(self, noised, merged: bool = False, on: tuple[int, ...] = ()) -> Tensor:
         """With all masked updates, or with some whole ones."""
         weights = {}
-        for site, leaves in self.leaves.items():
-            total = self.weights[f"{site}.weight"]
-            for k, (lora, kind, m) in enumerate(zip(self.loras, self.kinds[site], leaves, strict=True)):
-                up, down = lora[site].up, lora[site].down
+        for layer, leaves in self.leaves.items():
+            total = self.weights[f"{layer}.weight"]
+            for k, (lora, kind, m) in enumerate(zip(self.loras, self.kinds[layer], leaves, strict=True)):
+                up, down = lora[layer].up, lora[layer].down
                 if merged:
                     total = total + self.masked(up @ down, up, down, kind, m)
                 elif k in on:
                     total = total + up @ down
-            weights[f"{site}.weight"] = total
+            weights[f"{layer}.weight"] = total
         added = {"text_embeds": noised.prompt.pooled, "time_ids": self.model.time_ids(len(noised.x))}
         arguments = (noised.x, self.t, noised.prompt.embeds)
         options = {"added_cond_kwargs": added, "return_dict": False}

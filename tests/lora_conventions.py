@@ -1,6 +1,6 @@
 """LoRA files as other programs name them, written out by hand: nothing here comes from the code under test.
 
-A file's content is {site: (down, up, alpha)} with sites "unet.<path>", "text_encoder.<path>", "text_encoder_2.<path>"
+A file's content is {layer: (down, up, alpha)} with layers "unet.<path>", "text_encoder.<path>", "text_encoder_2.<path>"
 as modules of the live pipeline are called, and alpha None where the convention has none.
 """
 
@@ -38,15 +38,15 @@ LDM_LAYERS = {
 Triples = dict[str, tuple[Tensor, Tensor, float | None]]
 
 
-def with_text_model(site: str) -> str:
+def with_text_model(layer: str) -> str:
     """The first encoder had a `text_model` before transformers 5, and files keep it."""
-    return site.replace("text_encoder.", "text_encoder.text_model.", 1)
+    return layer.replace("text_encoder.", "text_encoder.text_model.", 1)
 
 
 def keyed(triples: Triples, name: Callable[[str], str], down: str, up: str, alpha: bool = False) -> dict[str, Tensor]:
     tensors = {}
-    for site, (a, b, scale) in triples.items():
-        stem = name(site)
+    for layer, (a, b, scale) in triples.items():
+        stem = name(layer)
         tensors[stem + down], tensors[stem + up] = a.contiguous(), b.contiguous()
         if alpha and scale is not None:
             tensors[f"{stem}.alpha"] = tensor(scale)
@@ -60,16 +60,16 @@ def peft(triples: Triples) -> dict[str, Tensor]:
 
 def peft_live(triples: Triples) -> dict[str, Tensor]:
     """The same with the names of transformers 5, and lora_linear_layer in the encoders: save_lora_weights today."""
-    unet = {site: each for site, each in triples.items() if site.startswith("unet.")}
-    text = {site: each for site, each in triples.items() if not site.startswith("unet.")}
+    unet = {layer: each for layer, each in triples.items() if layer.startswith("unet.")}
+    text = {layer: each for layer, each in triples.items() if not layer.startswith("unet.")}
     tensors = keyed(unet, str, ".lora.down.weight", ".lora.up.weight")
     return tensors | keyed(text, str, ".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight")
 
 
 def diffusers_lora(triples: Triples) -> dict[str, Tensor]:
     """unet.X.lora.down.weight and, in the encoders, X.lora_linear_layer.down.weight: diffusers 0.22 to 0.26."""
-    unet = {site: each for site, each in triples.items() if site.startswith("unet.")}
-    text = {with_text_model(site): each for site, each in triples.items() if not site.startswith("unet.")}
+    unet = {layer: each for layer, each in triples.items() if layer.startswith("unet.")}
+    text = {with_text_model(layer): each for layer, each in triples.items() if not layer.startswith("unet.")}
     tensors = keyed(unet, str, ".lora.down.weight", ".lora.up.weight")
     return tensors | keyed(text, str, ".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight")
 
@@ -77,28 +77,28 @@ def diffusers_lora(triples: Triples) -> dict[str, Tensor]:
 def processors(triples: Triples) -> dict[str, Tensor]:
     """unet.X.attn1.processor.to_q_lora.down.weight, for attention only: diffusers before 0.22."""
 
-    def name(site: str) -> str:
-        head, _, layer = site.removesuffix(".0").rpartition(".")
-        if site.startswith("unet."):
-            return f"{head}.processor.{layer}_lora"
-        return f"{with_text_model(head)}.to_{layer.removesuffix('_proj')}_lora"
+    def name(layer: str) -> str:
+        head, _, module = layer.removesuffix(".0").rpartition(".")
+        if layer.startswith("unet."):
+            return f"{head}.processor.{module}_lora"
+        return f"{with_text_model(head)}.to_{module.removesuffix('_proj')}_lora"
 
     return keyed(triples, name, ".down.weight", ".up.weight")
 
 
 def double(triples: Triples) -> dict[str, Tensor]:
     """unet.unet.X.lora.down.weight: diffusers 0.24 and 0.25."""
-    return keyed(triples, lambda site: f"unet.{site}", ".lora.down.weight", ".lora.up.weight")
+    return keyed(triples, lambda layer: f"unet.{layer}", ".lora.down.weight", ".lora.up.weight")
 
 
 def bare(triples: Triples) -> dict[str, Tensor]:
-    return keyed(triples, lambda site: site.removeprefix("unet."), ".lora_A.weight", ".lora_B.weight")
+    return keyed(triples, lambda layer: layer.removeprefix("unet."), ".lora_A.weight", ".lora_B.weight")
 
 
 def base_model(triples: Triples) -> dict[str, Tensor]:
     """base_model.model.X.lora_A.weight: PeftModel.save_pretrained of the UNet."""
     return keyed(
-        triples, lambda site: site.replace("unet.", "base_model.model.", 1), ".lora_A.weight", ".lora_B.weight"
+        triples, lambda layer: layer.replace("unet.", "base_model.model.", 1), ".lora_A.weight", ".lora_B.weight"
     )
 
 
@@ -110,9 +110,9 @@ def adapter_named(triples: Triples) -> dict[str, Tensor]:
 def kohya(triples: Triples) -> dict[str, Tensor]:
     """lora_unet_down_blocks_..., with alpha."""
 
-    def name(site: str) -> str:
-        stem = with_text_model(site).replace(".", "_")
-        if site.startswith("unet."):
+    def name(layer: str) -> str:
+        stem = with_text_model(layer).replace(".", "_")
+        if layer.startswith("unet."):
             return f"lora_{stem}"
         return stem.replace("text_encoder_2_", "lora_te2_").replace("text_encoder_", "lora_te1_")
 
@@ -135,11 +135,11 @@ def kohya_ldm(triples: Triples) -> dict[str, Tensor]:
 def comfy(triples: Triples) -> dict[str, Tensor]:
     """diffusion_model.input_blocks.4.1....: what ComfyUI saves."""
 
-    def name(site: str) -> str:
+    def name(layer: str) -> str:
         for ours, theirs in LDM_BLOCKS.items():
-            site = site.replace(f"unet.{ours.replace('_', '.').replace('.block', '_block')}.",
+            layer = layer.replace(f"unet.{ours.replace('_', '.').replace('.block', '_block')}.",
                                 f"diffusion_model.{theirs.replace('_', '.').replace('.block', '_block')}.")  # fmt: skip
-        return site
+        return layer
 
     return keyed(triples, name, ".lora_down.weight", ".lora_up.weight")
 

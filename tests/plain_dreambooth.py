@@ -22,7 +22,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from lorabench.base import seed_of
 from lorabench.config.schemas import LoRASpec
 from lorabench.data.pairs import Concept, Reference
-from lorabench.models.layers import attention_sites
+from lorabench.models.layers import attention_layers
 from lorabench.personalization.initial import initial, text_layers
 
 UNET_TARGETS = ["to_k", "to_q", "to_v", "to_out.0"]
@@ -31,14 +31,14 @@ ENCODERS = ("text_encoder", "text_encoder_2")
 
 
 def train(folder: Path, concept: Concept, spec: LoRASpec, seed: int, prior: Sequence[Reference] = ()) -> dict[str, Any]:
-    """{"<part>.<site>": (lora_A, lora_B * alpha / rank)} after spec.steps updates."""
+    """{"<part>.<layer>": (lora_A, lora_B * alpha / rank)} after spec.steps updates."""
     assert spec.max_grad_norm is not None
     pipeline: Any = StableDiffusionXLPipeline.from_pretrained(folder, local_files_only=True)
     noise_scheduler: Any = DDPMScheduler.from_config(pipeline.scheduler.config)
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2):
         part.requires_grad_(False)
     item = seed_of("personalise", concept.identity(), seed)
-    starts = {"unet": initial(attention_sites(pipeline.unet), spec.rank, item)}
+    starts = {"unet": initial(attention_layers(pipeline.unet), spec.rank, item)}
     if spec.text_encoders:
         for name in ENCODERS:
             starts[name] = initial(text_layers(getattr(pipeline, name)), spec.rank, seed_of(item, name))
@@ -49,9 +49,9 @@ def train(folder: Path, concept: Concept, spec: LoRASpec, seed: int, prior: Sequ
         )
         layers = adapted(pipeline, name)
         assert layers.keys() == set(start)
-        for site, (down, up) in layers.items():
-            down.data.copy_(start[site].down)
-            up.data.copy_(start[site].up)
+        for layer, (down, up) in layers.items():
+            down.data.copy_(start[layer].down)
+            up.data.copy_(start[layer].up)
     groups = [
         {"params": [factor for pair in adapted(pipeline, name).values() for factor in pair], "lr": rate}
         for name, rate in zip(starts, (spec.lr, spec.text_lr, spec.text_lr), strict=False)
@@ -86,9 +86,9 @@ def train(folder: Path, concept: Concept, spec: LoRASpec, seed: int, prior: Sequ
         lr_scheduler.step()
         optimizer.zero_grad()
     return {
-        f"{name}.{site}": (down.detach(), up.detach() * spec.alpha / spec.rank)
+        f"{name}.{layer}": (down.detach(), up.detach() * spec.alpha / spec.rank)
         for name in starts
-        for site, (down, up) in adapted(pipeline, name).items()
+        for layer, (down, up) in adapted(pipeline, name).items()
     }
 
 
@@ -107,9 +107,9 @@ def adapted(pipeline: Any, name: str) -> dict[str, tuple[Tensor, Tensor]]:
     """peft's factors of a part, by the path of the layer."""
     layers = getattr(pipeline, name).named_modules()
     return {
-        site: (layer.lora_A["default"].weight, layer.lora_B["default"].weight)
-        for site, layer in layers
-        if hasattr(layer, "lora_A") and "default" in layer.lora_A
+        layer: (module.lora_A["default"].weight, module.lora_B["default"].weight)
+        for layer, module in layers
+        if hasattr(module, "lora_A") and "default" in module.lora_A
     }
 
 

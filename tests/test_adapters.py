@@ -1,4 +1,4 @@
-"""The gated layer against the dense formula, the exported merge against the live one, and clean removal."""
+"""The masked layer against the dense formula, the exported merge against the live one, and clean removal."""
 
 import pytest
 import torch
@@ -6,8 +6,8 @@ from torch import nn
 
 from lorabench.base import UserError
 from lorabench.lora.adapter import Factors, LoRA
-from lorabench.lora.layer import GatedLoRA, Gates, attach, export, learned_params
-from lorabench.models.layers import attention_sites
+from lorabench.lora.layer import MaskedLoRA, Masks, attach, export, learned_params
+from lorabench.models.layers import attention_layers
 
 IN, OUT, RANKS = 5, 4, (3, 2)
 
@@ -18,36 +18,36 @@ def factors() -> list[Factors]:
     return [Factors(torch.randn(rank, IN), torch.randn(OUT, rank)) for rank in RANKS]
 
 
-def dense(base: nn.Linear, x, factors, gates, gains):
-    """W x + sum_k gain_k[row] diag(o) U diag(r) D diag(i) x, with every update formed."""
+def dense(base: nn.Linear, x, factors, masks, scales):
+    """W x + sum_k scale_k[row] diag(o) U diag(r) D diag(i) x, with every update formed."""
     y = base(x)
-    for k, (each, gate) in enumerate(zip(factors, gates, strict=True)):
-        o, r, i = (torch.ones(n) if g is None else g for g, n in ((gate.o, OUT), (gate.r, each.rank), (gate.i, IN)))
+    for k, (each, mask) in enumerate(zip(factors, masks, strict=True)):
+        o, r, i = (torch.ones(n) if g is None else g for g, n in ((mask.o, OUT), (mask.r, each.rank), (mask.i, IN)))
         update = o.diag() @ each.up @ r.diag() @ each.down @ i.diag()
-        y = y + gains[:, k, None, None] * (x @ update.T)
+        y = y + scales[:, k, None, None] * (x @ update.T)
     return y
 
 
 @pytest.mark.parametrize("kinds", ["", "o", "r", "i", "or", "ri", "ori"])
 @pytest.mark.parametrize("both", [True, False])
-def test_every_gate_equals_the_dense_formula(factors, kinds, both) -> None:
+def test_every_mask_equals_the_dense_formula(factors, kinds, both) -> None:
     sizes = {"o": lambda k: OUT, "r": lambda k: RANKS[k], "i": lambda k: IN}
-    gates = [Gates(**{kind: torch.randn(sizes[kind](k)) for kind in kinds}) for k in (0, 1)]
+    masks = [Masks(**{kind: torch.randn(sizes[kind](k)) for kind in kinds}) for k in (0, 1)]
     if not both:
-        gates[0] = Gates()
-    gains = torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 1.0], [0.5, -2.0]])
+        masks[0] = Masks()
+    scales = torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 1.0], [0.5, -2.0]])
     base, x = nn.Linear(IN, OUT), torch.randn(4, 6, IN)
-    layer = GatedLoRA(base, factors, gates)
-    layer.gain = gains.repeat_interleave(torch.tensor(RANKS), dim=1)
-    torch.testing.assert_close(layer(x), dense(base, x, factors, gates, gains))
-    layer.gated = False
-    torch.testing.assert_close(layer(x), dense(base, x, factors, [Gates(), Gates()], gains))
+    layer = MaskedLoRA(base, factors, masks)
+    layer.scale = scales.repeat_interleave(torch.tensor(RANKS), dim=1)
+    torch.testing.assert_close(layer(x), dense(base, x, factors, masks, scales))
+    layer.masked = False
+    torch.testing.assert_close(layer(x), dense(base, x, factors, [Masks(), Masks()], scales))
 
 
 def test_without_rows_every_adapter_is_at_full_strength(factors) -> None:
     base, x = nn.Linear(IN, OUT), torch.randn(2, 6, IN)
-    expected = dense(base, x, factors, [Gates(), Gates()], torch.ones(2, 2))
-    torch.testing.assert_close(GatedLoRA(base, factors)(x), expected)
+    expected = dense(base, x, factors, [Masks(), Masks()], torch.ones(2, 2))
+    torch.testing.assert_close(MaskedLoRA(base, factors)(x), expected)
 
 
 def test_a_layer_may_move_after_its_rows_are_set(factors) -> None:
@@ -58,12 +58,12 @@ def test_a_layer_may_move_after_its_rows_are_set(factors) -> None:
         assert moved(torch.zeros(1, 6, IN, device="meta")).shape == (1, 6, OUT)
 
 
-def random_gates(loras, kinds: str) -> dict[str, list[Gates]]:
+def random_masks(loras, kinds: str) -> dict[str, list[Masks]]:
     torch.manual_seed(1)
     sizes = {"o": lambda each: each.up.shape[0], "r": lambda each: each.rank, "i": lambda each: each.down.shape[1]}
     return {
-        site: [Gates(**{kind: torch.rand(sizes[kind](lora[site])) for kind in kinds}) for lora in loras]
-        for site in loras[0]
+        layer: [Masks(**{kind: torch.rand(sizes[kind](lora[layer])) for kind in kinds}) for lora in loras]
+        for layer in loras[0]
     }
 
 
@@ -75,30 +75,30 @@ def run(model, rows: int = 2):
 
 @pytest.mark.parametrize("kinds", ["o", "r", "i", "ori"])
 def test_the_exported_merge_equals_the_live_one(model, loras, kinds) -> None:
-    gates = random_gates(loras, kinds)
-    with attach(model.unet, loras, gates) as adapters:
+    masks = random_masks(loras, kinds)
+    with attach(model.unet, loras, masks) as adapters:
         adapters.rows(torch.tensor([[0.7, 1.2]]))
         live = run(model)
-    exported = export(loras, gates, dict.fromkeys(loras[0], (0.7, 1.2)))
+    exported = export(loras, masks, dict.fromkeys(loras[0], (0.7, 1.2)))
     assert exported.rank == 5
     with attach(model.unet, [exported]):
         torch.testing.assert_close(run(model), live, rtol=1e-5, atol=1e-5)
 
 
 def test_detaching_restores_the_very_layers(model, loras) -> None:
-    before, expected = attention_sites(model.unet), run(model)
+    before, expected = attention_layers(model.unet), run(model)
     with pytest.raises(RuntimeError, match="stop"), attach(model.unet, loras):
         assert not torch.allclose(run(model), expected)
         raise RuntimeError("stop")
-    after = attention_sites(model.unet)
-    assert all(after[site] is layer for site, layer in before.items()) and len(after) == len(before)
+    after = attention_layers(model.unet)
+    assert all(after[layer] is module for layer, module in before.items()) and len(after) == len(before)
     torch.testing.assert_close(run(model), expected, rtol=0, atol=0)
 
 
-def test_adapters_may_cover_different_sites(model, loras) -> None:
+def test_adapters_may_cover_different_layers(model, loras) -> None:
     content, style = loras
-    site, *others = content.sites
-    partial = LoRA({site: content[site]})
+    layer, *others = content.layers
+    partial = LoRA({layer: content[layer]})
     with attach(model.unet, [partial, style]) as adapters:
         live = run(model)
         assert adapters.layers[others[0]].ranks == (0, 2)
@@ -106,23 +106,23 @@ def test_adapters_may_cover_different_sites(model, loras) -> None:
         torch.testing.assert_close(run(model), live, rtol=1e-5, atol=1e-5)
 
 
-def test_a_row_sees_its_own_gains_only(model, loras) -> None:
+def test_a_row_sees_its_own_scales_only(model, loras) -> None:
     with attach(model.unet, loras) as adapters:
         adapters.rows(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
         mixed = run(model)
-        for row, gains in enumerate(([[1.0, 0.0]], [[0.0, 1.0]])):
-            adapters.rows(torch.tensor(gains))
+        for row, scales in enumerate(([[1.0, 0.0]], [[0.0, 1.0]])):
+            adapters.rows(torch.tensor(scales))
             torch.testing.assert_close(run(model)[row], mixed[row], rtol=1e-5, atol=1e-5)
 
 
 def test_a_lora_of_another_model_is_refused(model, loras) -> None:
-    site = loras[0].sites[0]
+    layer = loras[0].layers[0]
     with pytest.raises(UserError, match="no linear layer"):
-        attach(model.unet, [LoRA({"mid_block.nowhere": loras[0][site]})])
+        attach(model.unet, [LoRA({"mid_block.nowhere": loras[0][layer]})])
     with pytest.raises(UserError, match="trained on this model"):
-        attach(model.unet, [LoRA({site: Factors(torch.ones(1, 3), torch.ones(3, 1))})])
+        attach(model.unet, [LoRA({layer: Factors(torch.ones(1, 3), torch.ones(3, 1))})])
 
 
-def test_learned_params_count_every_gate(loras) -> None:
-    sites = len(loras[0])
-    assert learned_params(random_gates(loras, "r")) == sites * 5
+def test_learned_params_count_every_mask(loras) -> None:
+    layers = len(loras[0])
+    assert learned_params(random_masks(loras, "r")) == layers * 5

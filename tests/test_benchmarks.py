@@ -19,8 +19,8 @@ from lorabench.lora.adapter import LoRA
 from lorabench.lora.layer import attach
 from lorabench.merging.learn import Draws, Merging
 from lorabench.merging.method import load
-from lorabench.models.adapted import live_sites
-from lorabench.models.layers import attention_sites
+from lorabench.models.adapted import live_layers
+from lorabench.models.layers import attention_layers
 from lorabench.scoring.files import KINDS, ScorerFiles
 
 REFERENCES = {
@@ -48,15 +48,15 @@ def test_a_step_of_ours_and_of_the_reference_move_the_masks_alike(model, loras) 
         for i in range(2):
             contender.run(i)
         contender.detach()
-    masks = [gate.only() for gates in ours.module.gates.values() for gate in gates]
-    for mine, theirs in zip(masks, plain.net.masks, strict=True):
+    vectors = [mask.only() for masks in ours.module.masks.values() for mask in masks]
+    for mine, theirs in zip(vectors, plain.net.masks, strict=True):
         assert not torch.equal(mine, torch.ones_like(mine))
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-3)  # of a way of 0.02
-    assert all(type(layer) is torch.nn.Linear for layer in attention_sites(model.unet).values())  # as it was
+    assert all(type(layer) is torch.nn.Linear for layer in attention_layers(model.unet).values())  # as it was
 
 
 class Forwards:
-    """What enters the UNet: the rows of each forward, each with its image, timestep, prompt, gains and gates."""
+    """What enters the UNet: the rows of each forward, each with its image, timestep, prompt, scales and masks."""
 
     def __init__(self, unet, layer):
         self.rows: list[list[tuple]] = []
@@ -66,8 +66,8 @@ class Forwards:
 
     def see(self, _, inputs, options) -> None:
         x, t, prompts = inputs
-        rows = zip(x, t, prompts, self.layer.gain.expand(len(x), -1), strict=True)
-        self.rows.append([(self.layer.gated, *(tuple(each.flatten().tolist()) for each in row)) for row in rows])
+        rows = zip(x, t, prompts, self.layer.scale.expand(len(x), -1), strict=True)
+        self.rows.append([(self.layer.masked, *(tuple(each.flatten().tolist()) for each in row)) for row in rows])
         self.graphs.append(torch.is_grad_enabled())
 
 
@@ -89,8 +89,8 @@ def test_a_step_makes_each_distinct_pass_once(model, loras, name, forwards, with
     assert len(seen.rows) <= forwards and len(set(passes)) == len(passes)
     for graph, count in ((False, without), (True, with_gradient)):
         assert sum(len(rows) for rows, has in zip(seen.rows, seen.graphs, strict=True) if has is graph) == count
-    gated = [graph for rows, graph in zip(seen.rows, seen.graphs, strict=True) if rows[0][0]]
-    assert gated == [True]  # one forward for all rows with masks
+    masked = [graph for rows, graph in zip(seen.rows, seen.graphs, strict=True) if rows[0][0]]
+    assert masked == [True]  # one forward for all rows with masks
     assert min(map(len, seen.rows)) >= 2  # content and style images share every forward
 
 
@@ -117,7 +117,7 @@ class NewMatrices(TorchDispatchMode):
 
 
 def dense_shapes(unet) -> set[tuple[int, ...]]:
-    shapes = {tuple(layer.weight.shape) for layer in attention_sites(unet).values()}
+    shapes = {tuple(layer.weight.shape) for layer in attention_layers(unet).values()}
     return shapes | {shape[::-1] for shape in shapes}
 
 
@@ -142,12 +142,12 @@ def test_no_step_of_several_pairs_forms_a_dense_update(model, loras, pair, name)
     dense = dense_shapes(model.unet)
     others = [random_lora(model, 3, "other"), random_lora(model, 2, "look")]
     stacked = [LoRA.stack(alike) for alike in zip(method.rebase(loras), method.rebase(others), strict=True)]
-    sites = live_sites(model.unet, loras, pair.roles)
-    starts = [method.gates(sites, seed) for seed in (0, 1)]
+    layers = live_layers(model.unet, loras, pair.roles)
+    starts = [method.masks(layers, seed) for seed in (0, 1)]
     pairs = [pair, recoloured(pair, "cup_1")]
     draws = [Draws(model, each, seed) for seed, each in enumerate(pairs)]
     with attach(model.unet, stacked) as adapters:
-        module = Merging(adapters, sites, method, starts, pairs, draws)
+        module = Merging(adapters, layers, method, starts, pairs, draws)
         with NewMatrices(model.unet, pairs=2) as seen:
             total(module.loss(0)).backward()
     assert seen.shapes and not seen.shapes & dense

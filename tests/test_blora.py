@@ -15,7 +15,7 @@ from lorabench.data.pairs import ROLES, Prompts
 from lorabench.lora.adapter import LoRA
 from lorabench.merging.merge import MergeItem, merge_all
 from lorabench.merging.method import load
-from lorabench.models.adapted import live_sites
+from lorabench.models.adapted import live_layers
 from lorabench.personalization.dreambooth import personalise
 
 W4, W5 = "up_blocks.0.attentions.0.", "up_blocks.0.attentions.1."
@@ -26,17 +26,17 @@ def test_the_merge_is_one_block_of_each(model, loras, pair, squared) -> None:
     method = load("blora", content=0.9, style=1.1, squared=squared)
     [result] = merge_all(model, method, [MergeItem(loras, pair)], 0, CPU)
     expected = {W4: (loras[0], 0.9), W5: (loras[1], 1.1)}
-    assert {site for site in loras[0] if site.startswith((W4, W5))} == set(result.lora)
-    for site, factors in result.lora.items():
-        lora, alpha = expected[site[: len(W4)]]
-        wanted = lora[site].up @ lora[site].down * (alpha**2 if squared else alpha)
+    assert {layer for layer in loras[0] if layer.startswith((W4, W5))} == set(result.lora)
+    for layer, factors in result.lora.items():
+        lora, alpha = expected[layer[: len(W4)]]
+        wanted = lora[layer].up @ lora[layer].down * (alpha**2 if squared else alpha)
         torch.testing.assert_close(factors.up @ factors.down, wanted)
 
 
 def test_loras_are_trained_in_both_blocks_alone(model, pair, lora_spec) -> None:
     spec = load("blora").lora("content", lora_spec)
     lora = personalise(model, pair.concepts[0], spec, 0, CPU)
-    assert {site[: len(W4)] for site in lora} == {W4, W5}
+    assert {layer[: len(W4)] for layer in lora} == {W4, W5}
 
 
 def test_it_trains_on_one_image_under_its_identifier() -> None:
@@ -51,16 +51,16 @@ def test_it_trains_on_one_image_under_its_identifier() -> None:
 def test_a_block_that_is_not_there_is_named(model, loras) -> None:
     method: Any = load("blora", style_block="up_blocks.0.attentions.7")
     with pytest.raises(UserError, match=r"method.style_block=up_blocks.0.attentions.7 has no layer that a style LoRA"):
-        method.check(live_sites(model.unet, loras, ROLES))
+        method.check(live_layers(model.unet, loras, ROLES))
 
 
 def test_a_lora_without_its_block_is_told(model, loras) -> None:
     """Else the merge would be empty."""
     swapped = [
-        LoRA({site: each for site, each in lora.items() if site.startswith(block)})
+        LoRA({layer: each for layer, each in lora.items() if layer.startswith(block)})
         for lora, block in zip(loras, (W5, W4), strict=True)
     ]
     with pytest.raises(
         UserError, match=r"method.content_block=up_blocks.0.attentions.0 has no layer that a content LoRA"
     ):
-        load("blora").check(live_sites(model.unet, swapped, ROLES))
+        load("blora").check(live_layers(model.unet, swapped, ROLES))

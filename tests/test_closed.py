@@ -18,7 +18,7 @@ from lorabench.merging.least_squares import LocalError, input_error, least, leas
 from lorabench.merging.merge import item_seed
 from lorabench.merging.method import load
 from lorabench.merging.moments import teacher_moments
-from lorabench.models.adapted import live_sites
+from lorabench.models.adapted import live_layers
 
 RANKS = [(3, 2), (1, 4), (4, 2, 3), (3, 0)]
 KINDS = {"rank": rank_error, "in": input_error, "out": output_error}
@@ -168,17 +168,17 @@ def seen(model, lora, noised, t) -> dict[str, Tensor]:
     """What reaches each layer [tokens, in] with one LoRA's dense update in the weights: nothing of our adapters."""
     inputs, weights = {}, {}
     hooks = []
-    for site, factors in lora.items():
-        layer = model.unet.get_submodule(site)
-        weights[site] = layer.weight.data.clone()
-        layer.weight.data += factors.up @ factors.down
-        catch = lambda _, args, site=site: inputs.__setitem__(site, args[0].detach().flatten(0, -2))  # noqa: E731
-        hooks.append(layer.register_forward_pre_hook(catch))
+    for layer, factors in lora.items():
+        module = model.unet.get_submodule(layer)
+        weights[layer] = module.weight.data.clone()
+        module.weight.data += factors.up @ factors.down
+        catch = lambda _, args, layer=layer: inputs.__setitem__(layer, args[0].detach().flatten(0, -2))  # noqa: E731
+        hooks.append(module.register_forward_pre_hook(catch))
     with torch.no_grad():
         model.predict(noised.x, t, noised.prompt)
-    for hook, (site, weight) in zip(hooks, weights.items(), strict=True):
+    for hook, (layer, weight) in zip(hooks, weights.items(), strict=True):
         hook.remove()
-        model.unet.get_submodule(site).weight.data.copy_(weight)
+        model.unet.get_submodule(layer).weight.data.copy_(weight)
     return inputs
 
 
@@ -187,12 +187,12 @@ def test_moments_are_those_of_each_lora_alone_on_its_own_images(model, loras, pa
     with attach(model.unet, loras) as adapters:
         steps = few_steps(model, pair, adapters)
         moments = teacher_moments(steps, inputs)
-        assert not any(layer._forward_pre_hooks for layer in adapters.layers.values())
+        assert not any(module._forward_pre_hooks for module in adapters.layers.values())
     for k, lora in enumerate(loras):
         draws = [seen(model, lora, step.images[k], step.t) for step in steps]
-        for site, moment in moments.items():
-            down = torch.cat([each[site].down for each in loras])
-            rows = torch.cat([x[site] if inputs else x[site] @ down.mT for x in draws])
+        for layer, moment in moments.items():
+            down = torch.cat([each[layer].down for each in loras])
+            rows = torch.cat([x[layer] if inputs else x[layer] @ down.mT for x in draws])
             torch.testing.assert_close(moment[k].float(), rows.mT @ rows / len(rows), rtol=1e-4, atol=1e-5)
 
 
@@ -205,11 +205,11 @@ def test_hooks_are_removed_after_a_failure(model, loras, pair) -> None:
 
 
 CLOSED = [
-    ("ziprank_closed", {"basis": "svd"}, "rank", lambda site: sum(site.ranks)),
-    ("ziprank_closed", {"basis": "raw"}, "rank", lambda site: sum(site.ranks)),
-    ("ziprank_closed", {"lambda_prior": 0.1}, "rank", lambda site: sum(site.ranks)),
-    ("ziplora_closed", {"mask_dim": "in"}, "in", lambda site: 2 * site.in_features),
-    ("ziplora_closed", {"mask_dim": "out"}, "out", lambda site: 2 * site.out_features),
+    ("ziprank_closed", {"basis": "svd"}, "rank", lambda layer: sum(layer.ranks)),
+    ("ziprank_closed", {"basis": "raw"}, "rank", lambda layer: sum(layer.ranks)),
+    ("ziprank_closed", {"lambda_prior": 0.1}, "rank", lambda layer: sum(layer.ranks)),
+    ("ziplora_closed", {"mask_dim": "in"}, "in", lambda layer: 2 * layer.in_features),
+    ("ziplora_closed", {"mask_dim": "out"}, "out", lambda layer: 2 * layer.out_features),
 ]
 
 
@@ -218,36 +218,36 @@ def test_a_merge_has_the_least_local_error(model, loras, pair, name, overrides, 
     """Less than all ones and than masks trained for a while, on the draws that they were made from."""
     method: Any = load(name, draws=2, batch=2, ridge=1e-4, **overrides)
     result = merged(model, method, loras, pair)
-    assert result.gates is not None and result.losses == {}
-    sites = live_sites(model.unet, loras, pair.roles)
-    assert result.learned_params == sum(count(site) for site in sites.values())
+    assert result.masks is not None and result.losses == {}
+    layers = live_layers(model.unet, loras, pair.roles)
+    assert result.learned_params == sum(count(layer) for layer in layers.values())
     same = {"basis": method.basis} if kind == "rank" else {"mask_dim": kind}
     trained = merged(model, short("ziprank" if kind == "rank" else "ziplora", **same), loras, pair)
-    assert trained.gates is not None
+    assert trained.masks is not None
     rebased = method.rebase(loras)
     with attach(model.unet, rebased) as adapters:
         moments = teacher_moments(few_steps(model, pair, adapters), kind == "in")
-    for site in sites:
-        error = KINDS[kind]([lora[site] for lora in rebased], moments[site])
+    for layer in layers:
+        error = KINDS[kind]([lora[layer] for lora in rebased], moments[layer])
 
-        def of(gates, error=error) -> float:
-            masks = [gate.only().double() for gate in gates]
-            return float(error(torch.stack(masks, -1) if kind == "out" else torch.cat(masks)).sum() / error.c.sum())
+        def of(masks, error=error) -> float:
+            vectors = [mask.only().double() for mask in masks]
+            return float(error(torch.stack(vectors, -1) if kind == "out" else torch.cat(vectors)).sum() / error.c.sum())
 
-        ones = tuple(gate.map(torch.ones_like) for gate in result.gates[site])
+        ones = tuple(mask.map(torch.ones_like) for mask in result.masks[layer])
         slack = 0.1 if "lambda_prior" in overrides else 1e-3
-        assert of(result.gates[site]) <= min(of(ones), of(trained.gates[site])) + slack
+        assert of(result.masks[layer]) <= min(of(ones), of(trained.masks[layer])) + slack
         if "lambda_prior" in overrides:
-            assert all((gate.only() >= 0).all() for gate in result.gates[site])
+            assert all((mask.only() >= 0).all() for mask in result.masks[layer])
 
 
 def test_the_prior_makes_the_dominant_masks_smaller(model, loras, pair) -> None:
-    sites = live_sites(model.unet, loras, pair.roles)
+    layers = live_layers(model.unet, loras, pair.roles)
 
     def size(strength: float) -> tuple[float, float]:
-        gates = merged(model, load("ziprank_closed", draws=1, batch=2, lambda_prior=strength), loras, pair).gates
-        assert gates is not None
-        dominant = [gates[name][0 if site.depth > 0.5 else 1].only().abs() for name, site in sites.items()]
+        masks = merged(model, load("ziprank_closed", draws=1, batch=2, lambda_prior=strength), loras, pair).masks
+        assert masks is not None
+        dominant = [masks[name][0 if layer.depth > 0.5 else 1].only().abs() for name, layer in layers.items()]
         return torch.cat(dominant).sum().item(), sum(float((each == 0).float().mean()) for each in dominant)
 
     weak, strong = size(0.01), size(1.0)
@@ -257,7 +257,7 @@ def test_the_prior_makes_the_dominant_masks_smaller(model, loras, pair) -> None:
 def test_a_merge_is_repeatable(model, loras, pair) -> None:
     method = load("ziprank_closed", draws=1, batch=1)
     first, again = merged(model, method, loras, pair), merged(model, method, loras, pair)
-    assert all(torch.equal(first.lora[site].up, again.lora[site].up) for site in first.lora)
+    assert all(torch.equal(first.lora[layer].up, again.lora[layer].up) for layer in first.lora)
 
 
 @pytest.mark.parametrize(("name", "overrides"), [each[:2] for each in CLOSED])
@@ -266,5 +266,5 @@ def test_a_merge_takes_more_than_two(model, loras, pair, name, overrides) -> Non
     three = replace(pair, contents=(pair.contents[0], cat))
     method = load(name, draws=1, batch=1, **overrides)
     result = merged(model, method, (loras[0], random_lora(model, 4, "cat"), loras[1]), three)
-    assert result.gates is not None and all(len(gates) == 3 for gates in result.gates.values())
-    assert all(torch.isfinite(gate.only()).all() for gates in result.gates.values() for gate in gates)
+    assert result.masks is not None and all(len(masks) == 3 for masks in result.masks.values())
+    assert all(torch.isfinite(mask.only()).all() for masks in result.masks.values() for mask in masks)

@@ -16,7 +16,7 @@ from lorabench.lora.adapter import Factors, LoRA
 from lorabench.merging.combine import combine, nearest
 from lorabench.merging.merge import MergeItem, MergeResult, merge_all
 from lorabench.merging.method import load
-from lorabench.models.adapted import live_sites
+from lorabench.models.adapted import live_layers
 
 ROLES = ("content", "style")
 FULL = {"rank": 1000}  # as high as the layers allow: nothing is cut off
@@ -25,11 +25,11 @@ EXACT = ("np_lora", "knots", "tsv", "iso_c", "slerp")
 
 
 def merged(model, name: str, loras, **settings: Any) -> tuple[LoRA, float]:
-    return combine(load(name, **settings), loras, live_sites(model.unet, loras, ROLES), 7)
+    return combine(load(name, **settings), loras, live_layers(model.unet, loras, ROLES), 7)
 
 
-def dense(lora: LoRA, site: str) -> Tensor:
-    return lora[site].up.double() @ lora[site].down.double()
+def dense(lora: LoRA, layer: str) -> Tensor:
+    return lora[layer].up.double() @ lora[layer].down.double()
 
 
 def close(left: Tensor, right: Tensor, tolerance: float = 1e-5) -> None:
@@ -41,10 +41,10 @@ def close(left: Tensor, right: Tensor, tolerance: float = 1e-5) -> None:
 def test_prunings_are_peft_s_on_the_dense_update(model, loras, name, sign) -> None:
     lora, error = merged(model, name, loras, density=0.3, weight=0.8, sign=sign, **FULL)
     weights = torch.tensor([0.8, 0.8])
-    for site in loras[0]:
-        both = [dense(each, site).float() for each in loras]
+    for layer in loras[0]:
+        both = [dense(each, layer).float() for each in loras]
         expected = ties(both, weights, 0.3, sign) if name == "ties" else magnitude_prune(both, weights, 0.3)
-        close(dense(lora, site), expected.double())
+        close(dense(lora, layer), expected.double())
     assert error < 1e-5
 
 
@@ -61,30 +61,30 @@ def test_random_prunings_are_their_dense_formula(model, loras, name, density) ->
     """On the masks of the very draws: DARE's probability is the density, DELLA's rises along a row's magnitudes."""
     epsilon = 0.4 if name == "della" and density < 1 else 0.0
     lora, _ = merged(model, name, loras, density=density, weight=0.8, epsilon=epsilon, **FULL)
-    for site in loras[0]:
+    for layer in loras[0]:
         pruned = []
         for k, each in enumerate(loras):
-            update = dense(each, site)
-            uniform = torch.rand(update.shape, generator=torch.Generator().manual_seed(seed_of("prune", 7, site, k)))
+            update = dense(each, layer)
+            uniform = torch.rand(update.shape, generator=torch.Generator().manual_seed(seed_of("prune", 7, layer, k)))
             ranks = torch.stack([torch.from_numpy(rankdata(row.abs()) - 1) for row in update.float()])
             keep = density - epsilon / 2 + epsilon * ranks / (update.shape[1] - 1)
             pruned.append(torch.where(uniform < keep, update / keep, 0.0))
         merge: Any = sum if name == "dare_linear" else elected
-        close(dense(lora, site), 0.8 * merge(pruned))
+        close(dense(lora, layer), 0.8 * merge(pruned))
 
 
 def test_dare_keeps_the_expectation(model, loras) -> None:
-    site = live_sites(model.unet, loras, ROLES)[loras[0].sites[0]]
-    method, updates = load("dare_linear", density=0.5), [lora[site.name] for lora in loras]
-    draws: Any = [method.combine(updates, site, seed) for seed in range(400)]
-    expected: Any = sum(dense(each, site.name) for each in loras)
+    layer = live_layers(model.unet, loras, ROLES)[loras[0].layers[0]]
+    method, updates = load("dare_linear", density=0.5), [lora[layer.name] for lora in loras]
+    draws: Any = [method.combine(updates, layer, seed) for seed in range(400)]
+    expected: Any = sum(dense(each, layer.name) for each in loras)
     assert (torch.stack(draws).double().mean(0) - expected).norm() < 0.15 * expected.norm()
 
 
 def test_della_keeps_large_entries_more_often(model, loras) -> None:
-    site = live_sites(model.unet, loras, ROLES)[loras[0].sites[0]]
+    layer = live_layers(model.unet, loras, ROLES)[loras[0].layers[0]]
     method: Any = load("della", density=0.5, epsilon=0.8)
-    update = dense(loras[0], site.name).float()
+    update = dense(loras[0], layer.name).float()
     kept = torch.stack([(method.pruned(update, torch.Generator().manual_seed(s)) != 0).float() for s in range(300)])
     order = update.abs().argsort(dim=1)
     share = kept.mean(0).gather(1, order)
@@ -102,14 +102,14 @@ def test_breadcrumbs_leave_out_both_ends(model, loras) -> None:
 @pytest.mark.parametrize("hard", [False, True])
 def test_np_lora_is_its_dense_formula(model, loras, hard) -> None:
     lora, _ = merged(model, "np_lora", loras, mu=0.5, hard=hard)
-    for site in loras[0]:
-        content, style = (dense(each, site) for each in loras)
-        v = torch.linalg.svd(style).Vh[: loras[1][site].rank].mT
+    for layer in loras[0]:
+        content, style = (dense(each, layer) for each in loras)
+        v = torch.linalg.svd(style).Vh[: loras[1][layer].rank].mT
         rho = 1.0 if hard else 0.5 / 1.5
         expected = style + content @ (torch.eye(len(v), dtype=v.dtype) - rho * v @ v.mT)
-        close(dense(lora, site), expected)
+        close(dense(lora, layer), expected)
         if hard:  # what the style reads, content does not
-            assert (dense(lora, site) @ v - style @ v).norm() < 1e-5 * style.norm()
+            assert (dense(lora, layer) @ v - style @ v).norm() < 1e-5 * style.norm()
 
 
 @pytest.mark.parametrize("hard", [False, True])
@@ -117,40 +117,40 @@ def test_np_lora_projects_off_the_update_and_not_off_its_factors(model, loras, h
     """Rows of `down` that `up` drops, or that are there twice, are nothing that the style reads."""
     content, style = loras
     idle = LoRA({
-        site: Factors(
+        layer: Factors(
             torch.cat([each.down, each.down[:1], torch.randn(1, each.down.shape[1])]),
             torch.cat([each.up, 0 * each.up[:, :1], 0 * each.up[:, :1]], dim=1),
         )
-        for site, each in style.items()
+        for layer, each in style.items()
     })  # fmt: skip
     alone, _ = merged(model, "np_lora", [content, style], hard=hard)
     found, _ = merged(model, "np_lora", [content, idle], hard=hard)
-    for site in content:
-        close(dense(found, site), dense(alone, site), 1e-4)
+    for layer in content:
+        close(dense(found, layer), dense(alone, layer), 1e-4)
 
 
 def test_knots_is_ties_in_the_shared_basis(model, loras) -> None:
     lora, _ = merged(model, "knots", loras, density=0.4)
-    for site in loras[0]:
-        both = [dense(each, site) for each in loras]
+    for layer in loras[0]:
+        both = [dense(each, layer) for each in loras]
         u, s, vt = torch.linalg.svd(torch.cat(both, dim=1), full_matrices=False)
-        rank = sum(each[site].rank for each in loras)
+        rank = sum(each[layer].rank for each in loras)
         parts = list(vt[:rank].split(both[0].shape[1], dim=1))
         expected = (u[:, :rank] * s[:rank]) @ ties(parts, torch.ones(2), 0.4)
-        close(dense(lora, site), expected)
+        close(dense(lora, layer), expected)
 
 
 def test_knots_that_keeps_all_of_one_lora_is_that_lora(model, loras) -> None:
     lora, _ = merged(model, "knots", [loras[0], LoRA({})], density=1.0)
-    for site in loras[0]:
-        close(dense(lora, site), dense(loras[0], site))
+    for layer in loras[0]:
+        close(dense(lora, layer), dense(loras[0], layer))
 
 
 def test_tsv_and_iso_c_against_dense_decompositions(model, loras) -> None:
     tsv, iso = merged(model, "tsv", loras)[0], merged(model, "iso_c", loras)[0]
-    for site in loras[0]:
-        parts = [torch.linalg.svd(dense(each, site), full_matrices=False) for each in loras]
-        ranks = [each[site].rank for each in loras]
+    for layer in loras[0]:
+        parts = [torch.linalg.svd(dense(each, layer), full_matrices=False) for each in loras]
+        ranks = [each[layer].rank for each in loras]
         p = torch.cat([u[:, :r] for (u, _, _), r in zip(parts, ranks, strict=True)], dim=1)
         v = torch.cat([vt[:r] for (_, _, vt), r in zip(parts, ranks, strict=True)]).mT
         s = torch.cat([s[:r] for (_, s, _), r in zip(parts, ranks, strict=True)])
@@ -158,19 +158,19 @@ def test_tsv_and_iso_c_against_dense_decompositions(model, loras) -> None:
         for x in (p, v):
             y, _, zt = torch.linalg.svd(x, full_matrices=False)
             near.append(y @ zt)
-        close(dense(tsv, site), near[0] * s @ near[1].mT)
-        u, s, vt = torch.linalg.svd(sum(dense(each, site) for each in loras), full_matrices=False)
+        close(dense(tsv, layer), near[0] * s @ near[1].mT)
+        u, s, vt = torch.linalg.svd(sum(dense(each, layer) for each in loras), full_matrices=False)
         rank = sum(ranks)
-        close(dense(iso, site), s[:rank].mean() * u[:, :rank] @ vt[:rank])
+        close(dense(iso, layer), s[:rank].mean() * u[:, :rank] @ vt[:rank])
 
 
 def test_tsv_of_orthogonal_updates_is_their_sum(model, loras) -> None:
-    sites = live_sites(model.unet, loras, ROLES)
-    site = next(site for site in sites.values() if min(site.in_features, site.out_features) >= 5)
-    q = torch.linalg.qr(torch.randn(site.in_features, site.in_features)).Q
-    p = torch.linalg.qr(torch.randn(site.out_features, site.out_features)).Q
-    parts: Any = [type(loras[0][site.name])(q[:, a:b].mT.clone(), p[:, a:b].clone()) for a, b in ((0, 3), (3, 5))]
-    update: Any = load("tsv").combine(parts, site, 0)
+    layers = live_layers(model.unet, loras, ROLES)
+    layer = next(layer for layer in layers.values() if min(layer.in_features, layer.out_features) >= 5)
+    q = torch.linalg.qr(torch.randn(layer.in_features, layer.in_features)).Q
+    p = torch.linalg.qr(torch.randn(layer.out_features, layer.out_features)).Q
+    parts: Any = [type(loras[0][layer.name])(q[:, a:b].mT.clone(), p[:, a:b].clone()) for a, b in ((0, 3), (3, 5))]
+    update: Any = load("tsv").combine(parts, layer, 0)
     total: Any = sum(each.up.double() @ each.down.double() for each in parts)
     close((update.up @ update.down).double(), total)
 
@@ -179,37 +179,37 @@ def test_tsv_of_orthogonal_updates_is_their_sum(model, loras) -> None:
 @pytest.mark.parametrize("t", [0.0, 0.3, 1.0])
 def test_slerp_is_its_dense_formula(model, loras, t, norm) -> None:
     lora, _ = merged(model, "slerp", loras, t=t, norm=norm)
-    for site in loras[0]:
-        c, s = (dense(each, site) for each in loras)
+    for layer in loras[0]:
+        c, s = (dense(each, layer) for each in loras)
         angle = torch.acos((c * s).sum() / c.norm() / s.norm())
         length = (1 - t) * c.norm() + t * s.norm() if norm == "mean" else (c + s).norm()
         way = (torch.sin((1 - t) * angle) * c / c.norm() + torch.sin(t * angle) * s / s.norm()) / torch.sin(angle)
-        close(dense(lora, site), length * way)
+        close(dense(lora, layer), length * way)
 
 
 @pytest.mark.parametrize("name", ["slerp", "tsv"])
 def test_equal_loras_merge_to_themselves(model, loras, name) -> None:
     lora, _ = merged(model, name, [loras[0], loras[0]])
-    for site in loras[0]:
-        close(dense(lora, site), dense(loras[0], site), 1e-4)
+    for layer in loras[0]:
+        close(dense(lora, layer), dense(loras[0], layer), 1e-4)
 
 
 def test_the_flat_spectrum_of_equal_loras_has_their_directions_alone(model, loras) -> None:
     lora, _ = merged(model, "iso_c", [loras[0], loras[0]])
-    for site, each in loras[0].items():
-        u, s, vt = torch.linalg.svd(2 * dense(loras[0], site), full_matrices=False)
-        close(dense(lora, site), s[: each.rank].mean() * u[:, : each.rank] @ vt[: each.rank], 1e-4)
+    for layer, each in loras[0].items():
+        u, s, vt = torch.linalg.svd(2 * dense(loras[0], layer), full_matrices=False)
+        close(dense(lora, layer), s[: each.rank].mean() * u[:, : each.rank] @ vt[: each.rank], 1e-4)
 
 
 @pytest.mark.parametrize("rank", [1, 3, None])
 def test_svd_is_the_nearest_and_tells_its_error(model, loras, rank) -> None:
     lora, error = merged(model, "svd", loras, rank=rank)
     lost = whole = 0.0
-    for site in loras[0]:
-        total = sum(dense(each, site) for each in loras)
+    for layer in loras[0]:
+        total = sum(dense(each, layer) for each in loras)
         u, s, vt = torch.linalg.svd(total, full_matrices=False)
-        cut = rank or max(each[site].rank for each in loras)
-        close(dense(lora, site), u[:, :cut] * s[:cut] @ vt[:cut])
+        cut = rank or max(each[layer].rank for each in loras)
+        close(dense(lora, layer), u[:, :cut] * s[:cut] @ vt[:cut])
         lost, whole = lost + float(s[cut:].square().sum()), whole + float(s.square().sum())
     assert error == pytest.approx((lost / whole) ** 0.5, abs=1e-5)
 
@@ -224,9 +224,9 @@ PRUNED = {  # peft's own functions of tensors, weights, density and sign
 @pytest.mark.parametrize("name", PRUNED)
 def test_peft_types_on_the_dense_update(model, loras, name, sign) -> None:
     lora, _ = merged(model, f"peft_{name}_svd", loras, density=0.3, weight=0.8, sign=sign, **FULL)
-    for site in loras[0].sites[:8]:
-        both = [dense(each, site).float() for each in loras]
-        close(dense(lora, site), PRUNED[name](both, torch.full((2,), 0.8), 0.3, sign).double())
+    for layer in loras[0].layers[:8]:
+        both = [dense(each, layer).float() for each in loras]
+        close(dense(lora, layer), PRUNED[name](both, torch.full((2,), 0.8), 0.3, sign).double())
 
 
 @pytest.mark.parametrize("sign", ["total", "frequency"])
@@ -234,10 +234,10 @@ def test_peft_types_on_the_dense_update(model, loras, name, sign) -> None:
 def test_peft_types_on_both_factors_apart(model, name, sign) -> None:
     equal = [random_lora(model, 3, name) for name in ("a", "b")]
     lora, _ = merged(model, f"peft_{name}", equal, density=0.3, weight=0.8, sign=sign)
-    for site in equal[0].sites[:8]:
+    for layer in equal[0].layers[:8]:
         roots = torch.full((2,), 0.8**0.5)
-        down, up = (PRUNED[name]([getattr(e[site], part) for e in equal], roots, 0.3, sign) for part in ("down", "up"))
-        close(dense(lora, site), up.double() @ down.double())
+        down, up = (PRUNED[name]([getattr(e[layer], part) for e in equal], roots, 0.3, sign) for part in ("down", "up"))
+        close(dense(lora, layer), up.double() @ down.double())
 
 
 def assert_pruned_at_random(found: Tensor, parts: list[Tensor], elects: bool) -> None:
@@ -255,23 +255,23 @@ def test_peft_types_that_prune_at_random(model, name) -> None:
     whole, _ = merged(model, f"peft_{name}_svd", equal, density=0.3, weight=0.8, **FULL)
     apart, _ = merged(model, f"peft_{name}", equal, density=0.3, weight=0.8)
     again, _ = merged(model, f"peft_{name}", equal, density=0.3, weight=0.8)
-    for site in equal[0].sites[:8]:
-        assert_pruned_at_random(dense(whole, site), [dense(each, site) * 0.8 / 0.3 for each in equal], "ties" in name)
+    for layer in equal[0].layers[:8]:
+        assert_pruned_at_random(dense(whole, layer), [dense(each, layer) * 0.8 / 0.3 for each in equal], "ties" in name)
         for part in ("down", "up"):
-            found = getattr(apart[site], part)
-            kept = [getattr(each[site], part) * 0.8**0.5 / 0.3 for each in equal]
+            found = getattr(apart[layer], part)
+            kept = [getattr(each[layer], part) * 0.8**0.5 / 0.3 for each in equal]
             assert_pruned_at_random(found, kept, "ties" in name)
-            assert torch.equal(found, getattr(again[site], part))
+            assert torch.equal(found, getattr(again[layer], part))
 
 
 def test_peft_without_pruning(model, loras) -> None:
     cat, svd = merged(model, "peft_cat", loras)[0], merged(model, "peft_svd", loras)[0]
-    for site in loras[0].sites[:8]:
-        total: Any = sum(dense(each, site) for each in loras)
-        close(dense(cat, site), total)
+    for layer in loras[0].layers[:8]:
+        total: Any = sum(dense(each, layer) for each in loras)
+        close(dense(cat, layer), total)
         u, s, vt = torch.linalg.svd(total)
-        cut = max(each[site].rank for each in loras)  # peft's own default
-        close(dense(svd, site), u[:, :cut] * s[:cut] @ vt[:cut])
+        cut = max(each[layer].rank for each in loras)  # peft's own default
+        close(dense(svd, layer), u[:, :cut] * s[:cut] @ vt[:cut])
 
 
 def test_peft_linear_has_cross_terms_and_wants_equal_ranks(model, loras) -> None:
@@ -279,20 +279,20 @@ def test_peft_linear_has_cross_terms_and_wants_equal_ranks(model, loras) -> None
         merged(model, "peft_linear", loras)
     equal = [random_lora(model, 3, name) for name in ("a", "b")]
     lora, _ = merged(model, "peft_linear", equal)
-    for site in equal[0].sites[:8]:
-        sums: Any = [sum(getattr(each[site], part).double() for each in equal) for part in ("up", "down")]
-        close(dense(lora, site), sums[0] @ sums[1])
+    for layer in equal[0].layers[:8]:
+        sums: Any = [sum(getattr(each[layer], part).double() for each in equal) for part in ("up", "down")]
+        close(dense(lora, layer), sums[0] @ sums[1])
 
 
 @pytest.mark.parametrize("name", [*DENSE, *EXACT, "svd", "peft_cat", "peft_svd"])
 def test_layers_that_one_lora_lacks(model, loras, name) -> None:
     content, style = loras
-    half = LoRA({site: style[site] for site in style.sites[::2]})
+    half = LoRA({layer: style[layer] for layer in style.layers[::2]})
     lora, error = merged(model, name, [content, half])
     assert set(lora) == set(content) and 0 <= error < 1
     if name in ("np_lora", "tsv", "svd", "peft_cat", "peft_svd"):  # what one LoRA has alone stays as it is
-        site = content.sites[1]
-        close(dense(lora, site), dense(content, site))
+        layer = content.layers[1]
+        close(dense(lora, layer), dense(content, layer))
 
 
 def test_ssr_merge_answers_each_prompt_as_its_lora_does(model, loras, pair) -> None:
@@ -305,10 +305,10 @@ def test_ssr_merge_answers_each_prompt_as_its_lora_does(model, loras, pair) -> N
     method: Any = load("ssr_merge", ridge=0.0)
     [result] = merge_all(model, method, [MergeItem(loras, pair)], 0, CPU)
     inputs: dict[str, Tensor] = {}
-    sites = live_sites(model.unet, loras, pair.roles)
+    layers = live_layers(model.unet, loras, pair.roles)
     draws = Draws(model, pair, item_seed(pair, 0), loras)
     with attach(model.unet, loras, dtype=torch.float32) as adapters:
-        step = from_noise(draws.step(0, 1, adapters, sites))
+        step = from_noise(draws.step(0, 1, adapters, layers))
 
         def keep(name: str):
             return lambda _, args: inputs.update({name: args[0].double()})
@@ -333,25 +333,25 @@ def test_ssr_merge_answers_each_prompt_as_its_lora_does(model, loras, pair) -> N
     assert checked > 3
 
 
-def test_a_merge_that_is_no_gated_sum_is_stored_whole(model, loras, pair, tmp_path) -> None:
+def test_a_merge_that_is_no_masked_sum_is_stored_whole(model, loras, pair, tmp_path) -> None:
     [result] = merge_all(model, load("svd", rank=2), [MergeItem(loras, pair)], 0, CPU)
     result.save(tmp_path)
     again = MergeResult.load(tmp_path)
-    assert again.error == result.error > 0 and again.gates is None and again.lora.rank == 2
+    assert again.error == result.error > 0 and again.masks is None and again.lora.rank == 2
 
 
 def test_several_subjects_are_merged_at_once_and_not_averaged(model, loras, pair) -> None:
     three = [random_lora(model, 2, name) for name in ("a", "b", "c")]
     roles = ("content", "content", "style")
-    sites = live_sites(model.unet, three, roles)
+    layers = live_layers(model.unet, three, roles)
     for name in (*DENSE, *EXACT, "svd"):
-        lora, _ = combine(load(name), three, sites, 0)
+        lora, _ = combine(load(name), three, layers, 0)
         assert set(lora) == set(three[0]) and all(torch.isfinite(each.up).all() for each in lora.values())
-    site = three[0].sites[0]
-    content, other, style = (dense(each, site) for each in three)
+    layer = three[0].layers[0]
+    content, other, style = (dense(each, layer) for each in three)
     v = torch.linalg.svd(style).Vh[:2].mT
     away = torch.eye(len(v), dtype=v.dtype) - (1 / 3) * v @ v.mT
-    close(dense(combine(load("np_lora"), three, sites, 0)[0], site), style + (content + other) @ away)
+    close(dense(combine(load("np_lora"), three, layers, 0)[0], layer), style + (content + other) @ away)
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_a_failing_row_is_listed_and_the_others_are_reported(tiny, folder_of: Pa
     cfg = configured(tiny, folder_of, "[direct,lora_switch,ziprank]")
     with monkeypatch.context() as patched:
         patched.setattr(LoRASwitch, "strengths", broken)
-        patched.setattr(ZipRank, "gates", broken)
+        patched.setattr(ZipRank, "masks", broken)
         with pytest.raises(Incomplete) as end:
             run(cfg, folder_of)
     out, told = capsys.readouterr().out, str(end.value)
@@ -154,7 +154,7 @@ def test_all_is_every_method_with_every_ablation_that_fits() -> None:
     assert {f"{method} output_masks" for method in fitting_methods("output_masks")} <= set(names)
     assert not {"base", "content_only", "oracle", "direct no_cycle"} & set(names)
     assert len(names) == len(set(names)) > 80
-    assert "duolora uniform" in names and "ties" in names and "ties uniform" not in names  # has no gates to average
+    assert "duolora uniform" in names and "ties" in names and "ties uniform" not in names  # has no masks to average
     assert {row.settings["fit"]["steps"] for row in rows if row.settings and row.settings["fit"]} == {2}
 
 
@@ -168,7 +168,7 @@ def test_all_is_every_method_with_every_ablation_that_fits() -> None:
         ("[direct no_cycle]", "ablation=no_cycle fits method=duolora"),
         ("[direct,direct none]", "task.rows names direct twice"),
         ("[content_only]", "frames every table; leave it out"),
-        ("[ties uniform]", "ties uniform, whose method has no gates to average"),
+        ("[ties uniform]", "ties uniform, whose method has no masks to average"),
         ("[direct uniform]", "says nothing of single pairs; type dataset.contents="),
     ],
 )

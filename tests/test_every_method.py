@@ -34,7 +34,8 @@ def uneven(koala: SDXL) -> tuple[LoRA, ...]:
     """Ranks 2 and 3; every third layer is adapted by the content alone, every third by the style alone."""
     loras = random_lora(koala, 2, "content"), random_lora(koala, 3, "style")
     return tuple(
-        LoRA({site: each for i, (site, each) in enumerate(lora.items()) if i % 3 != k}) for k, lora in enumerate(loras)
+        LoRA({layer: each for i, (layer, each) in enumerate(lora.items()) if i % 3 != k})
+        for k, lora in enumerate(loras)
     )
 
 

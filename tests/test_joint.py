@@ -24,7 +24,7 @@ from lorabench.lora.adapter import LoRA
 from lorabench.lora.layer import attach
 from lorabench.merging import method as methods
 from lorabench.models.files import ModelFiles
-from lorabench.models.layers import attention_sites
+from lorabench.models.layers import attention_layers
 from lorabench.models.sdxl import SDXL
 from lorabench.personalization.aligned import BASIS_SEED, AlignedLoRAs, train_aligned
 from lorabench.personalization.initial import disjoint
@@ -128,17 +128,17 @@ def test_photographs_have_no_aligned_pictures(tmp_path, lora_spec, generate_spec
 
 
 def test_bases_are_orthonormal_and_disjoint(model: SDXL) -> None:
-    sites = attention_sites(model.unet)
-    content, style = disjoint(sites, 2, 7)
-    for site in sites:
-        both = torch.cat([content[site].down, style[site].down])
+    layers = attention_layers(model.unet)
+    content, style = disjoint(layers, 2, 7)
+    for layer in layers:
+        both = torch.cat([content[layer].down, style[layer].down])
         torch.testing.assert_close(both @ both.mT, torch.eye(4), atol=1e-5, rtol=0)
-        assert not content[site].up.any() and not style[site].up.any()
-    widths = {layer.in_features: site for site, layer in sites.items()}
-    for site, layer in sites.items():
-        assert torch.equal(content[site].down, content[widths[layer.in_features]].down)
+        assert not content[layer].up.any() and not style[layer].up.any()
+    widths = {module.in_features: layer for layer, module in layers.items()}
+    for layer, module in layers.items():
+        assert torch.equal(content[layer].down, content[widths[module.in_features]].down)
     with pytest.raises(UserError, match=r"type lora.rank=\d"):
-        disjoint(sites, 33, 7)
+        disjoint(layers, 33, 7)
 
 
 def test_the_content_s_training_does_not_know_the_style(model: SDXL, concept: Concept, lora_spec) -> None:
@@ -146,10 +146,10 @@ def test_the_content_s_training_does_not_know_the_style(model: SDXL, concept: Co
     other = replace(concept, styled=tuple(reference("mug", "a sks mug in szn style", c) for c in ("green", "gray")))
     also = train_aligned(model, other, replace(lora_spec, steps=6), 0, CPU)
     assert equal(found["content"], also["content"]) and not equal(found["style"], also["style"])
-    start = disjoint(attention_sites(model.unet), lora_spec.rank, BASIS_SEED)
+    start = disjoint(attention_layers(model.unet), lora_spec.rank, BASIS_SEED)
     for role, begun in zip(ROLES, start, strict=True):
-        for site, factors in found[role].items():
-            assert torch.equal(factors.down, begun[site].down) and factors.up.any()
+        for layer, factors in found[role].items():
+            assert torch.equal(factors.down, begun[layer].down) and factors.up.any()
 
 
 class Dense(nn.Module):
@@ -169,10 +169,10 @@ def test_both_adapters_are_trained_as_two_dense_updates_by_two_optimisers(model,
     spec = replace(lora_spec, steps=5, warmup=0, max_grad_norm=1e9)
     found = train_aligned(model, concept, spec, 0, CPU)
     plain = SDXL.load(folder)
-    starts, layers = disjoint(attention_sites(plain.unet), spec.rank, BASIS_SEED), {}
-    for site, layer in attention_sites(plain.unet).items():
-        layers[site] = Dense([start[site].down for start in starts], layer.out_features, spec.alpha / spec.rank)
-        register_parametrization(layer, "weight", layers[site])
+    starts, layers = disjoint(attention_layers(plain.unet), spec.rank, BASIS_SEED), {}
+    for layer, module in attention_layers(plain.unet).items():
+        layers[layer] = Dense([start[layer].down for start in starts], module.out_features, spec.alpha / spec.rank)
+        register_parametrization(module, "weight", layers[layer])
     adam = [
         torch.optim.AdamW(
             [each.ups[k] for each in layers.values()], spec.lr, spec.betas, weight_decay=spec.weight_decay
@@ -199,13 +199,13 @@ def test_both_adapters_are_trained_as_two_dense_updates_by_two_optimisers(model,
         mse_loss(prediction, plain.target(latents[k][picks], noise, t)).backward()
         adam[k].step()
     for k, role in enumerate(ROLES):
-        for site, each in layers.items():
-            torch.testing.assert_close(found[role][site].up, each.scale * each.ups[k].detach(), atol=2e-4, rtol=1e-3)
+        for layer, each in layers.items():
+            torch.testing.assert_close(found[role][layer].up, each.scale * each.ups[k].detach(), atol=2e-4, rtol=1e-3)
 
 
 def test_gradients_are_the_optimiser_s_before_they_are_unscaled(model, concept, lora_spec) -> None:
     """What half precision on a GPU does between the backward pass and the step, by hand."""
-    starts = disjoint(attention_sites(model.unet), lora_spec.rank, BASIS_SEED)
+    starts = disjoint(attention_layers(model.unet), lora_spec.rank, BASIS_SEED)
     with attach(model.unet, starts, dtype=torch.float32) as adapters:
         module = AlignedLoRAs(model, adapters, concept, lora_spec, 0)
         ups: Any = module.ups["content"]

@@ -14,7 +14,7 @@ from lorabench.base import UserError
 from lorabench.merging.merge import MergeItem, merge_all
 from lorabench.merging.method import load
 from lorabench.merging.priors import dominant_roles
-from lorabench.models.adapted import live_sites
+from lorabench.models.adapted import live_layers
 from lorabench.models.files import model_folder
 from lorabench.models.sdxl import SDXL
 from lorabench.report.probe import draw_probe
@@ -73,9 +73,9 @@ def test_the_prior_is_one_that_duolora_reads(folder: Path, model: SDXL, loras, p
     write_prior(tmp_path / "prior.yaml", found, plan)  # pyright: ignore[reportArgumentType]
     method: Any = load("duolora", prior=str(tmp_path / "prior.yaml"))
     assert method.prior == {"content": ["mid_block"], "style": ["up_blocks.1"]}
-    roles = dominant_roles(method.prior, live_sites(model.unet, loras, pair.roles))
-    assert {role for site, role in roles.items() if site.startswith("mid_block.")} == {"content"}
-    assert {role for site, role in roles.items() if site.startswith("down_blocks.2.")} == {None}
+    roles = dominant_roles(method.prior, live_layers(model.unet, loras, pair.roles))
+    assert {role for layer, role in roles.items() if layer.startswith("mid_block.")} == {"content"}
+    assert {role for layer, role in roles.items() if layer.startswith("down_blocks.2.")} == {None}
     draw_probe(found, tmp_path / "probe.png")
     assert (tmp_path / "probe.png").read_bytes().startswith(b"\x89PNG")
 
@@ -84,9 +84,9 @@ def test_custom_weights_scale_roles_and_modules(model: SDXL, loras, pair) -> Non
     method = load("custom_weights", style=0.5, blocks={"mid_block": {"content": 0.25}})
     [result] = merge_all(model, method, [MergeItem(tuple(loras), pair)], 0, CPU)
     content, style = loras
-    for site, merged in result.lora.items():
-        weight = 0.25 if site.startswith("mid_block.") else 1.0
-        dense = weight * content[site].up @ content[site].down + 0.5 * style[site].up @ style[site].down
+    for layer, merged in result.lora.items():
+        weight = 0.25 if layer.startswith("mid_block.") else 1.0
+        dense = weight * content[layer].up @ content[layer].down + 0.5 * style[layer].up @ style[layer].down
         assert (merged.up @ merged.down - dense).abs().max() < 1e-5
     with pytest.raises(UserError, match=r"method\.blocks\.mid_block needs"):
         load("custom_weights", blocks={"mid_block": {"subject": 0.5}})

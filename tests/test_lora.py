@@ -11,40 +11,40 @@ from lorabench.base import UserError
 from lorabench.lora.adapter import Factors, LoRA
 from lorabench.lora.layer import export
 
-SITE = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+LAYER = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 
 
 def test_saves_and_loads_the_same_factors(loras, tmp_path: Path) -> None:
     content, _ = loras
     content.save(tmp_path / "content.safetensors", {"concept": "mug_1"})
     loaded = LoRA.load(tmp_path / "content.safetensors")
-    assert loaded.sites == content.sites and loaded.rank == 3
-    for site, factors in content.items():
-        torch.testing.assert_close(loaded[site].down, factors.down, rtol=0, atol=0)
-        torch.testing.assert_close(loaded[site].up, factors.up, rtol=0, atol=0)
+    assert loaded.layers == content.layers and loaded.rank == 3
+    for layer, factors in content.items():
+        torch.testing.assert_close(loaded[layer].down, factors.down, rtol=0, atol=0)
+        torch.testing.assert_close(loaded[layer].up, factors.up, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("extra", [{}, {"use_rslora": True}])
 def test_folds_the_alpha_that_diffusers_writes(loras, tmp_path: Path, extra) -> None:
     content, _ = loras
-    layers = {f"{SITE}.lora_A.weight": content[SITE].down, f"{SITE}.lora_B.weight": content[SITE].up}
+    layers = {f"{LAYER}.lora_A.weight": content[LAYER].down, f"{LAYER}.lora_B.weight": content[LAYER].up}
     StableDiffusionXLPipeline.save_lora_weights(
         tmp_path, layers, unet_lora_adapter_metadata={"r": 3, "lora_alpha": 6, **extra}
     )
     loaded = LoRA.load(tmp_path / "pytorch_lora_weights.safetensors")
-    torch.testing.assert_close(loaded[SITE].up, content[SITE].up * (6 / 3**0.5 if extra else 2))
+    torch.testing.assert_close(loaded[LAYER].up, content[LAYER].up * (6 / 3**0.5 if extra else 2))
 
 
 def test_an_alpha_pattern_beats_the_alpha(loras, tmp_path: Path) -> None:
     content, _ = loras
-    layers = {f"{SITE}.lora_A.weight": content[SITE].down, f"{SITE}.lora_B.weight": content[SITE].up}
+    layers = {f"{LAYER}.lora_A.weight": content[LAYER].down, f"{LAYER}.lora_B.weight": content[LAYER].up}
     metadata = {"r": 3, "lora_alpha": 6, "alpha_pattern": {"attn1.to_q": 12}}
     StableDiffusionXLPipeline.save_lora_weights(tmp_path, layers, unet_lora_adapter_metadata=metadata)
     loaded = LoRA.load(tmp_path / "pytorch_lora_weights.safetensors")
-    torch.testing.assert_close(loaded[SITE].up, content[SITE].up * 4)
+    torch.testing.assert_close(loaded[LAYER].up, content[LAYER].up * 4)
 
 
-def test_rank_is_the_highest_of_any_site() -> None:
+def test_rank_is_the_highest_of_any_layer() -> None:
     def factors(rank: int) -> Factors:
         return Factors(torch.zeros(rank, 4), torch.zeros(4, rank))
 
@@ -56,24 +56,24 @@ def test_compression_is_the_truncated_svd(rank: int) -> None:
     """Against the SVD of the dense updates: the best of that rank, and the norm of what is cut off (Eckart-Young)."""
     torch.manual_seed(0)
     shapes = {"a": (7, 12, 9), "b": (4, 5, 30), "c": (2, 6, 6)}
-    factors = {site: Factors(torch.randn(r, m) * 3, torch.randn(n, r)) for site, (r, n, m) in shapes.items()}
+    factors = {layer: Factors(torch.randn(r, m) * 3, torch.randn(n, r)) for layer, (r, n, m) in shapes.items()}
     zero = Factors(torch.randn(4, 5), torch.zeros(6, 4))
     lora = LoRA({"a": factors["a"], "b": factors["b"], "zero": zero}, {"text_encoder.c": factors["c"]})
     small, error = lora.compressed(rank)
     lost, whole = 0.0, 0.0
-    for site, name in (("a", "a"), ("b", "b"), ("c", "text_encoder.c")):
-        dense = (factors[site].up.double() @ factors[site].down.double()).numpy()
+    for layer, name in (("a", "a"), ("b", "b"), ("c", "text_encoder.c")):
+        dense = (factors[layer].up.double() @ factors[layer].down.double()).numpy()
         u, s, vt = np.linalg.svd(dense, full_matrices=False)
         best = (u[:, :rank] * s[:rank]) @ vt[:rank]
-        found = small.text[name] if site == "c" else small[name]
-        assert found.rank == min(rank, factors[site].rank) and found.up.dtype == torch.float32
+        found = small.text[name] if layer == "c" else small[name]
+        assert found.rank == min(rank, factors[layer].rank) and found.up.dtype == torch.float32
         np.testing.assert_allclose((found.up @ found.down).numpy(), best, atol=2e-5)
         tail = np.square(s[rank:]).sum()
-        assert error.sites[name] == pytest.approx(np.sqrt(tail / np.square(s).sum()), abs=1e-9)
+        assert error.layers[name] == pytest.approx(np.sqrt(tail / np.square(s).sum()), abs=1e-9)
         lost, whole = lost + tail, whole + np.square(s).sum()
-        if rank >= factors[site].rank:
-            assert found is factors[site]
-    assert error.overall == pytest.approx(np.sqrt(lost / whole), abs=1e-9) and error.sites["zero"] == 0
+        if rank >= factors[layer].rank:
+            assert found is factors[layer]
+    assert error.overall == pytest.approx(np.sqrt(lost / whole), abs=1e-9) and error.layers["zero"] == 0
     assert f"relative error {error.overall:.2%}" in str(error)
 
 
@@ -81,7 +81,7 @@ def test_an_exported_merge_of_low_rank_compresses_without_error(loras) -> None:
     content, _ = loras
     small, error = export([content, content]).compressed(content.rank)
     assert error.overall < 1e-6 and small.rank == content.rank
-    for site, each in content.items():
-        torch.testing.assert_close(small[site].up @ small[site].down, 2 * each.up @ each.down, rtol=1e-4, atol=1e-5)
+    for layer, each in content.items():
+        torch.testing.assert_close(small[layer].up @ small[layer].down, 2 * each.up @ each.down, rtol=1e-4, atol=1e-5)
     with pytest.raises(UserError, match="type a rank"):
         content.compressed(0)

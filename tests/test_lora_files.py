@@ -54,36 +54,36 @@ SDXL, KOALA = (2, (1, 2, 10)), (1, (1, 2, 6))
 
 
 def draw(seed: int, allowed: set[str] | None = None, alphas: bool = True) -> Triples:
-    """Any sites, any rank, any alpha: what a file may hold."""
+    """Any layers, any rank, any alpha: what a file may hold."""
     chance = random.Random(seed)
-    sites = [f"unet.{site}" for site in linears(*SDXL)] + TEXT
-    chosen = chance.sample([site for site in sites if allowed is None or site in allowed], chance.randint(5, 60))
+    layers = [f"unet.{layer}" for layer in linears(*SDXL)] + TEXT
+    chosen = chance.sample([layer for layer in layers if allowed is None or layer in allowed], chance.randint(5, 60))
     chosen.append("unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q")
     torch.manual_seed(seed)
     triples: Triples = {}
-    for site in sorted(set(chosen)):
+    for layer in sorted(set(chosen)):
         rank, width, height = (chance.randint(1, most) for most in (9, 20, 20))
         alpha = chance.choice([1.0, 4.0, 6.5, 64.0, float(rank)]) if alphas else None
-        triples[site] = torch.randn(rank, width), torch.randn(height, rank), alpha
+        triples[layer] = torch.randn(rank, width), torch.randn(height, rank), alpha
     return triples
 
 
 def lora_of(triples: Triples, alphas: bool = True) -> LoRA:
     """What the file says, by the definition of alpha."""
     factors = {
-        site: Factors(down, up if alpha is None or not alphas else up * (alpha / len(down)))
-        for site, (down, up, alpha) in triples.items()
+        layer: Factors(down, up if alpha is None or not alphas else up * (alpha / len(down)))
+        for layer, (down, up, alpha) in triples.items()
     }
     return LoRA(
-        {site.removeprefix("unet."): each for site, each in factors.items() if site.startswith("unet.")},
-        {site: each for site, each in factors.items() if not site.startswith("unet.")},
+        {layer.removeprefix("unet."): each for layer, each in factors.items() if layer.startswith("unet.")},
+        {layer: each for layer, each in factors.items() if not layer.startswith("unet.")},
     )
 
 
 def assert_same(found: LoRA, expected: LoRA, rtol: float = 0.0) -> None:
-    assert found.sites == expected.sites and list(found.text) == list(expected.text)
-    pairs = [(found[site], each) for site, each in expected.items()]
-    for mine, other in pairs + [(found.text[site], each) for site, each in expected.text.items()]:
+    assert found.layers == expected.layers and list(found.text) == list(expected.text)
+    pairs = [(found[layer], each) for layer, each in expected.items()]
+    for mine, other in pairs + [(found.text[layer], each) for layer, each in expected.text.items()]:
         assert mine.down.dtype == mine.up.dtype == torch.float32
         torch.testing.assert_close(mine.down, other.down, rtol=rtol, atol=0)
         torch.testing.assert_close(mine.up, other.up, rtol=rtol, atol=0)
@@ -96,21 +96,21 @@ def shuffled(tensors: dict, seed: int) -> dict:
 
 
 def allowed(convention: str) -> set[str] | None:
-    """The sites that a convention has names for."""
-    everywhere = [f"unet.{site}" for site in linears(*SDXL)] + TEXT
+    """The layers that a convention has names for."""
+    everywhere = [f"unet.{layer}" for layer in linears(*SDXL)] + TEXT
     if convention in conventions.UNET_ONLY:
-        everywhere = [site for site in everywhere if site.startswith("unet.")]
+        everywhere = [layer for layer in everywhere if layer.startswith("unet.")]
     if convention in conventions.ATTENTION_ONLY:
-        everywhere = [site for site in everywhere if site.endswith(ATTENTION)]
+        everywhere = [layer for layer in everywhere if layer.endswith(ATTENTION)]
     if convention == "comfy":
-        everywhere = [site for site in everywhere if ".attentions." in site]
+        everywhere = [layer for layer in everywhere if ".attentions." in layer]
     return set(everywhere)
 
 
 @pytest.mark.parametrize("convention", conventions.ALL)
 @pytest.mark.parametrize("seed", range(6))
 def test_every_convention_is_read(tmp_path: Path, convention: str, seed: int) -> None:
-    """Any ranks, alphas and missing sites, in any order of keys."""
+    """Any ranks, alphas and missing layers, in any order of keys."""
     triples = draw(seed, allowed(convention))
     save_file(shuffled(conventions.ALL[convention](triples), seed), tmp_path / FILE)
     assert_same(LoRA.load(tmp_path / FILE), lora_of(triples, convention in conventions.WITH_ALPHA))
@@ -132,7 +132,7 @@ def test_formats_turn_into_each_other_and_back(tmp_path: Path, first: str, secon
 
 @pytest.mark.parametrize("format", ["diffusers", "kohya"])
 def test_equal_ranks_come_back_bitwise(tmp_path: Path, format: str) -> None:
-    lora = lora_of({site: (torch.randn(7, 5), torch.randn(6, 7), None) for site in draw(0)})
+    lora = lora_of({layer: (torch.randn(7, 5), torch.randn(6, 7), None) for layer in draw(0)})
     lora.save(tmp_path / FILE, format=format)
     assert_same(LoRA.load(tmp_path / FILE), lora)
 
@@ -184,10 +184,10 @@ def test_a_number_that_half_precision_cannot_hold_is_named(tmp_path: Path) -> No
 def test_every_linear_layer_has_one_name(structure, ldm: bool) -> None:
     """Underscored and dotted names are inverse to each other on every layer."""
     assert names.ldm_is_safe(linears(*structure)) == (structure == SDXL)
-    sites = [f"unet.{site}" for site in linears(*structure)] + TEXT
-    assert len(sites) > (700 if structure == SDXL else 200)
-    stems = [names.kohya_stem(site, ldm) for site in sites]
-    assert len(set(stems)) == len(stems) and [names.site(stem) for stem in stems] == sites
+    layers = [f"unet.{layer}" for layer in linears(*structure)] + TEXT
+    assert len(layers) > (700 if structure == SDXL else 200)
+    stems = [names.kohya_stem(layer, ldm) for layer in layers]
+    assert len(set(stems)) == len(stems) and [names.layer(stem) for stem in stems] == layers
 
 
 def test_koala_by_ldm_block_numbers(tmp_path: Path) -> None:
@@ -203,22 +203,22 @@ def test_koala_by_ldm_block_numbers(tmp_path: Path) -> None:
         tensors[f"lora_unet_{place}_proj_in.lora_down.weight"] = torch.ones(1, 2)
         tensors[f"lora_unet_{place}_proj_in.lora_up.weight"] = torch.ones(2, 1)
     save_file(tensors, tmp_path / FILE)
-    sites = LoRA.load(tmp_path / FILE).sites
-    assert sites == sorted(f"{site}.proj_in" for site in places.values())
-    assert set(sites) <= set(linears(*KOALA))
+    layers = LoRA.load(tmp_path / FILE).layers
+    assert layers == sorted(f"{layer}.proj_in" for layer in places.values())
+    assert set(layers) <= set(linears(*KOALA))
 
 
 @pytest.mark.parametrize(
-    ("sites", "block"),
+    ("layers", "block"),
     [
         (["up_blocks.0.attentions.0", "up_blocks.0.attentions.1"], "output_blocks_1_1"),  # a B-LoRA
         (["down_blocks.1.attentions.1", "up_blocks.1.attentions.0"], "output_blocks_3_1"),  # SDXL for certain
         (["down_blocks.1.attentions.0", "up_blocks.1.attentions.0"], "up_blocks_1_attentions_0"),  # may be a KOALA
     ],
 )
-def test_block_numbers_are_written_where_they_are_certain(tmp_path: Path, sites: list[str], block: str) -> None:
+def test_block_numbers_are_written_where_they_are_certain(tmp_path: Path, layers: list[str], block: str) -> None:
     ones = Factors(torch.ones(1, 2048), torch.ones(2, 1))
-    lora = LoRA({f"{site}.transformer_blocks.0.attn2.to_k": ones for site in sites})
+    lora = LoRA({f"{layer}.transformer_blocks.0.attn2.to_k": ones for layer in layers})
     lora.save(tmp_path / FILE, format="kohya")
     assert any(key.startswith(f"lora_unet_{block}_") for key in load_file(tmp_path / FILE))
     assert_same(LoRA.load(tmp_path / FILE), lora)
@@ -241,9 +241,9 @@ def test_the_config_beside_a_peft_file_counts(tmp_path: Path) -> None:
     config = {"lora_alpha": 6, "use_rslora": True, "alpha_pattern": {"mid_block.+to_q": 2}, "r": 8, "peft_type": "LORA"}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     found = LoRA.load(tmp_path / "adapter_model.safetensors")
-    for site, each in bare.items():
-        alpha = 2 if site.startswith("mid_block") and site.endswith("to_q") else 6
-        torch.testing.assert_close(found[site].up, each.up * alpha / each.rank**0.5)
+    for layer, each in bare.items():
+        alpha = 2 if layer.startswith("mid_block") and layer.endswith("to_q") else 6
+        torch.testing.assert_close(found[layer].up, each.up * alpha / each.rank**0.5)
     for wrong in ("no json", '{"lora_alpha": "six"}', '{"alpha_pattern": {"*": 1}}', "[1]"):
         (tmp_path / "adapter_config.json").write_text(wrong)
         with pytest.raises(UserError, match=r"peft config that cannot be read.*write it again"):
@@ -263,8 +263,8 @@ def test_an_export_carries_the_text_encoders(tmp_path: Path) -> None:
     second = LoRA(unet, {both: factors(2, 3), second_only: factors(2, 4)})
     export([first, second]).save(tmp_path / FILE)
     found = LoRA.load(tmp_path / FILE).text
-    assert {site: each.rank for site, each in found.items()} == {both: 5, first_only: 1, second_only: 2}
-    for site, each in found.items():
-        parts = [lora.text[site] for lora in (first, second) if site in lora.text]
+    assert {layer: each.rank for layer, each in found.items()} == {both: 5, first_only: 1, second_only: 2}
+    for layer, each in found.items():
+        parts = [lora.text[layer] for lora in (first, second) if layer in lora.text]
         torch.testing.assert_close(each.up @ each.down, torch.stack([part.up @ part.down for part in parts]).sum(0))
     assert list(first.svd().text) == list(first.text)

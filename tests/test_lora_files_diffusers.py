@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lorabench.base import seed_of
 from lorabench.lora.adapter import Factors, LoRA
-from lorabench.lora.layer import Gates, attach, export
+from lorabench.lora.layer import Masks, attach, export
 from lorabench.models.sdxl import SDXL
 
 ATTENTION = r"\.(to_[qkv]|to_out\.0|[qkv]_proj|out_proj)$"
@@ -42,22 +42,22 @@ def linears(model: SDXL) -> dict[str, nn.Linear]:
 
 
 def draw(model: SDXL, name: str, alpha: float | None = None, ranks=(3,), only: str = "") -> Triples:
-    """Factors that change the output visibly, at the linear layers whose sites match the pattern `only`."""
+    """Factors that change the output visibly, at the linear layers whose layers match the pattern `only`."""
     triples = {}
-    for site, layer in linears(model).items():
-        if re.search(only, site) is None:
+    for layer, module in linears(model).items():
+        if re.search(only, layer) is None:
             continue
-        chance = torch.Generator().manual_seed(seed_of(name, site))
-        rank = ranks[seed_of(name, site) % len(ranks)]
-        down = torch.randn(rank, layer.in_features, generator=chance) * 0.2
-        triples[site] = (down, torch.randn(layer.out_features, rank, generator=chance) * 0.2, alpha)
+        chance = torch.Generator().manual_seed(seed_of(name, layer))
+        rank = ranks[seed_of(name, layer) % len(ranks)]
+        down = torch.randn(rank, module.in_features, generator=chance) * 0.2
+        triples[layer] = (down, torch.randn(module.out_features, rank, generator=chance) * 0.2, alpha)
     return triples
 
 
 def lora_of(triples: Triples) -> LoRA:
-    factors = {site: Factors(down, up) for site, (down, up, _) in triples.items()}
-    text = {site: each for site, each in factors.items() if not site.startswith("unet.")}
-    return LoRA({site.removeprefix("unet."): factors[site] for site in factors.keys() - text.keys()}, text)
+    factors = {layer: Factors(down, up) for layer, (down, up, _) in triples.items()}
+    text = {layer: each for layer, each in factors.items() if not layer.startswith("unet.")}
+    return LoRA({layer.removeprefix("unet."): factors[layer] for layer in factors.keys() - text.keys()}, text)
 
 
 @torch.no_grad()
@@ -82,8 +82,8 @@ def ours(folder: Path, file: Path) -> list[Tensor]:
     model, lora = SDXL.load(folder), LoRA.load(file)
     layers = linears(model)
     with torch.no_grad():
-        for site, factors in lora.text.items():
-            layers[site].weight += factors.up @ factors.down
+        for layer, factors in lora.text.items():
+            layers[layer].weight += factors.up @ factors.down
     with attach(model.unet, [lora]):
         return outputs(model)
 
@@ -117,19 +117,19 @@ def test_every_convention_loads_as_in_diffusers(folder: Path, model: SDXL, tmp_p
 def test_what_we_write_diffusers_reads(
     folder: Path, tmp_path: Path, model: SDXL, format: str, only: str, ranks
 ) -> None:
-    """Ranks that differ by site, encoders adapted in their MLPs alone, a B-LoRA, sites that may be a KOALA's."""
+    """Ranks that differ by layer, encoders adapted in their MLPs alone, a B-LoRA, layers that may be a KOALA's."""
     lora = lora_of(draw(model, "written", ranks=ranks, only=only))
     lora.save(tmp_path / "lora.safetensors", format=format)
     expected, found = (load(folder, tmp_path / "lora.safetensors") for load in (ours, theirs))
     assert_same(found, expected, outputs(model)[: 3 if lora.text else 1])
 
 
-def test_alphas_that_differ_by_site(folder: Path, model: SDXL, tmp_path: Path) -> None:
+def test_alphas_that_differ_by_layer(folder: Path, model: SDXL, tmp_path: Path) -> None:
     """diffusers 0.42 drops them (it says "alpha_pattern keys did not match"), so the file with each alpha folded in."""
     drawn = draw(model, "alphas", ranks=(2, 4), only=TRANSFORMERS)
-    alphas = {site: float(i % 3 + 1) for i, site in enumerate(drawn)}
-    triples: Triples = {site: (a, b, alphas[site]) for site, (a, b, _) in drawn.items()}
-    folded: Triples = {site: (a, b * (alphas[site] / len(a)), None) for site, (a, b, _) in drawn.items()}
+    alphas = {layer: float(i % 3 + 1) for i, layer in enumerate(drawn)}
+    triples: Triples = {layer: (a, b, alphas[layer]) for layer, (a, b, _) in drawn.items()}
+    folded: Triples = {layer: (a, b * (alphas[layer] / len(a)), None) for layer, (a, b, _) in drawn.items()}
     save_file(conventions.kohya_ldm(triples), tmp_path / "kohya.safetensors")
     save_file(conventions.diffusers_lora(folded), tmp_path / "folded.safetensors")
     assert_same(ours(folder, tmp_path / "kohya.safetensors"), theirs(folder, tmp_path / "folded.safetensors"))
@@ -143,7 +143,7 @@ def test_the_kohya_files_of_diffusers_own_converter(model: SDXL, tmp_path: Path)
     assert any(key.startswith("lora_te1_encoder_layers_0_") for key in tensors)
     save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, tmp_path / "lora.safetensors")
     found = LoRA.load(tmp_path / "lora.safetensors")
-    assert found.sites == expected.sites and found.text.keys() == expected.text.keys()
+    assert found.layers == expected.layers and found.text.keys() == expected.text.keys()
     for mine, other in [*zip(found.values(), expected.values(), strict=True),
                         *zip(found.text.values(), expected.text.values(), strict=True)]:  # fmt: skip
         assert torch.equal(mine.down, other.down) and torch.equal(mine.up, other.up)
@@ -176,10 +176,10 @@ def test_a_file_of_peft_adapters_with_their_config(folder: Path, tmp_path: Path,
 def test_an_exported_and_a_compressed_merge_in_diffusers(folder: Path, model: SDXL, tmp_path: Path) -> None:
     loras = [lora_of(draw(model, name, ranks=(rank,), only=ATTENTION)) for name, rank in (("content", 3), ("style", 2))]
     torch.manual_seed(0)
-    gates = {site: (Gates(r=torch.rand(3)), Gates(r=torch.tensor([1.0, 0.0]))) for site in loras[0]}
-    merged = export(loras, gates)
-    compressed, error = LoRA(merged, merged.text).compressed(4)  # a rank of five, of which one gate is zero
-    assert max(error.sites[site] for site in merged) < 1e-6 < max(error.sites[site] for site in merged.text)
+    masks = {layer: (Masks(r=torch.rand(3)), Masks(r=torch.tensor([1.0, 0.0]))) for layer in loras[0]}
+    merged = export(loras, masks)
+    compressed, error = LoRA(merged, merged.text).compressed(4)  # a rank of five, of which one mask is zero
+    assert max(error.layers[layer] for layer in merged) < 1e-6 < max(error.layers[layer] for layer in merged.text)
     merged.save(tmp_path / "merged.safetensors", format="kohya")
     LoRA(compressed, merged.text).save(tmp_path / "compressed.safetensors")
     for name in ("merged", "compressed"):

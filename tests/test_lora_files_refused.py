@@ -17,7 +17,7 @@ from lorabench.lora.adapter import LoRA
 
 FILE = "lora.safetensors"
 KOHYA = "lora_unet_output_blocks_1_1_transformer_blocks_0_attn1_to_q"
-SITE = "up_blocks.0.attentions.1.transformer_blocks.0.attn1.to_q"
+LAYER = "up_blocks.0.attentions.1.transformer_blocks.0.attn1.to_q"
 FLUX = "double_blocks_0_img_attn_proj"
 
 
@@ -30,17 +30,17 @@ OTHER_KINDS = {
     "LoHa": {f"{KOHYA}.hada_w1_a": ones(2, 2), f"{KOHYA}.alpha": ones(())},
     "LoKr": {f"{KOHYA}.lokr_w1": ones(2, 2)},
     "OFT": {f"{KOHYA}.oft_blocks": ones(2, 2)},
-    "OFT ": {f"unet.{SITE}.oft_R.weight": ones(2, 2)},
+    "OFT ": {f"unet.{LAYER}.oft_R.weight": ones(2, 2)},
     "IA3": {f"{KOHYA}.weight": ones(2), f"{KOHYA}.on_input": ones(1)},
     "GLoRA": {f"{KOHYA}.a1.weight": ones(2, 2)},
     "DoRA": {**GOOD, f"{KOHYA}.dora_scale": ones(4)},
     "a DoRA": {
-        **pair(f"unet.{SITE}", ".lora_A.weight", ".lora_B.weight"), f"unet.{SITE}.lora_magnitude_vector": ones(4)
+        **pair(f"unet.{LAYER}", ".lora_A.weight", ".lora_B.weight"), f"unet.{LAYER}.lora_magnitude_vector": ones(4)
     },
     "LoCon": {**GOOD, f"{KOHYA}.lora_mid.weight": ones(2, 2, 3, 3)},
     "dense difference": {f"{KOHYA}.diff": ones(4, 8)},
-    "dense merge": {f"unet.unet.{SITE}.lora.weight": ones(4, 8)},
-    "biases": {**pair(f"unet.{SITE}", ".lora_A.weight", ".lora_B.weight"), f"unet.{SITE}.lora_B.bias": ones(4)},
+    "dense merge": {f"unet.unet.{LAYER}.lora.weight": ones(4, 8)},
+    "biases": {**pair(f"unet.{LAYER}", ".lora_A.weight", ".lora_B.weight"), f"unet.{LAYER}.lora_B.bias": ones(4)},
     "textual inversion": {"clip_l": ones(2, 768), "clip_g": ones(2, 1280)},
     "Flux": pair(f"lora_unet_{FLUX}"),
     "Flux ": pair("transformer.single_transformer_blocks.0.attn.to_q", ".lora_A.weight", ".lora_B.weight"),
@@ -64,12 +64,12 @@ OTHER_BASES = {
 }
 BROKEN = {
     "lacks one of the two factors": {f"{KOHYA}.lora_up.weight": ones(4, 2), f"{KOHYA}.alpha": ones(())},
-    "two factors": {**GOOD, f"lora_unet_{SITE.replace('.', '_')[:-1]}k.lora_down.weight": ones(2, 8)},
+    "two factors": {**GOOD, f"lora_unet_{LAYER.replace('.', '_')[:-1]}k.lora_down.weight": ones(2, 8)},
     "rank mismatch": {f"{KOHYA}.lora_down.weight": ones(3, 8), f"{KOHYA}.lora_up.weight": ones(4, 2)},
     "an alpha of shape": {**GOOD, f"{KOHYA}.alpha": ones(3)},
-    "two adapters": {**GOOD, **pair(f"unet.{SITE}")},
-    "two adapters ": {**pair(f"unet.{SITE}", ".lora_A.a.weight", ".lora_B.a.weight"),
-                      **pair(f"unet.{SITE}", ".lora_A.b.weight", ".lora_B.b.weight")},
+    "two adapters": {**GOOD, **pair(f"unet.{LAYER}")},
+    "two adapters ": {**pair(f"unet.{LAYER}", ".lora_A.a.weight", ".lora_B.a.weight"),
+                      **pair(f"unet.{LAYER}", ".lora_A.b.weight", ".lora_B.b.weight")},
     "no finite floats": {**GOOD, f"{KOHYA}.lora_up.weight": torch.full((4, 2), float("nan"))},
     "no finite floats ": {**GOOD, f"{KOHYA}.lora_up.weight": ones(4, 2, dtype=torch.int8)},
     "text encoders alone": pair("lora_te1_text_model_encoder_layers_0_mlp_fc1"),
@@ -91,7 +91,7 @@ def test_other_content_is_named(tmp_path: Path, found: str) -> None:
 
 def test_the_good_part_of_those_files_is_read(tmp_path: Path) -> None:
     save_file(GOOD, tmp_path / FILE)
-    assert LoRA.load(tmp_path / FILE).sites == [SITE]
+    assert LoRA.load(tmp_path / FILE).layers == [LAYER]
 
 
 def test_the_base_model_in_kohyas_metadata_counts(tmp_path: Path) -> None:
@@ -146,4 +146,4 @@ def test_the_command_that_converts_a_pickle_works(tmp_path: Path) -> None:
         LoRA.load(tmp_path / "lora.bin")
     code = str(error.value).split('python -c "')[1].removesuffix('"')
     subprocess.run([sys.executable, "-c", code], check=True)
-    assert LoRA.load(tmp_path / FILE).sites == [SITE]
+    assert LoRA.load(tmp_path / FILE).layers == [LAYER]

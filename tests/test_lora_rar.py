@@ -1,4 +1,4 @@
-"""LoRA.rar: gates against the formula column by column, any ranks and widths, and the hypernetwork's training."""
+"""LoRA.rar: masks against the formula column by column, any ranks and widths, and the hypernetwork's training."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from lorabench.engine.curves import Curves
 from lorabench.lora.adapter import Factors, LoRA
 from lorabench.lora.layer import attach
 from lorabench.merging.hypernetwork import KEY, Hypernetwork, about, load
-from lorabench.merging.hypernetwork_training import Gated, Predict, held_out, train, zip_loss
+from lorabench.merging.hypernetwork_training import Masked, Predict, held_out, train, zip_loss
 from lorabench.merging.learn import Draws
 from lorabench.merging.merge import MergeItem, merge_all
 from lorabench.merging.method import Method
 from lorabench.merging.method import load as load_method
-from lorabench.merging.methods.lora_rar import SHIPPED, is_gated
-from lorabench.models.layers import attention_sites
+from lorabench.merging.methods.lora_rar import SHIPPED, is_masked
+from lorabench.models.layers import attention_layers
 from lorabench.models.shapes import adapted, empty_unet
 from lorabench.tasks.hypernetwork import check_disjoint, run, training_pairs
 from lorabench.tasks.plan import Row
@@ -44,7 +44,7 @@ def network(*widths: int, seed: int = 0) -> Hypernetwork:
 
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
-    """A hypernetwork of the tiny model's width, its gates far from zero."""
+    """A hypernetwork of the tiny model's width, its masks far from zero."""
     made = network(16)
     with torch.no_grad():
         made.last.bias.add_(torch.tensor([1.0, 0.5]))
@@ -82,14 +82,14 @@ def by_columns(path: Path, contents: Tensor, styles: Tensor) -> Tensor:
 
 
 def check(lora: LoRA, path: Path, contents: list[LoRA], styles: list[LoRA]) -> None:
-    everywhere = sorted({site for each in (*contents, *styles) for site in each})
-    assert list(lora) == everywhere and {is_gated(site) for site in everywhere} == {True, False}
-    for site in everywhere:
-        like = next(each[site] for each in (*contents, *styles) if site in each)
-        c, s = (sum((dense(each.get(site), like) for each in loras), torch.zeros(1)) for loras in (contents, styles))
-        expected = by_columns(path, c, s) if is_gated(site) else c + s
-        torch.testing.assert_close(lora[site].up @ lora[site].down, expected, rtol=1e-5, atol=1e-5)
-        assert lora[site].rank == sum(each[site].rank for each in (*contents, *styles) if site in each)
+    everywhere = sorted({layer for each in (*contents, *styles) for layer in each})
+    assert list(lora) == everywhere and {is_masked(layer) for layer in everywhere} == {True, False}
+    for layer in everywhere:
+        like = next(each[layer] for each in (*contents, *styles) if layer in each)
+        c, s = (sum((dense(each.get(layer), like) for each in loras), torch.zeros(1)) for loras in (contents, styles))
+        expected = by_columns(path, c, s) if is_masked(layer) else c + s
+        torch.testing.assert_close(lora[layer].up @ lora[layer].down, expected, rtol=1e-5, atol=1e-5)
+        assert lora[layer].rank == sum(each[layer].rank for each in (*contents, *styles) if layer in each)
 
 
 def test_the_merge_is_the_formula_column_by_column(model, method, weights, loras, pair) -> None:
@@ -97,8 +97,8 @@ def test_the_merge_is_the_formula_column_by_column(model, method, weights, loras
 
 
 def test_a_layer_that_one_lora_leaves_alone(model, method, weights, loras, pair) -> None:
-    content = LoRA({site: each for site, each in loras[0].items() if "up_blocks" in site})
-    style = LoRA({site: each for site, each in loras[1].items() if "down_blocks.2" not in site})
+    content = LoRA({layer: each for layer, each in loras[0].items() if "up_blocks" in layer})
+    style = LoRA({layer: each for layer, each in loras[1].items() if "down_blocks.2" not in layer})
     check(merged(model, method, (content, style), pair), weights, [content], [style])
 
 
@@ -117,21 +117,21 @@ def test_on_koala(koala, method, weights, pair) -> None:
     check(merged(koala, method, loras, pair), weights, [loras[0]], [loras[1]])
 
 
-def test_gates_of_one_are_the_naive_sum(model, loras, pair, tmp_path: Path) -> None:
+def test_masks_of_one_are_the_naive_sum(model, loras, pair, tmp_path: Path) -> None:
     made = network(16)
     torch.nn.init.zeros_(made.last.weight)
     torch.nn.init.ones_(made.last.bias)
     made.save(tmp_path / "ones.safetensors", {})
     ours = merged(model, load_method("lora_rar", weights=str(tmp_path / "ones.safetensors")), loras, pair)
     plain = merged(model, load_method("direct"), loras, pair)
-    assert all(torch.equal(ours[site].down, plain[site].down) for site in plain)
+    assert all(torch.equal(ours[layer].down, plain[layer].down) for layer in plain)
 
 
 def test_its_size_on_sdxl_is_the_papers() -> None:
-    sites = adapted(empty_unet("sdxl"), 4)
-    gated = [site for name, site in sites.items() if is_gated(name)]
-    assert len(gated) == 280 and all(site.in_features == site.out_features for site in gated)
-    made = Hypernetwork(site.out_features for site in gated)
+    layers = adapted(empty_unet("sdxl"), 4)
+    masked = [layer for name, layer in layers.items() if is_masked(name)]
+    assert len(masked) == 280 and all(layer.in_features == layer.out_features for layer in masked)
+    made = Hypernetwork(layer.out_features for layer in masked)
     assert sum(parameter.numel() for parameter in made.parameters()) == 492_034
 
 
@@ -153,11 +153,11 @@ def test_a_file_says_what_it_is(tmp_path: Path) -> None:
 def test_what_is_shipped_fits_the_micro_model() -> None:
     path = SHIPPED / "micro.safetensors"
     known = about(path)
-    sites = adapted(empty_unet("micro"), 16)
-    load_method("lora_rar").check(sites)
+    layers = adapted(empty_unet("micro"), 16)
+    load_method("lora_rar").check(layers)
     assert known["model"] == "micro" and path.stat().st_size < 300_000
-    gates = load(path)([Factors(torch.randn(2, 96), torch.randn(96, 2))] * 2, ("content", "style"))
-    assert [len(gate) for gate in gates] == [96, 96] and all(gate.isfinite().all() for gate in gates)
+    masks = load(path)([Factors(torch.randn(2, 96), torch.randn(96, 2))] * 2, ("content", "style"))
+    assert [len(mask) for mask in masks] == [96, 96] and all(mask.isfinite().all() for mask in masks)
 
 
 def spoilt(tmp_path: Path, kind: str) -> str:
@@ -229,12 +229,12 @@ def test_training_lowers_the_loss_on_its_pairs(model, loras, pair) -> None:
     assert set(curves) == {"content", "style", "similarity"} and len(curves["content"]) == 24  # two images an epoch
 
     def way(made: Hypernetwork) -> Predict:
-        return lambda updates, site: made(updates, site.roles)
+        return lambda updates, layer: made(updates, layer.roles)
 
     found = held_out(model, pair, loras, {"before": way(before), "after": way(after)}, zip_loss(0.01), 8, 0)
     losses = {name: sum(terms.values()) for name, terms in found.items()}
     assert losses["after"] < 0.9 * losses["before"]
-    assert all(type(layer) is torch.nn.Linear for layer in attention_sites(model.unet).values())
+    assert all(type(module) is torch.nn.Linear for module in attention_layers(model.unet).values())
 
 
 def test_resumed_is_the_same_bit_by_bit(model, loras, pair, tmp_path: Path) -> None:
@@ -248,23 +248,23 @@ def test_resumed_is_the_same_bit_by_bit(model, loras, pair, tmp_path: Path) -> N
 
 
 def test_a_step_is_ziploras_of_the_merge_as_a_file(model, loras, pair, weights, method) -> None:
-    """The loss of predicted gates is that of the exported merge, and gradients reach every tensor of the network."""
+    """The loss of predicted masks is that of the exported merge, and gradients reach every tensor of the network."""
     made = load(weights)
-    predict = lambda updates, site: made(updates, site.roles)  # noqa: E731
-    gated = Gated(model, Draws(model, pair, 3), loras)
-    terms = gated.loss(zip_loss(0.01), predict, 0)
-    step = gated.draws.step(0, 1, gated.adapters, gated.sites)
+    predict = lambda updates, layer: made(updates, layer.roles)  # noqa: E731
+    masked = Masked(model, Draws(model, pair, 3), loras)
+    terms = masked.loss(zip_loss(0.01), predict, 0)
+    step = masked.draws.step(0, 1, masked.adapters, masked.layers)
     targets = step.teachers()
-    gated.close()
+    masked.close()
     with attach(model.unet, [merged(model, method, loras, pair)]):
         for k, role in enumerate(("content", "style")):
             ours = model.predict(step.images[k].x, step.t, step.images[k].prompt)
             torch.testing.assert_close((ours - targets[k]).square().mean(), terms[role], rtol=1e-4, atol=1e-7)
     learning = network(16)
-    gated = Gated(model, Draws(model, pair, 3), loras)
-    terms = gated.loss(zip_loss(0.01), lambda updates, site: learning(updates, site.roles), 0)
+    masked = Masked(model, Draws(model, pair, 3), loras)
+    terms = masked.loss(zip_loss(0.01), lambda updates, layer: learning(updates, layer.roles), 0)
     torch.stack(list(terms.values())).sum().backward()
-    gated.close()
+    masked.close()
     assert all(each.grad is not None and each.grad.abs().sum() > 0 for each in learning.parameters())
     assert all(parameter.grad is None for parameter in model.unet.parameters())
 
@@ -288,7 +288,7 @@ def test_the_task_trains_checks_and_writes(tiny, hydra, tmp_path: Path, capsys) 
     found = pd.read_csv(folder / "held_out.csv")
     assert set(found["pair"]) == {"mug_1+ink_1"} and len(found) == 3 * 3
     table = (folder / "hypernetwork.md").read_text()
-    assert "predicted gates" in table and "16 rows through the UNet, after" in table and "3 LoRAs" in table
+    assert "predicted masks" in table and "16 rows through the UNet, after" in table and "3 LoRAs" in table
     assert table in capsys.readouterr().out
     before = (folder / "hypernetwork.safetensors").read_bytes()
     run(cfg, folder)  # all of it is in the store

@@ -16,7 +16,7 @@ from PIL import Image
 
 from lorabench.config.schemas import LoRASpec
 from lorabench.lora.adapter import LoRA
-from lorabench.models.layers import attention_sites
+from lorabench.models.layers import attention_layers
 from lorabench.personalization.dreambooth import personalise
 from lorabench.tasks.benchmark import plan_of
 from lorabench.tasks.plan import Plan
@@ -59,8 +59,8 @@ def test_trains(name: str, model, pair) -> None:
     spec = recipe(name, "lora.rank=2", "lora.steps=2", "lora.batch=1")
     lora = personalise(model, pair.contents[0], spec, 0, CPU)
     assert all(factors.up.abs().sum() > 0 for factors in lora.values())
-    sites = attention_sites(model.unet)
-    assert set(lora) == {site for site in sites if not spec.blocks or site.startswith(tuple(spec.blocks))}
+    layers = attention_layers(model.unet)
+    assert set(lora) == {layer for layer in layers if not spec.blocks or layer.startswith(tuple(spec.blocks))}
 
 
 def test_the_micro_recipe_asks_for_nothing_new() -> None:

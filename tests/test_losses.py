@@ -33,15 +33,15 @@ def ziplora(dense: Dense, step, overlap: Callable = lambda a, b: (a * b).abs().m
     return reconstruction(dense, step) | {"similarity": 0.01 * total / (1 if summed else len(layers))}
 
 
-def low_resolution(site: str) -> bool:
-    return site.split(".attentions")[0] in ("down_blocks.2", "mid_block", "up_blocks.0")
+def low_resolution(layer: str) -> bool:
+    return layer.split(".attentions")[0] in ("down_blocks.2", "mid_block", "up_blocks.0")
 
 
 def paper_prior(dense: Dense, step) -> torch.Tensor:
     """||m_dom||_1 + max(0, ||m_minor||_* - ||m_dom||_*) a layer, the norms means over the adapters of a role."""
     layers = []
-    for site, masks in dense.leaves.items():
-        dominant = "content" if low_resolution(site) else "style"
+    for layer, masks in dense.leaves.items():
+        dominant = "content" if low_resolution(layer) else "style"
         norms = {"content": [], "style": []}
         for role, m in zip(step.roles, masks, strict=True):
             norms[role].append(torch.linalg.matrix_norm(m.diag(), "nuc"))
@@ -88,10 +88,10 @@ def released(dense: Dense, step) -> Terms:
     terms["style_cycle"] = 0.1 * mse(dense.predict(content, merged=True), e_csc)
     terms["content_cycle"] = 0.1 * mse(dense.predict(style, merged=True), e_scs)
     layers = []
-    for site, (m_1, m_2) in dense.leaves.items():
-        if site.startswith("down_blocks.2."):
+    for layer, (m_1, m_2) in dense.leaves.items():
+        if layer.startswith("down_blocks.2."):
             layers.append((m_2.square().sum().sqrt() - m_1.square().sum().sqrt()) + m_1.abs().sum())
-        elif site.startswith(("down_blocks.1.", "up_blocks.1.")):
+        elif layer.startswith(("down_blocks.1.", "up_blocks.1.")):
             layers.append((m_1.square().sum().sqrt() - m_2.square().sum().sqrt()) + m_2.abs().sum())
     terms["prior"] = 0.01 * torch.stack(layers).mean()
     return terms
@@ -131,8 +131,8 @@ def check(model, loras, pair, method, expected) -> None:
     module = merging(model, loras, pair, method)
     torch.manual_seed(0)
     with torch.no_grad():
-        for gate in module.learned:
-            gate.copy_(torch.randn_like(gate))  # away from ones, with both signs
+        for mask in module.learned:
+            mask.copy_(torch.randn_like(mask))  # away from ones, with both signs
     step = module.draw(0)
     ours = module.loss(0)
     torch.stack(list(ours.values())).sum().backward()
@@ -142,43 +142,43 @@ def check(model, loras, pair, method, expected) -> None:
     assert ours.keys() == theirs.keys()
     for term in ours:
         torch.testing.assert_close(ours[term].squeeze(), theirs[term], rtol=1e-5, atol=1e-5)
-    for site, leaves in dense.leaves.items():
-        for gate, leaf in zip(module.gates[site], leaves, strict=True):
-            torch.testing.assert_close(gate.only().grad, leaf.grad, rtol=1e-3, atol=2e-5)
+    for layer, leaves in dense.leaves.items():
+        for mask, leaf in zip(module.masks[layer], leaves, strict=True):
+            torch.testing.assert_close(mask.only().grad, leaf.grad, rtol=1e-3, atol=2e-5)
 
 
 def test_the_prior_of_the_released_code_by_hand() -> None:
     """Two layers with all-ones masks of rank 64: L5 = lambda * 64; the "nuclear norm" of a vector is its length."""
-    from test_methods import site
+    from test_methods import layer
 
     method: Any = load("duolora_released")
-    low, high = site(1.0, (64, 64), "down_blocks.2.attentions.0.x"), site(0.0, (64, 64), "up_blocks.1.attentions.0.x")
-    neutral = site(1.0, (64, 64), "mid_block.attentions.0.x")
-    sites = {each.name: each for each in (low, high, neutral)}
-    gates = method.gates(sites, 0)
-    assert float(0.01 * method.layer_prior(sites, gates)) == pytest.approx(0.64)
+    low, high = layer(1.0, (64, 64), "down_blocks.2.attentions.0.x"), layer(0.0, (64, 64), "up_blocks.1.attentions.0.x")
+    neutral = layer(1.0, (64, 64), "mid_block.attentions.0.x")
+    layers = {each.name: each for each in (low, high, neutral)}
+    masks = method.masks(layers, 0)
+    assert float(0.01 * method.layer_prior(layers, masks)) == pytest.approx(0.64)
     m = torch.tensor([3.0, 4.0])
     plain: Any = load("duolora")
     assert float(method.nuclear([m])) == 5.0 and float(plain.nuclear([m])) == 7.0
-    gates[low.name][0].r.fill_(2.0)
+    masks[low.name][0].r.fill_(2.0)
     # content layer: ||m_s||_2 - ||m_c||_2 + sum|m_c| = 8 - 16 + 128;  style layer: 8 - 8 + 64
-    assert float(method.layer_prior(sites, gates)) == pytest.approx((120 + 64) / 2)
+    assert float(method.layer_prior(layers, masks)) == pytest.approx((120 + 64) / 2)
     # with the paper's hinge the negative difference is nothing: 128 and 64
     hinged: Any = load("duolora_released", hinge=True)
-    assert float(hinged.layer_prior(sites, gates)) == pytest.approx((128 + 64) / 2)
+    assert float(hinged.layer_prior(layers, masks)) == pytest.approx((128 + 64) / 2)
 
 
 def test_the_community_codes_similarity_starts_at_its_known_value() -> None:
     """0.01 * 560 layers = 5.6 on SDXL, the value that its users report; 5.544 after 100 steps of 5e-5."""
-    from test_methods import site
+    from test_methods import layer
 
     method: Any = load("ziplora_mkshing")
-    gates = method.gates({f"layer{i}": site(0.0, name=f"layer{i}") for i in range(560)}, 0)
-    assert float(0.01 * method.overlap(gates)) == pytest.approx(5.6)
-    for each in gates.values():
-        for gate in each:
-            gate.i.sub_(100 * 5e-5)
-    assert float(0.01 * method.overlap(gates)) == pytest.approx(5.544, abs=1e-3)
+    masks = method.masks({f"layer{i}": layer(0.0, name=f"layer{i}") for i in range(560)}, 0)
+    assert float(0.01 * method.overlap(masks)) == pytest.approx(5.6)
+    for each in masks.values():
+        for mask in each:
+            mask.i.sub_(100 * 5e-5)
+    assert float(0.01 * method.overlap(masks)) == pytest.approx(5.544, abs=1e-3)
 
 
 @pytest.mark.parametrize("name", ["ziplora", "duolora", "duolora_released"])
@@ -186,7 +186,7 @@ def test_terms_of_a_pair_do_not_depend_on_its_company(model, loras, pair, name) 
     from lorabench.lora.adapter import LoRA
     from lorabench.lora.layer import attach
     from lorabench.merging.learn import Draws, Merging
-    from lorabench.models.adapted import live_sites
+    from lorabench.models.adapted import live_layers
 
     method = short(name)
     module = merging(model, loras, pair, method, seed=5)
@@ -194,13 +194,13 @@ def test_terms_of_a_pair_do_not_depend_on_its_company(model, loras, pair, name) 
     module.adapters.detach()
     rebased = method.rebase(loras)
     others = method.rebase([random_lora(model, 3, "other"), random_lora(model, 2, "look")])
-    sites = live_sites(model.unet, rebased, pair.roles)
-    starts = [method.gates(sites, seed) for seed in (9, 5)]
+    layers = live_layers(model.unet, rebased, pair.roles)
+    starts = [method.masks(layers, seed) for seed in (9, 5)]
     stacked = [LoRA.stack(alike) for alike in zip(others, rebased, strict=True)]
     adapters = attach(model.unet, stacked)
     pairs = [recoloured(pair, "cup_1"), pair]
     draws = [Draws(model, each, seed) for each, seed in zip(pairs, (9, 5), strict=True)]
-    both = Merging(adapters, sites, method, starts, pairs, draws).loss(0)
+    both = Merging(adapters, layers, method, starts, pairs, draws).loss(0)
     adapters.detach()
     for term, value in one.items():
         torch.testing.assert_close(both[term][1:], value, rtol=1e-5, atol=1e-6)

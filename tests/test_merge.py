@@ -1,4 +1,4 @@
-"""Stage 2: gradients reach the gates and nothing else, rows do not see one another, results come back from disk."""
+"""Stage 2: gradients reach the masks and nothing else, rows do not see one another, results come back from disk."""
 
 from dataclasses import replace
 from typing import Any
@@ -16,7 +16,7 @@ from lorabench.merging.learn import Draws, Merging
 from lorabench.merging.merge import MergeItem, MergeResult, merge_all, merge_pairs
 from lorabench.merging.method import Method, load
 from lorabench.merging.step import MergeStep
-from lorabench.models.adapted import live_sites
+from lorabench.models.adapted import live_layers
 
 SHORT = {"steps": 2, "lr": 0.01, "batch": 2}
 
@@ -27,10 +27,10 @@ def short(name: str, ablation: str = "none", **overrides: Any) -> Any:
 
 def merging(model, loras, pair: Pair, method: Method, seed: int = 0) -> Merging:
     rebased = method.rebase(loras)
-    sites = live_sites(model.unet, rebased, pair.roles)
-    start = method.gates(sites, seed)
+    layers = live_layers(model.unet, rebased, pair.roles)
+    start = method.masks(layers, seed)
     assert start is not None
-    return Merging(attach(model.unet, rebased), sites, method, [start], [pair], [Draws(model, pair, seed)])
+    return Merging(attach(model.unet, rebased), layers, method, [start], [pair], [Draws(model, pair, seed)])
 
 
 def merged(model, method: Method, loras, pair: Pair, seed: int = 0, **options: Any) -> MergeResult:
@@ -56,23 +56,23 @@ def three(model, loras) -> tuple[LoRA, ...]:
     return loras[0], random_lora(model, 4, "cat"), loras[1]
 
 
-def test_gradients_reach_the_gates_and_nothing_else(model, loras, pair) -> None:
+def test_gradients_reach_the_masks_and_nothing_else(model, loras, pair) -> None:
     for name in ("ziplora", "ziprank", "duolora"):
         module = merging(model, loras, pair, short(name))
         module.loss(0)["style"].sum().backward()
-        assert all(gate.grad is not None and gate.grad.abs().sum() > 0 for gate in module.learned)
+        assert all(mask.grad is not None and mask.grad.abs().sum() > 0 for mask in module.learned)
         parameters = list(model.unet.parameters())
         assert len(parameters) > 0 and all(parameter.grad is None for parameter in parameters)
         module.adapters.detach()
 
 
-def test_gates_of_switched_off_adapters_get_no_gradient(model, loras, pair) -> None:
+def test_masks_of_switched_off_adapters_get_no_gradient(model, loras, pair) -> None:
     module = merging(model, loras, pair, short("duolora"))
     step = module.draw(0)
     rows = torch.tensor([[1.0, 0.0]] * len(step.t))
-    module.adapters.rows(rows, gated=True)
+    module.adapters.rows(rows, masked=True)
     model.predict(step.images[0].x, step.t, step.images[0].prompt).square().sum().backward()
-    for content, style in module.gates.values():
+    for content, style in module.masks.values():
         used, unused = content.only().grad, style.only().grad
         assert used is not None and unused is not None
         assert used.abs().sum() > 0 and not unused.any()
@@ -98,8 +98,8 @@ def test_predictions_do_not_depend_on_what_shares_the_forward(model, loras, pair
     together = step.merged(*inputs)
     for left, noised in zip(together, inputs, strict=True):
         torch.testing.assert_close(left, step.merged(noised)[0], rtol=1e-5, atol=1e-5)
-    for gains in ((1.0, 0.0), (0.0, 1.0), (1.0, 1.0)):
-        module.adapters.rows(torch.tensor([gains]), gated=False)
+    for scales in ((1.0, 0.0), (0.0, 1.0), (1.0, 1.0)):
+        module.adapters.rows(torch.tensor([scales]), masked=False)
         first = model.predict(step.images[0].x[:1], step.t[:1], step.images[0].prompt.take([0]))
         both = model.predict(step.images[0].x, step.t, step.images[0].prompt)
         torch.testing.assert_close(first, both[:1], rtol=1e-5, atol=1e-5)
@@ -118,7 +118,7 @@ def test_content_and_style_share_noise_and_timestep(model, loras, pair) -> None:
 
 def test_a_merge_leaves_model_and_loras_alone_and_is_repeatable(model, loras, pair) -> None:
     weights = {name: value.clone() for name, value in model.unet.state_dict().items()}
-    factors = [{site: each.up.clone() for site, each in lora.items()} for lora in loras]
+    factors = [{layer: each.up.clone() for layer, each in lora.items()} for lora in loras]
     done: list[int] = []
     result = merged(model, short("duolora"), loras, pair, progress=done.append)
     assert done == [1, 2]
@@ -127,7 +127,7 @@ def test_a_merge_leaves_model_and_loras_alone_and_is_repeatable(model, loras, pa
     assert result.learned_params == len(loras[0]) * 5
     assert all(torch.equal(value, weights[name]) for name, value in model.unet.state_dict().items())
     for lora, before in zip(loras, factors, strict=True):
-        assert all(torch.equal(lora[site].up, before[site]) for site in before)
+        assert all(torch.equal(lora[layer].up, before[layer]) for layer in before)
     merged(model, short("ziplora"), loras, pair)  # another item in between changes nothing
     again = merged(model, short("duolora"), loras, pair)
     assert again.losses == result.losses
@@ -150,11 +150,11 @@ def test_pairs_side_by_side_are_the_pairs_one_by_one(model, loras, pair, name) -
                 torch.testing.assert_close(
                     torch.tensor(result.losses[term]), torch.tensor(one.losses[term]), rtol=1e-4, atol=1e-6
                 )
-            for site in one.lora:
-                left, right = (each.lora[site].up @ each.lora[site].down for each in (result, one))
+            for layer in one.lora:
+                left, right = (each.lora[layer].up @ each.lora[layer].down for each in (result, one))
                 torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-4)
-            for site, ranks in one.ranks.items():
-                assert result.ranks[site] == pytest.approx(ranks, rel=1e-3)
+            for layer, ranks in one.ranks.items():
+                assert result.ranks[layer] == pytest.approx(ranks, rel=1e-3)
 
 
 def test_loras_of_other_shapes_get_a_batch_of_their_own(model, loras, pair) -> None:
@@ -170,7 +170,7 @@ def test_three_adapters_are_one_merge(model, three, trio) -> None:
     for name in ("direct", "ziplora", "duolora", "duolora_released"):
         result = merged(model, short(name) if name != "direct" else load(name), three, trio)
         assert result.lora.rank == 3 + 4 + 2 and all(len(ranks) == 3 for ranks in result.ranks.values())
-    assert result.learned_params == len({site.rpartition(".attn")[0] for site in three[0]}) * 2 * 9
+    assert result.learned_params == len({layer.rpartition(".attn")[0] for layer in three[0]}) * 2 * 9
 
 
 def test_uniform_is_the_mean_of_the_merges_of_each_content_with_the_style(model, three, trio) -> None:
@@ -179,28 +179,28 @@ def test_uniform_is_the_mean_of_the_merges_of_each_content_with_the_style(model,
         result = merged(model, method, three, trio)
         loras = [(three[0], three[2]), (three[1], three[2])]
         parts = [merged(model, method, pick, couple) for pick, couple in zip(loras, trio.couples, strict=True)]
-        for site in three[0]:
-            dense = sum(part.lora[site].up @ part.lora[site].down for part in parts) / 2
-            torch.testing.assert_close(result.lora[site].up @ result.lora[site].down, dense, rtol=1e-4, atol=1e-5)
+        for layer in three[0]:
+            dense = sum(part.lora[layer].up @ part.lora[layer].down for part in parts) / 2
+            torch.testing.assert_close(result.lora[layer].up @ result.lora[layer].down, dense, rtol=1e-4, atol=1e-5)
 
 
-def test_uniform_copes_with_a_site_that_one_subject_alone_adapts(model, three, trio) -> None:
+def test_uniform_copes_with_a_layer_that_one_subject_alone_adapts(model, three, trio) -> None:
     bare = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
-    without = [LoRA({site: each for site, each in lora.items() if site != bare}) for lora in (three[0], three[2])]
+    without = [LoRA({layer: each for layer, each in lora.items() if layer != bare}) for lora in (three[0], three[2])]
     result = merged(model, short("ziplora", "uniform"), (without[0], three[1], without[1]), trio)
     assert result.lora[bare].rank == 4 and [rank > 0 for rank in result.ranks[bare]] == [False, True, False]
 
 
 @pytest.mark.parametrize("name", ["ssr_merge", "np_lora"])
-def test_there_is_no_mean_of_merges_without_gates(model, three, trio, name) -> None:
-    with pytest.raises(UserError, match=f"{name} has no gates to average; type method.concepts=joint"):
+def test_there_is_no_mean_of_merges_without_masks(model, three, trio, name) -> None:
+    with pytest.raises(UserError, match=f"{name} has no masks to average; type method.concepts=joint"):
         merged(model, load(name, "uniform"), three, trio)
 
 
-def test_an_adapter_that_lacks_a_site_leaves_it_alone(model, loras, pair) -> None:
-    half = LoRA({site: each for i, (site, each) in enumerate(loras[0].items()) if i % 2})
+def test_an_adapter_that_lacks_a_layer_leaves_it_alone(model, loras, pair) -> None:
+    half = LoRA({layer: each for i, (layer, each) in enumerate(loras[0].items()) if i % 2})
     result = merged(model, short("ziprank"), (half, loras[1]), pair)
-    bare = next(site for site in loras[0] if site not in half)
+    bare = next(layer for layer in loras[0] if layer not in half)
     assert result.lora[bare].rank == 2 and result.ranks[bare][0] == 0 and set(result.lora) == set(loras[0])
 
 
@@ -226,13 +226,13 @@ def test_a_result_comes_back_from_disk(model, loras, pair, tmp_path) -> None:
         loaded = MergeResult.load(folder)
         assert loaded.losses == result.losses and loaded.learned_params == result.learned_params
         assert loaded.ranks == result.ranks
-        assert (loaded.gates is None) == (result.gates is None) == (name == "direct")
-        for site in result.lora:
-            assert torch.equal(loaded.lora[site].down, result.lora[site].down)
-            if result.gates is not None and loaded.gates is not None:
-                for left, right in zip(loaded.gates[site], result.gates[site], strict=True):
+        assert (loaded.masks is None) == (result.masks is None) == (name == "direct")
+        for layer in result.lora:
+            assert torch.equal(loaded.lora[layer].down, result.lora[layer].down)
+            if result.masks is not None and loaded.masks is not None:
+                for left, right in zip(loaded.masks[layer], result.masks[layer], strict=True):
                     assert left.named().keys() == right.named().keys()
-                    assert all(torch.equal(left.named()[kind], gate) for kind, gate in right.named().items())
+                    assert all(torch.equal(left.named()[kind], mask) for kind, mask in right.named().items())
 
 
 def test_the_merged_lora_is_the_live_merge(model, loras, pair) -> None:
@@ -240,7 +240,7 @@ def test_the_merged_lora_is_the_live_merge(model, loras, pair) -> None:
     result = merged(model, method, loras, pair)
     sample, t = torch.randn(1, model.unet.config.in_channels, 16, 16), torch.tensor([500])
     prompt = model.encode_prompts([pair.prompt])
-    with attach(model.unet, method.rebase(loras), result.gates):
+    with attach(model.unet, method.rebase(loras), result.masks):
         live = model.predict(sample, t, prompt)
     with attach(model.unet, [result.lora]):
         torch.testing.assert_close(model.predict(sample, t, prompt), live, rtol=1e-5, atol=1e-5)
@@ -248,7 +248,7 @@ def test_the_merged_lora_is_the_live_merge(model, loras, pair) -> None:
 
 def test_the_direct_merge_is_the_sum(model, loras, pair) -> None:
     result = merged(model, load("direct"), loras, pair)
-    assert result.gates is None and result.learned_params == 0 and result.losses == {}
-    for site, each in result.lora.items():
-        total = sum(lora[site].up @ lora[site].down for lora in loras)
+    assert result.masks is None and result.learned_params == 0 and result.losses == {}
+    for layer, each in result.lora.items():
+        total = sum(lora[layer].up @ lora[layer].down for lora in loras)
         torch.testing.assert_close(each.up @ each.down, total)

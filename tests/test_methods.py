@@ -11,24 +11,24 @@ from omegaconf import OmegaConf
 from test_merge import merging, short
 
 from lorabench.base import CONF, UserError
-from lorabench.lora.layer import AllGates, learned_params
+from lorabench.lora.layer import AllMasks, learned_params
 from lorabench.merging.merge import MergeItem, merge_all
 from lorabench.merging.method import Method, build, fitting_methods, load, methods
 from lorabench.merging.methods.peft_linear import APART, DENSE
-from lorabench.models.layer import Site
+from lorabench.models.layer import Layer
 
 YAMLS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
 
 
-def site(depth: float, ranks: tuple[int, ...] = (8, 8), name: str = "a.layer") -> Site:
+def layer(depth: float, ranks: tuple[int, ...] = (8, 8), name: str = "a.layer") -> Layer:
     roles: Any = ("content",) * (len(ranks) - 1) + ("style",)
-    return Site(name, 4, 6, ranks, roles, depth)
+    return Layer(name, 4, 6, ranks, roles, depth)
 
 
-def start(method: Method, *sites: Site, seed: int = 0) -> AllGates:
-    gates = method.gates({each.name: each for each in sites}, seed)
-    assert gates is not None
-    return gates
+def start(method: Method, *layers: Layer, seed: int = 0) -> AllMasks:
+    masks = method.masks({each.name: each for each in layers}, seed)
+    assert masks is not None
+    return masks
 
 
 def test_every_method_has_its_yaml() -> None:
@@ -120,33 +120,33 @@ def test_terms_and_forwards_of_a_step(model, loras, pair, name, ablation, terms,
 def test_duolora_starts_with_more_ones_in_the_dominant_mask() -> None:
     method = load("duolora", dominant_ones=0.75, minor_ones=0.25, lambda_prior=0.0)  # a layer may then be neutral
     for depth, ones in ((1.0, [6, 2]), (0.0, [2, 6]), (0.5, [8, 8])):
-        [gates] = start(method, site(depth), seed=1).values()
-        assert [int(gate.only().sum()) for gate in gates] == ones
-        assert all(set(gate.only().tolist()) <= {0.0, 1.0} for gate in gates)
-        [again] = start(method, site(depth), seed=1).values()
-        assert all(torch.equal(left.only(), right.only()) for left, right in zip(gates, again, strict=True))
-    [one], [other] = (start(method, site(1.0), seed=seed).values() for seed in (1, 2))
+        [masks] = start(method, layer(depth), seed=1).values()
+        assert [int(mask.only().sum()) for mask in masks] == ones
+        assert all(set(mask.only().tolist()) <= {0.0, 1.0} for mask in masks)
+        [again] = start(method, layer(depth), seed=1).values()
+        assert all(torch.equal(left.only(), right.only()) for left, right in zip(masks, again, strict=True))
+    [one], [other] = (start(method, layer(1.0), seed=seed).values() for seed in (1, 2))
     assert not torch.equal(one[0].only(), other[0].only())
-    [gates] = start(load("duolora", "ones_init"), site(1.0)).values()
-    assert all((gate.only() == 1).all() for gate in gates)
+    [masks] = start(load("duolora", "ones_init"), layer(1.0)).values()
+    assert all((mask.only() == 1).all() for mask in masks)
 
 
 def test_every_subject_has_the_share_of_its_role() -> None:
-    [gates] = start(load("duolora", minor_ones=0.25), site(0.0, (8, 4, 8))).values()
-    assert [int(gate.only().sum()) for gate in gates] == [2, 1, 8]
+    [masks] = start(load("duolora", minor_ones=0.25), layer(0.0, (8, 4, 8))).values()
+    assert [int(mask.only().sum()) for mask in masks] == [2, 1, 8]
 
 
 def test_the_gaussian_start_of_the_released_code() -> None:
     """Kept values are r itself, the supports are nested, and about half and an eighth of the entries are kept."""
     method = load("duolora", "gaussian_init")
-    layers = {f"layer{i}": site(1.0, (64, 64), f"layer{i}") for i in range(200)}
-    gates = start(method, *layers.values())
-    content, style = (torch.stack([each[k].only() for each in gates.values()]) for k in (0, 1))
+    layers = {f"layer{i}": layer(1.0, (64, 64), f"layer{i}") for i in range(200)}
+    masks = start(method, *layers.values())
+    content, style = (torch.stack([each[k].only() for each in masks.values()]) for k in (0, 1))
     assert content.max() == 1 and ((content == style) | (style == 0)).all()
     assert content[content > 0].min() > 0.5 and style[style > 0].min() > 0.75
     assert (content > 0).float().mean() == pytest.approx(0.5, abs=0.03)
     assert (style > 0).float().mean() == pytest.approx(0.136, abs=0.03)
-    [neutral] = start(load("duolora", "gaussian_init", lambda_prior=0.0), site(0.5, (64, 64))).values()
+    [neutral] = start(load("duolora", "gaussian_init", lambda_prior=0.0), layer(0.5, (64, 64))).values()
     assert torch.equal(neutral[0].only(), neutral[1].only()) and neutral[0].only().min() == 0
 
 
@@ -156,9 +156,9 @@ def test_shared_masks_are_one_memory_that_moves_four_times() -> None:
     block = "mid_block.attentions.0.transformer_blocks.0"
     names = [f"{block}.attn1.{each}" for each in ("to_q", "to_k", "to_v", "to_out.0")]
     other = f"{block}.attn2.to_q"
-    gates = start(load("duolora", "shared_masks", init="ones"), *(site(1.0, name=name) for name in (*names, other)))
-    assert learned_params(gates) == 2 * 2 * 8
-    learned, shared = parameters([gates], torch.device("cpu"))
+    masks = start(load("duolora", "shared_masks", init="ones"), *(layer(1.0, name=name) for name in (*names, other)))
+    assert learned_params(masks) == 2 * 2 * 8
+    learned, shared = parameters([masks], torch.device("cpu"))
     assert shared
     content = [learned[name][0].only() for name in names]
     optimiser = torch.optim.Adam(content, lr=0.01, foreach=False)
@@ -183,8 +183,8 @@ def test_the_content_lora_of_the_released_scripts_is_short(lora_spec) -> None:
 
 def test_zip_masks_have_the_size_of_the_papers_dimension() -> None:
     def sizes(method: Method) -> list[tuple[int, ...]]:
-        [gates] = start(method, site(0.0, (3, 2))).values()
-        return [tuple(gate.only().shape) for gate in gates]
+        [masks] = start(method, layer(0.0, (3, 2))).values()
+        return [tuple(mask.only().shape) for mask in masks]
 
     assert sizes(load("ziplora")) == [(4,), (4,)]
     assert sizes(load("ziplora", mask_dim="out")) == [(6,), (6,)]
@@ -193,8 +193,8 @@ def test_zip_masks_have_the_size_of_the_papers_dimension() -> None:
 
 def test_a_prior_needs_a_layer_that_it_is_about() -> None:
     with pytest.raises(UserError, match="type ablation=no_layer_prior"):
-        start(load("duolora"), site(0.5))
-    assert start(load("duolora", "no_layer_prior"), site(0.5))
+        start(load("duolora"), layer(0.5))
+    assert start(load("duolora", "no_layer_prior"), layer(0.5))
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:
@@ -227,12 +227,12 @@ def test_every_method_and_ablation_merges(model, loras, pair, hypernetwork, name
     if name == "base":
         assert not result.lora
     elif name == "blora":
-        assert {site[:24] for site in result.lora} == {"up_blocks.0.attentions.0", "up_blocks.0.attentions.1"}
+        assert {layer[:24] for layer in result.lora} == {"up_blocks.0.attentions.0", "up_blocks.0.attentions.1"}
         assert {each.rank for each in result.lora.values()} == {2, 3}
     else:
         alone = {"content_only": 3, "style_only": 2, "styledrop": 2, "pair_customization": 2}
         rank = 3 if greatest else alone.get(name, 5) if ablation != "keep_subject" else 5
         assert set(result.lora) == set(loras[0]) and result.lora.rank == rank
     assert all(torch.isfinite(each.up).all() and torch.isfinite(each.down).all() for each in result.lora.values())
-    assert (result.learned_params > 0) == (result.gates is not None)
+    assert (result.learned_params > 0) == (result.masks is not None)
     assert all(0 <= rank <= 3.001 for ranks in result.ranks.values() for rank in ranks)

@@ -126,7 +126,7 @@ def test_only_what_changes_the_numbers_is_in_the_key(folder) -> None:
 
 
 def test_gradients_through_recomputed_blocks(folder, loras) -> None:
-    """Two forwards with other rows and gates before one backward: what a learned merge does."""
+    """Two forwards with other rows and masks before one backward: what a learned merge does."""
 
     def gradients(files: ModelFiles) -> list[torch.Tensor]:
         model = SDXL.load(files)

@@ -22,7 +22,7 @@ from lorabench.lora.adapter import Factors, LoRA
 from lorabench.lora.layer import export
 from lorabench.merging.combine import combine
 from lorabench.merging.method import load
-from lorabench.models.adapted import live_sites
+from lorabench.models.adapted import live_layers
 from lorabench.models.files import preset
 from lorabench.models.sdxl import SDXL
 from lorabench.sampling.generate import generate
@@ -61,7 +61,7 @@ def unasked(*_: Any) -> NoReturn:
 
 
 def updates(lora: LoRA) -> dict[str, torch.Tensor]:
-    return {site: factors.up @ factors.down for site, factors in lora.items()}
+    return {layer: factors.up @ factors.down for layer, factors in lora.items()}
 
 
 def assert_same(left: LoRA, right: LoRA, **tolerance: Any) -> None:
@@ -78,8 +78,8 @@ def test_the_naive_sum_needs_no_weights(files, folder, tmp_path, monkeypatch) ->
     ours = updates(merge(*files, model=folder))
     one, two = (updates(LoRA.load(path)) for path in files)
     assert ours.keys() == one.keys() | two.keys()
-    for site, update in ours.items():
-        parts = [each[site] for each in (one, two) if site in each]
+    for layer, update in ours.items():
+        parts = [each[layer] for each in (one, two) if layer in each]
         torch.testing.assert_close(update, torch.stack(parts).sum(0))
 
 
@@ -129,16 +129,16 @@ def test_a_merge_that_looks_at_no_image_has_none_drawn(files, folder, loras, pai
 
 
 def test_several_contents_and_text_encoders(loras, folder, tmp_path) -> None:
-    site = "text_encoder_2.text_model.encoder.layers.0.self_attn.q_proj"
+    layer = "text_encoder_2.text_model.encoder.layers.0.self_attn.q_proj"
     text = Factors(torch.ones(1, 32), torch.full((32, 1), 0.1))
     paths = []
-    for index, lora in enumerate([*loras, LoRA(dict(loras[0]), {site: text})]):
+    for index, lora in enumerate([*loras, LoRA(dict(loras[0]), {layer: text})]):
         paths.append(tmp_path / f"{index}.safetensors")
         lora.save(paths[-1])
     ours = merge(paths[:2], paths[2], "custom_weights", model=folder, content=0.5, style=2.0)
-    torch.testing.assert_close(ours.text[site].up @ ours.text[site].down, torch.full((32, 32), 0.2))
+    torch.testing.assert_close(ours.text[layer].up @ ours.text[layer].down, torch.full((32, 32), 0.2))
     one, two = (updates(lora) for lora in loras)
-    torch.testing.assert_close(updates(ours), {site: 2.5 * one[site] + 0.5 * two[site] for site in one})
+    torch.testing.assert_close(updates(ours), {layer: 2.5 * one[layer] + 0.5 * two[layer] for layer in one})
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_merge_on_the_command_line(run, files, folder, loras, tmp_path) -> None:
 
 def test_a_merge_that_its_rank_cuts_says_by_how_much(run, files, folder, loras, model) -> None:
     method = load("ties", rank=2)
-    _, error = combine(method, loras, live_sites(model.unet, loras, ROLES), 0)
+    _, error = combine(method, loras, live_layers(model.unet, loras, ROLES), 0)
     result = run("merge", "method=ties", "method.rank=2")
     assert result.returncode == 0, result.stderr
     assert f"ties, relative error {error:.2%} at rank 2, rank 2" in result.stdout and error > 0.01

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from lorabench.base import UserError
 from lorabench.merging.method import load
-from lorabench.models.layers import attention_sites, depths, halvings
+from lorabench.models.layers import attention_layers, depths, halvings
 from lorabench.models.shapes import CONFIGS, adapted, empty_unet, parameters
 from lorabench.tasks.params import count, run, table
 
@@ -28,7 +28,7 @@ def counts() -> pd.DataFrame:
 def test_unets_have_the_published_sizes(name: str) -> None:
     unet = empty_unet(name)
     assert all(parameter.is_meta for parameter in unet.parameters())
-    assert (parameters(unet) // 10**6, len(attention_sites(unet))) == SIZES[name]
+    assert (parameters(unet) // 10**6, len(attention_layers(unet))) == SIZES[name]
 
 
 def test_koala_700m_has_no_middle_block() -> None:
@@ -37,9 +37,9 @@ def test_koala_700m_has_no_middle_block() -> None:
         "down_blocks.0": 0, "down_blocks.1": 1, "down_blocks.2": 2,
         "up_blocks.0": 2, "up_blocks.1": 1, "up_blocks.2": 0,
     }  # fmt: skip
-    by_site = depths(unet, list(attention_sites(unet)))
-    shallow = {site.split(".attentions")[0] for site, depth in by_site.items() if depth == 0}
-    assert shallow == {"down_blocks.1", "up_blocks.1"} and set(by_site.values()) == {0.0, 1.0}
+    by_layer = depths(unet, list(attention_layers(unet)))
+    shallow = {layer.split(".attentions")[0] for layer, depth in by_layer.items() if depth == 0}
+    assert shallow == {"down_blocks.1", "up_blocks.1"} and set(by_layer.values()) == {0.0, 1.0}
     assert "mid_block" in halvings(empty_unet("koala_1b"))
 
 
@@ -57,7 +57,7 @@ def test_sdxl_at_rank_64_learns_what_the_papers_state(counts) -> None:
 
 @pytest.mark.parametrize("model", SIZES)
 def test_counts_follow_from_the_layers(counts, model: str) -> None:
-    layers = attention_sites(empty_unet(model)).values()
+    layers = attention_layers(empty_unet(model)).values()
     rank = 16 if model == "micro" else 64
     widths = [(layer.in_features, layer.out_features) for layer in layers]
     assert learned(counts, model, "duolora") == 2 * rank * len(widths)
@@ -67,11 +67,11 @@ def test_counts_follow_from_the_layers(counts, model: str) -> None:
     assert of_loras == [2 * rank * sum(ins + outs for ins, outs in widths)]
 
 
-def test_sites_carry_what_gates_are_made_of() -> None:
-    sites = adapted(empty_unet("micro"), 3)
-    assert {(site.ranks, site.roles) for site in sites.values()} == {((3, 3), ("content", "style"))}
-    assert {site.out_features for site in sites.values()} == set(MICRO_WIDTHS[1:])
-    assert all(site.name == name for name, site in sites.items())
+def test_layers_carry_what_masks_are_made_of() -> None:
+    layers = adapted(empty_unet("micro"), 3)
+    assert {(layer.ranks, layer.roles) for layer in layers.values()} == {((3, 3), ("content", "style"))}
+    assert {layer.out_features for layer in layers.values()} == set(MICRO_WIDTHS[1:])
+    assert all(layer.name == name for name, layer in layers.items())
 
 
 def test_methods_that_learn_nothing_are_left_out(counts) -> None:

@@ -14,7 +14,7 @@ from lorabench.data.pairs import Concept
 from lorabench.engine.curves import Curves
 from lorabench.lora.layer import attach
 from lorabench.models.files import model_folder
-from lorabench.models.layers import attention_sites
+from lorabench.models.layers import attention_layers
 from lorabench.models.sdxl import SDXL
 from lorabench.personalization.class_images import class_prompts
 from lorabench.personalization.dreambooth import DreamBoothLoRA, min_snr_weights, personalise
@@ -23,7 +23,7 @@ from lorabench.personalization.samples import Look
 
 
 def same(left, right) -> bool:
-    return all(torch.equal(left[site].up, right[site].up) for site in left)
+    return all(torch.equal(left[layer].up, right[layer].up) for layer in left)
 
 
 def test_trains_the_factors_and_nothing_else(model: SDXL, pair, lora_spec) -> None:
@@ -31,7 +31,7 @@ def test_trains_the_factors_and_nothing_else(model: SDXL, pair, lora_spec) -> No
     done: list[int] = []
     lora = personalise(model, pair.contents[0], lora_spec, 0, CPU, done.append)
     assert done == [1, 2, 3] and lora.rank == lora_spec.rank
-    assert lora.sites == sorted(attention_sites(model.unet))
+    assert lora.layers == sorted(attention_layers(model.unet))
     assert all(factors.up.abs().sum() > 0 for factors in lora.values())
     after = model.unet.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
@@ -47,11 +47,12 @@ def test_draws_belong_to_the_concept_and_the_seed(model, pair, lora_spec) -> Non
 
 def test_alpha_over_rank_is_folded_in(model, pair, lora_spec) -> None:
     """The trained adapter at strength alpha / rank and the returned LoRA at full strength are one function."""
-    start = initial(attention_sites(model.unet), lora_spec.rank, 0)
+    start = initial(attention_layers(model.unet), lora_spec.rank, 0)
     with attach(model.unet, [start], dtype=torch.float32) as adapters:
         DreamBoothLoRA(model, adapters, pair.contents[0], lora_spec, 0)
         assert all(
-            layer.gain is not None and set(layer.gain.flatten().tolist()) == {2.0} for layer in adapters.layers.values()
+            layer.scale is not None and set(layer.scale.flatten().tolist()) == {2.0}
+            for layer in adapters.layers.values()
         )
     trained = personalise(model, pair.contents[0], lora_spec, 0, CPU)
     assert 2.0 * lora_spec.lr < max(factors.up.abs().max() for factors in trained.values())
@@ -61,7 +62,7 @@ def test_alpha_over_rank_is_folded_in(model, pair, lora_spec) -> None:
 def test_the_loss_is_the_denoising_loss_of_the_models_own_target(model, pair, lora_spec, prediction_type) -> None:
     model.prediction_type = prediction_type
     concept: Concept = replace(pair.contents[0], images=pair.contents[0].images[:1])
-    with attach(model.unet, [initial(attention_sites(model.unet), 2, 0)]) as adapters:
+    with attach(model.unet, [initial(attention_layers(model.unet), 2, 0)]) as adapters:
         module = DreamBoothLoRA(model, adapters, concept, lora_spec, 0)
         module.log = lambda *_, **__: None
         loss = module.training_step(5)
@@ -87,7 +88,7 @@ def test_training_lowers_the_loss(model, pair, lora_spec) -> None:
             module.log = lambda *_, **__: None
             return sum(float(module.training_step(step)) for step in range(8))
 
-    assert loss(trained) < loss(initial(attention_sites(model.unet), 4, 0))
+    assert loss(trained) < loss(initial(attention_layers(model.unet), 4, 0))
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
@@ -104,7 +105,7 @@ def test_the_prior_term_is_weighted_by_its_weight_alone(model: SDXL, pair, lora_
     """Its timesteps are not: min-SNR weighs the concept's images only, as in diffusers."""
     spec = replace(lora_spec, min_snr=0.5, prior_weight=3.0)
     prior = [reference("mug", "a mug", "gray")]
-    with attach(model.unet, [initial(attention_sites(model.unet), 2, 0)]) as adapters:
+    with attach(model.unet, [initial(attention_layers(model.unet), 2, 0)]) as adapters:
         module = DreamBoothLoRA(model, adapters, pair.contents[0], spec, 0, prior)
         draw = torch.Generator().manual_seed(0)
         own, theirs = (each.draw(model, 2, draw) for each in (module.images, module.prior) if each)
@@ -135,8 +136,10 @@ def test_accumulated_forwards_are_one_update(model: SDXL, pair, lora_spec) -> No
 def test_only_the_blocks_asked_for_are_adapted(model: SDXL, pair, lora_spec) -> None:
     blocks = ["up_blocks.0.attentions.0", "up_blocks.0.attentions.1"]
     lora = personalise(model, pair.contents[0], replace(lora_spec, blocks=blocks), 0, CPU)
-    expected = {site for site in attention_sites(model.unet) if any(site.startswith(f"{block}.") for block in blocks)}
-    assert set(lora) == expected and 0 < len(expected) < len(attention_sites(model.unet))
+    expected = {
+        layer for layer in attention_layers(model.unet) if any(layer.startswith(f"{block}.") for block in blocks)
+    }
+    assert set(lora) == expected and 0 < len(expected) < len(attention_layers(model.unet))
     with pytest.raises(UserError, match=r"lora.blocks=up_blocks.7 has no layer .* up_blocks.0.attentions.0, "):
         personalise(model, pair.contents[0], replace(lora_spec, blocks=["mid_block", "up_blocks.7"]), 0, CPU)
     with pytest.raises(UserError, match=r"attentions.0.trans has no layer"):
@@ -149,7 +152,7 @@ def test_text_encoders_learn_and_are_left_as_they_were(model: SDXL, pair, lora_s
     lora = personalise(model, pair.contents[0], replace(lora_spec, text_encoders=True), 0, CPU)
     after = SDXL.encode_prompts(model, [prompt])
     assert torch.equal(before.embeds, after.embeds)
-    heads = {site.split(".")[0] for site, factors in lora.text.items() if factors.up.abs().sum() > 0}
+    heads = {layer.split(".")[0] for layer, factors in lora.text.items() if factors.up.abs().sum() > 0}
     assert heads == {"text_encoder", "text_encoder_2"}
     with model.adapted_text([lora]):
         adapted = model.encode_prompts([prompt])
@@ -184,9 +187,9 @@ def test_the_model_may_be_in_half_precision_and_checkpointed(folder: Path, model
         personalise(SDXL.load(each), pair.contents[0], spec, 0, CPU)
         for each in (files, replace(files, checkpointing=True), replace(files, dtype="bf16"))
     )
-    for site, factors in exact.items():
-        torch.testing.assert_close(checkpointed[site].up, factors.up)
-        torch.testing.assert_close(checkpointed[site].down, factors.down)
+    for layer, factors in exact.items():
+        torch.testing.assert_close(checkpointed[layer].up, factors.up)
+        torch.testing.assert_close(checkpointed[layer].down, factors.down)
     stacked = [torch.cat([factors.up.flatten() for factors in lora.values()]) for lora in (exact, half)]
     assert stacked[1].dtype == torch.float32
     assert torch.cosine_similarity(*stacked, dim=0) > 0.5

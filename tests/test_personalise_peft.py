@@ -54,16 +54,16 @@ def test_trains_what_peft_trains(tmp_path: Path, folder: Path, lora_spec, recipe
     concept = Concept("mug_1", "content", "mug", images, images)
     prior = textured("a mug", 2, 3) if spec.prior_weight else ()
     ours = personalise(SDXL.load(folder), concept, spec, 0, CPU, prior=prior)
-    found = {f"unet.{site}": factors for site, factors in ours.items()} | dict(ours.text)
+    found = {f"unet.{layer}": factors for layer, factors in ours.items()} | dict(ours.text)
     starts, theirs = (train(folder, concept, replace(spec, steps=steps), 0, prior) for steps in (0, spec.steps))
     assert found.keys() == theirs.keys()
-    assert any(site.startswith("text_encoder_2.") for site in found) == spec.text_encoders
+    assert any(layer.startswith("text_encoder_2.") for layer in found) == spec.text_encoders
     for factor in (0, 1):
         errors, moves = {}, {}
-        for site, trained in theirs.items():
-            ours_here = (found[site].down, found[site].up)[factor]
-            errors[site] = (ours_here - trained[factor]).norm()
-            moves[site] = (trained[factor] - starts[site][factor]).norm()
+        for layer, trained in theirs.items():
+            ours_here = (found[layer].down, found[layer].up)[factor]
+            errors[layer] = (ours_here - trained[factor]).norm()
+            moves[layer] = (trained[factor] - starts[layer][factor]).norm()
         assert moves["unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"] > spec.lr
-        assert all(errors[site] < 2e-3 * max(moves[site], spec.lr) for site in theirs)
+        assert all(errors[layer] < 2e-3 * max(moves[layer], spec.lr) for layer in theirs)
         assert torch.stack(list(errors.values())).norm() < 1e-4 * torch.stack(list(moves.values())).norm()

@@ -159,7 +159,7 @@ def test_pairs_of_a_batch_are_one_job(plan: Plan) -> None:
     assert [len(job.items) for job in together.jobs("score", together.items("score"))] == [1] * 20
 
 
-def test_how_many_pairs_share_a_batch_is_in_the_key_where_gates_are_learned(plan: Plan) -> None:
+def test_how_many_pairs_share_a_batch_is_in_the_key_where_masks_are_learned(plan: Plan) -> None:
     alone, together = keys(plan), keys(replace(plan, merging=MergeSpec(3)))
     assert alone["personalise"] == together["personalise"] and not alone["merge"] & together["merge"]
     assert "pairs_per_batch" not in plan.items("merge")[0].parts

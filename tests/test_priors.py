@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_methods import site
+from test_methods import layer
 
 from lorabench.base import UserError
 from lorabench.merging.method import load
 from lorabench.merging.priors import RESOLUTION, by_depth, dominant_roles, read_prior
 
 BLOCKS = {"down_blocks.1": 0.0, "down_blocks.2": 1.0, "mid_block": 1.0, "up_blocks.0": 1.0, "up_blocks.1": 0.0}
-SDXL = {f"{block}.attentions.0.to_q": site(depth, name=f"{block}.attentions.0.to_q") for block, depth in BLOCKS.items()}
+SDXL = {
+    f"{block}.attentions.0.to_q": layer(depth, name=f"{block}.attentions.0.to_q") for block, depth in BLOCKS.items()
+}
 
 
 def roles(prior) -> list[str]:
@@ -24,7 +26,7 @@ def test_presets_on_the_blocks_of_sdxl() -> None:
     assert roles(RESOLUTION) == ["s", "c", "c", "c", "s"]
     assert roles("paper_names") == ["s", "c", "c", "", "s"]
     assert roles("released") == ["s", "c", "", "", "s"]
-    assert [by_depth(site(depth)) for depth in (1.0, 0.0, 0.5)] == ["content", "style", None]
+    assert [by_depth(layer(depth)) for depth in (1.0, 0.0, 0.5)] == ["content", "style", None]
 
 
 def test_a_file_is_a_prior_and_its_blocks_are_in_the_settings(tmp_path: Path) -> None:

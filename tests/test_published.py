@@ -145,7 +145,7 @@ def test_seeds_show_a_publication_once_and_ablations_their_own(tmp_path: Path) -
 
 
 def test_publications_are_shown_whose_methods_are_there(tmp_path: Path) -> None:
-    """Every paper has a number of the naive sum."""
+    """Every paper has a number of the direct merge."""
     direct = RunFolder.load(make_run(tmp_path / "direct", "direct"))
     assert not Table.of([direct]).reported
     both = [direct, RunFolder.load(make_run(tmp_path / "klora", "klora"))]

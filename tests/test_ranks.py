@@ -14,8 +14,8 @@ from PIL import Image
 
 from lorabench.lora.adapter import Factors
 from lorabench.lora.effective_rank import effective_rank
-from lorabench.lora.layer import Gates
-from lorabench.models.layers import attention_sites
+from lorabench.lora.layer import Masks
+from lorabench.models.layers import attention_layers
 from lorabench.models.sdxl import SDXL
 from lorabench.report import write_joint_report, write_report
 from lorabench.report.ranks import block_of, draw_ranks, layer_of, network_order, write_ranks
@@ -48,19 +48,19 @@ def test_effective_rank_counts_equal_directions() -> None:
     assert effective_rank(down * torch.nan, up) != effective_rank(down, up)
 
 
-def test_gates_of_every_kind_are_applied() -> None:
+def test_masks_of_every_kind_are_applied() -> None:
     own = factors(6, 20, 30)
     draw = torch.Generator().manual_seed(1)
-    gates = Gates(*(torch.rand(size, generator=draw) for size in (30, 6, 20)))
-    assert gates.o is not None and gates.r is not None and gates.i is not None
-    update = torch.diag(gates.o) @ own.up @ torch.diag(gates.r) @ own.down @ torch.diag(gates.i)
-    gated = gates.gated(own)
-    assert effective_rank(gated.down, gated.up) == pytest.approx(dense(update), rel=1e-5)
-    closed = Gates(r=torch.tensor([1.0, 0, 0, 0, 0, 0]), i=gates.i).gated(own)
+    masks = Masks(*(torch.rand(size, generator=draw) for size in (30, 6, 20)))
+    assert masks.o is not None and masks.r is not None and masks.i is not None
+    update = torch.diag(masks.o) @ own.up @ torch.diag(masks.r) @ own.down @ torch.diag(masks.i)
+    masked = masks.masked(own)
+    assert effective_rank(masked.down, masked.up) == pytest.approx(dense(update), rel=1e-5)
+    closed = Masks(r=torch.tensor([1.0, 0, 0, 0, 0, 0]), i=masks.i).masked(own)
     assert effective_rank(closed.down, closed.up) == pytest.approx(1)
 
 
-def sdxl_sites() -> list[str]:
+def sdxl_layers() -> list[str]:
     """The 560 adapted layers of SDXL in the order in which it runs them."""
     parts = [("down_blocks.1", 2, 2), ("down_blocks.2", 2, 10), ("mid_block", 1, 10), ("up_blocks.0", 3, 10),
              ("up_blocks.1", 3, 2)]  # fmt: skip
@@ -74,17 +74,17 @@ def sdxl_sites() -> list[str]:
     ]
 
 
-def test_sites_are_ordered_as_the_network_runs_them(model: SDXL) -> None:
-    sites = sdxl_sites()
-    assert len(sites) == 560 and network_order(set(sites)) == sites
-    assert [block_of(site) for site in sites[::8]] == (
+def test_layers_are_ordered_as_the_network_runs_them(model: SDXL) -> None:
+    layers = sdxl_layers()
+    assert len(layers) == 560 and network_order(set(layers)) == layers
+    assert [block_of(layer) for layer in layers[::8]] == (
         ["down 1"] * 4 + ["down 2"] * 20 + ["mid"] * 10 + ["up 0"] * 30 + ["up 1"] * 6
     )
-    assert len({layer_of(site) for site in sites}) == 70
+    assert len({layer_of(layer) for layer in layers}) == 70
 
     run: list[str] = []  # against a live UNet
-    for name, layer in attention_sites(model.unet).items():
-        layer.register_forward_hook(lambda *_, name=name: run.append(name))
+    for name, module in attention_layers(model.unet).items():
+        module.register_forward_hook(lambda *_, name=name: run.append(name))
     both = model.encode_prompts(["a mug"])
     latent = torch.zeros(1, model.unet.config["in_channels"], 16, 16)
     with torch.no_grad():
@@ -93,18 +93,20 @@ def test_sites_are_ordered_as_the_network_runs_them(model: SDXL) -> None:
 
 
 def test_figure_and_table_average_adapters_projections_and_pairs(tmp_path: Path) -> None:
-    sites = sdxl_sites()
-    ranks = {f"pair {k}": {site: [10.0 + k, 20.0 + k, float(i // 8)] for i, site in enumerate(sites)} for k in range(3)}
+    layers = sdxl_layers()
+    ranks = {
+        f"pair {k}": {layer: [10.0 + k, 20.0 + k, float(i // 8)] for i, layer in enumerate(layers)} for k in range(3)
+    }
     write_ranks(tmp_path, ranks, ["content", "content", "style"])
     table = pd.read_csv(tmp_path / "figures" / "rank_by_layer.csv")
-    assert list(table) == ["position", "block", "site", "role", "mean", "min", "max", "pairs"]
-    assert len(table) == 2 * 560 and list(table["site"][::2]) == sites
+    assert list(table) == ["position", "block", "layer", "role", "mean", "min", "max", "pairs"]
+    assert len(table) == 2 * 560 and list(table["layer"][::2]) == layers
     content = table[table["role"] == "content"]
     assert set(zip(content["mean"], content["min"], content["max"], content["pairs"], strict=True)) == {(16, 15, 17, 3)}
     with Image.open(tmp_path / "figures" / "rank_by_layer.png") as picture:
         assert picture.size == (1440, 528)
 
-    [axes] = draw_ranks(ranks, ["content", "content", "style"], sites).axes
+    [axes] = draw_ranks(ranks, ["content", "content", "style"], layers).axes
     drawn = {}
     for line in axes.lines:
         if line.get_marker() == "o":
@@ -114,13 +116,13 @@ def test_figure_and_table_average_adapters_projections_and_pairs(tmp_path: Path)
     assert axes.get_legend_handles_labels()[1] == ["content", "style"]
 
 
-def test_pairs_of_different_adapters_and_sites(tmp_path: Path) -> None:
+def test_pairs_of_different_adapters_and_layers(tmp_path: Path) -> None:
     ranks = {
         "a": {"mid_block.x.to_q": [1.0, 4.0]},
         "b": {"mid_block.x.to_q": [3.0, 5.0, np.nan], "up_blocks.0.y": [2, 2, 2]},
     }
     write_ranks(tmp_path, ranks, {"a": ["content", "style"], "b": ["content", "content", "style"]})
-    table = pd.read_csv(tmp_path / "figures" / "rank_by_layer.csv", index_col=["site", "role"])
+    table = pd.read_csv(tmp_path / "figures" / "rank_by_layer.csv", index_col=["layer", "role"])
     assert table.loc[("mid_block.x.to_q", "content"), "mean"] == 2.5
     assert table.loc[("mid_block.x.to_q", "style"), ["mean", "pairs"]].tolist() == [4.0, 1]  # a merge that diverged
     assert table.loc[("up_blocks.0.y", "style"), "pairs"] == 1

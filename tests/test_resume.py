@@ -50,7 +50,9 @@ def kill_at(step: int) -> Callable[[int], None]:
 
 
 def equal(left: LoRA, right: LoRA) -> bool:
-    pairs = [(left[site], right[site]) for site in left] + [(left.text[site], right.text[site]) for site in left.text]
+    pairs = [(left[layer], right[layer]) for layer in left] + [
+        (left.text[layer], right.text[layer]) for layer in left.text
+    ]
     return all(torch.equal(a.down, b.down) and torch.equal(a.up, b.up) for a, b in pairs)
 
 

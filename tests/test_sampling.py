@@ -15,8 +15,8 @@ from lorabench.lora.adapter import Factors, LoRA
 from lorabench.lora.layer import attach, export
 from lorabench.merging.merge import MergeItem, at_strength, merge_all
 from lorabench.merging.method import load
-from lorabench.models.adapted import live_sites
-from lorabench.models.layers import attention_sites, depths, halvings
+from lorabench.models.adapted import live_layers
+from lorabench.models.layers import attention_layers, depths, halvings
 from lorabench.models.sdxl import SDXL
 from lorabench.sampling.generate import draw, generate
 from lorabench.sampling.sampler import initial_noise, sample, sample_latents
@@ -80,33 +80,33 @@ def test_images_do_not_depend_on_their_batch(model, loras, generate_spec) -> Non
 
 
 @pytest.mark.parametrize(
-    ("frame", "gains"), [("base", None), ("content_only", 0), ("style_only", 1), ("direct", "both")]
+    ("frame", "scales"), [("base", None), ("content_only", 0), ("style_only", 1), ("direct", "both")]
 )
-def test_frames_are_the_adapters_they_name(model, loras, generate_spec, frame, gains) -> None:
-    method, sites = load(frame), live_sites(model.unet, loras, ("content", "style"))
+def test_frames_are_the_adapters_they_name(model, loras, generate_spec, frame, scales) -> None:
+    method, layers = load(frame), live_layers(model.unet, loras, ("content", "style"))
 
-    def gain(site: str, progress: float) -> tuple[float, ...]:
-        return method.gain(sites[site], progress)
+    def scale(layer: str, progress: float) -> tuple[float, ...]:
+        return method.scale(layers[layer], progress)
 
-    images = generate(model, loras, PROMPTS, [1, 2], generate_spec, CPU, gain=gain)
-    used = {None: [], 0: loras[:1], 1: loras[1:], "both": loras}[gains]
+    images = generate(model, loras, PROMPTS, [1, 2], generate_spec, CPU, scale=scale)
+    used = {None: [], 0: loras[:1], 1: loras[1:], "both": loras}[scales]
     with attach(model.unet, used):
         expected = sample(model, PROMPTS, [1, 2], generate_spec.steps, generate_spec.guidance)
     np.testing.assert_allclose(images.astype(int), expected.numpy().astype(int), atol=1)
 
 
-def test_gains_may_differ_by_site_and_progress(model, loras) -> None:
+def test_scales_may_differ_by_layer_and_progress(model, loras) -> None:
     seen = set()
 
-    def gain(site: str, progress: float) -> tuple[float, float]:
-        seen.add((site, progress))
-        return (1.0, 0.0) if site.startswith("mid_block") else (0.0, 1.0)
+    def scale(layer: str, progress: float) -> tuple[float, float]:
+        seen.add((layer, progress))
+        return (1.0, 0.0) if layer.startswith("mid_block") else (0.0, 1.0)
 
     with attach(model.unet, loras) as adapters:
-        sample(model, PROMPTS, [1, 2], 2, 1.0, adapters, gain)
+        sample(model, PROMPTS, [1, 2], 2, 1.0, adapters, scale)
         assert {progress for _, progress in seen} == {0.0, 0.5}
-        mid = next(layer for site, layer in adapters.layers.items() if site.startswith("mid_block"))
-        assert mid.gain is not None and mid.gain.tolist() == [[1, 1, 1, 0, 0]]
+        mid = next(module for layer, module in adapters.layers.items() if layer.startswith("mid_block"))
+        assert mid.scale is not None and mid.scale.tolist() == [[1, 1, 1, 0, 0]]
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
@@ -145,9 +145,9 @@ def test_depths_are_read_from_the_live_unet(model) -> None:
         "down_blocks.0": 0, "down_blocks.1": 1, "down_blocks.2": 2, "mid_block": 2,
         "up_blocks.0": 2, "up_blocks.1": 1, "up_blocks.2": 0,
     }  # fmt: skip
-    by_site = depths(model.unet, list(attention_sites(model.unet)))
-    shallow = {site.split(".attentions")[0] for site, depth in by_site.items() if depth == 0}
-    assert shallow == {"down_blocks.1", "up_blocks.1"} and set(by_site.values()) == {0.0, 1.0}
+    by_layer = depths(model.unet, list(attention_layers(model.unet)))
+    shallow = {layer.split(".attentions")[0] for layer, depth in by_layer.items() if depth == 0}
+    assert shallow == {"down_blocks.1", "up_blocks.1"} and set(by_layer.values()) == {0.0, 1.0}
 
 
 def test_a_folder_that_is_no_sdxl_model_is_refused(tmp_path) -> None:
@@ -181,7 +181,7 @@ def test_strengths_of_roles_multiply_what_a_method_does(model, loras, pair, gene
 
 
 @pytest.mark.parametrize("name", ["dare_ties", "ssr_merge", "svd"])
-def test_merges_that_are_no_gated_sum_are_made_anew_at_other_strengths(model, loras, pair, name) -> None:
+def test_merges_that_are_no_masked_sum_are_made_anew_at_other_strengths(model, loras, pair, name) -> None:
     method, item = load(name), MergeItem(loras, pair)
     [merged] = merge_all(model, method, [item], 5, CPU)
 
@@ -192,15 +192,15 @@ def test_merges_that_are_no_gated_sum_are_made_anew_at_other_strengths(model, lo
         return found.lora
 
     same = anew(1.0)
-    assert all(torch.equal(same[site].up, merged.lora[site].up) for site in merged.lora)  # its own draws
+    assert all(torch.equal(same[layer].up, merged.lora[layer].up) for layer in merged.lora)  # its own draws
     half = anew(0.5)
-    weaker = LoRA({site: Factors(each.down, each.up * 0.5) for site, each in loras[1].items()})
+    weaker = LoRA({layer: Factors(each.down, each.up * 0.5) for layer, each in loras[1].items()})
     [expected] = merge_all(model, method, [MergeItem((loras[0], weaker), pair)], 5, CPU)
-    assert all(torch.equal(half[site].up, expected.lora[site].up) for site in half)
+    assert all(torch.equal(half[layer].up, expected.lora[layer].up) for layer in half)
 
 
 @pytest.mark.parametrize("name", ["direct", "ziprank_closed"])
-def test_a_gated_sum_keeps_its_gates_at_other_strengths(model, loras, pair, name) -> None:
+def test_a_masked_sum_keeps_its_masks_at_other_strengths(model, loras, pair, name) -> None:
     method = load(name)
     strength: dict[Role, float] = {"content": 1.0, "style": 0.5}
     [merged] = merge_all(model, method, [MergeItem(loras, pair)], 5, CPU)

@@ -14,7 +14,7 @@ from lorabench.lora.layer import attach
 from lorabench.merging.merge import MergeResult
 from lorabench.merging.method import load
 from lorabench.sampling.generate import draw, strengths
-from lorabench.sampling.sampler import _set_gains
+from lorabench.sampling.sampler import _set_scales
 
 
 @pytest.fixture
@@ -29,9 +29,9 @@ def test_every_way_is_what_it_stands_for(model, uneven_loras) -> None:
     assert {ways[name].rows for name in (PLAIN, LIVE, "klora", "blora")} == {2} and ways["lora_composite"].rows == 4
 
 
-def test_a_way_that_ignores_its_gains_is_seen(model, uneven_loras, monkeypatch) -> None:
+def test_a_way_that_ignores_its_scales_is_seen(model, uneven_loras, monkeypatch) -> None:
     ways, _ = ways_of(model, uneven_loras, ["klora"], 4)
-    monkeypatch.setattr("lorabench.sampling.sampler._set_gains", lambda *_: None)
+    monkeypatch.setattr("lorabench.sampling.sampler._set_scales", lambda *_: None)
     assert set(differing(model, ways, uneven_loras, "float32")) == {"klora"}
 
 
@@ -47,17 +47,17 @@ def test_a_way_draws_as_the_product_does(model, uneven_loras, name) -> None:
     assert abs((mine * 255).round() - torch.from_numpy(theirs).float()).max() <= 1
 
 
-def test_gains_make_a_tensor_a_value_and_not_a_layer(model, uneven_loras) -> None:
-    gain = strengths(load("klora"), model.unet, uneven_loras, ROLES, 4)
+def test_scales_make_a_tensor_a_value_and_not_a_layer(model, uneven_loras) -> None:
+    scale = strengths(load("klora"), model.unet, uneven_loras, ROLES, 4)
     with attach(model.unet, uneven_loras) as adapters:
-        values = {site: gain(site, 0.25) for site in adapters.layers}
+        values = {layer: scale(layer, 0.25) for layer in adapters.layers}
         assert set(values.values()) == {(1.0, 0.0), (0.0, 1.0)}
-        _set_gains(adapters, gain, 0.25, None)
-        assert len({id(layer.gain) for layer in adapters.layers.values()}) == 2
-        for site, layer in adapters.layers.items():
-            assert layer.gain is not None
-            content, style = values[site]
-            assert layer.gain.tolist() == [[content] * 3 + [style] * 2]
+        _set_scales(adapters, scale, 0.25, None)
+        assert len({id(module.scale) for module in adapters.layers.values()}) == 2
+        for layer, module in adapters.layers.items():
+            assert module.scale is not None
+            content, style = values[layer]
+            assert module.scale.tolist() == [[content] * 3 + [style] * 2]
 
 
 def test_the_table_tells_ratios_within_rounds(model, uneven_loras) -> None:

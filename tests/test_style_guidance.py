@@ -15,8 +15,8 @@ from lorabench.lora.adapter import Factors, LoRA
 from lorabench.lora.layer import attach
 from lorabench.merging.merge import MergeItem, given
 from lorabench.merging.method import load
-from lorabench.models.adapted import live_sites
-from lorabench.models.layers import attention_sites
+from lorabench.models.adapted import live_layers
+from lorabench.models.layers import attention_layers
 from lorabench.models.sdxl import SDXL
 from lorabench.personalization.dreambooth import personalise
 from lorabench.personalization.initial import core
@@ -38,9 +38,9 @@ def test_scenes_are_worded_and_strings_say_the_same_in_all() -> None:
 
 
 def one_step(model: SDXL, loras, method, roles=ROLES) -> Tensor:
-    gain = strengths(method, model.unet, loras, roles, 1)
+    scale = strengths(method, model.unet, loras, roles, 1)
     with attach(model.unet, loras) as adapters:
-        return sample_latents(model, SCENES, SEEDS, 1, W, adapters, gain, method.guidance(W, roles))
+        return sample_latents(model, SCENES, SEEDS, 1, W, adapters, scale, method.guidance(W, roles))
 
 
 def alone(model: SDXL, loras, words) -> Tensor:
@@ -81,7 +81,7 @@ def test_style_guidance_with_the_subject(model, loras) -> None:
 
 
 def test_every_style_of_a_blend_has_a_term(model, loras) -> None:
-    other = LoRA({site: replace(each, up=-0.5 * each.up) for site, each in loras[1].items()})
+    other = LoRA({layer: replace(each, up=-0.5 * each.up) for layer, each in loras[1].items()})
     u, c = alone(model, [], None), alone(model, [], "plain")
     one, two = (alone(model, [style], "styled") for style in (loras[1], other))
     found = one_step(model, [*loras, other], load("pair_customization"), ("content", "style", "style"))
@@ -122,9 +122,9 @@ def test_the_content_s_text_encoders_are_left_out_too(model, loras, method, gene
 
 def test_the_core_s_basis_is_that_of_the_greatest_singular_values(model: SDXL) -> None:
     """(W - QR) + Q (R + dR) = W + Q dR, for the released code's own Q and R."""
-    sites = attention_sites(model.unet)
-    for site, factors in core(sites, 3).items():
-        weight, q = sites[site].weight.detach(), factors.up
+    layers = attention_layers(model.unet)
+    for layer, factors in core(layers, 3).items():
+        weight, q = layers[layer].weight.detach(), factors.up
         u, s, vt = torch.linalg.svd(weight)
         top = u[:, :3] * s[:3] @ vt[:3]
         torch.testing.assert_close(q.mT @ q, torch.eye(3), atol=1e-5, rtol=0)
@@ -138,10 +138,12 @@ def test_qr_lora_learns_one_factor_and_merges_in_it(model, pair, lora_spec) -> N
     spec = replace(lora_spec, alpha=lora_spec.rank)
     loras = [personalise(model, concept, spec, 0, CPU, in_core=True) for concept in pair.concepts]
     method = load("qr_lora")
-    start = core(attention_sites(model.unet), spec.rank)
-    assert all(torch.equal(lora[site].up, start[site].up) and lora[site].down.any() for lora in loras for site in lora)
-    assert not live_sites(model.unet, loras, ROLES).keys() - start.sites
+    start = core(attention_layers(model.unet), spec.rank)
+    assert all(
+        torch.equal(lora[layer].up, start[layer].up) and lora[layer].down.any() for lora in loras for layer in lora
+    )
+    assert not live_layers(model.unet, loras, ROLES).keys() - start.layers
     merged = given(model.unet, method, MergeItem(tuple(loras), pair), 0).lora
-    for site, factors in merged.items():
-        dense = start[site].up @ (0.9 * loras[0][site].down + 1.0 * loras[1][site].down)
+    for layer, factors in merged.items():
+        dense = start[layer].up @ (0.9 * loras[0][layer].down + 1.0 * loras[1][layer].down)
         torch.testing.assert_close(factors.up @ factors.down, dense, atol=1e-5, rtol=1e-4)

@@ -14,61 +14,61 @@ from lorabench.config.schemas import GenerateSpec
 from lorabench.lora.adapter import Factors, LoRA
 from lorabench.merging.method import load
 from lorabench.merging.methods.est_lora import energy
-from lorabench.models.adapted import live_sites, text_sites
+from lorabench.models.adapted import live_layers, text_layers
 from lorabench.sampling.generate import draw, generate, strengths
 
 ROLES: Any = ("content", "style")
 SPEC = GenerateSpec(images=1, steps=4, guidance=2.0, batch=1)
 
 
-def gains(model, method, loras, steps: int, roles: Any = ROLES) -> dict[str, list[tuple[float, ...]]]:
-    sites = {**live_sites(model.unet, loras, roles), **text_sites(loras, roles)}
-    gain = strengths(method, model.unet, loras, roles, steps)
-    return {name: [gain(name, index / steps) for index in range(steps)] for name in sites}
+def scales(model, method, loras, steps: int, roles: Any = ROLES) -> dict[str, list[tuple[float, ...]]]:
+    layers = {**live_layers(model.unet, loras, roles), **text_layers(loras, roles)}
+    scale = strengths(method, model.unet, loras, roles, steps)
+    return {name: [scale(name, index / steps) for index in range(steps)] for name in layers}
 
 
 @pytest.mark.parametrize("ablation", ["none", "klora_star"])
 def test_klora_is_its_rule(model, loras, ablation) -> None:
     """As a loop over steps and layers on dense updates would have it."""
     method = load("klora", ablation)
-    dense = [{site: (each.up @ each.down).numpy() for site, each in lora.items()} for lora in loras]
-    ratios = np.array([np.abs(dense[0][site]).sum() / np.abs(dense[1][site]).sum() for site in dense[0]])
+    dense = [{layer: (each.up @ each.down).numpy() for layer, each in lora.items()} for lora in loras]
+    ratios = np.array([np.abs(dense[0][layer]).sum() / np.abs(dense[1][layer]).sum() for layer in dense[0]])
     gamma = ratios[ratios < 3 * ratios.mean()].mean()
-    found = gains(model, method, loras, 10)
+    found = scales(model, method, loras, 10)
     chosen = set()
-    for site, each in dense[0].items():
-        k = loras[0][site].rank * loras[1][site].rank
-        sums = [np.sort(np.abs(matrix).ravel())[-k:].sum() for matrix in (each, dense[1][site])]
+    for layer, each in dense[0].items():
+        k = loras[0][layer].rank * loras[1][layer].rank
+        sums = [np.sort(np.abs(matrix).ravel())[-k:].sum() for matrix in (each, dense[1][layer])]
         for step in range(10):
             s = 1.5 * step / 10 + (0.5 if ablation == "none" else 0.85 * 1.5)
             s = s if ablation == "none" else s % 1.5
             content = sums[0] / gamma / (sums[1] * s) > 1 if s else True
-            assert found[site][step] == ((1.0, 0.0) if content else (0.0, 1.0)), (site, step)
+            assert found[layer][step] == ((1.0, 0.0) if content else (0.0, 1.0)), (layer, step)
             chosen.add(content)
     assert chosen == {True, False}
 
 
 def test_layers_far_from_the_mean_are_left_out_of_klora_s_balance(model, loras) -> None:
     content, style = loras
-    site = next(iter(content))
-    loud = LoRA({**content, site: Factors(content[site].down * 1e4, content[site].up)})
-    sites = live_sites(model.unet, loras, ROLES)
+    layer = next(iter(content))
+    loud = LoRA({**content, layer: Factors(content[layer].down * 1e4, content[layer].up)})
+    layers = live_layers(model.unet, loras, ROLES)
     method: Any = load("klora")
-    plain, other = (method.margins(pair, sites) for pair in (loras, (loud, style)))
-    rest = [name for name in plain if name != site]
+    plain, other = (method.margins(pair, layers) for pair in (loras, (loud, style)))
+    rest = [name for name in plain if name != layer]
     torch.testing.assert_close([plain[name] for name in rest], [other[name] for name in rest], rtol=0.05, atol=0)
 
 
 def test_est_lora_is_its_rule(model, loras) -> None:
     method = load("est_lora")
-    energies = [{site: float((e.up @ e.down).square().sum()) for site, e in lora.items()} for lora in loras]
+    energies = [{layer: float((e.up @ e.down).square().sum()) for layer, e in lora.items()} for lora in loras]
     balance = sum(energies[0].values()) / sum(energies[1].values())
-    found = gains(model, method, loras, 8)
-    for site in energies[0]:
+    found = scales(model, method, loras, 8)
+    for layer in energies[0]:
         for step in range(8):
-            style = energies[0][site] < (1.5 * step / 8 + 0.5) * energies[1][site] * balance
-            assert found[site][step] == ((0.0, 1.0) if style else (1.0, 0.0))
-    one = live_sites(model.unet, loras, ROLES)[next(iter(loras[0]))]
+            style = energies[0][layer] < (1.5 * step / 8 + 0.5) * energies[1][layer] * balance
+            assert found[layer][step] == ((0.0, 1.0) if style else (1.0, 0.0))
+    one = live_layers(model.unet, loras, ROLES)[next(iter(loras[0]))]
     assert energy(loras, one, "content") == pytest.approx(energies[0][one.name], rel=1e-5)
 
 
@@ -76,7 +76,7 @@ def test_est_lora_is_its_rule(model, loras) -> None:
 def test_switching_goes_round(model, loras, ablation, turns) -> None:
     three, roles = (*loras, loras[0]), ("content", "content", "style")
     method = load("lora_switch", ablation, tau=3)
-    for each in gains(model, method, three, 12, roles).values():
+    for each in scales(model, method, three, 12, roles).values():
         assert "".join(str(row.index(1.0)) for row in each) == turns
         assert all(sum(row) == 1 for row in each)
 
@@ -97,19 +97,19 @@ def test_limits_are_one_lora_alone(model, loras, method, settings, alone) -> Non
 
 
 def test_est_lora_ends_with_the_style_alone(model, loras) -> None:
-    for own in gains(model, load("est_lora", alpha=1e9, discrepancy=0.0), loras, 4).values():
+    for own in scales(model, load("est_lora", alpha=1e9, discrepancy=0.0), loras, 4).values():
         assert own[1:] == [(0.0, 1.0)] * 3  # at the first step, where p is 0, energies decide
 
 
 def test_a_layer_of_one_role_is_that_role_s_whatever_the_threshold(model, loras) -> None:
     style = [LoRA({}), loras[1]]
-    found = gains(model, load("est_lora", discrepancy=1.0), style, 2)
+    found = scales(model, load("est_lora", discrepancy=1.0), style, 2)
     assert all(own == [(0.0, 1.0)] * 2 for own in found.values())
 
 
 @pytest.mark.parametrize("method", ["lora_switch", "lora_composite"])
 def test_the_lora_scale_is_that_of_every_lora(model, loras, method, generate_spec) -> None:
-    weak = [LoRA({site: replace(each, up=0.8 * each.up) for site, each in lora.items()}) for lora in loras]
+    weak = [LoRA({layer: replace(each, up=0.8 * each.up) for layer, each in lora.items()}) for lora in loras]
     scaled, own = (
         draw(model, load(method, ablation), lambda used=used: used, ROLES, None, ["a mug"], [3], generate_spec, CPU)
         for ablation, used in (("lora_scale", loras), ("none", weak))
@@ -119,13 +119,13 @@ def test_the_lora_scale_is_that_of_every_lora(model, loras, method, generate_spe
 
 @pytest.mark.parametrize("method", ["klora", "est_lora", "lora_switch"])
 def test_layers_that_one_lora_lacks_and_text_encoders(model, loras, method) -> None:
-    sites = list(loras[0])
+    layers = list(loras[0])
     text = {"text_encoder.encoder.layers.0.self_attn.q_proj": Factors(torch.ones(1, 32), torch.ones(32, 1))}
-    content = LoRA({site: loras[0][site] for site in sites[::2]}, text)
-    style = LoRA({site: loras[1][site] for site in sites[1::2]})
-    found = gains(model, load(method), (content, style), 4)
+    content = LoRA({layer: loras[0][layer] for layer in layers[::2]}, text)
+    style = LoRA({layer: loras[1][layer] for layer in layers[1::2]})
+    found = scales(model, load(method), (content, style), 4)
     assert found.pop(next(iter(text))) == [(1.0, 1.0)] * 4
     if method != "lora_switch":
-        assert all(row == (1.0, 0.0) for site in sites[::2] for row in found[site])
-        assert all(row == (0.0, 1.0) for site in sites[1::2] for row in found[site])
+        assert all(row == (1.0, 0.0) for layer in layers[::2] for row in found[layer])
+        assert all(row == (0.0, 1.0) for layer in layers[1::2] for row in found[layer])
     draw(model, load(method), lambda: (content, style), ROLES, None, ["a mug"], [3], SPEC, CPU)

@@ -164,13 +164,13 @@ def test_above_the_exact_rank_the_error_is_an_upper_bound(monkeypatch) -> None:
 
 
 def test_the_study_counts_and_names_violations(tmp_path) -> None:
-    site, other = (f"down_blocks.1.attentions.0.transformer_blocks.0.attn1.{name}" for name in ("to_q", "to_out.0"))
-    errors = measure("mug_1", LoRA({site: cancelling(), other: factors(3, 9, 9)}))
-    assert list(errors.columns) == ["site", "concept", "k", "e_rank_svd", "e_rank_raw", "e_out"]
-    assert errors["site"].value_counts().to_dict() == {site: 2, other: 3}
+    layer, other = (f"down_blocks.1.attentions.0.transformer_blocks.0.attn1.{name}" for name in ("to_q", "to_out.0"))
+    errors = measure("mug_1", LoRA({layer: cancelling(), other: factors(3, 9, 9)}))
+    assert list(errors.columns) == ["layer", "concept", "k", "e_rank_svd", "e_rank_raw", "e_out"]
+    assert errors["layer"].value_counts().to_dict() == {layer: 2, other: 3}
     assert len(violations(errors, "e_rank_svd")) == 0
     found = violations(errors, "e_rank_raw")
-    assert found[["site", "k"]].values.tolist() == [[site, 1]]
+    assert found[["layer", "k"]].values.tolist() == [[layer, 1]]
     text = summary(errors)
     assert "| SVD basis | 0 | 0.00% | - |" in text and "| trained factors | 1 | 20.00% | 0.9950 |" in text
     assert "by block: down_blocks.1 1" in text and "by projection: attn1.to_q 1" in text and "Nowhere." in text

@@ -65,18 +65,18 @@ class Factors:
 
 
 class LoRA(Mapping[str, Factors]):
-    """Factors by site, a site being the path of a linear layer inside the UNet.
+    """Factors by layer, a layer being the path of a linear layer inside the UNet.
 
     text: factors on the text encoders, by "text_encoder.<module path>" and "text_encoder_2.<module path>"; usually
-        none. Gates and layer groups are about the UNet, so the mapping does not show them.
+        none. Masks and layer groups are about the UNet, so the mapping does not show them.
     """
 
     def __init__(self, factors: Mapping[str, Factors], text: Mapping[str, Factors] | None = None):
         self._factors = dict(sorted(factors.items()))
         self.text: dict[str, Factors] = dict(sorted((text or {}).items()))
 
-    def __getitem__(self, site: str) -> Factors:
-        return self._factors[site]
+    def __getitem__(self, layer: str) -> Factors:
+        return self._factors[layer]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._factors)
@@ -85,33 +85,33 @@ class LoRA(Mapping[str, Factors]):
         return len(self._factors)
 
     @property
-    def sites(self) -> list[str]:
+    def layers(self) -> list[str]:
         return list(self._factors)
 
     @property
     def rank(self) -> int:
-        """The highest rank of any site of the UNet."""
+        """The highest rank of any layer of the UNet."""
         return max(factors.rank for factors in self._factors.values())
 
     def svd(self) -> LoRA:
         """The same updates in the basis of their singular value decompositions; text factors as they are."""
-        return LoRA({site: factors.svd() for site, factors in self.items()}, self.text)
+        return LoRA({layer: factors.svd() for layer, factors in self.items()}, self.text)
 
     def compressed(self, rank: int) -> tuple[LoRA, CompressionError]:
-        """The nearest LoRA of at most this rank at every site, and its relative errors, which print as one line."""
+        """The nearest LoRA of at most this rank at every layer, and its relative errors, which print as one line."""
         from lorabench.lora.compress import compress
 
         return compress(self, rank)
 
     @staticmethod
     def stack(loras: Sequence[LoRA]) -> LoRA:
-        """LoRAs of the same shapes as one with a leading axis [pairs]; without text factors, which no gate touches."""
+        """LoRAs of the same shapes as one with a leading axis [pairs]; without text factors, which no mask touches."""
         return LoRA(
             {
-                site: Factors(
-                    torch.stack([each[site].down for each in loras]), torch.stack([each[site].up for each in loras])
+                layer: Factors(
+                    torch.stack([each[layer].down for each in loras]), torch.stack([each[layer].up for each in loras])
                 )
-                for site in loras[0]
+                for layer in loras[0]
             }
         )
 
@@ -123,7 +123,7 @@ class LoRA(Mapping[str, Factors]):
     @property
     def shape(self) -> dict[str, tuple[int, ...]]:
         """What LoRAs must share to be stacked."""
-        return {site: (*each.down.shape, *each.up.shape) for site, each in self.items()}
+        return {layer: (*each.down.shape, *each.up.shape) for layer, each in self.items()}
 
     def save(
         self,

@@ -16,22 +16,23 @@ from lorabench.lora.adapter import Factors, LoRA
 class CompressionError:
     """Relative errors ||update - compressed||_F / ||update||_F.
 
-    sites: of each site, UNet sites by module path and text sites with their encoder in front.
+    layers: of each layer, UNet layers by module path and text layers with their encoder in front.
     overall: of all updates as one vector.
     """
 
-    sites: dict[str, float]
+    layers: dict[str, float]
     overall: float
 
     def __str__(self) -> str:
-        worst = max(self.sites, key=lambda site: self.sites[site])
-        return f"relative error {self.overall:.2%}, at most {self.sites[worst]:.2%} ({worst})"
+        worst = max(self.layers, key=lambda layer: self.layers[layer])
+        return f"relative error {self.overall:.2%}, at most {self.layers[worst]:.2%} ({worst})"
 
 
 def compress(lora: LoRA, rank: int) -> tuple[LoRA, CompressionError]:
-    """At every site the update of rank <= `rank` that is nearest in the Frobenius norm (Eckart and Young 1936).
+    """At every layer the update of rank <= `rank` that is nearest in the Frobenius norm (Eckart and Young 1936).
 
-    Sites of no higher rank stay as they are. With up = P S and down^T = Q T (QR), the SVD of the small S T^T is that of
+    Layers of no higher rank stay as they are. With up = P S and down^T = Q T (QR), the SVD of the small S T^T is
+    that of
     the update; the dense update is never formed. Factors come out balanced, U sqrt(s) and sqrt(s) V^T, which suits half
     precision. In fp64 throughout, as the smallest singular values of a merge are far below the largest.
     """
@@ -39,14 +40,14 @@ def compress(lora: LoRA, rank: int) -> tuple[LoRA, CompressionError]:
         raise UserError(f"a LoRA cannot have rank {rank}; type a rank of 1 or more")
     lost: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def nearest(sites: Mapping[str, Factors]) -> dict[str, Factors]:
+    def nearest(layers: Mapping[str, Factors]) -> dict[str, Factors]:
         found = {}
-        for site, factors in sites.items():
-            found[site], lost[site] = _truncate(factors, rank)
+        for layer, factors in layers.items():
+            found[layer], lost[layer] = _truncate(factors, rank)
         return found
 
     compressed = LoRA(nearest(lora), nearest(lora.text))
-    errors = {site: (tail / whole).sqrt().item() if whole > 0 else 0.0 for site, (tail, whole) in lost.items()}
+    errors = {layer: (tail / whole).sqrt().item() if whole > 0 else 0.0 for layer, (tail, whole) in lost.items()}
     tail, whole = (torch.stack([each[i] for each in lost.values()]).sum() for i in (0, 1))
     return compressed, CompressionError(errors, (tail / whole).sqrt().item() if whole > 0 else 0.0)
 

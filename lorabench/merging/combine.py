@@ -1,4 +1,4 @@
-"""Merges that are no gated sums: a method combines the updates of each layer, and the result is one ordinary LoRA."""
+"""Merges that are no masked sums: a method combines the updates of each layer, and the result is one ordinary LoRA."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from torch import Tensor
 from lorabench.lora.adapter import Factors, LoRA
 from lorabench.lora.layer import weighted_text
 from lorabench.merging.method import Method
-from lorabench.models.layer import Site
+from lorabench.models.layer import Layer
 
 
-def combine(method: Method, loras: Sequence[LoRA], sites: Mapping[str, Site], seed: int) -> tuple[LoRA, float]:
+def combine(method: Method, loras: Sequence[LoRA], layers: Mapping[str, Layer], seed: int) -> tuple[LoRA, float]:
     """The merge as one LoRA, and how far the file's rank keeps it from what the method asks for.
 
     The distance is ||asked for - file||_F / ||asked for||_F, over all layers as one vector; 0 where factors are exact.
     seed: of the pair.  Parts for the text encoders are summed.
     """
     merged, lost, whole = {}, 0.0, 0.0
-    for name, site in sites.items():
-        update = method.combine([adapter(lora, site) for lora in loras], site, seed)
+    for name, layer in layers.items():
+        update = method.combine([adapter(lora, layer) for lora in loras], layer, seed)
         assert update is not None
         if isinstance(update, Tensor):
-            rank = min(method.rank_at(site), *update.shape)
+            rank = min(method.rank_at(layer), *update.shape)
             update, cut, all_of_it = nearest(update, rank)
             lost, whole = lost + cut, whole + all_of_it
         merged[name] = update
     return LoRA(merged, weighted_text(loras, None)), (lost / whole) ** 0.5 if whole else 0.0
 
 
-def adapter(lora: LoRA, site: Site) -> Factors:
-    """An adapter's factors at a site, of rank 0 where it leaves the layer alone."""
-    return lora.get(site.name) or Factors(torch.zeros(0, site.in_features), torch.zeros(site.out_features, 0))
+def adapter(lora: LoRA, layer: Layer) -> Factors:
+    """An adapter's factors at a layer, of rank 0 where it leaves the layer alone."""
+    return lora.get(layer.name) or Factors(torch.zeros(0, layer.in_features), torch.zeros(layer.out_features, 0))
 
 
 def nearest(update: Tensor, rank: int) -> tuple[Factors, float, float]:

@@ -1,4 +1,4 @@
-"""The hypernetwork of LoRA.rar: input gates of a layer from the columns of its two updates.
+"""The hypernetwork of LoRA.rar: input masks of a layer from the columns of its two updates.
 
     h_j = ReLU( A_w [dW_c[:, j]; dW_s[:, j]] + a_w )       A_w [128, 2 w], one for each width w of a layer's output
     (m_c[j], m_s[j]) = B h_j + b                           B [2, 128], shared by all layers
@@ -41,18 +41,18 @@ class Hypernetwork(nn.Module):
         return [int(width) for width in self.first]
 
     def forward(self, updates: Sequence[Factors], roles: Sequence[Role]) -> list[Tensor]:
-        """The gates [in] of each update of a layer; those of a role share theirs."""
+        """The masks [in] of each update of a layer; those of a role share theirs."""
         first = self.first[str(len(updates[0].up))]
         assert isinstance(first, nn.Linear)
         halves = dict(zip(ROLES, first.weight.chunk(2, dim=1), strict=True))
         hidden = first.bias[:, None].repeat(1, updates[0].down.shape[1])  # [128, in]
         for update, role in zip(updates, roles, strict=True):
             hidden = hidden + (halves[role] @ update.up.to(hidden)) @ update.down.to(hidden)
-        gates = dict(zip(ROLES, self.last(hidden.relu().mT).unbind(-1), strict=True))
-        return [gates[role] for role in roles]
+        masks = dict(zip(ROLES, self.last(hidden.relu().mT).unbind(-1), strict=True))
+        return [masks[role] for role in roles]
 
     def check(self, layers: Iterable[int], name: str) -> None:
-        """UserError where gated layers have widths that it does not know; name: of its weights, as typed."""
+        """UserError where masked layers have widths that it does not know; name: of its weights, as typed."""
         if lacking := sorted(set(layers) - set(self.widths)):
             raise UserError(
                 f"method.weights={name} knows layers of width {listed(self.widths)} and this model has "

@@ -2,8 +2,8 @@
 
     L = || e_m(x_c, p_c) - e_c(x_c, p_c) ||^2 + || e_m(x_s, p_s) - e_s(x_s, p_s) ||^2 + lambda sum_l |cos(m_c, m_s)|
 
-e_m is the network with the merge whose gates are predicted, e_k with LoRA k alone. The step, its teachers and the loss
-are those of a learned merge (lorabench/merging/step.py, `ziplora`); instead of the gates the hypernetwork learns. An
+e_m is the network with the merge whose masks are predicted, e_k with LoRA k alone. The step, its teachers and the loss
+are those of a learned merge (lorabench/merging/step.py, `ziplora`); instead of the masks the hypernetwork learns. An
 epoch
 has a step for each training image of a concept, as in ZipLoRA's code. Pairs and draws are seeded by epoch and step.
 """
@@ -24,17 +24,17 @@ from lorabench.engine.checkpoint import Checkpoint
 from lorabench.engine.curves import Curves
 from lorabench.engine.lightning import Progress, fit
 from lorabench.lora.adapter import Factors, LoRA
-from lorabench.lora.layer import AllGates, Gates, attach
+from lorabench.lora.layer import AllMasks, Masks, attach
 from lorabench.merging.hypernetwork import Hypernetwork
 from lorabench.merging.learn import Draws
 from lorabench.merging.method import load
-from lorabench.merging.methods.lora_rar import is_gated
+from lorabench.merging.methods.lora_rar import is_masked
 from lorabench.merging.methods.ziplora import ZipLoRA
-from lorabench.models.adapted import live_sites
-from lorabench.models.layer import Site
+from lorabench.models.adapted import live_layers
+from lorabench.models.layer import Layer
 from lorabench.models.sdxl import SDXL
 
-Predict = Callable[[Sequence[Factors], Site], Sequence[Tensor]]  # the gates [in] of a layer's updates
+Predict = Callable[[Sequence[Factors], Layer], Sequence[Tensor]]  # the masks [in] of a layer's updates
 
 
 def zip_loss(weight: float, layers: str = "sum") -> ZipLoRA:
@@ -44,25 +44,25 @@ def zip_loss(weight: float, layers: str = "sum") -> ZipLoRA:
     return method
 
 
-class Gated:
-    """LoRAs on the UNet with gates that are predicted anew for each step, until they are closed.
+class Masked:
+    """LoRAs on the UNet with masks that are predicted anew for each step, until they are closed.
 
     draws: of the pair whose LoRAs they are.
     """
 
     def __init__(self, model: SDXL, draws: Draws, loras: Sequence[LoRA]):
         self.draws = draws
-        self.sites = live_sites(model.unet, loras, draws.roles)
+        self.layers = live_layers(model.unet, loras, draws.roles)
         self.adapters = attach(model.unet, loras, dtype=torch.float32)
 
     def loss(self, method: ZipLoRA, predict: Predict, step: int, batch: int = 1) -> dict[str, Tensor]:
         """The weighted terms of a step, each a number."""
-        gates: AllGates = {}
+        masks: AllMasks = {}
         for name, layer in self.adapters.layers.items():
-            if is_gated(name):
-                gates[name] = tuple(Gates(i=gate) for gate in predict(layer.factors(), self.sites[name]))
-                layer.gates = gates[name]
-        terms = method.loss(self.draws.step(step, batch, self.adapters, self.sites), gates)
+            if is_masked(name):
+                masks[name] = tuple(Masks(i=mask) for mask in predict(layer.factors(), self.layers[name]))
+                layer.masks = masks[name]
+        terms = method.loss(self.draws.step(step, batch, self.adapters, self.layers), masks)
         return {name: term.sum() for name, term in terms.items()}
 
     def close(self) -> None:
@@ -91,17 +91,17 @@ class Predicting(pl.LightningModule):
         self.lr, self.method, self.epoch, self.seed = lr, loss, epoch, seed
         self.factors = nn.ParameterList(network.parameters())  # what a checkpoint keeps
         self.draws: dict[str, Draws] = {}  # by pair: its images are encoded once
-        self.present: tuple[str, Gated] | None = None  # the pair whose LoRAs are on the UNet
+        self.present: tuple[str, Masked] | None = None  # the pair whose LoRAs are on the UNet
 
     def training_step(self, step: int) -> Tensor:
         terms = self.at(step // self.epoch).loss(self.method, self.predict, step)
         self.log_dict({name: term.detach() for name, term in terms.items()}, batch_size=1)
         return torch.stack(list(terms.values())).sum()
 
-    def predict(self, updates: Sequence[Factors], site: Site) -> list[Tensor]:
-        return self.network(updates, site.roles)
+    def predict(self, updates: Sequence[Factors], layer: Layer) -> list[Tensor]:
+        return self.network(updates, layer.roles)
 
-    def at(self, epoch: int) -> Gated:
+    def at(self, epoch: int) -> Masked:
         """The LoRAs of the pair of an epoch."""
         draw = torch.Generator().manual_seed(seed_of("pair", self.seed, epoch))
         pair = self.pairs[int(torch.randint(len(self.pairs), (1,), generator=draw))]
@@ -110,7 +110,7 @@ class Predicting(pl.LightningModule):
             loras = [self.loras[concept.name] for concept in pair.concepts]
             if pair.name not in self.draws:
                 self.draws[pair.name] = Draws(self.model, pair, item_seed("predict", pair, self.seed), loras)
-            self.present = pair.name, Gated(self.model, self.draws[pair.name], loras)
+            self.present = pair.name, Masked(self.model, self.draws[pair.name], loras)
         return self.present[1]
 
     def close(self) -> None:
@@ -142,7 +142,7 @@ def train(
     loss: as `zip_loss` has it.  progress: called after every step with the number of those done.
     checkpoint: where a killed training is found again.
     """
-    widths = {len(each.up) for lora in loras.values() for site, each in lora.items() if is_gated(site)}
+    widths = {len(each.up) for lora in loras.values() for layer, each in lora.items() if is_masked(layer)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("hypernetwork", seed) % 2**31)
         network = Hypernetwork(widths).to(model.device)
@@ -170,14 +170,14 @@ def epoch_of(pairs: Sequence[Pair]) -> int:
 def held_out(
     model: SDXL, pair: Pair, loras: Sequence[LoRA], ways: Mapping[str, Predict], loss: ZipLoRA, draws: int, seed: int
 ) -> dict[str, dict[str, float]]:
-    """By way of making gates, the mean terms of the loss on a pair, over the same seeded draws for all."""
-    gated = Gated(model, Draws(model, pair, item_seed("held out", pair, seed), loras), loras)
+    """By way of making masks, the mean terms of the loss on a pair, over the same seeded draws for all."""
+    masked = Masked(model, Draws(model, pair, item_seed("held out", pair, seed), loras), loras)
     try:
         found: dict[str, dict[str, float]] = {}
         for way, predict in ways.items():
             with torch.no_grad():
-                steps = [gated.loss(loss, predict, step) for step in range(draws)]
+                steps = [masked.loss(loss, predict, step) for step in range(draws)]
             found[way] = {term: float(torch.stack([each[term] for each in steps]).mean()) for term in steps[0]}
         return found
     finally:
-        gated.close()
+        masked.close()

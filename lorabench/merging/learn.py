@@ -1,7 +1,7 @@
-"""The learning of gates: one Lightning module for one pair, or for several pairs side by side in one batch.
+"""The learning of masks: one Lightning module for one pair, or for several pairs side by side in one batch.
 
 Pairs share nothing but the frozen UNet: each draws from its own seed, its loss is its own, Adam works on each number
-by itself, and a pair that has made its steps keeps the gates it had then. So its result does not depend on its company.
+by itself, and a pair that has made its steps keeps the masks it had then. So its result does not depend on its company.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from lorabench.base import seed_of
 from lorabench.data.pairs import Concept, Pair
 from lorabench.lora.adapter import LoRA
-from lorabench.lora.layer import Adapters, AllGates, Gates
+from lorabench.lora.layer import Adapters, AllMasks, Masks
 from lorabench.merging.method import FitSpec, Method
 from lorabench.merging.step import MergeStep, Noised
-from lorabench.models.layer import Site
+from lorabench.models.layer import Layer
 from lorabench.models.sdxl import SDXL, Conditioning, pixels
 
 
@@ -32,7 +32,7 @@ class Draws:
             self.concepts = [Images(model, concept) for concept in pair.concepts]
             self.both = model.encode_prompts([pair.prompt])
 
-    def step(self, step: int, batch: int, adapters: Adapters, sites: Mapping[str, Site]) -> MergeStep:
+    def step(self, step: int, batch: int, adapters: Adapters, layers: Mapping[str, Layer]) -> MergeStep:
         """`batch` images of each concept; one noise and timestep for an image of each."""
         draw = torch.Generator().manual_seed(seed_of(self.seed, step))
         picks = [torch.randint(len(each.latents), (batch,), generator=draw) for each in self.concepts]
@@ -40,7 +40,7 @@ class Draws:
         noise = torch.randn(batch, *self.concepts[0].latents.shape[1:], generator=draw).to(self.model.device)
         images = tuple(each.noised(pick, noise, t) for each, pick in zip(self.concepts, picks, strict=True))
         both = self.both.take([0] * batch)
-        return MergeStep(self.model, adapters, sites, self.roles, images, both, noise, t)
+        return MergeStep(self.model, adapters, layers, self.roles, images, both, noise, t)
 
 
 class Images:
@@ -56,42 +56,42 @@ class Images:
 
 
 class Merging(pl.LightningModule):
-    """Learns the gates of a method for pairs of the same shape; the LoRAs and the model stay as they are.
+    """Learns the masks of a method for pairs of the same shape; the LoRAs and the model stay as they are.
 
-    starts: the gates of each pair before the first step.  draws: of each pair.
+    starts: the masks of each pair before the first step.  draws: of each pair.
     """
 
     def __init__(
         self,
         adapters: Adapters,
-        sites: Mapping[str, Site],
+        layers: Mapping[str, Layer],
         method: Method,
-        starts: Sequence[AllGates],
+        starts: Sequence[AllMasks],
         pairs: Sequence[Pair],
         draws: Sequence[Draws],
     ):
         super().__init__()
         assert method.fit is not None
-        self.adapters, self.sites, self.method = adapters, sites, method
+        self.adapters, self.layers, self.method = adapters, layers, method
         self.spec: FitSpec = method.fit
         self.draws = draws
         self.steps = [method.steps([len(concept.images) for concept in pair.concepts]) for pair in pairs]
-        self.gates, self.shared = parameters(starts, draws[0].model.device)
-        for site, layer in adapters.layers.items():
-            layer.gates, layer.gated = self.gates[site], True
+        self.masks, self.shared = parameters(starts, draws[0].model.device)
+        for layer, module in adapters.layers.items():
+            module.masks, module.masked = self.masks[layer], True
         self.learned = nn.ParameterList(
-            tensor for site in self.gates.values() for gate in site for tensor in gate.named().values()
+            tensor for layer in self.masks.values() for mask in layer for tensor in mask.named().values()
         )
         self.losses: list[dict[str, list[Tensor]]] = [{} for _ in pairs]
-        self.results: list[AllGates | None] = [None for _ in pairs]
+        self.results: list[AllMasks | None] = [None for _ in pairs]
 
     def draw(self, step: int) -> MergeStep:
         """The step of every pair, pair by pair in one batch."""
-        return joined([draws.step(step, self.spec.batch, self.adapters, self.sites) for draws in self.draws])
+        return joined([draws.step(step, self.spec.batch, self.adapters, self.layers) for draws in self.draws])
 
     def loss(self, step: int) -> dict[str, Tensor]:
         """The weighted terms [pairs] of a step."""
-        return {name: term.reshape(-1) for name, term in self.method.loss(self.draw(step), self.gates).items()}
+        return {name: term.reshape(-1) for name, term in self.method.loss(self.draw(step), self.masks).items()}
 
     def training_step(self, step: int) -> Tensor:
         terms = self.loss(step)
@@ -107,14 +107,14 @@ class Merging(pl.LightningModule):
     def on_train_batch_end(self, outputs: object, batch: int, batch_idx: int) -> None:
         for pair, steps in enumerate(self.steps):
             if self.results[pair] is None and (self.stopped[pair] or batch + 1 >= steps):
-                self.results[pair] = self.gates_of(pair)
+                self.results[pair] = self.masks_of(pair)
         if None not in self.results:
             self.trainer.should_stop = True
 
-    def gates_of(self, pair: int) -> AllGates:
-        """A pair's gates as they stand, on the CPU."""
+    def masks_of(self, pair: int) -> AllMasks:
+        """A pair's masks as they stand, on the CPU."""
         batched = len(self.losses) > 1
-        return map_gates(self.gates, lambda gate: (gate[pair] if batched else gate).detach().cpu().clone())
+        return map_masks(self.masks, lambda mask: (mask[pair] if batched else mask).detach().cpu().clone())
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         # Updates of all tensors at once would race where tensors share their memory.
@@ -132,13 +132,13 @@ def joined(steps: Sequence[MergeStep]) -> MergeStep:
     )
     both = Conditioning.join([step.both for step in steps])
     noise, t = torch.cat([step.noise for step in steps]), torch.cat([step.t for step in steps])
-    return MergeStep(first.model, first.adapters, first.sites, first.roles, images, both, noise, t, len(steps))
+    return MergeStep(first.model, first.adapters, first.layers, first.roles, images, both, noise, t, len(steps))
 
 
-def parameters(starts: Sequence[AllGates], device: torch.device) -> tuple[AllGates, bool]:
-    """Learnable gates from those of each pair, and whether some of them share their memory.
+def parameters(starts: Sequence[AllMasks], device: torch.device) -> tuple[AllMasks, bool]:
+    """Learnable masks from those of each pair, and whether some of them share their memory.
 
-    A tensor that stands at several sites becomes as many parameters on one memory: each has a gradient and a state of
+    A tensor that stands at several layers becomes as many parameters on one memory: each has a gradient and a state of
     Adam of its own, and every one of them moves the numbers, as in the released code of DuoLoRA.
     """
     memory: dict[tuple[int, ...], Tensor] = {}
@@ -153,16 +153,16 @@ def parameters(starts: Sequence[AllGates], device: torch.device) -> tuple[AllGat
             memory[key] = together.to(device, torch.float32)
         return nn.Parameter(memory[key])
 
-    def parameter_gates(alike: Sequence[Gates]) -> Gates:
+    def parameter_masks(alike: Sequence[Masks]) -> Masks:
         kinds = alike[0].named()
-        return Gates(**{kind: parameter(*(gate.named()[kind] for gate in alike)) for kind in kinds})
+        return Masks(**{kind: parameter(*(mask.named()[kind] for mask in alike)) for kind in kinds})
 
-    gates = {
-        site: tuple(parameter_gates(alike) for alike in zip(*(start[site] for start in starts), strict=True))
-        for site in starts[0]
+    masks = {
+        layer: tuple(parameter_masks(alike) for alike in zip(*(start[layer] for start in starts), strict=True))
+        for layer in starts[0]
     }
-    return gates, shared
+    return masks, shared
 
 
-def map_gates(gates: AllGates, function: Callable[[Tensor], Tensor]) -> AllGates:
-    return {site: tuple(gate.map(function) for gate in each) for site, each in gates.items()}
+def map_masks(masks: AllMasks, function: Callable[[Tensor], Tensor]) -> AllMasks:
+    return {layer: tuple(mask.map(function) for mask in each) for layer, each in masks.items()}

@@ -93,8 +93,8 @@ def greedy(gram: Tensor) -> Tensor:
     residuals, gram = [gram[-1, -1]], gram.clone()
     for _ in range(len(gram) - 1):
         pivots, towards = gram.diagonal()[:-1], gram[:-1, -1]
-        gain = torch.where(pivots > SINGULAR, towards.square() / pivots, -1.0)
-        gram = gram - explained(gram[None], int(gain.argmax()))[0]
+        scale = torch.where(pivots > SINGULAR, towards.square() / pivots, -1.0)
+        gram = gram - explained(gram[None], int(scale.argmax()))[0]
         residuals.append(gram[-1, -1])
     return torch.stack(residuals)
 

@@ -18,15 +18,15 @@ from lorabench.data.pairs import Pair, Role
 from lorabench.engine.lightning import Progress, curve, fit
 from lorabench.lora.adapter import LoRA
 from lorabench.lora.effective_rank import effective_rank
-from lorabench.lora.layer import AllGates, Gates, attach, export, learned_params, weighted_text
+from lorabench.lora.layer import AllMasks, Masks, attach, export, learned_params, weighted_text
 from lorabench.merging.combine import combine, scaled
 from lorabench.merging.learn import Draws, Merging
 from lorabench.merging.method import Method
-from lorabench.models.adapted import live_sites, text_sites
-from lorabench.models.layer import Site
+from lorabench.models.adapted import live_layers, text_layers
+from lorabench.models.layer import Layer
 from lorabench.models.sdxl import SDXL
 
-Ranks = dict[str, list[float]]  # by site, one an adapter
+Ranks = dict[str, list[float]]  # by layer, one an adapter
 
 
 @dataclass(frozen=True)
@@ -42,38 +42,38 @@ class MergeResult:
     """What a merge is, on the CPU.
 
     lora: the merge as one ordinary LoRA of rank sum_k r_k.
-    gates: by site, one an adapter; None where the method has none.
+    masks: by layer, one an adapter; None where the method has none.
     learned_params: how many numbers were learned.
     losses: the weighted terms by name, one value a step.
-    ranks: the effective rank of each adapter's gated update; empty where there is none or it was not measured.
+    ranks: the effective rank of each adapter's masked update; empty where there is none or it was not measured.
     error: relative distance of the file from what the method asks for, where its rank keeps it from that.
     """
 
     lora: LoRA
-    gates: AllGates | None
+    masks: AllMasks | None
     learned_params: int
     losses: dict[str, list[float]]
     ranks: Ranks
     error: float = 0.0
 
-    def is_gated_sum(self, method: Method) -> bool:
-        """Whether it is the LoRAs at gates and gains; else strengths cannot be changed afterwards."""
-        return self.gates is not None or not (method.combines or method.needs_model)
+    def is_masked_sum(self, method: Method) -> bool:
+        """Whether it is the LoRAs at masks and scales; else strengths cannot be changed afterwards."""
+        return self.masks is not None or not (method.combines or method.needs_model)
 
     def save(self, folder: Path) -> None:
-        """Write merged.safetensors (diffusers' format), gates.safetensors where there are gates, and merge.json.
+        """Write merged.safetensors (diffusers' format), masks.safetensors where there are masks, and merge.json.
 
         UserError where the merge is not finite.
         """
         self.lora.save(folder / "merged.safetensors")
-        if self.gates is not None:
+        if self.masks is not None:
             named = {
-                f"{site}|{k}|{kind}": tensor.clone()  # gates that share their memory are written apart
-                for site, gates in self.gates.items()
-                for k, gate in enumerate(gates)
-                for kind, tensor in gate.named().items()
+                f"{layer}|{k}|{kind}": tensor.clone()  # masks that share their memory are written apart
+                for layer, masks in self.masks.items()
+                for k, mask in enumerate(masks)
+                for kind, tensor in mask.named().items()
             }
-            save_file(named, folder / "gates.safetensors")
+            save_file(named, folder / "masks.safetensors")
         facts = {
             "learned_params": self.learned_params, "losses": self.losses, "ranks": self.ranks, "error": self.error
         }  # fmt: skip
@@ -82,16 +82,16 @@ class MergeResult:
     @classmethod
     def load(cls, folder: Path) -> MergeResult:
         facts = json.loads((folder / "merge.json").read_text())
-        gates = None
-        if (folder / "gates.safetensors").is_file():
+        masks = None
+        if (folder / "masks.safetensors").is_file():
             kinds: dict[str, list[dict[str, Tensor]]] = {
-                site: [{} for _ in ranks] for site, ranks in facts["ranks"].items()
+                layer: [{} for _ in ranks] for layer, ranks in facts["ranks"].items()
             }
-            for name, tensor in load_file(folder / "gates.safetensors").items():
-                site, k, kind = name.split("|")
-                kinds[site][int(k)][kind] = tensor
-            gates = {site: tuple(Gates(**each) for each in all_kinds) for site, all_kinds in kinds.items()}
-        return cls(LoRA.load(folder / "merged.safetensors"), gates, **facts)
+            for name, tensor in load_file(folder / "masks.safetensors").items():
+                layer, k, kind = name.split("|")
+                kinds[layer][int(k)][kind] = tensor
+            masks = {layer: tuple(Masks(**each) for each in all_kinds) for layer, all_kinds in kinds.items()}
+        return cls(LoRA.load(folder / "merged.safetensors"), masks, **facts)
 
 
 def merge_all(
@@ -162,22 +162,22 @@ def learned(
     progress: Progress,
     logger: Logger | None,
 ) -> list[MergeResult]:
-    """Learn the gates of pairs of one shape."""
+    """Learn the masks of pairs of one shape."""
     first, *others = items
-    sites = fitting_sites(model.unet, method, first)
+    layers = fitting_layers(model.unet, method, first)
     seeds = [item_seed(item.pair, seed) for item in items]
-    starts = [method.gates(sites, each) or {} for each in seeds]
+    starts = [method.masks(layers, each) or {} for each in seeds]
     loras = first.loras
     if others:
         loras = [LoRA.stack(alike) for alike in zip(*(item.loras for item in items), strict=True)]
     with attach(model.unet, loras, dtype=torch.float32) as adapters:
         draws = [Draws(model, item.pair, own, item.loras) for item, own in zip(items, seeds, strict=True)]
-        module = Merging(adapters, sites, method, starts, [item.pair for item in items], draws)
+        module = Merging(adapters, layers, method, starts, [item.pair for item in items], draws)
         fit(module, max(module.steps), model.device, trainer.precision, progress, logger)
     curves = [{name: curve(values) for name, values in losses.items()} for losses in module.losses]
     return [
-        result_of(method, item, sites, gates, learned_params(start), losses)
-        for item, gates, start, losses in zip(items, module.results, starts, curves, strict=True)
+        result_of(method, item, layers, masks, learned_params(start), losses)
+        for item, masks, start, losses in zip(items, module.results, starts, curves, strict=True)
     ]
 
 
@@ -186,23 +186,23 @@ def given(unet: nn.Module, method: Method, item: MergeItem, seed: int, ranked: b
 
     ranked: measure effective ranks too, which takes longer than the merge.
     """
-    sites, seed = fitting_sites(unet, method, item), item_seed(item.pair, seed)
+    layers, seed = fitting_layers(unet, method, item), item_seed(item.pair, seed)
     if method.combines:
-        lora, error = combine(method, item.loras, sites, seed)
+        lora, error = combine(method, item.loras, layers, seed)
         return MergeResult(lora, None, 0, {}, {}, error)
-    return result_of(method, item, sites, method.gates(sites, seed), 0, {}, ranked)
+    return result_of(method, item, layers, method.masks(layers, seed), 0, {}, ranked)
 
 
 def closed(model: SDXL, method: Method, item: MergeItem, seed: int) -> MergeResult:
     """A merge without optimiser steps, from what the network does on a few draws."""
-    sites = fitting_sites(model.unet, method, item)
+    layers = fitting_layers(model.unet, method, item)
     seed = item_seed(item.pair, seed)
     draws = Draws(model, item.pair, seed, item.loras)
     with attach(model.unet, item.loras, dtype=torch.float32) as adapters:
-        found = method.solve(lambda step, batch: draws.step(step, batch, adapters, sites), seed)
+        found = method.solve(lambda step, batch: draws.step(step, batch, adapters, layers), seed)
     if isinstance(found, LoRA):
         return MergeResult(LoRA(found, weighted_text(item.loras, None)), None, 0, {}, {})
-    return result_of(method, item, sites, found, learned_params(found or {}), {})
+    return result_of(method, item, layers, found, learned_params(found or {}), {})
 
 
 def uniform(
@@ -214,10 +214,10 @@ def uniform(
     progress: Progress | None,
     logger: Logger | None,
 ) -> MergeResult:
-    """The mean of the merges of each content with each style: their updates average, so their gates do."""
+    """The mean of the merges of each content with each style: their updates average, so their masks do."""
     pair = item.pair
     if method.combines:
-        raise UserError(f"{method.name} has no gates to average; type method.concepts=joint")
+        raise UserError(f"{method.name} has no masks to average; type method.concepts=joint")
     if pair.is_single:
         return merge_pairs(model, method, [item], seed, trainer, progress, logger)[0]
     couples = [tuple(pair.concepts.index(concept) for concept in couple.concepts) for couple in pair.couples]
@@ -226,9 +226,9 @@ def uniform(
     ]
     parts = merge_pairs(model, method, singles, seed, trainer, progress, logger)
     loras = tuple(method.rebase(item.loras))
-    sites = live_sites(model.unet, loras, pair.roles)
-    gates = {
-        name: tuple(mean_gates(parts, couples, site, k) for k in range(len(loras))) for name, site in sites.items()
+    layers = live_layers(model.unet, loras, pair.roles)
+    masks = {
+        name: tuple(mean_masks(parts, couples, layer, k) for k in range(len(loras))) for name, layer in layers.items()
     }
     losses = {
         f"{name} {part.pair.name}": values
@@ -236,47 +236,47 @@ def uniform(
         for name, values in result.losses.items()
     }
     learned = sum(part.learned_params for part in parts)
-    return result_of(method, MergeItem(loras, pair), sites, gates, learned, losses)
+    return result_of(method, MergeItem(loras, pair), layers, masks, learned, losses)
 
 
-def mean_gates(parts: Sequence[MergeResult], couples: Sequence[tuple[int, ...]], site: Site, adapter: int) -> Gates:
-    """The mean over all couples of an adapter's gates at a site; zero in the couples that it is no part of."""
+def mean_masks(parts: Sequence[MergeResult], couples: Sequence[tuple[int, ...]], layer: Layer, adapter: int) -> Masks:
+    """The mean over all couples of an adapter's masks at a layer; zero in the couples that it is no part of."""
     mine = [
-        part.gates[site.name][couple.index(adapter)] if part.gates else Gates(r=torch.ones(site.ranks[adapter]))
+        part.masks[layer.name][couple.index(adapter)] if part.masks else Masks(r=torch.ones(layer.ranks[adapter]))
         for part, couple in zip(parts, couples, strict=True)
-        if adapter in couple and site.name in part.lora
+        if adapter in couple and layer.name in part.lora
     ]
     kinds = mine[0].named() if mine else ()
-    return Gates(**{kind: torch.stack([gate.named()[kind] for gate in mine]).sum(0) / len(couples) for kind in kinds})
+    return Masks(**{kind: torch.stack([mask.named()[kind] for mask in mine]).sum(0) / len(couples) for kind in kinds})
 
 
 def result_of(
     method: Method,
     item: MergeItem,
-    sites: Mapping[str, Site],
-    gates: AllGates | None,
+    layers: Mapping[str, Layer],
+    masks: AllMasks | None,
     learned_params: int,
     losses: dict[str, list[float]],
     ranked: bool = True,
 ) -> MergeResult:
     ranks = {}
-    for site in sites if ranked else ():
-        ranks[site] = []
+    for layer in layers if ranked else ():
+        ranks[layer] = []
         for k, lora in enumerate(item.loras):
-            factors = lora.get(site)
-            if factors is not None and gates:
-                factors = gates[site][k].gated(factors)
-            ranks[site].append(0.0 if factors is None else effective_rank(factors.down, factors.up))
-    everywhere = {**sites, **text_sites(item.loras, item.pair.roles)}
-    merged = export(item.loras, gates, {name: method.gain(site, 0.0) for name, site in everywhere.items()})
-    return MergeResult(merged, gates, learned_params, losses, ranks)
+            factors = lora.get(layer)
+            if factors is not None and masks:
+                factors = masks[layer][k].masked(factors)
+            ranks[layer].append(0.0 if factors is None else effective_rank(factors.down, factors.up))
+    everywhere = {**layers, **text_layers(item.loras, item.pair.roles)}
+    merged = export(item.loras, masks, {name: method.scale(layer, 0.0) for name, layer in everywhere.items()})
+    return MergeResult(merged, masks, learned_params, losses, ranks)
 
 
-def fitting_sites(unet: nn.Module, method: Method, item: MergeItem) -> dict[str, Site]:
+def fitting_layers(unet: nn.Module, method: Method, item: MergeItem) -> dict[str, Layer]:
     """The adapted layers by name; UserError where the LoRAs do not fit the UNet, or the method them."""
-    sites = live_sites(unet, item.loras, item.pair.roles)
-    method.check(sites)
-    return sites
+    layers = live_layers(unet, item.loras, item.pair.roles)
+    method.check(layers)
+    return layers
 
 
 def at_strength(
@@ -290,9 +290,9 @@ def at_strength(
     trainer: TrainerSpec,
 ) -> tuple[MergeResult, Mapping[Role, float] | None]:
     """A merge with all LoRAs of a role at another strength, and what of that is still to be applied while drawing: all
-    of it to a gated sum; nothing to a merge of another kind, which is made anew of weaker LoRAs.
+    of it to a masked sum; nothing to a merge of another kind, which is made anew of weaker LoRAs.
     """
-    if result.is_gated_sum(method):
+    if result.is_masked_sum(method):
         return result, strength
     weaker = tuple(scaled(lora, strength[role]) for lora, role in zip(loras(), pair.roles, strict=True))
     [result] = merge_all(model, method, [MergeItem(weaker, pair)], seed, trainer)

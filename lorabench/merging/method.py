@@ -1,8 +1,8 @@
-"""What a merging method is: the naive sum of two LoRAs, of which a method overrides what it changes.
+"""What a merging method is: the direct merge of two LoRAs, of which a method overrides what it changes.
 
-    y[row] = W x[row] + sum_k gain_k(site, progress) * o_k . U_k ( r_k . D_k ( i_k . x[row] ) )
+    y[row] = W x[row] + sum_k scale_k(layer, progress) * o_k . U_k ( r_k . D_k ( i_k . x[row] ) )
 
-with k = content, style (or several of each), `.` elementwise, and the gates o (out), r (rank) and i (in) absent by
+with k = content, style (or several of each), `.` elementwise, and the masks o (out), r (rank) and i (in) absent by
 default.
 
 A new method is `lorabench/merging/methods/foo.py` (a frozen dataclass: its fields are the types of its settings) and
@@ -26,14 +26,14 @@ from omegaconf.errors import OmegaConfBaseException
 from lorabench.base import CONF, UserError
 from lorabench.config.schemas import LoRASpec
 from lorabench.data.pairs import Concept, Role
-from lorabench.models.layer import Site
-from lorabench.sampling.branches import Branch, Gain
+from lorabench.models.layer import Layer
+from lorabench.sampling.branches import Branch, Scale
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from lorabench.lora.adapter import Factors, LoRA
-    from lorabench.lora.layer import AllGates
+    from lorabench.lora.layer import AllMasks
     from lorabench.merging.step import MergeStep
 
 _METHODS: dict[str, type[Method]] = {}
@@ -46,7 +46,7 @@ PER_PAIR: tuple[Training, ...] = ("one", "aligned")  # no other pair has the LoR
 
 @dataclass(kw_only=True)
 class FitSpec:
-    """How the gates of a merge are learned, with Adam.
+    """How the masks of a merge are learned, with Adam.
 
     batch: content images and style images a step, as many of each, drawn with replacement.
     """
@@ -62,10 +62,10 @@ class FitSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """The naive sum; adapters come in the order contents, styles.
+    """The direct merge; adapters come in the order contents, styles.
 
     name: the file in lorabench/merging/methods.
-    fit: how the gates are learned; None for a method that takes no optimiser steps.
+    fit: how the masks are learned; None for a method that takes no optimiser steps.
     concepts: of several subjects or styles, "joint" merges all LoRAs at once; "uniform" averages the merges of each
         subject with each style, our reading of DuoLoRA's "uniform-weight merging".
     exports: whether a merge is one ordinary LoRA; images are then drawn with that very file.
@@ -104,50 +104,50 @@ class Method:
         return {}
 
     def rebase(self, loras: Sequence[LoRA]) -> Sequence[LoRA]:
-        """The same updates in the factors that the gates act on."""
+        """The same updates in the factors that the masks act on."""
         return loras
 
-    def check(self, sites: Mapping[str, Site]) -> None:
+    def check(self, layers: Mapping[str, Layer]) -> None:
         """UserError where the method does not fit the adapted layers; asked before anything is made for it."""
 
-    def gates(self, sites: Mapping[str, Site], seed: int) -> AllGates | None:
-        """The gates of each adapter by site: what they are, or, where they are learned, what they start from.
+    def masks(self, layers: Mapping[str, Layer], seed: int) -> AllMasks | None:
+        """The masks of each adapter by layer: what they are, or, where they are learned, what they start from.
 
-        `seed` belongs to the pair; a random draw is seeded with it and the name of the site.
+        `seed` belongs to the pair; a random draw is seeded with it and the name of the layer.
         """
         return None
 
-    def combine(self, updates: Sequence[Factors], site: Site, seed: int) -> Factors | Tensor | None:
-        """The merged update of a layer where it is no gated sum; None is the gated sum.
+    def combine(self, updates: Sequence[Factors], layer: Layer, seed: int) -> Factors | Tensor | None:
+        """The merged update of a layer where it is no masked sum; None is the masked sum.
 
         updates: of each adapter, of rank 0 where it leaves the layer alone.  seed: of the pair; a random draw is seeded
-        with it and the name of the site.  Returns factors, or the dense update [out, in], which becomes the nearest
+        with it and the name of the layer.  Returns factors, or the dense update [out, in], which becomes the nearest
         factors of `rank`.
         """
         return None
 
-    def rank_at(self, site: Site) -> int:
+    def rank_at(self, layer: Layer) -> int:
         """Of the file at a layer whose merged update is dense: `rank`, or the sum of the LoRAs' ranks."""
-        return self.rank or sum(site.ranks)
+        return self.rank or sum(layer.ranks)
 
     @property
     def combines(self) -> bool:
-        """Whether merged updates are no gated sums, by `combine` or by a `solve` that returns them."""
+        """Whether merged updates are no masked sums, by `combine` or by a `solve` that returns them."""
         return type(self).combine is not Method.combine
 
-    def solve(self, draw: Callable[[int, int], MergeStep], seed: int) -> AllGates | LoRA | None:
-        """Gates, or merged updates, in closed form from what the LoRAs do on draws; of a method without `fit`.
+    def solve(self, draw: Callable[[int, int], MergeStep], seed: int) -> AllMasks | LoRA | None:
+        """Masks, or merged updates, in closed form from what the LoRAs do on draws; of a method without `fit`.
 
         draw(step, batch): the seeded draw number `step`, of `batch` images a concept.
         """
         return None
 
-    def loss(self, step: MergeStep, gates: AllGates) -> dict[str, Tensor]:
-        """Weighted terms [pairs] whose sum is minimised over the gates; called once an optimiser step.
+    def loss(self, step: MergeStep, masks: AllMasks) -> dict[str, Tensor]:
+        """Weighted terms [pairs] whose sum is minimised over the masks; called once an optimiser step.
 
-        Gates of several pairs in one batch have a leading axis [pairs]: reduce over the last axis only.
+        Masks of several pairs in one batch have a leading axis [pairs]: reduce over the last axis only.
         """
-        raise NotImplementedError(f"{self.name} learns gates and so needs a loss")
+        raise NotImplementedError(f"{self.name} learns masks and so needs a loss")
 
     def steps(self, images: Sequence[int]) -> int:
         """Optimiser steps for concepts with so many training images each."""
@@ -157,9 +157,9 @@ class Method:
         """Which pairs [pairs] have no further step to make after one with these terms; None goes on."""
         return None
 
-    def gain(self, site: Site, progress: float) -> tuple[float, ...]:
+    def scale(self, layer: Layer, progress: float) -> tuple[float, ...]:
         """Strength of each adapter; progress = index of the sampling step / number of steps."""
-        return (1.0,) * len(site.ranks)
+        return (1.0,) * len(layer.ranks)
 
     def guidance(self, scale: float, roles: Sequence[Role]) -> Sequence[Branch] | None:
         """The branches of a sampling step; None is classifier-free guidance, with all adapters in both branches.
@@ -168,11 +168,11 @@ class Method:
         """
         return None
 
-    def strengths(self, loras: Sequence[LoRA], sites: Mapping[str, Site], steps: int) -> Gain:
-        """Strength of each adapter by name of the site and progress, in so many steps; `gain`, unless a rule is read
-        off the factors or counts the steps. Called once before sampling, with the sites of the UNet.
+    def strengths(self, loras: Sequence[LoRA], layers: Mapping[str, Layer], steps: int) -> Scale:
+        """Strength of each adapter by name of the layer and progress, in so many steps; `scale`, unless a rule is read
+        off the factors or counts the steps. Called once before sampling, with the layers of the UNet.
         """
-        return lambda site, progress: self.gain(sites[site], progress)
+        return lambda layer, progress: self.scale(layers[layer], progress)
 
 
 def methods() -> dict[str, type[Method]]:

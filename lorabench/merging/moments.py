@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from lorabench.lora.layer import Adapters, GatedLoRA, product
+from lorabench.lora.layer import Adapters, MaskedLoRA, product
 from lorabench.merging.step import MergeStep
 
 
@@ -25,7 +25,7 @@ class Moment:
         self.count = 0
 
     @torch.no_grad()
-    def __call__(self, layer: GatedLoRA, args: tuple[Tensor, ...]) -> None:
+    def __call__(self, layer: MaskedLoRA, args: tuple[Tensor, ...]) -> None:
         x = args[0].float()
         v = x if self.inputs else product(x, layer.down.float())
         v = v.reshape(len(layer.ranks), -1, v.shape[-1])
@@ -40,8 +40,8 @@ class Moment:
 @contextmanager
 def watched(adapters: Adapters, inputs: bool) -> Iterator[dict[str, Moment]]:
     """Collects the moments of the forwards within."""
-    moments = {site: Moment(inputs) for site in adapters.layers}
-    hooks = [layer.register_forward_pre_hook(moments[site]) for site, layer in adapters.layers.items()]
+    moments = {layer: Moment(inputs) for layer in adapters.layers}
+    hooks = [module.register_forward_pre_hook(moments[layer]) for layer, module in adapters.layers.items()]
     try:
         yield moments
     finally:
@@ -50,8 +50,8 @@ def watched(adapters: Adapters, inputs: bool) -> Iterator[dict[str, Moment]]:
 
 
 def teacher_moments(steps: Sequence[MergeStep], inputs: bool = False) -> dict[str, Tensor]:
-    """By site [K, n, n] over the teacher passes of several draws: of z = D x (n = R), or of the inputs x (n = in)."""
+    """By layer [K, n, n] over the teacher passes of several draws: of z = D x (n = R), or of the inputs x (n = in)."""
     with watched(steps[0].adapters, inputs) as moments:
         for step in steps:
             step.teachers()
-    return {site: moment.mean() for site, moment in moments.items()}
+    return {layer: moment.mean() for layer, moment in moments.items()}

@@ -21,7 +21,7 @@ from yaml import YAMLError
 from lorabench.base import CONF, UserError
 from lorabench.config.choices import unknown
 from lorabench.data.pairs import ROLES, Role
-from lorabench.models.layer import Site, within
+from lorabench.models.layer import Layer, within
 
 RESOLUTION = "resolution"
 Blocks = dict[str, list[str]]  # module paths by role
@@ -53,14 +53,14 @@ def is_names(value: Any) -> bool:
     return isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)
 
 
-def dominant_roles(prior: str | Blocks, sites: Mapping[str, Site]) -> dict[str, Role | None]:
-    """The role that dominates each site, None where neither does.
+def dominant_roles(prior: str | Blocks, layers: Mapping[str, Layer]) -> dict[str, Role | None]:
+    """The role that dominates each layer, None where neither does.
 
     UserError where a role finds no layer of this UNet, or a layer falls to both.
     """
     if isinstance(prior, str):
-        return {name: by_depth(site) for name, site in sites.items()}
-    found = {name: [role for role in ROLES if any(within(name, block) for block in prior[role])] for name in sites}
+        return {name: by_depth(layer) for name, layer in layers.items()}
+    found = {name: [role for role in ROLES if any(within(name, block) for block in prior[role])] for name in layers}
     for role in ROLES:
         if prior[role] and not any(role in roles for roles in found.values()):
             blocks = ", ".join(prior[role])
@@ -76,8 +76,8 @@ def leads_somewhere(roles: Mapping[str, Role | None]) -> None:
         raise UserError("the prior has no layer of this UNet; type ablation=no_layer_prior or another method.prior")
 
 
-def by_depth(site: Site) -> Role | None:
+def by_depth(layer: Layer) -> Role | None:
     """Content below the middle of the resolutions with attention, style above it, None in the very middle."""
-    if site.depth == 0.5:
+    if layer.depth == 0.5:
         return None
-    return "content" if site.depth > 0.5 else "style"
+    return "content" if layer.depth > 0.5 else "style"

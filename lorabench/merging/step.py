@@ -1,7 +1,7 @@
-"""The UNet passes of one step of a learned merge: rows that need the same gates share one forward.
+"""The UNet passes of one step of a learned merge: rows that need the same masks share one forward.
 
 A step may hold several pairs, merged side by side. Rows then come pair by pair, so that each pair's share of them meets
-its own factors and gates (see `GatedLoRA`), and every mean over rows is taken within a pair.
+its own factors and masks (see `MaskedLoRA`), and every mean over rows is taken within a pair.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lorabench.data.pairs import Role
 from lorabench.lora.layer import Adapters
-from lorabench.models.layer import Site
+from lorabench.models.layer import Layer
 from lorabench.models.sdxl import SDXL, Conditioning
 
 
@@ -40,7 +40,7 @@ class MergeStep:
 
     model: SDXL
     adapters: Adapters
-    sites: Mapping[str, Site]
+    layers: Mapping[str, Layer]
     roles: tuple[Role, ...]
     images: tuple[Noised, ...]
     both: Conditioning
@@ -54,12 +54,12 @@ class MergeStep:
         return self.alone(self.images, [(k,) for k in range(len(self.images))])
 
     def merged(self, *inputs: Noised) -> tuple[Tensor, ...]:
-        """The gated merge on each input, with gradients to the gates."""
-        return self._predict(inputs, [self._switch(range(len(self.roles)))] * len(inputs), gated=True)
+        """The masked merge on each input, with gradients to the masks."""
+        return self._predict(inputs, [self._switch(range(len(self.roles)))] * len(inputs), masked=True)
 
     def alone(self, inputs: Sequence[Noised], adapters: Sequence[Sequence[int]]) -> tuple[Tensor, ...]:
-        """On each input only some adapters, whole and without gates, with gradients to the input."""
-        return self._predict(inputs, [self._switch(on) for on in adapters], gated=False)
+        """On each input only some adapters, whole and without masks, with gradients to the input."""
+        return self._predict(inputs, [self._switch(on) for on in adapters], masked=False)
 
     def reconstruction(self, predictions: Sequence[Tensor], targets: Sequence[Tensor]) -> dict[str, Tensor]:
         """|| e_m(x_k, p_k) - e_k(x_k, p_k) ||^2 [pairs] by role, summed over the adapters of a role."""
@@ -84,12 +84,14 @@ class MergeStep:
     def _switch(self, on: Sequence[int]) -> tuple[float, ...]:
         return tuple(float(k in on) for k in range(len(self.roles)))
 
-    def _predict(self, inputs: Sequence[Noised], gains: Sequence[tuple[float, ...]], gated: bool) -> tuple[Tensor, ...]:
+    def _predict(
+        self, inputs: Sequence[Noised], scales: Sequence[tuple[float, ...]], masked: bool
+    ) -> tuple[Tensor, ...]:
         if not inputs:
             return ()
         batch = len(self.t) // self.pairs
-        rows = torch.tensor(gains, device=self.t.device).repeat_interleave(batch, dim=0).repeat(self.pairs, 1)
-        self.adapters.rows(rows, gated)
+        rows = torch.tensor(scales, device=self.t.device).repeat_interleave(batch, dim=0).repeat(self.pairs, 1)
+        self.adapters.rows(rows, masked)
         embeds, pooled = (self._by_pair(parts) for parts in zip(*(each.prompt for each in inputs), strict=True))
         t = self._by_pair([self.t] * len(inputs))
         out = self.model.predict(self._by_pair([each.x for each in inputs]), t, Conditioning(embeds, pooled))

@@ -6,7 +6,7 @@ from lorabench.data.pairs import Role
 
 
 @dataclass(frozen=True)
-class Site:
+class Layer:
     """An adapted layer of the live UNet.
 
     name: module path, "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q".

@@ -13,21 +13,25 @@ from lorabench.models.layer import within
 TARGET = re.compile(r".*\.attn[12]\.(to_q|to_k|to_v|to_out\.0)")
 
 
-def attention_sites(unet: nn.Module, blocks: Sequence[str] = ()) -> dict[str, nn.Linear]:
+def attention_layers(unet: nn.Module, blocks: Sequence[str] = ()) -> dict[str, nn.Linear]:
     """The projections of self- and cross-attention, what DreamBooth-LoRA, ZipLoRA and DuoLoRA adapt (560 on SDXL).
 
     blocks: only those within one of these modules.  UserError for a module that holds none, naming those that do.
     """
     found = {
-        name: layer for name, layer in unet.named_modules() if TARGET.fullmatch(name) and isinstance(layer, nn.Linear)
+        name: module
+        for name, module in unet.named_modules()
+        if TARGET.fullmatch(name) and isinstance(module, nn.Linear)
     }
     if not found:
         raise UserError("the UNet has no attention layer to adapt; type model=micro or give an SDXL folder")
     for block in blocks:
-        if not any(within(site, block) for site in found):
-            there = sorted({site.partition(".transformer_blocks")[0] for site in found})
+        if not any(within(layer, block) for layer in found):
+            there = sorted({layer.partition(".transformer_blocks")[0] for layer in found})
             raise UserError(f"lora.blocks={block} has no layer to adapt; this UNet has {', '.join(there)}")
-    return {site: layer for site, layer in found.items() if not blocks or any(within(site, block) for block in blocks)}
+    return {
+        layer: module for layer, module in found.items() if not blocks or any(within(layer, block) for block in blocks)
+    }
 
 
 def halvings(unet: nn.Module) -> dict[str, int]:
@@ -47,16 +51,17 @@ def halvings(unet: nn.Module) -> dict[str, int]:
     return levels
 
 
-def depths(unet: nn.Module, sites: list[str]) -> dict[str, float]:
-    """Depth of each site: 0 at the highest resolution with attention, 1 at the lowest, 0.5 where there is only one, and
+def depths(unet: nn.Module, layers: list[str]) -> dict[str, float]:
+    """Depth of each layer: 0 at the highest resolution with attention, 1 at the lowest, 0.5 where there is only one,
+    and
     for what lies in no block (embeddings of time and size).
 
     On SDXL down_blocks.1 and up_blocks.1 are 0; down_blocks.2, mid_block and up_blocks.0 are 1.
     """
     levels = halvings(unet)
 
-    def level(site: str) -> int | None:
-        return next((level for block, level in levels.items() if site.startswith(f"{block}.")), None)
+    def level(layer: str) -> int | None:
+        return next((level for block, level in levels.items() if layer.startswith(f"{block}.")), None)
 
     attention = [level(name) for name, _ in unet.named_modules() if TARGET.fullmatch(name)]  # adapted or not
     found = [each for each in attention if each is not None]
@@ -65,4 +70,4 @@ def depths(unet: nn.Module, sites: list[str]) -> dict[str, float]:
     def depth(at: int | None) -> float:
         return 0.5 if at is None or bottom == top else (at - top) / (bottom - top)
 
-    return {site: depth(level(site)) for site in sites}
+    return {layer: depth(level(layer)) for layer in layers}

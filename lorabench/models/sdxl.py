@@ -113,10 +113,12 @@ class SDXL:
             self._prompts = known
 
     @contextmanager
-    def adapted_text(self, loras: Sequence[LoRA], gains: Mapping[str, Sequence[float]] | None = None) -> Iterator[None]:
+    def adapted_text(
+        self, loras: Sequence[LoRA], scales: Mapping[str, Sequence[float]] | None = None
+    ) -> Iterator[None]:
         """The text encoders under the LoRAs' parts for them, for as long as prompts are encoded.
 
-        gains: by site of `LoRA.text`, strength of each LoRA; None is one for all. Without such parts nothing changes.
+        scales: by layer of `LoRA.text`, strength of each LoRA; None is one for all. Without such parts nothing changes.
         """
         with ExitStack() as stack:
             for encoder in TEXT_ENCODERS:
@@ -125,8 +127,8 @@ class SDXL:
                 if any(parts):
                     stack.enter_context(self.knowing({}))
                     adapters = stack.enter_context(attach(getattr(self.pipeline, encoder), parts))
-                    if gains is not None:
-                        adapters.rows({site: torch.tensor([gains[head + site]]) for site in adapters.layers})
+                    if scales is not None:
+                        adapters.rows({layer: torch.tensor([scales[head + layer]]) for layer in adapters.layers})
             yield
 
     @torch.no_grad()
@@ -211,5 +213,5 @@ def pixels(images: Sequence[Image.Image]) -> Tensor:
 
 
 def beneath(head: str, factors: Mapping[str, Factors]) -> dict[str, Factors]:
-    """The factors whose site starts so, by the rest of their names."""
-    return {site.removeprefix(head): each for site, each in factors.items() if site.startswith(head)}
+    """The factors whose layer starts so, by the rest of their names."""
+    return {layer.removeprefix(head): each for layer, each in factors.items() if layer.startswith(head)}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lorabench.base import ASSETS, UserError
 from lorabench.config.choices import unknown
 from lorabench.data.pairs import ROLES, Role
-from lorabench.models.layer import Site
+from lorabench.models.layer import Layer
 
 if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -50,18 +50,18 @@ def without_weights(config: Mapping[str, Any]) -> UNet2DConditionModel:
 
 def adapted(
     unet: nn.Module, rank: int, roles: tuple[Role, ...] = ROLES, blocks: Blocks | None = None
-) -> dict[str, Site]:
+) -> dict[str, Layer]:
     """The attention layers of a UNet as a method sees them, with a LoRA of this rank for each role.
 
     blocks: by role, the modules that its LoRAs are trained on, where that is not all of the UNet.
     """
-    from lorabench.models.layers import attention_sites, depths
+    from lorabench.models.layers import attention_layers, depths
 
-    own = [attention_sites(unet, (blocks or {}).get(role, ())) for role in roles]
-    layers = {name: layer for name, layer in attention_sites(unet).items() if any(name in each for each in own)}
+    own = [attention_layers(unet, (blocks or {}).get(role, ())) for role in roles]
+    layers = {name: layer for name, layer in attention_layers(unet).items() if any(name in each for each in own)}
     depth = depths(unet, list(layers))
     return {
-        name: Site(
+        name: Layer(
             name,
             layer.in_features,
             layer.out_features,

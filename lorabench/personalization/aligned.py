@@ -29,7 +29,7 @@ from lorabench.engine.curves import Curves
 from lorabench.engine.lightning import Progress, fit
 from lorabench.lora.adapter import Factors, LoRA
 from lorabench.lora.layer import Adapters, attach
-from lorabench.models.layers import attention_sites
+from lorabench.models.layers import attention_layers
 from lorabench.models.sdxl import SDXL
 from lorabench.personalization.dreambooth import denoised, weighted_mse
 from lorabench.personalization.initial import disjoint
@@ -107,7 +107,7 @@ def train_aligned(
     """
     check_aligned(spec)
     item = seed_of("aligned", [image.sha256 for image in concept.images], seed)
-    starts = disjoint(attention_sites(model.unet, spec.blocks), spec.rank, BASIS_SEED)
+    starts = disjoint(attention_layers(model.unet, spec.blocks), spec.rank, BASIS_SEED)
     with attach(model.unet, starts, dtype=torch.float32) as adapters:
         module = AlignedLoRAs(model, adapters, concept, spec, item)
         checkpoint = Checkpoint(scratch, trainer.checkpoint_every, logger) if scratch else None
@@ -119,6 +119,6 @@ def train_aligned(
         trained = adapters.loras()
     scale = spec.alpha / spec.rank
     return {
-        role: LoRA({site: Factors(each.down, each.up * scale) for site, each in lora.items()})
+        role: LoRA({layer: Factors(each.down, each.up * scale) for layer, each in lora.items()})
         for role, lora in zip(ROLES, trained, strict=True)
     }

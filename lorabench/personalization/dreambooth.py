@@ -33,7 +33,7 @@ from lorabench.engine.curves import Curves
 from lorabench.engine.lightning import Progress, fit
 from lorabench.lora.adapter import Factors, LoRA
 from lorabench.lora.layer import Adapters, attach
-from lorabench.models.layers import attention_sites
+from lorabench.models.layers import attention_layers
 from lorabench.models.sdxl import SDXL, Conditioning
 from lorabench.personalization.initial import core, initial
 from lorabench.personalization.optimizers import optimiser, schedule
@@ -134,8 +134,8 @@ def personalise(
     check_recipe(spec)
     item = seed_of("personalise", concept.identity(), seed)
     with ExitStack() as stack:
-        sites = attention_sites(model.unet, spec.blocks)
-        start = core(sites, spec.rank) if in_core else initial(sites, spec.rank, item)
+        layers = attention_layers(model.unet, spec.blocks)
+        start = core(layers, spec.rank) if in_core else initial(layers, spec.rank, item)
         adapters = stack.enter_context(attach(model.unet, [start], dtype=torch.float32))
         encoders = stack.enter_context(adapted_encoders(model, spec.rank, item)) if spec.text_encoders else {}
         learned = ("down",) if in_core else FACTORS
@@ -159,7 +159,7 @@ def personalise(
         )
         [trained] = adapters.loras()
         text = factors_of(encoders, module.scale)
-    return LoRA({site: Factors(each.down, each.up * module.scale) for site, each in trained.items()}, text)
+    return LoRA({layer: Factors(each.down, each.up * module.scale) for layer, each in trained.items()}, text)
 
 
 def trainable(adapters: Iterable[Adapters], scale: float, learned: Sequence[str] = FACTORS) -> list[Tensor]:

@@ -26,10 +26,10 @@ def text_layers(encoder: nn.Module) -> dict[str, nn.Linear]:
 def initial(layers: Mapping[str, nn.Linear], rank: int, seed: int) -> LoRA:
     """Where training starts: `down` normal with standard deviation 1 / rank, `up` zero (peft's "gaussian")."""
     factors = {}
-    for site, layer in layers.items():
-        draw = torch.Generator().manual_seed(seed_of(seed, site))
-        down = torch.randn(rank, layer.in_features, generator=draw) / rank
-        factors[site] = Factors(down, torch.zeros(layer.out_features, rank))
+    for layer, module in layers.items():
+        draw = torch.Generator().manual_seed(seed_of(seed, layer))
+        down = torch.randn(rank, module.in_features, generator=draw) / rank
+        factors[layer] = Factors(down, torch.zeros(module.out_features, rank))
     return LoRA(factors)
 
 
@@ -42,12 +42,12 @@ def core(layers: Mapping[str, nn.Linear], rank: int) -> LoRA:
     Its W - QR + Q (R + dR) is W + Q dR, a LoRA whose `down` alone learns. UserError where a layer has fewer dimensions.
     """
     factors = {}
-    for site, layer in layers.items():
-        if rank > min(layer.weight.shape):
-            raise UserError(f"lora.rank={rank} is more than {site} has; type lora.rank={min(layer.weight.shape)}")
-        u, s, vt = torch.linalg.svd(layer.weight.detach().float().cpu(), full_matrices=False)
+    for layer, module in layers.items():
+        if rank > min(module.weight.shape):
+            raise UserError(f"lora.rank={rank} is more than {layer} has; type lora.rank={min(module.weight.shape)}")
+        u, s, vt = torch.linalg.svd(module.weight.detach().float().cpu(), full_matrices=False)
         q, _ = torch.linalg.qr((u[:, :rank] * s[:rank]) @ vt[:rank])
-        factors[site] = Factors(torch.zeros(rank, layer.in_features), q[:, :rank].contiguous())
+        factors[layer] = Factors(torch.zeros(rank, module.in_features), q[:, :rank].contiguous())
     return LoRA(factors)
 
 
@@ -59,14 +59,14 @@ def disjoint(layers: Mapping[str, nn.Linear], rank: int, seed: int, count: int =
     """
     bases: dict[int, Tensor] = {}
     adapters: list[dict[str, Factors]] = [{} for _ in range(count)]
-    for site, layer in layers.items():
-        width = layer.in_features
+    for layer, module in layers.items():
+        width = module.in_features
         if count * rank > width:
-            raise UserError(f"{count} adapters of rank {rank} do not fit {site}; type lora.rank={width // count}")
+            raise UserError(f"{count} adapters of rank {rank} do not fit {layer}; type lora.rank={width // count}")
         if width not in bases:
             draw = torch.Generator().manual_seed(seed_of("basis", width, seed))
             bases[width] = torch.linalg.qr(torch.randn(width, width, generator=draw))[0]
         for k, factors in enumerate(adapters):
             down = bases[width][k * rank : (k + 1) * rank]
-            factors[site] = Factors(down.clone(), torch.zeros(layer.out_features, rank))
+            factors[layer] = Factors(down.clone(), torch.zeros(module.out_features, rank))
     return [LoRA(factors) for factors in adapters]

@@ -31,9 +31,9 @@ def factors_of(encoders: Mapping[str, Adapters], scale: float) -> dict[str, Fact
     """The adapters as `LoRA.text` has them, at strength `scale`."""
     trained = {name: adapters.loras()[0] for name, adapters in encoders.items()}
     return {
-        f"{name}.{site}": Factors(each.down, each.up * scale)
+        f"{name}.{layer}": Factors(each.down, each.up * scale)
         for name, lora in trained.items()
-        for site, each in lora.items()
+        for layer, each in lora.items()
     }
 
 

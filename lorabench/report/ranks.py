@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from lorabench.report.figures import INK, MUTED, PAPER, RULE
 from lorabench.report.folder import RANK_FIGURE
 
-RanksByPair = Mapping[str, Mapping[str, Sequence[float]]]  # pair -> site -> one an adapter
+RanksByPair = Mapping[str, Mapping[str, Sequence[float]]]  # pair -> layer -> one an adapter
 Roles = Sequence[str] | Mapping[str, Sequence[str]]  # one an adapter; by pair where pairs have different adapters
 
 COLOURS = {"content": "#3557d6", "style": "#c4541b"}
@@ -27,58 +27,58 @@ def write_ranks(folder: Path, ranks_by_pair: RanksByPair, roles: Roles) -> None:
     """The figure and its table into a run folder; nothing where there are no merges."""
     if not any(ranks_by_pair.values()):
         return
-    order = network_order({site for ranks in ranks_by_pair.values() for site in ranks})
+    order = network_order({layer for ranks in ranks_by_pair.values() for layer in ranks})
     figure = folder / RANK_FIGURE
     figure.parent.mkdir(exist_ok=True)
-    table = by_site(ranks_by_pair, roles, order)
+    table = by_layer(ranks_by_pair, roles, order)
     table.to_csv(figure.with_suffix(".csv"), index=False, float_format="%.6g")
     draw_ranks(ranks_by_pair, roles, order).savefig(figure, dpi=160, metadata={"Software": None})
 
 
-def network_order(sites: set[str]) -> list[str]:
-    """Sites in the order in which a UNet runs them: down, mid, up, and by number within.
+def network_order(layers: set[str]) -> list[str]:
+    """Layers in the order in which a UNet runs them: down, mid, up, and by number within.
 
     >>> network_order({"up_blocks.0.x", "mid_block.x", "down_blocks.2.a.10.x", "down_blocks.2.a.9.x"})
     ['down_blocks.2.a.9.x', 'down_blocks.2.a.10.x', 'mid_block.x', 'up_blocks.0.x']
     """
 
-    def place(site: str) -> tuple:
-        stage, _, rest = site.partition(".")
-        projection = next((i for i, name in enumerate(PROJECTIONS) if f".{name}" in site), -1)
+    def place(layer: str) -> tuple:
+        stage, _, rest = layer.partition(".")
+        projection = next((i for i, name in enumerate(PROJECTIONS) if f".{name}" in layer), -1)
         path = re.split(r"\.to_", rest)[0]
         numbered = [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", path)]
         return STAGES.index(stage) if stage in STAGES else -1, numbered, projection, rest
 
-    return sorted(sites, key=place)
+    return sorted(layers, key=place)
 
 
-def block_of(site: str) -> str:
-    """The block that a site lies in, as a reader calls it: "down 1", "mid", "up 0"."""
-    match = re.match(r"(down|mid|up)_blocks?\.(\d+)?", site)
+def block_of(layer: str) -> str:
+    """The block that a layer lies in, as a reader calls it: "down 1", "mid", "up 0"."""
+    match = re.match(r"(down|mid|up)_blocks?\.(\d+)?", layer)
     if match is None:
-        return site.partition(".")[0]
+        return layer.partition(".")[0]
     return " ".join(part for part in match.groups() if part)
 
 
-def layer_of(site: str) -> str:
-    """The transformer block that a site is one of eight projections of, or else the module that it belongs to.
+def layer_of(layer: str) -> str:
+    """The transformer block that a layer is one of eight projections of, or else the module that it belongs to.
 
     >>> layer_of("mid_block.attentions.0.transformer_blocks.3.attn1.to_q")
     'mid_block.attentions.0.transformer_blocks.3'
     """
-    match = re.match(r".*?transformer_blocks\.\d+", site)
-    return match[0] if match else site.rpartition(".")[0] or site
+    match = re.match(r".*?transformer_blocks\.\d+", layer)
+    return match[0] if match else layer.rpartition(".")[0] or layer
 
 
 def rank_rows(ranks_by_pair: RanksByPair, roles: Roles, order: Sequence[str]) -> pd.DataFrame:
-    """Columns pair, site, role, rank; adapters of one role averaged, sites in the given order."""
+    """Columns pair, layer, role, rank; adapters of one role averaged, layers in the given order."""
     rows = []
     for pair, ranks in ranks_by_pair.items():
         own = roles[pair] if isinstance(roles, Mapping) else roles
-        for site in (site for site in order if site in ranks):
+        for layer in (layer for layer in order if layer in ranks):
             for role in dict.fromkeys(own):
-                same = [rank for rank, other in zip(ranks[site], own, strict=True) if other == role]
-                rows.append({"pair": pair, "site": site, "role": role, "rank": sum(same) / len(same)})
+                same = [rank for rank, other in zip(ranks[layer], own, strict=True) if other == role]
+                rows.append({"pair": pair, "layer": layer, "role": role, "rank": sum(same) / len(same)})
     return pd.DataFrame(rows)
 
 
@@ -91,18 +91,18 @@ def over_pairs(rows: pd.DataFrame, by: str, order: Sequence[str]) -> pd.DataFram
     return table.sort_values(["position", "role"], ignore_index=True)
 
 
-def by_site(ranks_by_pair: RanksByPair, roles: Roles, order: Sequence[str]) -> pd.DataFrame:
-    """Columns position, block, site, role, mean, min, max, pairs."""
-    table = over_pairs(rank_rows(ranks_by_pair, roles, order), "site", order)
-    table.insert(1, "block", table["site"].map(block_of))
+def by_layer(ranks_by_pair: RanksByPair, roles: Roles, order: Sequence[str]) -> pd.DataFrame:
+    """Columns position, block, layer, role, mean, min, max, pairs."""
+    table = over_pairs(rank_rows(ranks_by_pair, roles, order), "layer", order)
+    table.insert(1, "block", table["layer"].map(block_of))
     return table.rename(columns={"count": "pairs"})
 
 
 def draw_ranks(ranks_by_pair: RanksByPair, roles: Roles, order: Sequence[str]) -> Figure:
     """Mean over the pairs at each transformer block, with the range of the pairs behind it."""
-    layers = list(dict.fromkeys(layer_of(site) for site in order))
+    layers = list(dict.fromkeys(layer_of(layer) for layer in order))
     rows = rank_rows(ranks_by_pair, roles, order)
-    points = over_pairs(rows.assign(layer=rows["site"].map(layer_of)), "layer", layers)
+    points = over_pairs(rows.assign(layer=rows["layer"].map(layer_of)), "layer", layers)
 
     figure = Figure(figsize=(9, 3.3), facecolor=PAPER, layout="constrained")
     axes = figure.add_subplot(facecolor=PAPER)

@@ -254,7 +254,7 @@ def crossed(scores: pd.DataFrame) -> str:
     of = " and ".join(f"{count} {role}{'s' * (count > 1)}" for role, count in counts.items())
     return (
         f" The {len(pairs)} pairs of {of} are taken as independent: intervals are too narrow, and p too small, where "
-        "what a method gains differs by content or by style."
+        "what a method scales differs by content or by style."
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lorabench.data.pairs import Wording
 
-Gain = Callable[[str, float], tuple[float, ...]]  # of a site's name and progress: a strength an adapter
+Scale = Callable[[str, float], tuple[float, ...]]  # of a layer's name and progress: a strength an adapter
 
 
 @dataclass(frozen=True)
@@ -15,10 +15,10 @@ class Branch:
     """One of the predictions that make a guided one: rows of their own in every sampling step.
 
     weight: of its prediction in the sum; the weights of all branches sum to 1.
-    gain: of each adapter in these rows, beside the method's own.
+    scale: of each adapter in these rows, beside the method's own.
     words: the wording of the prompt; None is the empty one.
     """
 
     weight: float
-    gain: tuple[float, ...]
+    scale: tuple[float, ...]
     words: Wording | None

@@ -15,12 +15,12 @@ from lorabench.config.schemas import GenerateSpec, TrainerSpec
 from lorabench.data.pairs import Role, Scene
 from lorabench.engine.lightning import Progress, Written, quiet_trainer
 from lorabench.lora.adapter import LoRA
-from lorabench.lora.layer import Adapters, AllGates, attach
-from lorabench.merging.learn import map_gates
+from lorabench.lora.layer import Adapters, AllMasks, attach
+from lorabench.merging.learn import map_masks
 from lorabench.merging.method import Method
-from lorabench.models.adapted import live_sites, text_sites
+from lorabench.models.adapted import live_layers, text_layers
 from lorabench.models.sdxl import SDXL
-from lorabench.sampling.branches import Branch, Gain
+from lorabench.sampling.branches import Branch, Scale
 from lorabench.sampling.sampler import sample
 
 if TYPE_CHECKING:
@@ -42,19 +42,19 @@ class Generating(pl.LightningModule):
         self,
         model: SDXL,
         adapters: Adapters,
-        gain: Gain | None,
+        scale: Scale | None,
         spec: GenerateSpec,
         batches: Sequence[tuple[Sequence[str | Scene], Sequence[int]]],
         branches: Sequence[Branch] | None = None,
     ):
         super().__init__()
-        self.model, self.adapters, self.gain = model, adapters, gain
+        self.model, self.adapters, self.scale = model, adapters, scale
         self.spec, self.batches, self.branches = spec, batches, branches
 
     def predict_step(self, index: int) -> Tensor:
         prompts, seeds = self.batches[index]
         steps, guidance = self.spec.steps, self.spec.guidance
-        return sample(self.model, prompts, seeds, steps, guidance, self.adapters, self.gain, self.branches)
+        return sample(self.model, prompts, seeds, steps, guidance, self.adapters, self.scale, self.branches)
 
 
 class Images(pl.Callback):
@@ -75,17 +75,18 @@ def generate(
     seeds: Sequence[int],
     spec: GenerateSpec,
     trainer: TrainerSpec,
-    gates: AllGates | None = None,
-    gain: Gain | None = None,
+    masks: AllMasks | None = None,
+    scale: Scale | None = None,
     progress: Progress | None = None,
     share: Share | None = None,
     branches: Sequence[Branch] | None = None,
 ) -> np.ndarray:
     """Images uint8 [n, H, W, 3], one a prompt and seed (n of each).
 
-    gates: by site, one a LoRA.  gain: strength of each LoRA by (site, progress), on the text encoders too, where they
+    masks: by layer, one a LoRA.  scale: strength of each LoRA by (layer, progress), on the text encoders too, where
+    they
     keep the one of the start; None is one for all.
-    progress: called with the number of images done so far.  branches: as in `Method.guidance`; they need a gain.
+    progress: called with the number of images done so far.  branches: as in `Method.guidance`; they need a scale.
     share: which of the batches to draw, each written as soon as it is there; the images returned are theirs.
     """
     starts = range(0, len(prompts), spec.batch)
@@ -94,10 +95,10 @@ def generate(
     callbacks: list[pl.Callback] = [Images(progress)] if progress else []
     if share is not None:
         callbacks.append(Written(lambda number, images: share.write(number * spec.batch, images)))
-    on_device = gates and map_gates(gates, lambda tensor: tensor.to(model.device))
-    words = {site: gain(site, 0.0) for lora in loras for site in lora.text} if gain else None
+    on_device = masks and map_masks(masks, lambda tensor: tensor.to(model.device))
+    words = {layer: scale(layer, 0.0) for lora in loras for layer in lora.text} if scale else None
     with attach(model.unet, loras, on_device) as adapters, model.adapted_text(loras, words):
-        module = Generating(model, adapters, gain, spec, batches, branches)
+        module = Generating(model, adapters, scale, spec, batches, branches)
         runner = quiet_trainer(model.device, trainer.precision, callbacks)
         images: Any = runner.predict(module, numbers)
     return torch.cat(images).numpy()
@@ -117,7 +118,7 @@ def draw(
     strength: Mapping[Role, float] | None = None,
     share: Share | None = None,
 ) -> np.ndarray:
-    """Images as a method draws them: with the file of its merge if it makes one, else with all LoRAs at their gains.
+    """Images as a method draws them: with the file of its merge if it makes one, else with all LoRAs at their scales.
 
     prompts: scenes, or strings that say the same in all wordings.
     loras: reads them, where the merge's own file is not what is drawn with.
@@ -128,21 +129,21 @@ def draw(
     if result is not None and method.exports and strength is None:
         return generate(model, [result.lora], prompts, seeds, spec, trainer, progress=progress, share=share)
     own = method.rebase(loras())
-    gain = strengths(method, model.unet, own, roles, spec.steps)
+    scale = strengths(method, model.unet, own, roles, spec.steps)
     if strength is not None:
-        gain = times(gain, [strength[role] for role in roles])
-    gates = result.gates if result is not None else None
+        scale = times(scale, [strength[role] for role in roles])
+    masks = result.masks if result is not None else None
     branches = method.guidance(spec.guidance, roles)
-    return generate(model, own, prompts, seeds, spec, trainer, gates, gain, progress, share, branches)
+    return generate(model, own, prompts, seeds, spec, trainer, masks, scale, progress, share, branches)
 
 
-def times(gain: Gain, factors: Sequence[float]) -> Gain:
+def times(scale: Scale, factors: Sequence[float]) -> Scale:
     """The same strengths, each adapter's multiplied by a factor of its own."""
-    return lambda site, progress: tuple(g * f for g, f in zip(gain(site, progress), factors, strict=True))
+    return lambda layer, progress: tuple(g * f for g, f in zip(scale(layer, progress), factors, strict=True))
 
 
-def strengths(method: Method, unet: nn.Module, loras: Sequence[LoRA], roles: Sequence[Role], steps: int) -> Gain:
+def strengths(method: Method, unet: nn.Module, loras: Sequence[LoRA], roles: Sequence[Role], steps: int) -> Scale:
     """The method's strengths in the UNet, and on the text encoders, which no rule of layers and steps is about."""
-    text = text_sites(loras, roles)
-    rule = method.strengths(loras, live_sites(unet, loras, roles), steps)
-    return lambda site, progress: method.gain(text[site], progress) if site in text else rule(site, progress)
+    text = text_layers(loras, roles)
+    rule = method.strengths(loras, live_layers(unet, loras, roles), steps)
+    return lambda layer, progress: method.scale(text[layer], progress) if layer in text else rule(layer, progress)

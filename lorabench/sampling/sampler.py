@@ -10,7 +10,7 @@ from torch import Tensor
 from lorabench.data.pairs import Scene, Wording, worded
 from lorabench.lora.layer import Adapters
 from lorabench.models.sdxl import SDXL, Conditioning
-from lorabench.sampling.branches import Branch, Gain
+from lorabench.sampling.branches import Branch, Scale
 
 
 def initial_noise(model: SDXL, seeds: Sequence[int]) -> Tensor:
@@ -28,11 +28,11 @@ def sample(
     steps: int,
     guidance: float,
     adapters: Adapters | None = None,
-    gain: Gain | None = None,
+    scale: Scale | None = None,
     branches: Sequence[Branch] | None = None,
 ) -> Tensor:
     """Images uint8 [n, H, W, 3], one a prompt and seed; arguments as in `sample_latents`."""
-    images = model.decode(sample_latents(model, prompts, seeds, steps, guidance, adapters, gain, branches)) * 255
+    images = model.decode(sample_latents(model, prompts, seeds, steps, guidance, adapters, scale, branches)) * 255
     return images.round().byte().permute(0, 2, 3, 1).cpu()
 
 
@@ -44,16 +44,16 @@ def sample_latents(
     steps: int,
     guidance: float,
     adapters: Adapters | None = None,
-    gain: Gain | None = None,
+    scale: Scale | None = None,
     branches: Sequence[Branch] | None = None,
 ) -> Tensor:
     """Latents [n, c, h, w] of unit scale.
 
     prompts: scenes, where branches have wordings of their own.
     guidance: scale of classifier-free guidance; 1 leaves the unconditional rows out.
-    gain: strength of each adapter by (site, progress), progress = step / steps; None leaves them as they are set.
+    scale: strength of each adapter by (layer, progress), progress = step / steps; None leaves them as they are set.
     branches: instead of classifier-free guidance, the predictions to be summed, those of weight 0 left out; they need
-        adapters and a gain.
+        adapters and a scale.
     """
     n = len(prompts)
     scheduler = model.new_scheduler()
@@ -67,10 +67,10 @@ def sample_latents(
     conditioning = Conditioning.join([said[each] if each else model.encode_nothing(n) for each in words])
     switches = None
     if branches is not None:
-        switches = torch.tensor([branch.gain for branch in branches]).repeat_interleave(n, dim=0)
+        switches = torch.tensor([branch.scale for branch in branches]).repeat_interleave(n, dim=0)
     for index, t in enumerate(scheduler.timesteps):
-        if adapters is not None and gain is not None:
-            _set_gains(adapters, gain, index / steps, switches)
+        if adapters is not None and scale is not None:
+            _set_scales(adapters, scale, index / steps, switches)
         rows = scheduler.scale_model_input(latents.repeat(len(words), 1, 1, 1), t)
         predictions = model.predict(rows, t, conditioning).unflatten(0, (len(words), n))
         prediction = _guided(predictions, guidance, branches)
@@ -89,12 +89,12 @@ def _guided(predictions: Tensor, guidance: float, branches: Sequence[Branch] | N
     return unconditional + guidance * (conditional - unconditional)
 
 
-def _set_gains(adapters: Adapters, gain: Gain, progress: float, switches: Tensor | None) -> None:
+def _set_scales(adapters: Adapters, scale: Scale, progress: float, switches: Tensor | None) -> None:
     """switches: [rows, K], of branches; without them all rows are alike: as in diffusers, the unconditional branch sees
     the adapters too.
     """
-    by_site = {site: gain(site, progress) for site in adapters.layers}
-    rows = {value: torch.tensor([value]) for value in set(by_site.values())}  # few, and shared by their sites
+    by_layer = {layer: scale(layer, progress) for layer in adapters.layers}
+    rows = {value: torch.tensor([value]) for value in set(by_layer.values())}  # few, and shared by their layers
     if switches is not None:
         rows = {value: each * switches for value, each in rows.items()}
-    adapters.rows({site: rows[value] for site, value in by_site.items()})
+    adapters.rows({layer: rows[value] for layer, value in by_layer.items()})

@@ -54,7 +54,7 @@ def plan_of(cfg: DictConfig, rows: list[Row] | None = None) -> Plan:
                     "method.concepts=uniform says nothing of single pairs; type dataset.contents=[mug_1,cat_1]"
                 )
             if chosen.method().combines:
-                raise UserError(f"{chosen.name} has no gates to average; type method.concepts=joint")
+                raise UserError(f"{chosen.name} has no masks to average; type method.concepts=joint")
         rows = frame_rows(chosen, typed["dataset"], pairs)
     return Plan(
         store=store,
@@ -131,9 +131,9 @@ def check_methods(plan: Plan) -> None:
             if row.settings is not None:
                 method = row.method()
                 blocks: Blocks = {role: method.lora(role, plan.lora).blocks for role in ROLES}
-                sites = adapted(unet, plan.lora.rank, roles, blocks)
-                method.check(sites)
-                method.gates(sites, plan.seed)
+                layers = adapted(unet, plan.lora.rank, roles, blocks)
+                method.check(layers)
+                method.masks(layers, plan.seed)
 
 
 def check_scorers(plan: Plan) -> None:

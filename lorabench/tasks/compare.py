@@ -125,14 +125,14 @@ def name_of(row: Row) -> str:
 
 
 def is_inapplicable(row: Row) -> bool:
-    """Whether it averages gates that its method does not have."""
+    """Whether it averages masks that its method does not have."""
     return row.method().concepts == "uniform" and row.method().combines
 
 
 def check_uniform(rows: Sequence[Row], plan: Plan) -> None:
     """UserError where an ablation can say nothing of a method, or on the dataset's pairs."""
     if gateless := next((name_of(row) for row in rows if is_inapplicable(row)), None):
-        raise UserError(f"task.rows names {gateless}, whose method has no gates to average; leave it out")
+        raise UserError(f"task.rows names {gateless}, whose method has no masks to average; leave it out")
     idle = [name_of(row) for row in rows if row.method().concepts == "uniform"]
     if idle and all(pair.is_single for pair in plan.pairs):
         raise UserError(f"{idle[0]} says nothing of single pairs; type dataset.contents=[mug_1,cat_1] or leave it out")
@@ -166,7 +166,7 @@ class Patient(Plan):
 
 
 def misfits(plan: Patient) -> dict[str, str]:
-    """By name, the rows whose gates do not fit the UNet, with the reason; found before anything is trained."""
+    """By name, the rows whose masks do not fit the UNet, with the reason; found before anything is trained."""
     try:
         check_methods(plan)
         return {}

@@ -5,8 +5,8 @@
 
 LoRAs of `task.subjects` and `task.styles` are trained, then the hypernetwork on their pairs. The held-out pairs are
 those of `dataset`; nothing of theirs, nor of any experiment, may be trained on. On them ZipLoRA's loss, averaged over
-the same draws, is taken with the predicted gates, with gates of one (the naive sum), and with each layer's mean
-predicted gate in all its columns, which tells whether columns matter.
+the same draws, is taken with the predicted masks, with masks of one (the direct merge), and with each layer's mean
+predicted mask in all its columns, which tells whether columns matter.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ if TYPE_CHECKING:
 
     from lorabench.lora.adapter import Factors, LoRA
     from lorabench.merging.methods.ziplora import ZipLoRA
-    from lorabench.models.layer import Site
+    from lorabench.models.layer import Layer
 
 VERSION = 1  # raise it when results change
 FILE, HELD_OUT = "hypernetwork.safetensors", "held_out.csv"
-NAIVE, PREDICTED, MEAN = "naive sum", "predicted gates", "mean of each layer"
+NAIVE, PREDICTED, MEAN = "direct merge", "predicted masks", "mean of each layer"
 TRAINS_NOTHING = "calibration"  # the experiment that draws every subject in every style and merges none
 
 
@@ -184,7 +184,7 @@ def check(
     model: ModelFiles, trainer: TrainerSpec, task: HypernetworkTask, pairs: Sequence[Pair], paths: Mapping[str, Path],
     file: Path, seed: int, folder: Path, progress: Progress,
 ) -> None:  # fmt: skip
-    """What a worker does: held_out.csv, a row a pair, way of making gates and term of the loss."""
+    """What a worker does: held_out.csv, a row a pair, way of making masks and term of the loss."""
     from lorabench.lora.adapter import LoRA
     from lorabench.merging.hypernetwork import load
     from lorabench.merging.hypernetwork_training import held_out
@@ -196,7 +196,7 @@ def check(
         found = held_out(base, pair, loras, ways(network), loss_of(task), task.draws, seed)
         rows += [(pair.name, way, term, loss) for way, terms in found.items() for term, loss in terms.items()]
         progress(done)
-    pd.DataFrame(rows, columns=["pair", "gates", "term", "loss"]).to_csv(folder / HELD_OUT, index=False)
+    pd.DataFrame(rows, columns=["pair", "masks", "term", "loss"]).to_csv(folder / HELD_OUT, index=False)
 
 
 def loss_of(task: HypernetworkTask) -> ZipLoRA:
@@ -206,25 +206,25 @@ def loss_of(task: HypernetworkTask) -> ZipLoRA:
 
 
 def ways(network: Any) -> dict[str, Any]:
-    """The ways of making a layer's gates that are compared."""
+    """The ways of making a layer's masks that are compared."""
 
-    def predicted(updates: Sequence[Factors], site: Site) -> list[Tensor]:
+    def predicted(updates: Sequence[Factors], layer: Layer) -> list[Tensor]:
         network.to(updates[0].down.device)
-        return network(updates, site.roles)
+        return network(updates, layer.roles)
 
-    def mean(updates: Sequence[Factors], site: Site) -> list[Tensor]:
-        return [gate.mean().expand_as(gate) for gate in predicted(updates, site)]
+    def mean(updates: Sequence[Factors], layer: Layer) -> list[Tensor]:
+        return [mask.mean().expand_as(mask) for mask in predicted(updates, layer)]
 
-    def ones(updates: Sequence[Factors], site: Site) -> list[Tensor]:
-        return [each.down.new_ones(site.in_features) for each in updates]
+    def ones(updates: Sequence[Factors], layer: Layer) -> list[Tensor]:
+        return [each.down.new_ones(layer.in_features) for each in updates]
 
     return {NAIVE: ones, PREDICTED: predicted, MEAN: mean}
 
 
 def summary(found: pd.DataFrame, loras: Sequence[dict[str, Any]], own: dict[str, Any], model: str, pairs: int) -> str:
     """Markdown: the loss on the held-out pairs, and what the hypernetwork cost."""
-    table = found.pivot_table("loss", "gates", "term", sort=False)
-    lines = ["| gates | content | style | both | similarity | loss |", "|---|---:|---:|---:|---:|---:|"]
+    table = found.pivot_table("loss", "masks", "term", sort=False)
+    lines = ["| masks | content | style | both | similarity | loss |", "|---|---:|---:|---:|---:|---:|"]
     for way in table.index:
         content, style, similarity = (float(table.loc[way, term]) for term in ("content", "style", "similarity"))  # pyright: ignore[reportArgumentType]
         numbers = (content, style, content + style, similarity, content + style + similarity)

@@ -1,6 +1,7 @@
 """Which layers carry content and which style: what DuoLoRA (arXiv 2504.13206) read off by hand, for any UNet.
 
-In the naive sum of a content and a style LoRA, one of them is scaled down in one block, or in one transformer block of
+In the direct merge of a content and a style LoRA, one of them is scaled down in one block, or in one transformer
+block of
 it, and images are drawn from the same noise as without. What the score of that LoRA's role loses, as a share of what it
 loses when the LoRA is switched off in all layers, is how much of the role these layers carry:
 
@@ -70,14 +71,14 @@ def run(cfg: DictConfig, folder: Path) -> None:
 
 def names_of(model: ModelFiles, kind: str) -> list[str]:
     """Paths of the blocks, or of the transformer blocks, that hold attention, in the order of the forward pass."""
-    from lorabench.models.layers import attention_sites
+    from lorabench.models.layers import attention_layers
     from lorabench.models.shapes import without_weights
     from lorabench.report.ranks import network_order
 
     unet = without_weights(model.unet_config())
-    sites = network_order(set(attention_sites(unet)))
+    layers = network_order(set(attention_layers(unet)))
     cut = ".attentions." if kind == "block" else ".attn"
-    return list(dict.fromkeys(site.partition(cut)[0] for site in sites))
+    return list(dict.fromkeys(layer.partition(cut)[0] for layer in layers))
 
 
 def measure(scores: Mapping[str, pd.DataFrame], kind: str, names: list[str]) -> pd.DataFrame:

@@ -22,7 +22,7 @@ from lorabench.config.choices import choose
 from lorabench.config.schemas import LoRASpec
 from lorabench.data.pairs import ROLES
 from lorabench.merging.method import Method, load
-from lorabench.models.layer import Site
+from lorabench.models.layer import Layer
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -75,8 +75,8 @@ def parts(name: str, step: str, rank: int, checkpointing: bool) -> tuple[int, in
 
     from lorabench.lora.adapter import Factors, LoRA
     from lorabench.lora.layer import attach
-    from lorabench.models.adapted import live_sites
-    from lorabench.models.layers import attention_sites
+    from lorabench.models.adapted import live_layers
+    from lorabench.models.layers import attention_layers
     from lorabench.models.shapes import empty_unet
     from lorabench.models.unet_only import UNetOnly
 
@@ -86,17 +86,17 @@ def parts(name: str, step: str, rank: int, checkpointing: bool) -> tuple[int, in
     model = UNetOnly(unet, checkpointing)
     with torch.device("meta"):
         factors = {
-            site: Factors(torch.empty(rank, layer.in_features), torch.empty(layer.out_features, rank))
-            for site, layer in attention_sites(unet).items()
+            layer: Factors(torch.empty(rank, module.in_features), torch.empty(module.out_features, rank))
+            for layer, module in attention_layers(unet).items()
         }
     weights, loras = size(unet.parameters()), [LoRA(factors)] * (1 if step == TRAINING else 2)
-    sites = live_sites(unet, loras, ROLES[: len(loras)])
+    layers = live_layers(unet, loras, ROLES[: len(loras)])
     with attach(unet, loras, dtype=torch.float32) as adapters, fused_attention():
-        stacks = [factor for layer in adapters.layers.values() for factor in (layer.down, layer.up)]
+        stacks = [factor for module in adapters.layers.values() for factor in (module.down, module.up)]
         if step == TRAINING:
             forward, learned = training(model, adapters, rank)
         else:
-            forward, learned = merging(model, adapters, load(step), sites)
+            forward, learned = merging(model, adapters, load(step), layers)
         with Kept(unet) as kept:
             forward()
     return weights, size(stacks), size(learned), kept
@@ -115,13 +115,13 @@ def training(model: UNetOnly, adapters: Adapters, rank: int) -> Step:
     return lambda: module.loss(module.images.draw(model, 1, Generator())), list(module.factors)
 
 
-def merging(model: UNetOnly, adapters: Adapters, method: Method, sites: Mapping[str, Site]) -> Step:
+def merging(model: UNetOnly, adapters: Adapters, method: Method, layers: Mapping[str, Layer]) -> Step:
     """A method that learns, on one image of each LoRA."""
     from lorabench.merging.learn import Draws, Merging
 
     pair = plain_pair()
-    starts = [method.gates(sites, 0) or {}]
-    module = Merging(adapters, sites, method, starts, [pair], [Draws(model, pair, 0)])
+    starts = [method.masks(layers, 0) or {}]
+    module = Merging(adapters, layers, method, starts, [pair], [Draws(model, pair, 0)])
     return lambda: module.loss(0), list(module.learned)
 
 

@@ -2,7 +2,7 @@
 
     from lorabench import OwnLoRA, merge
 
-    merge("dog.safetensors", "crayon.safetensors").save("merged.safetensors")  # the naive sum, without any model
+    merge("dog.safetensors", "crayon.safetensors").save("merged.safetensors")  # the direct merge, without any model
 
     dog, crayon = OwnLoRA("dog.safetensors", "a sks dog"), OwnLoRA("crayon.safetensors", "a cat in szn style")
     merged = merge(dog, crayon, method="duolora", prompt="a sks dog in szn style", device="gpu")
@@ -88,13 +88,13 @@ def merged(
     loras = tuple(each.read() for each in own.files)
     given_images = [each.references() for each in own.files]
     from lorabench.merging.merge import MergeItem, given, merge_all
-    from lorabench.models.adapted import live_sites
+    from lorabench.models.adapted import live_layers
     from lorabench.models.shapes import without_weights
 
     unet = without_weights(unet_config(spec))
     for each, lora, role in zip(own.files, loras, own.roles, strict=True):
         try:
-            live_sites(unet, [lora], [role])
+            live_layers(unet, [lora], [role])
         except UserError as error:
             raise UserError(f"{each.path} does not fit {spec.path}: {error}, or choose another model=") from None
     if not method.needs_model:

@@ -1,6 +1,6 @@
 """How many numbers every method learns on every UNet of the family, counted without any weights.
 
-What is counted are the gates that the method itself makes for the UNet's attention layers, one content LoRA and one
+What is counted are the masks that the method itself makes for the UNet's attention layers, one content LoRA and one
 style LoRA on each.
 """
 
@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from lorabench.base import CONF, UserError
 from lorabench.merging.method import Method, load
 
-COLUMNS = ["model", "rank", "unet_parameters", "sites", "lora_parameters", "method", "learned_parameters"]
+COLUMNS = ["model", "rank", "unet_parameters", "layers", "lora_parameters", "method", "learned_parameters"]
 
 
 def run(cfg: DictConfig, folder: Path) -> None:
@@ -43,12 +43,12 @@ def count(ranks: Mapping[str, int]) -> pd.DataFrame:
         if rank < 1:
             raise UserError(f"task.ranks.{model}={rank} must be at least 1")
         unet = empty_unet(model)
-        sites = adapted(unet, rank)
-        loras = sum(sum(site.ranks) * (site.in_features + site.out_features) for site in sites.values())
+        layers = adapted(unet, rank)
+        loras = sum(sum(layer.ranks) * (layer.in_features + layer.out_features) for layer in layers.values())
         for label, method in learners.items():
-            gates = method.gates(sites, seed=0)
-            if gates is not None:
-                rows.append((model, rank, parameters(unet), len(sites), loras, label, learned_params(gates)))
+            masks = method.masks(layers, seed=0)
+            if masks is not None:
+                rows.append((model, rank, parameters(unet), len(layers), loras, label, learned_params(masks)))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -75,7 +75,7 @@ def table(counts: pd.DataFrame) -> str:
     lines = [["", *models.index], ["---", *["---:"] * len(models)]]
     for label, column in (
         ("UNet parameters", "unet_parameters"),
-        ("adapted layers", "sites"),
+        ("adapted layers", "layers"),
         ("rank of both LoRAs", "rank"),
         ("parameters of both LoRAs", "lora_parameters"),
     ):

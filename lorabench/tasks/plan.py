@@ -106,7 +106,7 @@ class Make:
 class Row:
     """A row of the table: the chosen method, a frame row, or the oracle, which has no method.
 
-    live: drawn from the LoRAs at the method's gains, without a merge.
+    live: drawn from the LoRAs at the method's scales, without a merge.
     strength: of all LoRAs of a role, beside what the method makes of them, while drawing; None is 1 for both.
     """
 

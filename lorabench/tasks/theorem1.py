@@ -1,6 +1,6 @@
 """Theorem 1 of DuoLoRA (arXiv 2504.13206) on trained LoRAs: E_rank <= E_out at equal parameter budget.
 
-At every site of every LoRA of the dataset, and for every number k of non-zero mask entries up to the rank: the least
+At every layer of every LoRA of the dataset, and for every number k of non-zero mask entries up to the rank: the least
 relative error of a rank mask in the SVD basis, of a rank mask on the factors as trained, and of an output mask.
 docs/theorem1.md derives what to expect: no violation in the SVD basis, some on the trained factors.
 """
@@ -45,15 +45,15 @@ def run(cfg: DictConfig, folder: Path) -> None:
 
 
 def measure(concept: str, lora: LoRA) -> pd.DataFrame:
-    """One row a site and budget k."""
+    """One row a layer and budget k."""
     from lorabench.merging.mask_errors import out_errors, raw_rank_errors, svd_rank_errors
 
     rows = []
-    for site, factors in lora.items():
+    for layer, factors in lora.items():
         by_mask = [errors(factors).tolist() for errors in (svd_rank_errors, raw_rank_errors, out_errors)]
         for k, errors in enumerate(zip(*by_mask, strict=False), 1):  # an output mask may be shorter than the rank
-            rows.append((site, concept, k, *errors))
-    return pd.DataFrame(rows, columns=["site", "concept", "k", *BASES, "e_out"])
+            rows.append((layer, concept, k, *errors))
+    return pd.DataFrame(rows, columns=["layer", "concept", "k", *BASES, "e_out"])
 
 
 def violations(errors: pd.DataFrame, basis: str) -> pd.DataFrame:
@@ -72,7 +72,7 @@ def summary(errors: pd.DataFrame) -> str:
     lines = [
         "# Theorem 1: is a rank mask never worse than an output mask?",
         "",
-        f"{len(errors):,} comparisons: {errors['site'].nunique()} sites of {errors['concept'].nunique()} LoRAs, each "
+        f"{len(errors):,} comparisons: {errors['layer'].nunique()} layers of {errors['concept'].nunique()} LoRAs, each "
         "at every budget k of non-zero entries. Errors are relative (Frobenius). A violation is E_rank > E_out.",
         "",
         *markdown(["rank mask in the", "violations", "of all", "largest excess"], counts),
@@ -96,15 +96,15 @@ def places(found: pd.DataFrame) -> Iterator[str]:
     if not len(found):
         yield "Nowhere."
         return
-    parts = found["site"].str.extract(r"^(?P<block>\w+_blocks?(?:\.\d+)?).*\.(?P<projection>attn\d\.\w+)")
+    parts = found["layer"].str.extract(r"^(?P<block>\w+_blocks?(?:\.\d+)?).*\.(?P<projection>attn\d\.\w+)")
     groups = {"k": found["k"], "block": parts["block"], "projection": parts["projection"], "LoRA": found["concept"]}
     for name, column in groups.items():
         counts = column.value_counts().sort_index()
         yield f"- by {name}: " + ", ".join(f"{value} {count}" for value, count in counts.items())
     yield ""
-    worst = found.head(5)[["concept", "site", "k", *BASES, "e_out"]]
+    worst = found.head(5)[["concept", "layer", "k", *BASES, "e_out"]]
     yield from markdown(
-        ["LoRA", "site", "k", *(f"E_rank, {name}" for name in BASES.values()), "E_out"],
+        ["LoRA", "layer", "k", *(f"E_rank, {name}" for name in BASES.values()), "E_out"],
         [(*row[:3], *(f"{value:.4f}" for value in row[3:])) for row in worst.itertuples(index=False)],
     )
 

@@ -80,7 +80,7 @@ def batches_of(count: int, size: int) -> int:
 
 @dataclass(frozen=True)
 class Generate(Spread):
-    """<index>.png, one a seed: with the merged LoRA where the method makes one, else with all LoRAs at their gains.
+    """<index>.png, one a seed: with the merged LoRA where the method makes one, else with all LoRAs at their scales.
 
     loras: files; merged: the folder of the merge, what is drawn with.  seed: of the run.
     """

@@ -1,6 +1,6 @@
 """Names of adapted layers in the conventions of LoRA files, and as module paths of the live model.
 
-A *site* in this package is a component and a module path inside it: "unet.mid_block.attentions.0.proj_in",
+A *layer* in this package is a component and a module path inside it: "unet.mid_block.attentions.0.proj_in",
 "text_encoder.encoder.layers.0.mlp.fc1", "text_encoder_2.text_model.encoder.layers.0.self_attn.q_proj" (transformers 5
 has no `text_model` module in the first encoder). A *stem* is a key of a file without its ending.
 
@@ -62,8 +62,8 @@ def split(key: str) -> tuple[str, str] | None:
     return match["stem"], match["alpha"] or match["word"] or letters[match["letter"]]
 
 
-def site(stem: str, layers: int = LAYERS) -> str | None:
-    """The site that a stem names in any convention; None for another model's layer.
+def layer(stem: str, layers: int = LAYERS) -> str | None:
+    """The layer that a stem names in any convention; None for another model's layer.
 
     layers: ResNets of a down block, on which LDM's block numbers depend.
     """
@@ -72,7 +72,7 @@ def site(stem: str, layers: int = LAYERS) -> str | None:
         return path and f"unet.{path}"
     for prefix, encoder in ENCODERS.items():
         if stem.startswith(prefix):
-            return text_site(encoder, stem.removeprefix(prefix))
+            return text_layer(encoder, stem.removeprefix(prefix))
     component = "unet"
     while (
         head := re.match(r"(base_model\.model|unet|text_encoder_2|text_encoder|diffusion_model)\.", stem)
@@ -80,7 +80,7 @@ def site(stem: str, layers: int = LAYERS) -> str | None:
         component = head[1] if head[1].startswith("text") else component
         stem = stem[head.end() :]
     if component != "unet":
-        return text_site(component, stem.replace(".", "_"))
+        return text_layer(component, stem.replace(".", "_"))
     root = stem.partition(".")[0]
     if root in LDM_ROOTS:
         path = unet_path(stem.replace(".", "_"), layers)
@@ -97,8 +97,8 @@ def unet_path(name: str, layers: int = LAYERS) -> str | None:
     return _dotted(name) if name.startswith(tuple(UNET_ROOTS)) else None
 
 
-def text_site(encoder: str, name: str) -> str | None:
-    """Site of an underscored name inside a text encoder."""
+def text_layer(encoder: str, name: str) -> str | None:
+    """Layer of an underscored name inside a text encoder."""
     name = name.removeprefix("base_model_model_").removeprefix("text_model_")
     old = re.fullmatch(r"(.+_self_attn)_to_([qkv]|out)", name)  # diffusers before 0.22: self_attn.to_q_lora
     path = _dotted(f"{old[1]}_{old[2]}_proj" if old else name)
@@ -112,19 +112,19 @@ def layers_of(stems: list[str]) -> int:
     return 1 if any(re.search(r"input_blocks[._]3[._]1[._]", stem) for stem in stems) else LAYERS
 
 
-def kohya_stem(site: str, ldm: bool) -> str:
-    """The underscored name of a site; `ldm`: with LDM's block numbers, as kohya's trainer names SDXL's layers."""
-    component, _, path = site.partition(".")
+def kohya_stem(layer: str, ldm: bool) -> str:
+    """The underscored name of a layer; `ldm`: with LDM's block numbers, as kohya's trainer names SDXL's layers."""
+    component, _, path = layer.partition(".")
     if component == "unet":
         name = path.replace(".", "_")
         return f"lora_unet_{_to_ldm(name) if ldm or name in LDM_OF_SINGLES else name}"
     number = 2 if component == "text_encoder_2" else 1
-    return f"lora_te{number}_{file_path(site).replace('.', '_')}"
+    return f"lora_te{number}_{file_path(layer).replace('.', '_')}"
 
 
-def file_path(site: str) -> str:
-    """The path of a site as diffusers files have it: encoder layers always below `text_model`."""
-    component, _, path = site.partition(".")
+def file_path(layer: str) -> str:
+    """The path of a layer as diffusers files have it: encoder layers always below `text_model`."""
+    component, _, path = layer.partition(".")
     return f"text_model.{path}" if component == "text_encoder" and not path.startswith("text_model.") else path
 
 

@@ -1,4 +1,4 @@
-"""The one reader of LoRA files: any naming convention in, factors by site out."""
+"""The one reader of LoRA files: any naming convention in, factors by layer out."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PEFT_CONFIG = "adapter_config.json"  # where peft keeps the config of a file in 
 def read(path: Path | str) -> LoRA:
     """The LoRA in a .safetensors file, or in a folder as diffusers or peft write it, in fp32.
 
-    Factors are paired by name, alpha / rank is folded into `up`: the `.alpha` of a site (kohya), else peft's config in
+    Factors are paired by name, alpha / rank is folded into `up`: the `.alpha` of a layer (kohya), else peft's config in
     the file's metadata or beside it, else alpha = rank, which is what every reader assumes then.
     UserError for anything but a LoRA of linear layers of the SDXL family, see refuse.py.
     """
@@ -36,24 +36,24 @@ def read(path: Path | str) -> LoRA:
             keys = list(file.keys())
             metadata = file.metadata() or {}
             refuse.other_kinds(path, keys)
-            sites = _sites(path, keys)
+            layers = _layers(path, keys)
             shapes = {key: tuple(file.get_slice(key).get_shape()) for key in keys}
-            _check(path, sites, shapes, metadata)
+            _check(path, layers, shapes, metadata)
             configs = _configs(path, keys, metadata)
             factors = {
-                site: _factors(path, site, {part: file.get_tensor(key) for part, key in found.items()}, configs)
-                for site, found in sites.items()
+                layer: _factors(path, layer, {part: file.get_tensor(key) for part, key in found.items()}, configs)
+                for layer, found in layers.items()
             }
     except (OSError, SafetensorError) as error:
         raise refuse.broken(path, error) from None
-    unet = {site.removeprefix("unet."): each for site, each in factors.items() if site.startswith("unet.")}
+    unet = {layer.removeprefix("unet."): each for layer, each in factors.items() if layer.startswith("unet.")}
     if not unet:
         raise UserError(f"{path} adapts text encoders alone; {refuse.EXPECTED}: give a LoRA with UNet layers")
-    return LoRA(unet, {site: each for site, each in factors.items() if not site.startswith("unet.")})
+    return LoRA(unet, {layer: each for layer, each in factors.items() if not layer.startswith("unet.")})
 
 
-def _sites(path: Path, keys: list[str]) -> dict[str, dict[str, str]]:
-    """By site, the keys of its "down", "up" and perhaps "alpha"."""
+def _layers(path: Path, keys: list[str]) -> dict[str, dict[str, str]]:
+    """By layer, the keys of its "down", "up" and perhaps "alpha"."""
     parts = {}
     for key in keys:
         if (split := names.split(key)) is None:
@@ -62,48 +62,48 @@ def _sites(path: Path, keys: list[str]) -> dict[str, dict[str, str]]:
     layers = names.layers_of([stem for stem, _ in parts.values()])
     found: dict[str, dict[str, str]] = {}
     for key, (stem, part) in parts.items():
-        if (site := names.site(stem, layers)) is None:
+        if (layer := names.layer(stem, layers)) is None:
             raise refuse.unknown_key(path, key)
-        refuse.convolution(path, site)
-        other = found.setdefault(site, {}).setdefault(part, key)
+        refuse.convolution(path, layer)
+        other = found.setdefault(layer, {}).setdefault(part, key)
         if other != key:
             raise UserError(
-                f"{path} has two adapters on {site} ({other!r} and {key!r}); save each in a file of its own"
+                f"{path} has two adapters on {layer} ({other!r} and {key!r}); save each in a file of its own"
             )
     return found
 
 
-def _check(path: Path, sites: Mapping[str, Mapping[str, str]], shapes: Mapping[str, tuple[int, ...]],
+def _check(path: Path, layers: Mapping[str, Mapping[str, str]], shapes: Mapping[str, tuple[int, ...]],
            metadata: Mapping[str, str]) -> None:  # fmt: skip
     """UserError if pairs are not whole, shapes do not fit each other, or the base model is another one."""
-    if not sites:
+    if not layers:
         raise UserError(f"{path} lacks every factor; {refuse.EXPECTED}: write it again with pipe.save_lora_weights")
     widths = {}
-    for site, keys in sites.items():
+    for layer, keys in layers.items():
         for part in ("down", "up"):
             if part not in keys:
                 raise UserError(
-                    f"{path} lacks one of the two factors of {site} ({part}); every layer needs both: download or "
+                    f"{path} lacks one of the two factors of {layer} ({part}); every layer needs both: download or "
                     "export the file again"
                 )
         down, up = (shapes[keys[part]] for part in ("down", "up"))
         for shape in (down, up):
             if len(shape) < 2 or any(size != 1 for size in shape[2:]):
                 raise UserError(
-                    f"{path} has factors of shape {down} and {up} at {site}, no matrices, so it is a convolution LoRA "
+                    f"{path} has factors of shape {down} and {up} at {layer}, no matrices, so it is a convolution LoRA "
                     f"(LoCon) or broken; {refuse.EXPECTED}: train one without convolutions"
                 )
         if down[0] != up[1] or down[0] == 0:
             raise UserError(
-                f"{path} has a rank mismatch at {site}: down is {list(down)} and up {list(up)}, which do not multiply; "
-                "download or export the file again"
+                f"{path} has a rank mismatch at {layer}: down is {list(down)} and up {list(up)}, which do not "
+                "multiply; download or export the file again"
             )
         if "alpha" in keys and prod(shapes[keys["alpha"]]) != 1:
             raise UserError(
-                f"{path} has an alpha of shape {list(shapes[keys['alpha']])} at {site}, not one number; download or "
+                f"{path} has an alpha of shape {list(shapes[keys['alpha']])} at {layer}, not one number; download or "
                 "export the file again"
             )
-        widths[site] = down[1]
+        widths[layer] = down[1]
     refuse.other_bases(path, widths, metadata)
 
 
@@ -149,17 +149,19 @@ def _configs(path: Path, keys: list[str], metadata: Mapping[str, str]) -> dict[s
         ) from None
 
 
-def _factors(path: Path, site: str, tensors: dict[str, Tensor], configs: Mapping[str, _Config]) -> Factors:
+def _factors(path: Path, layer: str, tensors: dict[str, Tensor], configs: Mapping[str, _Config]) -> Factors:
     """down [rank, in] and up [out, rank] in fp32 with alpha / rank in `up`.
 
     fp32 before the fold: alpha / rank of 1/128 would push half-precision values below what they can hold.
     """
     for part, tensor in tensors.items():  # diffusers' kohya converter writes alpha as an integer
         if (part != "alpha" and not tensor.is_floating_point()) or not torch.isfinite(tensor.float()).all():
-            raise UserError(f"{path} has values at {site} that are no finite floats; download or export the file again")
+            raise UserError(
+                f"{path} has values at {layer} that are no finite floats; download or export the file again"
+            )
     down, up = (tensors[part].float().flatten(1) for part in ("down", "up"))
     rank = down.shape[0]
-    component, _, module = site.partition(".")
+    component, _, module = layer.partition(".")
     if "alpha" in tensors:
         scale = tensors["alpha"].float().item() / rank
     else:

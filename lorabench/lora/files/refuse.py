@@ -102,29 +102,29 @@ def unknown_key(path: Path, key: str) -> UserError:
     )
 
 
-def convolution(path: Path, site: str) -> None:
-    """UserError if the site is a convolution of the UNet."""
-    if CONVOLUTION.search(site):
+def convolution(path: Path, layer: str) -> None:
+    """UserError if the layer is a convolution of the UNet."""
+    if CONVOLUTION.search(layer):
         raise UserError(
-            f"{path} is a convolution LoRA (LoCon, it adapts {site}); {EXPECTED}: train one without convolutions"
+            f"{path} is a convolution LoRA (LoCon, it adapts {layer}); {EXPECTED}: train one without convolutions"
         )
 
 
 def other_bases(path: Path, widths: Mapping[str, int], metadata: Mapping[str, str]) -> None:
     """UserError if the file tells that its base model is no SDXL.
 
-    widths: inputs of each adapted layer, by site.  metadata: the file's, where kohya's trainer notes the base model.
+    widths: inputs of each adapted layer, by layer.  metadata: the file's, where kohya's trainer notes the base model.
     """
     model = metadata.get("ss_base_model_version", "")
     if re.match(r"sd_v|sd3|flux", model):
         raise UserError(f"{path} was trained on {model} (its metadata say so); {EXPECTED}: give one trained on SDXL")
-    for site, width in widths.items():
-        if OLD_BLOCKS.search(site):
+    for layer, width in widths.items():
+        if OLD_BLOCKS.search(layer):
             raise UserError(
-                f"{path} was trained on SD1.5 or SD2 (it adapts {site}, which SDXL has not); {EXPECTED}: "
+                f"{path} was trained on SD1.5 or SD2 (it adapts {layer}, which SDXL has not); {EXPECTED}: "
                 "give one trained on SDXL"
             )
-        if re.search(r"\.attn2\.to_[kv]$", site) and width in OLD_WIDTHS:
+        if re.search(r"\.attn2\.to_[kv]$", layer) and width in OLD_WIDTHS:
             raise UserError(
                 f"{path} was trained on {OLD_WIDTHS[width]} (cross-attention reads {width} numbers, SDXL's 2048); "
                 f"{EXPECTED}: give one trained on SDXL"

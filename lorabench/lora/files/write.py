@@ -1,4 +1,4 @@
-"""The one writer of LoRA files: factors by site in, the names that other programs read out."""
+"""The one writer of LoRA files: factors by layer in, the names that other programs read out."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def write(
         raise UserError(f"the LoRA format {format!r} is unknown; type {' or '.join(FORMATS)}")
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"a LoRA cannot be written as {dtype!r}; type {', '.join(DTYPES)}")
-    factors = {**{f"unet.{site}": each for site, each in lora.items()}, **lora.text}
-    for site, each in factors.items():
+    factors = {**{f"unet.{layer}": each for layer, each in lora.items()}, **lora.text}
+    for layer, each in factors.items():
         if not (torch.isfinite(each.down).all() and torch.isfinite(each.up).all()):
             raise UserError(
-                f"{site} has values that are no finite numbers: the training diverged; type a smaller lora.lr, or "
+                f"{layer} has values that are no finite numbers: the training diverged; type a smaller lora.lr, or "
                 "method.fit.lr where a merge is learned"
             )
     tensors, notes = FORMATS[format](factors)
@@ -65,35 +65,35 @@ def _diffusers(factors: Mapping[str, Factors]) -> tuple[dict[str, Tensor], dict[
     No alpha is written, which diffusers, peft and ComfyUI read as alpha = rank: the update is `up @ down` as it stands.
     """
     tensors = {}
-    for site, each in factors.items():
-        component = site.partition(".")[0]
+    for layer, each in factors.items():
+        component = layer.partition(".")[0]
         endings = ("lora_A", "lora_B") if component == "unet" else ("lora_linear_layer.down", "lora_linear_layer.up")
         for ending, tensor in zip(endings, (each.down, each.up), strict=True):
-            tensors[f"{component}.{names.file_path(site)}.{ending}.weight"] = _plain(tensor)
+            tensors[f"{component}.{names.file_path(layer)}.{ending}.weight"] = _plain(tensor)
     return tensors, {}
 
 
 def _kohya(factors: Mapping[str, Factors]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """kohya's names and one alpha for the whole file, the highest rank.
 
-    Readers multiply by alpha / rank, so `up` holds the inverse where a site has a lower rank. (alpha = rank at each
-    site would say the same, but diffusers 0.42 drops alphas that differ.) alpha is in fp32: bf16 lacks some integers.
+    Readers multiply by alpha / rank, so `up` holds the inverse where a layer has a lower rank. (alpha = rank at each
+    layer would say the same, but diffusers 0.42 drops alphas that differ.) alpha is in fp32: bf16 lacks some integers.
 
     SDXL's layers carry LDM's block numbers, as kohya's trainer writes them. These depend on the number of layers in a
-    block; where the sites do not tell it, all keep diffusers' block names, which A1111 and ComfyUI read as well. (All,
+    block; where the layers do not tell it, all keep diffusers' block names, which A1111 and ComfyUI read as well. (All,
     since diffusers drops one kind from a file that has both.)
     """
-    ldm = names.ldm_is_safe([site.removeprefix("unet.") for site in factors if site.startswith("unet.")])
+    ldm = names.ldm_is_safe([layer.removeprefix("unet.") for layer in factors if layer.startswith("unet.")])
     alpha = max((each.rank for each in factors.values()), default=1)
     tensors, sdxl = {}, False
-    for site, each in factors.items():
-        stem = names.kohya_stem(site, ldm)
-        if names.site(stem) != site:
-            raise UserError(f"kohya's format has no name for {site}; type format=diffusers")
+    for layer, each in factors.items():
+        stem = names.kohya_stem(layer, ldm)
+        if names.layer(stem) != layer:
+            raise UserError(f"kohya's format has no name for {layer}; type format=diffusers")
         tensors[f"{stem}.lora_down.weight"] = _plain(each.down)
         tensors[f"{stem}.lora_up.weight"] = _plain(each.up if each.rank == alpha else each.up * (each.rank / alpha))
         tensors[f"{stem}.alpha"] = torch.tensor(float(alpha))
-        sdxl |= site.endswith((".attn2.to_k", ".attn2.to_v")) and each.down.shape[1] == SDXL_TEXT_WIDTH
+        sdxl |= layer.endswith((".attn2.to_k", ".attn2.to_v")) and each.down.shape[1] == SDXL_TEXT_WIDTH
     # A1111 takes a file with metadata for one of SD1.5, and hides it, unless they name SDXL.
     return tensors, {"ss_base_model_version": "sdxl_base_v1-0"} if sdxl else {}
 

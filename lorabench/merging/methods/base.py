@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 from lorabench.merging.method import Method
-from lorabench.models.layer import Site
+from lorabench.models.layer import Layer
 
 
 @dataclass(frozen=True, kw_only=True)
 class Base(Method):
-    def gain(self, site: Site, progress: float) -> tuple[float, ...]:
-        return (0.0,) * len(site.ranks)
+    def scale(self, layer: Layer, progress: float) -> tuple[float, ...]:
+        return (0.0,) * len(layer.ranks)

@@ -4,7 +4,7 @@
 
 Each LoRA is trained in both blocks together and in no other, on one image under "a [v]", the identifier without a word
 for what is shown: it is the blocks that separate content from style. Merged is the W4 of the content's with the W5 of
-the style's. Against the naive sum: LoRAs of their own, and gains by layer.
+the style's. Against the direct merge: LoRAs of their own, and scales by layer.
 
 The released code scales both factors, so that its alpha counts twice (`squared`). Images are drawn under the prompt of
 all methods, which names the class beside the identifier. ablation=all_images trains on the images and captions of the
@@ -19,7 +19,7 @@ from lorabench.config.schemas import LoRASpec
 from lorabench.data.pairs import Concept, Role
 from lorabench.merging.method import Method
 from lorabench.merging.priors import within
-from lorabench.models.layer import Site
+from lorabench.models.layer import Layer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +41,13 @@ class BLoRA(Method):
             return concept
         return replace(concept, images=(replace(concept.images[0], prompt=f"a {concept.token}"),))
 
-    def check(self, sites: Mapping[str, Site]) -> None:
-        roles: dict[Role, None] = dict.fromkeys(role for site in sites.values() for role in site.roles)
+    def check(self, layers: Mapping[str, Layer]) -> None:
+        roles: dict[Role, None] = dict.fromkeys(role for layer in layers.values() for role in layer.roles)
         for role in roles:
             block = self.alphas[role][0]
-            if not any(site.ranks[k] for site in sites.values() if within(site.name, block) for k in site.of(role)):
+            if not any(
+                layer.ranks[k] for layer in layers.values() if within(layer.name, block) for k in layer.of(role)
+            ):
                 raise UserError(f"method.{role}_block={block} has no layer that a {role} LoRA adapts; type another")
 
     @property
@@ -53,6 +55,6 @@ class BLoRA(Method):
         """The block and the strength of each role."""
         return {"content": (self.content_block, self.content), "style": (self.style_block, self.style)}
 
-    def gain(self, site: Site, progress: float) -> tuple[float, ...]:
+    def scale(self, layer: Layer, progress: float) -> tuple[float, ...]:
         own, power = self.alphas, 2 if self.squared else 1
-        return tuple(own[role][1] ** power if within(site.name, own[role][0]) else 0.0 for role in site.roles)
+        return tuple(own[role][1] ** power if within(layer.name, own[role][0]) else 0.0 for role in layer.roles)

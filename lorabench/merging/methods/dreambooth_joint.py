@@ -2,7 +2,7 @@
 
     minimise  E_{image of the subject or of the style, eps, t} || e_{W + U D}(x_t, t, prompt) - eps ||^2
 
-Against the naive sum: no merge. One LoRA of the recipe's rank sees the images of subject and style under their own
+Against the direct merge: no merge. One LoRA of the recipe's rank sees the images of subject and style under their own
 prompts, as many of each, in as many steps as LoRAs of their own take together. It is trained for a pair and shared with
 no other, which merging is there to avoid.
 """

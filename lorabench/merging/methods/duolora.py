@@ -12,7 +12,7 @@ is what its prior says (lorabench/merging/priors.py); its mask starts with more 
 all have
 masks, a norm is the mean over the adapters of a role, and losses are sums over the adapters.
 
-Against the naive sum: gates r, learned with Adam. Against ZipRank: the prior and the cycle.
+Against the direct merge: masks r, learned with Adam. Against ZipRank: the prior and the cycle.
 
 The paper is silent, and this is the reading taken:
 - Constyle: `through_merge`, the only reading in which the masks can learn from the way round.
@@ -57,13 +57,13 @@ from lorabench.config.schemas import LoRASpec
 from lorabench.data.pairs import Role
 from lorabench.merging.method import FitSpec, Method
 from lorabench.merging.priors import dominant_roles, leads_somewhere, read_prior
-from lorabench.models.layer import Site
+from lorabench.models.layer import Layer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from lorabench.lora.adapter import LoRA
-    from lorabench.lora.layer import AllGates, Gates
+    from lorabench.lora.layer import AllMasks, Masks
     from lorabench.merging.step import MergeStep
 
 OTHER: dict[Role, Role] = {"content": "style", "style": "content"}
@@ -133,27 +133,27 @@ class DuoLoRA(Method):
         epoch = ceil(max(images) / self.fit.batch)
         return ceil(self.fit.steps / epoch) if self.one_step_an_epoch else self.fit.steps
 
-    def gates(self, sites: Mapping[str, Site], seed: int) -> AllGates:
-        dominant = dominant_roles(self.prior, sites)
+    def masks(self, layers: Mapping[str, Layer], seed: int) -> AllMasks:
+        dominant = dominant_roles(self.prior, layers)
         if self.lambda_prior:
             leads_somewhere(dominant)
-        made: dict[tuple[str, tuple[int, ...]], tuple[Gates, ...]] = {}
-        gates = {}
-        for name, site in sites.items():
+        made: dict[tuple[str, tuple[int, ...]], tuple[Masks, ...]] = {}
+        masks = {}
+        for name, layer in layers.items():
             owner = attention(name) if self.shared_masks else name
-            if (owner, site.ranks) not in made:
-                made[owner, site.ranks] = self.start(owner, site, dominant[name], seed)
-            gates[name] = made[owner, site.ranks]
-        return gates
+            if (owner, layer.ranks) not in made:
+                made[owner, layer.ranks] = self.start(owner, layer, dominant[name], seed)
+            masks[name] = made[owner, layer.ranks]
+        return masks
 
-    def start(self, name: str, site: Site, dominant: Role | None, seed: int) -> tuple[Gates, ...]:
+    def start(self, name: str, layer: Layer, dominant: Role | None, seed: int) -> tuple[Masks, ...]:
         """The masks of a layer before the first step."""
         import torch
 
-        from lorabench.lora.layer import Gates
+        from lorabench.lora.layer import Masks
 
         masks = []
-        for k, (rank, role) in enumerate(zip(site.ranks, site.roles, strict=True)):
+        for k, (rank, role) in enumerate(zip(layer.ranks, layer.roles, strict=True)):
             leads = role == dominant
             if self.init == "ones" or (dominant is None and self.init == "prior"):
                 masks.append(torch.ones(rank))
@@ -162,9 +162,9 @@ class DuoLoRA(Method):
             else:
                 threshold = self.dominant_threshold if leads else self.minor_threshold
                 masks.append(scaled_gaussian(rank, 0.0 if dominant is None else threshold, seed_of(seed, name)))
-        return tuple(Gates(r=mask) for mask in masks)
+        return tuple(Masks(r=mask) for mask in masks)
 
-    def loss(self, step: MergeStep, gates: AllGates) -> dict[str, Tensor]:
+    def loss(self, step: MergeStep, masks: AllMasks) -> dict[str, Tensor]:
         from lorabench.merging.constyle import constyle
 
         weights: dict[Role, float] = {
@@ -175,22 +175,22 @@ class DuoLoRA(Method):
         cycle_terms, predictions, targets = constyle(step, weights, *ways)
         terms = step.reconstruction(predictions, targets) | cycle_terms
         if self.lambda_prior:
-            terms["prior"] = self.lambda_prior * self.layer_prior(step.sites, gates)
+            terms["prior"] = self.lambda_prior * self.layer_prior(step.layers, masks)
         return terms
 
-    def layer_prior(self, sites: Mapping[str, Site], gates: AllGates) -> Tensor:
+    def layer_prior(self, layers: Mapping[str, Layer], masks: AllMasks) -> Tensor:
         """L_prior [pairs], the mean over the layers with a prior."""
         import torch
 
         terms = []
-        for name, role in dominant_roles(self.prior, sites).items():
+        for name, role in dominant_roles(self.prior, layers).items():
             if role is not None:
-                site = sites[name]
-                dominant, minor = ([gates[name][k].only() for k in site.of(each)] for each in (role, OTHER[role]))
+                layer = layers[name]
+                dominant, minor = ([masks[name][k].only() for k in layer.of(each)] for each in (role, OTHER[role]))
                 excess = self.nuclear(minor) - self.nuclear(dominant)
                 size = torch.stack([mask.abs().sum(-1) for mask in dominant]).mean(0)
                 term = size + self.prior_hinge * (excess.clamp(min=0) if self.hinge else excess)
-                terms.append(term if self.prior_norm == "sum" else term / max(site.ranks))
+                terms.append(term if self.prior_norm == "sum" else term / max(layer.ranks))
         return torch.stack(terms).mean(0)
 
     def nuclear(self, masks: Sequence[Tensor]) -> Tensor:
@@ -201,9 +201,9 @@ class DuoLoRA(Method):
         return torch.stack([torch.linalg.vector_norm(mask, order, dim=-1) for mask in masks]).mean(0)
 
 
-def attention(site: str) -> str:
+def attention(layer: str) -> str:
     """The attention module of a projection: the path up to attn1 or attn2."""
-    return site.removesuffix(".0").rpartition(".")[0]
+    return layer.removesuffix(".0").rpartition(".")[0]
 
 
 def ones(rank: int, share: float, seed: int) -> Tensor:

@@ -2,7 +2,7 @@
 
     sum_k dW_k = P S V^T,   dW_m = w mean(S) P V^T
 
-Against the naive sum: the same directions, all of them equally strong. The mean is over the min(out, in) singular
+Against the direct merge: the same directions, all of them equally strong. The mean is over the min(out, in) singular
 values of a full-rank update in the publication; a sum of LoRAs has R = sum_k r_k of them at most, and the mean is over
 those that are not zero: a direction without strength, as where two adapters do the same, is given none.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lorabench.merging.method import Method
-from lorabench.models.layer import Site
+from lorabench.models.layer import Layer
 
 if TYPE_CHECKING:
     from lorabench.lora.adapter import Factors
@@ -24,7 +24,7 @@ class IsoC(Method):
 
     weight: float
 
-    def combine(self, updates: Sequence["Factors"], site: Site, seed: int) -> "Factors":
+    def combine(self, updates: Sequence["Factors"], layer: Layer, seed: int) -> "Factors":
         from lorabench.lora.adapter import Factors
 
         whole = Factors.total(updates).proper_svd()  # P and S V^T

@@ -6,7 +6,7 @@
     s(p) = alpha p + beta        (p = step / steps): content first, style last
     s*(p) = s(p) mod alpha       (`wrap`): style for a moment, then content, then style
 
-Against the naive sum: gains of 0 and 1 by layer and step, so no single file does it.
+Against the direct merge: scales of 0 and 1 by layer and step, so no single file does it.
 
 The released code multiplies no alpha / rank into dW, takes p from a counter of layer calls that is right for 560 layers
 and 50 steps alone, and finds S anew in every call; here the LoRAs are as their files say, p is of any number of steps,
@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, ClassVar
 from lorabench.base import UserError
 from lorabench.data.pairs import ROLES, Role
 from lorabench.merging.method import Method
-from lorabench.models.layer import Site
-from lorabench.sampling.branches import Gain
+from lorabench.models.layer import Layer
+from lorabench.sampling.branches import Scale
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,24 +53,24 @@ class KLoRA(Method):
         grown = self.alpha * progress + self.beta
         return grown % self.alpha if self.wrap else grown
 
-    def strengths(self, loras: Sequence["LoRA"], sites: Mapping[str, Site], steps: int) -> Gain:
-        margins = self.margins(loras, sites)
+    def strengths(self, loras: Sequence["LoRA"], layers: Mapping[str, Layer], steps: int) -> Scale:
+        margins = self.margins(loras, layers)
 
-        def gain(name: str, progress: float) -> tuple[float, ...]:
+        def scale(name: str, progress: float) -> tuple[float, ...]:
             chosen = "content" if margins[name] > self.s(progress) else "style"
-            return tuple(float(role == chosen) for role in sites[name].roles)
+            return tuple(float(role == chosen) for role in layers[name].roles)
 
-        return gain
+        return scale
 
-    def margins(self, loras: Sequence["LoRA"], sites: Mapping[str, Site]) -> dict[str, float]:
+    def margins(self, loras: Sequence["LoRA"], layers: Mapping[str, Layer]) -> dict[str, float]:
         """S_c / (gamma S_s) by layer of the UNet: content is chosen while s is less."""
         top: dict[str, dict[str, float]] = {}
         ratios = []
-        for name, site in sites.items():
-            dense = {role: update(loras, site, role) for role in ROLES}
+        for name, layer in layers.items():
+            dense = {role: update(loras, layer, role) for role in ROLES}
             k = 1
             for role in ROLES:
-                k *= max(1, sum(site.ranks[index] for index in site.of(role)))
+                k *= max(1, sum(layer.ranks[index] for index in layer.of(role)))
             top[name] = {role: 0.0 if each is None else largest(each, k) for role, each in dense.items()}
             masses = [0.0 if each is None else float(each.abs().sum()) for each in dense.values()]
             if all(masses):
@@ -82,9 +82,9 @@ class KLoRA(Method):
         }
 
 
-def update(loras: Sequence["LoRA"], site: Site, role: Role) -> "Tensor | None":
+def update(loras: Sequence["LoRA"], layer: Layer, role: Role) -> "Tensor | None":
     """The dense update [out, in] of a role at a layer of the UNet; None where it has none."""
-    found = [loras[index][site.name] for index in site.of(role) if site.name in loras[index]]
+    found = [loras[index][layer.name] for index in layer.of(role) if layer.name in loras[index]]
     parts = [each.up.float() @ each.down.float() for each in found]
     return sum(parts[1:], parts[0]) if parts else None
 

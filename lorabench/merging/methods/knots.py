@@ -3,7 +3,8 @@
     [dW_1 | ... | dW_K] = P S [V_1 | ... | V_K]      (SVD; P S [out, R], V_k [R, in])
     dW_m = P S * w TIES(V_1, ..., V_K)               (see ties.py)
 
-Against the naive sum: new factors, P S and the merged V, of rank R = sum_k r_k at most, exactly. With D_k^T = Q_k T_k
+Against the direct merge: new factors, P S and the merged V, of rank R = sum_k r_k at most, exactly. With D_k^T = Q_k
+T_k
 the SVD is that of the narrow [U_1 T_1^T | ... | U_K T_K^T], so that no dense update is formed.
 """
 
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from lorabench.merging.method import Method
 from lorabench.merging.methods.ties import check_pruning
-from lorabench.models.layer import Site
+from lorabench.models.layer import Layer
 
 if TYPE_CHECKING:
     from lorabench.lora.adapter import Factors
@@ -30,7 +31,7 @@ class KnOTS(Method):
     def __post_init__(self) -> None:
         check_pruning(self.density, self.sign)
 
-    def combine(self, updates: Sequence["Factors"], site: Site, seed: int) -> "Factors":
+    def combine(self, updates: Sequence["Factors"], layer: Layer, seed: int) -> "Factors":
         import torch
         from peft.utils.merge_utils import ties
 

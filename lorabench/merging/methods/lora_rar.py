@@ -7,7 +7,7 @@ H is one network for all layers and all pairs (lorabench/merging/hypernetwork.py
 of other
 subjects and styles with ZipLoRA's loss (lorabench/merging/hypernetwork_training.py, task=hypernetwork).
 
-Against the naive sum: gates i on the query and output projections, D_k' = D_k diag(m_k), so the merge has rank
+Against the direct merge: masks i on the query and output projections, D_k' = D_k diag(m_k), so the merge has rank
 r_c + r_s, exactly. Nothing is learned for a pair. H takes one content and one style; of several of a role dW_k is their
 sum, and they share m_k. Where a layer has only one of the two, the other's columns are zero.
 
@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING
 from lorabench.base import ASSETS, UserError
 from lorabench.config.choices import unknown
 from lorabench.merging.method import Method
-from lorabench.models.layer import Site
+from lorabench.models.layer import Layer
 
 if TYPE_CHECKING:
     from lorabench.lora.adapter import Factors
 
 SHIPPED = ASSETS / "lora_rar"  # <name>.safetensors, a model each
-GATED = (".to_q", ".to_out.0")  # the layers that have gates; all others are summed
+GATED = (".to_q", ".to_out.0")  # the layers that have masks; all others are summed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,26 +44,26 @@ class LoRARar(Method):
     def files(self) -> dict[str, Path]:
         return {"weights": find(self.weights)}
 
-    def check(self, sites: Mapping[str, Site]) -> None:
+    def check(self, layers: Mapping[str, Layer]) -> None:
         """UserError where H knows no layers of one of these widths."""
         from lorabench.merging.hypernetwork import load
 
-        widths = (site.out_features for name, site in sites.items() if is_gated(name))
+        widths = (layer.out_features for name, layer in layers.items() if is_masked(name))
         load(find(self.weights)).check(widths, self.weights)
 
-    def combine(self, updates: Sequence["Factors"], site: Site, seed: int) -> "Factors":
+    def combine(self, updates: Sequence["Factors"], layer: Layer, seed: int) -> "Factors":
         from lorabench.lora.adapter import Factors
         from lorabench.merging.hypernetwork import load
 
-        if not is_gated(site.name):
+        if not is_masked(layer.name):
             return Factors.total(updates)
-        gates = load(find(self.weights))(updates, site.roles)
-        return Factors.total([Factors(each.down * gate, each.up) for each, gate in zip(updates, gates, strict=True)])
+        masks = load(find(self.weights))(updates, layer.roles)
+        return Factors.total([Factors(each.down * mask, each.up) for each, mask in zip(updates, masks, strict=True)])
 
 
-def is_gated(site: str) -> bool:
-    """Whether a layer of the UNet has gates: the query and output projections of attention."""
-    return site.endswith(GATED)
+def is_masked(layer: str) -> bool:
+    """Whether a layer of the UNet has masks: the query and output projections of attention."""
+    return layer.endswith(GATED)
 
 
 def find(weights: str) -> Path:

@@ -3,7 +3,8 @@
     dW_m = dW_s + dW_c (I - rho V V^T),   V: orthonormal basis of the rows of dW_s [in, r_s]
     rho = mu / (1 + mu)   (soft, mu = 0.5),   rho = 1   (hard, `hard`)
 
-Against the naive sum: D_c' = D_c (I - rho V V^T); U_c, U_s, D_s stay, so the merge has rank r_c + r_s. V comes from the
+Against the direct merge: D_c' = D_c (I - rho V V^T); U_c, U_s, D_s stay, so the merge has rank r_c + r_s. V comes
+from the
 factors, without a dense update; what D_s reads and U_s drops is in no row of dW_s, and stays the content's. In print
 the soft projector stands on the left once; the hard form and the appendix have it on the side of the inputs, as here.
 Several styles share one V, of their sum; every content is projected.
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from lorabench.base import UserError
 from lorabench.merging.method import Method
-from lorabench.models.layer import Site
+from lorabench.models.layer import Layer
 
 if TYPE_CHECKING:
     from lorabench.lora.adapter import Factors
@@ -32,16 +33,16 @@ class NPLoRA(Method):
         if self.mu < 0:
             raise UserError(f"method.mu={self.mu:g} is no strength of a projection; type method.mu=0.5")
 
-    def combine(self, updates: Sequence["Factors"], site: Site, seed: int) -> "Factors":
+    def combine(self, updates: Sequence["Factors"], layer: Layer, seed: int) -> "Factors":
         import torch
 
         from lorabench.lora.adapter import Factors
 
         rho = 1.0 if self.hard else self.mu / (1 + self.mu)
-        style = Factors.total([updates[k] for k in site.of("style")]).proper_svd()
+        style = Factors.total([updates[k] for k in layer.of("style")]).proper_svd()
         vt = torch.nn.functional.normalize(style.down, dim=1)
         parts = list(updates)
-        for k in site.of("content"):
+        for k in layer.of("content"):
             down = updates[k].down.float()
             parts[k] = Factors(down - rho * (down @ vt.mT) @ vt, updates[k].up)
         return Factors.total(parts)

@@ -4,7 +4,7 @@
     sampling:  eps = e(x, "") + w (e(x, p) - e(x, "")) + sum_k w_k (e_{s_k}(x, p + style_k) - e(x, p)),   w_k = share w
 
 with e the UNet without any adapter, p the subject in plain words ("a dog"), p + style the same with the style
-identifier, and one term a style of the pair. Against the naive sum: LoRAs of their own, trained for the pair, and
+identifier, and one term a style of the pair. Against the direct merge: LoRAs of their own, trained for the pair, and
 w + 1 - sum_k w_k, w_k as strengths of branches that are rows of one forward; no single file does it.
 
 The publication has w_k = 3 beside w = 5 and, of several styles, 4.5 beside 7.5: a share of 0.6, which is what is set
@@ -25,7 +25,7 @@ from typing import ClassVar
 
 from lorabench.data.pairs import Role
 from lorabench.merging.method import Method, Training
-from lorabench.models.layer import Site
+from lorabench.models.layer import Layer
 from lorabench.sampling.branches import Branch
 
 
@@ -39,15 +39,15 @@ class PairCustomization(Method):
     share: float
     subject: bool
 
-    def gain(self, site: Site, progress: float) -> tuple[float, ...]:
-        return tuple(float(self.subject or role == "style") for role in site.roles)
+    def scale(self, layer: Layer, progress: float) -> tuple[float, ...]:
+        return tuple(float(self.subject or role == "style") for role in layer.roles)
 
-    def guidance(self, scale: float, roles: Sequence[Role]) -> list[Branch]:
-        base, each = tuple(float(role == "content") for role in roles), self.share * scale
+    def guidance(self, cfg: float, roles: Sequence[Role]) -> list[Branch]:
+        base, each = tuple(float(role == "content") for role in roles), self.share * cfg
         styles = [k for k, role in enumerate(roles) if role == "style"]
-        alone = [tuple(1.0 if k == style else gain for k, gain in enumerate(base)) for style in styles]
+        alone = [tuple(1.0 if k == style else scale for k, scale in enumerate(base)) for style in styles]
         return [
-            Branch(1 - scale, base, None),
-            Branch(scale - each * len(styles), base, "subject" if self.subject else "plain"),
-            *(Branch(each, gain, "prompt" if self.subject else "styled") for gain in alone),
+            Branch(1 - cfg, base, None),
+            Branch(cfg - each * len(styles), base, "subject" if self.subject else "plain"),
+            *(Branch(each, scale, "prompt" if self.subject else "styled") for scale in alone),
         ]

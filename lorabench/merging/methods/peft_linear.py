@@ -5,7 +5,8 @@
     svd, ties_svd, dare_linear_svd, dare_ties_svd, magnitude_prune_svd
                                                               dW_m = f(w dW_1, ...), cut to `rank`
 
-Each is a method `peft_<type>`. Against the naive sum: types of the first line merge A and B apart, which brings cross
+Each is a method `peft_<type>`. Against the direct merge: types of the first line merge A and B apart, which brings
+cross
 terms, (B_1 + B_2)(A_1 + A_2), and needs equal ranks; they are here because many tools offer them. The same prunings
 on dense updates are ties.py's methods. Random draws are seeded by pair and layer.
 """
@@ -18,7 +19,7 @@ from lorabench.base import UserError
 from lorabench.config.choices import choose
 from lorabench.merging.method import Method
 from lorabench.merging.methods.ties import check_pruning, check_rank
-from lorabench.models.layer import Site
+from lorabench.models.layer import Layer
 
 if TYPE_CHECKING:
     from lorabench.lora.adapter import Factors
@@ -45,7 +46,7 @@ class PeftLinear(Method):
         check_pruning(self.density, self.sign)
         check_rank(self.rank)
 
-    def combine(self, updates: Sequence["Factors"], site: Site, seed: int) -> "Factors":
+    def combine(self, updates: Sequence["Factors"], layer: Layer, seed: int) -> "Factors":
         import torch
         from peft import LoraConfig, get_peft_model
         from torch import nn
@@ -58,7 +59,7 @@ class PeftLinear(Method):
             ranks = ", ".join(str(each.rank) for each in present.values())
             raise UserError(f"peft's {self.combination} needs LoRAs of one rank, not {ranks}; type method=peft_cat")
         base = nn.Sequential()
-        base.add_module("layer", nn.utils.skip_init(nn.Linear, site.in_features, site.out_features, bias=False))
+        base.add_module("layer", nn.utils.skip_init(nn.Linear, layer.in_features, layer.out_features, bias=False))
         model: Any = None
         for name, each in present.items():
             config = LoraConfig(r=each.rank, lora_alpha=each.rank, target_modules=["layer"])
@@ -66,16 +67,16 @@ class PeftLinear(Method):
                 model = get_peft_model(base, config, adapter_name=name)
             else:
                 model.add_adapter(name, config)
-            layer = model.base_model.model.layer
-            layer.lora_A[name].weight.data = each.down.float()
-            layer.lora_B[name].weight.data = each.up.float()
-        limit = min(self.rank or max(site.ranks), site.in_features, site.out_features)
+            module = model.base_model.model.layer
+            module.lora_A[name].weight.data = each.down.float()
+            module.lora_B[name].weight.data = each.up.float()
+        limit = min(self.rank or max(layer.ranks), layer.in_features, layer.out_features)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of("peft", seed, site.name))
+            torch.manual_seed(seed_of("peft", seed, layer.name))
             model.add_weighted_adapter(
                 list(present), [self.weight] * len(present), "merged", self.combination, svd_rank=limit,
                 density=self.density, majority_sign_method=self.sign,
             )  # fmt: skip
-        layer = model.base_model.model.layer
-        scale = layer.scaling["merged"]
-        return Factors(layer.lora_A["merged"].weight.data.clone(), scale * layer.lora_B["merged"].weight.data)
+        module = model.base_model.model.layer
+        scale = module.scaling["merged"]
+        return Factors(module.lora_A["merged"].weight.data.clone(), scale * module.lora_B["merged"].weight.data)

@@ -4,7 +4,8 @@
     y = (W - Q R) x + Q (R + dR) x         learned: dR alone, from zero
     merged:  W + Q (s_c dR_c + s_s dR_s)
 
-Against the naive sum: LoRAs of their own training (`up` = Q is fixed and the same for all, half the parameters), and a
+Against the direct merge: LoRAs of their own training (`up` = Q is fixed and the same for all, half the parameters),
+and a
 strength for each. The merge needs no more than the rank of one LoRA. The released code is for FLUX; its variant that
 learns the upper triangle of dR only is not repeated here.
 """
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from lorabench.merging.method import Method, Training
-from lorabench.models.layer import Site
+from lorabench.models.layer import Layer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,6 @@ class QRLoRA(Method):
     content: float
     style: float
 
-    def gain(self, site: Site, progress: float) -> tuple[float, ...]:
+    def scale(self, layer: Layer, progress: float) -> tuple[float, ...]:
         scales = {"content": self.content, "style": self.style}
-        return tuple(scales[role] for role in site.roles)
+        return tuple(scales[role] for role in layer.roles)

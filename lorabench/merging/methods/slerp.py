@@ -3,7 +3,7 @@
     dW_m = n * [ sin((1 - t) a) C / |C| + sin(t a) S / |S| ] / sin(a),   C, S: sums of the content and style updates
     a: angle between C and S as vectors,   n = (1 - t) |C| + t |S|  (`norm: mean`),  or  |C + S|  (`norm: sum`)
 
-Against the naive sum: an update between both, by default as strong as one of them; `norm: sum` is as strong as the
+Against the direct merge: an update between both, by default as strong as one of them; `norm: sum` is as strong as the
 sum, whose direction it has at t = 0.5 where both are equally strong. It lies in the span of both, so factors are exact.
 A layer that one role leaves alone, and updates of opposite directions, are interpolated linearly.
 """
@@ -16,7 +16,7 @@ from lorabench.base import UserError
 from lorabench.config.choices import choose
 from lorabench.data.pairs import ROLES
 from lorabench.merging.method import Method
-from lorabench.models.layer import Site
+from lorabench.models.layer import Layer
 
 if TYPE_CHECKING:
     from lorabench.lora.adapter import Factors
@@ -34,12 +34,12 @@ class Slerp(Method):
         if not 0 <= self.t <= 1:
             raise UserError(f"method.t={self.t:g} lies outside 0 to 1; type method.t=0.5")
 
-    def combine(self, updates: Sequence["Factors"], site: Site, seed: int) -> "Factors":
+    def combine(self, updates: Sequence["Factors"], layer: Layer, seed: int) -> "Factors":
         import torch
 
         from lorabench.lora.adapter import Factors
 
-        own = dict(enumerate(site.roles))
+        own = dict(enumerate(layer.roles))
         dots = torch.tensor([[inner(a, b) for b in updates] for a in updates], dtype=torch.float64)
         c, s = (torch.tensor([float(own[k] == role) for k in own], dtype=torch.float64) for role in ROLES)
         norms = [float((mask @ dots @ mask).clamp(min=0).sqrt()) for mask in (c, s)]

@@ -4,7 +4,8 @@
     Z_k = D X_k,   G = sum_k Z_k Z_k^T,   Q = stack_k( D_k X_k Z_k^T ),   R = Q G^-1
     dW_m = U R D
 
-Against the naive sum (R = I): U' = U R, of rank sum_k r_k, exactly. Calibration asks for no images: one prompt a LoRA,
+Against the direct merge (R = I): U' = U R, of rank sum_k r_k, exactly. Calibration asks for no images: one prompt a
+LoRA,
 one timestep, noise. The timestep is the first of the schedule here, where noise is what the network gets; `ridge` times
 the mean eigenvalue is added to G, which `draws` few tokens leave near singular.
 """

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 from lorabench.merging.method import Method
-from lorabench.models.layer import Site
+from lorabench.models.layer import Layer
 
 
 @dataclass(frozen=True, kw_only=True)
 class StyleOnly(Method):
-    def gain(self, site: Site, progress: float) -> tuple[float, ...]:
-        return tuple(float(role == "style") for role in site.roles)
+    def scale(self, layer: Layer, progress: float) -> tuple[float, ...]:
+        return tuple(float(role == "style") for role in layer.roles)

@@ -3,7 +3,8 @@ content by text.
 
     e_s(x, p):   the style LoRA alone, under a prompt that names the subject by its class word ("a dog in szn style")
 
-Against the naive sum: gain 0 for content LoRAs, and a prompt without the subject's identifier, so it draws some dog and
+Against the direct merge: scale 0 for content LoRAs, and a prompt without the subject's identifier, so it draws some
+dog and
 not this one; the floor in content of a method that has the style. It learns nothing beside the style LoRA.
 
 Two-term guidance (`two_terms`, ablation=two_term_guidance) is the publication's, whose logits become predictions:
@@ -23,7 +24,7 @@ from typing import ClassVar
 
 from lorabench.data.pairs import Role
 from lorabench.merging.method import Method
-from lorabench.models.layer import Site
+from lorabench.models.layer import Layer
 from lorabench.sampling.branches import Branch
 
 
@@ -35,11 +36,11 @@ class StyleDrop(Method):
 
     two_terms: float | None
 
-    def gain(self, site: Site, progress: float) -> tuple[float, ...]:
-        return tuple(float(role == "style") for role in site.roles)
+    def scale(self, layer: Layer, progress: float) -> tuple[float, ...]:
+        return tuple(float(role == "style") for role in layer.roles)
 
     def guidance(self, scale: float, roles: Sequence[Role]) -> list[Branch]:
-        on, off = (1.0,) * len(roles), (0.0,) * len(roles)  # beside `gain`
+        on, off = (1.0,) * len(roles), (0.0,) * len(roles)  # beside `scale`
         if self.two_terms is None:
             return [Branch(1 - scale, on, None), Branch(scale, on, "styled")]
         own = self.two_terms * scale

@@ -18,7 +18,8 @@
     della              ranked      elect
     breadcrumbs        band        sum
 
-Against the naive sum (density 1, sum): new factors. A merged update is dense, so the file holds its nearest factors of
+Against the direct merge (density 1, sum): new factors. A merged update is dense, so the file holds its nearest
+factors of
 `rank`, and the error of that is told; peft merges A and B apart instead, which is another merge (`peft_ties`). The sum
 keeps the strength of every LoRA, the mean of elected entries does where only one LoRA has an entry. Pruning is peft's;
 random draws are seeded by pair, layer and adapter.
@@ -31,7 +32,7 @@ from typing import TYPE_CHECKING
 from lorabench.base import UserError
 from lorabench.config.choices import choose
 from lorabench.merging.method import Method
-from lorabench.models.layer import Site
+from lorabench.models.layer import Layer
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -79,7 +80,7 @@ class Ties(Method):
         if self.prune == "band" and not 0 <= self.gamma <= 1 - self.density:
             raise UserError(f"method.gamma={self.gamma:g} and the density exceed 1; type less")
 
-    def combine(self, updates: Sequence["Factors"], site: Site, seed: int) -> "Tensor":
+    def combine(self, updates: Sequence["Factors"], layer: Layer, seed: int) -> "Tensor":
         import torch
         from peft.utils.merge_utils import calculate_majority_sign_mask, disjoint_merge
 
@@ -87,7 +88,7 @@ class Ties(Method):
 
         pruned = []
         for k, each in enumerate(updates):
-            draw = torch.Generator().manual_seed(seed_of("prune", seed, site.name, k))
+            draw = torch.Generator().manual_seed(seed_of("prune", seed, layer.name, k))
             pruned.append(self.pruned(each.up.float() @ each.down.float(), draw))
         stacked = torch.stack(pruned)
         if self.merge == "sum":

@@ -3,7 +3,8 @@
     dW_k = P_k S_k V_k^T,   P = [P_1 | ... | P_K],  V likewise,  S = diag(S_1, ..., S_K)
     dW_m = w P' S V'^T,     X' = the orthonormal matrix nearest to X (Procrustes: Y Z^T of the SVD X = Y E Z^T)
 
-Against the naive sum, which has P and V themselves: updates that point into the same directions no longer add up there.
+Against the direct merge, which has P and V themselves: updates that point into the same directions no longer add up
+there.
 The publication keeps 1 / K of each full-rank update's singular vectors; a LoRA has r_k of them, and all are kept, so
 that the merge has rank sum_k r_k, exactly. Where the vectors depend on each other, as in layers too narrow for that
 many or of equal adapters, no nearest matrix is orthonormal; X' is then the one within their span, so that the merge of
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lorabench.merging.method import Method
-from lorabench.models.layer import Site
+from lorabench.models.layer import Layer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +32,7 @@ class TSV(Method):
 
     weight: float
 
-    def combine(self, updates: Sequence["Factors"], site: Site, seed: int) -> "Factors":
+    def combine(self, updates: Sequence["Factors"], layer: Layer, seed: int) -> "Factors":
         import torch
 
         from lorabench.lora.adapter import Factors

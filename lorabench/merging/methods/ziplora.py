@@ -7,7 +7,7 @@
 D is the base model, x_c and x_s noised content and style images under their prompts. m_c and m_s scale the columns of
 the updates (the inputs of a layer), so `mask_dim: in` is the paper; DuoLoRA's account of ZipLoRA scales the rows.
 
-Against the naive sum: gates i (or o), learned from all ones with Adam, until the similarity has come down to zero.
+Against the direct merge: masks i (or o), learned from all ones with Adam, until the similarity has come down to zero.
 
 Where the paper leaves room: the reconstruction terms are mean squared errors, as in the community's code (the paper
 writes a norm). |m_c . m_s|, which the paper calls cosine similarity, is the mean of |m_c,i m_s,i| over the entries of a
@@ -29,12 +29,12 @@ from typing import TYPE_CHECKING
 
 from lorabench.config.choices import choose
 from lorabench.merging.method import FitSpec, Method
-from lorabench.models.layer import Site
+from lorabench.models.layer import Layer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lorabench.lora.layer import AllGates
+    from lorabench.lora.layer import AllMasks
     from lorabench.merging.step import MergeStep
 
 TERM = "similarity"
@@ -59,40 +59,40 @@ class ZipLoRA(Method):
         choose("method.similarity", self.similarity, ("dot", "cosine"))
         choose("method.layers", self.layers, ("mean", "sum"))
 
-    def gates(self, sites: Mapping[str, Site], seed: int) -> AllGates:
+    def masks(self, layers: Mapping[str, Layer], seed: int) -> AllMasks:
         import torch
 
-        from lorabench.lora.layer import Gates
+        from lorabench.lora.layer import Masks
 
-        def mask(site: Site) -> Gates:
+        def mask(layer: Layer) -> Masks:
             return (
-                Gates(i=torch.ones(site.in_features))
+                Masks(i=torch.ones(layer.in_features))
                 if self.mask_dim == "in"
-                else Gates(o=torch.ones(site.out_features))
+                else Masks(o=torch.ones(layer.out_features))
             )
 
-        return {name: tuple(mask(site) for _ in site.ranks) for name, site in sites.items()}
+        return {name: tuple(mask(layer) for _ in layer.ranks) for name, layer in layers.items()}
 
-    def loss(self, step: MergeStep, gates: AllGates) -> dict[str, Tensor]:
+    def loss(self, step: MergeStep, masks: AllMasks) -> dict[str, Tensor]:
         terms = step.reconstruction(step.merged(*step.images), step.teachers())
         if self.lambda_similarity:
-            terms[TERM] = self.lambda_similarity * self.overlap(gates)
+            terms[TERM] = self.lambda_similarity * self.overlap(masks)
         return terms
 
-    def overlap(self, gates: AllGates) -> Tensor:
+    def overlap(self, masks: AllMasks) -> Tensor:
         """sum_l |m_c . m_s| or its mean; of more than two adapters, summed over the couples."""
         import torch
         from torch.nn.functional import cosine_similarity
 
         layers = []
-        for site in gates.values():
-            for m_c, m_s in combinations([gate.only() for gate in site], 2):
+        for layer in masks.values():
+            for m_c, m_s in combinations([mask.only() for mask in layer], 2):
                 if self.similarity == "cosine":
                     layers.append(cosine_similarity(m_c, m_s, dim=-1).abs())
                 else:
                     layers.append((m_c * m_s).abs().mean(-1))
         total = torch.stack(layers).sum(0)
-        return total if self.layers == "sum" else total / len(gates)
+        return total if self.layers == "sum" else total / len(masks)
 
     def stop(self, terms: Mapping[str, Tensor]) -> Tensor | None:
         return terms[TERM] <= self.stop_at if self.stop_at is not None and TERM in terms else None

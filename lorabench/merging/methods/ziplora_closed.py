@@ -7,7 +7,8 @@
 x_k is what a layer gets while adapter k alone denoises its own images. Both are least squares in the masks: one system
 of size 2 in for the columns, one of size 2 for each row. lorabench.merging.least_squares gives the matrices.
 
-Against the naive sum: gates i (or o). Against ZipLoRA: layers are fitted one by one and to convergence, on the inputs
+Against the direct merge: masks i (or o). Against ZipLoRA: layers are fitted one by one and to convergence, on the
+inputs
 that the teachers give them. The similarity |m_c . m_s| is left out: a product of unknowns is no least squares, and what
 it is for, that the adapters do not disturb each other, is what the least squares measure on the inputs that occur.
 
@@ -25,7 +26,7 @@ from lorabench.config.choices import choose
 from lorabench.merging.method import Method
 
 if TYPE_CHECKING:
-    from lorabench.lora.layer import AllGates
+    from lorabench.lora.layer import AllMasks
     from lorabench.merging.step import MergeStep
 
 
@@ -44,21 +45,21 @@ class ZipLoRAClosed(Method):
     def __post_init__(self) -> None:
         choose("method.mask_dim", self.mask_dim, ("in", "out"))
 
-    def solve(self, draw: Callable[[int, int], MergeStep], seed: int) -> AllGates:
-        from lorabench.lora.layer import Gates
+    def solve(self, draw: Callable[[int, int], MergeStep], seed: int) -> AllMasks:
+        from lorabench.lora.layer import Masks
         from lorabench.merging.least_squares import input_error, least, output_error
         from lorabench.merging.moments import teacher_moments
 
         steps = [draw(step, self.batch) for step in range(self.draws)]
         columns = self.mask_dim == "in"
         moments = teacher_moments(steps, inputs=columns)
-        gates = {}
+        masks = {}
         for name, layer in steps[0].adapters.layers.items():
             factors = layer.factors()
             if columns:
                 m = least(input_error(factors, moments[name]), self.ridge).float()
-                gates[name] = tuple(Gates(i=each) for each in m.chunk(len(factors)))
+                masks[name] = tuple(Masks(i=each) for each in m.chunk(len(factors)))
             else:
                 m = least(output_error(factors, moments[name]), self.ridge).float()
-                gates[name] = tuple(Gates(o=each.clone()) for each in m.unbind(-1))
-        return gates
+                masks[name] = tuple(Masks(o=each.clone()) for each in m.unbind(-1))
+        return masks

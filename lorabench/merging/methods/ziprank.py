@@ -4,7 +4,8 @@ its ablation table).
     dW_m = sum_k U_k diag(m_k) S_k V_k^T,   dW_k = U_k S_k V_k^T,   m_k in R^r,   k = c, s
     L = sum_k || e_m(x_k, p_k) - e_k(x_k, p_k) ||^2
 
-Against the naive sum: gates r, learned from all ones with Adam. Against ZipLoRA: r numbers an adapter and layer instead
+Against the direct merge: masks r, learned from all ones with Adam. Against ZipLoRA: r numbers an adapter and layer
+instead
 of d_in, and no similarity term.
 
 The masks act in the basis of the update's singular value decomposition, as the paper writes it (`basis: svd`). The
@@ -20,13 +21,13 @@ from typing import TYPE_CHECKING
 
 from lorabench.config.choices import choose
 from lorabench.merging.method import FitSpec, Method
-from lorabench.models.layer import Site
+from lorabench.models.layer import Layer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from lorabench.lora.adapter import LoRA
-    from lorabench.lora.layer import AllGates
+    from lorabench.lora.layer import AllMasks
     from lorabench.merging.step import MergeStep
 
 
@@ -45,12 +46,12 @@ class ZipRank(Method):
 
         return in_basis(loras, self.basis)
 
-    def gates(self, sites: Mapping[str, Site], seed: int) -> AllGates:
+    def masks(self, layers: Mapping[str, Layer], seed: int) -> AllMasks:
         import torch
 
-        from lorabench.lora.layer import Gates
+        from lorabench.lora.layer import Masks
 
-        return {name: tuple(Gates(r=torch.ones(rank)) for rank in site.ranks) for name, site in sites.items()}
+        return {name: tuple(Masks(r=torch.ones(rank)) for rank in layer.ranks) for name, layer in layers.items()}
 
-    def loss(self, step: MergeStep, gates: AllGates) -> dict[str, Tensor]:
+    def loss(self, step: MergeStep, masks: AllMasks) -> dict[str, Tensor]:
         return step.reconstruction(step.merged(*step.images), step.teachers())

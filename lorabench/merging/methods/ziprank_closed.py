@@ -9,7 +9,8 @@ ZipRank asks the same of the last prediction instead of each layer's output: m i
 a forward and a backward pass a step. Here a few teacher passes give A and b of all layers at once, and m solves a
 system of size r_c + r_s.
 
-Against the naive sum: gates r. Against ZipRank: layers are fitted one by one, each to its optimum, on the inputs that
+Against the direct merge: masks r. Against ZipRank: layers are fitted one by one, each to its optimum, on the inputs
+that
 the teachers give them; a layer neither sees nor mends what the others leave over. ZipRank's 100 steps of 0.01 from all
 ones do, and reach a prediction that is nearer to the teachers'.
 
@@ -32,13 +33,13 @@ from typing import TYPE_CHECKING, Any
 from lorabench.config.choices import choose
 from lorabench.merging.method import Method
 from lorabench.merging.priors import dominant_roles, leads_somewhere, read_prior
-from lorabench.models.layer import Site
+from lorabench.models.layer import Layer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from lorabench.lora.adapter import LoRA
-    from lorabench.lora.layer import AllGates
+    from lorabench.lora.layer import AllMasks
     from lorabench.merging.step import MergeStep
 
 
@@ -65,36 +66,36 @@ class ZipRankClosed(Method):
 
         return in_basis(loras, self.basis)
 
-    def gates(self, sites: Mapping[str, Site], seed: int) -> None:
+    def masks(self, layers: Mapping[str, Layer], seed: int) -> None:
         if self.lambda_prior:
-            leads_somewhere(dominant_roles(self.prior, sites))
+            leads_somewhere(dominant_roles(self.prior, layers))
 
-    def solve(self, draw: Callable[[int, int], MergeStep], seed: int) -> AllGates:
-        from lorabench.lora.layer import Gates
+    def solve(self, draw: Callable[[int, int], MergeStep], seed: int) -> AllMasks:
+        from lorabench.lora.layer import Masks
         from lorabench.merging.least_squares import least, least_nonnegative, rank_error
         from lorabench.merging.moments import teacher_moments
 
         steps = [draw(step, self.batch) for step in range(self.draws)]
         moments = teacher_moments(steps)
-        penalties = self.penalties(steps[0].sites) if self.lambda_prior else {}
-        gates = {}
+        penalties = self.penalties(steps[0].layers) if self.lambda_prior else {}
+        masks = {}
         for name, layer in steps[0].adapters.layers.items():
             error = rank_error(layer.factors(), moments[name])
             if self.lambda_prior:
                 m = least_nonnegative(error, self.ridge, penalties[name] * error.c)
             else:
                 m = least(error, self.ridge)
-            gates[name] = tuple(Gates(r=each) for each in m.float().split(layer.ranks))
-        return gates
+            masks[name] = tuple(Masks(r=each) for each in m.float().split(layer.ranks))
+        return masks
 
-    def penalties(self, sites: Mapping[str, Site]) -> dict[str, Tensor]:
-        """The weight of each entry in lambda_prior * mean(m_dom), by site."""
+    def penalties(self, layers: Mapping[str, Layer]) -> dict[str, Tensor]:
+        """The weight of each entry in lambda_prior * mean(m_dom), by layer."""
         import torch
 
-        def weights(site: Site, dominant: Sequence[int]) -> Tensor:
-            share = self.lambda_prior / max(1, sum(site.ranks[k] for k in dominant))
-            each = [torch.full((rank,), share * (k in dominant)) for k, rank in enumerate(site.ranks)]
+        def weights(layer: Layer, dominant: Sequence[int]) -> Tensor:
+            share = self.lambda_prior / max(1, sum(layer.ranks[k] for k in dominant))
+            each = [torch.full((rank,), share * (k in dominant)) for k, rank in enumerate(layer.ranks)]
             return torch.cat(each).double()
 
-        roles = dominant_roles(self.prior, sites)
-        return {name: weights(site, site.of(role) if (role := roles[name]) else ()) for name, site in sites.items()}
+        roles = dominant_roles(self.prior, layers)
+        return {name: weights(layer, layer.of(role) if (role := roles[name]) else ()) for name, layer in layers.items()}
