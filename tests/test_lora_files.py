@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lorabench.base import UserError
-from lorabench.lora.adapter import Factors, LoRA
+from lorabench.lora.adapter import LoRA
+from lorabench.lora.factors import Factors
 from lorabench.lora.files import names
 from lorabench.lora.layer import export
 from lorabench.micro.architecture import build_unet
@@ -162,21 +163,21 @@ def test_alpha_is_folded_in_before_rounding(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_diverged_lora_is_not_written(tmp_path: Path, value: float, dtype: str | None) -> None:
     lora = lora_of({"unet.mid_block.attentions.0.proj_in": (torch.ones(1, 2), torch.full((2, 1), value), None)})
-    with pytest.raises(UserError, match=r"proj_in has values .*the training diverged; type a smaller lora\.lr"):
+    with pytest.raises(UserError, match=r"proj_in has values .*the training diverged; use a smaller lora\.lr"):
         lora.save(tmp_path / FILE, dtype=dtype)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_number_that_half_precision_cannot_hold_is_named(tmp_path: Path) -> None:
-    lora = lora_of({"unet.mid_block.attentions.0.proj_in": (torch.ones(1, 2), torch.full((2, 1), 1e6), None)})
-    with pytest.raises(UserError, match="1e\\+06, too much for float16"):
+    lora = lora_of({"unet.mid_block.attentions.0.proj_in": (torch.full((1, 2), 1e6), torch.full((2, 1), 1e6), None)})
+    with pytest.raises(UserError, match="1e\\+06, too large for float16"):
         lora.save(tmp_path / FILE, dtype="float16")
-    with pytest.raises(UserError, match="type diffusers or kohya"):
+    with pytest.raises(UserError, match="must be kohya or diffusers"):
         lora.save(tmp_path / FILE, format="lycoris")
-    with pytest.raises(UserError, match="type float32, float16, bfloat16"):
+    with pytest.raises(UserError, match="must be one of float32, float16, bfloat16"):
         lora.save(tmp_path / FILE, dtype="int8")
     assert not (tmp_path / FILE).exists()
-    with pytest.raises(UserError, match=r"cannot be written.*type a path"):
+    with pytest.raises(UserError, match=r"cannot be written.*use a path"):
         lora.save(tmp_path / "nowhere" / FILE)
 
 

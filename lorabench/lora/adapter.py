@@ -1,82 +1,59 @@
-"""A LoRA as data: two factors for each adapted layer."""
+"""What a training adds to a model, with all its parts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from lorabench.base import UserError
+from lorabench.lora.factors import Factors, LazyFactors, Shape
+from lorabench.lora.masks import Masks
+
 if TYPE_CHECKING:
     from lorabench.lora.compress import CompressionError
 
-NO_STRENGTH = 1e-6  # of all directions together: what is below is rounding
+DENOISER = "unet"  # in front of the mapping's layers where those of text encoders stand beside them
 
 
-@dataclass(frozen=True)
-class Factors:
-    """The update `up @ down` of one linear layer.
+class Adapter(Mapping[str, Factors]):
+    """Factors by layer of the denoiser, and the other parts.
 
-    down: [rank, in], called A (lora_A) in peft.
-    up: [out, rank], called B (lora_B); the file's alpha / rank is folded in.
-    Factors of several pairs have a leading axis [pairs].
+    Masks and layer groups are about the denoiser, so the mapping shows its layers only.
+
+    Attributes:
+        text: Factors on the text encoders, by "text_encoder.<module path>" and "text_encoder_2.<module path>".
+        tokens: Learned embeddings by trigger and text encoder, [vectors, width].
+        masks: Masks by layer that were learned together with the factors. They are applied if the adapter is used
+            together with others, and not on its own.
+        backbone: Key of the change of the base weights that the adapter was trained on; None for the plain model.
+        metadata: Strings of the file that it was read from.
     """
 
-    down: Tensor
-    up: Tensor
-
-    @property
-    def rank(self) -> int:
-        return self.down.shape[-2]
-
-    def singular_values(self) -> Tensor:
-        """Of the update, in float64 on the CPU.
-
-        With up = Q S and down^T = P T the update is Q (S T^T) P^T: those of a core of rank x rank.
-        """
-        factors = (factor.detach().to("cpu", torch.float64) for factor in (self.up, self.down.mT))
-        left, right = (torch.linalg.qr(factor, mode="r").R for factor in factors)
-        return torch.linalg.svdvals(left @ right.mT)
-
-    def svd(self) -> Factors:
-        """The same update as orthonormal U [out, rank] and diag(s) V^T [rank, in], s falling; no dense update.
-
-        Unlike the trained factors, which any invertible matrix between them changes, these belong to the update.
-        """
-        q, s = torch.linalg.qr(self.up.float()), torch.linalg.qr(self.down.float().mT)
-        u, values, vt = torch.linalg.svd(q.R @ s.R.mT, full_matrices=False)
-        return Factors((values[:, None] * vt @ s.Q.mT).to(self.down), (q.Q @ u).to(self.up))
-
-    def proper_svd(self) -> Factors:
-        """`svd` without the directions of no strength, which rounding alone would choose."""
-        whole = self.svd()
-        s = whole.down.norm(dim=1)
-        kept = s > NO_STRENGTH * s.sum()
-        return Factors(whole.down[kept], whole.up[:, kept])
-
-    @classmethod
-    def total(cls, parts: Sequence[Factors]) -> Factors:
-        """The sum of updates of one layer: factors of all their ranks, in fp32."""
-        down, up = torch.cat([each.down for each in parts]), torch.cat([each.up for each in parts], dim=1)
-        return cls(down.float(), up.float())
-
-
-class LoRA(Mapping[str, Factors]):
-    """Factors by layer, a layer being the path of a linear layer inside the UNet.
-
-    text: factors on the text encoders, by "text_encoder.<module path>" and "text_encoder_2.<module path>"; usually
-        none. Masks and layer groups are about the UNet, so the mapping does not show them.
-    """
-
-    def __init__(self, factors: Mapping[str, Factors], text: Mapping[str, Factors] | None = None):
-        self._factors = dict(sorted(factors.items()))
-        self.text: dict[str, Factors] = dict(sorted((text or {}).items()))
+    def __init__(
+        self,
+        factors: Mapping[str, Factors],
+        text: Mapping[str, Factors] | None = None,
+        tokens: Mapping[str, Mapping[str, Tensor]] | None = None,
+        masks: Mapping[str, Masks] | None = None,
+        backbone: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ):
+        self._factors = _in_order(factors)
+        self.text = _in_order(text or {})
+        self.tokens = {trigger: dict(encoders) for trigger, encoders in (tokens or {}).items()}
+        self.masks = dict(masks or {})
+        self.backbone = backbone
+        self.metadata = dict(metadata or {})
 
     def __getitem__(self, layer: str) -> Factors:
         return self._factors[layer]
+
+    def __contains__(self, layer: object) -> bool:
+        return layer in self._factors
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._factors)
@@ -88,69 +65,146 @@ class LoRA(Mapping[str, Factors]):
     def layers(self) -> list[str]:
         return list(self._factors)
 
+    def named(self) -> Iterator[tuple[str, Factors]]:
+        """Yield all factors by component and module path, "unet.mid_block.attentions.0.proj_in"."""
+        yield from ((f"{DENOISER}.{layer}", each) for layer, each in self.items())
+        yield from self.text.items()
+
+    @property
+    def shapes(self) -> dict[str, Shape]:
+        """Rank, inputs and outputs by layer, those of the text encoders too; reads no tensors of a file."""
+        return shapes_of(self._factors) | shapes_of(self.text)
+
     @property
     def rank(self) -> int:
-        """The highest rank of any layer of the UNet."""
-        return max(factors.rank for factors in self._factors.values())
+        """The highest rank of any layer; 0 without factors."""
+        return max((shape[0] for shape in self.shapes.values()), default=0)
 
-    def svd(self) -> LoRA:
-        """The same updates in the basis of their singular value decompositions; text factors as they are."""
-        return LoRA({layer: factors.svd() for layer, factors in self.items()}, self.text)
+    @property
+    def is_empty(self) -> bool:
+        return not (self._factors or self.text or self.tokens)
 
-    def compressed(self, rank: int) -> tuple[LoRA, CompressionError]:
-        """The nearest LoRA of at most this rank at every layer, and its relative errors, which print as one line."""
+    def replaced(self, factors: Mapping[str, Factors], text: Mapping[str, Factors] | None = None) -> Adapter:
+        """Return the adapter with other factors; `text` None keeps those of the text encoders."""
+        text = self.text if text is None else text
+        return Adapter(factors, text, self.tokens, self.masks, self.backbone, self.metadata)
+
+    def loaded(self) -> Adapter:
+        """Return the adapter with all factors in memory."""
+        return self.replaced(dict(self), dict(self.text))
+
+    def svd(self) -> Adapter:
+        """Return the same updates in the basis of their singular value decompositions; text factors are kept."""
+        return self.replaced({layer: factors.svd() for layer, factors in self.items()})
+
+    def jointly(self) -> Adapter:
+        """Return the adapter as it is used together with others: with its own masks multiplied into the factors."""
+        if not self.masks:
+            return self
+        factors = {layer: self.masks[layer].masked(each) if layer in self.masks else each
+                   for layer, each in self.items()}  # fmt: skip
+        return Adapter(factors, self.text, self.tokens, None, self.backbone, self.metadata)
+
+    def compressed(self, rank: int) -> tuple[Adapter, CompressionError]:
+        """Return the nearest adapter of at most this rank in every layer, and its relative errors."""
         from lorabench.lora.compress import compress
 
         return compress(self, rank)
 
     @staticmethod
-    def stack(loras: Sequence[LoRA]) -> LoRA:
-        """LoRAs of the same shapes as one with a leading axis [pairs]; without text factors, which no mask touches."""
-        return LoRA(
+    def stack(adapters: Sequence[Adapter]) -> Adapter:
+        """Return adapters of equal shapes as one with a leading axis [pairs]; factors of the denoiser only."""
+        return Adapter(
             {
                 layer: Factors(
-                    torch.stack([each[layer].down for each in loras]), torch.stack([each[layer].up for each in loras])
+                    torch.stack([each[layer].down for each in adapters]),
+                    torch.stack([each[layer].up for each in adapters]),
                 )
-                for layer in loras[0]
+                for layer in adapters[0]
             }
         )
 
     def parameters(self, *names: str) -> int:
-        """How many numbers the factors of these names ("down", "up") hold, those on the text encoders too."""
+        """Return how many numbers the factors of these names ("down", "up") hold, those on text encoders too."""
         factors = [*self.values(), *self.text.values()]
         return sum(getattr(each, name).numel() for each in factors for name in names or ("down", "up"))
 
     @property
     def shape(self) -> dict[str, tuple[int, ...]]:
-        """What LoRAs must share to be stacked."""
+        """What adapters must share to be stacked."""
         return {layer: (*each.down.shape, *each.up.shape) for layer, each in self.items()}
 
     def save(
         self,
         path: Path | str,
         metadata: Mapping[str, str] | None = None,
-        format: str = "diffusers",
+        format: str = "kohya",
         dtype: str | None = None,
     ) -> None:
-        """Write a .safetensors file for diffusers and ComfyUI, or with format="kohya" for A1111 and ComfyUI.
+        """Write a .safetensors file.
 
-        dtype: "float32", "float16" or "bfloat16"; None leaves the factors as they are. See lorabench.lora.files.write.
+        Args:
+            path: Of the file.
+            metadata: Strings about its origin.
+            format: "kohya" (ComfyUI, A1111, Forge, diffusers), "diffusers" (diffusers only), or "store", which keeps
+                every part bitwise.
+            dtype: "float32", "float16" or "bfloat16"; None keeps the factors as they are.
+
+        Raises:
+            UserError: If the format has no place for a part, or the precision does not hold the numbers.
         """
         from lorabench.lora.files.write import write
 
         write(self, path, metadata, format, dtype)
 
     @classmethod
-    def load(cls, path: Path | str) -> LoRA:
-        """Read a file of any naming convention, in fp32 with alpha / rank folded into `up`.
+    def load(cls, path: Path | str) -> Adapter:
+        """Read a file of any naming convention, in fp32, with alpha / rank folded into `up`.
 
-        UserError where it is no LoRA of linear layers of the SDXL family. See lorabench.lora.files.read.
+        Raises:
+            UserError: If the file is not an adapter for linear layers of a model of the SDXL family.
         """
+        return cls.open(path).loaded()
+
+    @classmethod
+    def open(cls, path: Path | str) -> Adapter:
+        """As `load`, but factors are read from the file each time they are asked for."""
         from lorabench.lora.files.read import read
 
         return read(path)
 
 
-def in_basis(loras: Sequence[LoRA], basis: str) -> Sequence[LoRA]:
-    """The same updates in factors as trained ("raw") or as their singular value decomposition ("svd")."""
-    return [lora.svd() for lora in loras] if basis == "svd" else loras
+LoRA = Adapter  # the name until version 0.1; removed in 0.3
+
+
+def _in_order(factors: Mapping[str, Factors]) -> Mapping[str, Factors]:
+    return factors if isinstance(factors, LazyFactors) else dict(sorted(factors.items()))
+
+
+def is_lazy(factors: Mapping[str, Factors]) -> bool:
+    """Return whether factors are read or computed each time they are asked for."""
+    return isinstance(factors._factors if isinstance(factors, Adapter) else factors, LazyFactors)
+
+
+def shapes_of(factors: Mapping[str, Factors]) -> dict[str, Shape]:
+    """Return rank, inputs and outputs by layer; reads no tensors of a file."""
+    factors = factors._factors if isinstance(factors, Adapter) else factors
+    return factors.shapes if isinstance(factors, LazyFactors) else {name: each.shape for name, each in factors.items()}
+
+
+def common_backbone(adapters: Sequence[Adapter]) -> str | None:
+    """Return the backbone that all adapters were trained on.
+
+    Raises:
+        UserError: If they were trained on different ones.
+    """
+    found = {each.backbone for each in adapters}
+    if len(found) > 1:
+        names = ", ".join(sorted(each or "the plain model" for each in found))
+        raise UserError(f"the adapters were trained on different base weights ({names}); merge those of one backbone")
+    return found.pop() if found else None
+
+
+def in_basis(adapters: Sequence[Adapter], basis: str) -> Sequence[Adapter]:
+    """Return the same updates in factors as trained ("raw") or as their singular value decomposition ("svd")."""
+    return [each.svd() for each in adapters] if basis == "svd" else adapters

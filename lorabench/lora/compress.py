@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from lorabench.base import UserError
-from lorabench.lora.adapter import Factors, LoRA
+from lorabench.lora.adapter import Adapter
+from lorabench.lora.factors import Factors
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class CompressionError:
         return f"relative error {self.overall:.2%}, at most {self.layers[worst]:.2%} ({worst})"
 
 
-def compress(lora: LoRA, rank: int) -> tuple[LoRA, CompressionError]:
+def compress(lora: Adapter, rank: int) -> tuple[Adapter, CompressionError]:
     """At every layer the update of rank <= `rank` that is nearest in the Frobenius norm (Eckart and Young 1936).
 
     Layers of no higher rank stay as they are. With up = P S and down^T = Q T (QR), the SVD of the small S T^T is
@@ -46,7 +47,7 @@ def compress(lora: LoRA, rank: int) -> tuple[LoRA, CompressionError]:
             found[layer], lost[layer] = _truncate(factors, rank)
         return found
 
-    compressed = LoRA(nearest(lora), nearest(lora.text))
+    compressed = lora.replaced(nearest(lora), nearest(lora.text))
     errors = {layer: (tail / whole).sqrt().item() if whole > 0 else 0.0 for layer, (tail, whole) in lost.items()}
     tail, whole = (torch.stack([each[i] for each in lost.values()]).sum() for i in (0, 1))
     return compressed, CompressionError(errors, (tail / whole).sqrt().item() if whole > 0 else 0.0)

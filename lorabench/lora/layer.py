@@ -12,8 +12,7 @@ one after the other, then meets its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 import torch
@@ -21,47 +20,12 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from lorabench.base import UserError
-from lorabench.lora.adapter import Factors, LoRA
+from lorabench.lora.adapter import Adapter
+from lorabench.lora.export import export, jointly, weighted_text
+from lorabench.lora.factors import Factors
+from lorabench.lora.masks import AllMasks, Masks, learned_params
 
-
-@dataclass(frozen=True)
-class Masks:
-    """Gate vectors of one adapter at one layer; None stands for ones.
-
-    o: [out], r: [rank], i: [in]; with a leading axis [pairs] where the factors have one.
-    """
-
-    o: Tensor | None = None
-    r: Tensor | None = None
-    i: Tensor | None = None
-
-    def down(self, factors: Factors) -> Tensor:
-        """D i, [rank, in]."""
-        return factors.down if self.i is None else factors.down * self.i[..., None, :]
-
-    def up(self, factors: Factors) -> Tensor:
-        """o U, [out, rank]."""
-        return factors.up if self.o is None else self.o[..., None] * factors.up
-
-    def masked(self, factors: Factors) -> Factors:
-        """The factors of o U diag(r) D i."""
-        up = self.up(factors)
-        return Factors(self.down(factors), up if self.r is None else up * self.r[..., None, :])
-
-    def named(self) -> dict[str, Tensor]:
-        """The masks that are set."""
-        return {kind: tensor for kind, tensor in vars(self).items() if tensor is not None}
-
-    def only(self) -> Tensor:
-        """The one mask that is set."""
-        [mask] = self.named().values()
-        return mask
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> Masks:
-        return Masks(**{kind: function(tensor) for kind, tensor in self.named().items()})
-
-
-AllMasks = dict[str, tuple[Masks, ...]]  # by layer, one an adapter
+__all__ = ["Adapters", "AllMasks", "MaskedLoRA", "Masks", "attach", "export", "learned_params", "weighted_text"]
 
 
 class MaskedLoRA(nn.Module):
@@ -150,12 +114,12 @@ class Adapters:
             module.scale = expanded[key]
             module.masked = masked and module.masks is not None
 
-    def loras(self) -> list[LoRA]:
+    def loras(self) -> list[Adapter]:
         """The adapters as they stand, on their own memory."""
         stacks = {layer: module.factors() for layer, module in self.layers.items()}
         count = len(next(iter(stacks.values())))
         return [
-            LoRA({layer: Factors(stack[k].down.detach().clone(), stack[k].up.detach().clone())
+            Adapter({layer: Factors(stack[k].down.detach().clone(), stack[k].up.detach().clone())
                   for layer, stack in stacks.items()})
             for k in range(count)
         ]  # fmt: skip
@@ -180,7 +144,7 @@ def _by_rank(scales: Tensor, layer: MaskedLoRA) -> Tensor:
 
 def attach(
     unet: nn.Module,
-    loras: Sequence[LoRA],
+    loras: Sequence[Adapter],
     masks: Mapping[str, Sequence[Masks]] | None = None,
     dtype: torch.dtype | None = None,
 ) -> Adapters:
@@ -189,7 +153,7 @@ def attach(
     masks: by layer, one a LoRA.  dtype: of the factors, where it should not be the UNet's.
     Raises UserError where a LoRA does not fit the UNet.
     """
-    layers = {}
+    layers, loras = {}, jointly(loras)
     for layer in union(loras):
         present = [lora[layer] for lora in loras if layer in lora]
         base = fitting_layer(unet, layer, present)
@@ -198,40 +162,7 @@ def attach(
     return Adapters(unet, layers)
 
 
-def export(
-    loras: Sequence[LoRA],
-    masks: Mapping[str, Sequence[Masks]] | None = None,
-    scales: Mapping[str, Sequence[float]] | None = None,
-) -> LoRA:
-    """The merge as one ordinary LoRA of rank sum_k r_k, exactly.
-
-    down = cat_k(D_k i_k), up = cat_k(scale_k o_k U_k r_k); what has no scale is left out.
-    """
-    merged = {}
-    for layer in union(loras):
-        present = [k for k, lora in enumerate(loras) if layer in lora and (scales is None or scales[layer][k])]
-        if not present:
-            continue
-        masked = [masks[layer][k].masked(loras[k][layer]) if masks else loras[k][layer] for k in present]
-        downs = [each.down for each in masked]
-        ups = [
-            each.up if scales is None else each.up * scales[layer][k] for k, each in zip(present, masked, strict=True)
-        ]
-        merged[layer] = Factors(torch.cat(downs).detach(), torch.cat(ups, dim=1).detach())
-    return LoRA(merged, weighted_text(loras, scales))
-
-
-def weighted_text(loras: Sequence[LoRA], scales: Mapping[str, Sequence[float]] | None) -> dict[str, Factors]:
-    """The text encoders' parts, summed at their scales: no mask is about them."""
-    merged = {}
-    for layer in sorted({layer for lora in loras for layer in lora.text}):
-        present = [(k, lora.text[layer]) for k, lora in enumerate(loras) if layer in lora.text]
-        ups = [each.up if scales is None else each.up * scales[layer][k] for k, each in present]
-        merged[layer] = Factors(torch.cat([each.down for _, each in present]), torch.cat(ups, dim=1))
-    return merged
-
-
-def union(loras: Sequence[LoRA]) -> list[str]:
+def union(loras: Sequence[Adapter]) -> list[str]:
     return sorted({layer for lora in loras for layer in lora})
 
 
@@ -260,9 +191,3 @@ def linear_at(unet: nn.Module, layer: str) -> nn.Linear:
 def _nothing(like: Factors) -> Factors:
     """An adapter of rank 0: it leaves the layer alone."""
     return Factors(like.down[..., :0, :], like.up[..., :0])
-
-
-def learned_params(masks: Mapping[str, Sequence[Masks]]) -> int:
-    """How many numbers the masks hold; a tensor that several layers share counts once."""
-    tensors = [tensor for layer in masks.values() for mask in layer for tensor in mask.named().values()]
-    return sum({id(tensor): tensor.numel() for tensor in tensors}.values())

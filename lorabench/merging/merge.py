@@ -65,7 +65,7 @@ class MergeResult:
 
         UserError where the merge is not finite.
         """
-        self.lora.save(folder / "merged.safetensors")
+        self.lora.save(folder / "merged.safetensors", format="store")
         if self.masks is not None:
             named = {
                 f"{layer}|{k}|{kind}": tensor.clone()  # masks that share their memory are written apart

@@ -60,7 +60,7 @@ def personalise(
             scratch,
             in_core,
         )
-        lora.save(folder / "lora.safetensors")
+        lora.save(folder / "lora.safetensors", format="store")
         costs["learned_parameters"] = lora.parameters("down") if in_core else lora.parameters()
     curves.write(folder)
     if look.folder.is_dir():
@@ -80,7 +80,7 @@ def personalise_aligned(
     with cost(folder, base.unet) as costs:
         loras = train_aligned(base, concept, spec, seed, trainer, progress, curves, scratch)
         for role, lora in loras.items():
-            lora.save(folder / f"{role}.safetensors")
+            lora.save(folder / f"{role}.safetensors", format="store")
         costs["learned_parameters"] = sum(lora.parameters("up") for lora in loras.values())
     curves.write(folder)
 

@@ -15,41 +15,61 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lorabench.base import UserError
-from lorabench.lora.adapter import Factors, LoRA
-from lorabench.lora.files import names, refuse
+from lorabench.lora.adapter import DENOISER, Adapter
+from lorabench.lora.factors import Factors, LazyFactors
+from lorabench.lora.files import embeddings, names, refuse, stored
 
 METADATA_KEY = "lora_adapter_metadata"  # where diffusers' save_lora_weights keeps the peft configs of a file
 PEFT_PREFIX = "base_model.model."
 PEFT_CONFIG = "adapter_config.json"  # where peft keeps the config of a file in the same folder
 
 
-def read(path: Path | str) -> LoRA:
-    """The LoRA in a .safetensors file, or in a folder as diffusers or peft write it, in fp32.
+def read(path: Path | str) -> Adapter:
+    """Return the adapter in a .safetensors file, or in a folder as diffusers or peft write it.
 
-    Factors are paired by name, alpha / rank is folded into `up`: the `.alpha` of a layer (kohya), else peft's config in
+    Names, shapes and metadata are checked here; factors are read from the file, in fp32, when they are asked for.
+    Factors are paired by name. alpha / rank is folded into `up`: the `.alpha` of a layer (kohya), else peft's config in
     the file's metadata or beside it, else alpha = rank, which is what every reader assumes then.
-    UserError for anything but a LoRA of linear layers of the SDXL family, see refuse.py.
+
+    Raises:
+        UserError: If the file is not an adapter for linear layers of a model of the SDXL family, see refuse.py.
     """
     path = refuse.resolve(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            keys = list(file.keys())
-            metadata = file.metadata() or {}
-            refuse.other_kinds(path, keys)
-            layers = _layers(path, keys)
-            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in keys}
-            _check(path, layers, shapes, metadata)
-            configs = _configs(path, keys, metadata)
-            factors = {
-                layer: _factors(path, layer, {part: file.get_tensor(key) for part, key in found.items()}, configs)
-                for layer, found in layers.items()
-            }
+        file = safe_open(path, framework="pt")
+        keys, metadata = list(file.keys()), file.metadata() or {}
+        shapes = {key: tuple(file.get_slice(key).get_shape()) for key in keys}
+        if embeddings.is_embedding(shapes):
+            return Adapter({}, tokens=embeddings.read_tokens(path, keys, file.get_tensor), metadata=metadata)
+        masks = stored.masks({key: file.get_tensor(key) for key in keys if stored.is_mask(key)})
+        tokens = embeddings.read_tokens(path, embeddings.bundled(keys), file.get_tensor)
+        keys = [key for key in keys if not stored.is_mask(key) and not embeddings.BUNDLE.fullmatch(key)]
+        refuse.other_kinds(path, keys)
+        layers = _layers(path, keys)
+        _check(path, layers, shapes, metadata)
+        configs = _configs(path, keys, metadata)
     except (OSError, SafetensorError) as error:
         raise refuse.broken(path, error) from None
-    unet = {layer.removeprefix("unet."): each for layer, each in factors.items() if layer.startswith("unet.")}
-    if not unet:
-        raise UserError(f"{path} adapts text encoders alone; {refuse.EXPECTED}: give a LoRA with UNet layers")
-    return LoRA(unet, {layer: each for layer, each in factors.items() if not layer.startswith("unet.")})
+    scales = stored.scales(metadata)
+
+    def factors(layer: str) -> Factors:
+        tensors = {part: file.get_tensor(key) for part, key in layers[layer].items()}
+        return _factors(path, layer, tensors, configs, scales)
+
+    sizes = {layer: (shapes[part["down"]][0], shapes[part["down"]][1], shapes[part["up"]][0])
+             for layer, part in layers.items()}  # fmt: skip
+    head = f"{DENOISER}."
+    return Adapter(
+        LazyFactors(
+            {layer.removeprefix(head): size for layer, size in sizes.items() if layer.startswith(head)},
+            lambda layer: factors(head + layer),
+        ),
+        LazyFactors({layer: size for layer, size in sizes.items() if not layer.startswith(head)}, factors),
+        tokens,
+        masks,
+        metadata.get(stored.BACKBONE),
+        metadata,
+    )
 
 
 def _layers(path: Path, keys: list[str]) -> dict[str, dict[str, str]]:
@@ -149,21 +169,23 @@ def _configs(path: Path, keys: list[str], metadata: Mapping[str, str]) -> dict[s
         ) from None
 
 
-def _factors(path: Path, layer: str, tensors: dict[str, Tensor], configs: Mapping[str, _Config]) -> Factors:
-    """down [rank, in] and up [out, rank] in fp32 with alpha / rank in `up`.
+def _factors(
+    path: Path, layer: str, tensors: dict[str, Tensor], configs: Mapping[str, _Config], scales: Mapping[str, float]
+) -> Factors:
+    """Return down [rank, in] and up [out, rank] in fp32 with alpha / rank in `up`.
 
     fp32 before the fold: alpha / rank of 1/128 would push half-precision values below what they can hold.
     """
     for part, tensor in tensors.items():  # diffusers' kohya converter writes alpha as an integer
         if (part != "alpha" and not tensor.is_floating_point()) or not torch.isfinite(tensor.float()).all():
-            raise UserError(
-                f"{path} has values at {layer} that are no finite floats; download or export the file again"
-            )
+            raise UserError(f"{path} has values at {layer} that are not finite floats; download the file again")
     down, up = (tensors[part].float().flatten(1) for part in ("down", "up"))
+    if layer in scales and "alpha" not in tensors:  # of the store: `up` holds it already
+        return Factors(down, up, scales[layer])
     rank = down.shape[0]
     component, _, module = layer.partition(".")
     if "alpha" in tensors:
         scale = tensors["alpha"].float().item() / rank
     else:
         scale = configs.get(component, _Config()).scale(module, rank)
-    return Factors(down, up if scale == 1 else up * scale)
+    return Factors(down, up if scale == 1 else up * scale, scale)

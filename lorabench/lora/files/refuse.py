@@ -29,8 +29,6 @@ KINDS = (
     (r"\.lora\.weight$", "a dense merge without factors", "give the LoRAs that went into it"),
     (r"(lora_B(\.\w+)?|lora_up|lora\.up)\.bias$", "a LoRA with biases", "train with lora_bias off"),
     (r"lora_embedding_[AB]", "a LoRA of token embeddings", "train a LoRA of linear layers only"),
-    (r"^(clip_[lg]|emb_params|string_to_param.*)$", "a textual inversion", "give a LoRA"),
-    (r"^bundle_emb\.", "a LoRA bundled with token embeddings (pivotal tuning)", "train without new tokens"),
     (r"motion_modules", "a LoRA for AnimateDiff", "give one trained on SDXL"),
     (r"(double|single|joint|dual)_(stream_|transformer_)?blocks[._]", "a LoRA of a Flux, SD3 or like transformer",
      "give one trained on SDXL"),

@@ -1,4 +1,4 @@
-"""The one writer of LoRA files: factors by layer in, the names that other programs read out."""
+"""The one writer of adapter files: factors by layer in, the names that other programs read out."""
 
 from __future__ import annotations
 
@@ -13,109 +13,118 @@ from torch import Tensor
 
 from lorabench.base import UserError
 from lorabench.engine.failures import system_fault
-from lorabench.lora.adapter import Factors, LoRA
-from lorabench.lora.files import names
+from lorabench.lora.adapter import Adapter
+from lorabench.lora.factors import Factors
+from lorabench.lora.files import embeddings, metadata, stored
+from lorabench.lora.files.formats import FORMATS, Format
+from lorabench.lora.files.precision import DTYPES, Precision
 
-DTYPES = ("float32", "float16", "bfloat16")
-SDXL_TEXT_WIDTH = 2048
+LONGEST_NAME = 255  # bytes, on every usual file system
+TEMPORARY = ".part"
 
 
 def write(
-    lora: LoRA,
+    adapter: Adapter,
     path: Path | str,
-    metadata: Mapping[str, str] | None = None,
-    format: str = "diffusers",
+    origin: Mapping[str, str] | None = None,
+    format: str = "kohya",
     dtype: str | None = None,
 ) -> None:
-    """Write a .safetensors file.
+    """Write a .safetensors file; layers whose update is zero are left out.
 
-    format: "diffusers", which `pipe.load_lora_weights` reads (and ComfyUI), or "kohya", which A1111, ComfyUI, Forge and
-        diffusers read.
-    dtype: "float32", "float16" or "bfloat16"; None leaves the factors as they are.
-    metadata: strings about the file's origin; readers ignore them.
-    UserError if the format, the precision or the path cannot be, if a number is too large for the precision, or none
-    at all, as after a training that diverged.
+    Factors are asked for layer by layer and cast at once, so that a lazy adapter never is in memory as a whole.
+
+    Args:
+        adapter: What is written.
+        path: Of the file; in diffusers' format token embeddings are written to files beside it.
+        origin: Metadata about where the adapter comes from.
+        format: "kohya", "diffusers" or "store", see formats.py.
+        dtype: "float32", "float16" or "bfloat16"; None keeps the factors as they are.
+
+    Raises:
+        UserError: If the format, the precision or the path is not possible, nothing is left to write, or a number is
+            too large for the precision or not finite, as after a training that diverged.
     """
+    path = Path(path)
     if format not in FORMATS:
-        raise UserError(f"the LoRA format {format!r} is unknown; type {' or '.join(FORMATS)}")
+        raise UserError(f"format={format} must be {' or '.join(FORMATS)}; use format=kohya")
     if dtype is not None and dtype not in DTYPES:
-        raise UserError(f"a LoRA cannot be written as {dtype!r}; type {', '.join(DTYPES)}")
-    factors = {**{f"unet.{layer}": each for layer, each in lora.items()}, **lora.text}
-    for layer, each in factors.items():
-        if not (torch.isfinite(each.down).all() and torch.isfinite(each.up).all()):
+        raise UserError(f"dtype={dtype} must be one of {', '.join(DTYPES)}; use dtype=float16")
+    check_name(path)
+    layout = FORMATS[format]
+    layout.check(adapter)
+    precision = Precision(dtype)
+    tensors, ranks, scales = _tensors(adapter, layout, precision)
+    beside = {} if layout.bundles else embeddings.separate(adapter.tokens, path)
+    if layout.bundles:
+        tensors |= {key: precision.vectors(key, each) for key, each in embeddings.bundle(adapter.tokens).items()}
+    if layout.keeps_all:
+        tensors |= {key: _plain(each) for key, each in stored.mask_tensors(adapter).items()}
+    if not tensors and not beside:
+        raise UserError(f"{path.name} would hold no update that is not zero; merge other files or use method=direct")
+    notes = {
+        **layout.notes(adapter, ranks), **metadata.general(adapter, path, ranks, tensors),
+        **(stored.notes(adapter, scales) if layout.keeps_all else {}), **(origin or {}),
+    }  # fmt: skip
+    if tensors:
+        _save(tensors, path, notes)
+    for file, vectors in beside.items():
+        check_name(file)
+        _save({key: precision.vectors(key, each) for key, each in vectors.items()}, file, dict(origin or {}))
+
+
+def check_name(path: Path) -> None:
+    """UserError if no file system has room for the name of a file."""
+    if len((path.name + TEMPORARY).encode()) > LONGEST_NAME:
+        raise UserError(f"output={path.name[:40]}... must have at most 250 bytes; use output=merged.safetensors")
+
+
+def _tensors(
+    adapter: Adapter, layout: Format, precision: Precision
+) -> tuple[dict[str, Tensor], dict[str, int], dict[str, float]]:
+    """Return tensors by key, and ranks and scales by component and layer, of all updates that are not zero."""
+    keys = layout.keys(adapter)
+    tensors: dict[str, Tensor] = {}
+    ranks: dict[str, int] = {}
+    scales: dict[str, float] = {}
+    for layer, factors in adapter.named():
+        if not (torch.isfinite(factors.down).all() and torch.isfinite(factors.up).all()):
             raise UserError(
-                f"{layer} has values that are no finite numbers: the training diverged; type a smaller lora.lr, or "
-                "method.fit.lr where a merge is learned"
+                f"{layer} has values that are not finite numbers: the training diverged; use a smaller lora.lr, or a "
+                "smaller method.fit.lr if a merge is learned"
             )
-    tensors, notes = FORMATS[format](factors)
-    if dtype is not None:
-        tensors = {key: _cast(key, tensor, dtype) for key, tensor in tensors.items()}
+        if factors.is_zero:
+            continue
+        ranks[layer] = factors.rank
+        if factors.scale != 1:
+            scales[layer] = factors.scale
+        down, up, alpha = keys[layer]
+        scaled = factors if alpha is None or factors.rank == alpha else factors.times(factors.rank / alpha)
+        tensors[down], tensors[up] = precision.factors(layer, Factors(_plain(scaled.down), _plain(scaled.up)))
+        if alpha is not None:
+            tensors[f"{down.partition('.')[0]}.alpha"] = torch.tensor(float(alpha))
+    return tensors, ranks, scales
+
+
+def _save(tensors: Mapping[str, Tensor], path: Path, notes: Mapping[str, str]) -> None:
+    """Write beside the path and rename, so that no half a file is left."""
+    part = path.with_name(path.name + TEMPORARY)
     try:
-        save_file(tensors, path, metadata={"format": "pt", **notes, **(metadata or {})})
-        Path(path).chmod(0o666 & ~umask())  # safetensors leaves a file to its owner alone
+        save_file(dict(tensors), part, metadata={"format": "pt", **notes})
+        part.chmod(0o666 & ~umask())  # safetensors leaves a file to its owner only
+        part.replace(path)
     except (OSError, SafetensorError) as error:
-        line = f"{path} cannot be written ({error}); type a path in a folder that exists"
+        part.unlink(missing_ok=True)
+        line = f"{path} cannot be written ({error}); use a path in a folder that exists"
         raise UserError(system_fault(error, str(path)) or line) from None
 
 
-def _diffusers(factors: Mapping[str, Factors]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """peft's names for the UNet; `lora_linear_layer` for text encoders, as diffusers writes them itself.
-
-    (diffusers refuses peft's names where an encoder has adapters on its MLPs alone.)
-    No alpha is written, which diffusers, peft and ComfyUI read as alpha = rank: the update is `up @ down` as it stands.
-    """
-    tensors = {}
-    for layer, each in factors.items():
-        component = layer.partition(".")[0]
-        endings = ("lora_A", "lora_B") if component == "unet" else ("lora_linear_layer.down", "lora_linear_layer.up")
-        for ending, tensor in zip(endings, (each.down, each.up), strict=True):
-            tensors[f"{component}.{names.file_path(layer)}.{ending}.weight"] = _plain(tensor)
-    return tensors, {}
-
-
-def _kohya(factors: Mapping[str, Factors]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """kohya's names and one alpha for the whole file, the highest rank.
-
-    Readers multiply by alpha / rank, so `up` holds the inverse where a layer has a lower rank. (alpha = rank at each
-    layer would say the same, but diffusers 0.42 drops alphas that differ.) alpha is in fp32: bf16 lacks some integers.
-
-    SDXL's layers carry LDM's block numbers, as kohya's trainer writes them. These depend on the number of layers in a
-    block; where the layers do not tell it, all keep diffusers' block names, which A1111 and ComfyUI read as well. (All,
-    since diffusers drops one kind from a file that has both.)
-    """
-    ldm = names.ldm_is_safe([layer.removeprefix("unet.") for layer in factors if layer.startswith("unet.")])
-    alpha = max((each.rank for each in factors.values()), default=1)
-    tensors, sdxl = {}, False
-    for layer, each in factors.items():
-        stem = names.kohya_stem(layer, ldm)
-        if names.layer(stem) != layer:
-            raise UserError(f"kohya's format has no name for {layer}; type format=diffusers")
-        tensors[f"{stem}.lora_down.weight"] = _plain(each.down)
-        tensors[f"{stem}.lora_up.weight"] = _plain(each.up if each.rank == alpha else each.up * (each.rank / alpha))
-        tensors[f"{stem}.alpha"] = torch.tensor(float(alpha))
-        sdxl |= layer.endswith((".attn2.to_k", ".attn2.to_v")) and each.down.shape[1] == SDXL_TEXT_WIDTH
-    # A1111 takes a file with metadata for one of SD1.5, and hides it, unless they name SDXL.
-    return tensors, {"ss_base_model_version": "sdxl_base_v1-0"} if sdxl else {}
-
-
 def umask() -> int:
-    """The process's, which can only be read by setting it."""
+    """Return the umask of the process, which can only be read by setting it."""
     os.umask(mask := os.umask(0o022))
     return mask
 
 
-FORMATS = {"diffusers": _diffusers, "kohya": _kohya}
-
-
 def _plain(tensor: Tensor) -> Tensor:
-    """On memory of its own: safetensors refuses tensors that share it."""
+    """Return a tensor on memory of its own: safetensors refuses tensors that share it."""
     return tensor.detach().to("cpu", copy=True).contiguous()
-
-
-def _cast(key: str, tensor: Tensor, dtype: str) -> Tensor:
-    if key.endswith(".alpha"):
-        return tensor
-    cast = tensor.to(getattr(torch, dtype))
-    if not torch.isfinite(cast).all():
-        raise UserError(f"{key} reaches {tensor.abs().max():.3g}, too much for {dtype}; type dtype=bfloat16 or float32")
-    return cast

@@ -1,0 +1,64 @@
+"""Metadata of adapter files that other programs read."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lorabench.lora.adapter import Adapter
+
+BASE = "ss_base_model_version"
+SDXL = "sdxl_base_v1-0"
+SDXL_TEXT_WIDTH = 2048
+# The first up block of SD1.5 and SD2 has no attention, their blocks have one transformer layer, and only SDXL embeds
+# sizes or has a second encoder.
+SDXL_ONLY = re.compile(r"up_blocks\.0\.attentions\.|add_embedding\.|.*\.transformer_blocks\.[1-9]|text_encoder_2\.")
+
+
+def general(adapter: Adapter, path: Path, ranks: Mapping[str, int], tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return the metadata of kohya's trainer and of the model specification (SAI).
+
+    A1111 takes a file with metadata for one of SD1.5, and hides it, unless they name SDXL.
+    """
+    version = adapter.metadata.get(BASE, "")
+    base = version if version.startswith("sdxl") else SDXL if is_sdxl(adapter) else None
+    digest = data_hash(tensors)
+    found = {
+        "modelspec.sai_model_spec": "1.0.0", "modelspec.title": path.stem, "modelspec.hash_sha256": f"0x{digest}",
+        "sshs_model_hash": digest, "ss_output_name": path.stem,
+    }  # fmt: skip
+    if ranks:
+        rank = str(max(ranks.values())) if len(set(ranks.values())) == 1 else "Dynamic"
+        found |= {"ss_network_module": "networks.lora", "ss_network_dim": rank, "ss_network_alpha": rank}
+    if base is None:
+        return found
+    return found | {BASE: base, "modelspec.architecture": "stable-diffusion-xl-v1-base/lora"}
+
+
+def inherited(several: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """Return what holds for a merge of files with these metadata: the base model, if all of them name one."""
+    versions = {metadata.get(BASE) for metadata in several}
+    version = versions.pop() if len(versions) == 1 else None
+    return {BASE: version} if version else {}
+
+
+def is_sdxl(adapter: Adapter) -> bool:
+    """Return whether the layers show that the base model is of the SDXL family."""
+    shapes = adapter.shapes
+    if any(SDXL_ONLY.match(layer) for layer in shapes):
+        return True
+    reads_text = (shape for layer, shape in shapes.items() if layer.endswith((".attn2.to_k", ".attn2.to_v")))
+    return any(shape[1] == SDXL_TEXT_WIDTH for shape in reads_text)
+
+
+def data_hash(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of a .safetensors file after its header: wider types first, then by name."""
+    digest = hashlib.sha256()
+    for key in sorted(tensors, key=lambda key: (-tensors[key].element_size(), key)):
+        digest.update(memoryview(tensors[key].contiguous().reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()

@@ -1,0 +1,70 @@
+"""Casting factors for a file, without losing what is small or large."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lorabench.base import UserError
+from lorabench.lora.factors import Factors
+
+DTYPES = ("float32", "float16", "bfloat16")
+SMALLEST = {"float16": 2.0**-24, "bfloat16": 2.0**-133}  # positive number
+ROUNDING = {"float16": 2.0**-12, "bfloat16": 2.0**-9}  # relative, of a number that is neither small nor large
+MOST = 0.01  # share of a factor's norm that a cast may lose
+
+
+@dataclass(frozen=True)
+class Precision:
+    """A cast to `dtype`; None keeps numbers as they are."""
+
+    dtype: str | None
+
+    def factors(self, layer: str, factors: Factors) -> tuple[Tensor, Tensor]:
+        """Return down and up in the precision of the file.
+
+        alpha much smaller than the rank makes `up` so small that half precision loses it. Then `up` is multiplied and
+        `down` divided by a power of two, which changes no digit and leaves the update as it is.
+
+        Raises:
+            UserError: If numbers are too large or too small even so.
+        """
+        if self.dtype in (None, "float32"):
+            return tuple(each if self.dtype is None else each.float() for each in (factors.down, factors.up))  # pyright: ignore[reportReturnType]
+        down, up = factors.down.float(), factors.up.float()
+        if not (self.holds(down) and self.holds(up)):
+            power = 2.0 ** round(float(torch.log2(rms(down) / rms(up)) / 2))
+            down, up = down / power, up * power
+        return self.cast(f"{layer} (down)", down), self.cast(f"{layer} (up)", up)
+
+    def vectors(self, key: str, vectors: Tensor) -> Tensor:
+        """Return token embeddings in the precision of the file."""
+        plain = vectors.detach().cpu().contiguous().clone()
+        return plain if self.dtype is None else self.cast(key, plain.float())
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Return whether a cast loses no more than rounding: nothing overflows, and few numbers are tiny."""
+        assert self.dtype is not None
+        largest = torch.finfo(getattr(torch, self.dtype)).max
+        lost = SMALLEST[self.dtype] / 2 * tensor.numel() ** 0.5  # if every number loses half of the smallest step
+        return bool(tensor.abs().max() <= largest) and lost <= ROUNDING[self.dtype] * float(tensor.norm())
+
+    def cast(self, name: str, tensor: Tensor) -> Tensor:
+        """UserError if the cast overflows or loses more than MOST."""
+        assert self.dtype is not None
+        cast = tensor.to(getattr(torch, self.dtype))
+        if self.dtype == "float32" or self.holds(tensor):
+            return cast
+        advice = "use task.dtype=bfloat16 (dtype='bfloat16' in Python)"
+        if not torch.isfinite(cast).all():
+            raise UserError(f"{name} reaches {tensor.abs().max():.3g}, too large for {self.dtype}; {advice}")
+        lost = float((cast.float() - tensor).norm() / tensor.norm().clamp(min=torch.finfo().tiny))
+        if lost > MOST:
+            raise UserError(f"{name} is too small for {self.dtype}, which loses {lost:.0%} of it; {advice}")
+        return cast
+
+
+def rms(tensor: Tensor) -> Tensor:
+    return tensor.double().square().mean().sqrt()
