@@ -76,7 +76,8 @@ def test_sorting_by_keyboard(chromium: Browser, sweep: Path) -> None:
     with opened(chromium, sweep) as page:
         header(page, "method").get_by_role("button").focus()
         page.keyboard.press("Enter")
-        assert rows(page) == sorted(rows(page)) and "Sorted by method, ascending." in page.locator("#said").inner_text()
+        assert rows(page) == sorted(rows(page))
+        assert "Sorted by method, ascending." in page.locator("#table-status").inner_text()
         page.keyboard.press("Tab")
         page.keyboard.press("Space")
         assert header(page, "dino/content").get_attribute("aria-sort") == "descending"
@@ -112,7 +113,7 @@ def test_filters_act_on_everything(chromium: Browser, sweep: Path) -> None:
         own = data["rows"][3]["pairs"]["clip_t"]
         mean = sum(own[str(at)][0] for at, kept in enumerate(bird) if kept) / sum(bird)
         assert column(page, 3)[3] == pytest.approx(mean, abs=6e-4)
-        assert "2 of 4 pairs" in page.locator("#said").inner_text()
+        assert "2 of 4 pairs" in page.locator("#table-status").inner_text()
         for place in ("#matrix-images", "#worst-images", "#apart-images"):
             shown = page.locator(f"{place} .shot").evaluate_all(
                 "all => all.map(shot => shot.getAttribute('aria-label'))"
@@ -126,7 +127,7 @@ def test_filters_act_on_everything(chromium: Browser, sweep: Path) -> None:
             "ziplora seed 0",
         ]
         page.get_by_role("button", name="show all").click()
-        assert "duolora" in rows(page) and page.locator("#said").inner_text() == ""
+        assert "duolora" in rows(page) and page.locator("#table-status").inner_text() == ""
 
 
 def test_the_image_of_every_cell_is_switched_at_once(chromium: Browser, sweep: Path) -> None:

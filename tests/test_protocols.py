@@ -187,7 +187,7 @@ def test_micro_scorers_stand_in_and_say_so() -> None:
     assert isinstance(micro, pd.DataFrame)
     columns, notes = protocols.columns(protocols.load("duolora"), micro)
     assert [column.backbone for column in columns] == ["dino@micro", "clip@micro", "clip@micro", "csd@micro"]
-    assert notes[1].startswith("Standing in: dino@micro for dino@vits16, clip@micro for clip@vitb32, ")
+    assert notes[1].startswith("Replaced backbones: dino@micro for dino@vits16, clip@micro for clip@vitb32, ")
 
 
 def test_another_real_backbone_never_stands_in() -> None:
@@ -196,7 +196,7 @@ def test_another_real_backbone_never_stands_in() -> None:
     assert [column.name for column in columns] == ["CLIP-I", "CLIP-T"]
     here = ",".join(other["backbone"].unique())
     assert notes[1] == (
-        f"Left out: DINO, CSD-s; to have them too run again with scorers.backbones=[{here},dino@vits16,csd@vitl14]."
+        f"Missing: DINO, CSD-s; to add them run again with scorers.backbones=[{here},dino@vits16,csd@vitl14]."
     )
     with pytest.raises(UserError, match=r"run again with scorers\.backbones=\[.*,dino@vitb8\]") as error:
         protocols.columns(protocols.load("blora"), other.loc[other["backbone"] != B8])
@@ -263,7 +263,7 @@ def test_a_report_changes_its_protocol_afterwards(tmp_path: Path, capsys: pytest
     capsys.readouterr()
     assert main([str(folder), "--protocol", "blora"]) == 0  # of its two columns one
     text = (folder / "table.md").read_text()
-    assert "Left out: Style alignment; to have them too run again with scorers.backbones=[dino@vitb8]." in text
+    assert "Missing: Style alignment; to add them run again with scorers.backbones=[dino@vitb8]." in text
     assert main([str(folder), "--protocol", "nothing"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 

@@ -181,10 +181,10 @@ def klora_run(folder: Path, model: str = "sdxl", micro: bool = False, images: in
         ({}, ""),
         ({"micro": True}, "micro scorers"),
         ({"model": "koala_1b"}, "other base model"),
-        ({"name": "folder"}, "other pictures"),
+        ({"name": "folder"}, "other dataset"),
         ({"pairs": "random"}, "other pairs"),
         ({"references": "2"}, "references held out"),
-        ({"images": 4}, "4 images a pair, not 10"),
+        ({"images": 4}, "4 images per pair, not 10"),
         ({"model": "koala_1b", "pairs": "all"}, "other base model, other pairs"),
     ],
 )
@@ -192,7 +192,7 @@ def test_whether_the_protocol_matches(tmp_path: Path, changes: dict, why: str) -
     run = klora_run(tmp_path / "run", **changes)
     [own] = Table.of([run], protocols.load("klora")).reported["klora"]
     assert own.why == why and not own.comparable  # nobody can say whether these are the same pairs
-    assert own.standing == (f"{DIFFERS}: {why}" if why else f"{SAME}; not said: which 18 pairs, backbones")
+    assert own.standing == (f"{DIFFERS}: {why}" if why else f"{SAME}; unreported: which 18 pairs, backbones")
 
 
 def test_other_columns_do_not_match(tmp_path: Path) -> None:
@@ -220,10 +220,10 @@ def test_pairs_that_we_draw_have_no_verdict(tmp_path: Path) -> None:
 
 
 def test_no_publication_has_our_world(tmp_path: Path) -> None:
-    """Also where a table does not say which pictures it is of."""
+    """Test a table that does not name its dataset."""
     run = RunFolder.load(make_run(tmp_path / "run", "pair_customization"))
     [table] = [table for table in papers.load("duolora").tables if table.name == "Paircustomization"]
-    assert table.dataset is None and "other pictures" in list(differences(table, run, []))
+    assert table.dataset is None and "other dataset" in list(differences(table, run, []))
 
 
 def test_a_number_is_inside_or_outside_of_our_interval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,7 +253,7 @@ def test_configs_that_say_nothing_match_nothing(tmp_path: Path, config: str) -> 
     folder = make_run(tmp_path / "run", "klora")
     (folder / "config.yaml").write_text(config)
     [own] = Table.of([RunFolder.load(folder)], protocols.load("klora")).reported["klora"]
-    assert own.why.endswith("other pictures, unknown images a pair, not 10")
+    assert own.why.endswith("other dataset, unknown images per pair, not 10")
     write_report(folder)
 
 
@@ -283,7 +283,7 @@ def test_a_paper_s_tables_beside_ours(tmp_path: Path, capsys: pytest.CaptureFixt
     )
     assert mine["users"] == ["52.7", "", "not scored"]
     assert ["B-LoRA", "Style Sim", "58", "", "not run"] in rows
-    assert "Not said: which 18 pairs, backbones." in text
+    assert "Unreported: which 18 pairs, backbones." in text
     assert not (tmp_path / "sweep" / "table.md").exists()
 
     assert main([str(tmp_path / "sweep"), "--paper", "duolora"]) == 0  # not one of these runs is in it

@@ -140,6 +140,6 @@ def test_the_page_shows_the_figure_of_each_run_that_has_one(tmp_path: Path) -> N
     for folder, count in ((runs[0], 1), (runs[1], 0)):
         write_report(folder)
         page = (folder / "report.html").read_text()
-        assert page.count(picture) == count and page.count("along the network") == count
+        assert page.count(picture) == count and page.count("updates by depth") == count
     write_joint_report(runs, tmp_path)
     assert (tmp_path / "report.html").read_text().count(picture) == 1

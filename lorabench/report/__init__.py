@@ -1,4 +1,4 @@
-"""Stage 5: from a run folder to what people look at; all of it can be redrawn from the folder."""
+"""Stage 5: tables, figures and the HTML page, made from run folders only."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from pathlib import Path
 
 
 def write_report(run_folder: Path | str) -> None:
-    """Write table.md, .csv, .tex, grid.png and report.html into a finished run folder (report/folder.py).
+    """Write table.md, table.csv, table.tex, grid.png and report.html into a finished run folder.
 
-    The table's columns are those of the protocol in the run's config, its differences those to the config's reference.
+    The run's config selects the protocol (the columns) and the reference row (for differences).
+
+    Args:
+        run_folder: Folder with the layout described in report/folder.py.
     """
     write_joint_report([run_folder], run_folder)
 
@@ -17,10 +20,13 @@ def write_report(run_folder: Path | str) -> None:
 def write_joint_report(
     run_folders: Sequence[Path | str], out: Path | str, protocol: str | None = None, reference: str | None = None
 ) -> None:
-    """The same five files for several runs together, into the folder `out`.
+    """Write one report on several runs.
 
-    protocol: by its name in conf/protocol; None is what the runs were made with, or all metrics where they differ.
-    reference: the label of the row that differences are to; None is what the runs' configs say, where it is there.
+    Args:
+        run_folders: Finished run folders.
+        out: Folder for table.md, table.csv, table.tex, grid.png and report.html; created if missing.
+        protocol: Name of a file in conf/protocol. None: the protocol of the runs, or all metrics if they differ.
+        reference: Label of the row that differences refer to. None: the row named in the runs' configs, if present.
     """
     from lorabench.report import figures, page, protocols
     from lorabench.report.folder import RunFolder, common_protocol

@@ -1,4 +1,4 @@
-"""A publication's tables, number by number, beside what runs of ours filled: paper | ours | verdict."""
+"""Markdown tables that compare the numbers of a publication with our runs: paper | ours | verdict."""
 
 from __future__ import annotations
 
@@ -17,12 +17,16 @@ HEAD = ["row", "column", "paper", "ours", "verdict"]
 
 
 def beside(name: str, runs: list[RunFolder]) -> str:
-    """All tables of conf/paper/<name>.yaml as markdown; UserError where there is no such file."""
+    """Return all tables of conf/paper/<name>.yaml as markdown.
+
+    Raises:
+        UserError: If there is no such file.
+    """
     paper = papers.load(name)
 
     @cache
     def measured(protocol: str) -> Table | str:
-        """Our table in a protocol's columns, or why there is none."""
+        """Return our table with a protocol's columns, or the reason why it cannot be built."""
         try:
             return Table.of(runs, protocols.load(protocol))
         except UserError as error:
@@ -35,7 +39,7 @@ def beside(name: str, runs: list[RunFolder]) -> str:
 
 
 def section(paper: Paper, table: PaperTable, measured: Table | str | None, runs: list[RunFolder]) -> list[str]:
-    """Heading, numbers, and what to know of them; measured: ours, or why it lacks."""
+    """Return heading, table and notes of one table of the paper; `measured`: our table, or why it is missing."""
     ours = measured if isinstance(measured, Table) else None
     lines, reasons = [row(HEAD), "|---|---|---:|---:|---|"], list[str]()
     for printed in table.rows:
@@ -43,19 +47,23 @@ def section(paper: Paper, table: PaperTable, measured: Table | str | None, runs:
         lines += [row([escape(cell) for cell in [printed.name, *number]]) for number in numbers]
         reasons += differs
     parts = [f"## {table.name}: {table.about}", "\n".join(lines)]
-    said = [f"Read in: {table.source}."]
+    notes = [f"Source: {table.source}."]
     if reasons:
-        said.append(f"{DIFFERS.capitalize()}: {', '.join(dict.fromkeys(reasons))}.")
+        notes.append(f"{DIFFERS.capitalize()}: {', '.join(dict.fromkeys(reasons))}.")
     if table.open:
-        said.append(f"Not said: {', '.join(table.open)}.")
-    said += [f"{metric}: {meaning}." for metric, meaning in table.own.items()]
-    return [*parts, " ".join(said), *([measured] if isinstance(measured, str) else [])]
+        notes.append(f"Unreported: {', '.join(table.open)}.")
+    notes += [f"{metric}: {meaning}." for metric, meaning in table.own.items()]
+    return [*parts, " ".join(notes), *([measured] if isinstance(measured, str) else [])]
 
 
 def filled(
     paper: Paper, table: PaperTable, printed: PaperRow, ours: Table | None, runs: list[RunFolder]
 ) -> tuple[list[list[str]], list[str]]:
-    """column, paper, ours, verdict of each number of a printed row, for each of our rows of it; and what differs."""
+    """Compare one printed row with each of our rows for the same method.
+
+    Returns:
+        Lines of (column, paper, ours, verdict), and the differences between the two protocols.
+    """
     columns = ours.columns if ours else []
     labels = [label for label in printed.method if ours and label in ours.labels] or [None]
     cells, numbers, reasons = by_cell(ours) if ours else {}, list[list[str]](), list[str]()
@@ -76,5 +84,5 @@ def filled(
 
 
 def metric_key(metric: str) -> str:
-    """A metric of ours as conf/paper names it."""
+    """Return the name that conf/paper uses for one of our metrics."""
     return "clip_t" if metric.startswith("clip_t") else metric

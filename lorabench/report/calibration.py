@@ -1,4 +1,4 @@
-"""The tables and the figure of a calibration: how each metric orders images, what moves it, and what it gets wrong."""
+"""Tables and figure of a metric calibration: ranking of images, sources of variance, and failed checks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,13 @@ FAILS, PASSES = "#f2c9c6", "#d7e7d4"
 
 
 def write_calibration(found: pd.DataFrame, world: World, holds: float) -> str:
-    """calibration.md."""
+    """Return the text of calibration.md.
+
+    Args:
+        found: One row per figure, metric, backbone and case (lorabench/tasks/calibration.py).
+        world: Subjects and styles that the images were rendered from.
+        holds: Smallest share of cases in which a known answer must hold.
+    """
     subjects, styles = world.grid
     photographs = len(world.subjects[0].images)
     return "\n".join(
@@ -30,18 +36,18 @@ def write_calibration(found: pd.DataFrame, world: World, holds: float) -> str:
             "",
             *correlation_table(found),
             "",
-            f"On {subjects * styles} drawings, {subjects} subjects in {styles} styles. Correlations of the value with "
-            "the true closeness, means over anchors with 95 % intervals; within kind: in the anchor's class or family. "
-            "Variance: of an anchor's values over the grid, what the subject explains, what the style, and the rest. "
-            "truth/...: a metric that is the truth.",
+            f"{subjects * styles} rendered images: {subjects} subjects in {styles} styles. Correlations compare a "
+            "metric's values with the true similarity; they are averaged over anchors and have 95 % intervals. `within "
+            "kind` uses only images of the anchor's class or family. Variance is the share of the variance of an "
+            "anchor's values that content and style explain. `truth/...` metrics are the ground truth.",
             "",
             "## Known answers",
             "",
             *answer_table(found),
             "",
-            f"Share of cases in which the first has the greater value, over {subjects * styles} pairs ({photographs} "
-            f"photographs a subject); **bold** where it is less than {holds:g} and so fails. Kind: whether others are "
-            "of another class and family, or of the same.",
+            f"Share of cases, over {subjects * styles} pairs with {photographs} photographs per subject, in which the "
+            f"quantity named first is greater; **bold**: less than {holds:g}, so the check fails. `another kind`: the "
+            "other images have another class and family; `the same kind`: they have the same.",
             "",
             "## Mean values",
             "",
@@ -82,12 +88,12 @@ def value_table(found: pd.DataFrame) -> Iterator[str]:
 
 
 def failings(found: pd.DataFrame, holds: float) -> Iterator[str]:
-    """What fails, worst first, in words."""
+    """Yield the failed checks as a list, worst first."""
     failed = found.sort_values("value").loc[lambda rows: rows["passes"].map(fails)]
     if failed.empty:
         yield f"Every check holds in at least {holds:.0%} of its cases."
         return
-    yield f"{len(failed)} of {found['passes'].notna().sum()} checks fail, the worst first:"
+    yield f"{len(failed)} of {found['passes'].notna().sum()} checks fail, worst first:"
     yield ""
     for row in failed.to_dict("records"):
         others = f"others of {KINDS[row['kind']]}"
@@ -95,14 +101,14 @@ def failings(found: pd.DataFrame, holds: float) -> Iterator[str]:
 
 
 def groups(found: pd.DataFrame, *columns: str) -> Iterator[tuple[list[str], pd.DataFrame]]:
-    """What the rows of a group have in common, and the rows, in the order of the table."""
+    """Yield (values of `columns`, rows with these values), in the order of the table."""
     for shared in pd.DataFrame(found[list(columns)]).drop_duplicates().to_dict("records"):
         same = np.logical_and.reduce([found[column] == value for column, value in shared.items()])
         yield list(shared.values()), found.loc[same]
 
 
 def cell(own: pd.DataFrame, figure: str, of: str, kind: str | None = None, spread: bool = False) -> str:
-    """A figure of one metric as text, with its interval if asked for; empty where it has none."""
+    """Format one figure of a metric, optionally with its interval; empty if there is no value."""
     rows = own.loc[(own["figure"] == figure) & (own["of"] == of)]
     rows = rows if kind is None else rows.loc[rows["kind"] == kind]
     if rows.empty or np.isnan(rows["value"].iloc[0]):
@@ -116,12 +122,12 @@ def cell(own: pd.DataFrame, figure: str, of: str, kind: str | None = None, sprea
 
 
 def fails(passes: object) -> bool:
-    """Of a check; other figures neither pass nor fail."""
+    """Return True for a failed check; other figures neither pass nor fail."""
     return passes is not None and not passes
 
 
 def draw_calibration(found: pd.DataFrame, path: Path) -> None:
-    """Rank correlations with their intervals, what moves each metric, and the checks as a table of colours."""
+    """Plot rank correlations with intervals, sources of variance, and a colored table of the checks."""
     from matplotlib.figure import Figure
 
     found = found.assign(
@@ -146,18 +152,18 @@ def draw_calibration(found: pd.DataFrame, path: Path) -> None:
     left.set_title("rank correlation with the truth", loc="left", fontsize=11)
 
     start = np.zeros(len(labels))
-    for source, colour in SOURCES.items():
+    for source, color in SOURCES.items():
         rows = found[found["figure"].eq("variance") & found["of"].eq(source)].set_index("label")["value"]
         width = rows.reindex(labels).fillna(0).to_numpy()
-        middle.barh(range(len(labels)), width, left=start, color=colour, height=0.62, label=source)
+        middle.barh(range(len(labels)), width, left=start, color=color, height=0.62, label=source)
         start += width
     middle.set_title("what moves it", loc="left", fontsize=11)
     middle.legend(ncols=3, frameon=False, loc="upper left", bbox_to_anchor=(0, -0.06), fontsize=9, handlelength=1)
 
     for row in checks.to_dict("records"):
         x = columns.index((row["of"], row["kind"]))
-        colour = FAILS if fails(row["passes"]) else PASSES
-        right.barh(y[row["label"]], 0.94, left=x - 0.47, height=0.8, color=colour)
+        color = FAILS if fails(row["passes"]) else PASSES
+        right.barh(y[row["label"]], 0.94, left=x - 0.47, height=0.8, color=color)
         right.text(x, y[row["label"]], f"{row['value']:.2f}", ha="center", va="center", fontsize=9, color=INK)
     names = [f"{of.replace('_', ' ')}{'' if kind == 'other' else ' (same kind)'}" for of, kind in columns]
     right.set_xticks(range(len(columns)), names, rotation=40, ha="right", fontsize=9)

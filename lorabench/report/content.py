@@ -1,13 +1,13 @@
-"""What report.html shows, as plain data: rows, columns, pairs and images, which its scripts filter, sort and draw.
+"""Data of report.html: rows, columns, pairs and images, which the page's scripts filter, sort and show.
 
-    columns, costs   {name, short, backbone, digits}; a cost has a name and a short one
-    rows             {label, frame, run, scores: column -> line, costs, reported,
-                      pairs: column -> pair -> [value, weight]}
-    pairs            {content, style, prompts, references: role -> pictures}
-    images           {row, pair, seed, index, prompt, noise, picture, file, scores}
+    columns, costs         {name, short, backbone, digits}; costs have only name and short
+    rows                   {label, frame, run, scores: column -> line, costs, reported,
+                            pairs: column -> pair -> [value, weight]}; frame: a baseline or oracle row
+    pairs                  {content, style, prompts, references: role -> pictures}
+    images                 {row, pair, seed, index, prompt, noise, picture, file, scores}
     worst, disagreements   {image, kind, why} (report/galleries.py)
 
-Rows, pairs, images and pictures are named by their place in their list.
+Rows, pairs, images and pictures refer to each other by list index.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PairName = tuple[str, str]  # content, style
 
 
 def content(runs: list[RunFolder], table: Table, shelf: Shelf, beside: Path | None) -> dict[str, Any]:
-    """Everything that the scripts show; web/state.js says what reads which part."""
+    """Return all data that the page's scripts need; web/state.js describes how they use it."""
     pictures = [(run, picture) for run in runs for picture in run.pictures]
     labels = row_order([*table.labels, *(picture.label for _, picture in pictures)])
     pairs = described_pairs(runs, pictures, shelf)
@@ -69,7 +69,7 @@ def content(runs: list[RunFolder], table: Table, shelf: Shelf, beside: Path | No
 def described_rows(
     runs: list[RunFolder], table: Table, labels: list[str], names: list[PairName]
 ) -> list[dict[str, Any]]:
-    """One of each row of the table: its lines by column, its costs, what is reported, and its values pair by pair."""
+    """Return one entry per table row: scores by column, costs, reported rows and values per pair."""
     scores = dict(iter(join_scores(runs).groupby("label", sort=False)))
     first = {run.label: number for number, run in reversed(list(enumerate(runs)))}
     return [
@@ -91,7 +91,7 @@ def described_rows(
 
 
 def lines_of(table: Table, label: str) -> dict[str, dict[str, Any]]:
-    """Column -> the row's line in it, without what says where it stands."""
+    """Return column -> line of a row, without the keys that only locate the line."""
     return {
         name: {
             key: finite(value) for key, value in line.items() if key not in ("label", "metric", "backbone", "digits")
@@ -102,7 +102,7 @@ def lines_of(table: Table, label: str) -> dict[str, dict[str, Any]]:
 
 
 def reported_of(table: Table, label: str) -> list[dict[str, Any]]:
-    """The publications' rows below a row."""
+    """Return the publications' rows that are shown below a row."""
     lines, letters = by_cell(table), standings(table)
     return [
         {
@@ -115,7 +115,7 @@ def reported_of(table: Table, label: str) -> list[dict[str, Any]]:
 
 
 def by_pair(scores: pd.DataFrame, column: Column, names: list[PairName]) -> dict[int, list[Any]]:
-    """Number of a pair -> its value in a column and the weight that this has in the column's mean."""
+    """Return pair index -> (value in the column, weight in the column's mean)."""
     images = protocols.image_values(scores, column)
     if images.empty:
         return {}
@@ -124,7 +124,7 @@ def by_pair(scores: pd.DataFrame, column: Column, names: list[PairName]) -> dict
 
 
 def cost_of(table: Table, label: str, cost: str) -> float | None:
-    """A number in the unit that its column names."""
+    """Return a cost in the unit of its column (peaks in GiB, not bytes)."""
     value = finite(table.spent.at[label, cost])
     return value and (value / 2**30 if cost in PEAKS else value)
 
@@ -132,7 +132,7 @@ def cost_of(table: Table, label: str, cost: str) -> float | None:
 def described_pairs(
     runs: list[RunFolder], pictures: list[tuple[RunFolder, Picture]], shelf: Shelf
 ) -> dict[PairName, Any]:
-    """The pairs by name, with their prompts and references, the latter of the first run that has them."""
+    """Return the pairs with their prompts and references; references come from the first run that has them."""
     prompts: dict[PairName, dict[str, None]] = {}
     for _, p in pictures:
         prompts.setdefault((p.content, p.style), {})[p.prompt] = None
@@ -142,8 +142,12 @@ def described_pairs(
         for role, name in (("content", content), ("style", style)):
             found = next((paths for run in runs if (paths := run.references(role, name))), [])
             references[role] = [shelf.at[path] for path in found]
-        told = list(prompts[content, style])
-        pairs[content, style] = {"content": content, "style": style, "prompts": told, "references": references}
+        pairs[content, style] = {
+            "content": content,
+            "style": style,
+            "prompts": list(prompts[content, style]),
+            "references": references,
+        }
     return pairs
 
 
@@ -154,13 +158,13 @@ def described_images(
     shelf: Shelf,
     beside: Path | None,
 ) -> list[dict[str, Any]]:
-    """Every image once, row by row and pair by pair; several of one place differ in `seed`, which is a text."""
+    """Return each image once, ordered by row and pair; images at the same place get distinct `seed` texts."""
     images, known, places = [], set(), {}
     row_of = {label: number for number, label in enumerate(labels)}
     pair_of = {(pair["content"], pair["style"]): number for number, pair in enumerate(pairs)}
     for run, p in pictures:
         if (key := (p.label, p.content, p.style, p.prompt, p.seed, p.index)) in known:
-            continue  # frame rows that runs share
+            continue  # baseline and oracle images that several runs share
         known.add(key)
         seed, pair = str(run.manifest["seed"]), pair_of[p.content, p.style]
         place = (p.label, p.content, p.style, seed, p.index)
@@ -172,7 +176,7 @@ def described_images(
                 "seed": seed if nth == 1 else f"{seed} ({nth})",
                 "index": p.index,
                 "prompt": pairs[pair]["prompts"].index(p.prompt),
-                "noise": str(p.seed),  # too long for a number of JavaScript
+                "noise": str(p.seed),  # exceeds the exact integers of JavaScript
                 "picture": shelf.at[p.path],
                 "file": link(p.path, beside),
                 "scores": {name: round(value, 4) for name, value in p.values.items() if math.isfinite(value)},
@@ -182,13 +186,13 @@ def described_images(
 
 
 def files_of(run: RunFolder) -> list[Path]:
-    """The images of a run that the page shows."""
+    """Return the paths of all images of a run that the page shows."""
     concepts = {(role, name) for p in run.pictures for role, name in (("content", p.content), ("style", p.style))}
     return [p.path for p in run.pictures] + [path for each in sorted(concepts) for path in run.references(*each)]
 
 
 def link(path: Path, beside: Path | None) -> str | None:
-    """A relative address, where the file is there and in the page's folder or one next to it."""
+    """Return a relative URL if the file exists in the page's folder or in one next to it, else None."""
     if beside is None or not path.is_file():
         return None
     path, beside = path.resolve(), beside.resolve()
@@ -198,7 +202,7 @@ def link(path: Path, beside: Path | None) -> str | None:
 
 
 def quoted(path: str) -> str:
-    """A path as an address: a name may hold a # or a colon.
+    """Quote a path as a URL; file names may contain # or a colon.
 
     >>> quoted("a b/c:#.png")
     './a%20b/c%3A%23.png'
@@ -207,7 +211,7 @@ def quoted(path: str) -> str:
 
 
 def finite(value: Any) -> Any:
-    """A number as JSON can hold it, with six digits; None for what is none."""
+    """Return a number with six significant digits for JSON, or None if it is not finite."""
     if isinstance(value, bool | np.bool_):
         return bool(value)
     number = float(value)

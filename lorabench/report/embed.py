@@ -1,4 +1,4 @@
-"""Pictures as text, for a page that fetches nothing: each content once, whatever the number of places that show it."""
+"""Images as base64 text, so that report.html needs no other file; equal images are stored once."""
 
 from __future__ import annotations
 
@@ -11,28 +11,33 @@ from pathlib import Path
 
 from PIL import Image
 
-EMBED = 384  # pixels: larger images are shown reduced; the PNG itself lies beside the page
+EMBED = 384  # pixels: larger images are downscaled in the page; the original PNG is in the run folder
 
 
 @dataclass(frozen=True)
 class Shelf:
-    """texts: "<type>;base64,<bytes>", what stands after "data:image/" of a data URI.  at: path -> which of them."""
+    """Embedded images.
+
+    Attributes:
+        texts: "<type>;base64,<bytes>" of each distinct image, the part of a data URI after "data:image/".
+        at: Path -> index in `texts`.
+    """
 
     texts: list[str]
     at: dict[Path, int]
 
 
 def embed(images: Iterable[Path], drawings: Iterable[Path] = ()) -> Shelf:
-    """Read all files; drawings keep their size, since their lines and words would suffer from being reduced."""
+    """Read all files. Figures (`drawings`) keep their size, because downscaling makes lines and text unreadable."""
     how = dict.fromkeys(images, True) | dict.fromkeys(drawings, False)
-    with ThreadPoolExecutor() as pool:  # Pillow works outside of Python's lock
+    with ThreadPoolExecutor() as pool:  # Pillow releases the GIL
         texts = list(pool.map(text, how, how.values()))
     unique = {content: number for number, content in enumerate(dict.fromkeys(texts))}
     return Shelf(list(unique), {path: unique[content] for path, content in zip(how, texts, strict=True)})
 
 
 def text(path: Path, reduced: bool = True) -> str:
-    """The file's own bytes when it is small, WebP of at most EMBED pixels otherwise."""
+    """Return the file's own bytes if it is small, otherwise a WebP of at most EMBED pixels."""
     if reduced:
         with Image.open(path) as image:
             small = image.convert("RGB") if max(image.size) > EMBED else None

@@ -1,4 +1,4 @@
-"""The picture grid: a row a pair; columns: references, the two single LoRAs, merged images, oracle."""
+"""The image grid: one row per pair; columns are references, single-LoRA images, merged images and the oracle."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from PIL import Image, ImageDraw, ImageFont
 
 from lorabench.report.folder import CEILING, FRAMES, Picture, RunFolder, join_pictures
 
-MERGED = 4  # merged images a row, shared among the methods
-CELL = 144  # pixels; a 64 px image is enlarged 2.25 times, a 1024 px one reduced
+MERGED = 4  # merged images per row, shared among the methods
+CELL = 144  # pixels; 64 px images are enlarged 2.25 times, 1024 px images are downscaled
 GAP, GROUP_GAP, MARGIN, HEAD, NAMES = 6, 20, 24, 44, 168
 INK, MUTED, RULE, PAPER = "#1c1d21", "#71737c", "#d9dae0", "#ffffff"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One place in the grid; a reference has a path only."""
+    """One cell of the grid; `picture` is None for a reference."""
 
     group: str
     path: Path
@@ -27,7 +27,7 @@ class Cell:
 
 
 def grid_rows(runs: list[RunFolder]) -> dict[tuple[str, str], list[Cell | None]]:
-    """(content, style) -> cells, in the same columns for every pair; None where a pair lacks an image."""
+    """Return (content, style) -> cells, with the same columns for every pair; None: the pair lacks this image."""
     pictures = join_pictures(runs)
     pairs = list(dict.fromkeys((p.content, p.style) for p in pictures))
     methods = list(dict.fromkeys(p.label for p in pictures if p.label not in FRAMES))
@@ -52,13 +52,13 @@ def grid_rows(runs: list[RunFolder]) -> dict[tuple[str, str], list[Cell | None]]
 
 
 def column_groups(rows: dict[tuple[str, str], list[Cell | None]]) -> list[tuple[str, int]]:
-    """Headings from left to right with the number of columns that each spans."""
+    """Return the headings from left to right, each with the number of columns that it spans."""
     names = [next(c.group for c in column if c) for column in zip(*rows.values(), strict=True)]
     return [(name, len(list(same))) for name, same in groupby(names)]
 
 
 def draw_grid(runs: list[RunFolder]) -> Image.Image:
-    """The grid as one RGB picture."""
+    """Plot the grid as one RGB image."""
     rows = grid_rows(runs)
     groups = column_groups(rows)
     widest = max(ImageFont.load_default(17).getlength(name) for pair in rows for name in (pair[0], f"in {pair[1]}"))
@@ -84,9 +84,9 @@ def draw_grid(runs: list[RunFolder]) -> Image.Image:
         top = MARGIN + HEAD + i * (CELL + GAP)
         lines = [(line, INK, 17) for line in wrap(content, names, 17)]
         lines += [(line, MUTED, 15) for line in wrap(f"in {style}", names, 15)]
-        for number, (line, colour, most) in enumerate(lines):
+        for number, (line, color, most) in enumerate(lines):
             middle = top + CELL / 2 + 22 * (number - (len(lines) - 1) / 2)
-            draw.text((MARGIN, middle), line, colour, fit(line, names, most), anchor="lm")
+            draw.text((MARGIN, middle), line, color, fit(line, names, most), anchor="lm")
         for cell, x in zip(cells, lefts, strict=True):
             if cell:
                 sheet.paste(square(cell.path, CELL), (x, top))
@@ -95,7 +95,7 @@ def draw_grid(runs: list[RunFolder]) -> Image.Image:
 
 
 def wrap(text: str, width: int, size: int) -> list[str]:
-    """A name on as few lines as its width allows, broken where several are joined."""
+    """Split a name into as few lines as the width allows, only after a "+" between joined names."""
     lines = [""]
     for part in re.split(r"(?<=\+)", text):
         joined = lines[-1] + part
@@ -105,14 +105,14 @@ def wrap(text: str, width: int, size: int) -> list[str]:
 
 
 def fit(text: str, width: int, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's own typeface at the largest size up to `size` that keeps the text within width."""
+    """Return Pillow's built-in font at the largest size up to `size` at which the text fits into `width` pixels."""
     while size > 9 and ImageFont.load_default(size).getlength(text) > width:
         size -= 1
     return ImageFont.load_default(size)
 
 
 def square(path: Path, side: int) -> Image.Image:
-    """An image cut to its central square and resized."""
+    """Crop an image to its central square and resize it to `side` pixels."""
     with Image.open(path) as image:
         image = image.convert("RGB")
     edge = min(image.size)

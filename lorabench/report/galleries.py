@@ -1,6 +1,6 @@
-"""Which images deserve a look: the worst of each method, and those that a metric and the truth see differently.
+"""Images worth inspecting: the worst ones of each method, and those on which a metric and the ground truth disagree.
 
-Both are of methods' images only; the frame rows are bad, or good, by design.
+Only images of methods are listed, because baseline and oracle images are bad or good by design.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-# The first that was scored stands for what a role is judged by.
+# Metrics that judge a role, in order of preference: the first one with scores is used.
 JUDGES = {"content": ("dino/content", "clip_i/content"), "style": ("csd/style", "clip_i/style")}
-TRUTH = {"content": "subject_r1", "style": "style_r1"}  # 1 where the image shows this very subject, this very style
+TRUTH = {"content": "subject_r1", "style": "style_r1"}  # 1 if the image shows exactly this subject or style
 HIGH = 0.75  # quantile among all images of the methods
-APART = 0.5  # of quantiles, where there is no truth
+APART = 0.5  # difference of quantiles, used if there is no ground truth
 
 
 @dataclass(frozen=True)
 class Case:
-    """An image with what it is an example of and why; image: its place among the values."""
+    """One listed image: its row number in `values`, the kind of case and the reason."""
 
     image: int
     kind: str
@@ -28,11 +28,14 @@ class Case:
 
 
 def worst(values: pd.DataFrame) -> list[Case]:
-    """All images from the lowest min(content z-score, style z-score) up.
+    """Return all images in ascending order of min(content z-score, style z-score).
 
-    values: a row an image, a column a metric (named as in a table, NaN where there is none).  A z-score is taken over
-    all rows, so that a method's worst images are bad by the measure of all methods.  Empty without a metric of each
-    role, or with one that never varies.
+    Args:
+        values: One row per image and one column per metric, named as in the table; NaN if missing. A z-score is
+            computed over all rows, so it compares a method's images with those of all methods.
+
+    Returns:
+        The cases; empty if a role has no metric or if a metric is constant.
     """
     judges = [judge for role in JUDGES if (judge := judge_of(role, values))]
     if len(judges) < 2:
@@ -52,9 +55,9 @@ def worst(values: pd.DataFrame) -> list[Case]:
 
 
 def disagreements(values: pd.DataFrame) -> list[Case]:
-    """Images that a learned metric puts in the best quarter while the truth says no, the highest first.
+    """Return images that a learned metric puts in the best quarter although the ground truth is 0, highest first.
 
-    Where nothing has a truth: images whose content and style judges are half of all images apart.
+    Without ground truth, return images whose content and style quantiles differ by at least 0.5.
     """
     known = {role: truth for role, truth in TRUTH.items() if truth in values}
     if not known:
@@ -66,14 +69,14 @@ def disagreements(values: pd.DataFrame) -> list[Case]:
             below = shares(values, judge)
             fooled = sorted((image for image in wrong if below[image] >= HIGH), key=lambda image: -below[image])
             cases += [
-                Case(image, f"{judge} high, {truth} 0", f"{told(values, judge, below, image)}, but {truth} 0")
+                Case(image, f"{judge} high, {truth} 0", f"{described(values, judge, below, image)}, but {truth} 0")
                 for image in fooled
             ]
     return cases
 
 
 def judges_apart(values: pd.DataFrame) -> list[Case]:
-    """Images that one role's judge puts high and the other's low, the furthest apart first."""
+    """Return images with a high score for one role and a low one for the other, largest difference first."""
     judges = [judge for role in JUDGES if (judge := judge_of(role, values))]
     if len(judges) < 2:
         return []
@@ -82,27 +85,27 @@ def judges_apart(values: pd.DataFrame) -> list[Case]:
     cases = []
     for image in sorted((i for i, gap in gaps.items() if abs(gap) >= APART), key=lambda image: -abs(gaps[image])):
         high, low = judges if gaps[image] > 0 else reversed(judges)
-        why = "; ".join(told(values, judge, below[judge], image) for judge in (high, low))
+        why = "; ".join(described(values, judge, below[judge], image) for judge in (high, low))
         cases.append(Case(int(image), f"{high} high, {low} low", why))
     return cases
 
 
 def shares(values: pd.DataFrame, judge: str) -> dict[Any, float]:
-    """Image -> the share of images with a lower value; NaN where it has none."""
+    """Return image -> share of images with a lower value; NaN if it has no value."""
     column = pd.Series(values[judge])
     return dict(((column.rank(method="min") - 1) / column.count()).items())
 
 
-def told(values: pd.DataFrame, judge: str, below: dict[Any, float], image: Any) -> str:
-    """A value of an image and where it stands among all."""
+def described(values: pd.DataFrame, judge: str, below: dict[Any, float], image: Any) -> str:
+    """Return an image's value and the share of images below it, as text."""
     return f"{judge} {values.at[image, judge]:.3f}, above {int(100 * below[image])} % of images"
 
 
 def judge_of(role: str, values: pd.DataFrame) -> str | None:
-    """The column that a role is judged by."""
+    """Return the column that judges a role, or None."""
     return next((name for metric in JUDGES[role] for name in named(metric, values)), None)
 
 
 def named(metric: str, values: pd.DataFrame) -> list[str]:
-    """The columns of a metric: one, or several where several backbones scored it."""
+    """Return the columns of a metric; there are several if several backbones scored it."""
     return [str(name) for name in values if str(name).split(" ")[0] == metric]

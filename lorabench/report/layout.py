@@ -1,4 +1,4 @@
-"""A table as blocks of text, the same for every format: scores with costs, differences to the reference, ranks."""
+"""A table as blocks of text cells, shared by all output formats: scores and costs, differences, ranks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lorabench.report.table import (
 
 @dataclass(frozen=True)
 class Line:
-    """kind: frame | method | reported."""
+    """One line of a block; kind: "frame" (baseline or oracle row), "method" or "reported" (from a publication)."""
 
     kind: str
     cells: list[str]
@@ -28,7 +28,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Block:
-    """title: empty of the first.  lines: with as many cells as the head."""
+    """A titled group of lines with as many cells as `head`; the first block has an empty title."""
 
     title: str
     head: list[str]
@@ -36,7 +36,7 @@ class Block:
 
 
 def blocks(table: Table) -> list[Block]:
-    """The scores, and, where there are any, differences and ranks of the methods."""
+    """Return the block of scores and, if not empty, the blocks of differences and ranks."""
     found = [scores(table)]
     if table.reference is not None:
         found.append(of_methods(table, f"Difference to {table.reference}", format_difference))
@@ -45,7 +45,7 @@ def blocks(table: Table) -> list[Block]:
 
 
 def scores(table: Table) -> Block:
-    """Every row with its costs, and what is reported of it below."""
+    """Return all rows with their costs, each followed by the rows that publications report."""
     at, metrics, spent, letters = by_cell(table), list(table.backbones), table.spent, standings(table)
     lines = []
     for name in table.labels:
@@ -60,26 +60,26 @@ def scores(table: Table) -> Block:
 
 
 def of_methods(table: Table, title: str, text: Callable[[dict | None], str]) -> Block:
-    """A block of the rows that have any text."""
+    """Return a block of the rows that have at least one non-empty cell."""
     at, metrics = by_cell(table), list(table.backbones)
     rows = [[name, *(text(at.get((name, metric))) for metric in metrics)] for name in table.labels]
     return Block(title, ["method", *metrics], [Line("method", row) for row in rows if any(row[1:])])
 
 
 def notes(table: Table) -> list[str]:
-    """The paragraphs below."""
+    """Return the paragraphs below the table."""
     legend = [f"({letter}) {standing}" for standing, letter in standings(table).items()]
     return [*table.notes, *(["; ".join(legend) + "."] if legend else [])]
 
 
 def standings(table: Table) -> dict[str, str]:
-    """How far reported rows can be compared, in words, and the letter that stands for it in the table."""
+    """Return how comparable the reported rows are, as text -> letter that refers to this text in the table."""
     found = dict.fromkeys(own.standing for rows in table.reported.values() for own in rows)
     return {standing: letter(number) for number, standing in enumerate(found)}
 
 
 def letter(number: int) -> str:
-    """0, 1, ... -> a, b, ..., z, aa, ab, ..."""
+    """Return the label of a footnote: 0, 1, ... -> a, b, ..., z, aa, ab, ..."""
     head, last = divmod(number, 26)
     return (letter(head - 1) if head else "") + chr(ord("a") + last)
 
@@ -89,6 +89,6 @@ def by_cell(table: Table) -> dict[tuple[str, str], dict]:
 
 
 def with_verdict(own: published.Published, line: dict | None, metric: str) -> str:
-    """A publication's number, and whether it lies in our interval where the two can be compared."""
+    """Format a publication's number and, if comparable, whether it is inside or outside our interval."""
     verdict = own.verdict(line) if line else ""
     return " ".join(filter(None, [format_reported(own, metric), verdict if own.comparable else ""]))

@@ -1,8 +1,8 @@
-"""report.html: one file that opens from disk, with every image in it and nothing fetched from anywhere.
+"""report.html: one self-contained file that opens from disk and makes no network request.
 
-The page is plain data (`content.py`) in a script block and scripts that draw it (web/*.js); what does not change with a
-choice of the reader's is written by the template. Only scripts and styles of these hashes may run in it, and it may
-open no connection at all, so a name that looks like markup stays a name.
+The template writes the static parts. The scripts in web/*.js build the interactive parts from JSON data (`content.py`)
+in a script block. The content security policy admits only the page's own scripts and styles, by hash, and no
+connections, so names that look like markup are shown as text.
 """
 
 from __future__ import annotations
@@ -39,9 +39,12 @@ RUN_FILES = (
 
 
 def render(runs: list[RunFolder], table: Table, beside: Path | None = None) -> str:
-    """The page of one run or of several together.
+    """Render the page of one or several runs.
 
-    beside: the folder that the page will lie in; runs in it or next to it are linked to.
+    Args:
+        runs: Finished runs.
+        table: Their table.
+        beside: Folder in which the page will be stored; files of runs in it or next to it get relative links.
     """
     environment = Environment(
         loader=PackageLoader("lorabench.report", "web"),
@@ -69,7 +72,7 @@ def render(runs: list[RunFolder], table: Table, beside: Path | None = None) -> s
         has_costs=bool(data["costs"]),
         embed=EMBED,
         data=in_script(data),
-        pictures=Markup("\n".join(shelf.texts)),  # base64 and a type of ours: neither can end a script
+        pictures=Markup("\n".join(shelf.texts)),  # base64 and a fixed prefix: neither can end a script block
         style=Markup(style),
         script=Markup(script),
         policy=f"default-src 'none'; img-src data:; style-src {hash_of(style)}; script-src {hash_of(script)}; "
@@ -78,12 +81,12 @@ def render(runs: list[RunFolder], table: Table, beside: Path | None = None) -> s
 
 
 def hash_of(text: str) -> str:
-    """As a content security policy names what it lets through."""
+    """Return the hash source that a content security policy uses to admit a script or style."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def in_script(data: Any) -> Markup:
-    """JSON that cannot end the script block that it stands in.
+    """Serialize to JSON that cannot end its script block.
 
     >>> print(in_script({"a": "</script>"}))
     {"a":"\\u003c/script>"}
@@ -93,8 +96,8 @@ def in_script(data: Any) -> Markup:
 
 
 def described(run: RunFolder, name: str, shelf: Shelf, beside: Path | None) -> dict[str, Any]:
-    """A run for the part of the page that says how it was made."""
-    own = "report.html" if beside and run.path.resolve() == beside.resolve() else None  # not there before it is written
+    """Return the data of a run for the section on how it was made."""
+    own = "report.html" if beside and run.path.resolve() == beside.resolve() else None  # may not exist yet
     return {
         "name": name,
         "label": run.label,
@@ -108,13 +111,13 @@ def described(run: RunFolder, name: str, shelf: Shelf, beside: Path | None) -> d
 
 
 def drawing(path: Path, shelf: Shelf) -> dict[str, int]:
-    """A figure of the shelf with its size, so that its place is known before it is drawn."""
+    """Return a figure's picture index and size; the size reserves its space before it is loaded."""
     with Image.open(path) as image:
         return {"picture": shelf.at[path], "width": image.width, "height": image.height}
 
 
 def run_names(runs: list[RunFolder]) -> list[str]:
-    """What tells the runs apart for a reader: label and seed, and the folder where those are the same."""
+    """Return label and seed of each run, plus the folder if these are not unique."""
     names = [f"{run.label} seed {run.manifest['seed']}" for run in runs]
     return [
         f"{name} ({run.path.resolve().parent.name}/{run.path.resolve().name})" if names.count(name) > 1 else name
@@ -123,14 +126,14 @@ def run_names(runs: list[RunFolder]) -> list[str]:
 
 
 def loss_curves(run: RunFolder) -> dict[str, dict[str, dict]]:
-    """Pair -> loss term -> first and last value and the points of a 120 x 32 polyline."""
+    """Return pair -> loss term -> first and last value, and the points of a 120 x 32 polyline."""
     return {
         pair: {term: curve(values) for term, values in terms.items() if values} for pair, terms in run.losses.items()
     }
 
 
 def curve(values: list[float]) -> dict[str, str]:
-    """A polyline of one loss term over its own range; steps that are not finite are left out."""
+    """Return the polyline of one loss term, scaled to its own range; steps that are not finite are omitted."""
     known = [(i, v) for i, v in enumerate(values) if math.isfinite(v)]
     low, high = (min(v for _, v in known), max(v for _, v in known)) if known else (0.0, 0.0)
     across, up = 116 / max(len(values) - 1, 1), 28 / (high - low or 1.0)

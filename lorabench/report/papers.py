@@ -1,7 +1,7 @@
-"""The numbers of publications, as data: conf/paper/<publication>.yaml, a file a publication with all its tables.
+"""Numbers reported by publications: one file conf/paper/<publication>.yaml with all its tables.
 
-A number belongs to what it was measured on. So each table says its base model, pictures, pairs, images and protocol, as
-far as the publication does, and what it leaves open; report/published.py compares that with a run.
+Each table records, as far as the publication reports it, the base model, dataset, pairs, number of images and protocol
+that its numbers depend on. report/published.py compares these with a run.
 """
 
 from __future__ import annotations
@@ -17,15 +17,18 @@ from lorabench.base import CONF
 from lorabench.config.choices import choose
 
 FOLDER = CONF / "paper"
-# Names of what we score too. `clip_t` is of whichever text the table's protocol says.
+# Metrics that we score too; the protocol of a table selects the text that `clip_t` compares with.
 METRICS = ("dino/content", "dino/style", "clip_i/content", "clip_i/style", "csd/content", "csd/style", "clip_t")
 
 
 @dataclass
 class PaperRow:
-    """name: as printed.  method: our row labels of the same thing, "duolora no_cycle"; of methods not here yet as well.
+    """One row of a table.
 
-    values: by one of METRICS or of the table's own, as printed.
+    Attributes:
+        name: Name as printed.
+        method: Labels of our rows for the same method, such as "duolora no_cycle"; they may not be implemented yet.
+        values: Printed number by metric, one of METRICS or of the table's `own`.
     """
 
     name: str = MISSING
@@ -35,12 +38,17 @@ class PaperRow:
 
 @dataclass
 class PaperTable:
-    """One table; None is what the publication does not say.
+    """One table; None: the publication does not report this.
 
-    name: as printed, or what it is about.  about: what is measured.  source: where the numbers were read.
-    model, dataset, pairs, protocol: by their names in conf/model, conf/dataset, data/pair_lists.yaml, conf/protocol.
-    images: a pair.  scale: what values of METRICS are multiplied by; 100 is percent.
-    own: metrics that are not among METRICS, and what they are.  open: what is not said, in words.
+    Attributes:
+        name: Name as printed, or a short description.
+        about: What the table measures.
+        source: Version or page that the numbers were copied from.
+        model, dataset, pairs, protocol: Names in conf/model, conf/dataset, data/pair_lists.yaml and conf/protocol.
+        images: Images per pair.
+        scale: Factor of printed values of METRICS; 100 for percent.
+        own: Metrics that are not in METRICS -> their description.
+        open: Descriptions of unreported settings.
     """
 
     name: str = MISSING
@@ -57,14 +65,14 @@ class PaperTable:
     rows: list[PaperRow] = MISSING
 
     def value(self, row: PaperRow, metric: str) -> float | None:
-        """A row's number for one of our metrics, unscaled: a cosine or a share."""
+        """Return a row's number for one of our metrics, without the scale, or None."""
         printed = row.values.get("clip_t" if metric.startswith("clip_t") else metric)
         return printed if printed is None or self.scale == 1 else printed / self.scale
 
 
 @dataclass
 class Paper:
-    """One publication; methods: by their yaml, those that it proposes."""
+    """One publication; `methods` are the names in conf/method that it proposes."""
 
     arxiv: str = MISSING
     title: str = MISSING
@@ -75,18 +83,22 @@ class Paper:
 
 @cache
 def papers() -> dict[str, Paper]:
-    """Every publication by the name of its file."""
+    """Return all publications by file name."""
     files = sorted(FOLDER.glob("*.yaml"))
     return {file.stem: typed(yaml.safe_load(file.read_text(encoding="utf-8"))) for file in files}
 
 
 def load(name: str) -> Paper:
-    """One publication; UserError where there is none of this name."""
+    """Return one publication.
+
+    Raises:
+        UserError: If there is no publication of this name.
+    """
     choose("--paper", name, sorted(papers()))
     return papers()[name]
 
 
 def typed(values: Any) -> Paper:
-    """Raises omegaconf's errors for an unknown key or a wrong type."""
+    """Convert values to a Paper; omegaconf raises an error for an unknown key or a wrong type."""
     found: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Paper), values))
     return found

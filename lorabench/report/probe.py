@@ -1,4 +1,4 @@
-"""The figure of a layer probe: what content and what style lose when their LoRA is weakened in a module."""
+"""Figure of a layer probe: the score that content and style lose if their LoRA is scaled down in one module."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 import pandas as pd
 
 from lorabench.data.pairs import ROLES
-from lorabench.report.ranks import COLOURS
+from lorabench.report.ranks import COLORS
 
 TITLES = {"block": "by block", "layer": "by transformer block"}
 
 
 def draw_probe(found: pd.DataFrame, path: Path) -> None:
-    """A panel a kind of module; a point a role with its interval, modules from the input to the output."""
+    """Plot one panel per kind of module, with one point and interval per role, modules from input to output."""
     from matplotlib.figure import Figure
 
     kinds = list(found["kind"].unique())
@@ -24,8 +24,8 @@ def draw_probe(found: pd.DataFrame, path: Path) -> None:
         rows = found.query("kind == @kind").reset_index(drop=True)
         for role, shift in zip(ROLES, (-0.14, 0.14), strict=True):
             y = rows.index + shift
-            panel.hlines(y, rows[f"{role}_low"], rows[f"{role}_high"], color=COLOURS[role], linewidth=1.6, alpha=0.45)
-            panel.plot(rows[role], y, "o", color=COLOURS[role], markersize=5.5, label=role)
+            panel.hlines(y, rows[f"{role}_low"], rows[f"{role}_high"], color=COLORS[role], linewidth=1.6, alpha=0.45)
+            panel.plot(rows[role], y, "o", color=COLORS[role], markersize=5.5, label=role)
         panel.axvline(0, color="#71737c", linewidth=0.8)
         panel.set_yticks(rows.index, [short(name) for name in rows["module"]], fontsize=10)
         panel.set_ylim(len(rows) - 0.4, -0.6)
@@ -39,5 +39,5 @@ def draw_probe(found: pd.DataFrame, path: Path) -> None:
 
 
 def short(name: str) -> str:
-    """down_blocks.1.attentions.0.transformer_blocks.0 -> down_blocks.1 · 0 · 0."""
+    """Shorten down_blocks.1.attentions.0.transformer_blocks.0 to down_blocks.1 · 0 · 0."""
     return name.replace(".attentions.", " · ").replace(".transformer_blocks.", " · ")

@@ -1,16 +1,15 @@
-"""Which scores a publication's table shows: a view of stored scores, changed afterwards without computing anew.
+"""Columns of a publication's table, computed from stored scores without recomputing any of them.
 
-In one paper CLIP-I compares with the content's images, in another with the style's; DINO is one of four networks; an
-average is one over images, or over pairs, or over subjects. conf/protocol/<name>.yaml says it for each printed column.
-What a column needs is in scores.parquet, where every image meets every reference on its own.
+Publications use the same names for different measurements. CLIP-I compares with the content's images in one paper and
+with the style's in another; DINO stands for four networks; averages are over images, pairs or subjects.
+conf/protocol/<name>.yaml defines each printed column. The required values are in scores.parquet, which has one row per
+image and reference.
 
-Averages (`ColumnSpec.average`), after the one over an image's references:
+Averages (`ColumnSpec.average`), after averaging over the references of an image:
     pair   image -> prompt -> pair -> all
-    macro  image -> prompt -> pair -> object -> all; the object is the content, of style metrics the style
-    micro  every image with every reference counts the same
-All of them are weighted means of pair values, so that intervals and paired differences (lorabench/report/stats.py)
-hold for
-each.
+    macro  image -> prompt -> pair -> object -> all; the object is the content, or the style for style metrics
+    micro  all combinations of image and reference have the same weight
+All of them are weighted means of pair values, so the intervals and paired differences of report/stats.py apply.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from lorabench.report import stats
 from lorabench.scoring.files import published
 
 ALL = ProtocolSpec("all", None, [])
-# What tables show of all metrics: these first, then the others by name, without those that only protocols read.
+# Order of the columns that show all metrics; others follow by name, except UNSHOWN, which only protocols use.
 ORDER = (
     "dino/content", "clip_i/content", "clip_i/style", "clip_t", "csd/style", "csd/content", "subject_r1", "style_r1",
 )  # fmt: skip
@@ -42,7 +41,7 @@ MICRO = "@micro"
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table. backbone: who scored it, which may stand in for the one that `spec` names."""
+    """A column of a table; `backbone` computed the scores and may replace the one that `spec` names."""
 
     spec: ColumnSpec
     backbone: str
@@ -53,18 +52,22 @@ class Column:
 
     @property
     def rule(self) -> tuple[str, str]:
-        """How stats.mean averages over images, and whose objects count."""
+        """Return the average and the level of objects, as the arguments `rule` and `of` of stats.mean."""
         return self.spec.average, "style" if self.spec.metric.endswith("/style") else "content"
 
     @property
     def digits(self) -> int:
-        """After the point, as tables print cosines and percent."""
+        """Return the number of decimals: 3 for cosines, 1 for percent."""
         return 1 if self.spec.scale >= 100 else 3
 
 
 @cache
 def load(name: str) -> ProtocolSpec:
-    """conf/protocol/<name>.yaml; UserError where there is none."""
+    """Load conf/protocol/<name>.yaml.
+
+    Raises:
+        UserError: If there is no such file.
+    """
     choose("protocol", name, sorted(file.stem for file in (CONF / "protocol").glob("*.yaml")))
     values = yaml.safe_load((CONF / "protocol" / f"{name}.yaml").read_text(encoding="utf-8"))
     return typed({key: value for key, value in values.items() if key != "defaults"})
@@ -76,7 +79,7 @@ def typed(values: Any) -> ProtocolSpec:
 
 
 def of_config(config: str) -> ProtocolSpec:
-    """The protocol of a run's resolved config; that of all metrics where it names none."""
+    """Return the protocol of a run's resolved config, or the one of all metrics if it has none."""
     try:
         values = yaml.safe_load(config)
         return typed(values["protocol"])
@@ -85,9 +88,13 @@ def of_config(config: str) -> ProtocolSpec:
 
 
 def columns(protocol: ProtocolSpec, scores: pd.DataFrame) -> tuple[list[Column], list[str]]:
-    """The protocol's columns that these scores have, and what to say of them.
+    """Select the protocol's columns that these scores can fill; micro scorers replace backbones of the same kind.
 
-    A micro scorer stands in for a backbone of its kind. UserError where not one column can be made.
+    Returns:
+        The columns, and notes on replaced and missing ones.
+
+    Raises:
+        UserError: If no column can be filled.
     """
     scored = scores[["metric", "backbone"]].drop_duplicates()
     by_metric: dict[str, list[str]] = {}
@@ -95,7 +102,7 @@ def columns(protocol: ProtocolSpec, scores: pd.DataFrame) -> tuple[list[Column],
         by_metric.setdefault(metric, []).append(backbone)
     if not protocol.columns:
         return every(by_metric), []
-    found, lacking, stands = [], {}, {}
+    found, lacking, replaced = [], {}, {}
     for spec in protocol.columns:
         has = [b for b in by_metric.get(spec.metric, []) if spec.times is None or b in by_metric.get(spec.times, [])]
         micro = next((backbone for backbone in has if backbone.endswith(MICRO)), None)
@@ -103,21 +110,22 @@ def columns(protocol: ProtocolSpec, scores: pd.DataFrame) -> tuple[list[Column],
             found.append(Column(spec, spec.backbone))
         elif micro:
             found.append(Column(spec, micro))
-            stands[spec.backbone] = micro
+            replaced[spec.backbone] = micro
         else:
             lacking[spec.name] = spec.backbone
     here = [backbone for backbone in scored["backbone"] if backbone in published()]
     needed = ",".join(dict.fromkeys([*here, *lacking.values()]))
     if not found:
         raise UserError(
-            f"protocol={protocol.name} needs scores that are not here; run again with scorers.backbones=[{needed}]"
+            f"protocol={protocol.name} needs scores that this run does not have; "
+            f"run again with scorers.backbones=[{needed}]"
         )
-    notes = [f"Columns of protocol={protocol.name}{source(protocol)}: {'; '.join(map(told, found))}."]
-    if stands:
-        pairs = ", ".join(f"{micro} for {backbone}" for backbone, micro in stands.items())
-        notes.append(f"Standing in: {pairs}. The columns are the publication's, the backbones are not.")
+    notes = [f"Columns of protocol={protocol.name}{source(protocol)}: {'; '.join(map(definition, found))}."]
+    if replaced:
+        pairs = ", ".join(f"{micro} for {backbone}" for backbone, micro in replaced.items())
+        notes.append(f"Replaced backbones: {pairs}. The columns follow the publication, the backbones do not.")
     if lacking:
-        notes.append(f"Left out: {', '.join(lacking)}; to have them too run again with scorers.backbones=[{needed}].")
+        notes.append(f"Missing: {', '.join(lacking)}; to add them run again with scorers.backbones=[{needed}].")
     return found, notes
 
 
@@ -125,8 +133,8 @@ def source(protocol: ProtocolSpec) -> str:
     return f" (arXiv {protocol.arxiv})" if protocol.arxiv else ""
 
 
-def told(column: Column) -> str:
-    """A column in words."""
+def definition(column: Column) -> str:
+    """Describe how a column is computed."""
     spec = column.spec
     parts = [spec.metric + (f" times {spec.times}" if spec.times else ""), f"by {column.backbone}"]
     if spec.references != "mean":
@@ -139,7 +147,7 @@ def told(column: Column) -> str:
 
 
 def every(by_metric: dict[str, list[str]]) -> list[Column]:
-    """A column a metric and backbone, named by the metric alone where it has one backbone."""
+    """Return one column per metric and backbone; the name omits the backbone if the metric has only one."""
     shown = [metric for metric in ORDER if metric in by_metric]
     shown += sorted(set(by_metric) - set(ORDER) - set(UNSHOWN))
     return [
@@ -152,7 +160,7 @@ def every(by_metric: dict[str, list[str]]) -> list[Column]:
 
 
 def image_values(scores: pd.DataFrame, column: Column) -> pd.DataFrame:
-    """Rows of one method -> by stats.UNIT, `value` of the image and `count` of the values that it stands for."""
+    """Return, by stats.UNIT, the `value` of each image and the `count` of scores in it, for one method."""
     images = measure(scores, column.spec.metric, column)
     if column.spec.times is not None:
         other = measure(scores, column.spec.times, column)["value"]
@@ -161,7 +169,7 @@ def image_values(scores: pd.DataFrame, column: Column) -> pd.DataFrame:
 
 
 def measure(scores: pd.DataFrame, metric: str, column: Column) -> pd.DataFrame:
-    """As image_values, of one metric and before the scale."""
+    """Return the same as `image_values` for one metric, before scaling."""
     rows = scores.loc[(scores["metric"] == metric) & (scores["backbone"] == column.backbone)]
     if column.spec.floor is not None:
         rows = rows.assign(value=np.maximum(rows["value"], column.spec.floor))

@@ -1,11 +1,9 @@
-"""What publications report, to stand beside what was measured and never to be taken for it.
+"""Numbers that publications report, shown below our rows and marked as reported.
 
-The numbers are in conf/paper/ (lorabench/report/papers.py). Each is compared with the run whose row it would stand
-under: what
-the publication says of its base model, pictures, pairs, images, backbones and averages, and what the run's folder says.
-Where something differs the reader is told what. Where nothing does, the publication may still leave open what it used,
-and then the numbers are side by side and no more; only where it names its pairs and leaves nothing open is a number
-inside or outside of our interval.
+The numbers are in conf/paper/ (report/papers.py). Each is compared with the run of the row above it: the base model,
+dataset, pairs, images, backbones and averages of the publication against those of the run folder. Differences are
+listed. If there are none, but the publication leaves settings open, the numbers are only shown together. A number is
+marked as inside or outside our interval only if the publication names its pairs and leaves nothing open.
 """
 
 from __future__ import annotations
@@ -23,18 +21,19 @@ from lorabench.report.protocols import MICRO, Column
 
 MARK = "↳"
 DIFFERS, SAME = "protocol differs", "nothing stated differs"
-WORLD = "microworld"  # which no publication has
+WORLD = "microworld"  # no publication uses it
 
 
 @dataclass(frozen=True)
 class Published:
     """One row of a publication's table.
 
-    source: "arXiv 2504.13206, table main".
-    values: by the name of the column, those of the columns that our table has, in their scale.
-    why: what differs of what the publication says of its protocol, "micro scorers, other base model"; "" is nothing.
-    open: what the publication does not say.
-    named: whether it names its pairs, so that ours can be the same.
+    Attributes:
+        source: Such as "arXiv 2504.13206, table main".
+        values: Number by column of our table, in the scale of the column.
+        why: Differences to our protocol, such as "micro scorers, other base model"; empty if there are none.
+        open: Settings that the publication does not report.
+        named: True if the publication names its pairs, so ours can be the same.
     """
 
     source: str
@@ -45,7 +44,7 @@ class Published:
 
     @property
     def comparable(self) -> bool:
-        """Whether all that it was measured on is known, and ours is the same."""
+        """Return True if the publication reports all settings and ours are the same."""
         return self.named and not self.why and not self.open
 
     @property
@@ -54,12 +53,12 @@ class Published:
 
     @property
     def standing(self) -> str:
-        """How far it can be compared with ours."""
-        said = f"; not said: {self.open}" if self.open else ""
-        return f"{DIFFERS}: {self.why}" if self.why else f"{SAME}{said}"
+        """Return how comparable the numbers are with ours."""
+        unreported = f"; unreported: {self.open}" if self.open else ""
+        return f"{DIFFERS}: {self.why}" if self.why else f"{SAME}{unreported}"
 
     def verdict(self, line: dict[str, Any]) -> str:
-        """Where its number of the line's column lies: inside | outside our interval, DIFFERS, SAME; "" without one."""
+        """Compare with our interval: "inside", "outside", DIFFERS, SAME, or "" if there is no number or interval."""
         value = self.values.get(line["metric"])
         if value is None or not self.comparable:
             return "" if value is None else DIFFERS if self.why else SAME
@@ -69,10 +68,13 @@ class Published:
 
 
 def published(runs: list[RunFolder], columns: list[Column], arxiv: str | None = None) -> dict[str, list[Published]]:
-    """label -> what is reported of it in these columns, each row once whatever the number of runs.
+    """Return label -> reported rows, each once, whatever the number of runs.
 
-    arxiv: of the publication whose protocol the columns are: then of it alone, otherwise of all publications that
-    propose one of the runs' methods.
+    Args:
+        runs: Runs of our table.
+        columns: Columns of our table.
+        arxiv: Publication whose protocol defines the columns: use only its rows. None: use all publications that
+            propose one of the runs' methods.
     """
     found: dict[str, list[Published]] = {}
     methods = {run.manifest["method"] for run in runs}
@@ -86,7 +88,7 @@ def published(runs: list[RunFolder], columns: list[Column], arxiv: str | None = 
 
 
 def reported(paper: Paper, label: str, runs: list[RunFolder], columns: list[Column]) -> list[Published]:
-    """A publication's rows of one label; runs: of that label. What another of its tables says too is left out."""
+    """Return a publication's rows of one label, without those that repeat numbers of an earlier table."""
     rows: list[Published] = []
     for table in paper.tables:
         for row in (row for row in table.rows if label in row.method):
@@ -97,7 +99,7 @@ def reported(paper: Paper, label: str, runs: list[RunFolder], columns: list[Colu
 
 
 def compared(paper: Paper, table: PaperTable, row: PaperRow, runs: list[RunFolder], columns: list[Column]) -> Published:
-    """One printed row against the runs of our row of the same thing."""
+    """Compare one printed row with the runs of our row for the same method."""
     values = {column.name: value for column in columns if (value := in_column(table, row, column)) is not None}
     shown = [column for column in columns if column.name in values]
     reasons = list(dict.fromkeys(why for run in runs for why in differences(table, run, shown)))
@@ -106,38 +108,38 @@ def compared(paper: Paper, table: PaperTable, row: PaperRow, runs: list[RunFolde
 
 
 def named(pairs: str | None) -> bool:
-    """Whether a list of pairs is the publication's own, and not as many drawn by us."""
+    """Return True if this list of pairs is the publication's own, not a sample of the same size."""
     return pairs is not None and isinstance(packaged("pair_lists")[pairs].get("subjects"), list)
 
 
 def in_column(table: PaperTable, row: PaperRow, column: Column) -> float | None:
-    """The row's number in the scale of one of our columns."""
+    """Return the row's number in the scale of one of our columns, or None."""
     value = None if column.spec.times else table.value(row, column.spec.metric)
     return value if value is None or column.spec.scale == 1 else value * column.spec.scale
 
 
 def differences(table: PaperTable, run: RunFolder, columns: list[Column]) -> Iterator[str]:
-    """What the publication says of a table and is not so in a run's columns, in a few words each."""
+    """Yield short descriptions of settings that differ between the publication's table and a run."""
     if table.protocol is None:
-        yield "how it was measured is not among our protocols"
+        yield "its protocol is not available here"
     for column in columns:
         yield from measured_otherwise(table, column)
     if table.model and run.manifest["model"] != table.model:
         yield "other base model"
-    pictures = run.manifest["dataset"]
-    if pictures != table.dataset if table.dataset else pictures == WORLD:
-        yield "other pictures"
+    dataset = run.manifest["dataset"]
+    if dataset != table.dataset if table.dataset else dataset == WORLD:
+        yield "other dataset"
     else:
         if table.pairs and setting(run, "dataset", "pairs") != table.pairs:
             yield "other pairs"
-        if setting(run, "dataset", "references") != "same":  # the field scores against what it trains on
+        if setting(run, "dataset", "references") != "same":  # publications score against the training images
             yield "references held out"
     if table.images and (own := setting(run, "generate", "images")) != table.images:
-        yield f"{own or 'unknown'} images a pair, not {table.images}"
+        yield f"{own or 'unknown'} images per pair, not {table.images}"
 
 
 def measured_otherwise(table: PaperTable, column: Column) -> Iterator[str]:
-    """Where our column is not the one of the table's protocol."""
+    """Yield how our column differs from that of the table's protocol."""
     if column.backbone.endswith(MICRO):
         yield "micro scorers"
     kind = column.spec.metric.partition("/")[0]
@@ -155,13 +157,12 @@ def measured_otherwise(table: PaperTable, column: Column) -> Iterator[str]:
 
 
 def setting(run: RunFolder, group: str, key: str) -> Any:
-    """A value of the run's config; None where it has none."""
+    """Return a value of the run's config, or None."""
     values = run.settings.get(group)
     return values.get(key) if isinstance(values, dict) else None
 
 
 FOOTNOTE = (
-    f"Rows marked {MARK} are what publications report of their own training. They cannot be compared with ours, except "
-    "where all that they were measured on is known and ours is the same: there inside and outside say whether a number "
-    "lies in our interval."
+    f"Rows marked {MARK} are numbers that publications report for their own training. They are comparable with ours "
+    "only if all settings are reported and equal; \"inside\" and \"outside\" then refer to our interval."
 )

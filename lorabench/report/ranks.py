@@ -1,4 +1,4 @@
-"""Where along the network a merge spends its ranks: figures/rank_by_layer.png and figures/rank_by_layer.csv."""
+"""Effective rank of each adapter by layer: figures/rank_by_layer.png and figures/rank_by_layer.csv."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from matplotlib.ticker import MaxNLocator
 from lorabench.report.figures import INK, MUTED, PAPER, RULE
 from lorabench.report.folder import RANK_FIGURE
 
-RanksByPair = Mapping[str, Mapping[str, Sequence[float]]]  # pair -> layer -> one an adapter
-Roles = Sequence[str] | Mapping[str, Sequence[str]]  # one an adapter; by pair where pairs have different adapters
+RanksByPair = Mapping[str, Mapping[str, Sequence[float]]]  # pair -> layer -> rank of each adapter
+Roles = Sequence[str] | Mapping[str, Sequence[str]]  # role of each adapter; by pair if pairs have different adapters
 
-COLOURS = {"content": "#3557d6", "style": "#c4541b"}
+COLORS = {"content": "#3557d6", "style": "#c4541b"}
 STAGES = ("down_blocks", "mid_block", "up_blocks")
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out")
 
 
 def write_ranks(folder: Path, ranks_by_pair: RanksByPair, roles: Roles) -> None:
-    """The figure and its table into a run folder; nothing where there are no merges."""
+    """Write the figure and its table into a run folder; do nothing if there are no ranks."""
     if not any(ranks_by_pair.values()):
         return
     order = network_order({layer for ranks in ranks_by_pair.values() for layer in ranks})
@@ -36,7 +36,7 @@ def write_ranks(folder: Path, ranks_by_pair: RanksByPair, roles: Roles) -> None:
 
 
 def network_order(layers: set[str]) -> list[str]:
-    """Layers in the order in which a UNet runs them: down, mid, up, and by number within.
+    """Sort layers in the order in which a UNet runs them: down, mid, up, then by number.
 
     >>> network_order({"up_blocks.0.x", "mid_block.x", "down_blocks.2.a.10.x", "down_blocks.2.a.9.x"})
     ['down_blocks.2.a.9.x', 'down_blocks.2.a.10.x', 'mid_block.x', 'up_blocks.0.x']
@@ -53,7 +53,7 @@ def network_order(layers: set[str]) -> list[str]:
 
 
 def block_of(layer: str) -> str:
-    """The block that a layer lies in, as a reader calls it: "down 1", "mid", "up 0"."""
+    """Return the short name of the block that contains a layer: "down 1", "mid", "up 0"."""
     match = re.match(r"(down|mid|up)_blocks?\.(\d+)?", layer)
     if match is None:
         return layer.partition(".")[0]
@@ -61,7 +61,7 @@ def block_of(layer: str) -> str:
 
 
 def layer_of(layer: str) -> str:
-    """The transformer block that a layer is one of eight projections of, or else the module that it belongs to.
+    """Return the transformer block that contains a layer, or else the layer's parent module.
 
     >>> layer_of("mid_block.attentions.0.transformer_blocks.3.attn1.to_q")
     'mid_block.attentions.0.transformer_blocks.3'
@@ -71,7 +71,7 @@ def layer_of(layer: str) -> str:
 
 
 def rank_rows(ranks_by_pair: RanksByPair, roles: Roles, order: Sequence[str]) -> pd.DataFrame:
-    """Columns pair, layer, role, rank; adapters of one role averaged, layers in the given order."""
+    """Return a table of pair, layer, role and rank; ranks of adapters with the same role are averaged."""
     rows = []
     for pair, ranks in ranks_by_pair.items():
         own = roles[pair] if isinstance(roles, Mapping) else roles
@@ -83,7 +83,7 @@ def rank_rows(ranks_by_pair: RanksByPair, roles: Roles, order: Sequence[str]) ->
 
 
 def over_pairs(rows: pd.DataFrame, by: str, order: Sequence[str]) -> pd.DataFrame:
-    """Mean, least and greatest over the pairs, by (`by`, role) in the given order."""
+    """Return mean, minimum and maximum over the pairs, by (`by`, role) in the given order."""
     each = pd.Series(rows.groupby([by, "role", "pair"], sort=False)["rank"].mean())
     table = each.groupby(level=[by, "role"], sort=False).agg(["mean", "min", "max", "count"]).reset_index()
     places = {name: place for place, name in enumerate(dict.fromkeys(order))}
@@ -92,14 +92,14 @@ def over_pairs(rows: pd.DataFrame, by: str, order: Sequence[str]) -> pd.DataFram
 
 
 def by_layer(ranks_by_pair: RanksByPair, roles: Roles, order: Sequence[str]) -> pd.DataFrame:
-    """Columns position, block, layer, role, mean, min, max, pairs."""
+    """Return a table of position, block, layer, role, mean, min, max and pairs."""
     table = over_pairs(rank_rows(ranks_by_pair, roles, order), "layer", order)
     table.insert(1, "block", table["layer"].map(block_of))
     return table.rename(columns={"count": "pairs"})
 
 
 def draw_ranks(ranks_by_pair: RanksByPair, roles: Roles, order: Sequence[str]) -> Figure:
-    """Mean over the pairs at each transformer block, with the range of the pairs behind it."""
+    """Plot the mean over pairs at each transformer block, with a band from the minimum to the maximum."""
     layers = list(dict.fromkeys(layer_of(layer) for layer in order))
     rows = rank_rows(ranks_by_pair, roles, order)
     points = over_pairs(rows.assign(layer=rows["layer"].map(layer_of)), "layer", layers)
@@ -115,12 +115,12 @@ def draw_ranks(ranks_by_pair: RanksByPair, roles: Roles, order: Sequence[str]) -
 
     for role in dict.fromkeys(points["role"]):
         line = points[points["role"] == role].set_index("position").reindex(range(len(layers)))
-        colour = COLOURS.get(role, INK)
+        color = COLORS.get(role, INK)
         for number, (left, right) in enumerate(pairwise(edges)):  # no line across blocks
             part = line.iloc[left:right]
-            axes.fill_between(part.index, part["min"], part["max"], color=colour, alpha=0.13, linewidth=0)
+            axes.fill_between(part.index, part["min"], part["max"], color=color, alpha=0.13, linewidth=0)
             axes.plot(
-                part.index, part["mean"], color=colour, linewidth=1.4, marker="o", markersize=3.2,
+                part.index, part["mean"], color=color, linewidth=1.4, marker="o", markersize=3.2,
                 label=role if number == 0 else None,
             )  # fmt: skip
 
@@ -136,7 +136,7 @@ def draw_ranks(ranks_by_pair: RanksByPair, roles: Roles, order: Sequence[str]) -
     axes.set_ylabel("effective rank", color=MUTED, fontsize=9)
     axes.set_xlabel("transformer blocks in the order in which the UNet runs them", color=MUTED, fontsize=9)
     count = len(ranks_by_pair)
-    title = f"mean over {count} pairs, band: least to greatest" if count > 1 else next(iter(ranks_by_pair))
+    title = f"mean over {count} pairs, band: minimum to maximum" if count > 1 else next(iter(ranks_by_pair))
     axes.set_title(title, loc="left", color=MUTED, fontsize=9, parse_math=False)
     axes.legend(
         loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, fontsize=9, labelcolor=INK, borderpad=0

@@ -1,15 +1,15 @@
-"""Means with an honest interval: a bootstrap over pairs, and paired differences.
+"""Means with bootstrap intervals over pairs, and paired differences.
 
-The unit that varies is the *pair* (a content and a style): images of one pair share its LoRAs and references
-and are not independent, so a bootstrap over images would promise too much. An average goes reference -> image ->
-prompt -> pair -> all, each level with equal weights, or with other weights of the pairs, where a protocol gives every
-object or every image the same. Images of several seeds are images of their pair. The mean over all is then a mean of
-the pair means, so resampling whole pairs (the cluster bootstrap), each with its weight, is an ordinary bootstrap of
-the pair means.
+The independent unit is the *pair* (one content and one style). Images of one pair share its LoRAs and references, so a
+bootstrap over images would give intervals that are too narrow. Values are averaged reference -> image -> prompt ->
+pair -> all, with equal weights at each level; a protocol may instead give every object or every image the same weight.
+Images of several seeds count as images of their pair. The overall mean is a (weighted) mean of pair means, so the
+cluster bootstrap, which resamples whole pairs, is an ordinary bootstrap of the pair means.
 
-Both intervals are taken at *expanded* levels (Hesterberg, "What Teachers Should Know About the Bootstrap", The American
-Statistician 69, 2015): the plain ones are too narrow by sqrt((n-1)/n) and by the ratio of the normal to the t quantile,
-which is serious for the 4 to 30 pairs of this field. Coverage of 95 % intervals in 20000 simulated tables:
+Both intervals use *expanded* levels (Hesterberg, "What Teachers Should Know About the Bootstrap", The American
+Statistician 69, 2015). Without expansion they are too narrow by sqrt((n-1)/n) and by the ratio of the normal to the t
+quantile, which matters for the 4 to 30 pairs that are usual here. Coverage of 95 % intervals in 20,000 simulated
+tables:
 
     pairs   data          percentile   BCa
     4       normal        0.874        0.874
@@ -18,14 +18,14 @@ which is serious for the 4 to 30 pairs of this field. Coverage of 95 % intervals
     20      normal        0.952        0.951
     20      exponential   0.921        0.934
 
-The percentile interval is the one that tables show: it is easy to say and estimates nothing but the mean. BCa
-(bias-corrected and accelerated) moves both ends towards the long tail: it is the better one where pair values are
-skewed (scores near 0 or 1) and pairs are 8 or more, and the same where they are symmetric. Neither helps with very few
-pairs: there both are about the range of the pair means, the widest that resampling can give.
+Tables show the percentile interval: it is simple and estimates only the mean. BCa (bias-corrected and accelerated)
+shifts both ends towards the longer tail. It is more accurate for 8 or more pairs with skewed values (scores near 0 or
+1) and equivalent for symmetric ones. With very few pairs, both intervals are close to the range of the pair means,
+which is the widest interval that resampling can produce.
 
-Pairs that share a content or a style are treated as independent, which they are not where a value, or the difference of
-two methods, depends on the content or the style itself. Then intervals are too narrow and p is too small, and tables of
-such pairs say so. 20000 simulated tables of 4 contents, each in the same 2 styles, with normal values:
+Pairs that share a content or a style are treated as independent. If values (or differences of two methods) depend on
+the content or style itself, intervals are too narrow and p-values too small; the notes of such tables warn about it.
+20,000 simulated tables of 4 contents in the same 2 styles, with normal values:
 
     variance by content, by style    coverage of 95 %    p <= 0.05 without a difference
     0, 0                             0.944               0.050
@@ -33,8 +33,8 @@ such pairs say so. 20000 simulated tables of 4 contents, each in the same 2 styl
     0, 0.5                           0.741               0.246
     0.45, 0.45                       0.697               0.289
 
-Every method starts from the same noise, so two methods are compared on the differences of the same (pair,
-prompt, seed): what is hard for both cancels and the interval shrinks.
+All methods start from the same noise, so two methods are compared by the differences at the same (pair, prompt, seed).
+The common difficulty of an image cancels, and the interval shrinks.
 """
 
 from __future__ import annotations
@@ -50,21 +50,26 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 PAIR = ["dataset", "content", "style"]
-WITHIN = ["prompt", "seed", "image"]  # a pair
+WITHIN = ["prompt", "seed", "image"]  # keys of an image within its pair
 UNIT = [*PAIR, *WITHIN]
 
 LEVEL = 0.95
 RESAMPLES = 9999
 SEED = 0
-LEAST_TAIL = 1e-9  # far below one resample: the range of the draws
-ROUNDING = 1e-12  # values nearer to each other than this are the same
+LEAST_TAIL = 1e-9  # far below one resample, so the interval is the range of the bootstrap means
+ROUNDING = 1e-12  # smaller differences count as zero
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over pairs with its intervals; NaN what takes two pairs where there are fewer.
+    """A mean over pairs with its intervals; fields that need two pairs are NaN if there are fewer.
 
-    low, high: the percentile interval.  p: of the hypothesis that the true mean is zero, see `p_value`.
+    Attributes:
+        mean: Weighted mean of the pair means.
+        low, high: Percentile interval.
+        pairs: Number of pairs.
+        bca_low, bca_high: BCa interval.
+        p: p-value of the hypothesis that the true mean is zero; see `p_value`.
     """
 
     mean: float
@@ -77,7 +82,7 @@ class Interval:
 
     @property
     def separated(self) -> bool:
-        """Whether p is 5 % or less; of one comparison alone, see lorabench/report/comparing.py."""
+        """Return True if p is at most 5 %, without correction for several comparisons (see report/comparing.py)."""
         return self.p <= 1 - LEVEL
 
 
@@ -86,9 +91,12 @@ def interval(
     weights: Sequence[float] | np.ndarray | pd.Series | None = None,
     level: float = LEVEL,
 ) -> Interval:
-    """Mean of n pair means [n] with its intervals; the seed is fixed, so tables repeat.
+    """Compute the mean of pair means with its intervals; the fixed seed makes the result reproducible.
 
-    weights: [n] of the pairs, which are drawn together with their values; None is all the same.
+    Args:
+        pair_means: Values [pairs].
+        weights: Weights [pairs], resampled together with the values. None: equal weights.
+        level: Coverage of the intervals.
     """
     values = np.asarray(pair_means, dtype=float)
     n = len(values)
@@ -105,10 +113,18 @@ def interval(
 
 
 def limits(values: ArrayLike, weights: ArrayLike, level: float = LEVEL) -> tuple[np.ndarray, ...]:
-    """Pair values, weights [..., n] -> ends [...] of the expanded intervals: percentile low and high, BCa low and high.
+    """Compute expanded bootstrap intervals.
 
-    n is at least 2, and the values of a row are not all the same. scipy takes the limits and the jackknife of BCa; the
-    draws are ours, made by one product of matrices.
+    scipy computes the percentile and BCa limits (with its jackknife) from our bootstrap means, which take one matrix
+    product.
+
+    Args:
+        values: Pair values [..., n] with n >= 2; not all equal within a row.
+        weights: Weights [..., n].
+        level: Coverage before expansion.
+
+    Returns:
+        Percentile low and high, BCa low and high, each [...].
     """
     values, weights = np.broadcast_arrays(np.asarray(values, dtype=float), np.asarray(weights, dtype=float))
     drawn = SimpleNamespace(bootstrap_distribution=draws(values, weights))
@@ -129,15 +145,21 @@ def limits(values: ArrayLike, weights: ArrayLike, level: float = LEVEL) -> tuple
 
 
 def tail(pairs: int, level: float = LEVEL) -> float:
-    """Of the bootstrap means of so many pairs the share that an expanded interval leaves out at each end."""
+    """Return the share of bootstrap means that an expanded interval cuts off at each end."""
     widened = np.sqrt(pairs / (pairs - 1)) * stats.t.ppf((1 - level) / 2, pairs - 1)
     return max(float(stats.norm.cdf(widened)), LEAST_TAIL)
 
 
 def ends(drawn: np.ndarray, pairs: int, outward: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Of bootstrap draws [..., RESAMPLES] the ends [...] of the expanded percentile interval; NaN of one pair.
+    """Compute the expanded percentile interval of bootstrap statistics.
 
-    outward: take draws themselves, of which a rank is one, the next beyond each end.
+    Args:
+        drawn: Bootstrap statistics [..., RESAMPLES].
+        pairs: Number of pairs; the result is NaN if it is less than 2.
+        outward: Return observed statistics (next one beyond each end) instead of interpolating, as ranks need.
+
+    Returns:
+        Lower and upper ends, each [...].
     """
     if pairs < 2:
         return np.full(drawn.shape[:-1], np.nan), np.full(drawn.shape[:-1], np.nan)
@@ -147,14 +169,14 @@ def ends(drawn: np.ndarray, pairs: int, outward: bool = False) -> tuple[np.ndarr
 
 
 def draws(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Weighted means [..., RESAMPLES] of pairs drawn with replacement from [..., n]; all rows draw the same pairs."""
+    """Return weighted means [..., RESAMPLES] of resampled pairs; all rows [..., n] use the same resamples."""
     times = counts(values.shape[-1])
     return (values * weights) @ times / (weights @ times)
 
 
 @lru_cache(maxsize=8)
 def counts(pairs: int) -> np.ndarray:
-    """How often each resample draws each pair, [pairs, RESAMPLES]."""
+    """Return how often each resample contains each pair, [pairs, RESAMPLES]."""
     drawn = np.random.default_rng(SEED).multinomial(pairs, np.full(pairs, 1 / pairs), size=RESAMPLES)
     return np.ascontiguousarray(drawn.T, dtype=float)
 
@@ -164,11 +186,11 @@ def weighted_mean(values: np.ndarray, weights: np.ndarray, axis: int = -1) -> np
 
 
 def p_value(values: ArrayLike, weights: ArrayLike) -> np.ndarray:
-    """Two-sided p [...] of pair values [..., n] having the true mean zero; NaN for a single pair.
+    """Compute the two-sided p-value [...] of the hypothesis that pair values [..., n] have mean zero.
 
-    The t test with n - 1 degrees of freedom; of a weighted mean with its linearised standard error (the sandwich
-    estimate, scaled by n / (n - 1)), which for equal weights is the ordinary one.  Values that are all the same
-    tell it no spread: theirs is the p of the exact sign test, 2^(1-n), or 1 where they are zero.
+    This is the t test with n - 1 degrees of freedom. The standard error of a weighted mean is linearized (sandwich
+    estimate, scaled by n / (n - 1)); for equal weights it is the ordinary one. Equal values have no spread, so they get
+    the p-value of the exact sign test, 2^(1-n), or 1 if they are zero. A single pair gets NaN.
     """
     values, weights = np.broadcast_arrays(np.asarray(values, dtype=float), np.asarray(weights, dtype=float))
     n = values.shape[-1]
@@ -183,16 +205,22 @@ def p_value(values: ArrayLike, weights: ArrayLike) -> np.ndarray:
 
 
 def image_means(scores: pd.DataFrame) -> pd.DataFrame:
-    """Rows of one method, metric and backbone -> by UNIT, `value` over the references and `count` of them."""
+    """Average over references. Rows of one method, metric and backbone -> `value` and number of references, by UNIT."""
     by_image = scores.groupby(UNIT)["value"]
     return pd.DataFrame({"value": by_image.mean(), "count": by_image.size()})
 
 
 def pair_values(images: pd.DataFrame, rule: str = "pair", of: str = "content") -> pd.DataFrame:
-    """What image_means gives -> by PAIR, `value` and the `weight` that the pair has in the mean over all.
+    """Average over images and prompts.
 
-    rule: what weighs the same: pair | macro (objects: those of the level `of`, then their pairs) | micro (the values
-    that images stand for). Within a pair, prompts weigh the same but for micro.
+    Args:
+        images: Result of `image_means`.
+        rule: "pair" gives all pairs the same weight, "macro" all objects (values of level `of`), "micro" all values
+            (image x reference). Within a pair, prompts have the same weight except for "micro".
+        of: Level that "macro" groups by, "content" or "style".
+
+    Returns:
+        By PAIR, the `value` and the `weight` of the pair in the overall mean.
     """
     values, counts = pd.Series(images["value"]), pd.Series(images["count"])
     if rule == "micro":
@@ -204,22 +232,22 @@ def pair_values(images: pd.DataFrame, rule: str = "pair", of: str = "content") -
 
 
 def by_pair(values: pd.Series) -> pd.Series:
-    """Values by UNIT, or by what begins like it -> their means by PAIR."""
+    """Average values indexed by UNIT (or by its first levels) over each pair."""
     return pd.Series(values.groupby(level=PAIR).mean())
 
 
 def pair_means(scores: pd.DataFrame) -> pd.Series:
-    """Rows of one method, metric and backbone -> value by PAIR: reference -> image -> prompt -> pair."""
+    """Average the rows of one method, metric and backbone: reference -> image -> prompt -> pair."""
     return pd.Series(pair_values(image_means(scores))["value"])
 
 
 def mean(images: pd.DataFrame, rule: str = "pair", of: str = "content") -> Interval:
-    """Mean over pairs of what image_means gives."""
+    """Compute the mean over pairs, with interval, of the result of `image_means`."""
     pairs = pair_values(images, rule, of)
     return interval(pairs["value"].to_numpy(), pairs["weight"].to_numpy())
 
 
 def difference(images: pd.DataFrame, reference: pd.DataFrame, rule: str = "pair", of: str = "content") -> Interval:
-    """Mean difference to a reference on the (pair, prompt, seed) that both have; NaN when they share none."""
+    """Compute the mean difference to a reference on the (pair, prompt, seed) that both have; NaN if there are none."""
     delta = (images["value"] - reference["value"]).dropna()
     return mean(pd.DataFrame({"value": delta, "count": images["count"].reindex(delta.index)}), rule, of)

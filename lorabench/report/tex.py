@@ -1,4 +1,4 @@
-"""table.tex: the table for a paper, to be read with \\input; it needs the package booktabs and nothing else."""
+"""table.tex: the table as LaTeX source for \\input; it needs only the package booktabs."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ ESCAPES = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': "''",
     "~": r"$\sim$", MARK: r"$\hookrightarrow$",
-    "[": "{[}", "]": "{]}", "*": "{*}",  # the first two words after \\ would be its arguments
+    "[": "{[}", "]": "{]}", "*": "{*}",  # [ and * after \\ would be parsed as its arguments
 }  # fmt: skip
-NUMBER = re.compile(r"[+-]?\d+(?: \d{3})*(?:\.\d+)?(?:e[+-]?\d+)?")  # 1 571 840 is one
-UNKNOWN = re.compile(r"[^\x20-\x7e\xa0-\xff]")  # LaTeX without further packages knows Latin 1
+NUMBER = re.compile(r"[+-]?\d+(?: \d{3})*(?:\.\d+)?(?:e[+-]?\d+)?")  # 1 571 840 is one number
+UNKNOWN = re.compile(r"[^\x20-\x7e\xa0-\xff]")  # without further packages, LaTeX supports Latin 1 only
 
 
 def write_latex(table: Table) -> str:
-    """A tabular of all blocks, one below the other, and the footnotes as a paragraph of small print."""
+    """Return a tabular with all blocks, followed by the notes in small print."""
     parts = blocks(table)
     width = max(len(block.head) for block in parts)
     body = [section(block, width) for block in parts]
@@ -41,7 +41,7 @@ def write_latex(table: Table) -> str:
 
 
 def section(block: Block, width: int) -> str:
-    """Head and rows; a rule between frames and methods, and a title of its own for all but the first block."""
+    """Return head and rows; a rule separates baseline and oracle rows from methods, later blocks have a title."""
     title = [rf"\multicolumn{{{width}}}{{l}}{{\emph{{{escape(block.title)}}}}} \\"] if block.title else []
     head = [] if block.title else [row([escape(name) for name in block.head], width), r"\midrule"]
     lines: list[str] = []
@@ -53,7 +53,7 @@ def section(block: Block, width: int) -> str:
 
 
 def texts(line: Line) -> list[str]:
-    """The cells of a line; what others report is set in italics."""
+    """Return the cells of a line; numbers that publications report are set in italics."""
     name, *numbers = (escape(cell) for cell in line.cells)
     cells = [name, *map(typeset, numbers)]
     return [rf"\textit{{{cell}}}" if cell else "" for cell in cells] if line.kind == "reported" else cells
@@ -64,7 +64,7 @@ def row(cells: list[str], width: int) -> str:
 
 
 def typeset(cell: str) -> str:
-    """Numbers in math mode, where a minus is one.
+    """Set numbers in math mode, so that a hyphen becomes a minus sign.
 
     >>> typeset("-0.01 {[}-0.02, +0.1{]}")
     '$-0.01$ {[}$-0.02$, $+0.1${]}'
@@ -73,7 +73,7 @@ def typeset(cell: str) -> str:
 
 
 def escape(text: str) -> str:
-    """Plain text that LaTeX prints as it is; what it has no letter for becomes a question mark.
+    """Escape plain text for LaTeX; unsupported characters become question marks.
 
     >>> escape("50 % of a_b & c")
     '50 \\\\% of a\\\\_b \\\\& c'

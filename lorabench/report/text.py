@@ -1,4 +1,4 @@
-"""table.md for people and table.csv for programs."""
+"""table.md for reading and table.csv for further processing."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from lorabench.report import published
 from lorabench.report.layout import Line, blocks, notes
 from lorabench.report.table import Table
 
-# Columns of the csv, each after the metric's name; the mean has that name alone.
+# Columns of the csv, named <metric>_<suffix>; the mean is named <metric>.
 SUFFIXES = [
     "mean", "low", "high", "bca_low", "bca_high", "pairs", "difference", "difference_low", "difference_high", "p",
     "p_holm", "rank", "rank_low", "rank_high",
 ]  # fmt: skip
-STANDING = "reported"  # column that says how far a publication's row can be compared
+STANDING = "reported"  # column that states how comparable a publication's row is
 
 
 def write_csv(table: Table) -> str:
-    """One row a method: <metric>, then <metric>_<suffix> of SUFFIXES, then the costs; what is reported is named so."""
+    """Return one csv row per method: <metric>, <metric>_<suffix> for SUFFIXES, costs; reported rows are marked."""
     wide = pd.DataFrame(index=pd.Index(table.labels, name="method"))
     for metric, column in table.lines.groupby("metric", sort=False):
         named = {suffix: str(metric) if suffix == "mean" else f"{metric}_{suffix}" for suffix in SUFFIXES}
@@ -35,7 +35,7 @@ def write_csv(table: Table) -> str:
 
 
 def write_markdown(table: Table) -> str:
-    """The table, differences and ranks, with footnotes that say who scored and what the marks mean."""
+    """Return scores, differences and ranks as markdown tables, followed by the notes."""
     text = []
     for block in blocks(table):
         lines = [
@@ -48,7 +48,7 @@ def write_markdown(table: Table) -> str:
 
 
 def cells(line: Line) -> list[str]:
-    """What others report is set in italics."""
+    """Return the escaped cells of a line; numbers that publications report are set in italics."""
     name, *numbers = map(escape, line.cells)
     return [name, *(f"*{number}*" if number and line.kind == "reported" else number for number in numbers)]
 
@@ -58,7 +58,7 @@ def row(texts: list[str]) -> str:
 
 
 def escape(text: str) -> str:
-    """Text as a cell of a markdown table.
+    """Escape text for a cell of a markdown table.
 
     >>> escape("a|b <i>")
     'a\\\\|b \\\\<i>'

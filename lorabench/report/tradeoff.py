@@ -1,4 +1,4 @@
-"""The figure of a trade-off: each method's curve between content and style, and the area that it dominates."""
+"""Figure of a trade-off: each method's curve between content and style, and the area that it dominates."""
 
 from __future__ import annotations
 
@@ -17,9 +17,13 @@ ACROSS = 4
 
 
 def draw_tradeoff(curves: pd.DataFrame, volumes: pd.DataFrame, metrics: Mapping[str, str], path: Path) -> None:
-    """A panel a method, its curve over those of the others, and a last one with the hypervolumes and their intervals.
+    """Plot one panel per method, with the other methods' curves behind it, and a panel of hypervolumes with intervals.
 
-    metrics: by role, named on the axes.
+    Args:
+        curves: One row per method and pair of adapter scales (lorabench/tasks/tradeoff.py).
+        volumes: Hypervolume of each method with its interval.
+        metrics: Metric by role, for the axis labels.
+        path: Image file to write.
     """
     from matplotlib.figure import Figure
 
@@ -47,13 +51,13 @@ def draw_tradeoff(curves: pd.DataFrame, volumes: pd.DataFrame, metrics: Mapping[
 
 
 def draw_method(panel: Axes, curves: pd.DataFrame, name: str) -> None:
-    """Curve and dominated area of one method; large: the point (1, 1); hollow: dominated by another of its points."""
+    """Plot a method's curve and dominated area; large: scales (1, 1); hollow: dominated by another of its points."""
     for other, points in curves.groupby("method", sort=False):
         if other != name:
             panel.plot(points["content"], points["style"], color=OTHERS, linewidth=0.9, zorder=2)
     own = curves.query("method == @name")
     front = own.query("front").sort_values("content")
-    if not front.empty:  # a staircase: up to each point's content its own style is the most that can be had
+    if not front.empty:  # a staircase: the best style among the points with at least this content
         content, style = front["content"].clip(lower=0).tolist(), front["style"].clip(lower=0).tolist()
         panel.fill_between([0, *content], [style[0], *style], step="pre", color=AREA, linewidth=0, zorder=1)
     panel.plot(own["content"], own["style"], color=CURVE, linewidth=1.4, zorder=3)

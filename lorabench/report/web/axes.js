@@ -12,7 +12,7 @@ const pen = document.createElement("canvas").getContext("2d");
 pen.font = "12px system-ui, sans-serif";
 const widthOf = text => pen.measureText(text).width;
 
-// Round numbers within [low, high], about `count` of them.
+// Return about `count` round numbers in [low, high] with their texts.
 function ticksOf(low, high, count) {
   const rough = (high - low) / count, power = 10 ** Math.floor(Math.log10(rough));
   const by = [1, 2, 5, 10].map(each => each * power).find(each => each >= rough * 0.999);
@@ -25,7 +25,7 @@ function ticksOf(low, high, count) {
 const short = value => value >= 1e9 ? `${+(value / 1e9).toPrecision(3)}G` : value >= 1e6 ? `${+(value / 1e6).toPrecision(3)}M`
   : value >= 1e4 ? `${+(value / 1e3).toPrecision(3)}k` : String(+value.toPrecision(3));
 
-// Linear, over the values and a margin: {at: value -> pixel, ticks: [[value, text]]}.
+// Linear scale over the values plus a margin: {at: value -> pixel, ticks: [[value, text]]}.
 function linear(values, start, end, count) {
   let [low, high] = [Math.min(...values), Math.max(...values)];
   const margin = 0.08 * (high - low) || 0.05 * Math.abs(high) || 1;
@@ -33,7 +33,7 @@ function linear(values, start, end, count) {
   return {at: value => start + (end - start) * (value - low) / (high - low), ticks: ticksOf(low, high, count)};
 }
 
-// For costs: logarithmic where they span more than a factor of 20; zero, which has no logarithm, stands apart.
+// Scale for costs: logarithmic if they span more than a factor of 20; zero then has its own place on the left.
 function costScale(values, start, end, count) {
   const some = values.filter(value => value > 0), [low, high] = [Math.min(...some), Math.max(...some)];
   if (some.length < 2 || high / low < 20) {
@@ -54,7 +54,7 @@ function costScale(values, start, end, count) {
   return {at, ticks: [...(zero ? [[0, "0"]] : []), ...inside.map(value => [value, short(value)])], log: true, apart: zero ? from : null};
 }
 
-// Names beside their points where there is room, the first points first; the others are named on hover and focus.
+// Place names next to their points if there is room, earlier points first; other names appear on hover and focus.
 function placeLabels(points, box) {
   const taken = points.map(({x, y}) => [x - 6, y - 6, x + 6, y + 6]);
   const free = own => own[0] >= box[0] && own[1] >= box[1] && own[2] <= box[2] && own[3] <= box[3]

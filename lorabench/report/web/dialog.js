@@ -1,10 +1,10 @@
-// One image large, beside what it was made from, and from there to the next as they lie in the part of the page.
+// Dialog with one enlarged image, its references and facts; it steps through the images of the same section.
 
 const view = byId("view");
-let current = null; // the shot that is shown
+let current = null; // the image button whose image is open
 
 function open(shot) {
-  const {name, facts, scores, file, picture, pair, image, noise} = told(shot);
+  const {name, facts, scores, file, picture, pair, image, noise} = detailsOf(shot);
   current = shot;
   tip.hidden = true;
   const large = byId("large"), compare = byId("compare");
@@ -16,12 +16,12 @@ function open(shot) {
   if (noise) byId("facts").append(make("p", {class: "noise"}, `noise ${noise}`));
   if (file) byId("facts").append(make("p", {}, make("a", {href: file}, "open the file")));
   byId("scores-of-image").replaceChildren(...scoreList(scores).children);
-  const beside = ["content", "style"].filter(role => pair.references[role].length)
+  const compared = ["content", "style"].filter(role => pair.references[role].length)
     .map(role => [`${role} reference`, pair.references[role][0]]);
-  const truth = image && data.rows.findIndex(row => row.label === "oracle");
-  const oracle = image && truth >= 0 && truth !== image.row && imageAt(data.rows[truth], pair, image.seed, image.index);
-  if (oracle) beside.push(["oracle", data.images[oracle].picture]);
-  compare.replaceChildren(...beside.map(([caption, number]) =>
+  const row = image && data.rows.findIndex(row => row.label === "oracle");
+  const oracle = image && row >= 0 && row !== image.row && imageAt(data.rows[row], pair, image.seed, image.index);
+  if (oracle) compared.push(["oracle", data.images[oracle].picture]);
+  compare.replaceChildren(...compared.map(([caption, number]) =>
     make("figure", {}, make("img", {src: source(number), alt: caption}), make("figcaption", {}, caption))));
   const all = around();
   byId("count").textContent = all.length > 1 ? `${all.indexOf(shot) + 1} of ${all.length}` : "";

@@ -1,4 +1,4 @@
-// The bar that stays in sight: which rows and pairs are shown, and which image of each.
+// The bar that stays visible: filters of rows and pairs, and the selection of one image per cell.
 
 function filter(title, name, options) {
   const count = make("span", {class: "count"}), list = make("div", {class: "options"});
@@ -24,7 +24,7 @@ function filter(title, name, options) {
   return details;
 }
 
-// Which image of each row and pair, stepped through or chosen.
+// Select the image of each row and pair, directly or step by step.
 function imageSwitch() {
   const places = data.seeds.flatMap(seed => indices.map(index => ({seed, image: String(index)})));
   const step = by => {
@@ -49,14 +49,14 @@ const reset = make("button", {type: "button", class: "reset", onclick: () => cho
 bar.append(reset);
 part(FILTERS, () => { reset.hidden = !FILTERS.some(name => state[name].length); });
 
-// What the template wrote of each run follows the filter of rows, what it wrote of each pair that of pairs.
+// Sections that the template wrote for each run and pair follow the filters.
 part(FILTERS, () => {
   for (const element of document.querySelectorAll("[data-label]")) element.hidden = state.row.includes(element.dataset.label);
   const hidden = new Set(data.pairs.filter(pair => !pairShown(pair)).map(pair => `${pair.content}+${pair.style}`));
   for (const element of document.querySelectorAll("[data-pair-name]")) element.hidden = hidden.has(element.dataset.pairName);
 });
 
-// An open list closes like a menu.
+// Close an open filter on a click elsewhere or on Escape, and keep at most one open.
 addEventListener("pointerdown", event => {
   for (const each of bar.querySelectorAll("details[open]")) if (!each.contains(event.target)) each.open = false;
 });

@@ -1,6 +1,6 @@
-// The images that deserve a look, each with why it is here.
+// Images worth inspecting, each with the reason.
 
-const APART = 12; // shown of a kind of disagreement
+const APART = 12; // images shown per kind of disagreement
 
 function card(id, why, caption) {
   return make("figure", {class: "card"}, shotOf(id, why), make("figcaption", {}, ...caption));
@@ -17,16 +17,16 @@ function drawGallery(place, groups, lacking) {
   rove(place, place.querySelector(".shot"));
 }
 
-const where = image => make("b", {}, pairName(data.pairs[image.pair]));
+const pairLabel = image => make("b", {}, pairName(data.pairs[image.pair]));
 const shownCases = cases => cases.filter(({image}) => imageShown(data.images[image]));
 
-byId("worst-choices").append(picker("of each method", "worst", ["4", "8", "16"].map(count => [count, count])));
+byId("worst-choices").append(picker("images per method", "worst", ["4", "8", "16"].map(count => [count, count])));
 part(["worst", ...FILTERS], () => {
   const byRow = groupBy(shownCases(data.worst), ({image}) => data.images[image].row);
   const groups = data.rows.map((row, number) => [plain(row.label), byRow.get(number) ?? []]).filter(([, cases]) => cases.length);
   drawGallery(byId("worst-images"), groups.map(([name, cases]) =>
-    [name, cases.slice(0, +state.worst).map(({image, why}) => card(image, why, [where(data.images[image]), why])), 0]),
-  "No image has both a content and a style score, or all score the same.");
+    [name, cases.slice(0, +state.worst).map(({image, why}) => card(image, why, [pairLabel(data.images[image]), why])), 0]),
+  "No image has both a content and a style score, or all have the same scores.");
 });
 
 part(FILTERS, () => {
@@ -34,5 +34,5 @@ part(FILTERS, () => {
   drawGallery(byId("apart-images"), [...byKind].map(([kind, cases]) => [kind, cases.slice(0, APART).map(({image, why}) => {
     const at = data.images[image];
     return card(image, why, [make("b", {}, `${plain(data.rows[at.row].label)}, ${pairName(data.pairs[at.pair])}`), why]);
-  }), cases.length]), "None of these images.");
+  }), cases.length]), "None of the images shown.");
 });

@@ -1,24 +1,24 @@
-// Pairs by rows of the table: the chosen image of each in one view; and below, on demand, every image of a pair.
+// Selected image of each pair and table row, and below it all images of each pair on demand.
 
 const matrix = byId("matrix-images");
-const SPREAD = data.rows.length + 2 > data.pairs.length ? "pairs" : "rows"; // what lies side by side, unless chosen
+const SPREAD = data.rows.length + 2 > data.pairs.length ? "pairs" : "rows"; // default for the columns
 const across = () => state.turn || SPREAD;
 const broken = name => name.split("+").flatMap((part, i, all) => i < all.length - 1 ? [part + "+", make("wbr")] : [part]);
 
-byId("turn").append(picker("side by side", "turn", [["", `as fits (${SPREAD === "pairs" ? "pairs" : "methods"})`], ["pairs", "pairs"], ["rows", "methods"]]));
+byId("turn").append(picker("columns", "turn", [["", `auto (${SPREAD === "pairs" ? "pairs" : "methods"})`], ["pairs", "pairs"], ["rows", "methods"]]));
 
 function pairHeading(pair, attributes) {
   return make("th", attributes, ...broken(pair.content), make("span", {}, "in ", ...broken(pair.style)));
 }
 
-// References, then rows in the order of the report; the oracle, where there is one, comes last.
+// References first, then the rows in the order of the report; the oracle is last.
 function lanes() {
   const references = ["content", "style"].filter(role => data.pairs.some(pair => pair.references[role].length))
     .map(role => ({name: `${role} reference`, frame: true, cell: pair => pair.references[role].length ? referenceOf(pair, role, 0) : null}));
   return [...references, ...rowsShown().map(row => ({name: plain(row.label), frame: row.frame, row, cell: pair => slot(row, pair)}))];
 }
 
-// The place of a row and pair; which image it holds is `swap`'s to say.
+// Cell of a row and pair; `show` puts the selected image into it.
 function slot(row, pair) {
   const place = make("div", {class: "slot"});
   place.show = () => {
@@ -42,7 +42,7 @@ function drawMatrix() {
     table.append(make("thead", {}, make("tr", {}, corner, ...pairs.map(pair => pairHeading(pair, {scope: "col"})))),
       make("tbody", {}, ...all.map(lane => make("tr", {class: group(lane)}, make("th", {scope: "row"}, lane.name), ...pairs.map(pair => make("td", {}, lane.cell(pair)))))));
   }
-  matrix.append(pairs.length ? table : make("p", {class: "none"}, "no pair is chosen"));
+  matrix.append(pairs.length ? table : make("p", {class: "none"}, "No pair is selected."));
   rove(matrix, matrix.querySelector(".shot"));
 }
 
@@ -52,7 +52,7 @@ part(["seed", "image"], () => {
   if (!matrix.querySelector('.shot[tabindex="0"]')) rove(matrix, matrix.querySelector(".shot"));
 });
 
-// Every image: a pair's are made when it is opened, and gone when it is closed.
+// All images: those of a pair are created when its section is opened and removed when it is closed.
 const strips = byId("strips");
 const byPair = groupBy(data.images.keys(), id => data.images[id].pair);
 

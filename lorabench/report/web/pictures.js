@@ -1,4 +1,4 @@
-// Images: drawn from the block of pictures only while they are near the window, with their scores on hover and focus.
+// Image buttons: an image is decoded only while it is near the viewport; hover and focus show its scores.
 
 const pictures = byId("pictures").textContent.split("\n");
 const source = number => "data:image/" + pictures[number];
@@ -21,8 +21,8 @@ function fill(holder) {
   if (!image.isConnected) holder.append(image);
 }
 
-// What is shown large and told of: an image of a row, or a reference of a pair.
-function told(shot) {
+// Details of an image button, which shows an image of a row or a reference of a pair.
+function detailsOf(shot) {
   const pair = data.pairs[shot.dataset.pair];
   if (shot.dataset.role) {
     return {
@@ -39,7 +39,7 @@ function told(shot) {
   };
 }
 
-// A button that holds an image, and draws it when it comes near.
+// Button that shows an image once it is near the viewport.
 function shotOf(id, why) {
   const shot = make("button", {class: "shot", type: "button", tabindex: -1});
   if (why) shot.dataset.why = why;
@@ -51,7 +51,7 @@ function shotOf(id, why) {
 function point(shot, id) {
   const image = data.images[id];
   Object.assign(shot.dataset, {image: id, pair: image.pair, picture: image.picture});
-  const {name, facts} = told(shot);
+  const {name, facts} = detailsOf(shot);
   shot.setAttribute("aria-label", [name, facts[1]].join(", "));
   if (shot.firstChild) fill(shot);
 }
@@ -59,12 +59,12 @@ function point(shot, id) {
 function referenceOf(pair, role, number) {
   const shot = make("button", {class: "shot", type: "button", tabindex: -1});
   Object.assign(shot.dataset, {pair: data.pairs.indexOf(pair), role, number, picture: pair.references[role][number]});
-  shot.setAttribute("aria-label", told(shot).name);
+  shot.setAttribute("aria-label", detailsOf(shot).name);
   near.observe(shot);
   return shot;
 }
 
-// Empties a place for good: what is observed is held by its observer.
+// Remove all image buttons; the observer would otherwise keep them in memory.
 function clear(place) {
   for (const shot of place.querySelectorAll(".shot")) near.unobserve(shot);
   place.replaceChildren();
@@ -75,7 +75,7 @@ function scoreList(scores) {
     [make("dt", {}, name), make("dd", {}, value.toFixed(3))]));
 }
 
-let hinted = null; // what the hint is of
+let hinted = null; // element that the hint belongs to
 
 function hint(anchor, ...content) {
   tip.replaceChildren(...content);
@@ -92,13 +92,13 @@ function placeHint() {
 }
 
 function hintAt(shot) {
-  const {name, facts, scores} = told(shot);
+  const {name, facts, scores} = detailsOf(shot);
   const lines = [make("b", {}, name), ...facts.map(fact => make("p", {}, fact)), scoreList(scores)];
   if (shot.dataset.why) lines.splice(1, 0, make("p", {class: "why"}, shot.dataset.why));
   hint(shot, ...lines);
 }
 
-// One of many images can be reached by tab, the others from there by arrows, as they lie on the page.
+// Roving tab index: Tab reaches one image of a group, arrow keys reach the others by position.
 function rove(place, shot) {
   for (const other of place.querySelectorAll('.shot[tabindex="0"]')) other.tabIndex = -1;
   if (shot) shot.tabIndex = 0;
@@ -135,7 +135,7 @@ for (const [enter, leave, wanted] of [
   });
   addEventListener(leave, event => { if (event.target.closest?.(".shot, .mark")) tip.hidden = true; });
 }
-addEventListener("scroll", () => { // going to an image by keyboard scrolls, too
+addEventListener("scroll", () => { // moving to an image by keyboard scrolls as well
   if (!tip.hidden) document.activeElement.contains(hinted) && document.activeElement.matches(".shot, .mark") ? placeHint() : tip.hidden = true;
 }, true);
 addEventListener("keydown", arrow);

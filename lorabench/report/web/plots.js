@@ -1,4 +1,4 @@
-// Two plots of the rows that are shown: content against style, and quality against a cost.
+// Two plots of the visible rows: style against content, and quality against a cost.
 
 const columnOf = name => data.columns.find(column => column.name === name);
 const axisTitle = column => column.backbone && !column.name.endsWith(column.backbone) ? `${column.name} (${column.backbone})` : column.name;
@@ -9,7 +9,7 @@ function plot(place, points, xTitle, yTitle, scaleOf, xText, yText) {
   const xs = points.flatMap(({x, xLow, xHigh}) => [x, xLow, xHigh]).filter(value => value !== null && value !== undefined);
   const ys = points.flatMap(({y, yLow, yHigh}) => [y, yLow, yHigh]).filter(value => value !== null && value !== undefined);
   if (!points.length) {
-    place.replaceChildren(make("p", {class: "none"}, "No row that is shown has both numbers."));
+    place.replaceChildren(make("p", {class: "none"}, "No visible row has both values."));
     return;
   }
   const across = scaleOf(xs, edge.left, width - edge.right, Math.floor(width / 90));
@@ -33,14 +33,14 @@ function plot(place, points, xTitle, yTitle, scaleOf, xText, yText) {
   const first = [...at].sort((a, b) => a.row.frame - b.row.frame);
   const spots = placeLabels(first.map(({px, py, name}) => ({x: px, y: py, name})), [edge.left + 2, edge.top, right, bottom - 2]);
   const labels = new Map(first.map((point, i) => [point.row, spots[i]]));
-  sheet.append(draw("g", {}, ...at.flatMap(point => barsOf(point, across, up)))); // below all names
+  sheet.append(draw("g", {}, ...at.flatMap(point => barsOf(point, across, up)))); // below the names
   for (const point of [...at].sort((a, b) => b.row.frame - a.row.frame)) {
     sheet.append(markOf(point, labels.get(point.row), xTitle, yTitle, xText, yText));
   }
   place.replaceChildren(sheet);
 }
 
-// The intervals of a point, along each axis that has one.
+// Interval bars of a point, along each axis that has an interval.
 function barsOf({row, px, py, xLow, xHigh, yLow, yHigh}, across, up) {
   const kind = row.frame ? "bar frame" : "bar", bars = [];
   if ((xLow ?? null) !== null) bars.push(draw("line", {class: kind, x1: across.at(xLow), x2: across.at(xHigh), y1: py, y2: py}));
@@ -58,9 +58,9 @@ function markOf(point, label, xTitle, yTitle, xText, yText) {
   });
   mark.append(draw("circle", {class: "reach", cx: px, cy: py, r: 12}), draw("circle", {class: "dot", cx: px, cy: py, r: 5}));
   if (label) mark.append(draw("text", {class: "name", x: label[0], y: label[1]}, name));
-  const tell = () => hint(mark.querySelector(".dot"), make("b", {}, name), make("dl", {}, ...facts.flatMap(([term, text]) => [make("dt", {}, term), make("dd", {}, text)])));
-  mark.addEventListener("pointerenter", tell);
-  mark.addEventListener("focus", () => mark.matches(":focus-visible") && tell());
+  const show = () => hint(mark.querySelector(".dot"), make("b", {}, name), make("dl", {}, ...facts.flatMap(([term, text]) => [make("dt", {}, term), make("dd", {}, text)])));
+  mark.addEventListener("pointerenter", show);
+  mark.addEventListener("focus", () => mark.matches(":focus-visible") && show());
   for (const leave of ["pointerleave", "blur"]) mark.addEventListener(leave, () => { tip.hidden = true; });
   return mark;
 }
@@ -88,12 +88,12 @@ function drawCosts() {
 }
 
 const metrics = data.columns.map(column => [column.name, column.name]);
-byId("tradeoff-axes").append(picker("across", "x", metrics), picker("up", "y", metrics),
-  picker("of", "frames", [["1", "all rows"], ["", "methods"]]));
+byId("tradeoff-axes").append(picker("x", "x", metrics), picker("y", "y", metrics),
+  picker("rows", "frames", [["1", "all"], ["", "methods"]]));
 part(["x", "y", "frames", ...FILTERS], drawTradeoff);
 const redraw = [drawTradeoff];
 if (data.costs.length) {
-  byId("cost-axes").append(picker("across", "cost", data.costs.map(cost => [cost.name, cost.short])), picker("up", "quality", metrics));
+  byId("cost-axes").append(picker("x", "cost", data.costs.map(cost => [cost.name, cost.short])), picker("y", "quality", metrics));
   part(["cost", "quality", ...FILTERS], drawCosts);
   redraw.push(drawCosts);
 }

@@ -1,4 +1,4 @@
-// Draws everything once, and follows the address.
+// Build all parts once and follow changes of the URL.
 
 function drawAll() {
   read();
@@ -9,7 +9,7 @@ function drawAll() {
   if (shown) open(shown);
 }
 
-// To a place of the page, opening what it lies in; the address keeps the choices.
+// Scroll to a section and open the <details> elements around it; the URL keeps the view settings.
 function go(id) {
   const place = byId(id);
   for (let each = place; each; each = each.parentElement) if (each.tagName === "DETAILS") each.open = true;

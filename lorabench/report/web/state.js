@@ -1,8 +1,8 @@
 "use strict";
-// What is shown: the data of the page, the choices of the reader, and their place in the address.
+// The data of the page, the reader's choices, and their encoding in the URL.
 //
 // data: {columns, costs, rows, pairs, seeds, images, worst, disagreements, reference, mark}; see report/content.py.
-// Text gets into the page by textContent alone: names, prompts and configs are the users'.
+// Names, prompts and configs come from users, so text is inserted with textContent only.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const indices = [...new Set(data.images.map(image => image.index))].sort((a, b) => a - b);
@@ -12,11 +12,11 @@ const byId = id => document.getElementById(id);
 const plain = label => label.replaceAll("_", " ");
 const pairName = pair => `${pair.content} in ${pair.style}`;
 
-// The first of these metrics that the table has, or the column at a place where it has none.
+// Return the first of these metrics that the table has, else the column at index `otherwise`.
 const firstOf = (names, otherwise) => (names.map(name => data.columns.find(column => column.short === name)).find(Boolean)
   ?? data.columns[Math.min(otherwise, data.columns.length - 1)]).name;
 
-// A choice that is not the default stands in the address, so that a view can be shared. Lists say what is hidden.
+// The URL contains all choices that differ from the defaults, so a view can be shared. Lists contain hidden names.
 const defaults = {
   sort: "", down: "1", show: "scores", seed: data.seeds[0], image: String(indices[0]), turn: "", open: "",
   x: firstOf(["dino/content", "clip_i/content"], 0), y: firstOf(["csd/style", "clip_i/style"], 1),
@@ -24,14 +24,14 @@ const defaults = {
   row: [], content: [], style: [],
 };
 const state = {};
-const parts = []; // [names of choices, function that draws what depends on them]
+const parts = []; // [names of choices, function that redraws when they change]
 
 function read() {
   const given = new URLSearchParams(location.hash.slice(1));
   for (const [name, value] of Object.entries(defaults)) {
     state[name] = Array.isArray(value) ? given.getAll(name) : given.get(name) ?? value;
   }
-  const known = { // an address may be of another report
+  const known = { // the URL may come from another report
     seed: data.seeds, image: indices.map(String), show: ["scores", "differences", "ranks", "costs"],
     x: data.columns.map(column => column.name), y: data.columns.map(column => column.name),
     quality: data.columns.map(column => column.name), cost: data.costs.map(cost => cost.name),
@@ -68,10 +68,10 @@ const rowShown = row => !state.row.includes(row.label);
 const pairShown = pair => !state.content.includes(pair.content) && !state.style.includes(pair.style);
 const rowsShown = () => data.rows.filter(rowShown);
 const pairsShown = () => data.pairs.filter(pairShown);
-const isPart = () => pairsShown().length < data.pairs.length; // then means are taken anew, and have no interval
+const isPart = () => pairsShown().length < data.pairs.length; // means are then recomputed and have no interval
 const imageShown = image => rowShown(data.rows[image.row]) && pairShown(data.pairs[image.pair]);
 
-// The line of a row in a column: {mean, low, high, difference, ...}; of the pairs shown the mean alone.
+// Return a row's line in a column: {mean, low, high, difference, ...}; only {mean} if some pairs are hidden.
 const lines = new Map();
 part(FILTERS, () => lines.clear());
 
@@ -99,7 +99,7 @@ function groupBy(items, keyOf) {
   return groups;
 }
 
-// An element: attributes by name, listeners as functions by "on...", children as nodes or text.
+// Create an element: attributes by name, listeners as functions named "on...", children as nodes or text.
 function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -110,7 +110,7 @@ function make(tag, attributes = {}, ...children) {
   return element;
 }
 
-// A choice among few, as a select with its label.
+// Create a labeled select for one choice.
 function picker(label, name, options) {
   const select = make("select", {"data-choice": name, onchange: event => choose({[name]: event.target.value})});
   for (const [value, text] of options) select.append(new Option(text, value));

@@ -1,4 +1,4 @@
-// The table of scores: sorted by any column, as scores, as differences to the reference, as ranks, or as costs.
+// The table of scores, sortable by every column; it shows scores, differences to the reference, ranks or costs.
 
 const scoresTable = byId("scores-table"), heading = scoresTable.tHead.rows[0], body = scoresTable.tBodies[0];
 const SHOWS = ["scores", "differences", "ranks", "costs"];
@@ -20,7 +20,7 @@ byId("show").append(...SHOWS.filter(name => has[name]()).map(name => {
   return make("label", {}, radio, make("span", {}, name));
 }));
 
-// A row's number in a column, as the table shows it now; null where it has none.
+// Return the value of a row in a column as shown now, or null.
 function valueOf(row, name) {
   if (name === "method") return null;
   if (data.costs.some(cost => cost.name === name)) return row.costs[name]?.value ?? null;
@@ -55,7 +55,7 @@ function sorted() {
     .map(([, row]) => row);
 }
 
-// First as the column is read, then the other way, then in the order of the report.
+// Cycle through best first, worst first and the order of the report.
 function sortBy(name) {
   const first = ["ranks", "costs"].includes(state.show) || name === "method" ? "" : "1";
   if (state.sort !== name) choose({sort: name, down: first});
@@ -79,7 +79,7 @@ function drawHeading() {
 const signed = (value, digits) => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(digits);
 const span = (low, high, text) => low === null || low === undefined ? "" : `${text(low)} to ${text(high)}`;
 
-// A dot with its interval on the range of the column; zero marks where that is of interest.
+// A dot with its interval on the range of the column, optionally with a mark at zero.
 function whisker(range, at, low, high, zero = false) {
   const place = value => `${(100 * (value - range[0]) / (range[1] - range[0] || 1)).toFixed(2)}%`;
   const element = make("span", {class: "whisker", "aria-hidden": "true"});
@@ -95,8 +95,8 @@ function whisker(range, at, low, high, zero = false) {
   return element;
 }
 
-// The reach of a column over all rows that are shown, so that whiskers can be compared down the column.
-const reaches = new Map(); // of one drawing of the table
+// Return the range of a column over all visible rows, so that whiskers in a column are comparable.
+const reaches = new Map(); // cleared whenever the table is redrawn
 
 function reach(name, keys, of, start) {
   if (!reaches.has(name)) reaches.set(name, extent(name, keys, of, start));
@@ -124,7 +124,7 @@ const CELLS = {
       return row.label === data.reference ? [make("span", {class: "none"}, "reference")] : [];
     }
     const keys = ["difference", "difference_low", "difference_high"];
-    const p = line.p_holm ?? null; // after Holm's correction over the methods of the column
+    const p = line.p_holm ?? null; // Holm-corrected over the methods of the column
     const cell = [text(line.difference),
       whisker(reach(name, keys, deltaOf, [0]), line.difference, line.difference_low, line.difference_high, true),
       make("small", {}, span(line.difference_low, line.difference_high, text))];
@@ -164,13 +164,13 @@ function drawBody() {
     on ? cell.setAttribute("aria-sort", state.down ? "descending" : "ascending") : cell.removeAttribute("aria-sort");
   }
   const by = [...data.columns, ...data.costs].find(column => column.name === state.sort)?.short ?? state.sort;
-  const said = state.show === "differences" ? [`Differences to ${plain(data.reference)}, paired by pair, prompt and seed.`] : [];
-  if (by) said.push(`Sorted by ${by}, ${state.down ? "descending" : "ascending"}.`);
+  const status = state.show === "differences" ? [`Differences to ${plain(data.reference)}, paired by pair, prompt and seed.`] : [];
+  if (by) status.push(`Sorted by ${by}, ${state.down ? "descending" : "ascending"}.`);
   const kept = pairsShown().length;
   if (isPart() && state.show !== "costs") {
-    said.push(`Means over ${kept} of ${data.pairs.length} pairs, without intervals: those are of all pairs.`);
+    status.push(`Means over ${kept} of ${data.pairs.length} pairs. Intervals exist only for all pairs.`);
   }
-  byId("said").textContent = said.join(" ");
+  byId("table-status").textContent = status.join(" ");
 }
 
 part(["show"], drawHeading);
