@@ -18,6 +18,8 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(BIN)/deptry .
 
 install: .venv/installed
 

@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
-os.environ["LORABENCH_ROOT"] = str(ROOT)
 sys.path.insert(0, str(ROOT))
 # So that processes of launchers, wherever they start, import this very code.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))

@@ -196,7 +196,7 @@ def forked(command: list[str]) -> int:
 
 def preload() -> None:
     """Import what a run imports, with one thread, since threads do not survive a fork."""
-    os.environ.update(LORABENCH_ROOT=str(ROOT), OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
+    os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
     for package in (
         "lorabench.personalization",
         "lorabench.merging",

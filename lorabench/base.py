@@ -3,8 +3,12 @@
 import hashlib
 from pathlib import Path
 
-ASSETS = Path(__file__).parent / "assets"
-CONF = Path(__file__).parents[1] / "conf"
+PACKAGE = Path(__file__).parent
+ASSETS = PACKAGE / "assets"
+# conf/ and experiments/ are inside the package in a wheel, next to it in a checkout.
+CONF_ROOT = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent
+CONF = CONF_ROOT / "conf"
+EXPERIMENTS = CONF_ROOT / "experiments"
 
 
 class UserError(Exception):

@@ -25,6 +25,7 @@ from lorabench.config.schemas import GenerateSpec, LoRASpec, TrainerSpec
 from lorabench.data.pairs import Concept, Pair, Prompts, Reference
 from lorabench.data.pairs import pair as make_pair
 from lorabench.lora.adapter import Factors, LoRA
+from lorabench.merging import method
 from lorabench.merging.hypernetwork import Hypernetwork
 from lorabench.micro.architecture import build_pipeline, build_text_encoders, build_unet, build_vae
 from lorabench.micro.tokens import build_tokenizer
@@ -192,15 +193,15 @@ def tiny(folder: Path, scorers: Path) -> list[str]:
 
 
 @pytest.fixture
-def hydra(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def hydra() -> Iterator[None]:
     """What `hydra.compose` needs to compose the project's configuration."""
-    with hydra_of(monkeypatch):
+    with project_config():
         yield
 
 
 @contextmanager
-def hydra_of(patch: pytest.MonkeyPatch) -> Iterator[None]:
-    patch.setenv("LORABENCH_ROOT", str(CONF.parent))
+def project_config() -> Iterator[None]:
     register()
+    method.register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         yield

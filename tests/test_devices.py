@@ -22,7 +22,7 @@ from lorabench.tasks import benchmark as pipeline
 PAIR = {"0": "GPU-a", "1": "GPU-b"}
 HOLDER = """
 import sys, time
-from lorabench.devices import claim
+from lorabench.engine.devices import claim
 with claim("gpu", int(sys.argv[1]), lambda: {"0": "GPU-a", "1": "GPU-b"}) as held:
     print(*held, flush=True)
     sys.stdin.read()

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from commands import Commands
-from conftest import hydra_of
+from conftest import project_config
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from rank_jobs import After, Job, Slow, broken, fine, item, killed, mistaken, plan_at
@@ -67,7 +67,7 @@ def files(plan: Plan, stage: str) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def alone(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, dict[str, pd.DataFrame]]:
     """A run of one process and its scores."""
-    with pytest.MonkeyPatch.context() as patch, hydra_of(patch):
+    with project_config():
         plan = composed(tiny, tmp_path_factory.mktemp("alone"), "trainer.workers=0")
     return plan, made(plan)
 
@@ -164,11 +164,11 @@ def test_a_failing_rank_ends_the_others_and_shows_its_own_error(
 CODE = """
 import sys
 from pathlib import Path
-from lorabench.config import TrainerSpec
+from lorabench.config.schemas import TrainerSpec
 import rank_jobs
 from rank_jobs import item, plan_at
-from lorabench.cli import interrupted
-from lorabench.pipeline import make
+from lorabench.tasks.cli import interrupted
+from lorabench.tasks.benchmark import make
 if __name__ == "__main__":
     root = Path(sys.argv[1])
     plan = plan_at(root, TrainerSpec("cpu", "32-true", 0, 1, devices=2), None)

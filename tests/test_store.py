@@ -91,7 +91,7 @@ def test_killed_in_the_middle_is_made_by_the_next(tmp_path: Path) -> None:
     code = """
 import sys, time
 from pathlib import Path
-from lorabench.store import Store
+from lorabench.engine.store import Store
 def stuck(folder):
     (folder / "half.txt").write_text("half")
     print("begun", flush=True)
@@ -190,7 +190,7 @@ def test_eight_processes_make_each_artifact_once(tmp_path: Path) -> None:
     code = r"""
 import os, sys, time
 from pathlib import Path
-from lorabench.store import Store
+from lorabench.engine.store import Store
 root, go = Path(sys.argv[1]), Path(sys.argv[2])
 store = Store.open(root)
 log = os.open(root.parent / "made", os.O_WRONLY | os.O_APPEND | os.O_CREAT)

@@ -27,7 +27,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 sys.path.insert(0, {tests!r})
 from made_run import PAIRS, make_run
-from lorabench.failures import Failed
+from lorabench.engine.failures import Failed
 from lorabench.report.sweep import JointReport
 from submitit.core.core import Job
 

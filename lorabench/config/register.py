@@ -1,8 +1,12 @@
 """Registers the schemas where the yaml files find them: `defaults: [schema/<name>, _self_]`."""
 
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 
+from lorabench.base import CONF_ROOT
 from lorabench.config.schemas import (
     CalibrationTask,
     CompareTask,
@@ -58,13 +62,18 @@ SCHEMAS = {
 OmegaConf.register_new_resolver("count", lambda names: len(names or [None]), replace=True)
 
 
-def register() -> None:
-    """Put every schema where the yaml files find it: `defaults: [schema/<name>, _self_]`."""
-    from lorabench.merging import method
+class ExperimentsGroup(SearchPathPlugin):
+    """Make experiments/ a config group."""
 
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        search_path.append("lorabench", f"file://{CONF_ROOT}")
+
+
+def register() -> None:
+    """Make Hydra find the schemas (`defaults: [schema/<name>, _self_]`) and the experiments."""
+    Plugins.instance().register(ExperimentsGroup)
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     for group, schemas in SCHEMAS.items():
         for name, node in schemas.items():
             store.store(group=f"{group}/schema", name=name, node=node, package=group)
-    method.register()

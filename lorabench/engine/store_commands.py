@@ -1,7 +1,6 @@
 """`python -m lorabench.engine.store`: what it holds, why two artifacts differ, whether it is sound, what can go."""
 
 import argparse
-import os
 import sys
 import time
 from collections import Counter
@@ -197,7 +196,9 @@ def parser() -> argparse.ArgumentParser:
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text)
-        added.add_argument("--store", type=Path, default=None, help="its folder (outputs/store)")
+        added.add_argument(
+            "--store", type=Path, default=Path("outputs/store"), help="folder of the store (default: outputs/store)"
+        )
         return added
 
     command("ls", "list the artifacts: stage, key, size, age, what it is").add_argument("stage", nargs="?")
@@ -219,8 +220,7 @@ OLDER_HELP = "artifacts that no run has used for so many days; with --unused its
 def main(arguments: list[str]) -> int:
     """The exit code: 0, 1 where `check` found damage, 2 for a mistake, which is one line."""
     options = parser().parse_args(arguments)
-    default = Path(os.environ.get("LORABENCH_ROOT", Path.cwd())) / "outputs" / "store"
-    store = Store(options.store or default)
+    store = Store(options.store)
     commands: dict[str, Callable[[], list[str]]] = {
         "ls": lambda: ls(store, options.stage),
         "why": lambda: differences(store, *options.sides),

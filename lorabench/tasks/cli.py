@@ -19,11 +19,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from lorabench.base import UserError
+from lorabench.base import CONF, UserError
 from lorabench.config.checks import validate
 from lorabench.config.choices import unknown
 from lorabench.config.register import register
 from lorabench.engine.failures import Failed, Incomplete, system_fault, unwritable
+from lorabench.merging import method
 from lorabench.report.sweep import OWN_TASKS, JointReport
 
 TASKS = {
@@ -52,12 +53,12 @@ def main() -> int:
     """Run the command line of sys.argv; returns the exit code."""
     os.environ[TRACEBACK] = os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing, and `main` prints
-    conf = Path(os.environ["LORABENCH_ROOT"]) / "conf"
     words = [SHORT.sub(r"\1.lora=", word) for word in sys.argv[1:]]
     sys.argv[1:] = sorted(words, key=lambda word: not OVERRIDE.match(word))  # argparse takes none after a flag
     register()
+    method.register()
     try:
-        hydra.main(version_base="1.3", config_path=str(conf), config_name="config")(task)()
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)()
         return 0
     except KeyboardInterrupt:
         return interrupted()
@@ -180,12 +181,10 @@ def wrong_override(error: Exception) -> str:
 
 def ablation_misfit(message: str) -> str | None:
     """An ablation whose keys the method does not have; Hydra's message starts "In 'ablation/<name>'"."""
-    from lorabench.merging.method import fitting_methods
-
     start, _, rest = message.partition("In 'ablation/")
     if start or not rest:
         return None
     ablation = rest.partition("'")[0]
-    fitting = fitting_methods(ablation)
+    fitting = method.fitting_methods(ablation)
     chosen = next((word.split("=", 1)[1] for word in sys.argv if word.startswith("method=")), "this method")
     return f"ablation={ablation} does not fit method={chosen}; type method=<{'|'.join(fitting)}> or leave it out"

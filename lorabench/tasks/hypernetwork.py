@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
-from lorabench.base import CONF, UserError
+from lorabench.base import EXPERIMENTS, UserError
 from lorabench.config.schemas import DatasetSpec, HypernetworkTask, MicroworldSpec, TrainerSpec
 from lorabench.data.catalogue import load_pairs
 from lorabench.data.pairs import Pair, Prompts
@@ -97,7 +97,7 @@ def check_single(pairs: Sequence[Pair]) -> None:
 def check_disjoint(pairs: Sequence[Pair], held_out: Sequence[Pair]) -> None:
     """UserError where training has a subject or a style of the held-out pairs, or one that an experiment names."""
     used: dict[str, str] = {}
-    for path in sorted((CONF.parent / "experiments").glob("*.yaml")):
+    for path in sorted(EXPERIMENTS.glob("*.yaml")):
         if path.stem != TRAINS_NOTHING:
             lines = [line.partition("#")[0] for line in path.read_text().splitlines()]
             used |= dict.fromkeys(re.findall(r"\w+", "\n".join(lines)), f"experiments={path.stem} has")

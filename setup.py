@@ -1,0 +1,8 @@
+"""Put conf/ and experiments/, which are at the top of the repository, into the installed package."""
+
+from setuptools import find_packages, setup
+
+setup(
+    packages=[*find_packages(include=["lorabench*"]), "lorabench.conf", "lorabench.experiments"],
+    package_dir={"lorabench.conf": "conf", "lorabench.experiments": "experiments"},
+)
