@@ -1,1 +1,1 @@
-"""How fast merges are learned; see README.md."""
+"""Benchmarks of speed and robustness; see README.md."""

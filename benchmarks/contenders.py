@@ -1,4 +1,4 @@
-"""The steps that are measured: ours through the product's own module, the plain ones, and DuoLoRA's extra passes."""
+"""The merge steps that merge_step.py times: the product's, the sequential reference's, and parts of them."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from lorabench.models.layers import attention_layers
 from lorabench.models.sdxl import SDXL, Conditioning
 
 SEED = 0
-# The names that the tables show.
+# Names of the table rows.
 PLAIN_ZIPLORA, PLAIN_DUOLORA = "reference ZipLoRA", "reference DuoLoRA (released)"
 ZIPLORA, DUOLORA, RELEASED = "ZipLoRA", "DuoLoRA", "DuoLoRA (released)"
 FLOOR = "bare UNet in ZipLoRA's passes"
 EXTRA_DUOLORA, EXTRA_RELEASED = "extra passes of DuoLoRA", "extra passes of DuoLoRA (released)"
-# Masks that q, k, v and out share would be no like for like with the reference; the passes are the same.
+# The reference has no masks shared by q, k, v and out, so ours are not shared either; the UNet passes are the same.
 METHODS = {
     PLAIN_ZIPLORA: load("ziplora"),
     ZIPLORA: load("ziplora"),
@@ -40,7 +40,7 @@ METHODS = {
 
 
 class Contender(Protocol):
-    """prepare(i) is not measured; run(i) is, with the adapters attached."""
+    """A timed step: `run(i)` is timed with the adapters attached, `prepare(i)` is not."""
 
     def attach(self) -> None: ...
     def detach(self) -> None: ...
@@ -49,12 +49,12 @@ class Contender(Protocol):
 
 
 class Ours:
-    """A step of the product: draw, loss, backward and Adam of `Merging`, without Lightning's loop around it."""
+    """One step of the product: noise draw, loss, backward and Adam update of `Merging`, without Lightning's loop."""
 
     def __init__(self, model: SDXL, loras: tuple[LoRA, LoRA], method: Any):
         pair = plain_pair()
         self.model, self.method = model, method
-        self.loras = method.rebase(loras)  # the merge stage keeps them, too
+        self.loras = method.rebase(loras)  # kept, because the merge stage keeps them in memory as well
         layers = live_layers(model.unet, self.loras, pair.roles)
         self.adapters = attach(model.unet, self.loras)
         start, draws = method.masks(layers, SEED), Draws(model, pair, SEED)
@@ -78,7 +78,7 @@ class Ours:
 
 
 class Plain:
-    """A step of the sequential reference, on the same draws."""
+    """One step of the sequential reference, with the same noise draws."""
 
     def __init__(self, model: SDXL, loras: tuple[LoRA, LoRA], method: Any, layer: type[ColumnMasked], loss: Callable):
         pair = plain_pair()
@@ -106,7 +106,7 @@ class Plain:
 
 
 class Extra:
-    """What DuoLoRA's step has beyond ZipLoRA's, by itself: the rows of the way round and their backward."""
+    """Only the passes that a DuoLoRA step adds to a ZipLoRA step: the cycle and its backward pass."""
 
     def __init__(self, duolora: Ours):
         self.duolora = duolora
@@ -129,9 +129,9 @@ class Extra:
 
 
 class Floor:
-    """What no way of adapting can undercut: ZipLoRA's rows through the bare UNet, two of them with a backward.
+    """ZipLoRA's rows through the bare UNet: a lower bound for any implementation of adapters.
 
-    The backward ends where that of a merge ends, at the first layer with an adapter.
+    Two of the four rows have a backward pass, which ends at the first adapted layer, as in a merge.
     """
 
     def __init__(self, model: SDXL, method: Any):
@@ -166,7 +166,7 @@ def loras_of(model: SDXL, size: str) -> tuple[LoRA, LoRA]:
 
 
 def builders(model: SDXL, loras: tuple[LoRA, LoRA]) -> dict[str, Callable[[], Contender]]:
-    """How to make each contender; what two of them need is made once."""
+    """Return a function that builds each contender; contenders share what several of them need."""
 
     @cache
     def ours(name: str) -> Ours:
@@ -188,9 +188,13 @@ def builders(model: SDXL, loras: tuple[LoRA, LoRA]) -> dict[str, Callable[[], Co
 
 
 def differences(ours: Ours, plain: Plain) -> dict[str, float]:
-    """Largest relative difference of a loss term, and of a mask's gradient, on one draw with masks away from ones.
+    """Compare our step with the reference's on one noise draw, with masks that differ from one.
 
-    A gradient shorter than most is a small difference of large numbers: its error is measured by the median length.
+    Gradients that are shorter than the median are differences of large numbers, so their errors are relative to the
+    median length.
+
+    Returns:
+        Largest relative difference of a loss term and of a mask's gradient.
     """
     vectors = [mask.only() for masks in ours.module.masks.values() for mask in masks]
     with torch.no_grad():

@@ -1,7 +1,7 @@
-"""The scoring loops of public evaluation scripts, from their description: a metric at a time, a folder at a time.
+"""Scoring loops as in public evaluation scripts, written from their descriptions: one metric and one folder at a time.
 
-For each folder of images and each metric the model is built and loaded, the references are embedded and the images are
-read again. Results are all image x reference values, which the scripts average.
+For each folder of images and each metric, the model is built and loaded, the references are embedded and the images are
+read. The result is the matrix of image x reference values, which the scripts average.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Folder:
-    """Images of one pair by one method, what they are compared with, and the text they are drawn from."""
+    """Images of one pair by one method, their references and their prompt."""
 
     images: Sequence[Path]
     content: Sequence[Path]
@@ -39,7 +39,7 @@ class Folder:
 
 
 class FolderScripts:
-    """files: by kind.  seconds: what loading, reading and embedding have taken, in CPU time."""
+    """Public evaluation scripts; `seconds` is the CPU time of loading, reading and embedding."""
 
     def __init__(self, files: Mapping[str, ScorerFiles]) -> None:
         self.files = files
@@ -47,7 +47,7 @@ class FolderScripts:
 
     @torch.no_grad()
     def score(self, folder: Folder) -> dict[str, torch.Tensor]:
-        """The four metrics of a folder, [images, references] each, by the name that our rows have."""
+        """Return the four metrics of a folder, each [images, references], by the metric names of scores.parquet."""
         return {
             "dino/content": self.against("dino", folder.images, folder.content),
             "clip_i/style": self.against("clip", folder.images, folder.style),
@@ -81,7 +81,7 @@ class FolderScripts:
         return read_config(self.files[kind].config)
 
     def load(self, kind: str) -> Any:
-        """A new network, started at random as libraries do, then loaded."""
+        """Build a randomly initialized network, as libraries do, and load its weights."""
         build = {"dino": build_dino, "clip": build_clip, "csd": build_csd}[kind]
         with self.timed("loading"):
             network: nn.Module = build(self.config(kind)["architecture"])

@@ -1,16 +1,15 @@
-"""What kill -9 costs: a run is killed with all its processes at random moments, and the same command goes on.
+"""Kill runs at random moments (kill -9 of all their processes) and check that the same command completes them.
 
-A small but complete run is made once undisturbed. Then, in a fresh store each time, it is killed at a moment drawn from
-its whole duration and the same command is run to its end: its scores.parquet must be the undisturbed one's, byte for
-byte.
+A small but complete run gives the expected scores. Each kill then uses a new store: the run is killed at a random
+moment of its duration and the same command is run to its end. Its scores.parquet must be equal byte for byte.
 
     python -m benchmarks.kills                             # 20 kills: half an hour on two cores
     python -m benchmarks.kills trainer=ddp trainer.devices=2
-    python -m benchmarks.kills --chain                     # cheaper: see below; the test suite does this
+    python -m benchmarks.kills --chain                     # cheaper, see below; used by the test suite
 
-`--chain`: the killed command is followed by the same command on the same store, which is killed again, until one
-reaches the end before its moment; a new chain then begins. Commands are forked from a process that has imported
-everything, so that their time is the run's and not Python's.
+With `--chain`, the command that follows a kill uses the same store and is killed as well, until one ends before its
+moment; then a new chain starts. Commands are forked from a process with all imports, so that the time is spent in runs
+and not in Python's start.
 """
 
 from __future__ import annotations
@@ -41,12 +40,12 @@ SMALL = [
     "dataset.style_images=2", "dataset.references=2",
 ]  # fmt: skip
 STAGES = ("personalise", "merge", "generate", "score")
-LIFE = 0.4  # of the undisturbed run's duration: how long a command of a chain may live at most
+LIFE = 0.4  # longest life of a command in a chain, as a share of the duration of an undisturbed run
 
 
 @dataclass(frozen=True)
 class Kill:
-    """moment: seconds after the command's start; stage: what the store held; equal: the final scores; None: not yet."""
+    """One kill: seconds after the start, contents of the store, and if the final scores are equal (None: unknown)."""
 
     moment: float
     stage: str
@@ -60,9 +59,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--chain", action="store_true")
     parser.add_argument("--out")
     parser.add_argument("--json")
-    parser.add_argument("overrides", nargs="*", help="of run.py, beside those of the small run")
+    parser.add_argument("overrides", nargs="*", help="additional overrides of run.py")
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a command under way is ended too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the current command is stopped too
     draw = random.Random(options.seed)
     if options.chain:
         preload()
@@ -77,14 +76,14 @@ def main(arguments: list[str]) -> int:
             else:
                 kills += bench.once(expected, draw.uniform(0, seconds))
             last = kills[-1] if kills else "none yet"
-            print(f"{len(kills)} of {options.kills} kills, the last: {last}", file=sys.stderr, flush=True)
+            print(f"{len(kills)} of {options.kills} kills, last: {last}", file=sys.stderr, flush=True)
     report(kills, seconds, options)
     return 0 if all(kill.equal for kill in kills) else 1
 
 
 @dataclass
 class Bench:
-    """Runs of one command line, each in a folder of its own; run: what a command's process does."""
+    """Runs of one command line, each in its own folder; `run` executes the command in the child process."""
 
     folder: Path
     overrides: list[str]
@@ -96,13 +95,13 @@ class Bench:
         return self.folder / str(self.count)
 
     def undisturbed(self) -> tuple[float, bytes]:
-        """Seconds and scores."""
+        """Run without a kill and return its seconds and scores."""
         output, start = self.fresh(), time.monotonic()
         self.finish(output)
         return time.monotonic() - start, scores(output)
 
     def once(self, expected: bytes, moment: float) -> list[Kill]:
-        """One kill in a fresh store, and the same command to its end; nothing where it had ended before."""
+        """Kill one run in a new store and complete it; return an empty list if it ended before the kill."""
         output = self.fresh()
         if not self.killed(output, moment):
             return []
@@ -111,7 +110,7 @@ class Bench:
         return [Kill(moment, stage, scores(output) == expected)]
 
     def chain(self, expected: bytes, most: int, life: Callable[[], float]) -> list[Kill]:
-        """Kills of one command after another on one store, until one ends by itself, at the latest after `most`."""
+        """Kill up to `most` successive commands on one store, until one ends by itself, then complete the run."""
         output, kills = self.fresh(), []
         while len(kills) < most and self.killed(output, moment := life()):
             kills.append(Kill(moment, reached(output)))
@@ -123,7 +122,7 @@ class Bench:
         return start(self.run, [*self.overrides, f"output={output}"], self.folder / "log.txt")
 
     def killed(self, output: Path, moment: float) -> bool:
-        """Whether a command was still running at the moment, and so was killed with its whole group."""
+        """Start a command and return True if it was still running at `moment`, when its process group is killed."""
         return ended(self.start(output), moment) == -signal.SIGKILL
 
     def finish(self, output: Path) -> None:
@@ -132,7 +131,7 @@ class Bench:
 
 
 def ended(pid: int, moment: float = float("inf")) -> int:
-    """The exit code of a command, killed with its group after so many seconds, or where this is interrupted."""
+    """Wait for a command and return its exit code; kill its group after `moment` seconds or on an interruption."""
     end = time.monotonic() + moment
     try:
         while time.monotonic() < end:
@@ -150,12 +149,12 @@ def ended(pid: int, moment: float = float("inf")) -> int:
 def kill(pid: int) -> None:
     try:
         os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:  # not even its group was there yet
+    except ProcessLookupError:  # the process group does not exist yet
         os.kill(pid, signal.SIGKILL)
 
 
 def start(run: Callable[[list[str]], int], overrides: list[str], log: Path) -> int:
-    """The process of a command, leader of a group of its own; what it prints is added to the log."""
+    """Start a command as the leader of a new process group and append its output to the log; return the process id."""
     if pid := fork():
         return pid
     code = 1
@@ -166,14 +165,14 @@ def start(run: Callable[[list[str]], int], overrides: list[str], log: Path) -> i
         os.dup2(file, 1)
         os.dup2(file, 2)
         code = run([str(ROOT / "run.py"), *overrides])
-    except SystemExit as end:  # of Hydra's or of a failed run
+    except SystemExit as end:  # raised by Hydra or by a failed run
         code = int(end.code or 0)
     finally:
         os._exit(code)
 
 
 def fork() -> int:
-    """os.fork, whose child does not copy all memory by looking through it for what nobody needs."""
+    """Call os.fork with a frozen garbage collector, so that a collection in the child does not copy all memory."""
     gc.freeze()
     if pid := os.fork():
         gc.unfreeze()
@@ -181,12 +180,12 @@ def fork() -> int:
 
 
 def executed(command: list[str]) -> int:
-    """The command as a user types it."""
+    """Execute the command in a new interpreter, as a user would."""
     os.execv(sys.executable, [sys.executable, *command])
 
 
 def forked(command: list[str]) -> int:
-    """The same in this process, which `preload` made ready."""
+    """Run the command in this process, whose imports `preload` has made."""
     from lorabench.tasks.cli import main
 
     workers = [] if any(word.startswith("trainer.workers=") for word in command) else ["trainer.workers=0"]
@@ -195,7 +194,7 @@ def forked(command: list[str]) -> int:
 
 
 def preload() -> None:
-    """Import what a run imports, with one thread, since threads do not survive a fork."""
+    """Import the modules that a run needs, with one thread, because threads do not survive a fork."""
     os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
     for package in (
         "lorabench.personalization",
@@ -219,7 +218,7 @@ def scores(output: Path) -> bytes:
 
 
 def reached(output: Path) -> str:
-    """What a killed run left: the artifacts of the latest stage, or that it was about to be put together."""
+    """Return the latest stage of a killed run with its number of artifacts, "report", or "start" if there is none."""
     if list(output.glob("*/*/manifest.json")):
         return "report"
     made = Counter(path.parts[-3] for path in output.glob("store/*/*/key.json"))
@@ -232,7 +231,7 @@ def report(kills: list[Kill], seconds: float, options: argparse.Namespace) -> No
         for number, kill in enumerate(kills, 1)
     ]
     equal = sum(bool(kill.equal) for kill in kills)
-    found = f"{len(kills)} kills, {equal} followed by the scores of the undisturbed run, which took {seconds:.1f} s."
+    found = f"{len(kills)} kills, {equal} with the scores of the undisturbed run, which took {seconds:.1f} s."
     text = f"{markdown(['kill', 'after s', 'in the store', 'scores equal'], rows)}\n\n{found}\n"
     facts = {"seconds": seconds, "overrides": options.overrides, "kills": [asdict(kill) for kill in kills]}
     publish(text, facts, options)

@@ -1,4 +1,4 @@
-"""Seconds, memory and arithmetic of what runs, on a CPU or a CUDA device."""
+"""Measure seconds, memory and arithmetic operations on a CPU or a CUDA device."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def seconds(run: Callable[[], object], device: torch.device) -> float:
-    """Time on the clock; on one thread of a CPU, the CPU time of this process, which waits for nobody else."""
+    """Measure a call: CPU time on one CPU thread, which other processes do not affect, else wall-clock time."""
     clock = process_time if device.type == "cpu" and torch.get_num_threads() == 1 else perf_counter
     synchronize(device)
     start = clock()
@@ -37,9 +37,12 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
 
 
 def interleaved(runs: Mapping[str, Callable[[int], float]], repeats: int, warmup: int = 1) -> dict[str, list[float]]:
-    """Every run once a round, A B A B, so that a busy machine slows all of them; warm-up rounds are dropped.
+    """Time all runs once per round, in the order A B A B, so that a busy machine slows all of them alike.
 
-    runs: by name, of the number of the round to the seconds it took.
+    Args:
+        runs: Name -> function from the number of the round to the seconds that it took.
+        repeats: Number of rounds that are returned.
+        warmup: Number of first rounds that are dropped.
     """
     times: dict[str, list[float]] = {name: [] for name in runs}
     for i in range(warmup + repeats):
@@ -49,29 +52,29 @@ def interleaved(runs: Mapping[str, Callable[[int], float]], repeats: int, warmup
 
 
 def ratio(left: Sequence[float], right: Sequence[float]) -> float:
-    """Median of the ratios within the rounds."""
+    """Return the median of the ratios within rounds."""
     return median(a / b for a, b in zip(left, right, strict=True))
 
 
 def gigaflops(run: Callable[[], object]) -> float:
-    """Multiplications and additions in the matrix products, convolutions and attentions of a run."""
+    """Count the floating point operations of matrix products, convolutions and attention in a call, in GFLOP."""
     with FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops() / 1e9
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """GFLOP/s of a large square matrix product: the best of ten, as no step can be faster."""
+    """Measure the GFLOP/s of a large square matrix product, best of ten: an upper bound for any step."""
     n = 8192 if device.type == "cuda" else 1024
     left, right = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     return 2e-9 * n**3 / min(seconds(lambda: left @ right, device) for _ in range(10))
 
 
 class Peak:
-    """The highest memory in use between `start` and `mib`, beyond what was in use at `start`.
+    """Peak memory between `start` and `mib`, in addition to the memory in use at `start`.
 
-    CUDA: what torch has allocated. CPU: the resident set of this process (VmHWM after a reset), free memory having been
-    given back to the system first. None where the system does not tell.
+    On CUDA this is memory allocated by torch. On a CPU it is the resident set of this process: VmHWM after a reset,
+    with free memory returned to the system first. `mib` returns None if the system does not report it.
     """
 
     def __init__(self, device: torch.device):
@@ -95,26 +98,26 @@ class Peak:
 
 
 def resident(field: str) -> int:
-    """VmRSS or VmHWM of this process in bytes."""
+    """Return VmRSS or VmHWM of this process in bytes."""
     found = re.search(rf"{field}:\s+(\d+) kB", STATUS.read_text())
     assert found is not None
     return int(found[1]) * 1024
 
 
 def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What a module's function returns in a fresh process, which no earlier run has left its memory in."""
+    """Call a module's function in a new process, whose memory no earlier call has used."""
     with get_context("spawn").Pool(1) as pool:
         return pool.apply(function, arguments)
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table whose first column is text and whose others are numbers."""
+    """Format a markdown table with text in the first column and numbers in the others."""
     marks = ["---"] + ["---:"] * (len(head) - 1)
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, marks, *rows))
 
 
 def publish(text: str, facts: Mapping[str, Any], options: Namespace) -> None:
-    """Print the text, and write it to `--out` and all numbers to `--json` where they are given."""
+    """Print the text and, if the options are given, write it to `--out` and all numbers to `--json`."""
     print(text)
     if options.out:
         Path(options.out).write_text(text)

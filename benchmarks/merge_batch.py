@@ -1,4 +1,4 @@
-"""Merges of several pairs side by side in one batch against one at a time; see README.md.
+"""Time merges of several pairs in one batch against one pair at a time; see README.md.
 
 python -m benchmarks.merge_batch
 """
@@ -19,8 +19,8 @@ from lorabench.merging.merge import MergeItem, MergeResult, merge_pairs
 from lorabench.merging.method import load
 
 BATCHES = (1, 2, 4, 8)
-# Sums over rows are taken in another order, and Adam makes a step of full length from a gradient of any size, so that
-# the rounding of a gradient near zero shows in its mask: the updates are compared as a whole.
+# A batch sums rows in another order. Adam scales gradients of any size to a full step, so rounding of a gradient near
+# zero becomes visible in its mask. Therefore whole updates are compared.
 TOLERANCE = 1e-3
 TRAINER = TrainerSpec(accelerator="auto", precision="32-true", workers=0, threads=1)
 
@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
         farthest = difference(model, method, items)
         if farthest > TOLERANCE:
             sys.exit(
-                f"{name}: merges in a batch differ by {farthest:.1e} from those alone; the tolerance is {TOLERANCE}"
+                f"{name}: merges in a batch differ by {farthest:.1e} from single merges; the tolerance is {TOLERANCE}"
             )
 
         def timed(count: int, method: Any = method) -> Any:
@@ -53,10 +53,10 @@ def main(arguments: list[str] | None = None) -> None:
             for count in BATCHES
         ]
         lines += [
-            f"{name}: largest relative difference from one at a time {farthest:.0e}, tolerance {TOLERANCE:g}",
-            markdown(["pairs a batch", "pairs a minute", "x one at a time"], rows),
+            f"{name}: largest relative difference from single merges {farthest:.0e}, tolerance {TOLERANCE:g}",
+            markdown(["pairs per batch", "pairs per minute", "x batch of 1"], rows),
         ]
-        facts[name] = {"seconds a pair": times, "difference": farthest}
+        facts[name] = {"seconds per pair": times, "difference": farthest}
     publish("\n\n".join(lines) + "\n", facts, options)
 
 
@@ -64,25 +64,25 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", default=["ziplora", "duolora"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--steps", type=int, default=10, help="of each merge")
-    parser.add_argument("--repeats", type=int, default=3, help="rounds after one to warm up")
-    parser.add_argument("--threads", type=int, default=1, help="of torch on a CPU")
-    parser.add_argument("--out", help="write the markdown there, too")
-    parser.add_argument("--json", help="write all numbers there")
+    parser.add_argument("--steps", type=int, default=10, help="optimizer steps per merge")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds after one warm-up round")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch on a CPU")
+    parser.add_argument("--out", help="markdown file to write")
+    parser.add_argument("--json", help="JSON file to write with all numbers")
     return parser.parse_args(arguments)
 
 
 def item(model: Any, name: str) -> MergeItem:
-    """A pair with LoRAs of its own."""
+    """Build a pair with its own LoRAs."""
     loras = tuple(random_lora(model, RANKS["micro"], f"{role} {name}") for role in ("content", "style"))
     return MergeItem(loras, plain_pair(name))
 
 
 def difference(model: Any, method: Any, items: list[MergeItem]) -> float:
-    """The largest ||batch - alone|| / ||alone|| of a pair's merged update at a layer, and of a loss term's curve."""
+    """Return the largest ||batch - single|| / ||single|| of the merged updates of a layer and of loss curves."""
     together = merge_pairs(model, method, items, 0, TRAINER)
-    alone = [merge_pairs(model, method, [each], 0, TRAINER)[0] for each in items]
-    return max(apart(left, right) for left, right in zip(together, alone, strict=True))
+    single = [merge_pairs(model, method, [each], 0, TRAINER)[0] for each in items]
+    return max(apart(left, right) for left, right in zip(together, single, strict=True))
 
 
 def apart(left: MergeResult, right: MergeResult) -> float:

@@ -1,4 +1,4 @@
-"""Seconds and memory of a merge step against the plain sequential way; see README.md.
+"""Measure time and memory of a merge step against a plain sequential implementation; see README.md.
 
 python -m benchmarks.merge_step --size micro|slice|sdxl
 """
@@ -47,10 +47,10 @@ from benchmarks.sizes import DIFFERENCES, RANKS, build
 from lorabench.engine.lightning import fit
 from lorabench.models.layers import attention_layers
 
-TOLERANCE = 1e-4  # of fp32
+TOLERANCE = 1e-4  # relative, for fp32
 EXTRAS = {DUOLORA: EXTRA_DUOLORA, RELEASED: EXTRA_RELEASED}
 PAIRS = ((ZIPLORA, PLAIN_ZIPLORA), (RELEASED, PLAIN_DUOLORA))
-Numbers = dict[str, dict[str, float | None]]  # by contender
+Numbers = dict[str, dict[str, float | None]]  # contender -> measurement -> value
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -94,19 +94,19 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--size", choices=sorted(RANKS), default="micro")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 for sdxl, else float32")
-    parser.add_argument("--latents", type=int, help="edge of the latents of slice and sdxl, a multiple of 4")
-    parser.add_argument("--repeats", type=int, default=5, help="rounds after one to warm up")
+    parser.add_argument("--latents", type=int, help="edge of the latents for slice and sdxl, a multiple of 4")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds after one warm-up round")
     parser.add_argument(
-        "--steps", type=int, help="of a whole merge in the product's loop; default: 100 for sdxl, else 0"
+        "--steps", type=int, help="steps of a whole merge in the product's loop; default: 100 for sdxl, else 0"
     )
-    parser.add_argument("--threads", type=int, default=1, help="of torch on a CPU")
-    parser.add_argument("--out", help="write the markdown there, too")
-    parser.add_argument("--json", help="write all numbers there")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch on a CPU")
+    parser.add_argument("--out", help="markdown file to write")
+    parser.add_argument("--json", help="JSON file to write with all numbers")
     options = parser.parse_args(arguments)
     options.dtype = options.dtype or ("bfloat16" if options.size == "sdxl" else "float32")
     options.steps = options.steps if options.steps is not None else 100 * (options.size == "sdxl")
     if options.latents and (options.size not in DIFFERENCES or options.latents % 4):
-        parser.error("--latents is a multiple of 4, for --size slice or sdxl")
+        parser.error("--latents must be a multiple of 4 and needs --size slice or sdxl; use --latents 16")
     return options
 
 
@@ -116,7 +116,7 @@ def prepared(size: str, device: str, dtype: str, latents: int | None, threads: i
 
 
 def peak(name: str, size: str, *settings: Any) -> float | None:
-    """MiB that a contender needs for its adapters and two steps, beyond the UNet and the LoRAs as loaded."""
+    """Return the peak MiB of building a contender's adapters and two steps, without the loaded UNet and LoRAs."""
     model = prepared(size, *settings)
     make = builders(model, loras_of(model, size))[name]
     warm_up(model)
@@ -130,7 +130,7 @@ def peak(name: str, size: str, *settings: Any) -> float | None:
 
 
 def warm_up(model: Any) -> None:
-    """What the first use of a device, of autograd and of Adam loads belongs to nobody."""
+    """Run the device, autograd and Adam once, so that their one-time costs are not measured."""
     number = torch.nn.Parameter(torch.ones(1, device=model.device))
     number.square().sum().backward()
     torch.optim.Adam([number]).step()
@@ -140,7 +140,7 @@ def warm_up(model: Any) -> None:
 
 
 def checked(contenders: dict[str, Contender], dtype: torch.dtype) -> dict[str, dict[str, float]]:
-    """Ours and the reference compute the same numbers; else their speeds would mean nothing."""
+    """Exit with an error if our step and the reference compute different numbers, else return the differences."""
     far = {}
     for mine, theirs in PAIRS:
         left, right = contenders[mine], contenders[theirs]
@@ -165,7 +165,7 @@ def timer(contender: Contender, device: torch.device) -> Any:
 def goals(
     times: Mapping[str, Sequence[float]], memory: Mapping[str, float | None], whole: Mapping[str, float]
 ) -> list[dict[str, Any]]:
-    """What was aimed at, and whether it is met."""
+    """Compare the measurements with their goals."""
     rows = [("reference ZipLoRA step / ZipLoRA step", ratio(times[PLAIN_ZIPLORA], times[ZIPLORA]), "at least", 3.0)]
     ours, theirs = memory[ZIPLORA], memory[PLAIN_ZIPLORA]
     if ours is not None and theirs is not None:
@@ -177,18 +177,18 @@ def goals(
     if DUOLORA in whole:
         rows.append(("s for 100 DuoLoRA steps of SDXL on a GPU", whole[DUOLORA], "at most", 30.0))
     return [
-        {"what": what, "value": value, "goal": f"{bound} {goal:g}", "met": (value >= goal) == (bound == "at least")}
+        {"quantity": what, "value": value, "goal": f"{bound} {goal:g}", "met": (value >= goal) == (bound == "at least")}
         for what, value, bound, goal in rows
     ]
 
 
 def loops(model: Any, options: argparse.Namespace) -> dict[str, float]:
-    """Seconds of all steps of a merge in the loop that the product trains with."""
+    """Return the seconds of all steps of a merge in the product's training loop."""
     taken = {}
     for name in (ZIPLORA, RELEASED, DUOLORA) if options.steps else ():
         ours = Ours(model, loras_of(model, options.size), METHODS[name])
         ours.attach()
-        # "32-true" leaves every tensor in the precision it has
+        # "32-true" does not change the precision of any tensor
         taken[name] = seconds(lambda ours=ours: fit(ours.module, options.steps, model.device, "32-true"), model.device)
         ours.detach()
     return taken
@@ -215,7 +215,7 @@ def report(facts: dict[str, Any]) -> str:
     steps: Numbers = facts["steps"]
     plain, ours = steps[PLAIN_ZIPLORA]["seconds"], steps[ZIPLORA]["seconds"]
     assert plain is not None and ours is not None
-    head = ["step", "s", "x reference ZipLoRA", "s beyond ZipLoRA", "MiB", "GFLOP", "of the matmul rate"]
+    head = ["step", "s", "x reference ZipLoRA", "s beyond ZipLoRA", "MiB", "GFLOP", "share of the matmul rate"]
     rows = []
     for name, row in steps.items():
         taken, against, mib, work, share = (row[key] or 0.0 for key in row)
@@ -223,7 +223,7 @@ def report(facts: dict[str, Any]) -> str:
         rows.append([name, f"{taken:.3f}", f"{against:.2f}", beyond, f"{mib:.0f}" if mib else "",
                      f"{work:.0f}", f"{share:.0%}"])  # fmt: skip
     tests = [
-        [each["what"], f"{each['value']:.2f}", each["goal"], "met" if each["met"] else "missed"]
+        [each["quantity"], f"{each['value']:.2f}", each["goal"], "met" if each["met"] else "missed"]
         for each in facts["goals"]
     ]
     far = "; ".join(
@@ -234,7 +234,7 @@ def report(facts: dict[str, Any]) -> str:
         ", ".join(f"{key} {value}" for key, value in facts["machine"].items()),
         f"Largest relative differences from the reference: {far}",
         markdown(head, rows),
-        markdown(["goal", "measured", "aim", ""], tests),
+        markdown(["quantity", "measured", "goal", ""], tests),
     ]
     if facts["in the product's loop"]:
         count = facts["machine"]["steps"]

@@ -1,4 +1,4 @@
-"""The time that a sampling step takes by every way to draw with two LoRAs, against one merged file; see README.md.
+"""Time a sampling step of each way to apply two LoRAs against one merged file; see README.md.
 
 python -m benchmarks.sampling --batch 1 8
 """
@@ -32,16 +32,16 @@ from lorabench.sampling.generate import strengths
 from lorabench.sampling.sampler import sample_latents
 
 PLAIN, LIVE = "one merged file", "direct, both LoRAs live"
-CHOOSERS = ("klora", "est_lora", "lora_switch")  # one LoRA a layer and step, so they need not cost more
-GOAL = 1.05  # of their time, in that of one merged file
-TOLERANCE = 1e-3  # of the latents of a step; fp32
+CHOOSERS = ("klora", "est_lora", "lora_switch")  # one active LoRA per layer and step, so they need no extra products
+GOAL = 1.05  # upper bound of their time, relative to one merged file
+TOLERANCE = 1e-3  # relative difference of the latents after one step, for fp32
 GUIDANCE = 3.0
 SCENE = Scene("a sks mug in szn style", "a mug in paint style", "a sks mug", "a mug in szn style", "a mug")
 
 
 @dataclass(frozen=True)
 class Way:
-    """LoRAs with what changes while they draw."""
+    """LoRAs and how they are applied during sampling."""
 
     loras: Sequence[LoRA]
     scale: Scale | None = None
@@ -49,7 +49,7 @@ class Way:
 
     @property
     def rows(self) -> int:
-        """Of an image in a sampling step."""
+        """Return the number of UNet rows per image and sampling step."""
         return 2 if self.branches is None else sum(branch.weight != 0 for branch in self.branches)
 
     def draw(self, model: Any, adapters: Adapters, steps: int, batch: int) -> Tensor:
@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
     loras = [uneven(random_lora(model, RANKS[options.size], role), role) for role in ROLES]
     ways, before = ways_of(model, loras, options.methods, options.steps)
     if far := differing(model, ways, loras, options.dtype):
-        sys.exit(f"not the images of the merge that they stand for: {far}; the tolerance is {TOLERANCE}")
+        sys.exit(f"these methods differ from the merged file with the same scales: {far}; the tolerance is {TOLERANCE}")
     facts: dict[str, Any] = {
         "size": options.size, "device": options.device, "dtype": options.dtype, "threads": options.threads,
         "steps": options.steps, "rank": RANKS[options.size], "adapted layers": len(loras[0]),
@@ -77,8 +77,8 @@ def main(arguments: list[str] | None = None) -> None:
             {name: timer(model, way, options.steps, batch) for name, way in ways.items()}, options.repeats
         )
         facts[f"batch {batch}"] = times
-        lines += [f"Images drawn together: {batch}", table(times, ways, before), goals(times)]
-    facts["seconds before the first image"] = before
+        lines += [f"Images per batch: {batch}", table(times, ways, before), goals(times)]
+    facts["seconds of setup"] = before
     publish("\n\n".join(lines) + "\n", facts, options)
 
 
@@ -86,26 +86,26 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=sorted(RANKS), default="micro")
     parser.add_argument("--methods", nargs="+", default=live_methods())
-    parser.add_argument("--batch", nargs="+", type=int, default=[1, 8], help="images drawn together")
-    parser.add_argument("--steps", type=int, default=5, help="of the sampler, each round")
+    parser.add_argument("--batch", nargs="+", type=int, default=[1, 8], help="images per batch")
+    parser.add_argument("--steps", type=int, default=5, help="sampling steps per round")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 for sdxl, else float32")
-    parser.add_argument("--repeats", type=int, default=40, help="rounds after one to warm up")
-    parser.add_argument("--threads", type=int, default=1, help="of torch on a CPU")
-    parser.add_argument("--out", help="write the markdown there, too")
-    parser.add_argument("--json", help="write all numbers there")
+    parser.add_argument("--repeats", type=int, default=40, help="rounds after one warm-up round")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch on a CPU")
+    parser.add_argument("--out", help="markdown file to write")
+    parser.add_argument("--json", help="JSON file to write with all numbers")
     options = parser.parse_args(arguments)
     options.dtype = options.dtype or ("bfloat16" if options.size == "sdxl" else "float32")
     return options
 
 
 def live_methods() -> list[str]:
-    """The methods that no single file stands for, and B-LoRA, whose file has fewer layers."""
+    """Return the methods that one LoRA file cannot express, and B-LoRA, whose file has fewer layers."""
     return [name for name, each in methods().items() if not each.exports or name == "blora"]
 
 
 def sampled(model: Any) -> Any:
-    """A model that can sample: the sizes without encoders get SDXL's scheduler, and a code for no prompt."""
+    """Prepare a model for sampling: give UNets without encoders SDXL's scheduler and an empty prompt."""
     if isinstance(model, UNetOnly):
         schedule: Any = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
         model.new_scheduler = lambda: EulerDiscreteScheduler(**schedule)
@@ -114,7 +114,7 @@ def sampled(model: Any) -> Any:
 
 
 def uneven(lora: LoRA, name: str) -> LoRA:
-    """Layers of different strengths, so that rules which choose by layer choose differently from layer to layer."""
+    """Scale the layers differently, so that rules which choose a LoRA by layer choose different ones."""
     draws = {layer: torch.Generator().manual_seed(seed_of("strength", name, layer)) for layer in lora}
     scales = {layer: float(torch.rand(1, generator=draw)) + 0.25 for layer, draw in draws.items()}
     return LoRA({layer: Factors(each.down, each.up * scales[layer]) for layer, each in lora.items()})
@@ -123,7 +123,7 @@ def uneven(lora: LoRA, name: str) -> LoRA:
 def ways_of(
     model: Any, loras: Sequence[LoRA], names: Sequence[str], steps: int
 ) -> tuple[dict[str, Way], dict[str, float]]:
-    """The ways to draw by name, and the seconds that each takes once for a pair of LoRAs, before the first image."""
+    """Return the ways to sample by name, and the seconds that each needs once per pair of LoRAs."""
     ways: dict[str, Way] = {}
     before: dict[str, float] = {}
     for name, make in {
@@ -138,7 +138,7 @@ def ways_of(
 
 
 def way_of(model: Any, method: Method, loras: Sequence[LoRA], steps: int) -> Way:
-    """As stages/generate.py draws a method: by the file of its merge, or by both LoRAs at their scales."""
+    """Set up a method as the generate stage does: with its merged file, or with both LoRAs and their scales."""
     scale = strengths(method, model.unet, loras, ROLES, steps)
     if method.exports:
         return Way(
@@ -148,7 +148,7 @@ def way_of(model: Any, method: Method, loras: Sequence[LoRA], steps: int) -> Way
 
 
 def differing(model: Any, ways: dict[str, Way], loras: Sequence[LoRA], dtype: str) -> dict[str, float]:
-    """The ways whose first step is not that of the one file which does the same in it; branches have none."""
+    """Return the ways whose first step differs from a merged file with the same scales; skip those with branches."""
     far = {}
     for name, way in ways.items():
         if way.branches is not None or dtype != "float32":
@@ -168,7 +168,7 @@ def differing(model: Any, ways: dict[str, Way], loras: Sequence[LoRA], dtype: st
 
 
 def timer(model: Any, way: Way, steps: int, batch: int) -> Callable[[int], float]:
-    """Seconds of a sampling step of an image, the LoRAs being on the UNet; decoding is the same for all."""
+    """Return a function that measures seconds per image and sampling step, with attached LoRAs and without decoding."""
 
     def timed(_: int) -> float:
         with attach(model.unet, way.loras) as adapters:
@@ -178,8 +178,8 @@ def timer(model: Any, way: Way, steps: int, batch: int) -> Callable[[int], float
 
 
 def table(times: dict[str, list[float]], ways: dict[str, Way], before: dict[str, float]) -> str:
-    """Ratios are those within the rounds: their median and quartiles."""
-    head = ["", "UNet rows an image", "ms an image", f"x {PLAIN}", "quartiles", "s before the first image"]
+    """Format the times; ratios are medians and quartiles of the ratios within rounds."""
+    head = ["", "UNet rows per image", "ms per image", f"x {PLAIN}", "quartiles", "s of setup"]
     rows = []
     for name, each in times.items():
         ratios = [mine / plain for mine, plain in zip(each, times[PLAIN], strict=True)]
@@ -195,7 +195,7 @@ def goals(times: dict[str, list[float]]) -> str:
         if name in times:
             found = ratio(times[name], times[PLAIN])
             rows.append([f"{name} / {PLAIN}", f"at most {GOAL}", f"{found:.3f}", "met" if found <= GOAL else "missed"])
-    return markdown(["goal", "aim", "measured", ""], rows)
+    return markdown(["quantity", "goal", "measured", ""], rows)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Images a second through DINO, CLIP-I, CLIP-T and CSD together, against the loops of public scripts; see README.md.
+"""Measure the speed of DINO, CLIP-I, CLIP-T and CSD scoring against the loops of public scripts; see README.md.
 
 python -m benchmarks.scoring
 """
@@ -25,7 +25,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import lorabench.engine.lightning
-import lorabench.scoring.score  # noqa: F401  here, so that no round pays for the import
+import lorabench.scoring.score  # noqa: F401  imported here, so that no round includes the import
 from benchmarks.folder_scripts import Folder, FolderScripts
 from benchmarks.measure import interleaved, markdown, publish, ratio, seconds
 from lorabench.base import seed_of
@@ -41,16 +41,17 @@ from lorabench.tasks import units
 
 BACKBONES = {"dino": "dino@vits16", "clip": "clip@vitb32", "csd": "csd@vitl14"}
 TRAINER = TrainerSpec(accelerator="cpu", precision="32-true", workers=0, threads=1)
-TOLERANCE = 1e-4  # of a cosine: products of fp32 in another order
+TOLERANCE = 1e-4  # of a cosine: fp32 products summed in another order
 CPU = torch.device("cpu")
 MEASURED = [(Dino, "features"), (Clip, "features"), (Clip, "embed_text"), (CSD, "features")]
-PARTS = ("loading", "reading", "references", "images")  # of the scripts; the last two are networks
+PARTS = ("loading", "reading", "references", "images")  # parts of the scripts' time; the last two run networks
 
 
 class Bench:
-    """Pictures, weights and folders on disk.
+    """Images, weights and folders on disk.
 
-    contents x styles x methods folders of `images` PNGs; `references` photographs a content, one picture a style.
+    There are contents x styles x methods folders with `images` PNGs each, `references` photographs per content and one
+    image per style.
     """
 
     def __init__(self, root: Path, files: dict[str, ScorerFiles], images: int, options: argparse.Namespace) -> None:
@@ -89,9 +90,10 @@ class Bench:
         }
 
     def ours(self) -> tuple[dict[str, pd.DataFrame], dict[str, float]]:
-        """The score stage's own task on every folder, as a new process with an empty store begins it.
+        """Run the score stage's unit of work on each folder, starting without loaded networks and known embeddings.
 
-        Also the seconds that the networks took of it.
+        Returns:
+            The scores by folder, and the CPU seconds that the networks took.
         """
         tasks.load_scorers.cache_clear()
         tasks.load_references.cache_clear()
@@ -111,7 +113,7 @@ class Bench:
         return {name: scripts.score(folder) for name, folder in self.folders().items()}, dict(scripts.seconds)
 
     def difference(self, ours: dict[str, pd.DataFrame], plain: dict[str, dict[str, torch.Tensor]]) -> float:
-        """The largest difference of any value of the four metrics."""
+        """Return the largest difference of any value of the four metrics."""
         farthest = 0.0
         for each, name in self.cells:
             for metric, expected in plain[name].items():
@@ -120,14 +122,14 @@ class Bench:
                 found = np.full(expected.shape, np.nan)
                 columns = [order[reference] for reference in rows["reference"]]
                 found[rows["image"], columns] = rows["value"]
-                apart = np.nan_to_num(np.abs(found - expected.numpy()), nan=np.inf)  # a value of ours that is missing
+                apart = np.nan_to_num(np.abs(found - expected.numpy()), nan=np.inf)  # infinite if ours lacks a value
                 farthest = max(farthest, float(apart.max()))
         return farthest
 
 
 @contextmanager
 def networks_timed() -> Iterator[dict[str, float]]:
-    """CPU time in our scorers' networks while this lasts."""
+    """Measure the CPU time in our scorers' networks within this context."""
     spent = {"networks": 0.0}
     originals = [(cls, name, getattr(cls, name)) for cls, name in MEASURED]
 
@@ -151,7 +153,7 @@ def networks_timed() -> Iterator[dict[str, float]]:
 
 
 def write_picture(path: Path, side: int, name: str) -> None:
-    """A picture with structure at every scale, so that it is as long to decode as a photograph."""
+    """Write an image with structure at all scales, so that decoding takes as long as for a photograph."""
     rng = np.random.default_rng(seed_of(name))
     layers = [
         np.asarray(Image.fromarray(rng.integers(0, 256, (n, n, 3), dtype=np.uint8)).resize((side, side)), np.float32)
@@ -163,7 +165,7 @@ def write_picture(path: Path, side: int, name: str) -> None:
 
 
 def random_weights(folder: Path) -> dict[str, ScorerFiles]:
-    """The published backbones at their size, with weights that keep the scale of what passes through them."""
+    """Write random weights for the published backbones, scaled so that activations keep their magnitude."""
     found = {}
     for kind, name in BACKBONES.items():
         generator = torch.Generator().manual_seed(seed_of(name) % 2**31)
@@ -207,17 +209,17 @@ def main(arguments: list[str] | None = None) -> None:
             spent.append([str(images), *shares])
             facts[f"{images} images"] = {"seconds": times, "parts": parts, "difference": farthest, "scale": scale}
             lines.append(
-                f"{images} images a folder, {len(bench.cells)} folders: scores differ by {farthest:.0e} at most"
+                f"{images} images per folder, {len(bench.cells)} folders: scores differ by at most {farthest:.0e}"
             )
-    head = ["images a folder", "ours, images/s", "scripts, images/s", "x scripts", "x scripts outside the networks"]
+    head = ["images per folder", "ours, images/s", "scripts, images/s", "x scripts", "x scripts without networks"]
     lines.append(markdown(head, rows))
-    head = ["CPU seconds an image", *(f"scripts: {part}" for part in PARTS), "ours: networks", "ours: the rest"]
+    head = ["CPU seconds per image", *(f"scripts: {part}" for part in PARTS), "ours: networks", "ours: the rest"]
     lines.append(markdown(head, spent))
     publish("\n\n".join(lines) + "\n", facts, options)
 
 
 def measured(bench: Bench, repeats: int) -> tuple[dict[str, list[float]], dict[str, float], float]:
-    """Seconds of each side's rounds, the scripts' by part, and how far the two sides' scores are apart."""
+    """Return the seconds of each side's rounds, the scripts' seconds by part, and the largest score difference."""
     found: dict[str, Any] = {}
 
     def run(name: str) -> float:
@@ -232,16 +234,16 @@ def measured(bench: Bench, repeats: int) -> tuple[dict[str, list[float]], dict[s
 
 def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, nargs="+", default=[1, 5, 10], help="a folder")
+    parser.add_argument("--images", type=int, nargs="+", default=[1, 5, 10], help="images per folder")
     parser.add_argument("--contents", type=int, default=1)
     parser.add_argument("--styles", type=int, default=2)
-    parser.add_argument("--methods", type=int, default=4, help="folders a pair")
-    parser.add_argument("--references", type=int, default=5, help="of a content; a style has one")
-    parser.add_argument("--side", type=int, default=1024, help="pixels of every picture")
+    parser.add_argument("--methods", type=int, default=4, help="folders per pair")
+    parser.add_argument("--references", type=int, default=5, help="references per content; a style has one")
+    parser.add_argument("--side", type=int, default=1024, help="side of all images in pixels")
     parser.add_argument("--repeats", type=int, default=1, help="rounds")
-    parser.add_argument("--threads", type=int, default=1, help="of torch")
-    parser.add_argument("--out", help="write the markdown there, too")
-    parser.add_argument("--json", help="write all numbers there")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
+    parser.add_argument("--out", help="markdown file to write")
+    parser.add_argument("--json", help="JSON file to write with all numbers")
     return parser.parse_args(arguments)
 
 

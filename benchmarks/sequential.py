@@ -1,12 +1,12 @@
-"""The plain way to learn a merge, as a reference for speed: dense updates, one UNet pass at a time.
+"""A plain implementation of learned merges as a speed reference: dense updates, one UNet pass at a time.
 
-Every adapted layer holds its updates dW_c and dW_s [out, in]. A switch on the layers says which adapter answers, every
-forward forms the update it needs in full, and each teacher and each student is a pass of its own with the adapters
-switched in between. This is how the public codes of ZipLoRA and DuoLoRA work; it is written from their formulas, with
-nothing of our adapters and passes, and does in no place more than they do: updates have the UNet's precision (theirs
-are fp32), images and prompts are encoded once, and DuoLoRA's teachers find their updates formed.
+Each adapted layer holds its updates dW_c and dW_s [out, in] and a switch that selects the active adapter. Every forward
+pass forms the dense update, and each teacher and each student is a separate pass with another active adapter. The
+public implementations of ZipLoRA and DuoLoRA work this way. This one is written from their formulas and shares neither
+adapters nor passes with the product. It omits what would only slow it down: updates have the UNet's precision (theirs
+are fp32), images and prompts are encoded once, and DuoLoRA's teachers use updates formed in advance.
 
-Notation: e(a, x, p) is the UNet's answer with adapter a (merged, content, style) to noised latents x under prompt p.
+Notation: e(a, x, p) is the UNet's prediction with adapter a (merged, content, style) for noised latents x and prompt p.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lorabench.lora.adapter import Factors, LoRA
 from lorabench.merging.step import MergeStep, Noised
 from lorabench.models.sdxl import SDXL
 
-CONTENT_BLOCKS, STYLE_BLOCKS = ("down_blocks.2.",), ("down_blocks.1.", "up_blocks.1.")  # as DuoLoRA's code groups them
+CONTENT_BLOCKS, STYLE_BLOCKS = ("down_blocks.2.",), ("down_blocks.1.", "up_blocks.1.")  # as in DuoLoRA's code
 
 
 class ColumnMasked(nn.Module):
@@ -68,7 +68,7 @@ class RankMasked(ColumnMasked):
 
 
 class Sequential:
-    """The layers on a UNet, and the answers of one adapter at a time."""
+    """The masked layers on a UNet, and predictions with one active adapter."""
 
     def __init__(self, model: SDXL, loras: tuple[LoRA, LoRA], module: type[ColumnMasked]):
         self.model = model
@@ -94,7 +94,7 @@ class Sequential:
 
 
 def ziplora(net: Sequential, step: MergeStep, method: Any) -> dict[str, Tensor]:
-    """Four passes, two of them with gradients; the similarity is the mean over layers of mean_i |m_c,i m_s,i|."""
+    """Return ZipLoRA's loss terms, from four passes, two with gradients; similarity: mean_l mean_i |m_c,i m_s,i|."""
     content, style = step.images
     with torch.no_grad():
         e_cc = net.answer("content", content, step.t)
@@ -107,7 +107,7 @@ def ziplora(net: Sequential, step: MergeStep, method: Any) -> dict[str, Tensor]:
 
 
 def duolora_released(net: Sequential, step: MergeStep, method: Any) -> dict[str, Tensor]:
-    """Eight passes, two of them with gradients: those of ZipLoRA, and the way round of either image."""
+    """Return DuoLoRA's loss terms, from eight passes, two with gradients: ZipLoRA's and the cycle of each image."""
     content, style = step.images
     with torch.no_grad():
         e_cc = net.answer("content", content, step.t)
@@ -128,7 +128,7 @@ def duolora_released(net: Sequential, step: MergeStep, method: Any) -> dict[str,
 
 
 def layer_prior(layers: Mapping[str, Any]) -> Tensor:
-    """Mean over the layers with a prior of ||m_minor||_2 - ||m_dominant||_2 + ||m_dominant||_1."""
+    """Return the mean over layers with a prior of ||m_minor||_2 - ||m_dominant||_2 + ||m_dominant||_1."""
     terms = []
     for layer, module in layers.items():
         if layer.startswith(CONTENT_BLOCKS):

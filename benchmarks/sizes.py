@@ -1,10 +1,10 @@
-"""What the benchmarks merge: models of three sizes, random LoRAs on their attention layers and a pair of plain images.
+"""Inputs of the benchmarks: models of three sizes, random LoRAs for their attention layers, and a pair of plain images.
 
 micro   the packaged model, 64 px
-slice   SDXL's widths, heads and text width with one transformer block a layer instead of 2 and 10, random weights
-sdxl    SDXL's own configuration, random weights
+slice   SDXL's widths, heads and text width, but one transformer block per layer instead of 2 and 10; random weights
+sdxl    SDXL's configuration, random weights
 
-The last two are UNets alone: no step of a merge uses a text encoder or an autoencoder.
+The last two are only UNets, because merge steps use neither text encoders nor the autoencoder.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ DIFFERENCES: dict[str, dict[str, Any]] = {
 
 
 def build(size: str, device: str, dtype: torch.dtype, latents: int | None = None) -> SDXL:
-    """A model of one of the sizes; latents: edge of the latents where it should not be the size's own."""
+    """Build a model of one of the sizes; `latents` overrides the edge of the latents."""
     if size == "micro":
         names = {known: name for name, known in DTYPES.items()}
         return SDXL.load(replace(model_folder("micro"), dtype=names[dtype]), device)
@@ -46,7 +46,7 @@ def build(size: str, device: str, dtype: torch.dtype, latents: int | None = None
         config["sample_size"] = latents
     torch.manual_seed(0)
     before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)  # built in place: a copy in fp32 would be twice as large
+    torch.set_default_dtype(dtype)  # build in this precision: an fp32 copy would need twice the memory
     try:
         with torch.device(device):
             unet = UNet2DConditionModel.from_config(config)
@@ -56,7 +56,7 @@ def build(size: str, device: str, dtype: torch.dtype, latents: int | None = None
 
 
 def random_lora(model: SDXL, rank: int, name: str) -> LoRA:
-    """Random updates of about a sixth of the weights' size."""
+    """Return random updates with about a sixth of the norm of the weights."""
     factors = {}
     for layer, module in attention_layers(model.unet).items():
         draw = torch.Generator().manual_seed(seed_of(name, layer))
@@ -66,7 +66,7 @@ def random_lora(model: SDXL, rank: int, name: str) -> LoRA:
 
 
 def plain_pair(name: str = "0") -> Pair:
-    """A subject and a style of one image each, of one colour."""
+    """Return a subject and a style with one image each, in a single color."""
     prompts = Prompts()
     content = concept(f"mug_{name}", "content", "mug", prompts.content("mug"))
     style = concept(f"paint_{name}", "style", "paint style", prompts.style("boat"))
@@ -74,6 +74,6 @@ def plain_pair(name: str = "0") -> Pair:
 
 
 def concept(name: str, role: Any, word: str, prompt: str) -> Concept:
-    colour = tuple(seed_of(name, channel) % 256 for channel in "rgb")
-    image = Reference(word, prompt, f"{name}-{colour}", partial(Image.new, "RGB", (64, 64), colour))
+    color = tuple(seed_of(name, channel) % 256 for channel in "rgb")
+    image = Reference(word, prompt, f"{name}-{color}", partial(Image.new, "RGB", (64, 64), color))
     return Concept(name, role, word, (image,), (image,))
