@@ -1,4 +1,4 @@
-"""The distribution's Chromium, driven by Playwright; whoever imports this is skipped where either is missing."""
+"""Chromium of the operating system, driven by Playwright; modules that import this are skipped if either is missing."""
 
 from __future__ import annotations
 
@@ -31,21 +31,22 @@ def launch() -> Iterator[Browser]:
 
 @contextmanager
 def opened(browser: Browser, folder: Path, width: int = 1280, height: int = 900, at: str = "") -> Iterator[Page]:
-    """The report of a folder; fails at the end on any message of the console, error, or request beside the file.
+    """Open a folder's report; fail at the end on any console message, error, dialog, or request for another file.
 
-    at: of the address, "#sort=clip_t".
+    Args:
+        at: End of the URL, such as "#sort=clip_t".
     """
     page = browser.new_page(viewport={"width": width, "height": height})
     address = (folder / "report.html").resolve().as_uri()
     page.set_default_timeout(5000)
-    said: list[str] = []
-    page.on("console", lambda message: said.append(f"console: {message.text}"))
-    page.on("pageerror", lambda error: said.append(f"error: {error}"))
-    page.on("dialog", lambda dialog: said.append(f"dialog: {dialog.message}") or dialog.dismiss())
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url.split("#")[0]))
+    messages: list[str] = []
+    page.on("console", lambda message: messages.append(f"console: {message.text}"))
+    page.on("pageerror", lambda error: messages.append(f"error: {error}"))
+    page.on("dialog", lambda dialog: messages.append(f"dialog: {dialog.message}") or dialog.dismiss())
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url.split("#")[0]))
     page.goto(address + at)
     yield page
     page.close()
-    assert not said
-    assert {url for url in asked if not url.startswith("data:")} == {address}
+    assert not messages
+    assert {url for url in requests if not url.startswith("data:")} == {address}

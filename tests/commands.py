@@ -1,7 +1,9 @@
-"""Commands of run.py in moments: forked from one process that has imported everything.
+"""Fast commands of run.py, forked from a process that has already imported everything.
 
-python -m commands      answers each line of JSON with a number: {"arguments", "cwd", "out", "err"} begins a command,
-                        with files for what it prints, and gives its pid; {"end": pid} waits, and gives its exit code
+`python -m commands` reads lines of JSON and answers each with a number:
+
+    {"arguments", "cwd", "out", "err"}   start a command with files for its output; answer: process id
+    {"end": pid}                         wait for a command; answer: exit code
 """
 
 from __future__ import annotations
@@ -27,11 +29,11 @@ from typing import Any
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
-LIMIT = 300  # seconds that a command may take
+LIMIT = 300  # longest duration of a command in seconds
 
 
 class Commands:
-    """A context manager: the process they are forked from."""
+    """The process that commands are forked from, as a context manager."""
 
     def __enter__(self) -> Commands:
         environment = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}
@@ -50,14 +52,14 @@ class Commands:
         self.files.cleanup()
 
     def start(self, *arguments: str, cwd: Path = ROOT) -> Command:
-        """Begin `python run.py <arguments>` in a process group of its own.  `end` must follow."""
+        """Start `python run.py <arguments>` in its own process group; the caller must call `end`."""
         number = next(self.number)
         out, err = (Path(self.files.name) / f"{number}.{end}" for end in ("out", "err"))
         pid = self.ask({"arguments": arguments, "cwd": str(cwd), "out": str(out), "err": str(err)})
         return Command(self.ask, list(arguments), pid, out, err)
 
     def run(self, *arguments: str, cwd: Path = ROOT) -> CompletedProcess[str]:
-        """What a command did."""
+        """Run a command to its end and return its exit code and output."""
         return self.start(*arguments, cwd=cwd).end()
 
     def ask(self, line: dict[str, Any]) -> int:
@@ -69,7 +71,7 @@ class Commands:
 
 @dataclass
 class Command:
-    """One that was begun; its pid leads a process group."""
+    """A started command; its process leads a process group."""
 
     ask: Callable[[dict[str, Any]], int]
     arguments: list[str]
@@ -79,7 +81,7 @@ class Command:
     deadline: float = field(default_factory=lambda: time.monotonic() + LIMIT)
 
     def is_running(self) -> bool:
-        """Also ends one that takes too long."""
+        """Return True while the command runs; kill it if it exceeds the time limit."""
         if time.monotonic() > self.deadline:
             self.kill()
         with suppress(FileNotFoundError):
@@ -87,18 +89,18 @@ class Command:
         return False
 
     def kill(self) -> None:
-        """End it with its whole group, which it leads from its first moment on."""
+        """Kill the command and its process group, which exists as soon as `start` returns."""
         os.killpg(self.pid, signal.SIGKILL)
 
     def end(self) -> CompletedProcess[str]:
-        """Wait for it."""
+        """Wait for the command and return its exit code and output."""
         while self.is_running():
             time.sleep(0.02)
         code = self.ask({"end": self.pid})
         return CompletedProcess(self.arguments, code, self.out.read_text(), self.err.read_text())
 
     def wait_for(self, ready: Callable[[], object]) -> None:
-        """Until something is so, while it runs."""
+        """Wait until `ready()` is true; fail if the command ends earlier."""
         while not ready():
             assert self.is_running(), self.end()
             time.sleep(0.01)
@@ -113,17 +115,18 @@ def serve() -> None:
         if "end" in line:
             print(os.waitstatus_to_exitcode(os.waitpid(line["end"], 0)[1]), flush=True)
         elif pid := fork():
-            with suppress(OSError):  # it was quicker
+            with suppress(OSError):  # the child has already set it
                 os.setpgid(pid, pid)
             print(pid, flush=True)
         else:
             become(**line)
-    os._exit(0)  # as below
+    os._exit(0)  # skip Python's slow cleanup, as in `become`
 
 
 def become(arguments: list[str], cwd: str, out: str, err: str) -> None:
-    """In the forked process: the command.  It ends as any program does, but leaves the memory to the system: Python's
-    own tidying up takes seconds after so many imports.
+    """Run the command in the forked process and exit.
+
+    Exit handlers run as in any program, but memory is not freed: Python's cleanup takes seconds after so many imports.
     """
     from lorabench.tasks.cli import main
 

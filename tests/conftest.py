@@ -1,4 +1,4 @@
-"""A tiny random SDXL and a pair of drawn concepts: everything the network stages need, in milliseconds."""
+"""Fixtures: a tiny random SDXL, a pair of rendered concepts and small settings, so that stages run in milliseconds."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ from lorabench.models.layers import attention_layers
 from lorabench.models.sdxl import SDXL
 from lorabench.scoring.files import KINDS
 
-# A shell's background takes Ctrl-C from what it starts, and so from the commands that are tested.
+# Shells start background jobs with SIGINT ignored, and the tested commands would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# The files that take longest begin first, so that all processes end together.
+# The longest files start first, so that all test processes end at about the same time.
 SLOW = (
     "faults",
     "distributed",
@@ -50,7 +50,7 @@ SLOW = (
     "page_browser",
 )
 
-torch.set_num_threads(1)  # more is many times slower where anything else runs
+torch.set_num_threads(1)  # more threads are many times slower on a busy machine
 CPU = TrainerSpec(accelerator="cpu", precision="32-true", workers=0, threads=1)
 SDXL_SCHEDULE = {
     "beta_start": 0.00085,
@@ -69,7 +69,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random SDXL pipeline of the micro model's structure, a few channels wide."""
+    """Return a random SDXL pipeline with the structure of the micro model and few channels."""
     torch.manual_seed(0)
     pipeline = build_pipeline(
         unet=build_unet(widths=(8, 16, 16), heads=(1, 2, 2), layers=(1, 1, 2), text_width=32, groups=8),
@@ -82,7 +82,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def build_koala(path: Path, middle: bool) -> SDXL:
-    """A random SDXL of KOALA's structure, one layer a block; the smaller one has no middle block."""
+    """Build a random SDXL with KOALA's structure and one layer per block; the small variant has no middle block."""
     torch.manual_seed(0)
     unet: Any = build_unet(widths=(8, 16, 16), heads=(1, 2, 2), layers=(1, 1, 2), text_width=32, groups=8)
     config = {**unet.config, "layers_per_block": 1, **({} if middle else {"mid_block_type": None})}
@@ -98,7 +98,7 @@ def model(folder: Path) -> SDXL:
 
 @pytest.fixture
 def loras(model: SDXL) -> tuple[LoRA, LoRA]:
-    """Random content and style LoRAs of ranks 3 and 2 that change the output visibly."""
+    """Return random content and style LoRAs of ranks 3 and 2 that change the output visibly."""
     return random_lora(model, 3, "content"), random_lora(model, 2, "style")
 
 
@@ -114,15 +114,15 @@ def random_lora(model: SDXL, rank: int, name: str, scale: float = 0.3) -> LoRA:
 @pytest.fixture
 def pair() -> Pair:
     prompts = Prompts()
-    photos = [reference("mug", prompts.content("mug"), colour) for colour in ("red", "orange")]
-    pictures = [reference(word, prompts.style(word), colour) for word, colour in (("boat", "blue"), ("tree", "teal"))]
+    photos = [reference("mug", prompts.content("mug"), color) for color in ("red", "orange")]
+    pictures = [reference(word, prompts.style(word), color) for word, color in (("boat", "blue"), ("tree", "teal"))]
     content = Concept("mug_1", "content", "mug", tuple(photos), tuple(photos))
     style = Concept("halftone_1", "style", "halftone style", tuple(pictures), tuple(pictures))
     return make_pair((content,), (style,), prompts)
 
 
-def reference(word: str, prompt: str, colour: str) -> Reference:
-    return Reference(word, prompt, f"sha-{colour}", partial(Image.new, "RGB", (64, 64), colour))
+def reference(word: str, prompt: str, color: str) -> Reference:
+    return Reference(word, prompt, f"sha-{color}", partial(Image.new, "RGB", (64, 64), color))
 
 
 @pytest.fixture
@@ -155,7 +155,7 @@ def lora_spec() -> LoRASpec:
 
 @pytest.fixture(scope="session")
 def hypernetwork(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random one of LoRA.rar for the tiny model's width; the shipped one is the micro model's."""
+    """Return a random LoRA.rar network for the width of the tiny model; the shipped one fits only the micro model."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("hypernetwork") / "tiny.safetensors"
     Hypernetwork([16]).save(path, {"model": "tiny"})
@@ -169,14 +169,14 @@ def generate_spec() -> GenerateSpec:
 
 @pytest.fixture(scope="session")
 def commands() -> Iterator[Commands]:
-    """Runs `python run.py` without the seconds that Python takes to import everything."""
+    """Run `python run.py` without the seconds that imports take."""
     with Commands() as commands:
         yield commands
 
 
 @pytest.fixture(scope="session")
 def scorers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of tiny random scorers."""
+    """Return a folder with tiny random scorers."""
     root = tmp_path_factory.mktemp("scorers")
     for kind in KINDS:
         write_scorer(root / kind, kind)
@@ -185,7 +185,7 @@ def scorers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny(folder: Path, scorers: Path) -> list[str]:
-    """Overrides that make a whole run take seconds; two images a pair, random weights."""
+    """Return overrides with which a whole run takes seconds: random weights and two images per pair."""
     return [
         f"model.path={folder}", f"scorers.path={scorers}", "logger=none", "trainer.workers=0", "lora.rank=2",
         "lora.steps=3", "lora.batch=2", "generate.images=2", "generate.steps=2",
@@ -194,7 +194,7 @@ def tiny(folder: Path, scorers: Path) -> list[str]:
 
 @pytest.fixture
 def hydra() -> Iterator[None]:
-    """What `hydra.compose` needs to compose the project's configuration."""
+    """Allow `hydra.compose` to compose the project's configuration."""
     with project_config():
         yield
 

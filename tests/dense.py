@@ -1,4 +1,4 @@
-"""An independent merge: updates formed in full, one pass at a time, with nothing of our adapters or passes."""
+"""An independent merge without our adapters and passes: dense updates, one pass at a time."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from torch.func import functional_call
 
 
 class Dense:
-    """Predictions of a Merging module's pair with masks of its own, copied from the module's masks.
+    """Predictions for the pair of a Merging module, with copies of the module's masks.
 
-    basis: "svd" masks the singular value decomposition of the dense update, "raw" the factors.
-    leaves: a mask a layer and adapter.
+    Attributes:
+        basis: "svd" masks the singular value decomposition of the dense update, "raw" masks the factors.
+        leaves: Layer -> mask of each adapter.
     """
 
     def __init__(self, module, loras, basis: str = "raw"):
@@ -37,7 +38,7 @@ class Dense:
         return u[:, :r] @ m.diag() @ s[:r].diag() @ vt[:r]
 
     def predict(self, noised, merged: bool = False, on: tuple[int, ...] = ()) -> Tensor:
-        """With all masked updates, or with some whole ones."""
+        """Predict with all masked updates, or with the unmasked updates of the adapters `on`."""
         weights = {}
         for layer, leaves in self.leaves.items():
             total = self.weights[f"{layer}.weight"]
@@ -58,7 +59,7 @@ class Dense:
         return a * x - b * v
 
     def renoised(self, noised, v: Tensor, noise: Tensor, prompt):
-        """Clean estimate of a velocity, noised again."""
+        """Estimate the clean latents from a velocity and add noise again."""
         a, b = self.signal_and_spread()
         return type(noised)(a * self.clean(noised.x, v) + b * noise, prompt)
 

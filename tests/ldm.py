@@ -1,4 +1,4 @@
-"""A tiny SDXL as one file in the layout of the original release: the key names of sd_xl_base_1.0.safetensors."""
+"""A tiny SDXL as one file with the key names of the original release (sd_xl_base_1.0.safetensors)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TOP = {
 
 
 def tiny_pipeline() -> StableDiffusionXLPipeline:
-    """Random; two text encoders of different widths, by which diffusers tells them apart in a file."""
+    """Build a random pipeline; its text encoders differ in width, by which diffusers distinguishes them in a file."""
     torch.manual_seed(0)
     tokenizer = build_tokenizer()
     first, second = build_text_encoders(tokenizer, 32, 2)[0], build_text_encoders(tokenizer, 64, 2)[1]
@@ -72,7 +72,7 @@ def resnet(rest: str) -> str:
 
 
 def vae_key(key: str) -> str:
-    """Decoder blocks are counted from the end; there is no attention in this one."""
+    """Convert a key of the VAE; decoder blocks are numbered from the end, and this VAE has no attention."""
     key = key.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
     key = re.sub(r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}", key)
     key = re.sub(r"down_blocks\.(\d)\.resnets", r"down.\1.block", key)
@@ -82,7 +82,7 @@ def vae_key(key: str) -> str:
 
 
 def open_clip(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """transformers' names -> open_clip's, with q, k and v in one matrix and the projection transposed."""
+    """Convert transformers' names to open_clip's, with q, k and v in one matrix and the projection transposed."""
     found: dict[str, Tensor] = {"text_projection": tensors["text_projection.weight"].T}
     for key, value in tensors.items():
         key = key.removeprefix("text_model.")

@@ -1,7 +1,7 @@
-"""LoRA files as other programs name them, written out by hand: nothing here comes from the code under test.
+"""LoRA files in the conventions of other programs, written independently of the code under test.
 
-A file's content is {layer: (down, up, alpha)} with layers "unet.<path>", "text_encoder.<path>", "text_encoder_2.<path>"
-as modules of the live pipeline are called, and alpha None where the convention has none.
+Content is {layer: (down, up, alpha)}. Layers are "unet.<path>", "text_encoder.<path>" and "text_encoder_2.<path>" with
+the module paths of a loaded pipeline; alpha is None if the convention has none.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Triples = dict[str, tuple[Tensor, Tensor, float | None]]
 
 
 def with_text_model(layer: str) -> str:
-    """The first encoder had a `text_model` before transformers 5, and files keep it."""
+    """Insert `text_model` as in files, where the first encoder has it; transformers 5 has removed this module."""
     return layer.replace("text_encoder.", "text_encoder.text_model.", 1)
 
 
@@ -54,12 +54,12 @@ def keyed(triples: Triples, name: Callable[[str], str], down: str, up: str, alph
 
 
 def peft(triples: Triples) -> dict[str, Tensor]:
-    """unet.X.lora_A.weight: diffusers today."""
+    """unet.X.lora_A.weight: current diffusers."""
     return keyed(triples, with_text_model, ".lora_A.weight", ".lora_B.weight")
 
 
 def peft_live(triples: Triples) -> dict[str, Tensor]:
-    """The same with the names of transformers 5, and lora_linear_layer in the encoders: save_lora_weights today."""
+    """As `diffusers_lora`, but with module names of transformers 5: current save_lora_weights."""
     unet = {layer: each for layer, each in triples.items() if layer.startswith("unet.")}
     text = {layer: each for layer, each in triples.items() if not layer.startswith("unet.")}
     tensors = keyed(unet, str, ".lora.down.weight", ".lora.up.weight")
@@ -96,14 +96,14 @@ def bare(triples: Triples) -> dict[str, Tensor]:
 
 
 def base_model(triples: Triples) -> dict[str, Tensor]:
-    """base_model.model.X.lora_A.weight: PeftModel.save_pretrained of the UNet."""
+    """base_model.model.X.lora_A.weight: written by PeftModel.save_pretrained of the UNet."""
     return keyed(
         triples, lambda layer: layer.replace("unet.", "base_model.model.", 1), ".lora_A.weight", ".lora_B.weight"
     )
 
 
 def adapter_named(triples: Triples) -> dict[str, Tensor]:
-    """unet.X.lora_A.default.weight: the state dict of an injected UNet."""
+    """unet.X.lora_A.default.weight: the state dict of a UNet with injected adapters."""
     return keyed(triples, with_text_model, ".lora_A.default.weight", ".lora_B.default.weight")
 
 
@@ -120,7 +120,7 @@ def kohya(triples: Triples) -> dict[str, Tensor]:
 
 
 def kohya_ldm(triples: Triples) -> dict[str, Tensor]:
-    """lora_unet_input_blocks_4_1_...: what kohya's trainer writes for SDXL."""
+    """lora_unet_input_blocks_4_1_...: written by kohya's SDXL trainer."""
 
     def rename(key: str) -> str:
         for ours, theirs in LDM_BLOCKS.items():
@@ -133,7 +133,7 @@ def kohya_ldm(triples: Triples) -> dict[str, Tensor]:
 
 
 def comfy(triples: Triples) -> dict[str, Tensor]:
-    """diffusion_model.input_blocks.4.1....: what ComfyUI saves."""
+    """diffusion_model.input_blocks.4.1....: written by ComfyUI."""
 
     def name(layer: str) -> str:
         for ours, theirs in LDM_BLOCKS.items():

@@ -1,4 +1,4 @@
-"""A small run folder with made-up scores and pictures, for everything that is drawn from one."""
+"""A small run folder with invented scores and images, for tests of reports."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ METRICS = {
 
 
 def paint(*names: object) -> Image.Image:
-    """A flat colour that belongs to the names."""
-    colour = np.random.default_rng([ord(c) for c in repr(names)]).integers(40, 230, 3)
-    return Image.new("RGB", (64, 64), tuple(int(c) for c in colour))
+    """Return an image in a single color that depends on the names."""
+    color = np.random.default_rng([ord(c) for c in repr(names)]).integers(40, 230, 3)
+    return Image.new("RGB", (64, 64), tuple(int(c) for c in color))
 
 
 def make_run(
@@ -37,7 +37,7 @@ def make_run(
     oracle: bool = True,
     reference: str = "direct",
 ) -> Path:
-    """A finished run as the pipeline leaves it, with made-up scores."""
+    """Write a finished run with invented scores in the layout of the pipeline."""
     rows = []
     for row in ("base", "content_only", "style_only", method, *["oracle"] * oracle):
         variant = ablation if row == method else "none"
@@ -47,7 +47,7 @@ def make_run(
                 path.parent.mkdir(parents=True, exist_ok=True)
                 paint(row, content, style, image).save(path)
                 for metric, backbone in METRICS.items():
-                    # the same pair and image are hard for every row: what pairing takes out
+                    # the same pair and image are difficult for all rows; pairing removes this shared part
                     shared = np.random.default_rng([ord(c) for c in content + style + metric] + [image])
                     own = np.random.default_rng([ord(c) for c in row + variant + content + style + metric] + [image])
                     for number in range(1 if metric == "clip_t" else 2):
@@ -97,6 +97,6 @@ def make_run(
 
 
 def read_table(folder: Path) -> pd.DataFrame:
-    """The rows of table.csv that are ours."""
+    """Read table.csv without the rows of publications."""
     table = pd.read_csv(folder / "table.csv", index_col="method")
     return table.loc[~table.index.str.contains(" reported: ")].drop(columns="reported", errors="ignore")

@@ -1,4 +1,4 @@
-"""Small folders in the layouts of the public datasets, and a manifest of one's own, with made-up pictures."""
+"""Small folders in the layouts of public datasets, and a user's manifest, with invented images."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ prompt_list = [
 
 
 def paint(path: Path, number: int) -> Path:
-    """A picture that no other number gives."""
+    """Write an image that is unique for the number."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (12 + number % 3, 10), (number % 256, number // 256, 99)).save(path)
     return path
 
 
 def dreambooth(root: Path, classes: Mapping[str, str] = CLASSES, images: int = 5) -> Path:
-    """As github.com/google/dreambooth has it; `vase` stands in the manifest and has no folder."""
+    """Write the layout of github.com/google/dreambooth; `vase` is in the list of classes but has no folder."""
     lines = ["Classes", "", "subject_name,class", *(f"{name},{word}" for name, word in classes.items())]
     number = 0
     for name in classes:
@@ -57,7 +57,7 @@ def dreambooth(root: Path, classes: Mapping[str, str] = CLASSES, images: int = 5
 
 
 def styledrop(root: Path) -> Path:
-    """As github.com/zideliu/StyleDrop-PyTorch has it."""
+    """Write the layout of github.com/zideliu/StyleDrop-PyTorch."""
     for number, name in enumerate(STYLES):
         paint(root / "data" / f"{name}.jpg", 1000 + number)
     (root / "data" / "data.json").write_text(json.dumps({f"{name}.jpg": words for name, words in STYLES.items()}))

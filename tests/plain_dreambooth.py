@@ -1,6 +1,6 @@
-"""DreamBooth-LoRA as diffusers' script has it: peft adapters, diffusers' schedulers, a plain loop. Ours is held to it.
+"""DreamBooth-LoRA as in diffusers' script (peft adapters, diffusers' schedulers, a plain loop), as a reference.
 
-Only the draws are ours: the same images, noise and timesteps from the same generators, and the same first factors.
+Only the random draws are ours: images, noise and timesteps from the same generators, and the same initial factors.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ENCODERS = ("text_encoder", "text_encoder_2")
 
 
 def train(folder: Path, concept: Concept, spec: LoRASpec, seed: int, prior: Sequence[Reference] = ()) -> dict[str, Any]:
-    """{"<part>.<layer>": (lora_A, lora_B * alpha / rank)} after spec.steps updates."""
+    """Return {"<part>.<layer>": (lora_A, lora_B * alpha / rank)} after spec.steps updates."""
     assert spec.max_grad_norm is not None
     pipeline: Any = StableDiffusionXLPipeline.from_pretrained(folder, local_files_only=True)
     noise_scheduler: Any = DDPMScheduler.from_config(pipeline.scheduler.config)
@@ -58,7 +58,7 @@ def train(folder: Path, concept: Concept, spec: LoRASpec, seed: int, prior: Sequ
     ]
     slow, fast = spec.betas
     optimizer = torch.optim.AdamW(groups, lr=spec.lr, betas=(slow, fast), weight_decay=spec.weight_decay)
-    lr_scheduler = get_scheduler(  # without a warm-up: tests of the schedule have one
+    lr_scheduler = get_scheduler(  # without warm-up, which the tests of the schedule cover
         spec.schedule, optimizer, num_warmup_steps=0, num_training_steps=spec.steps, num_cycles=spec.cycles
     )
     edge = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
@@ -93,7 +93,7 @@ def train(folder: Path, concept: Concept, spec: LoRASpec, seed: int, prior: Sequ
 
 
 def instance_loss(noise_scheduler: Any, model_pred: Tensor, target: Tensor, t: Tensor, spec: LoRASpec) -> Tensor:
-    """The loss of diffusers' trainers with and without --snr_gamma."""
+    """Compute the loss of diffusers' trainers with and without --snr_gamma."""
     if spec.min_snr is None:
         return mse_loss(model_pred, target)
     snr = compute_snr(noise_scheduler, t)
@@ -104,7 +104,7 @@ def instance_loss(noise_scheduler: Any, model_pred: Tensor, target: Tensor, t: T
 
 
 def adapted(pipeline: Any, name: str) -> dict[str, tuple[Tensor, Tensor]]:
-    """peft's factors of a part, by the path of the layer."""
+    """Return peft's factors of a part by layer."""
     layers = getattr(pipeline, name).named_modules()
     return {
         layer: (module.lora_A["default"].weight, module.lora_B["default"].weight)

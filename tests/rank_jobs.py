@@ -1,4 +1,4 @@
-"""Jobs for ranks that need no model: they note that they ran, or fail in every way."""
+"""Jobs for ranks that need no model: they record that they ran, or fail in different ways."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def killed(folder: Path, progress: Progress) -> None:
 
 @dataclass(frozen=True)
 class Slow:
-    """Says where it runs, then takes a minute."""
+    """Record the process id, then take a minute."""
 
     log: Path
 
@@ -51,7 +51,7 @@ class Slow:
 
 @dataclass(frozen=True)
 class Predicting:
-    """The same inside Lightning, which takes SIGTERM for a flag that nobody looks at while it predicts."""
+    """Run `Slow` inside Lightning, whose SIGTERM handler sets a flag that it does not read while predicting."""
 
     log: Path
 
@@ -72,7 +72,7 @@ class Predicting:
 
 @dataclass(frozen=True)
 class After:
-    """Does something when a slow job has begun elsewhere."""
+    """Run a job once a slow job has started in another process."""
 
     log: Path
     work: Job
@@ -88,7 +88,7 @@ def item(number: int, work: Job) -> Item:
 
 
 def plan_at(root: Path, trainer: TrainerSpec, spec: LoRASpec) -> Plan:
-    """A plan of which only the store and the trainer matter here."""
+    """Build a plan in which only the store and the trainer matter."""
     nowhere = ModelFiles(root / "model", root / "model")
     return Plan(
         store=Store.open(root / "store"), pairs=[], rows=[], dataset=WORLD, model=nowhere, model_name="none",

@@ -1,4 +1,4 @@
-"""Random weights in the layouts in which the published backbones come: the files' names and shapes, spelled out."""
+"""Random weights with the key names and shapes of the published backbones."""
 
 import torch
 
@@ -11,12 +11,12 @@ CLIP = {
 
 
 def both(name, *shape):
-    """Weight and bias."""
+    """Return the shapes of weight and bias."""
     return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
 
 
 def dino_shapes(dim, patch, image=224, scales=False, depth=12):
-    """timm's and the authors' own files alike; scales: DINOv2 has LayerScale."""
+    """Return the shapes of a DINO file, which timm and the authors share; `scales`: with DINOv2's LayerScale."""
     shapes = {"cls_token": (1, 1, dim), "pos_embed": (1, 1 + (image // patch) ** 2, dim)}
     shapes |= both("patch_embed.proj", dim, 3, patch, patch) | both("norm", dim)
     for i in range(depth):
@@ -41,27 +41,27 @@ def tower_shapes(at, width, layers):
 
 
 def image_tower_shapes(at, width, layers, patch):
-    """OpenAI's image tower without its projection."""
+    """Return the shapes of OpenAI's image tower without its projection."""
     shapes = {f"{at}class_embedding": (width,), f"{at}positional_embedding": (1 + (224 // patch) ** 2, width)}
     shapes |= {f"{at}conv1.weight": (width, 3, patch, patch)} | both(f"{at}ln_pre", width) | both(f"{at}ln_post", width)
     return shapes | tower_shapes(at, width, layers)
 
 
 def clip_shapes(width, layers, patch, text, joint):
-    """open_clip_model.safetensors of OpenAI's CLIP."""
+    """Return the shapes of open_clip_model.safetensors of OpenAI's CLIP."""
     shapes = image_tower_shapes("visual.", width, layers, patch) | {"visual.proj": (width, joint)}
     shapes |= {"token_embedding.weight": (49408, text), "positional_embedding": (77, text), "logit_scale": ()}
     return shapes | tower_shapes("", text, 12) | both("ln_final", text) | {"text_projection": (text, joint)}
 
 
 def csd_shapes():
-    """CSD's model_state_dict, without the `module.` of its names."""
+    """Return the shapes of CSD's model_state_dict, without the prefix `module.`."""
     heads = {"last_layer_style": (1024, 768), "last_layer_content": (1024, 768)}
     return image_tower_shapes("backbone.", 1024, 24, 14) | heads
 
 
 def shapes_of(name):
-    """Those of a published file, by the backbone's name."""
+    """Return the shapes of a published file by the name of its backbone."""
     kind, size = name.split("@")
     if kind == "dino":
         return dino_shapes(*DINO[size])
@@ -71,9 +71,9 @@ def shapes_of(name):
 
 
 def random_state(shapes, seed=0, shared_blocks=False):
-    """Values a trained network could have: norms near one, products that keep the scale of what they are given.
+    """Return realistic random values: norms near one and products that keep the scale of their input.
 
-    shared_blocks: all layers are one in memory, and so in a torch.save file.
+    shared_blocks: Use the same tensors for all layers, which then share memory and space in a torch.save file.
     """
     generator = torch.Generator().manual_seed(seed)
     made, state = {}, {}

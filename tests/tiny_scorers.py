@@ -1,4 +1,4 @@
-"""Tiny random scorers in folders of their own, for tests."""
+"""Tiny random scorers for tests, each in its own folder."""
 
 import json
 from dataclasses import asdict
@@ -26,7 +26,7 @@ ARCHITECTURES = {
 
 
 def write_scorer(folder, kind):
-    """A folder with a random tiny scorer in it."""
+    """Write a folder with a tiny random scorer."""
     from lorabench.scoring.clip import build_clip
     from lorabench.scoring.csd import build_csd
     from lorabench.scoring.dino import build_dino

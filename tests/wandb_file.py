@@ -1,4 +1,4 @@
-"""Reads the offline file of a W&B run: LevelDB's log format around protocol buffers of W&B's."""
+"""Reader of a W&B run's offline file: protocol buffers in LevelDB's log format."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Record: Any = getattr(wandb_internal_pb2, "Record")  # noqa: B009, made when the
 
 
 def records(path: Path) -> list[Any]:
-    """Everything that the run wrote, in order."""
+    """Return all records of the run in order."""
     content, found, parts = path.read_bytes(), [], b""
     assert content[:4] == MAGIC
     at = HEADER  # the file has a header of the same length
@@ -35,16 +35,15 @@ def records(path: Path) -> list[Any]:
 
 
 class OfflineRun:
-    """What `wandb sync` would upload."""
+    """The data that `wandb sync` would upload from a folder offline-run-<time>-<id>."""
 
     def __init__(self, folder: Path) -> None:
-        """folder: of the run, offline-run-<time>-<id>."""
         self.folder = folder
         [file] = folder.glob("run-*.wandb")
         self.summary: dict[str, Any] = {}
         self.config: dict[str, Any] = {}
         self.history: list[dict[str, Any]] = []
-        self.files: dict[str, dict[str, Path]] = {}  # of each table that was logged, by their path in it
+        self.files: dict[str, dict[str, Path]] = {}  # logged table -> path within it -> local file
         self.exit_code: int | None = None
         for record in records(file):
             kind = record.WhichOneof("record_type")
@@ -64,7 +63,7 @@ class OfflineRun:
                 self.exit_code = record.exit.exit_code
 
     def table(self, key: str) -> dict[str, Any]:
-        """A logged table: columns and data; an image in it has its `path` among `files`."""
+        """Return a logged table with columns and data; images in it have their `path` in `files`."""
         return json.loads(self.files[key][f"{key}.table.json"].read_text())
 
 
