@@ -39,7 +39,7 @@ SMALL = [
     "dataset.subjects=[mug_1]", "dataset.styles=[halftone_1,ink_1]", "dataset.content_images=2",
     "dataset.style_images=2", "dataset.references=2",
 ]  # fmt: skip
-STAGES = ("personalise", "merge", "generate", "score")
+STAGES = ("personalize", "merge", "generate", "score")
 LIFE = 0.4  # longest life of a command in a chain, as a share of the duration of an undisturbed run
 
 

@@ -86,7 +86,7 @@ def make_run(
         "model": "micro",
         "seed": seed,
         "costs": {"learned_parameters": 12288, "merge_seconds": 11.4, "seconds_per_image": 0.31},
-        "timings": {"personalise": 62.0, "merge": 45.6, "generate": 21.0, "score": 6.0},
+        "timings": {"personalize": 62.0, "merge": 45.6, "generate": 21.0, "score": 6.0},
         "versions": {"lorabench": "0.1.0", "torch": "2.15.0"},
         "losses": {f"{content}+{style}": losses for content, style in pairs},
     }

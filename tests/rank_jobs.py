@@ -11,11 +11,12 @@ from pathlib import Path
 
 from lorabench.base import UserError
 from lorabench.config.schemas import GenerateSpec, LoRASpec, MergeSpec, MicroworldSpec, TrainerSpec
+from lorabench.engine.artifact import Artifact
 from lorabench.engine.store import Store
-from lorabench.engine.workers import Progress
+from lorabench.engine.work import Progress
 from lorabench.models.files import ModelFiles
 from lorabench.scoring.files import ScorerSet
-from lorabench.tasks.plan import Item, Plan
+from lorabench.tasks.plan import Plan
 
 Job = Callable[[Path, Progress], None]
 WORLD = MicroworldSpec("microworld", ["mug_1"], ["ink_1"], None, 2, 2, 2)
@@ -83,8 +84,8 @@ class After:
         self.work(folder, progress)
 
 
-def item(number: int, work: Job) -> Item:
-    return Item("personalise", f"n{number}", {"n": number}, work, 1, 1.0)
+def item(number: int, work: Job) -> Artifact:
+    return Artifact("personalize", f"n{number}", 1, {"n": number}, work)
 
 
 def plan_at(root: Path, trainer: TrainerSpec, spec: LoRASpec) -> Plan:

@@ -59,7 +59,7 @@ def test_one_line_and_exit_code_2(
     assert result.stderr.count("\n") == 1, result.stderr
     assert not [word for word in words if word not in result.stderr], result.stderr
     assert result.stdout == ""
-    assert not list(tmp_path.glob("store/personalise/*"))
+    assert not list(tmp_path.glob("store/personalize/*"))
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_a_read_only_output_folder(commands: Commands, tmp_path: Path, tiny: lis
 
 
 def test_a_faulty_command_harms_nothing_stored(commands: Commands, tmp_path: Path, tiny: list[str]) -> None:
-    kept = tmp_path / "store" / "personalise" / "abc" / "lora.safetensors"
+    kept = tmp_path / "store" / "personalize" / "abc" / "lora.safetensors"
     kept.parent.mkdir(parents=True)
     kept.write_bytes(b"weights")
     assert commands.run(*tiny, f"output={tmp_path}", "generate.images=0").returncode == 2

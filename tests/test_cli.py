@@ -62,11 +62,11 @@ def test_the_run_folder_is_complete(run: tuple[Path, list[str], str]) -> None:
     assert set(costs) - {"merge_peak_bytes"} == merge | {"lora_seconds", "seconds_per_image", "unet_passes_per_image"}
     assert costs["unet_passes_per_image"] == 4  # 2 guided steps
     assert not tells_peaks() or costs["merge_peak_bytes"] > 1e8
-    assert all(manifest["timings"][stage] > 0 for stage in ("personalise", "merge", "generate", "score"))
+    assert all(manifest["timings"][stage] > 0 for stage in ("personalize", "merge", "generate", "score"))
     assert {len(v) for pair in PAIRS for v in manifest["losses"][pair].values()} == {2}
     curves = (folder / "curves.csv").read_text().splitlines()
     assert curves[0] == "stage,name,term,step,value"
-    assert len([line for line in curves if line.startswith("personalise,mug_1,loss")]) == 3
+    assert len([line for line in curves if line.startswith("personalize,mug_1,loss")]) == 3
     assert printed.strip().endswith(str(folder / "report.html"))
     assert (folder / "table.md").read_text().strip() in printed
 
@@ -124,7 +124,7 @@ def test_killed_and_resumed_in_this_process_gives_the_same(
     output, arguments, _ = run
     elsewhere = [*arguments, f"output={tmp_path}"]
     killed = commands.start(*elsewhere)
-    killed.wait_for(lambda: list(tmp_path.glob("store/personalise/*/key.json")))
+    killed.wait_for(lambda: list(tmp_path.glob("store/personalize/*/key.json")))
     os.kill(killed.pid, signal.SIGKILL)
     assert killed.end().returncode == -signal.SIGKILL
     assert not (tmp_path / FOLDER / "manifest.json").exists()

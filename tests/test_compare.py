@@ -15,11 +15,12 @@ import pytest
 from conftest import CPU
 from hydra import compose
 from omegaconf import DictConfig
-from rank_jobs import broken, item, plan_at
+from rank_jobs import broken, fine, item, plan_at
 
 from lorabench.base import UserError
 from lorabench.engine.failures import Incomplete
 from lorabench.engine.garbage import artifact_folders, reachable
+from lorabench.engine.make import make
 from lorabench.engine.store import Store
 from lorabench.merging.method import fitting_methods
 from lorabench.merging.methods.lora_switch import LoRASwitch
@@ -28,8 +29,7 @@ from lorabench.report import write_joint_report
 from lorabench.report.folder import RunFolder
 from lorabench.tasks import benchmark as pipeline
 from lorabench.tasks.benchmark import at_one_node
-from lorabench.tasks.compare import Patient, Tried, name_of, rows_of, run
-from lorabench.tasks.plan import Make
+from lorabench.tasks.compare import name_of, rows_of, run
 from lorabench.tasks.run_folder import Outcome
 
 PAIR = "mug_1+ink_1"
@@ -109,23 +109,22 @@ def test_a_failing_row_is_listed_and_the_others_are_reported(tiny, folder_of: Pa
     assert not (folder_of / "failed").exists()
 
 
-@pytest.mark.parametrize(("devices", "kind"), [(0, Tried), (2, Make)])
-def test_the_first_failure_ends_a_run_of_ranks(tmp_path: Path, lora_spec, devices: int, kind: type[Make]) -> None:
-    plan = plan_at(tmp_path, replace(CPU, devices=devices), lora_spec)
-    [job] = Patient(**vars(plan), logs=tmp_path / "failed").jobs("personalise", [item(0, broken)])
-    assert type(job) is kind
-    with pytest.raises(ValueError, match="ours") if devices else nullcontext():
-        job(lambda steps: None)
-    assert (tmp_path / "failed").exists() == (devices == 0)
+@pytest.mark.parametrize("logged", [True, False])
+def test_failure_with_logs_ends_one_artifact_only(tmp_path: Path, logged: bool) -> None:
+    store, logs = Store.open(tmp_path / "store"), tmp_path / "failed"
+    with nullcontext() if logged else pytest.raises(ValueError, match="ours"):
+        make(store, CPU, [item(0, broken), item(1, fine)], logs=logs if logged else None)
+    assert [store.find(item(number, fine)) is not None for number in range(2)] == [False, logged]
+    assert ("ValueError: ours" in (logs / f"{item(0, fine).key}.txt").read_text()) if logged else not logs.exists()
 
 
 def test_of_several_nodes_one_goes_on(tmp_path: Path, lora_spec, monkeypatch) -> None:
     made: list[int] = []
-    monkeypatch.setattr(pipeline, "make", lambda plan, stages: made.append(plan.trainer.nodes))
+    monkeypatch.setattr(pipeline, "make", lambda store, trainer, artifacts: made.append(trainer.nodes))
     plan = plan_at(tmp_path, replace(CPU, devices=1, nodes=2), lora_spec)
-    patient = at_one_node(Patient(**vars(plan), logs=tmp_path / "failed"), {})
-    assert (made, patient.trainer.nodes, type(patient)) == ([2], 1, Patient)
-    assert at_one_node(patient, {}) is patient and made == [2]
+    alone = at_one_node(plan, [])
+    assert (made, alone.trainer.nodes) == ([2], 1)
+    assert at_one_node(alone, []) is alone and made == [2]
 
 
 def test_one_process_at_a_time_fills_a_run_folder(tmp_path: Path, lora_spec, monkeypatch) -> None:
@@ -176,4 +175,4 @@ def test_mistakes_are_one_line(tiny, folder_of: Path, rows: str, words: str) -> 
     with pytest.raises(UserError, match=words) as error:
         run(configured(tiny, folder_of, rows), folder_of)
     assert "\n" not in str(error.value)
-    assert not (folder_of / "store" / "personalise").exists()
+    assert not (folder_of / "store" / "personalize").exists()

@@ -57,8 +57,8 @@ def test_a_warm_up_is_the_same_with_two_steps(tiny, tmp_path: Path) -> None:
     plan = plan_of(compose("config", [*tiny, *SMALL, f"output={tmp_path}"]), [row])
     (tmp_path / "loras").mkdir()
     short = cost.warm(replace(plan, store=Store(tmp_path / "run")), row, tmp_path)
-    assert [item.steps for item in short.items("merge")] == [2] and short.generation.steps == 2
-    assert short.items("personalise")[0].key == plan.items("personalise")[0].key
+    assert [item.steps for item in short.artifacts("merge")] == [2] and short.generation.steps == 2
+    assert short.artifacts("personalize")[0].key == plan.artifacts("personalize")[0].key
     assert short.store.root != tmp_path / "run"
 
 

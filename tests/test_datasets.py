@@ -19,7 +19,7 @@ from lorabench.data.packaged import packaged
 from lorabench.data.pairs import Concept, Pair, Prompts, Reference, pair
 from lorabench.data.selection import select
 from lorabench.data.splits import clusters, split
-from lorabench.engine.artifact import sha256
+from lorabench.engine.record import sha256
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
 real = pytest.mark.skipif(not REAL.is_dir(), reason="the photographs are not here")

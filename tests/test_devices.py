@@ -16,8 +16,9 @@ from rank_jobs import fine, item, plan_at
 
 from lorabench.base import UserError
 from lorabench.engine import devices
+from lorabench.engine import make as executor
 from lorabench.engine.devices import claim, claim_here, gpus
-from lorabench.tasks import benchmark as pipeline
+from lorabench.engine.make import make
 
 PAIR = {"0": "GPU-a", "1": "GPU-b"}
 HOLDER = """
@@ -133,8 +134,8 @@ def test_jobs_of_this_process_compute_on_a_claimed_gpu(tmp_path: Path, lora_spec
         claimed.append(accelerator)
         yield ["1"]
 
-    monkeypatch.setattr(pipeline, "claim_here", note)
-    pipeline.make(plan_at(tmp_path, CPU, lora_spec), {"personalise": [item(0, fine)]})
+    monkeypatch.setattr(executor, "claim_here", note)
+    make(plan_at(tmp_path, CPU, lora_spec).store, CPU, [item(0, fine)])
     assert claimed == ["cpu"]
 
 

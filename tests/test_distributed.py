@@ -26,9 +26,10 @@ from lorabench.base import UserError
 from lorabench.config.checks import validate
 from lorabench.config.schemas import LoRASpec, TrainerSpec
 from lorabench.engine.group import Group
+from lorabench.engine.make import make
 from lorabench.engine.together import check_same, shares
-from lorabench.tasks.benchmark import make, plan_of
-from lorabench.tasks.plan import STAGES, Plan
+from lorabench.tasks.benchmark import plan_of
+from lorabench.tasks.plan import Plan
 
 ROOT = Path(__file__).parents[1]
 WORLD = [
@@ -55,12 +56,12 @@ def composed(tiny: Sequence[str], root: Path, *overrides: str) -> Plan:
 
 def made(plan: Plan) -> dict[str, pd.DataFrame]:
     """The scores of every row, after everything that is lacking was made."""
-    make(plan, {stage: plan.items(stage) for stage in STAGES})
-    return {item.name: pd.read_parquet(plan.path(item) / "scores.parquet") for item in plan.items("score")}
+    make(plan.store, plan.trainer, plan.all_artifacts())
+    return {item.name: pd.read_parquet(plan.path(item) / "scores.parquet") for item in plan.artifacts("score")}
 
 
 def files(plan: Plan, stage: str) -> dict[str, bytes]:
-    paths = [path for item in plan.items(stage) for path in plan.path(item).glob("*.[ps]*")]
+    paths = [path for item in plan.artifacts(stage) for path in plan.path(item).glob("*.[ps]*")]
     return {str(path.relative_to(plan.store.root)): path.read_bytes() for path in paths}
 
 
@@ -80,14 +81,14 @@ def assert_same(plan: Plan, alone: tuple[Plan, dict[str, pd.DataFrame]], scores:
     for stage in ("generate", "score"):
         assert files(plan, stage) == files(first, stage)
     assert not list((plan.store.root / ".drafts").iterdir())
-    for each in plan.items("generate"):
+    for each in plan.artifacts("generate"):
         assert unet_passes(plan.path(each)) == unet_passes(first.path(each))
 
 
 def test_three_ranks_give_the_scores_of_one(tiny: list[str], tmp_path: Path, hydra: None, alone) -> None:
     """Also where there are fewer items than ranks: one merge, two LoRAs; every row of images is two units."""
     plan = composed(tiny, tmp_path, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=3")
-    assert len(plan.items("personalise")) == 2 and len(plan.items("merge")) == 1
+    assert len(plan.artifacts("personalize")) == 2 and len(plan.artifacts("merge")) == 1
     assert_same(plan, alone, made(plan))
 
 
@@ -151,12 +152,12 @@ def test_a_failing_rank_ends_the_others_and_shows_its_own_error(
 ) -> None:
     """One rank is in the middle of a job of a minute when the other fails."""
     with pytest.raises(kind, match=line) as raised:
-        make(plan, {"personalise": [item(0, fine), item(1, Slow(log)), item(2, After(log, work))]})
+        make(plan.store, plan.trainer, [item(0, fine), item(1, Slow(log)), item(2, After(log, work))])
     began = max(file.stat().st_mtime for file in log.iterdir())
     assert time.time() - began < 20 and not alive(log)
     if work is broken:
         assert 'raise ValueError("ours")' in str(raised.value.__cause__)
-    assert plan.store.find("personalise", {"n": 0}) and not plan.store.find("personalise", {"n": 1})
+    assert plan.store.find(item(0, fine)) and not plan.store.find(item(1, fine))
     told = capfd.readouterr()
     assert not told.out and all("left" in text for text in told.err.splitlines() if text)  # nothing but the bar
 
@@ -167,14 +168,14 @@ from pathlib import Path
 from lorabench.config.schemas import TrainerSpec
 import rank_jobs
 from rank_jobs import item, plan_at
+from lorabench.engine.make import make
 from lorabench.tasks.cli import interrupted
-from lorabench.tasks.benchmark import make
 if __name__ == "__main__":
     root = Path(sys.argv[1])
     plan = plan_at(root, TrainerSpec("cpu", "32-true", 0, 1, devices=2), None)
     work = getattr(rank_jobs, sys.argv[2])(root / "log")
     try:
-        make(plan, {"personalise": [item(number, work) for number in range(2)]})
+        make(plan.store, plan.trainer, [item(number, work) for number in range(2)])
     except KeyboardInterrupt:
         sys.exit(interrupted())
 """
@@ -223,7 +224,9 @@ def test_two_nodes_share_a_run(commands: Commands, tiny: list[str], tmp_path: Pa
     assert set(pd.read_parquet(scores)["method"]) == {"base", "content_only", "style_only", "oracle", "duolora"}
     plan = composed(tiny, output, *nodes)
     assert_same(
-        plan, alone, {item.name: pd.read_parquet(plan.path(item) / "scores.parquet") for item in plan.items("score")}
+        plan,
+        alone,
+        {item.name: pd.read_parquet(plan.path(item) / "scores.parquet") for item in plan.artifacts("score")},
     )
 
 
@@ -231,7 +234,7 @@ def test_nodes_with_different_commands_are_told_so() -> None:
     group = Group(1, 2, cast(Any, None), ("localhost", 1))
     with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match="given different commands; type the"):
         patch.setattr(Group, "told", lambda self, mine: "what rank 0 has to make")
-        check_same(group, {"personalise": [item(0, fine)]})
+        check_same(group, [[item(0, fine)]])
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from errno import EACCES, ENOSPC, EROFS
 from pathlib import Path
 
 import pytest
+from artifacts import artifact
 from omegaconf import OmegaConf
 from test_store import write
 
@@ -33,7 +34,7 @@ ANOTHER = "name another one"
 
 def test_a_file_that_an_artifact_never_had_is_no_deletion(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    path = store.get_or_make("merge", {"n": 0}, write)
+    path = store.get_or_make(artifact("merge", {"n": 0}), write)
 
     def fault(file: Path) -> str | None:
         return system_fault(FileNotFoundError(2, "No such file or directory", str(file)), str(tmp_path))

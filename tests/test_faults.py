@@ -123,7 +123,7 @@ def test_a_store_that_is_deleted_under_a_run(run: Run, tmp_path: Path, expected:
 
 def test_a_worker_killed_for_memory(run: Run, tmp_path: Path, expected: bytes) -> None:
     def kill_worker(command: Command) -> None:
-        command.wait_for(lambda: list(tmp_path.glob("out/store/personalise/*/key.json")))
+        command.wait_for(lambda: list(tmp_path.glob("out/store/personalize/*/key.json")))
         worker = next(p for p in psutil.Process(command.pid).children() if "spawn_main" in " ".join(p.cmdline()))
         worker.send_signal(signal.SIGKILL)  # as the kernel does
 

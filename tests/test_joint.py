@@ -67,12 +67,12 @@ def test_one_concept_of_a_pair_shows_both_as_often() -> None:
 
 def test_joint_training_is_one_lora_a_pair_of_both_trainings_steps(tmp_path, lora_spec, generate_spec) -> None:
     plan = plan_of(tmp_path, lora_spec, generate_spec, "dreambooth_joint")
-    items, [row] = plan.items("personalise"), plan.rows
+    items, [row] = plan.artifacts("personalize"), plan.rows
     assert [item.steps for item in items] == [6] * 4 and len({item.key for item in items}) == 4
     pair = plan.pairs[0]
-    assert [lora.item.key for lora in plan.loras(row, pair)] == [items[0].key]
+    assert [lora.artifact.key for lora in plan.loras(row, pair)] == [items[0].key]
     assert plan.adapted(row, pair).roles == ("content",) and plan.adapted(row, pair).prompt == pair.prompt
-    assert plan.sample(row, pair).parts["prompt"] == "a sks mug in szn style"
+    assert plan.sample(row, pair).params["prompt"] == "a sks mug in szn style"
 
 
 def test_a_training_for_one_pair_is_a_cost_of_its_merge(tmp_path, folder, lora_spec, generate_spec) -> None:
@@ -80,9 +80,9 @@ def test_a_training_for_one_pair_is_a_cost_of_its_merge(tmp_path, folder, lora_s
         plan = plan_of(tmp_path, lora_spec, generate_spec, name)
         plan = replace(plan, model=ModelFiles(folder, folder), pairs=plan.pairs[:1])
         [row], [pair] = plan.rows, plan.pairs
-        for stage in ("personalise", "merge"):
-            for item in plan.items(stage):
-                plan.store.get_or_make(stage, item.parts, lambda draft, item=item: item.work(draft, lambda done: None))
+        for stage in ("personalize", "merge"):
+            for item in plan.artifacts(stage):
+                plan.store.get_or_make(item, lambda draft, item=item: item.work(draft, lambda done: None))
         costs = Outcome(tmp_path, plan, "").costs(row)
         loras = [LoRA.load(plan.file(lora)) for lora in plan.loras(row, pair)]
         assert costs["learned_parameters"] == sum(lora.parameters(*learned) for lora in loras) > 0
@@ -108,23 +108,23 @@ def test_aligned_loras_are_of_a_couple(tmp_path, lora_spec, generate_spec) -> No
     plan = plan_of(tmp_path, lora_spec, replace(generate_spec, guidance=5.0), "pair_customization")
     row, pair = plan.rows[0], plan.pairs[0]
     content, style = plan.loras(row, pair)
-    assert content.item.key == style.item.key and content.key != style.key
-    assert plan.file(style).name == "style.safetensors" and content.item.steps == updates(lora_spec.steps)
-    assert len(plan.items("personalise")) == 4
-    assert set(plan.sample(row, pair).parts["wordings"]) == {"plain", "styled"}
+    assert content.artifact.key == style.artifact.key and content.key != style.key
+    assert plan.file(style).name == "style.safetensors" and content.artifact.steps == updates(lora_spec.steps)
+    assert len(plan.artifacts("personalize")) == 4
+    assert set(plan.sample(row, pair).params["wordings"]) == {"plain", "styled"}
     several = load_pairs(replace(WORLD, subjects=["mug_1+cat_1"], styles=["ink_1+ink_2"]), Prompts())[0]
     loras = plan.loras(row, several)
     assert [lora.name for lora in loras] == ["content", "content", "style", "style"]
-    assert len({lora.item.key for lora in loras}) == 3  # the mug in either ink, the cat in the first
+    assert len({lora.artifact.key for lora in loras}) == 3  # the mug in either ink, the cat in the first
 
 
 def test_photographs_have_no_aligned_pictures(tmp_path, lora_spec, generate_spec) -> None:
     photos = DreamBoothStyleDropSpec(name="dreambooth_styledrop")
     with pytest.raises(UserError, match=r"before and after styling.*type dataset=microworld"):
-        plan_of(tmp_path, lora_spec, generate_spec, "pair_customization", photos).items("personalise")
+        plan_of(tmp_path, lora_spec, generate_spec, "pair_customization", photos).artifacts("personalize")
     for wrong in ({"prior_weight": 1.0}, {"text_encoders": True}):
         with pytest.raises(UserError, match=f"lora.{next(iter(wrong))}"):
-            plan_of(tmp_path, replace(lora_spec, **wrong), generate_spec, "pair_customization").items("personalise")
+            plan_of(tmp_path, replace(lora_spec, **wrong), generate_spec, "pair_customization").artifacts("personalize")
 
 
 def test_bases_are_orthonormal_and_disjoint(model: SDXL) -> None:

@@ -46,7 +46,7 @@ def test_a_failing_job_is_named_and_the_others_make_the_table(launcher: list[str
     assert {"direct", "base"} <= set(pd.read_csv(folder / "table.csv")["method"])
     assert (folder / "table.md").read_text() in out
     made = sorted(path.parts[-3] for path in (tmp_path / "store").glob("*/*/key.json"))
-    assert made.count("personalise") == 2  # shared, whichever job came first
+    assert made.count("personalize") == 2  # shared, whichever job came first
     assert not list(folder.glob(".sweep-*")) and "Traceback" not in err
 
 

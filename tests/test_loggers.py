@@ -125,13 +125,13 @@ def test_a_failed_run_is_marked_and_the_next_of_the_process_is_its_own(tmp_path:
     folders = [tmp_path / "sweep" / "direct-none-s0", finished(tmp_path / "sweep" / "duolora-none-s0", "duolora")]
     folders[0].mkdir()
     with pytest.raises(RuntimeError), open_view(OFFLINE, folders[0], "a", configured("direct")) as view:
-        view.curves("personalise", "mug_1", {"loss": [1.0]})
+        view.curves("personalize", "mug_1", {"loss": [1.0]})
         raise RuntimeError("out of memory")
     with open_view(OFFLINE, folders[1], "b", configured("duolora")) as view:
         view.finish()
     [[failed], [whole]] = map(runs_of, folders)
     assert failed.exit_code == 1 and whole.exit_code == 0
-    assert "personalise/mug_1/loss" in failed.summary and "personalise/mug_1/loss" not in whole.summary
+    assert "personalize/mug_1/loss" in failed.summary and "personalize/mug_1/loss" not in whole.summary
 
 
 def test_a_resumed_run_continues_and_is_there_once(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_a_resumed_run_continues_and_is_there_once(tmp_path: Path) -> None:
     attempts = []
     for whole in (False, False, True):
         view = open_view(OFFLINE, folder, "a", configured("direct"))
-        view.curves("personalise", "mug_1", {"loss": [1.0, 0.5]})  # from the store, the second time
+        view.curves("personalize", "mug_1", {"loss": [1.0, 0.5]})  # from the store, the second time
         if whole:
             view.finish()
         view.close(failed=not whole)
@@ -149,7 +149,7 @@ def test_a_resumed_run_continues_and_is_there_once(tmp_path: Path) -> None:
             (run.folder / f"run-{run.id}.wandb.synced").touch()
             run.folder.rename(run.folder.with_name(f"kept-{run.folder.name}"))
     assert len({run.id for run in attempts}) == 1 and all(path.is_file() for path in run.files["images"].values())
-    assert [row["step"] for row in attempts[-1].history if "personalise/mug_1/loss" in row] == [0, 1]
+    assert [row["step"] for row in attempts[-1].history if "personalize/mug_1/loss" in row] == [0, 1]
     [kept] = (folder / "wandb").glob("kept-*")
     assert list(kept.glob("*.synced"))
 

@@ -311,7 +311,7 @@ def test_what_is_held_out_is_not_trained_on(tiny, hydra, tmp_path: Path, overrid
     cfg = compose("config", [*tiny, *SMALL, override, f"output={tmp_path}"])
     with pytest.raises(UserError, match=words):
         run(cfg, tmp_path)
-    assert not list(tmp_path.glob("store/personalise/*"))
+    assert not list(tmp_path.glob("store/personalize/*"))
 
 
 def test_the_default_training_is_new_to_every_experiment(hydra) -> None:

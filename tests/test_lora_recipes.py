@@ -15,6 +15,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from lorabench.config.schemas import LoRASpec
+from lorabench.engine.artifact import waves
+from lorabench.engine.make import make
 from lorabench.lora.adapter import LoRA
 from lorabench.models.layers import attention_layers
 from lorabench.personalization.dreambooth import personalise
@@ -79,13 +81,10 @@ def test_a_run_with_class_images_and_samples(tmp_path: Path, tiny: list[str]) ->
         "lora.prior_images=3", "lora.sample_every=1", "lora.crops=1", "lora.flips=true", "lora.text_encoders=true",
         "dataset.subjects=[mug_1,mug_2]", "dataset.styles=[ink_1]", "trainer.checkpoint_every=1", "trainer.workers=0",
     )  # fmt: skip
-    items = plan.items("personalise")
-    assert [item.steps for item in items] == [3 + 2] * 3
-    told: list[int] = []
-    for index, item in enumerate(items):
-        plan.store.get_or_make(item.stage, item.parts, lambda folder, item=item: item.work(folder, told.append))
-        assert told == ([3, 4, 5] if index != 1 else [4, 5])  # the second subject finds its class images
-        told.clear()
+    items = plan.artifacts("personalize")
+    assert [[each.stage for each in group] for group in waves(items)] == [["class_images"] * 2, ["personalize"] * 3]
+    assert [each.steps for group in waves(items) for each in group] == [3, 3, 2, 2, 2]
+    make(plan.store, plan.trainer, items)
     drawn = [sorted(folder.glob("*.png")) for folder in (plan.store.root / "class_images").iterdir()]
     assert [len(images) for images in drawn] == [3, 3]
     assert Image.open(drawn[0][0]).size == (64, 64)
@@ -99,7 +98,7 @@ def test_what_a_lora_is_found_by(tmp_path: Path, tiny: list[str]) -> None:
     """Not by how often it is saved; by its class images where it has some."""
 
     def keys(*overrides: str) -> list[str]:
-        return [item.key for item in planned(*tiny, f"output={tmp_path}", *overrides).items("personalise")]
+        return [item.key for item in planned(*tiny, f"output={tmp_path}", *overrides).artifacts("personalize")]
 
     assert keys() == keys("trainer.checkpoint_every=7") == keys("generate.steps=7")
     prior = keys("lora.prior_weight=1")
@@ -129,4 +128,4 @@ def test_a_mistake_is_one_line(
 ) -> None:
     result = commands.run(*tiny, *overrides, f"output={tmp_path}")
     assert result.returncode == 2 and words in result.stderr and result.stderr.count("\n") == 1, result.stderr
-    assert not list(tmp_path.glob("store/personalise/*"))
+    assert not list(tmp_path.glob("store/personalize/*"))

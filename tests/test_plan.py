@@ -11,12 +11,13 @@ from lorabench.base import UserError
 from lorabench.config.schemas import GenerateSpec, LoRASpec, MergeSpec, MicroworldSpec, TrainerSpec
 from lorabench.data.catalogue import load_pairs
 from lorabench.data.pairs import Prompts
+from lorabench.engine.artifact import batches
 from lorabench.engine.store import Store
 from lorabench.merging import method as methods
 from lorabench.models.files import ModelFiles, model_folder
 from lorabench.scoring.files import ScorerSet
 from lorabench.tasks.benchmark import check_methods
-from lorabench.tasks.plan import FLOORS, STAGES, Plan, Row, code_of, frame_rows
+from lorabench.tasks.plan import FLOORS, STAGES, Plan, Row, frame_rows
 
 WORLD = MicroworldSpec("microworld", ["mug_1", "cat_1"], ["ink_1", "neon_1"], None, 2, 2, 2)
 PAIRS = load_pairs(WORLD, Prompts())
@@ -38,18 +39,18 @@ def plan(tmp_path: Path, lora_spec: LoRASpec, generate_spec: GenerateSpec) -> Pl
 
 
 def keys(plan: Plan) -> dict[str, set[str]]:
-    return {stage: {item.key for item in plan.items(stage)} for stage in STAGES}
+    return {stage: {item.key for item in plan.artifacts(stage)} for stage in STAGES}
 
 
 def test_subjects_and_styles_cost_a_sum_and_not_a_product(plan: Plan) -> None:
-    assert {stage: len(plan.items(stage)) for stage in STAGES} == {
-        "personalise": 2 + 2, "merge": 4, "generate": 5 * 4, "score": 5 * 4,
+    assert {stage: len(plan.artifacts(stage)) for stage in STAGES} == {
+        "personalize": 2 + 2, "merge": 4, "generate": 5 * 4, "score": 5 * 4,
     }  # fmt: skip
 
 
 def test_another_method_shares_the_loras_and_the_frame_rows(plan: Plan) -> None:
     one, other = keys(plan), keys(replace(plan, rows=frame_rows(chosen("ziplora"), WORLD, PAIRS)))
-    assert one["personalise"] == other["personalise"]
+    assert one["personalize"] == other["personalize"]
     assert not one["merge"] & other["merge"]
     assert len(one["generate"] & other["generate"]) == len(one["score"] & other["score"]) == 4 * 4
 
@@ -57,9 +58,9 @@ def test_another_method_shares_the_loras_and_the_frame_rows(plan: Plan) -> None:
 def test_a_method_trains_on_images_of_its_own_choice(plan: Plan) -> None:
     """Both in the same two blocks."""
     own, shared = (
-        keys(replace(plan, rows=[chosen("blora", ablation)]))["personalise"] for ablation in ("none", "all_images")
+        keys(replace(plan, rows=[chosen("blora", ablation)]))["personalize"] for ablation in ("none", "all_images")
     )
-    assert len(own) == len(shared) == 4 and not own & shared and not shared & keys(plan)["personalise"]
+    assert len(own) == len(shared) == 4 and not own & shared and not shared & keys(plan)["personalize"]
 
 
 def test_an_ablation_changes_the_merge(plan: Plan) -> None:
@@ -108,13 +109,13 @@ def test_every_method_starts_from_the_same_noise(plan: Plan) -> None:
 def test_a_frame_row_that_is_the_chosen_method_stands_once(plan: Plan) -> None:
     rows = [row.name for row in frame_rows(chosen("base"), WORLD, PAIRS)]
     assert rows == ["content_only", "style_only", "oracle", "base"]
-    assert not replace(plan, rows=frame_rows(chosen("base"), WORLD, PAIRS)).items("merge")
+    assert not replace(plan, rows=frame_rows(chosen("base"), WORLD, PAIRS)).artifacts("merge")
 
 
 def test_a_method_that_wants_its_own_lora_trains_that_one_besides(plan: Plan) -> None:
     row = chosen("duolora", "short_content_lora")
     short = replace(plan, rows=frame_rows(row, WORLD, PAIRS), lora=replace(plan.lora, steps=30))
-    assert [item.steps for item in short.items("personalise")] == [30, 3, 30, 3, 30, 30]
+    assert [item.steps for item in short.artifacts("personalize")] == [30, 3, 30, 3, 30, 30]
 
 
 def test_several_subjects_have_no_oracle_and_the_kind_of_merge_is_in_the_key(plan: Plan) -> None:
@@ -125,21 +126,9 @@ def test_several_subjects_have_no_oracle_and_the_kind_of_merge_is_in_the_key(pla
     joint = replace(plan, pairs=pairs, rows=rows)
     uniform = replace(joint, rows=frame_rows(chosen("duolora", "uniform"), spec, pairs))
     assert not keys(joint)["merge"] & keys(uniform)["merge"]
-    assert [item.steps for item in uniform.items("merge")] == [200, 200]
+    assert [item.steps for item in uniform.artifacts("merge")] == [200, 200]
     alone = frame_rows(chosen("duolora", "uniform"), WORLD, PAIRS)
     assert keys(replace(plan, rows=alone)) == keys(plan)
-
-
-def test_what_methods_share_is_part_of_their_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = {name: code_of.__wrapped__(name) for name in ("direct", "ziprank", "duolora", "ziprank_closed")}
-    real = Path.read_text
-
-    def edited(path: Path, *args) -> str:
-        return real(path, *args) + ("\nEDITED = 1\n" if path.name in ("constyle.py", "least_squares.py") else "")
-
-    monkeypatch.setattr(Path, "read_text", edited)
-    after = {name: code_of.__wrapped__(name) for name in before}
-    assert [name for name in before if before[name] != after[name]] == ["duolora", "ziprank_closed"]
 
 
 def test_a_method_is_shown_the_unet_before_any_training(plan: Plan, folder: Path) -> None:
@@ -154,14 +143,22 @@ def test_a_method_is_shown_the_unet_before_any_training(plan: Plan, folder: Path
 
 def test_pairs_of_a_batch_are_one_job(plan: Plan) -> None:
     together = replace(plan, merging=MergeSpec(3))
-    merges = together.items("merge")
-    assert [len(job.items) for job in together.jobs("merge", merges)] == [3, 1]
-    assert [len(job.items) for job in together.jobs("score", together.items("score"))] == [1] * 20
+    merges = together.artifacts("merge")
+    assert [len(batch) for batch in batches(merges)] == [3, 1]
+    assert [len(batch) for batch in batches(together.artifacts("score"))] == [1] * 20
+
+
+def test_baseline_images_depend_only_on_loras_that_they_use(plan: Plan) -> None:
+    rows = {row.name: row for row in plan.rows}
+    used = {name: plan.sample(rows[name], PAIRS[0]).inputs.get("loras", []) for name in FLOORS}
+    names = {name: [lora.artifact.name for lora in loras] for name, loras in used.items()}  # pyright: ignore
+    assert names == {"base": [], "content_only": ["mug_1"], "style_only": ["ink_1"]}
+    assert not replace(plan, rows=[rows["base"]]).artifacts("personalize")
 
 
 def test_how_many_pairs_share_a_batch_is_in_the_key_where_masks_are_learned(plan: Plan) -> None:
     alone, together = keys(plan), keys(replace(plan, merging=MergeSpec(3)))
-    assert alone["personalise"] == together["personalise"] and not alone["merge"] & together["merge"]
-    assert "pairs_per_batch" not in plan.items("merge")[0].parts
+    assert alone["personalize"] == together["personalize"] and not alone["merge"] & together["merge"]
+    assert "pairs_per_batch" not in plan.artifacts("merge")[0].parts
     summed = replace(plan, rows=frame_rows(chosen("direct"), WORLD, PAIRS))
     assert keys(summed) == keys(replace(summed, merging=MergeSpec(3)))

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from artifacts import artifact
 from conftest import CPU, reference
 
 from lorabench.config.schemas import GenerateSpec, LoRASpec
@@ -84,10 +85,10 @@ def test_samples_from_before_the_kill_are_there(tmp_path: Path, folder: Path, ge
     spec, store = replace(lora_spec, steps=5, sample_every=1), Store(tmp_path)
     with pytest.raises(Killed):
         make(store, folder, spec, generate_spec, kill_at(4))
-    assert store.find("personalise", PARTS) is None and store.scratch("personalise", PARTS).is_dir()
+    assert store.find(artifact("personalize", PARTS)) is None and store.scratch(artifact("personalize", PARTS)).is_dir()
     path = make(store, folder, spec, generate_spec, lambda done: None)
     assert [image.name for image in sorted(path.glob("samples/*"))] == [f"{step:06d}.png" for step in range(1, 6)]
-    assert not store.scratch("personalise", PARTS).exists()
+    assert not store.scratch(artifact("personalize", PARTS)).exists()
 
 
 def test_kill_9_and_the_same_again(tmp_path: Path, folder: Path, generate_spec, lora_spec) -> None:
@@ -105,13 +106,13 @@ def test_kill_9_and_the_same_again(tmp_path: Path, folder: Path, generate_spec, 
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(killed.root), str(folder)], env={**os.environ, "PYTHONPATH": paths}
     )
-    state = killed.scratch("personalise", PARTS) / FILE
+    state = killed.scratch(artifact("personalize", PARTS)) / FILE
     while not state.is_file():
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert killed.find("personalise", PARTS) is None and state.is_file()
+    assert killed.find(artifact("personalize", PARTS)) is None and state.is_file()
     short, done = replace(spec, steps=torch.load(state, weights_only=True)["done"] + 3), []
     resumed = make(killed, folder, short, generate_spec, done.append)
     assert len(done) == 3  # of hundreds: the rest was done before the kill
@@ -123,6 +124,6 @@ def test_kill_9_and_the_same_again(tmp_path: Path, folder: Path, generate_spec, 
 def make(store: Store, folder: Path, spec: LoRASpec, generation: GenerateSpec, progress: Callable[[int], None]) -> Path:
     images = tuple(reference("mug", "a sks mug", colour) for colour in ("red", "orange"))
     concept = Concept("mug_1", "content", "mug", images, images)
-    scratch = store.scratch("personalise", PARTS)
+    scratch = store.scratch(artifact("personalize", PARTS))
     work = partial(personalise_task, model_folder(folder), EVERY_2, concept, spec, 0, generation, None, scratch)
-    return store.get_or_make("personalise", PARTS, lambda draft: work(draft, progress))
+    return store.get_or_make(artifact("personalize", PARTS), lambda draft: work(draft, progress))

@@ -49,7 +49,7 @@ def test_a_pair_without_scenes_is_drawn_as_its_prompt_says(plan: Plan) -> None:
         Scene("a sks mug in szn style", "a mug in ink style", "a sks mug", "a mug in szn style", "a mug"),
     )
     assert plan.seeds(PAIR) == [seed_of("image", "mug_1", "ink_1", PAIR.prompt, index, 3) for index in range(2)]
-    assert "scenes" not in plan.sample(plan.rows[-1], PAIR).parts
+    assert "scenes" not in plan.sample(plan.rows[-1], PAIR).params
 
 
 def test_every_scene_is_drawn_as_often_from_noise_of_its_own(plan: Plan) -> None:

@@ -16,9 +16,10 @@ from errno import ENOLCK
 from pathlib import Path
 
 import pytest
+from artifacts import artifact
 
 from lorabench.base import UserError
-from lorabench.engine.artifact import files_of, is_whole, key_of, sha256
+from lorabench.engine.record import files_of, is_whole, key_of, sha256
 from lorabench.engine.store import DRAFTS, INTACT, LOCKS, Store
 from lorabench.engine.store_commands import main
 
@@ -33,15 +34,16 @@ def write(folder: Path) -> None:
 def test_makes_once_and_finds_again(tmp_path: Path) -> None:
     store, made = Store(tmp_path), []
     for _ in range(2):
-        path = store.get_or_make("merge", PARTS, lambda folder: (write(folder), made.append(folder))[0])
+        path = store.get_or_make(artifact("merge", PARTS), lambda folder: (write(folder), made.append(folder))[0])
     assert len(made) == 1
     assert files_of(path) == ["deep/result.txt", "key.json"]
-    assert store.find("merge", dict(reversed(PARTS.items()))) == path
+    assert store.find(artifact("merge", dict(reversed(PARTS.items())))) == path
 
 
 def test_key_is_order_free_and_tells_stages_and_values_apart() -> None:
     assert key_of("merge", {"a": 1, "b": {"c": 2, "d": 3}}) == key_of("merge", {"b": {"d": 3, "c": 2}, "a": 1})
-    keys = [key_of("merge", PARTS), key_of("score", PARTS), key_of("merge", {**PARTS, "images": ["b", "a"]})]
+    changed = {**PARTS, "images": ["b", "a"]}
+    keys = [artifact(*of).key for of in (("merge", PARTS), ("score", PARTS), ("merge", changed))]
     assert len(set(keys)) == 3
 
 
@@ -53,23 +55,23 @@ def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        store.get_or_make("merge", PARTS, fail)
-    assert store.find("merge", PARTS) is None
+        store.get_or_make(artifact("merge", PARTS), fail)
+    assert store.find(artifact("merge", PARTS)) is None
     assert not list((tmp_path / ".drafts").iterdir())
-    assert store.get_or_make("merge", PARTS, write) == store.find("merge", PARTS)
+    assert store.get_or_make(artifact("merge", PARTS), write) == store.find(artifact("merge", PARTS))
 
 
 def test_a_stage_that_makes_no_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="made no file"):
-        Store(tmp_path).get_or_make("merge", PARTS, lambda folder: None)
+        Store(tmp_path).get_or_make(artifact("merge", PARTS), lambda folder: None)
 
 
 def test_a_damaged_artifact_is_made_anew(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    path = store.get_or_make("merge", PARTS, write)
+    path = store.get_or_make(artifact("merge", PARTS), write)
     (path / "deep" / "result.txt").write_text("")
     assert not is_whole(path)
-    store.get_or_make("merge", PARTS, write)
+    store.get_or_make(artifact("merge", PARTS), write)
     assert (path / "deep" / "result.txt").read_text() == "made"
 
 
@@ -82,7 +84,7 @@ def test_two_at_once_make_it_once(tmp_path: Path) -> None:
         write(folder)
 
     with ThreadPoolExecutor(4) as pool:
-        paths = list(pool.map(lambda _: store.get_or_make("merge", PARTS, slowly), range(4)))
+        paths = list(pool.map(lambda _: store.get_or_make(artifact("merge", PARTS), slowly), range(4)))
     assert len(made) == 1
     assert len(set(paths)) == 1
 
@@ -91,12 +93,13 @@ def test_killed_in_the_middle_is_made_by_the_next(tmp_path: Path) -> None:
     code = """
 import sys, time
 from pathlib import Path
+from lorabench.engine.artifact import Artifact
 from lorabench.engine.store import Store
 def stuck(folder):
     (folder / "half.txt").write_text("half")
     print("begun", flush=True)
     time.sleep(60)
-Store(Path(sys.argv[1])).get_or_make("merge", {"lr": 0.1, "images": ["a", "b"]}, stuck)
+Store(Path(sys.argv[1])).get_or_make(Artifact("merge", "", 1, {"lr": 0.1, "images": ["a", "b"]}, stuck), stuck)
 """
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -105,8 +108,8 @@ Store(Path(sys.argv[1])).get_or_make("merge", {"lr": 0.1, "images": ["a", "b"]},
     process.wait()
     process.stdout.close()
     store = Store(tmp_path)
-    assert store.find("merge", PARTS) is None
-    assert files_of(store.get_or_make("merge", PARTS, write)) == ["deep/result.txt", "key.json"]
+    assert store.find(artifact("merge", PARTS)) is None
+    assert files_of(store.get_or_make(artifact("merge", PARTS), write)) == ["deep/result.txt", "key.json"]
 
 
 def test_digest_follows_the_weights_and_not_the_place(tmp_path: Path) -> None:
@@ -133,55 +136,55 @@ def flip(file: Path, keep_time: bool) -> None:
 
 def test_a_flipped_bit_is_found_and_the_artifact_made_anew(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    path = store.get_or_make("merge", PARTS, write)
+    path = store.get_or_make(artifact("merge", PARTS), write)
     flip(path / "deep" / "result.txt", keep_time=False)
-    assert is_whole(path) and store.find("merge", PARTS) is None
-    store.get_or_make("merge", PARTS, write)
+    assert is_whole(path) and store.find(artifact("merge", PARTS)) is None
+    store.get_or_make(artifact("merge", PARTS), write)
     assert (path / "deep" / "result.txt").read_text() == "made"
 
 
 def test_a_bit_that_rots_is_found_by_check(tmp_path: Path, capsys) -> None:
     store = Store(tmp_path)
-    path = store.get_or_make("merge", PARTS, write)
+    path = store.get_or_make(artifact("merge", PARTS), write)
     flip(path / "deep" / "result.txt", keep_time=True)
-    assert store.find("merge", PARTS) == path  # nothing tells of it but the bytes
+    assert store.find(artifact("merge", PARTS)) == path  # nothing tells of it but the bytes
     assert main(["check", "--store", str(tmp_path)]) == 1
     assert f"damaged: merge/{path.name} (deep/result.txt)" in capsys.readouterr().out
-    assert store.find("merge", PARTS) is None
-    store.get_or_make("merge", PARTS, write)
+    assert store.find(artifact("merge", PARTS)) is None
+    store.get_or_make(artifact("merge", PARTS), write)
     assert main(["check", "--store", str(tmp_path)]) == 0
     assert "1 artifacts read, 0 damaged" in capsys.readouterr().out
 
 
 def test_another_key_in_the_record_is_damage(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    path = store.get_or_make("merge", PARTS, write)
+    path = store.get_or_make(artifact("merge", PARTS), write)
     record = (path / "key.json").read_text()
     (path / "key.json").write_text(record.replace("0.1", "0.2"))
-    assert store.find("merge", PARTS) is None
+    assert store.find(artifact("merge", PARTS)) is None
 
 
 def test_an_unchanged_file_is_hashed_once(tmp_path: Path, monkeypatch) -> None:
     store, hashed = Store(tmp_path), []
-    path = store.get_or_make("merge", PARTS, write)
-    monkeypatch.setattr("lorabench.engine.artifact.sha256", lambda file: hashed.append(file.name) or sha256(file))
+    path = store.get_or_make(artifact("merge", PARTS), write)
+    monkeypatch.setattr("lorabench.engine.record.sha256", lambda file: hashed.append(file.name) or sha256(file))
     for _ in range(3):
-        assert store.find("merge", PARTS) == path
+        assert store.find(artifact("merge", PARTS)) == path
     assert not hashed  # it was hashed as it was made
     shutil.copytree(tmp_path, tmp_path.with_name("copy"))
     for _ in range(3):
-        assert Store(tmp_path.with_name("copy")).find("merge", PARTS)
+        assert Store(tmp_path.with_name("copy")).find(artifact("merge", PARTS))
     assert hashed == ["result.txt"]
 
 
 def test_an_artifact_without_checksums_goes_by_its_sizes(tmp_path: Path, capsys) -> None:
     store = Store(tmp_path)
-    path = store.get_or_make("merge", PARTS, write)
+    path = store.get_or_make(artifact("merge", PARTS), write)
     record = json.loads((path / "key.json").read_text())
     del record["sha256"]
     (path / "key.json").write_text(json.dumps(record))
     flip(path / "deep" / "result.txt", keep_time=False)
-    assert store.find("merge", PARTS) == path
+    assert store.find(artifact("merge", PARTS)) == path
     assert main(["check", "--store", str(tmp_path)]) == 0
     assert "1 of an older version have no checksums" in capsys.readouterr().out
 
@@ -190,6 +193,7 @@ def test_eight_processes_make_each_artifact_once(tmp_path: Path) -> None:
     code = r"""
 import os, sys, time
 from pathlib import Path
+from lorabench.engine.artifact import Artifact
 from lorabench.engine.store import Store
 root, go = Path(sys.argv[1]), Path(sys.argv[2])
 store = Store.open(root)
@@ -208,8 +212,8 @@ print("ready", flush=True)
 while not go.exists():
     time.sleep(0.001)
 for number in range(20):
-    store.get_or_make("alone", {"n": number}, make(number))
-store.get_or_make_all("together", [{"n": number} for number in range(10)], make_all)
+    store.get_or_make(Artifact("alone", "", 1, {"n": number}, make), make(number))
+store.get_or_make_all([Artifact("together", "", 1, {"n": number}, make) for number in range(10)], make_all)
 """
     go = tmp_path / "go"
     processes = [
@@ -230,7 +234,7 @@ store.get_or_make_all("together", [{"n": number} for number in range(10)], make_
 
 
 def test_hundreds_at_once_and_a_failure_keeps_none(tmp_path: Path) -> None:
-    store, wanted = Store(tmp_path), [{"n": number} for number in range(300)]
+    store, wanted = Store(tmp_path), [artifact("merge", {"n": number}) for number in range(300)]
     asked = []
 
     def fill(drafts: dict[str, Path]) -> None:
@@ -243,12 +247,12 @@ def test_hundreds_at_once_and_a_failure_keeps_none(tmp_path: Path) -> None:
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        store.get_or_make_all("merge", wanted, fail)
-    assert not any(store.find("merge", parts) for parts in wanted)
-    store.get_or_make("merge", wanted[5], write)
-    store.get_or_make_all("merge", [*wanted, wanted[0]], fill)
-    store.get_or_make_all("merge", wanted, fail)  # is not called
-    assert asked == [300, 299] and all(store.find("merge", parts) for parts in wanted)
+        store.get_or_make_all(wanted, fail)
+    assert not any(store.find(each) for each in wanted)
+    store.get_or_make(wanted[5], write)
+    store.get_or_make_all([*wanted, wanted[0]], fill)
+    store.get_or_make_all(wanted, fail)  # is not called
+    assert asked == [300, 299] and all(store.find(each) for each in wanted)
 
 
 def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch) -> None:
@@ -271,10 +275,10 @@ def test_deleted_in_the_middle(tmp_path: Path, says: Exception | None) -> None:
         write(folder)
 
     with pytest.raises(UserError, match=r"what was stored in .*store is no more; type the same command again"):
-        store.get_or_make("merge", PARTS, vanish)
+        store.get_or_make(artifact("merge", PARTS), vanish)
 
     def read(folder: Path) -> None:
-        shutil.copy(store.root / "personalise" / "lora.safetensors", folder)
+        shutil.copy(store.root / "personalize" / "lora.safetensors", folder)
 
     def misread(folder: Path) -> None:
         try:
@@ -284,8 +288,8 @@ def test_deleted_in_the_middle(tmp_path: Path, says: Exception | None) -> None:
 
     for made_of in (read, misread):  # what is gone
         with pytest.raises(UserError, match="is no more"):
-            store.get_or_make("merge", PARTS, made_of)
-    assert store.get_or_make("merge", PARTS, write) == store.find("merge", PARTS)
+            store.get_or_make(artifact("merge", PARTS), made_of)
+    assert store.get_or_make(artifact("merge", PARTS), write) == store.find(artifact("merge", PARTS))
 
 
 @pytest.fixture
@@ -305,7 +309,7 @@ def test_a_full_disk_harms_nothing(mounted: Path) -> None:
     from safetensors.torch import save_file
 
     store = Store.open(mounted / "store")
-    kept = store.get_or_make("merge", PARTS, write)
+    kept = store.get_or_make(artifact("merge", PARTS), write)
     much = torch.zeros(200_000)
 
     def alone(folder: Path) -> None:
@@ -314,19 +318,19 @@ def test_a_full_disk_harms_nothing(mounted: Path) -> None:
     ways = [alone, lambda folder: save_file({"w": much}, folder / "w"), lambda folder: torch.save(much, folder / "w")]
     for number, fill in enumerate(ways):
         with pytest.raises(UserError, match=r"no space is left to write .*type the same command again"):
-            store.get_or_make("merge", {"n": number}, fill)
-    assert store.find("merge", PARTS) == kept and not list((store.root / DRAFTS).iterdir())
-    store.get_or_make("merge", {"n": 0}, write)
+            store.get_or_make(artifact("merge", {"n": number}), fill)
+    assert store.find(artifact("merge", PARTS)) == kept and not list((store.root / DRAFTS).iterdir())
+    store.get_or_make(artifact("merge", {"n": 0}), write)
 
 
 def test_a_read_only_store_can_be_read(mounted: Path) -> None:
-    kept = Store.open(mounted).get_or_make("merge", PARTS, write)
+    kept = Store.open(mounted).get_or_make(artifact("merge", PARTS), write)
     (mounted / INTACT / kept.name).unlink()  # as another machine would find it
     subprocess.run(["mount", "-o", "remount,ro", str(mounted)], check=True)
     store = Store.open(mounted)
-    assert store.find("merge", PARTS) == store.get_or_make("merge", PARTS, write) == kept
+    assert store.find(artifact("merge", PARTS)) == store.get_or_make(artifact("merge", PARTS), write) == kept
     with pytest.raises(UserError, match=r"cannot write to .*Read-only file system; type output=.*store="):
-        store.get_or_make("merge", {"n": 1}, write)
+        store.get_or_make(artifact("merge", {"n": 1}), write)
 
 
 def test_a_lock_that_gc_removed_under_a_waiting_process_still_keeps_two_apart(tmp_path: Path) -> None:

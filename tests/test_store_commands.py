@@ -12,6 +12,7 @@ from errno import EROFS
 from pathlib import Path
 
 import pytest
+from artifacts import artifact
 from test_store import write
 
 from lorabench.base import UserError
@@ -22,18 +23,19 @@ from lorabench.engine.store_commands import main, why
 
 def run_of(store: Store, folder: Path, rank: int) -> tuple[Path, Path, Path]:
     """A run folder whose manifest names a merge; also the merge and the LoRA that it is made of."""
-    lora = store.get_or_make("personalise", {"lora": {"rank": rank}, "seed": 0}, write)
-    merge = store.get_or_make("merge", {"loras": [lora.name], "prompt": "a sks mug"}, write)
+    trained = artifact("personalize", {"lora": {"rank": rank}, "seed": 0})
+    lora = store.get_or_make(trained, write)
+    merge = store.get_or_make(artifact("merge", {"prompt": "a sks mug"}, inputs={"loras": [trained]}), write)
     folder.mkdir()
-    keys = {"personalise": {"mug_1": lora.name}, "merge": {"mug_1+ink_1": merge.name}}
+    keys = {"personalize": {"mug_1": lora.name}, "merge": {"mug_1+ink_1": merge.name}}
     (folder / "manifest.json").write_text(json.dumps({"keys": keys}))
     return folder, merge, lora
 
 
 def test_why_names_the_parts_that_differ(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    left = store.get_or_make("merge", {"lora": {"rank": 4, "lr": 1}}, write)
-    right = store.get_or_make("merge", {"lora": {"rank": 8, "lr": 1}, "seed": 0}, write)
+    left = store.get_or_make(artifact("merge", {"lora": {"rank": 4, "lr": 1}}), write)
+    right = store.get_or_make(artifact("merge", {"lora": {"rank": 8, "lr": 1}, "seed": 0}), write)
     assert why(left, right) == ["lora.rank: 4 -> 8", "seed: absent -> 0"]
     with pytest.raises(UserError, match="no artifact"):
         why(left, tmp_path)
@@ -45,9 +47,10 @@ def test_why_takes_runs_and_the_beginnings_of_keys(tmp_path: Path, capsys) -> No
     at = ["--store", str(store.root)]
     assert main(["why", str(one), str(other), *at]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith(f"personalise mug_1: {lora.name} -> ")
+    assert lines[0].startswith(f"personalize mug_1: {lora.name} -> ")
     assert lines[1] == "    lora.rank: 4 -> 8"
     assert lines[2].startswith("merge mug_1+ink_1: ") and lines[3].startswith(f"    loras.0: {lora.name} -> ")
+    assert lines[4:] == ["        lora.rank: 4 -> 8"]
     assert main(["why", f"merge/{merge.name[:8]}", merge.name[:8], *at]) == 0
     assert capsys.readouterr().out == "the keys are equal\n"
     assert main(["why", str(one), merge.name, *at]) == main(["why", "zz", "zz", *at]) == 2
@@ -60,14 +63,14 @@ def test_a_run_of_several_methods_needs_and_names_what_its_rows_do(tmp_path: Pat
         run, *made = run_of(store, tmp_path / f"run{rank}", rank)
         old(store, *made)
         keys = json.loads((run / "manifest.json").read_text())["keys"]
-        row = {"method": "duolora", "ablation": "no_cycle", "keys": {"merge": keys.pop("merge")}}
+        row = {"label": "duolora no_cycle", "keys": {"merge": keys.pop("merge")}}
         (run / "manifest.json").write_text(json.dumps({"rows": [row], "keys": keys}))
     at = ["--store", str(store.root)]
     assert main(["gc", "--unused", str(tmp_path), *at]) == 0
     assert "unused" not in capsys.readouterr().out
     assert main(["why", str(tmp_path / "run4"), str(tmp_path / "run8"), *at]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("personalise mug_1: ") and lines[2].startswith("merge duolora no_cycle: mug_1+ink_1: ")
+    assert lines[0].startswith("personalize mug_1: ") and lines[2].startswith("merge duolora no_cycle: mug_1+ink_1: ")
 
 
 def test_a_manifest_that_cannot_be_read_is_no_reason_to_remove_what_it_names(tmp_path: Path, capsys) -> None:
@@ -84,15 +87,15 @@ def test_a_manifest_that_cannot_be_read_is_no_reason_to_remove_what_it_names(tmp
 
 def test_what_was_made_or_found_anew_meanwhile_stays(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    damaged, unused = (store.get_or_make("merge", {"n": number}, write) for number in range(2))
+    damaged, unused = (store.get_or_make(artifact("merge", {"n": number}), write) for number in range(2))
     old(store, damaged, unused)
     (damaged / "deep" / "result.txt").unlink()
     found = list(garbage(store, days=7))
     assert {each.why for each in found if each.path.is_dir()} == {"damaged", "unused"}
-    store.get_or_make("merge", {"n": 0}, write)
-    assert store.find("merge", {"n": 1})
+    store.get_or_make(artifact("merge", {"n": 0}), write)
+    assert store.find(artifact("merge", {"n": 1}))
     assert not any(remove(store, each) for each in found if each.path.is_dir())
-    assert store.find("merge", {"n": 0}) and store.find("merge", {"n": 1})
+    assert store.find(artifact("merge", {"n": 0})) and store.find(artifact("merge", {"n": 1}))
 
 
 @pytest.mark.parametrize(
@@ -100,13 +103,13 @@ def test_what_was_made_or_found_anew_meanwhile_stays(tmp_path: Path) -> None:
 )
 def test_a_spoilt_key_is_damage_and_no_traceback(tmp_path: Path, capsys, text: str) -> None:
     store = Store(tmp_path)
-    path = store.get_or_make("merge", {"n": 0}, write)
+    path = store.get_or_make(artifact("merge", {"n": 0}), write)
     (path / "key.json").write_text(text)
     at = ["--store", str(tmp_path)]
     assert main(["check", *at]) == 1
     assert capsys.readouterr().out == f"damaged: merge/{path.name} (key.json)\n1 artifacts read, 1 damaged\n"
     assert main(["ls", *at]) == 0
-    assert capsys.readouterr().out == "0 artifacts, 0 B; 1 damaged, type python -m lorabench.engine.store check\n"
+    assert capsys.readouterr().out == "0 artifacts, 0 B; 1 damaged, type python -m lorabench.engine check\n"
 
 
 def test_a_store_that_may_only_be_read_is_one_line(tmp_path: Path, capsys, monkeypatch) -> None:
@@ -125,7 +128,7 @@ def test_ls_says_what_there_is(tmp_path: Path, capsys) -> None:
     run_of(Store(tmp_path / "store"), tmp_path / "run", 4)
     assert main(["ls", "merge", "--store", str(tmp_path / "store")]) == 0
     line, total = capsys.readouterr().out.splitlines()
-    assert line.startswith("merge ") and line.endswith("a sks mug") and total == "1 artifacts, 4 B"
+    assert line.startswith("merge ") and line.endswith("merge") and total == "1 artifacts, 4 B"
     assert main(["ls", "--store", str(tmp_path / "nowhere")]) == 2
 
 
@@ -138,7 +141,7 @@ def old(store: Store, *artifacts: Path) -> None:
 def test_gc_takes_what_nobody_needs_and_leaves_the_rest(tmp_path: Path, capsys) -> None:
     store, at = Store(tmp_path / "store"), ["--store", str(tmp_path / "store")]
     run, merge, lora = run_of(store, tmp_path / "runs", 4)
-    stray, fresh = (store.get_or_make("merge", {"n": number}, write) for number in range(2))
+    stray, fresh = (store.get_or_make(artifact("merge", {"n": number}), write) for number in range(2))
     old(store, merge, lora, stray)
     model = tmp_path / "model"
     model.mkdir()
@@ -156,7 +159,7 @@ def test_gc_takes_what_nobody_needs_and_leaves_the_rest(tmp_path: Path, capsys) 
     assert (store.root / DRAFTS / ("0" * 32)).is_dir()
 
     with store.lock("0" * 32):  # somebody works on it
-        in_use = [sys.executable, "-m", "lorabench.engine.store", "gc", "--delete", *at]
+        in_use = [sys.executable, "-m", "lorabench.engine", "gc", "--delete", *at]
         assert "3 in use, kept" in subprocess.run(in_use, capture_output=True, text=True, check=True).stdout
         assert (store.root / DRAFTS / ("0" * 32)).is_dir() and not (store.root / INTACT / ("1" * 32)).exists()
     shutil.rmtree(model)
@@ -167,4 +170,4 @@ def test_gc_takes_what_nobody_needs_and_leaves_the_rest(tmp_path: Path, capsys) 
     capsys.readouterr()
     assert main(["gc", "--delete", "--unused", str(run), "--older-than", "0", *at]) == 0
     assert not fresh.exists() and merge.exists()
-    assert store.get_or_make("merge", {"n": 1}, write).is_dir()
+    assert store.get_or_make(artifact("merge", {"n": 1}), write).is_dir()

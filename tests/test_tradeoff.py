@@ -120,4 +120,4 @@ def test_strengths_are_drawn_with_the_same_merges(tiny, tmp_path: Path, monkeypa
 def test_mistakes_are_one_line(tiny, tmp_path: Path, override: str, words: str) -> None:
     with pytest.raises(UserError, match=words) as error:
         run(compose("config", [*tiny, *SMALL, f"output={tmp_path}", override]), tmp_path)
-    assert "\n" not in str(error.value) and not (tmp_path / "store" / "personalise").exists()
+    assert "\n" not in str(error.value) and not (tmp_path / "store" / "personalize").exists()

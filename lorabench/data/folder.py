@@ -13,7 +13,7 @@ from lorabench.data.packaged import is_live
 from lorabench.data.pairs import Concept, Prompts, Reference
 from lorabench.data.splits import split
 from lorabench.data.styledrop import PICTURE
-from lorabench.engine.artifact import sha256
+from lorabench.engine.record import sha256
 
 
 def live(entry: Entry) -> bool:

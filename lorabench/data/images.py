@@ -7,7 +7,7 @@ from PIL import Image, ImageOps
 
 from lorabench.base import UserError
 from lorabench.data.pairs import Reference
-from lorabench.engine.artifact import sha256
+from lorabench.engine.record import sha256
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 

@@ -1,96 +1,116 @@
-"""One artifact of a store: a folder of files, and key.json, which says what it is and how to tell that it is whole.
+"""The graph of a run: artifacts, each made of parameters and of other artifacts.
 
-key.json holds the stage, the parts of the key, and the size and sha256 of every file.
+The key of an artifact is the hash of its stage, its version, its parameters and the keys of its inputs. Keys are known
+before anything is computed, and a finished run is recognized without heavy imports. They do not depend on source text:
+`version` is a number to raise when results change. Then the artifact and everything made of it is recomputed, and
+nothing else is.
 """
 
-import hashlib
-import json
-import os
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-KEY_FILE = "key.json"
-BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError)  # what reading a spoilt key.json can raise
+from lorabench.engine.record import key_of
+from lorabench.engine.work import BatchWork, Work
 
 
-def canonical(parts: Mapping[str, Any]) -> str:
-    """JSON with sorted keys: equal parts give equal text, whatever their order."""
-    return json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
+@dataclass(frozen=True)
+class Artifact:
+    """One folder of the store, and how to compute it.
+
+    Args:
+        stage: Kind of artifact, the folder in the store.
+        name: Name in messages and manifests; not part of the key.
+        version: Number to raise when the same parameters and inputs give other results.
+        params: Everything else that changes the result, as JSON.
+        inputs: The artifacts that `work` reads, by purpose and in order.
+        work: Writes the files into an empty folder.
+        steps: Number at which the progress of `work` ends.
+        cost: Share of the progress bar.
+        batch_key: Artifacts with the same key can be computed together by one `BatchWork`; None: each by itself.
+    """
+
+    stage: str
+    name: str
+    version: int
+    params: Mapping[str, Any]
+    work: Work
+    inputs: Mapping[str, Sequence[Artifact | Part]] = field(default_factory=dict)
+    steps: int = 1
+    cost: float = 1.0
+    batch_key: str | None = None
+
+    @cached_property
+    def parts(self) -> dict[str, Any]:
+        """Return everything that the key is the hash of, as it is recorded in key.json."""
+        inputs = {name: [each.key for each in several] for name, several in self.inputs.items()}
+        return {"version": self.version, "params": dict(self.params), "inputs": inputs}
+
+    @cached_property
+    def key(self) -> str:
+        return key_of(self.stage, self.parts)
+
+    def sources(self) -> Iterator[Artifact]:
+        """Yield the artifacts that this one is made of."""
+        for several in self.inputs.values():
+            yield from (each.artifact if isinstance(each, Part) else each for each in several)
 
 
-def key_of(stage: str, parts: Mapping[str, Any]) -> str:
-    return hashlib.sha256(f"{stage}:{canonical(parts)}".encode()).hexdigest()[:32]
+@dataclass(frozen=True)
+class Part:
+    """One of several results of an artifact, by its name."""
+
+    artifact: Artifact
+    name: str
+
+    @property
+    def key(self) -> str:
+        return f"{self.artifact.key}/{self.name}"
 
 
-def seal(folder: Path, stage: str, parts: Mapping[str, Any]) -> None:
-    """Write key.json of a folder that is finished; RuntimeError where it has no file."""
-    files = files_of(folder)
-    if not files:
-        raise RuntimeError(f"stage {stage} made no file")
-    record = {
-        "stage": stage,
-        "parts": parts,
-        "files": {file: (folder / file).stat().st_size for file in files},
-        "sha256": {file: sha256(folder / file) for file in files},
-    }
-    (folder / KEY_FILE).write_text(json.dumps(record, indent=1, sort_keys=True))
+def closure(targets: Iterable[Artifact]) -> dict[str, Artifact]:
+    """Return the targets and everything that they are made of by key, each once and after its inputs."""
+    found: dict[str, Artifact] = {}
+
+    def visit(artifact: Artifact) -> None:
+        if artifact.key not in found:
+            for source in artifact.sources():
+                visit(source)
+            found[artifact.key] = artifact
+
+    for target in targets:
+        visit(target)
+    return found
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """key.json as it was written; raises one of BROKEN."""
-    return json.loads((path / KEY_FILE).read_text())
+def waves(targets: Iterable[Artifact]) -> list[list[Artifact]]:
+    """Return the closure of the targets in groups of one stage that can be computed one after the other.
+
+    No artifact needs another one of its group or of a later group. A stage is one group unless some of its artifacts
+    need others of the same stage.
+    """
+    left, groups = closure(targets), list[list[Artifact]]()
+    while left:
+        ready = [each for each in left.values() if not any(source.key in left for source in each.sources())]
+        taken = {each.key for each in ready}
+        waiting = {each.stage for each in left.values() if each.key not in taken}
+        stage = next((each.stage for each in ready if each.stage not in waiting), ready[0].stage)
+        groups.append([each for each in ready if each.stage == stage])
+        left = {key: each for key, each in left.items() if key not in taken or each.stage != stage}
+    return groups
 
 
-def is_whole(path: Path) -> bool:
-    """Whether the artifact is there with every file at its recorded size: quick, and blind to a flipped bit."""
-    try:
-        files: dict[str, int] = read_record(path)["files"]
-        return all((path / file).stat().st_size == size for file, size in files.items())
-    except BROKEN:
-        return False
-
-
-def damage(path: Path) -> list[str]:
-    """The files that are not as they were made, every byte read; an artifact without checksums goes by its sizes."""
-    try:
-        record = read_record(path)
-        if key_of(record["stage"], record["parts"]) != path.name:
-            return [KEY_FILE]
-        digests: dict[str, str] = record.get("sha256", {})
-        sizes: dict[str, int] = record["files"]
-        return [file for file, size in sizes.items() if not is_as_made(path / file, size, digests.get(file))]
-    except BROKEN:
-        return [KEY_FILE]
-
-
-def is_as_made(file: Path, size: int, digest: str | None) -> bool:
-    return file.is_file() and file.stat().st_size == size and digest in (None, sha256(file))
-
-
-def fingerprint(path: Path) -> str:
-    """Changes when a file does: sizes, times of change and inodes, without reading a byte of the files."""
-    stats = {file: (path / file).stat() for file in [*read_record(path)["files"], KEY_FILE]}
-    return canonical({file: [stat.st_size, stat.st_mtime_ns, stat.st_ino] for file, stat in stats.items()})
-
-
-def files_of(folder: Path) -> list[str]:
-    """Relative paths of all files, sorted; hidden ones left out."""
-    found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    return sorted(str(path.as_posix()) for path in found if not any(part.startswith(".") for part in path.parts))
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """A file that other processes see whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}")
-    try:
-        write(draft)
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+def batches(artifacts: Sequence[Artifact]) -> list[tuple[Artifact, ...]]:
+    """Return the artifacts in groups for one call each: neighbors with the same `batch_key`, up to the batch size."""
+    groups: list[list[Artifact]] = []
+    for each in artifacts:
+        last = groups[-1] if groups else []
+        room = last and isinstance(last[0].work, BatchWork) and len(last) < last[0].work.batch_size
+        if room and each.batch_key is not None and each.batch_key == last[0].batch_key:
+            last.append(each)
+        else:
+            groups.append([each])
+    return [tuple(group) for group in groups]

@@ -1,19 +1,33 @@
-"""One progress bar with the time left for the whole job; its unit is one UNet row."""
+"""One progress bar with the time left for the whole job; its unit is the cost of an artifact."""
 
 import sys
 import time
+from collections.abc import Sequence
+from typing import Protocol
 
 from tqdm import tqdm
-
-from lorabench.tasks.plan import Make
 
 LAYOUT = "{desc:<18} {percentage:3.0f}% |{bar:30}| {elapsed}, {remaining} left"
 
 
-class Bar:
-    """A context manager; work: the cost of all jobs together (Item.cost), name: what is said before a stage is.
+class Job(Protocol):
+    """What the bar counts: `steps` of progress that together have a `cost`."""
 
-    It appears with the first work done, so that a mistake stays a single line.
+    @property
+    def steps(self) -> int: ...
+
+    @property
+    def cost(self) -> float: ...
+
+
+class Bar:
+    """A context manager that draws the bar.
+
+    It appears with the first work done, so that a mistake is a single line.
+
+    Args:
+        work: Cost of all jobs together.
+        name: Text before the first stage has begun.
     """
 
     def __init__(self, work: float, name: str = "") -> None:
@@ -21,7 +35,7 @@ class Bar:
         self.live = sys.stderr.isatty()
         self.began = time.time()
         self.bar: tqdm | None = None
-        self.jobs: list[Make] = []
+        self.jobs: Sequence[Job] = []
         self.done: dict[int, float] = {}
 
     def __enter__(self) -> "Bar":
@@ -31,8 +45,8 @@ class Bar:
         if self.bar is not None:
             self.bar.close()
 
-    def start(self, stage: str, jobs: list[Make]) -> None:
-        """Jobs of the next stage, to be named by their index from now on."""
+    def start(self, stage: str, jobs: Sequence[Job]) -> None:
+        """Begin the next stage; its jobs are called by their index from now on."""
         self.jobs, self.done, self.finished = jobs, {}, 0
         self.describe(stage, 0, len(jobs))
         self.stage = stage

@@ -9,7 +9,7 @@ from errno import EACCES, EDQUOT, EFBIG, ENOSPC, ENOTDIR, EPERM, EROFS
 from pathlib import Path
 
 from lorabench.base import UserError
-from lorabench.engine.artifact import is_whole
+from lorabench.engine.record import is_whole
 
 FULL = (ENOSPC, EDQUOT, EFBIG)
 FORBIDDEN = (EACCES, EPERM, EROFS)

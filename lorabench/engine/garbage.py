@@ -14,7 +14,7 @@ from typing import Any
 from filelock import Timeout
 
 from lorabench.base import UserError
-from lorabench.engine.artifact import BROKEN, KEY_FILE, is_whole, read_record
+from lorabench.engine.record import BROKEN, KEY_FILE, is_whole, read_record
 from lorabench.engine.store import DIGESTS, DRAFTS, INTACT, LOCKS, PARTIAL, Store
 
 MANIFEST = "manifest.json"  # of a run folder

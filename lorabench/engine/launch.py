@@ -1,7 +1,7 @@
 """Ranks for a run: started on this machine by torch's elastic launcher, which meets those of the other nodes.
 
-Hydra runs in the parent only; ranks get the plan, which says everything. A rank that fails ends the run: torch's agent
-ends the others of its node, and the board of the group those of other nodes; its own error is what is shown.
+Hydra runs in the parent only; ranks get the artifacts. A rank that fails ends the run: torch's agent ends the others of
+its node, and the board of the group those of other nodes; its own error is what is shown.
 """
 
 from __future__ import annotations
@@ -15,19 +15,20 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from lorabench.base import UserError
 from lorabench.config.schemas import TrainerSpec
+from lorabench.engine.artifact import Artifact
 from lorabench.engine.bar import Bar
 from lorabench.engine.devices import VISIBLE, claim, device_name
-from lorabench.engine.store import key_of
+from lorabench.engine.make import Show
+from lorabench.engine.store import Store, key_of
 from lorabench.engine.together import serve
 from lorabench.engine.workers import WorkerError
-from lorabench.tasks.plan import Item, Plan, Stages
 
 if TYPE_CHECKING:
     from torch.distributed.launcher.api import LaunchConfig
@@ -37,17 +38,22 @@ CLOSE = 5  # seconds for ranks to end before they are killed
 SHOW_EVERY = 1.0  # seconds between two looks at the store
 LAUNCHES = 0  # of this process: a task may need several, each meets anew
 
+Groups = Sequence[Sequence[Artifact]]  # of artifact.waves
 
-def make_by_ranks(plan: Plan, stages: Stages, show: Callable[[Item], None] | None, extra: float) -> None:
-    """As `pipeline.make`; on several nodes it returns on the one that has rank 0, and ends the others' processes."""
-    device_name(plan.trainer.accelerator)  # is it there?
-    items = [item for items in stages.values() for item in items]
-    lacking = [item for item in items if plan.store.find(item.stage, item.parts) is None]
-    waiting = deque(items if show else [])
-    with Bar(sum(item.cost for item in lacking) + extra) as bar:
-        if lacking or plan.trainer.nodes > 1:
-            with claim(plan.trainer.accelerator, plan.trainer.devices) as gpus:
-                ranks = launch(plan, stages, gpus, Watcher(bar, plan, waiting, show))
+
+def make_by_ranks(store: Store, trainer: TrainerSpec, groups: Groups, show: Show | None, extra: float) -> None:
+    """Compute missing artifacts by ranks, see `make`.
+
+    With several nodes it returns on the node that has rank 0 and ends the processes of the others.
+    """
+    device_name(trainer.accelerator)  # is it there?
+    artifacts = [each for group in groups for each in group]
+    lacking = [each for each in artifacts if store.find(each) is None]
+    waiting = deque(artifacts if show else [])
+    with Bar(sum(each.cost for each in lacking) + extra) as bar:
+        if lacking or trainer.nodes > 1:
+            with claim(trainer.accelerator, trainer.devices) as gpus:
+                ranks = launch(store, trainer, groups, gpus, Watcher(bar, store, waiting, show))
             if 0 not in ranks:
                 bar.clear()
                 print("this node's share is done; another node, which has rank 0, shows the results")
@@ -58,10 +64,10 @@ def make_by_ranks(plan: Plan, stages: Stages, show: Callable[[Item], None] | Non
 
 
 class Watcher:
-    """Follows a run from outside: draws the bar and shows each item once the store has it and those before it."""
+    """Follows a run from outside: updates the bar and shows each artifact once the store has it and those before it."""
 
-    def __init__(self, bar: Bar, plan: Plan, waiting: deque[Item], show: Callable[[Item], None] | None) -> None:
-        self.bar, self.plan, self.waiting, self.show, self.looked = bar, plan, waiting, show, 0.0
+    def __init__(self, bar: Bar, store: Store, waiting: deque[Artifact], show: Show | None) -> None:
+        self.bar, self.store, self.waiting, self.show, self.looked = bar, store, waiting, show, 0.0
 
     def reach(self, stage: str, finished: int, count: int, work: float) -> None:
         self.bar.describe(stage, finished, count)
@@ -71,11 +77,11 @@ class Watcher:
         if not self.show or time.monotonic() - self.looked < SHOW_EVERY:
             return
         self.looked = time.monotonic()
-        while self.waiting and self.plan.store.find(self.waiting[0].stage, self.waiting[0].parts):
+        while self.waiting and self.store.find(self.waiting[0]):
             self.show(self.waiting.popleft())
 
 
-def launch(plan: Plan, stages: Stages, gpus: list[str], watcher: Watcher) -> set[int]:
+def launch(store: Store, trainer: TrainerSpec, groups: Groups, gpus: list[str], watcher: Watcher) -> set[int]:
     """Run the ranks of this machine to their end; returns their numbers.
 
     Raises what a rank raised, or UserError where it was killed or the nodes did not meet.
@@ -83,8 +89,8 @@ def launch(plan: Plan, stages: Stages, gpus: list[str], watcher: Watcher) -> set
     ours, theirs = multiprocessing.get_context("spawn").Pipe(duplex=False)
     place: tuple[str, int] | None = None
     before = set(multiprocessing.active_children())
-    with tempfile.TemporaryDirectory(prefix="lorabench-ranks-") as logs, environment(plan.trainer, gpus):
-        agent = Agent(launch_config(plan, stages, logs, gpus), plan, stages, theirs)
+    with tempfile.TemporaryDirectory(prefix="lorabench-ranks-") as logs, environment(trainer, gpus):
+        agent = Agent(launch_config(trainer, groups, logs, gpus), store, trainer, groups, theirs)
         agent.start()
         try:
             while agent.is_alive() or ours.poll():
@@ -102,9 +108,9 @@ def launch(plan: Plan, stages: Stages, gpus: list[str], watcher: Watcher) -> set
                     child.kill()  # as in workers.Pool
                 agent.join(0.1)
     if agent.error is not None:
-        if plan.trainer.nodes > 1 and place is not None:
+        if trainer.nodes > 1 and place is not None:
             tell_nodes(place)
-        raise failure(agent.error, plan.trainer) from cause(agent.error)
+        raise failure(agent.error, trainer) from cause(agent.error)
     return agent.ranks
 
 
@@ -131,15 +137,14 @@ class Agent(threading.Thread):
             self.error = error
 
 
-def launch_config(plan: Plan, stages: Stages, logs: str, gpus: list[str]) -> LaunchConfig:
+def launch_config(trainer: TrainerSpec, groups: Groups, logs: str, gpus: list[str]) -> LaunchConfig:
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.launcher.api import LaunchConfig
 
     global LAUNCHES
     LAUNCHES += 1
     hush()
-    trainer = plan.trainer
-    run = key_of("launch", {stage: [item.key for item in items] for stage, items in stages.items()})
+    run = key_of("launch", {"keys": [[each.key for each in group] for group in groups]})
     endpoint = trainer.rendezvous if trainer.nodes > 1 and trainer.rendezvous else "localhost:0"
     here = endpoint.startswith(("localhost:", "127.0.0.1:"))
     config = LaunchConfig(

@@ -1,9 +1,8 @@
-"""The content-addressed store: what a stage made, found by everything that determines it.
+"""The content-addressed store: artifacts, found by everything that determines them.
 
-An artifact is a folder `<root>/<stage>/<key>/` with the stage's files and `key.json`. The key is the hash of the
-stage's name and its parts: the stage's config slice, the keys or hashes of its inputs, its code version; never a
-device, a logger or a path. An artifact is written beside, checked and renamed, so it is whole or absent; a failure
-leaves nothing.
+An artifact is a folder `<root>/<stage>/<key>/` with its files and `key.json`. The key (see `Artifact`) never contains a
+device, a logger or a path. An artifact is written to a temporary folder, sealed with checksums and renamed, so it is
+complete or absent; a failure leaves nothing.
 
 Checksums: `key.json` holds the sha256 of every file. They are compared when an artifact is first found, and again when
 one of its files has another size, time of change or inode than then (`.intact/<key>` remembers), so a file is hashed
@@ -17,28 +16,25 @@ not with `local_lock=flock|all`, nor `nolock`), Lustre mounted with `flock` (not
 `tuneUseGlobalFileLocks`, CephFS. Where a file system has no locks, opening the store raises UserError: filelock would
 go over to files whose mere presence is the lock, and those outlive a killed holder.
 
-    python -m lorabench.engine.store ls [stage]       what it holds
-    python -m lorabench.engine.store why A B          which parts of two keys, or which stages of two runs, differ
-    python -m lorabench.engine.store check            read every byte and compare the checksums
-    python -m lorabench.engine.store gc [--delete]    what killed runs left, and with --unused what no run refers to
+`python -m lorabench.engine` lists, compares, checks and cleans a store.
 """
 
 import fcntl
 import hashlib
 import os
 import shutil
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
 from lorabench.base import UserError
-from lorabench.engine.artifact import (
+from lorabench.engine.artifact import Artifact
+from lorabench.engine.failures import FORBIDDEN, system_fault
+from lorabench.engine.record import (
     BROKEN,
     canonical,
     damage,
@@ -50,7 +46,6 @@ from lorabench.engine.artifact import (
     sha256,
     write_whole,
 )
-from lorabench.engine.failures import FORBIDDEN, system_fault
 
 WEIGHT_SUFFIXES = {".safetensors", ".json", ".txt", ".model", ".bin"}
 LOCKS, DRAFTS, PARTIAL, INTACT, DIGESTS = ".locks", ".drafts", ".partial", ".intact", ".digests"
@@ -68,56 +63,55 @@ class Store:
         check_locks(root)
         return cls(root)
 
-    def path(self, stage: str, parts: Mapping[str, Any]) -> Path:
-        """Where the artifact lies or will lie."""
-        return self.root / stage / key_of(stage, parts)
+    def path(self, artifact: Artifact) -> Path:
+        """Return the artifact's folder, whether it exists or not."""
+        return self.root / artifact.stage / artifact.key
 
-    def find(self, stage: str, parts: Mapping[str, Any]) -> Path | None:
-        """The artifact's folder if it is there and as it was made."""
-        path = self.path(stage, parts)
+    def find(self, artifact: Artifact) -> Path | None:
+        """Return the artifact's folder, or None if missing or damaged."""
+        path = self.path(artifact)
         return path if self.is_intact(path) else None
 
-    def scratch(self, stage: str, parts: Mapping[str, Any]) -> Path:
-        """Where a long `make` may keep what a killed one goes on from; gone once the artifact is there."""
-        return self.root / PARTIAL / key_of(stage, parts)
+    def scratch(self, artifact: Artifact) -> Path:
+        """Return a folder that long work can resume from after a kill; it is removed with the work's end."""
+        return self.root / PARTIAL / artifact.key
 
     def draft(self, key: str) -> Path:
-        """Where an artifact is written by whoever holds its lock."""
+        """Return the folder in which the holder of the artifact's lock writes."""
         return self.root / DRAFTS / key
 
-    def get_or_make(self, stage: str, parts: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
-        """The artifact's folder, made by `make(empty folder)` unless it is there.
+    def get_or_make(self, artifact: Artifact, make: Callable[[Path], None]) -> Path:
+        """Return the artifact's folder; `make(empty folder)` fills it unless it exists.
 
-        Raises whatever `make` raises, and UserError where the disk is full or read-only; nothing is kept then.
+        Raises:
+            UserError: If the disk is full or read-only. This and whatever `make` raises keeps nothing.
         """
-        path = self.path(stage, parts)
+        path = self.path(artifact)
         if not self.is_intact(path):
-            with self._making(stage, parts) as draft:
+            with self._making(artifact) as draft:
                 if draft is not None:
                     make(draft)
         return path
 
-    def get_or_make_all(
-        self, stage: str, wanted: Sequence[Mapping[str, Any]], make: Callable[[dict[str, Path]], None]
-    ) -> None:
-        """Several artifacts of a stage by one `make({key: empty folder})` of those that are not there.
+    def get_or_make_all(self, artifacts: Sequence[Artifact], make: Callable[[dict[str, Path]], None]) -> None:
+        """Fill the folders of the missing artifacts by one call of `make({key: empty folder})`.
 
         Their locks are taken in the order of the keys, so that two processes never wait for each other.
         """
-        parts_of = {key_of(stage, parts): parts for parts in wanted}
+        by_key = {each.key: each for each in artifacts}
         with ExitStack() as held:
-            drafts = {key: held.enter_context(self._making(stage, parts_of[key])) for key in sorted(parts_of)}
+            drafts = {key: held.enter_context(self._making(by_key[key])) for key in sorted(by_key)}
             lacking = {key: draft for key, draft in drafts.items() if draft is not None}
             if lacking:
                 make(lacking)
 
     @contextmanager
-    def _making(self, stage: str, parts: Mapping[str, Any]) -> Iterator[Path | None]:
-        """Under the artifact's lock an empty folder, which becomes the artifact unless the block raises.
+    def _making(self, artifact: Artifact) -> Iterator[Path | None]:
+        """Yield an empty folder under the artifact's lock, which becomes the artifact unless the block raises.
 
-        None, and no lock, where the artifact is there by now.
+        Yields None, without a lock, if the artifact exists by now.
         """
-        path = self.path(stage, parts)
+        path = self.path(artifact)
         draft = self.draft(path.name)
         with self.explained(), ExitStack() as held:
             held.enter_context(self.lock(path.name))
@@ -130,12 +124,12 @@ class Store:
             try:
                 with self.explained(draft):
                     yield draft
-                    seal(draft, stage, parts)
+                    seal(draft, artifact.stage, artifact.parts, artifact.name)
                     self._remember(path.name, fingerprint(draft))
                     shutil.rmtree(path, ignore_errors=True)  # a damaged one
                     path.parent.mkdir(parents=True, exist_ok=True)
                     os.replace(draft, path)
-                    shutil.rmtree(self.scratch(stage, parts), ignore_errors=True)
+                    shutil.rmtree(self.scratch(artifact), ignore_errors=True)
             finally:
                 shutil.rmtree(draft, ignore_errors=True)
 
@@ -215,9 +209,3 @@ def check_locks(root: Path) -> None:
                 f"files in {root} cannot be locked ({error.strerror}), which keeps runs that share a store apart; "
                 "type store=<a folder on another file system>"
             ) from error
-
-
-if __name__ == "__main__":
-    from lorabench.engine.store_commands import main
-
-    sys.exit(main(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""`python -m lorabench.engine.store`: what it holds, why two artifacts differ, whether it is sound, what can go."""
+"""Commands on a store: what it holds, why two artifacts differ, whether it is undamaged, what can be removed."""
 
 import argparse
 import sys
@@ -11,15 +11,27 @@ from pathlib import Path
 from typing import Any
 
 from lorabench.base import UserError
-from lorabench.engine.artifact import BROKEN, KEY_FILE, damage, read_record
 from lorabench.engine.failures import system_fault
-from lorabench.engine.garbage import DAY, MANIFEST, artifact_folders, garbage, is_free, read_manifest, remove, size_of
+from lorabench.engine.garbage import (
+    DAY,
+    KEY,
+    MANIFEST,
+    artifact_folders,
+    garbage,
+    is_free,
+    read_manifest,
+    remove,
+    size_of,
+)
+from lorabench.engine.record import BROKEN, KEY_FILE, canonical, damage, read_record
 from lorabench.engine.store import INTACT, Store
+
+WIDTH = 60  # characters of the description of an artifact without a name
 
 
 @dataclass(frozen=True)
-class Artifact:
-    """What the key.json of a folder of the store says; made: seconds since the epoch, size: bytes."""
+class Listed:
+    """An artifact as its key.json describes it; made: seconds since the epoch, size: bytes."""
 
     path: Path
     stage: str
@@ -28,21 +40,12 @@ class Artifact:
     what: str
 
     @classmethod
-    def of(cls, path: Path) -> "Artifact":
+    def of(cls, path: Path) -> "Listed":
         """Raises one of BROKEN where key.json is spoilt."""
         record = read_record(path)
         made = (path / KEY_FILE).stat().st_mtime
-        return cls(path, record["stage"], made, sum(record["files"].values()), described(record["parts"]))
-
-
-def described(parts: dict[str, Any]) -> str:
-    """What an artifact is, from the parts of its key."""
-    settings = (parts.get("method") or {}).get("settings") or {}
-    concept = parts.get("concept") or {}
-    names = parts.get("names") or [parts[name] for name in ("content", "style") if name in parts]
-    words = [settings.get("name"), concept.get("role"), concept.get("word"), "+".join(names), parts.get("prompt")]
-    seed = f"seed {parts['seed']}" if "seed" in parts else None
-    return ", ".join(str(word) for word in (*words, seed) if word)
+        what = record["name"] if "name" in record else canonical(record["parts"])[:WIDTH]  # of an older store
+        return cls(path, record["stage"], made, sum(record["files"].values()), what)
 
 
 def ls(store: Store, stage: str | None) -> list[str]:
@@ -51,7 +54,7 @@ def ls(store: Store, stage: str | None) -> list[str]:
     for path in artifact_folders(store):
         if stage in (None, path.parent.name):
             try:
-                found.append(Artifact.of(path))
+                found.append(Listed.of(path))
             except BROKEN:
                 spoilt += 1
     found.sort(key=lambda each: (each.path.parent.name, each.made, each.path.name))
@@ -59,7 +62,7 @@ def ls(store: Store, stage: str | None) -> list[str]:
         f"{each.stage:<12} {each.path.name}  {bytes_of(each.size):>8}  {age(each.made):>4}  {each.what}"
         for each in found
     ]
-    told = f"; {spoilt} damaged, type python -m lorabench.engine.store check" if spoilt else ""
+    told = f"; {spoilt} damaged, type python -m lorabench.engine check" if spoilt else ""
     return [*lines, f"{len(found)} artifacts, {bytes_of(sum(each.size for each in found))}{told}"]
 
 
@@ -71,7 +74,7 @@ def check(store: Store) -> list[str]:
             (store.root / INTACT / path.name).unlink(missing_ok=True)  # so that it is read again
             lines.append(f"damaged: {path.parent.name}/{path.name} ({', '.join(files)})")
             with suppress(*BROKEN):
-                lines[-1] += f"; {Artifact.of(path).what}"
+                lines[-1] += f"; {Listed.of(path).what}"
         elif "sha256" not in read_record(path):
             bare += 1
     told = f"; {bare} of an older version have no checksums, only their sizes were compared" if bare else ""
@@ -79,11 +82,27 @@ def check(store: Store) -> list[str]:
 
 
 def why(left: Path, right: Path) -> list[str]:
-    """The parts in which two artifacts' keys differ, as lines 'part: left -> right'."""
+    """Return the differences between two artifacts' keys as lines `part: left -> right`.
+
+    An input that differs is followed by its own differences, indented, if the store has both.
+    """
     sides = [dict(flat(read_key(path))) for path in (left, right)]
-    names = sorted(set(sides[0]) | set(sides[1]))
-    rows = ((name, sides[0].get(name, "absent"), sides[1].get(name, "absent")) for name in names)
-    return [f"{name}: {a} -> {b}" for name, a, b in rows if a != b]
+    lines = []
+    for name in sorted(set(sides[0]) | set(sides[1])):
+        values = [side.get(name, "absent") for side in sides]
+        if values[0] != values[1]:
+            lines.append(f"{name}: {values[0]} -> {values[1]}")
+            inputs = [input_at(path, value) for path, value in zip((left, right), values, strict=True)]
+            if inputs[0] and inputs[1]:
+                lines += [f"    {line}" for line in why(inputs[0], inputs[1])]
+    return lines
+
+
+def input_at(path: Path, value: Any) -> Path | None:
+    """Return the folder of the artifact with this key in the store of `path`, or None if `value` is not such a key."""
+    key = KEY.match(str(value))
+    found = path.parent.parent.glob(f"*/{key[0]}/{KEY_FILE}") if key else ()
+    return next((file.parent for file in found), None)
 
 
 def why_runs(store: Store, left: Path, right: Path) -> list[str]:
@@ -105,15 +124,17 @@ def why_runs(store: Store, left: Path, right: Path) -> list[str]:
 
 
 def keys_of(manifest: Path) -> dict[str, dict[str, str]]:
-    """Stage -> item -> key; with the method before the items of a run of several (task=compare).  Raises UserError."""
-    from lorabench.report.folder import label
+    """Return the keys of a run by stage and artifact name; a run of several rows has the row's label before the name.
 
+    Raises:
+        UserError: If the manifest has no keys.
+    """
     said = read_manifest(manifest)
     try:
         found = {stage: dict(keys) for stage, keys in said.get("keys", {}).items()}
         for row in said.get("rows", []):
             for stage, keys in row["keys"].items():
-                own = {f"{label(row['method'], row['ablation'])}: {name}": key for name, key in keys.items()}
+                own = {f"{row['label']}: {name}": key for name, key in keys.items()}
                 found.setdefault(stage, {}).update(own)
     except BROKEN as error:
         raise UserError(f"{manifest} names no keys; type a run folder of task=benchmark or task=compare") from error
@@ -121,10 +142,16 @@ def keys_of(manifest: Path) -> dict[str, dict[str, str]]:
 
 
 def read_key(path: Path) -> dict[str, Any]:
-    """Stage and parts of an artifact's key; raises UserError where there is none."""
+    """Return stage, version, parameters and inputs of an artifact.
+
+    Raises:
+        UserError: If the folder is not an artifact.
+    """
     try:
         record = read_record(path)
-        return {"stage": record["stage"], **record["parts"]}
+        parts = record["parts"]
+        known = {key: value for key, value in parts.items() if key not in ("params", "inputs")}
+        return {"stage": record["stage"], **known, **parts.get("params", {}), **parts.get("inputs", {})}
     except BROKEN as error:
         raise UserError(f"{path} is no artifact of a store; type the folder that holds a {KEY_FILE}") from error
 
@@ -146,9 +173,7 @@ def resolve(store: Store, name: str) -> Path:
     found = [path for path in store.root.glob(f"{stage or '*'}/{prefix}*") if (path / KEY_FILE).is_file()]
     if len(found) != 1:
         said = "several artifacts begin" if found else "no artifact or run begins"
-        raise UserError(
-            f"{said} with {name} in {store.root}; type python -m lorabench.engine.store ls --store {store.root}"
-        )
+        raise UserError(f"{said} with {name} in {store.root}; type python -m lorabench.engine ls --store {store.root}")
     return found[0]
 
 
@@ -191,7 +216,7 @@ def gc(store: Store, delete: bool, outputs: Sequence[Path] | None, days: float |
 
 
 def parser() -> argparse.ArgumentParser:
-    root = argparse.ArgumentParser(prog="python -m lorabench.engine.store", description=__doc__)
+    root = argparse.ArgumentParser(prog="python -m lorabench.engine", description=__doc__)
     commands = root.add_subparsers(dest="command", required=True)
 
     def command(name: str, text: str) -> argparse.ArgumentParser:

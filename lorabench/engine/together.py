@@ -1,9 +1,8 @@
-"""What a rank does: its share of every stage, until the store lacks nothing that the run needs.
+"""What a rank does: its share of every group of artifacts, until the store lacks none of them.
 
-LoRAs and merges go by item, each to the rank that is free next. Images and scores go by unit
-(lorabench/tasks/units.py), so
-that one pair keeps all devices busy: rank 0 takes the locks of a chunk of items, all ranks write their units into the
-drafts, and rank 0 joins them. Which items are lacking is for rank 0 to say, so that no two ranks can differ.
+Whole artifacts go to the rank that is free next. `UnitWork` is shared unit by unit, so that one artifact keeps all
+devices busy: rank 0 takes the locks of a chunk of artifacts, all ranks write their units into the drafts, and rank 0
+joins them. Only rank 0 decides which artifacts are missing, so that no two ranks can differ.
 """
 
 from __future__ import annotations
@@ -17,18 +16,20 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from lorabench.base import UserError
+from lorabench.config.schemas import TrainerSpec
+from lorabench.engine.artifact import Artifact, batches
 from lorabench.engine.group import Group, watch_parent
-from lorabench.engine.store import key_of
+from lorabench.engine.make import Make
+from lorabench.engine.store import Store, key_of
+from lorabench.engine.work import UnitWork
 from lorabench.engine.workers import use_threads
-from lorabench.tasks.plan import Item, Plan, Stages
-from lorabench.tasks.units import Spread
 
-CHUNK = 64  # items whose locks rank 0 holds at a time
+CHUNK = 64  # artifacts whose locks rank 0 holds at a time
 TELL_EVERY = 0.2  # seconds between two messages to the progress bar
 WHOLE = 1000  # the counters of the board are whole numbers
 
 
-def serve(plan: Plan, stages: Stages, line: Connection) -> None:
+def serve(store: Store, trainer: TrainerSpec, groups: Sequence[Sequence[Artifact]], line: Connection) -> None:
     """The life of a rank.
 
     line: to the parent. The first rank of a node tells where the group's board is, and of a sole or first node how
@@ -39,71 +40,74 @@ def serve(plan: Plan, stages: Stages, line: Connection) -> None:
     watch_parent(parent.pid)
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):  # as in worker processes: the parent's business
         signal.signal(number, signal.SIG_IGN)
-    use_threads(plan.trainer.threads)
+    use_threads(trainer.threads)
     with Group.join() as group:
-        if group.rank % plan.trainer.devices == 0:
+        if group.rank % trainer.devices == 0:
             line.send(group.place)
-        check_same(group, stages)
-        for stage, items in stages.items():
-            lacking = group.told([item.key for item in items if plan.store.find(stage, item.parts) is None])
-            wanted = [item for item in items if item.key in set(lacking)]
-            teller = Teller(group, stage, len(wanted), line)
-            if wanted and isinstance(wanted[0].work, Spread):
-                for start in range(0, len(wanted), CHUNK):
-                    make_units(group, plan, wanted[start : start + CHUNK], teller)
-            else:
-                jobs = plan.jobs(stage, wanted)
-                for index in group.claim(stage, len(jobs)):
-                    jobs[index](teller.of(jobs[index].cost, jobs[index].steps))
-                    teller.finished(len(jobs[index].items))
+        check_same(group, groups)
+        for number, artifacts in enumerate(groups):
+            stage = artifacts[0].stage
+            lacking = group.told([each.key for each in artifacts if store.find(each) is None])
+            wanted = [each for each in artifacts if each.key in set(lacking)]
+            teller = Teller(group, stage, number, len(wanted), line)
+            in_units = [each for each in wanted if isinstance(each.work, UnitWork)]
+            for start in range(0, len(in_units), CHUNK):
+                make_units(group, store, in_units[start : start + CHUNK], teller)
+            jobs = [Make(store, several) for several in batches([each for each in wanted if each not in in_units])]
+            for index in group.claim(str(number), len(jobs)):
+                jobs[index](teller.of(jobs[index].cost, jobs[index].steps))
+                teller.finished(len(jobs[index].artifacts))
             group.barrier()
             teller.stop()
 
 
-def check_same(group: Group, stages: Stages) -> None:
-    """UserError where the nodes were given different commands."""
-    keys = {stage: [item.key for item in items] for stage, items in stages.items()}
-    mine = key_of("run", keys)
+def check_same(group: Group, groups: Sequence[Sequence[Artifact]]) -> None:
+    """Compare what the nodes are to compute.
+
+    Raises:
+        UserError: If the nodes were given different commands.
+    """
+    mine = key_of("run", {"keys": [[each.key for each in artifacts] for artifacts in groups]})
     if group.told(mine) != mine:
         raise UserError("the nodes were given different commands; type the same one on each, with the same files there")
 
 
-def make_units(group: Group, plan: Plan, items: Sequence[Item], teller: Teller) -> None:
-    """Make the items, of one stage, all ranks together."""
-    stage, by_key = items[0].stage, {item.key: item for item in items}
+def make_units(group: Group, store: Store, artifacts: Sequence[Artifact], teller: Teller) -> None:
+    """Compute artifacts of one stage, all ranks together."""
+    by_key = {each.key: each for each in artifacts}
     if group.rank > 0:
-        share_units(group, plan, [by_key[key] for key in group.told()], teller)
+        share_units(group, store, [by_key[key] for key in group.told()], teller)
         return
     agreed: list[str] = []
 
     def make(drafts: dict[str, Path]) -> None:
         agreed.extend(group.told([key for key in by_key if key in drafts]))
         asked = [by_key[key] for key in agreed]
-        share_units(group, plan, asked, teller)
-        for item in asked:
-            work_of(item).join(drafts[item.key])
+        share_units(group, store, asked, teller)
+        for each in asked:
+            work_of(each).join(drafts[each.key])
 
-    plan.store.get_or_make_all(stage, [item.parts for item in items], make)
+    store.get_or_make_all(artifacts, make)
     if not agreed:  # another run has made them all meanwhile
         group.told([])
-    teller.finished(len(items))
+    teller.finished(len(artifacts))
 
 
-def share_units(group: Group, plan: Plan, items: Sequence[Item], teller: Teller) -> None:
-    """Compute this rank's units of the items, into their drafts; returns when all ranks have."""
-    if not items:
+def share_units(group: Group, store: Store, artifacts: Sequence[Artifact], teller: Teller) -> None:
+    """Compute this rank's units of the artifacts, into their drafts; returns when all ranks have."""
+    if not artifacts:
         return
-    units = [work_of(item).units for item in items]
-    for item, numbers in zip(items, shares(units, [item.cost for item in items], group.size)[group.rank], strict=True):
+    units, costs = [work_of(each).units for each in artifacts], [each.cost for each in artifacts]
+    for each, numbers in zip(artifacts, shares(units, costs, group.size)[group.rank], strict=True):
         if numbers:
-            draft = plan.store.draft(item.key)
-            with plan.store.explained(draft):
-                work_of(item).compute(numbers, draft, teller.of(item.cost, item.steps))
+            draft = store.draft(each.key)
+            with store.explained(draft):
+                work_of(each).compute(numbers, draft, teller.of(each.cost, each.steps))
     group.barrier()
 
 
 def shares(units: Sequence[int], costs: Sequence[float], size: int) -> list[list[list[int]]]:
-    """The units of each item for each rank: neighbours stay together, and ranks get about the same cost.
+    """Return the units of each artifact for each rank: neighbors stay together, and ranks get about the same cost.
 
     >>> shares([2, 1], [4.0, 2.0], 2)
     [[[0], []], [[1], [0]]]
@@ -116,16 +120,16 @@ def shares(units: Sequence[int], costs: Sequence[float], size: int) -> list[list
     return found
 
 
-def work_of(item: Item) -> Spread:
-    assert isinstance(item.work, Spread)
-    return item.work
+def work_of(artifact: Artifact) -> UnitWork:
+    assert isinstance(artifact.work, UnitWork)
+    return artifact.work
 
 
 class Teller:
     """Counts on the group's board how far a stage is; rank 0 sends the counts of all to the parent."""
 
-    def __init__(self, group: Group, stage: str, count: int, line: Connection) -> None:
-        self.group, self.stage, self.count, self.line = group, stage, count, line
+    def __init__(self, group: Group, stage: str, number: int, count: int, line: Connection) -> None:
+        self.group, self.stage, self.number, self.count, self.line = group, stage, number, count, line
         self.over = threading.Event()
         self.thread = threading.Thread(target=self.send, daemon=True) if group.rank == 0 and count else None
         if self.thread:
@@ -143,12 +147,12 @@ class Teller:
 
         return progress
 
-    def finished(self, items: int) -> None:
-        self.group.add(f"finished {self.stage}", items)
+    def finished(self, artifacts: int) -> None:
+        self.group.add(f"finished {self.number}", artifacts)
 
     def send(self) -> None:
         while not self.over.wait(TELL_EVERY):
-            work, finished = (self.group.add(name, 0) for name in ("work", f"finished {self.stage}"))
+            work, finished = (self.group.add(name, 0) for name in ("work", f"finished {self.number}"))
             self.line.send((self.stage, finished, self.count, work / WHOLE))
 
     def stop(self) -> None:

@@ -64,6 +64,8 @@ class FitSpec:
 class Method:
     """The direct merge; adapters come in the order contents, styles.
 
+    version: Number to raise when the same settings and LoRAs give other results; then exactly what depends on them is
+        recomputed.
     name: the file in lorabench/merging/methods.
     fit: how the masks are learned; None for a method that takes no optimiser steps.
     concepts: of several subjects or styles, "joint" merges all LoRAs at once; "uniform" averages the merges of each
@@ -74,6 +76,7 @@ class Method:
     needs_images: whether a merge that asks the network (`needs_model`) shows it images of the concepts.
     """
 
+    version: ClassVar[int] = 1
     training: ClassVar[Training] = "each"
     exports: ClassVar[bool] = True
     needs_images: ClassVar[bool] = True
@@ -94,6 +97,10 @@ class Method:
     def lora(self, role: Role, spec: LoRASpec) -> LoRASpec:
         """How the LoRAs of a role are trained that this method merges."""
         return spec
+
+    def uses(self, role: Role) -> bool:
+        """Return False if LoRAs of this role have scale 0 in every layer and step, so that none is trained for it."""
+        return True
 
     def trained_on(self, concept: Concept) -> Concept:
         """The concept with the images, and their captions, that its LoRA is trained on."""

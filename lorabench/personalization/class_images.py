@@ -1,7 +1,6 @@
 """Class images: what prior preservation (Ruiz et al., DreamBooth, CVPR 2023, section 3.2) holds the model to.
 
-They show the concept's class as the base model draws it, before anything is learned. A store keeps them by prompts,
-so that the concepts of a class share them.
+They show the concept's class as the base model draws it, before anything is learned. Concepts of a class share them.
 """
 
 from __future__ import annotations
@@ -18,48 +17,37 @@ from lorabench.base import seed_of
 from lorabench.config.schemas import GenerateSpec, TrainerSpec
 from lorabench.data.images import read_image
 from lorabench.data.pairs import Concept, Reference
-from lorabench.engine.store import Store, key_of
 
 if TYPE_CHECKING:
     from lorabench.models.sdxl import SDXL
 
-STAGE = "class_images"
-VERSION = 1
-
 
 @dataclass(frozen=True)
 class ClassImages:
-    """The class images of a concept; prompts: in turn.  base: what a key says of the model."""
+    """The class images of a concept.
 
-    store: Store
-    base: dict[str, Any]
+    Args:
+        prompts: Used in turn.
+        spec: Sampler, with the number of images.
+    """
+
     prompts: tuple[str, ...]
     spec: GenerateSpec
     seed: int
 
     @classmethod
-    def of(
-        cls, concept: Concept, count: int, store: Store, base: dict[str, Any], spec: GenerateSpec, seed: int
-    ) -> ClassImages:
-        return cls(store, base, class_prompts(concept), replace(spec, images=count), seed)
+    def of(cls, concept: Concept, count: int, spec: GenerateSpec, seed: int) -> ClassImages:
+        return cls(class_prompts(concept), replace(spec, images=count), seed)
 
-    @property
-    def parts(self) -> dict[str, Any]:
+    def params(self) -> dict[str, Any]:
+        """Return everything besides the model that changes the images."""
         sampler = {"steps": self.spec.steps, "guidance": self.spec.guidance, "batch": self.spec.batch}
-        return {
-            "version": VERSION, "model": self.base, "prompts": list(self.prompts), "images": self.spec.images,
-            "generate": sampler, "seed": self.seed,
-        }  # fmt: skip
+        return {"prompts": list(self.prompts), "images": self.spec.images, "generate": sampler, "seed": self.seed}
 
-    @property
-    def key(self) -> str:
-        return key_of(STAGE, self.parts)
-
-    def references(self, model: SDXL, trainer: TrainerSpec, progress: Callable[[int], None]) -> list[Reference]:
-        """The images, drawn now unless the store has them."""
-        folder = self.store.get_or_make(STAGE, self.parts, lambda draft: self.draw(model, trainer, draft, progress))
+    def references(self, folder: Path) -> list[Reference]:
+        """Return the images that `generate` wrote into the folder."""
         return [
-            Reference(prompt, prompt, f"{self.key}/{index}", partial(read_image, folder / f"{index:04d}.png"))
+            Reference(prompt, prompt, f"{folder.name}/{index}", partial(read_image, folder / f"{index:04d}.png"))
             for index, prompt in enumerate(self.each())
         ]
 
@@ -67,7 +55,7 @@ class ClassImages:
         """The prompt of every image."""
         return [self.prompts[index % len(self.prompts)] for index in range(self.spec.images)]
 
-    def draw(self, model: SDXL, trainer: TrainerSpec, folder: Path, progress: Callable[[int], None]) -> None:
+    def generate(self, model: SDXL, trainer: TrainerSpec, folder: Path, progress: Callable[[int], None]) -> None:
         from lorabench.sampling.generate import generate
 
         prompts = self.each()

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from lorabench.data.pairs import Concept, Reference
-from lorabench.engine.artifact import write_whole
+from lorabench.engine.record import write_whole
 from lorabench.scoring.clip import Clip
 from lorabench.scoring.preprocess import to_uint8
 from lorabench.scoring.scorer import Scorer

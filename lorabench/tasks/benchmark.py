@@ -5,12 +5,12 @@ Stopped at any moment, the same command goes on from what is stored.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 from hydra.core.hydra_config import HydraConfig
@@ -19,19 +19,18 @@ from omegaconf import DictConfig, OmegaConf
 from lorabench.base import UserError
 from lorabench.data.catalogue import load_pairs
 from lorabench.data.pairs import ROLES, Prompts
-from lorabench.engine.bar import Bar
-from lorabench.engine.devices import VISIBLE, claim, claim_here, device_name
+from lorabench.engine.artifact import Artifact
+from lorabench.engine.devices import device_name
+from lorabench.engine.make import make
 from lorabench.engine.store import Store
-from lorabench.engine.workers import Pool
 from lorabench.merging import method as methods
 from lorabench.models.files import model_files
 from lorabench.report.loggers.views import View, open_view
 from lorabench.scoring.files import MICRO_SCORERS, scorer_set
-from lorabench.tasks.plan import FLOORS, STAGES, Item, Plan, Row, Stages, frame_rows
+from lorabench.tasks.plan import FLOORS, Plan, Row, frame_rows
 from lorabench.tasks.run_folder import Outcome
 
-P = TypeVar("P", bound=Plan)
-REPORT_COST = 300.0  # as Item.cost
+REPORT_COST = 300.0  # as Artifact.cost
 
 
 def plan_of(cfg: DictConfig, rows: list[Row] | None = None) -> Plan:
@@ -85,11 +84,11 @@ def run(cfg: DictConfig, folder: Path) -> None:
     device_name(plan.trainer.accelerator)  # is it there?
     check_methods(plan)
     check_scorers(plan)
-    start, stages = time.perf_counter(), {stage: plan.items(stage) for stage in STAGES}
-    plan = at_one_node(plan, stages)
+    start, artifacts = time.perf_counter(), plan.all_artifacts()
+    plan = at_one_node(plan, artifacts)
     with ExitStack() as held:
         with open_view(logger, outcome.path, plan.key(), yaml.safe_load(outcome.config)) as view:
-            make(plan, stages, partial(show, outcome, view, {}), REPORT_COST)
+            make(plan.store, plan.trainer, artifacts, partial(show, outcome, view, {}), REPORT_COST)
             held.enter_context(outcome.alone())
             if outcome.is_done(logger):  # by another process with the same command, which was quicker
                 return tell(outcome)
@@ -97,13 +96,13 @@ def run(cfg: DictConfig, folder: Path) -> None:
         outcome.seal(logger)
 
 
-def at_one_node(plan: P, stages: Stages) -> P:
-    """The plan of what follows where rank 0 is, so that one process alone shows a run and fills its folder.
+def at_one_node(plan: Plan, artifacts: Sequence[Artifact]) -> Plan:
+    """Return the plan for the node that has rank 0, so that only one process shows a run and fills its folder.
 
-    Of several nodes' run everything is made first, and the processes of the other nodes end here.
+    With several nodes all artifacts are computed first, and the processes of the other nodes end here.
     """
     if plan.trainer.nodes > 1:
-        make(plan, stages)
+        make(plan.store, plan.trainer, artifacts)
         plan = replace(plan, trainer=replace(plan.trainer, nodes=1))
     return plan
 
@@ -145,51 +144,11 @@ def check_scorers(plan: Plan) -> None:
             check_scorer(files)
 
 
-def make(plan: Plan, stages: Stages, show: Callable[[Item], None] | None = None, extra: float = 0.0) -> None:
-    """Everything that the store lacks, stage by stage, with one progress bar; by ranks where the trainer has devices.
+def show(outcome: Outcome, view: View, names: Mapping[str, str], artifact: Artifact) -> None:
+    """Show the curves of an artifact in the store.
 
-    show: told of each item that is there.  extra: of the bar, work that follows.
+    Args:
+        names: Row of each merge by key, if there are several rows.
     """
-    if plan.trainer.devices:
-        from lorabench.engine.launch import make_by_ranks
-
-        make_by_ranks(plan, stages, show, extra)
-    else:
-        make_by_workers(plan, stages, show, extra)
-
-
-def make_by_workers(plan: Plan, stages: Stages, show: Callable[[Item], None] | None, extra: float) -> None:
-    """The same in worker processes, each item in one of them."""
-    jobs = {stage: plan.jobs(stage, [i for i in items if not found(plan, i)]) for stage, items in stages.items()}
-    cost, trainer = sum(job.cost for made in jobs.values() for job in made), plan.trainer
-    with ExitStack() as held:
-        gpus: list[str] = []
-        if cost:
-            claimed = claim(trainer.accelerator, 1) if trainer.workers else claim_here(trainer.accelerator)
-            gpus = held.enter_context(claimed)
-        environment = {VISIBLE: ",".join(gpus)} if gpus else {}
-        bar = held.enter_context(Bar(cost + extra))
-        pool = held.enter_context(Pool(trainer.workers, trainer.threads, environment))
-        for stage, items in stages.items():
-            lacking = {item.key for job in jobs[stage] for item in job.items}
-            for item in items:
-                if show and item.key not in lacking:
-                    show(item)
-            if jobs[stage]:
-                bar.start(stage, jobs[stage])
-            for index in pool.run(jobs[stage], bar.advance):
-                bar.complete(index)
-                for item in jobs[stage][index].items:
-                    if show:
-                        show(item)
-        bar.finish()
-
-
-def found(plan: Plan, item: Item) -> Path | None:
-    return plan.store.find(item.stage, item.parts)
-
-
-def show(outcome: Outcome, view: View, names: Mapping[str, str], item: Item) -> None:
-    """The curves of an item that is there; names: of merges by key, where there are several of a pair."""
-    if curves := outcome.curves(item):
-        view.curves(item.stage, " ".join(filter(None, [names.get(item.key), item.name])), curves)
+    if curves := outcome.curves(artifact):
+        view.curves(artifact.stage, " ".join(filter(None, [names.get(artifact.key), artifact.name])), curves)

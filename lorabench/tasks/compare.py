@@ -16,7 +16,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from lorabench.base import CONF, UserError
 from lorabench.engine.devices import device_name
 from lorabench.engine.failures import Incomplete
-from lorabench.engine.workers import Progress
+from lorabench.engine.make import make
 from lorabench.merging import method as methods
 from lorabench.report.folder import label
 from lorabench.report.loggers.views import open_view
@@ -36,13 +36,12 @@ from lorabench.tasks.benchmark import (
     at_one_node,
     check_methods,
     check_scorers,
-    make,
     plan_of,
     put_together,
     show,
     tell,
 )
-from lorabench.tasks.plan import FLOORS, STAGES, Item, Make, Plan, Row, frame_rows
+from lorabench.tasks.plan import FLOORS, STAGES, Plan, Row, frame_rows
 from lorabench.tasks.rows import check_rows
 from lorabench.tasks.run_folder import Outcome
 
@@ -56,27 +55,27 @@ def run(cfg: DictConfig, folder: Path) -> None:
     plan = plan_of(cfg, [])
     check_uniform(rows, plan)
     frames = frame_rows(rows[0], plan.dataset, plan.pairs)[:-1]
-    plan = Patient(**vars(replace(plan, rows=[*frames, *rows])), logs=folder / FAILED)
+    plan, logs = replace(plan, rows=[*frames, *rows]), folder / FAILED
     logger: Any = OmegaConf.to_object(cfg.logger)
     outcome = Outcome(folder, plan, config_of(cfg))
     if outcome.is_done(logger):
         return tell(outcome)
     device_name(plan.trainer.accelerator)  # is it there?
     check_scorers(plan)
-    shutil.rmtree(plan.logs, ignore_errors=True)
+    shutil.rmtree(logs, ignore_errors=True)
     failures = misfits(plan)
     plan = replace(plan, rows=[row for row in plan.rows if name_of(row) not in failures])
-    start, stages = time.perf_counter(), {stage: plan.items(stage) for stage in STAGES}
-    plan = at_one_node(plan, stages)
+    start, artifacts = time.perf_counter(), plan.all_artifacts()
+    plan = at_one_node(plan, artifacts)
     with ExitStack() as held:
         with open_view(logger, folder, plan.key(), yaml.safe_load(outcome.config)) as view:
             names = {plan.merge(row, pair).key: name_of(row) for row, pair in plan.cells() if row.is_method}
             shown = partial(show, outcome, view, names)
-            make(plan, stages, shown, REPORT_COST)
+            make(plan.store, plan.trainer, artifacts, shown, REPORT_COST, logs)
             held.enter_context(outcome.alone())
             if outcome.is_done(logger):  # as in pipeline.run
                 return tell(outcome)
-            failures |= {name_of(row): why for row in plan.rows if (why := first_failure(plan, row))}
+            failures |= {name_of(row): why for row in plan.rows if (why := first_failure(plan, row, logs))}
             whole = [row for row in plan.rows if name_of(row) not in failures]
             if {name_of(row) for row in rows} - failures.keys():
                 outcome = Outcome(folder, replace(plan, rows=whole), outcome.config)
@@ -138,34 +137,7 @@ def check_uniform(rows: Sequence[Row], plan: Plan) -> None:
         raise UserError(f"{idle[0]} says nothing of single pairs; type dataset.contents=[mug_1,cat_1] or leave it out")
 
 
-@dataclass(frozen=True)
-class Tried(Make):
-    """Items that leave a log where they fail, instead of ending the run."""
-
-    logs: Path
-
-    def __call__(self, progress: Progress) -> None:
-        try:
-            super().__call__(progress)
-        except Exception as error:
-            self.logs.mkdir(parents=True, exist_ok=True)
-            text = str(error) if isinstance(error, UserError) else traceback.format_exc()
-            for item in self.items:
-                (self.logs / f"{item.key}.txt").write_text(text)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Patient(Plan):
-    """A plan whose items may fail, each for itself, unless ranks work on it; logs: the folder of what went wrong."""
-
-    logs: Path
-
-    def jobs(self, stage: str, items: Sequence[Item]) -> list[Make]:
-        jobs = super().jobs(stage, items)
-        return jobs if self.trainer.devices else [Tried(job.store, job.items, self.logs) for job in jobs]
-
-
-def misfits(plan: Patient) -> dict[str, str]:
+def misfits(plan: Plan) -> dict[str, str]:
     """By name, the rows whose masks do not fit the UNet, with the reason; found before anything is trained."""
     try:
         check_methods(plan)
@@ -174,7 +146,7 @@ def misfits(plan: Patient) -> dict[str, str]:
         return {name_of(row): why for row in plan.rows if (why := misfit(plan, row))}
 
 
-def misfit(plan: Patient, row: Row) -> str | None:
+def misfit(plan: Plan, row: Row) -> str | None:
     try:
         check_methods(replace(plan, rows=[row]))
     except Exception as error:
@@ -182,14 +154,14 @@ def misfit(plan: Patient, row: Row) -> str | None:
     return None
 
 
-def first_failure(plan: Patient, row: Row) -> str | None:
-    """Where the row broke off and why; None where it is whole. What comes after a failure fails in its wake."""
+def first_failure(plan: Plan, row: Row, logs: Path) -> str | None:
+    """Return the first artifact of a row that failed, with the reason; None if none did."""
     own = replace(plan, rows=[row])
     for stage in STAGES:
-        for item in own.items(stage):
-            log = plan.logs / f"{item.key}.txt"
+        for each in own.artifacts(stage):
+            log = logs / f"{each.key}.txt"
             if log.is_file():
-                return f"{stage} of {item.name}: {reason(log.read_text())} ({log})"
+                return f"{stage} of {each.name}: {reason(log.read_text())} ({log})"
     return None
 
 

@@ -23,12 +23,15 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from lorabench.base import UserError
+from lorabench.engine.artifact import closure
 from lorabench.engine.devices import VISIBLE, claim, device_name
+from lorabench.engine.make import Make
 from lorabench.engine.store import Store
-from lorabench.engine.workers import Pool, Progress
+from lorabench.engine.work import Progress
+from lorabench.engine.workers import Pool
 from lorabench.merging import method as methods
 from lorabench.tasks.benchmark import check_methods, plan_of
-from lorabench.tasks.plan import Item, Make, Plan, Row
+from lorabench.tasks.plan import Plan, Row
 from lorabench.tasks.rows import check_rows
 from lorabench.tasks.run_folder import Outcome
 
@@ -83,7 +86,7 @@ def load_of_machine() -> float:
 
 def measure(plan: Plan, repeats: int, root: Path) -> list[dict[str, str | float]]:
     """A row a method and repeat: method, repeat, and the costs of Outcome.costs."""
-    loras = plan.items("personalise")
+    loras = list(closure(plan.artifacts("personalize")).values())
     lines: list[dict[str, str | float]] = []
     with fresh(plan) as start, tqdm(total=len(loras) + repeats * len(plan.rows), unit="process") as bar:
         for lora in loras:
@@ -128,14 +131,13 @@ class Warmed:
 def beside(loras: Store, root: Path) -> Store:
     """A store of its own that has the LoRAs of another."""
     store = Store.open(root)
-    (root / "personalise").symlink_to(loras.root / "personalise", target_is_directory=True)
+    (root / "personalize").symlink_to(loras.root / "personalize", target_is_directory=True)
     return store
 
 
 def makes(plan: Plan) -> tuple[Make, ...]:
     """Merges, then images, one by one."""
-    items: list[Item] = [*plan.items("merge"), *plan.items("generate")]
-    return tuple(Make(plan.store, (item,)) for item in items)
+    return tuple(Make(plan.store, (each,)) for stage in ("merge", "generate") for each in plan.artifacts(stage))
 
 
 def warm(plan: Plan, row: Row, root: Path) -> Plan:

@@ -22,14 +22,16 @@ from omegaconf import DictConfig, OmegaConf
 from lorabench.base import UserError, seed_of
 from lorabench.config.schemas import FileTask, GenerateSpec, ModelSpec, TrainerSpec
 from lorabench.data.pairs import Reference
-from lorabench.engine.artifact import sha256
+from lorabench.engine.artifact import Artifact
 from lorabench.engine.bar import Bar
 from lorabench.engine.devices import claim_here
 from lorabench.engine.failures import unwritable
+from lorabench.engine.record import sha256
 from lorabench.engine.store import Store
 from lorabench.engine.workers import use_threads
 from lorabench.merging.method import Method, build
 from lorabench.models.files import ModelFiles, model_files
+from lorabench.tasks.jobs import nothing
 from lorabench.tasks.merge_files import check_exports, drawn, image_cost, merged, work
 from lorabench.tasks.user_loras import OwnLoRA, OwnPair
 
@@ -89,8 +91,8 @@ class Job:
         from lorabench.data.images import image_paths, reference
 
         files = self.files
-        parts = {
-            "version": 1, "model": {"weights": self.store.digest(*files.sources()), **files.numbers()},
+        params = {
+            "model": {"weights": self.store.digest(*files.sources()), **files.numbers()},
             "precision": self.trainer.precision, "lora": sha256(Path(own.path)), "prompt": own.prompt,
             "generate": asdict(self.generation), "seed": self.seed,
         }  # fmt: skip
@@ -100,7 +102,8 @@ class Job:
             for index, image in enumerate(images):
                 image.load().save(folder / f"{index:02d}.png")
 
-        folder = self.store.get_or_make("teachers", parts, make)
+        teachers = Artifact("teachers", Path(own.path).name, 1, params, nothing)
+        folder = self.store.get_or_make(teachers, make)
         assert own.prompt
         return [reference(path, "", own.prompt) for path in image_paths(folder)]
 

@@ -27,14 +27,16 @@ from lorabench.base import EXPERIMENTS, UserError
 from lorabench.config.schemas import DatasetSpec, HypernetworkTask, MicroworldSpec, TrainerSpec
 from lorabench.data.catalogue import load_pairs
 from lorabench.data.pairs import Pair, Prompts
+from lorabench.engine.artifact import Artifact
 from lorabench.engine.costs import COST_FILE, joined_costs
 from lorabench.engine.devices import device_name
-from lorabench.engine.workers import Progress
+from lorabench.engine.make import make
+from lorabench.engine.work import Progress
 from lorabench.merging import method as methods
 from lorabench.models.files import ModelFiles
-from lorabench.tasks.benchmark import make, plan_of
-from lorabench.tasks.jobs import load_model
-from lorabench.tasks.plan import Item, Plan, Row
+from lorabench.tasks.benchmark import plan_of
+from lorabench.tasks.jobs import load_model, nothing
+from lorabench.tasks.plan import Plan, Row
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,8 +65,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
     unseen = {concept.name: plan.personalise(row, concept) for pair in plan.pairs for concept in pair.concepts}
     trained = training(plan, task, pairs, seen)
     checked = checking(plan, task, trained, unseen)
-    loras = list({item.key: item for item in [*seen.values(), *unseen.values()]}.values())
-    make(plan, {"personalise": loras, "hypernetwork": [trained], "held_out": [checked]})
+    make(plan.store, plan.trainer, [*seen.values(), *unseen.values(), checked])
 
     shutil.copyfile(plan.path(trained) / FILE, folder / FILE)
     found = pd.read_csv(plan.path(checked) / HELD_OUT)
@@ -111,37 +112,40 @@ def check_disjoint(pairs: Sequence[Pair], held_out: Sequence[Pair]) -> None:
                 )
 
 
-def training(plan: Plan, task: HypernetworkTask, pairs: Sequence[Pair], loras: Mapping[str, Item]) -> Item:
+def training(plan: Plan, task: HypernetworkTask, pairs: Sequence[Pair], loras: Mapping[str, Artifact]) -> Artifact:
     """The hypernetwork as an artifact of the store."""
     from lorabench.merging.hypernetwork_training import epoch_of
 
-    parts = {
-        "version": VERSION, "model": plan.base_parts(), "pairs": keys_of(pairs, loras),
+    params = {
+        "model": plan.model_params(), "pairs": [[concept.name for concept in pair.concepts] for pair in pairs],
         "prompts": [pair.prompt for pair in pairs], "epochs": task.epochs, "lr": task.lr,
         "lambda": task.lambda_similarity, "layers": task.layers, "seed": plan.seed,
     }  # fmt: skip
     paths = {name: plan.path(item) / "lora.safetensors" for name, item in loras.items()}
     steps = task.epochs * epoch_of(pairs)
-    scratch = plan.store.scratch("hypernetwork", parts)
+    artifact = Artifact(
+        "hypernetwork", plan.model_name, VERSION, params, nothing, inputs_of(pairs, loras), steps, 10.0 * steps * 2
+    )
+    scratch = plan.store.scratch(artifact)
     work = partial(train, plan.model, plan.model_name, plan.trainer, task, pairs, paths, plan.seed, scratch)
-    return Item("hypernetwork", plan.model_name, parts, work, steps, 10.0 * steps * 2)
+    return replace(artifact, work=work)
 
 
-def checking(plan: Plan, task: HypernetworkTask, trained: Item, loras: Mapping[str, Item]) -> Item:
+def checking(plan: Plan, task: HypernetworkTask, trained: Artifact, loras: Mapping[str, Artifact]) -> Artifact:
     """Its losses on the held-out pairs as an artifact of the store."""
-    parts = {
-        "version": VERSION, "hypernetwork": trained.key, "draws": task.draws, "seed": plan.seed,
-        "pairs": keys_of(plan.pairs, loras),
-    }  # fmt: skip
+    pairs = [[concept.name for concept in pair.concepts] for pair in plan.pairs]
+    params = {"draws": task.draws, "seed": plan.seed, "pairs": pairs}
+    inputs = {"hypernetwork": [trained], **inputs_of(plan.pairs, loras)}
     paths = {name: plan.path(item) / "lora.safetensors" for name, item in loras.items()}
     file = plan.path(trained) / FILE
     work = partial(check, plan.model, plan.trainer, task, plan.pairs, paths, file, plan.seed)
     count = len(plan.pairs)
-    return Item("held_out", plan.model_name, parts, work, count, 12.0 * count * task.draws)
+    return Artifact("held_out", plan.model_name, VERSION, params, work, inputs, count, 12.0 * count * task.draws)
 
 
-def keys_of(pairs: Sequence[Pair], loras: Mapping[str, Item]) -> list[list[str]]:
-    return [[loras[concept.name].key for concept in pair.concepts] for pair in pairs]
+def inputs_of(pairs: Sequence[Pair], loras: Mapping[str, Artifact]) -> dict[str, list[Artifact]]:
+    """Return the LoRAs of the pairs, in their order."""
+    return {"loras": [loras[concept.name] for pair in pairs for concept in pair.concepts]}
 
 
 def train(

@@ -1,4 +1,4 @@
-"""What a worker does for one item: read its inputs, call the stage, write the files.
+"""The work of each artifact: read its inputs, call the stage, write the files.
 
 Every function takes the folder to fill and a progress function last, and imports the heavy packages itself.
 """
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from lorabench.config.schemas import GenerateSpec, LoRASpec, TrainerSpec
 from lorabench.data.pairs import Concept, Pair
 from lorabench.engine.devices import device_name
-from lorabench.engine.workers import Progress
+from lorabench.engine.work import BatchWork, Progress
 from lorabench.models.files import ModelFiles
 from lorabench.scoring.files import ScorerSet
 
@@ -30,13 +30,31 @@ if TYPE_CHECKING:
 CURVES_FILE = "curves.json"
 
 
+def nothing(folder: Path, progress: Progress) -> None:
+    """Stand for the work of an artifact whose scratch folder is still to be named."""
+    raise NotImplementedError
+
+
+def class_images(
+    model: ModelFiles, trainer: TrainerSpec, images: ClassImages, folder: Path, progress: Progress
+) -> None:
+    """Write the images of prior preservation."""
+    from lorabench.engine.costs import cost
+
+    base = load_model(model, trainer.accelerator)
+    with cost(folder, base.unet):
+        images.generate(base, trainer, folder, progress)
+
+
 def personalise(
     model: ModelFiles, trainer: TrainerSpec, concept: Concept, spec: LoRASpec, seed: int, generation: GenerateSpec,
-    prior: ClassImages | None, scratch: Path, folder: Path, progress: Progress, in_core: bool = False,
+    prior: tuple[ClassImages, Path] | None, scratch: Path, folder: Path, progress: Progress, in_core: bool = False,
 ) -> None:  # fmt: skip
-    """lora.safetensors of a concept, and samples/<step>.png where the recipe asks for them.
+    """Write lora.safetensors of a concept, and samples/<step>.png if the recipe asks for them.
 
-    scratch: kept when this is killed, so that the next call goes on from there.
+    Args:
+        prior: Class images and their folder.
+        scratch: Folder that a killed training resumes from.
     """
     from lorabench.engine.costs import cost
     from lorabench.engine.curves import Curves
@@ -44,7 +62,7 @@ def personalise(
     from lorabench.personalization.samples import Look
 
     base, curves = load_model(model, trainer.accelerator), Curves()
-    shown = prior.references(base, trainer, progress) if prior else []
+    shown = prior[0].references(prior[1]) if prior else []
     look = Look(scratch / "samples", generation)
     with cost(folder, base.unet) as costs:
         lora = personalise(
@@ -53,7 +71,7 @@ def personalise(
             spec,
             seed,
             trainer,
-            lambda steps: progress(len(shown) + steps),
+            progress,
             curves,
             shown,
             look,
@@ -86,8 +104,13 @@ def personalise_aligned(
 
 
 @dataclass(frozen=True)
-class Merge:
-    """The merge of one pair; loras: the files of the LoRAs of its concepts."""
+class Merge(BatchWork):
+    """The merge of one pair.
+
+    Args:
+        loras: Files of the LoRAs of its concepts.
+        batch_size: Most pairs in one batch.
+    """
 
     model: ModelFiles
     trainer: TrainerSpec
@@ -95,30 +118,28 @@ class Merge:
     loras: tuple[Path, ...]
     pair: Pair
     seed: int
+    batch_size: int = 1
 
-    def __call__(self, folder: Path, progress: Progress) -> None:
-        merge([self], [folder], progress)
+    @classmethod
+    def run(cls, works: Sequence[Merge], folders: Sequence[Path], progress: Progress) -> None:
+        """Write merged.safetensors and what the method learned, for each pair."""
+        from lorabench.engine.costs import COST_FILE, measured
+        from lorabench.lora.adapter import LoRA
+        from lorabench.merging.merge import MergeItem, merge_all
+        from lorabench.merging.method import build
 
-
-def merge(merges: Sequence[Merge], folders: Sequence[Path], progress: Progress) -> None:
-    """merged.safetensors and what the method learned, of each pair; several go through one batch."""
-    from lorabench.engine.costs import COST_FILE, measured
-    from lorabench.lora.adapter import LoRA
-    from lorabench.merging.merge import MergeItem, merge_all
-    from lorabench.merging.method import build
-
-    first = merges[0]
-    base, method = load_model(first.model, first.trainer.accelerator), build(first.settings)
-    items = [MergeItem(tuple(LoRA.load(path) for path in each.loras), each.pair) for each in merges]
-    costs: dict[str, Any] = {}
-    with measured(costs, base.unet):
-        results = merge_all(base, method, items, first.seed, first.trainer, progress)
-    for each in ("seconds", "unet_passes"):
-        costs[each] /= len(items)
-    for result, folder in zip(results, folders, strict=True):
-        result.save(folder)
-        (folder / CURVES_FILE).write_text(json.dumps(result.losses))
-        (folder / COST_FILE).write_text(json.dumps(costs | {"learned_parameters": result.learned_params}))
+        first = works[0]
+        base, method = load_model(first.model, first.trainer.accelerator), build(first.settings)
+        items = [MergeItem(tuple(LoRA.load(path) for path in each.loras), each.pair) for each in works]
+        costs: dict[str, Any] = {}
+        with measured(costs, base.unet):
+            results = merge_all(base, method, items, first.seed, first.trainer, progress)
+        for each in ("seconds", "unet_passes"):
+            costs[each] /= len(items)
+        for result, folder in zip(results, folders, strict=True):
+            result.save(folder)
+            (folder / CURVES_FILE).write_text(json.dumps(result.losses))
+            (folder / COST_FILE).write_text(json.dumps(costs | {"learned_parameters": result.learned_params}))
 
 
 @cache

@@ -24,10 +24,11 @@ from omegaconf import DictConfig, OmegaConf
 from lorabench.base import UserError
 from lorabench.config.choices import choose
 from lorabench.data.pairs import ROLES, Role
+from lorabench.engine.make import make
 from lorabench.merging import method as methods
 from lorabench.models.files import ModelFiles
 from lorabench.report import stats
-from lorabench.tasks.benchmark import make, plan_of
+from lorabench.tasks.benchmark import plan_of
 from lorabench.tasks.plan import Plan, Row
 
 KINDS = ("block", "layer")
@@ -57,7 +58,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
     plan = plan_of(cfg, rows)
     if not all(pair.is_single for pair in plan.pairs):
         raise UserError("a layer probe needs one subject and one style a pair; leave dataset.contents and + out")
-    make(plan, {stage: plan.items(stage) for stage in ("personalise", "generate", "score")})
+    make(plan.store, plan.trainer, plan.artifacts("score"))
 
     scores = {row.name: read_scores(plan, row) for row in plan.rows}
     found = pd.concat([measure(scores, kind, names) for kind, names in modules.items()], ignore_index=True)

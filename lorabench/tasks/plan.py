@@ -1,15 +1,11 @@
-"""What a run consists of: one item for each thing to make, in the order of the stages.
+"""The artifacts of a run: which there are for each row and pair, and what each is made of.
 
-Keys follow from the config, the images and the weights alone, each from the keys of what the item is made of, so the
-whole plan is known, and a finished run recognised, before anything heavy is imported.
+Everything here follows from the config and from hashes of images and weights, so that the plan is known, and a finished
+run recognized, before anything heavy is imported.
 """
 
-import ast
-import hashlib
-import inspect
 import json
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -19,9 +15,9 @@ from lorabench.base import UserError, seed_of
 from lorabench.config.schemas import DatasetSpec, GenerateSpec, LoRASpec, MergeSpec, MicroworldSpec, TrainerSpec
 from lorabench.data.catalogue import aligned, world_version
 from lorabench.data.pairs import ROLES, Concept, Pair, Role, Wording, joined, worded
-from lorabench.engine.artifact import sha256
-from lorabench.engine.store import Store, canonical, key_of
-from lorabench.engine.workers import Progress
+from lorabench.engine.artifact import Artifact, Part
+from lorabench.engine.record import canonical, key_of, sha256
+from lorabench.engine.store import Store
 from lorabench.merging import method as methods
 from lorabench.models.files import ModelFiles
 from lorabench.personalization.class_images import ClassImages
@@ -30,76 +26,12 @@ from lorabench.scoring.files import ScorerSet
 from lorabench.tasks import jobs as tasks
 from lorabench.tasks import units
 
-STAGES = ("personalise", "merge", "generate", "score")
-# Raise a stage's number when its results change: what is stored under the old number is then made anew.
-VERSIONS = {"personalise": 1, "merge": 2, "generate": 2, "oracle": 1, "score": 3}
+STAGES = ("personalize", "merge", "generate", "score")
+# The version of a stage. Raise it when its results change for all methods; a method has a version of its own.
+VERSIONS = {"class_images": 1, "personalize": 1, "merge": 2, "generate": 2, "oracle": 1, "score": 3}
 
 FLOORS = ("base", "content_only", "style_only")
 ORACLE = "oracle"
-SHARED = ("constyle", "hypernetwork", "least_squares", "moments", "priors")  # modules that methods use
-
-
-@dataclass(frozen=True)
-class Item:
-    """One artifact of the store.
-
-    work: makes its files in an empty folder, telling the steps done so far, of `steps`.
-    cost: the share of the progress bar, in rows of the UNet while sampling; measured on the micro model.
-    """
-
-    stage: str
-    name: str
-    parts: dict[str, Any]
-    work: Callable[[Path, Progress], None]
-    steps: int
-    cost: float
-
-    @property
-    def key(self) -> str:
-        return key_of(self.stage, self.parts)
-
-
-Stages = dict[str, list[Item]]
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A LoRA of stage 1: the file of this name in its item."""
-
-    item: Item
-    name: str = "lora"
-
-    @property
-    def key(self) -> str:
-        return self.item.key if self.name == "lora" else f"{self.item.key}/{self.name}"
-
-
-@dataclass(frozen=True)
-class Make:
-    """The job of a worker: items of a stage into the store; several of them, merges, in one batch."""
-
-    store: Store
-    items: tuple[Item, ...]
-
-    @property
-    def steps(self) -> int:
-        return sum(item.steps for item in self.items)
-
-    @property
-    def cost(self) -> float:
-        return sum(item.cost for item in self.items)
-
-    def __call__(self, progress: Progress) -> None:
-        first = self.items[0]
-        if len(self.items) == 1:
-            self.store.get_or_make(first.stage, first.parts, lambda folder: first.work(folder, progress))
-            return
-        merges: dict[str, Any] = {item.key: item.work for item in self.items}
-
-        def make(drafts: dict[str, Path]) -> None:
-            tasks.merge([merges[key] for key in drafts], list(drafts.values()), progress)
-
-        self.store.get_or_make_all(first.stage, [item.parts for item in self.items], make)
 
 
 @dataclass(frozen=True)
@@ -125,11 +57,12 @@ class Row:
         return _method(canonical(self.settings))
 
     def slice(self) -> dict[str, Any]:
-        """What of the method changes a number: its settings, of files what they hold, and its code."""
+        """Return what changes the results of the method: its version and settings, with files by their content."""
         assert self.settings is not None
+        method = self.method()
         numbers = {key: value for key, value in self.settings.items() if key != "concepts"}
-        numbers |= {key: sha256(file) for key, file in self.method().files().items()}
-        return {"settings": numbers, "code": code_of(self.settings["name"])}
+        numbers |= {key: sha256(file) for key, file in method.files().items()}
+        return {"settings": numbers, "version": method.version}
 
 
 @cache
@@ -137,28 +70,9 @@ def _method(settings: str) -> methods.Method:
     return methods.build(json.loads(settings))
 
 
-@cache
-def code_of(method: str) -> str:
-    """Hash of the method's own modules, and of those that methods share and it imports, without their comments.
-
-    So an edited method is run anew; what all methods go through is in VERSIONS.
-    """
-    modules = {cls.__module__ for cls in methods.methods()[method].__mro__}
-    own = sorted(name for name in modules if name.startswith("lorabench.merging.methods."))
-    trees = [ast.parse(inspect.getsource(sys.modules[name])) for name in own]
-    imported = {node.module for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    shared = [
-        Path(__file__).parents[1] / "merging" / f"{name}.py"
-        for name in SHARED
-        if f"lorabench.merging.{name}" in imported
-    ]
-    code = [ast.unparse(tree) for tree in [*trees, *(ast.parse(file.read_text()) for file in shared)]]
-    return hashlib.sha256("\n".join(code).encode()).hexdigest()
-
-
 @dataclass(frozen=True)
 class Plan:
-    """All items of one run.
+    """All artifacts of one run.
 
     weights: digest of the model's files; scorers_digest: of the scorers'.  scoring_batch: images scored together.
     """
@@ -179,25 +93,29 @@ class Plan:
     seed: int
     scoring_batch: int = 32
 
-    def items(self, stage: str) -> list[Item]:
-        """The items of a stage, each once."""
-        if stage == "personalise":
+    def artifacts(self, stage: str) -> list[Artifact]:
+        """Return the artifacts of a stage, each once."""
+        if stage == "personalize":
             made = self.trainings()
         elif stage == "merge":
             made = [self.merge(row, pair) for row, pair in self.cells() if row.is_method]
         else:
             make = {"generate": self.generate, "score": self.score}[stage]
             made = [make(row, pair) for row, pair in self.cells()]
-        return list({item.key: item for item in made}.values())
+        return list({each.key: each for each in made}.values())
 
-    def trainings(self) -> list[Item]:
-        """What stage 1 makes, concept by concept, subjects first."""
-        of: dict[tuple[int, str], list[Item]] = {}
+    def all_artifacts(self) -> list[Artifact]:
+        """Return the artifacts of all stages, in the order of the stages."""
+        return [each for stage in STAGES for each in self.artifacts(stage)]
+
+    def trainings(self) -> list[Artifact]:
+        """Return the trained LoRAs, concept by concept, subjects first."""
+        of: dict[tuple[int, str], list[Artifact]] = {}
         for row, pair in self.cells():
             if row.settings is not None:
                 for concept, lora in zip(self.adapted(row, pair).concepts, self.loras(row, pair), strict=True):
-                    of.setdefault((ROLES.index(concept.role), concept.name), []).append(lora.item)
-        return [item for key in sorted(of, key=lambda key: key[0]) for item in of[key]]
+                    of.setdefault((ROLES.index(concept.role), concept.name), []).append(lora.artifact)
+        return [each for key in sorted(of, key=lambda key: key[0]) for each in of[key]]
 
     def cells(self) -> Iterator[tuple[Row, Pair]]:
         return ((row, pair) for row in self.rows for pair in self.pairs)
@@ -206,40 +124,55 @@ class Plan:
         """What the run is, in one hash: equal keys give equal scores."""
         return key_of("run", {"scores": [self.score(row, pair).key for row, pair in self.cells()]})
 
-    def base_parts(self) -> dict[str, Any]:
+    def model_params(self) -> dict[str, Any]:
+        """Return everything about the base model that changes results."""
         return {"weights": self.weights, "precision": self.trainer.precision, **self.model.numbers()}
 
-    def personalise(self, row: Row, concept: Concept, times: int = 1) -> Item:
-        """The LoRA of a concept as a method wants it trained; most want the same one.  times: as many steps."""
+    def personalise(self, row: Row, concept: Concept, times: int = 1) -> Artifact:
+        """Return the LoRA of a concept as the row's method trains it.
+
+        Args:
+            times: Factor of the recipe's number of steps.
+        """
         method = row.method()
         spec, training = method.lora(concept.role, self.lora), method.training
         spec, shown = replace(spec, steps=spec.steps * times), method.trained_on(concept)
-        parts = {
-            "version": VERSIONS["personalise"], "model": self.base_parts(), "lora": asdict(spec),
-            "concept": shown.identity(), "seed": self.seed,
+        params: dict[str, Any] = {
+            "model": self.model_params(), "lora": asdict(spec), "concept": shown.identity(), "seed": self.seed,
         }  # fmt: skip
         if training == "core":
-            parts["training"] = training
-        steps, cost = spec.steps, 2.0 * spec.steps * spec.batch * spec.accumulate
-        prior = None
-        if spec.prior_weight:
-            base, count = self.base_parts(), spec.prior_images
-            prior = ClassImages.of(shown, count, self.store, base, self.generation, self.seed)
-            parts["class_images"] = prior.key
-            steps, cost = steps + count, 2.0 * cost + 2.0 * count * self.generation.steps
+            params["training"] = training
         if spec.sample_every:
-            parts["generate"] = {"steps": self.generation.steps, "guidance": self.generation.guidance}
-        scratch = self.store.scratch("personalise", parts)
-        work = partial(
-            tasks.personalise, self.model, self.trainer, shown, spec, self.seed, self.generation, prior,
-            scratch, in_core=training == "core",
-        )  # fmt: skip
+            params["generate"] = {"steps": self.generation.steps, "guidance": self.generation.guidance}
+        prior = self.class_images(shown, spec) if spec.prior_weight else None
         shared = (spec, shown, training) == (self.lora, concept, "each")
-        name = concept.name if shared else f"{concept.name} as {row.name} wants it"
-        return Item("personalise", name, parts, work, steps, cost)
+        artifact = Artifact(
+            "personalize", concept.name if shared else f"{concept.name} as {row.name} wants it",
+            VERSIONS["personalize"], params, tasks.nothing, {"class_images": [prior]} if prior else {}, spec.steps,
+            2.0 * spec.steps * spec.batch * spec.accumulate * (2 if prior else 1),
+        )  # fmt: skip
+        work = partial(
+            tasks.personalise, self.model, self.trainer, shown, spec, self.seed, self.generation,
+            (self.prior(shown, spec), self.path(prior)) if prior else None, self.store.scratch(artifact),
+            in_core=training == "core",
+        )  # fmt: skip
+        return replace(artifact, work=work)
 
-    def aligned(self, row: Row, couple: Pair) -> Item:
-        """Both LoRAs of a single pair, trained on pictures of the subject before and after styling."""
+    def class_images(self, concept: Concept, spec: LoRASpec) -> Artifact:
+        """Return the class images of a concept, which concepts of the same class share."""
+        images = self.prior(concept, spec)
+        work = partial(tasks.class_images, self.model, self.trainer, images)
+        params = {"model": self.model_params(), **images.params()}
+        cost = 2.0 * spec.prior_images * self.generation.steps
+        name = ", ".join(images.prompts)
+        version = VERSIONS["class_images"]
+        return Artifact("class_images", name, version, params, work, steps=spec.prior_images, cost=cost)
+
+    def prior(self, concept: Concept, spec: LoRASpec) -> ClassImages:
+        return ClassImages.of(concept, spec.prior_images, self.generation, self.seed)
+
+    def aligned(self, row: Row, couple: Pair) -> Artifact:
+        """Return both LoRAs of a single pair, trained on images of the subject before and after styling."""
         [content], [style] = couple.contents, couple.styles
         if not isinstance(self.dataset, MicroworldSpec):
             raise UserError(
@@ -249,118 +182,126 @@ class Plan:
         spec = row.method().lora("style", self.lora)
         check_aligned(spec)
         concept = aligned(content, style, couple.prompt)
-        parts = {
-            "version": VERSIONS["personalise"], "model": self.base_parts(), "lora": asdict(spec),
-            "concept": concept.identity(), "seed": self.seed, "training": "aligned",
+        params = {
+            "model": self.model_params(), "lora": asdict(spec), "concept": concept.identity(), "seed": self.seed,
+            "training": "aligned",
         }  # fmt: skip
-        scratch = self.store.scratch("personalise", parts)
-        work = partial(tasks.personalise_aligned, self.model, self.trainer, concept, spec, self.seed, scratch)
         steps = updates(spec.steps)
-        return Item("personalise", concept.name, parts, work, steps, 2.0 * steps * spec.batch * spec.accumulate)
+        artifact = Artifact(
+            "personalize", concept.name, VERSIONS["personalize"], params, tasks.nothing, steps=steps,
+            cost=2.0 * steps * spec.batch * spec.accumulate,
+        )  # fmt: skip
+        scratch = self.store.scratch(artifact)
+        work = partial(tasks.personalise_aligned, self.model, self.trainer, concept, spec, self.seed, scratch)
+        return replace(artifact, work=work)
 
-    def loras(self, row: Row, pair: Pair) -> list[Trained]:
-        """What a row merges or draws with, one for each concept of `adapted`."""
+    def loras(self, row: Row, pair: Pair) -> list[Part]:
+        """Return the LoRAs that a row merges or applies, one for each concept of `adapted`."""
         training = row.method().training
         if training == "one":
-            return [Trained(self.personalise(row, joined(pair), len(pair.concepts)))]
+            return [Part(self.personalise(row, joined(pair), len(pair.concepts)), "lora")]
         if training == "aligned":
-            items = {couple.concepts: self.aligned(row, couple) for couple in pair.couples or (pair,)}
-            contents = [Trained(items[content, pair.styles[0]], "content") for content in pair.contents]
-            return contents + [Trained(items[pair.contents[0], style], "style") for style in pair.styles]
-        return [Trained(self.personalise(row, concept)) for concept in pair.concepts]
+            made = {couple.concepts: self.aligned(row, couple) for couple in pair.couples or (pair,)}
+            contents = [Part(made[content, pair.styles[0]], "content") for content in pair.contents]
+            return contents + [Part(made[pair.contents[0], style], "style") for style in pair.styles]
+        return [Part(self.personalise(row, concept), "lora") for concept in self.adapted(row, pair).concepts]
 
     def adapted(self, row: Row, pair: Pair) -> Pair:
-        """The pair with the concepts that the row's LoRAs are of."""
-        if row.method().training != "one":
+        """Return the pair with the concepts that the row's LoRAs are trained on, without LoRAs of scale 0."""
+        method = row.method()
+        if method.training == "one":
+            return replace(pair, contents=(joined(pair),), styles=(), couples=())
+        if all(method.uses(role) for role in ROLES):
             return pair
-        return replace(pair, contents=(joined(pair),), styles=(), couples=())
+        contents, styles = (pair.of(role) if method.uses(role) else () for role in ROLES)
+        return replace(pair, contents=contents, styles=styles, couples=())
 
-    def merge(self, row: Row, pair: Pair) -> Item:
-        loras = self.loras(row, pair)
-        parts = {
-            "version": VERSIONS["merge"], "model": self.base_parts(), "method": row.slice(),
-            "loras": [lora.key for lora in loras], "prompt": pair.prompt, "seed": self.seed,
-        }  # fmt: skip
+    def merge(self, row: Row, pair: Pair) -> Artifact:
+        loras, fit = self.loras(row, pair), row.method().fit
+        shared = {"model": self.model_params(), "method": row.slice(), "seed": self.seed}
+        params = {**shared, "prompt": pair.prompt}
         uniform = not pair.is_single and row.method().concepts == "uniform"
-        if uniform:  # of a single pair it says nothing
-            parts["concepts"] = "uniform"
-        fit = row.method().fit
+        if uniform:  # the same as joint for a single pair
+            params["concepts"] = "uniform"
         if fit and self.merging.pairs_per_batch != 1:  # changes the last digits; 1 is left out, so that keys stay
-            parts["pairs_per_batch"] = self.merging.pairs_per_batch
-        files = tuple(self.file(lora) for lora in loras)
-        adapted = self.adapted(row, pair)
-        work = tasks.Merge(self.model, self.trainer, row.settings or {}, files, adapted, self.seed)
+            params["pairs_per_batch"] = self.merging.pairs_per_batch
+        work = tasks.Merge(
+            self.model, self.trainer, row.settings or {}, tuple(self.file(lora) for lora in loras),
+            self.adapted(row, pair), self.seed, self.merging.pairs_per_batch,
+        )  # fmt: skip
         steps = fit.steps * (len(pair.couples) if uniform else 1) if fit else 0
         rows = fit.batch * (2 if uniform else len(pair.concepts)) if fit else 0
-        return Item("merge", pair.name, parts, work, steps, 10.0 * steps * rows)
+        return Artifact(
+            "merge", pair.name, VERSIONS["merge"], params, work, {"loras": loras}, steps, 10.0 * steps * rows,
+            key_of("batch", shared) if fit else None,
+        )  # fmt: skip
 
-    def jobs(self, stage: str, items: Sequence[Item]) -> list[Make]:
-        """The items as jobs of the workers; merges that can share a batch go together."""
-        size = self.merging.pairs_per_batch if stage == "merge" else 1
-        return [Make(self.store, tuple(items[start : start + size])) for start in range(0, len(items), size)]
-
-    def generate(self, row: Row, pair: Pair) -> Item:
+    def generate(self, row: Row, pair: Pair) -> Artifact:
         return self.oracle(pair) if row.name == ORACLE else self.sample(row, pair)
 
-    def sample(self, row: Row, pair: Pair) -> Item:
-        loras = self.loras(row, pair)
+    def sample(self, row: Row, pair: Pair) -> Artifact:
+        loras, adapted = self.loras(row, pair), self.adapted(row, pair)
         merged = self.merge(row, pair) if row.is_method else None
-        parts = {
-            "version": VERSIONS["generate"], "model": self.base_parts(), "method": row.slice(),
-            "loras": [lora.key for lora in loras], "merged": merged and merged.key,
-            "generate": asdict(self.generation), "prompt": pair.prompt, "seeds": self.seeds(pair),
-            **scenes_of(pair), **({"strength": row.strength} if row.strength else {}),
+        seeds = self.seeds(pair)
+        params = {
+            "model": self.model_params(), "method": row.slice(), "generate": asdict(self.generation),
+            "prompt": pair.prompt, "seeds": seeds, **scenes_of(pair),
         }  # fmt: skip
-        files = tuple(self.file(lora) for lora in loras)
-        adapted = self.adapted(row, pair)
+        if row.strength:
+            params["strength"] = row.strength
         if wordings := self.wordings(row, adapted):
-            parts["wordings"] = {each: worded(pair.drawn, each) for each in wordings}
+            params["wordings"] = {each: worded(pair.drawn, each) for each in wordings}
         work = units.Generate(
-            self.model, self.trainer, row.settings or {}, files, merged and self.path(merged), adapted,
-            tuple(self.seeds(pair)), self.generation, row.strength, self.seed,
+            self.model, self.trainer, row.settings or {}, tuple(self.file(lora) for lora in loras),
+            merged and self.path(merged), adapted, tuple(seeds), self.generation, row.strength, self.seed,
         )  # fmt: skip
-        count = len(self.seeds(pair))
-        return Item("generate", f"{row.name} {pair.name}", parts, work, count, 2.0 * count * self.generation.steps)
+        return Artifact(
+            "generate", f"{row.name} {pair.name}", VERSIONS["generate"], params, work,
+            {"loras": loras, **({"merged": [merged]} if merged else {})}, len(seeds),
+            2.0 * len(seeds) * self.generation.steps,
+        )  # fmt: skip
 
-    def oracle(self, pair: Pair) -> Item:
+    def oracle(self, pair: Pair) -> Artifact:
         count = len(self.seeds(pair))
-        parts = {
-            "version": VERSIONS["oracle"], "world": world_version(self.dataset), "content": pair.content_name,
-            "style": pair.style_name, "images": count,
+        params = {
+            "world": world_version(self.dataset), "content": pair.content_name, "style": pair.style_name,
+            "images": count,
         }  # fmt: skip
-        return Item("generate", f"{ORACLE} {pair.name}", parts, units.Oracle(pair, count), count, count)
+        work, version = units.Oracle(pair, count), VERSIONS["oracle"]
+        return Artifact("generate", f"{ORACLE} {pair.name}", version, params, work, steps=count, cost=count)
 
     def seeds(self, pair: Pair) -> list[int]:
         """One seed an image, the same for every method."""
         names, images = (pair.content_name, pair.style_name), range(self.generation.images)
         return [seed_of("image", *names, scene.prompt, i, self.seed) for scene in pair.drawn for i in images]
 
-    def score(self, row: Row, pair: Pair) -> Item:
-        images = self.generate(row, pair)
-        references = [[image.sha256 for image in concept.references] for concept in pair.concepts]
-        parts = {
-            "version": VERSIONS["score"], "scorers": self.scorers_digest, "images": images.key, "text": pair.text,
-            "prompt": pair.prompt, "seeds": self.seeds(pair), "names": [pair.content_name, pair.style_name],
-            "references": references, "world": world_version(self.dataset), "batch": self.scoring_batch,
-            **scenes_of(pair),
+    def score(self, row: Row, pair: Pair) -> Artifact:
+        images, seeds = self.generate(row, pair), self.seeds(pair)
+        params = {
+            "scorers": self.scorers_digest, "text": pair.text, "prompt": pair.prompt, "seeds": seeds,
+            "names": [pair.content_name, pair.style_name],
+            "references": [[image.sha256 for image in concept.references] for concept in pair.concepts],
+            "world": world_version(self.dataset), "batch": self.scoring_batch, **scenes_of(pair),
         }  # fmt: skip
         work = units.Score(
-            self.scorers, self.trainer, self.store.root / "embeddings", pair, self.path(images),
-            tuple(self.seeds(pair)), self.scoring_batch,
+            self.scorers, self.trainer, self.store.root / "embeddings", pair, self.path(images), tuple(seeds),
+            self.scoring_batch,
         )  # fmt: skip
-        count = len(self.seeds(pair))
-        return Item("score", f"{row.name} {pair.name}", parts, work, count, 4.0 * count)
+        return Artifact(
+            "score", f"{row.name} {pair.name}", VERSIONS["score"], params, work, {"images": [images]}, len(seeds),
+            4.0 * len(seeds),
+        )  # fmt: skip
 
     def wordings(self, row: Row, pair: Pair) -> list[Wording]:
         """The wordings that a row draws with beside the prompt."""
         branches = row.method().guidance(self.generation.guidance, pair.roles) or ()
         return sorted({branch.words for branch in branches if branch.words and branch.words != "prompt"})
 
-    def path(self, item: Item) -> Path:
-        return self.store.path(item.stage, item.parts)
+    def path(self, artifact: Artifact) -> Path:
+        return self.store.path(artifact)
 
-    def file(self, lora: Trained) -> Path:
-        return self.path(lora.item) / f"{lora.name}.safetensors"
+    def file(self, lora: Part) -> Path:
+        return self.path(lora.artifact) / f"{lora.name}.safetensors"
 
 
 def scenes_of(pair: Pair) -> dict[str, Any]:

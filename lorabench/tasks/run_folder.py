@@ -20,13 +20,14 @@ import yaml
 from lorabench import __version__
 from lorabench.config.schemas import LoggerSpec
 from lorabench.data.catalogue import world_version
-from lorabench.engine.artifact import key_of, write_whole
+from lorabench.engine.artifact import Artifact
 from lorabench.engine.costs import COST_FILE, joined_costs
 from lorabench.engine.failures import FORBIDDEN
-from lorabench.engine.store import files_of
+from lorabench.engine.record import files_of, key_of, write_whole
 from lorabench.merging.method import PER_PAIR
+from lorabench.report.folder import label
 from lorabench.tasks.jobs import CURVES_FILE
-from lorabench.tasks.plan import FLOORS, ORACLE, STAGES, Item, Plan, Row
+from lorabench.tasks.plan import FLOORS, ORACLE, STAGES, Plan, Row
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -182,7 +183,7 @@ class Outcome:
 
         A run of several methods has `rows` with what else is said of the one, and apart the keys of the frame rows.
         """
-        stages = {stage: self.plan.items(stage) for stage in STAGES}
+        stages = {stage: self.plan.artifacts(stage) for stage in STAGES}
         rows = [self.of_row(row) for row in self.chosen]
         return {
             **(rows[0] if len(rows) == 1 else {"rows": rows, "keys": self.keys(self.frames)}),
@@ -200,18 +201,18 @@ class Outcome:
         several = len(self.chosen) > 1
         plan = replace(self.plan, rows=[row]) if several else self.plan
         return {
-            **({"settings": row.settings} if several else {}),
+            **({"settings": row.settings, "label": label(row.name, row.ablation)} if several else {}),
             "method": row.name,
             "ablation": row.ablation,
             "costs": self.costs(row),
-            "losses": {item.name: self.curves(item) for item in plan.items("merge") if self.curves(item)},
+            "losses": {item.name: self.curves(item) for item in plan.artifacts("merge") if self.curves(item)},
             "keys": self.keys(plan.rows),
         }
 
     def keys(self, rows: Sequence[Row]) -> dict[str, dict[str, str]]:
         """Stage -> item -> key of these rows: what the store must keep for them."""
         plan = replace(self.plan, rows=list(rows))
-        return {stage: {item.name: item.key for item in plan.items(stage)} for stage in STAGES}
+        return {stage: {item.name: item.key for item in plan.artifacts(stage)} for stage in STAGES}
 
     def costs(self, row: Row) -> dict[str, float]:
         """What a LoRA, a merge and an image of the row take, means over LoRAs and pairs; a peak is the greatest.
@@ -219,7 +220,9 @@ class Outcome:
         Of the LoRAs those that the row's merges share with other rows too: they are no cost of the merge. A training
         for one pair is.
         """
-        trained = [{lora.item.key: self.cost(lora.item) for lora in self.plan.loras(row, p)} for p in self.plan.pairs]
+        trained = [
+            {lora.artifact.key: self.cost(lora.artifact) for lora in self.plan.loras(row, p)} for p in self.plan.pairs
+        ]
         loras = {key: cost for of_pair in trained for key, cost in of_pair.items()}
         drawn = [self.cost(self.plan.generate(row, pair)) for pair in self.plan.pairs]
         images = sum(len(self.plan.seeds(pair)) for pair in self.plan.pairs)
@@ -242,13 +245,13 @@ class Outcome:
                     costs[f"merge_{peak}"] = max(each[peak] for each in merged)
         return costs
 
-    def cost(self, item: Item) -> dict[str, Any]:
-        file = self.plan.path(item) / COST_FILE
+    def cost(self, artifact: Artifact) -> dict[str, Any]:
+        file = self.plan.path(artifact) / COST_FILE
         return json.loads(file.read_text()) if file.is_file() else {}
 
-    def curves(self, item: Item) -> dict[str, list[float]]:
+    def curves(self, artifact: Artifact) -> dict[str, list[float]]:
         """term -> a value a step; empty for an item without a fit."""
-        file = self.plan.path(item) / CURVES_FILE
+        file = self.plan.path(artifact) / CURVES_FILE
         return json.loads(file.read_text()) if file.is_file() else {}
 
     def table(self) -> str:

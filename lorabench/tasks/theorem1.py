@@ -25,15 +25,16 @@ INK, MUTED, RULE, FAIL = "#1c1d21", "#6a6c76", "#d9dae0", "#f6dfe0"
 
 def run(cfg: DictConfig, folder: Path) -> None:
     """Train the LoRAs that the store lacks; write theorem1.csv, theorem1.md and theorem1.png."""
+    from lorabench.engine.make import make
     from lorabench.lora.adapter import LoRA
     from lorabench.merging.method import build
-    from lorabench.tasks.benchmark import make, plan_of
+    from lorabench.tasks.benchmark import plan_of
     from lorabench.tasks.plan import Row
 
     plan = plan_of(cfg, [Row(cfg.method.name, settings=asdict(build(cfg.method)))])  # one row: every LoRA once
-    items = plan.items("personalise")
-    make(plan, {"personalise": items})
-    loras = {item.name: LoRA.load(plan.path(item) / "lora.safetensors") for item in items}
+    trained = plan.artifacts("personalize")
+    make(plan.store, plan.trainer, trained)
+    loras = {each.name: LoRA.load(plan.path(each) / "lora.safetensors") for each in trained}
     errors = pd.concat([measure(name, lora) for name, lora in loras.items()], ignore_index=True)
     folder.mkdir(parents=True, exist_ok=True)
     errors.to_csv(folder / "theorem1.csv", index=False)

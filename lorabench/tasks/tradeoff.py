@@ -31,11 +31,12 @@ from lorabench.base import UserError
 from lorabench.config.choices import choose
 from lorabench.data.pairs import ROLES, Role
 from lorabench.engine.devices import device_name
+from lorabench.engine.make import make
 from lorabench.merging import method as methods
 from lorabench.report import stats
 from lorabench.scoring.files import ScorerSet, read_config
-from lorabench.tasks.benchmark import check_methods, check_scorers, make, plan_of
-from lorabench.tasks.plan import STAGES, Plan, Row
+from lorabench.tasks.benchmark import check_methods, check_scorers, plan_of
+from lorabench.tasks.plan import Plan, Row
 from lorabench.tasks.rows import check_rows
 
 ALONE: dict[Role, str] = {"content": "content_only", "style": "style_only"}  # the row that has one role's LoRA
@@ -69,7 +70,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
     device_name(plan.trainer.accelerator)  # is it there?
     check_methods(changed(plan, rows=[rows[name, (1.0, 1.0)] for name in names]))
     check_scorers(plan)
-    make(plan, {stage: plan.items(stage) for stage in STAGES})
+    make(plan.store, plan.trainer, plan.all_artifacts())
 
     alone = {role: {row.name: values(plan, row, metrics[role]) for row in frames} for role in ROLES}
     axes: dict[Role, Axis] = {role: axis_of(role, metrics[role], alone[role]) for role in ROLES}

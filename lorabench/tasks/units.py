@@ -1,77 +1,24 @@
-"""Images and scores are made unit by unit: a unit is a batch of images of one item, whoever computes it.
-
-The result of a unit is written into the item's folder at once, so that the ranks of a run can share an item; `join`
-puts the parts together and sees that each is there once. A single process goes the same way, with all units.
-"""
+"""Images and scores are computed in units: a unit is a batch of images of one artifact."""
 
 from __future__ import annotations
 
-import json
-import shutil
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorabench.config.schemas import GenerateSpec, TrainerSpec
 from lorabench.data.pairs import Pair, Role
-from lorabench.engine.costs import COST_FILE, joined_costs, measured
 from lorabench.engine.devices import device_name
-from lorabench.engine.workers import Progress
+from lorabench.engine.work import PARTS, Progress, UnitWork, counted
 from lorabench.models.files import ModelFiles
 from lorabench.scoring.files import ScorerSet
 from lorabench.tasks.jobs import load_model, load_references, load_scorers
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from lorabench.scoring.score import Item, Row
-
-PARTS = "parts"  # of a draft: what its units write beside the result
-
-
-class Spread(ABC):
-    """The work of an item that several processes can share."""
-
-    @property
-    @abstractmethod
-    def units(self) -> int:
-        """How many there are, numbered from 0."""
-
-    @abstractmethod
-    def compute(self, numbers: Sequence[int], folder: Path, progress: Progress) -> None:
-        """Write the results of these units, and what they cost, telling the images done so far."""
-
-    def join(self, folder: Path) -> None:
-        """Make the item of what its units wrote; RuntimeError unless each was computed once."""
-        parts = folder / PARTS
-        costs = [json.loads(file.read_text()) for file in sorted(parts.glob("*.json"))]
-        computed = sorted(number for cost in costs for number in cost.pop("units"))
-        if computed != list(range(self.units)):
-            raise RuntimeError(f"of {self.units} units of an item these were computed: {computed}")
-        self.finish(folder)
-        (folder / COST_FILE).write_text(json.dumps(joined_costs(costs)))
-        shutil.rmtree(parts)
-
-    @abstractmethod
-    def finish(self, folder: Path) -> None:
-        """What is to be done with the parts of all units; RuntimeError where one is not there."""
-
-    def __call__(self, folder: Path, progress: Progress) -> None:
-        self.compute(range(self.units), folder, progress)
-        self.join(folder)
-
-
-@contextmanager
-def counted(numbers: Sequence[int], folder: Path, unet: nn.Module | None = None) -> Iterator[Path]:
-    """Note what these units cost; yields the folder for their parts."""
-    parts, costs = folder / PARTS, {}
-    parts.mkdir(exist_ok=True)
-    with measured(costs, unet):
-        yield parts
-    (parts / f"{numbers[0]:06d}.json").write_text(json.dumps({"units": list(numbers), **costs}))
 
 
 def batches_of(count: int, size: int) -> int:
@@ -79,7 +26,7 @@ def batches_of(count: int, size: int) -> int:
 
 
 @dataclass(frozen=True)
-class Generate(Spread):
+class Generate(UnitWork):
     """<index>.png, one a seed: with the merged LoRA where the method makes one, else with all LoRAs at their scales.
 
     loras: files; merged: the folder of the merge, what is drawn with.  seed: of the run.
@@ -133,7 +80,7 @@ class Generate(Spread):
 
 
 @dataclass(frozen=True)
-class Oracle(Spread):
+class Oracle(UnitWork):
     """<index>.png: the subject drawn in the style by the world itself."""
 
     pair: Pair
@@ -156,7 +103,7 @@ class Oracle(Spread):
 
 
 @dataclass(frozen=True)
-class Score(Spread):
+class Score(UnitWork):
     """scores.parquet: one row an image x metric x reference, without what the images are called in a run.
 
     embeddings: the folder of what is known of references and texts.  images: the folder of the images.

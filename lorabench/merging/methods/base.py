@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from lorabench.data.pairs import Role
 from lorabench.merging.method import Method
 from lorabench.models.layer import Layer
 
@@ -10,3 +11,6 @@ from lorabench.models.layer import Layer
 class Base(Method):
     def scale(self, layer: Layer, progress: float) -> tuple[float, ...]:
         return (0.0,) * len(layer.ranks)
+
+    def uses(self, role: Role) -> bool:
+        return False

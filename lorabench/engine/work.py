@@ -1,0 +1,91 @@
+"""How the files of an artifact are computed: by itself, in units that processes share, or several in one batch."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from lorabench.engine.costs import COST_FILE, joined_costs, measured
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Progress = Callable[[int], None]  # called with the number of steps done so far
+Work = Callable[[Path, Progress], None]  # writes the files of an artifact into an empty folder
+PARTS = "parts"  # subfolder in which units write what `finish` joins
+
+
+class UnitWork(ABC):
+    """Work in numbered units, which several processes can share.
+
+    A unit writes its result into the folder of the artifact. The result does not depend on the process.
+    """
+
+    @property
+    @abstractmethod
+    def units(self) -> int:
+        """Return the number of units."""
+
+    @abstractmethod
+    def compute(self, numbers: Sequence[int], folder: Path, progress: Progress) -> None:
+        """Write the results and the costs of these units, see `counted`."""
+
+    @abstractmethod
+    def finish(self, folder: Path) -> None:
+        """Join the results of all units.
+
+        Raises:
+            RuntimeError: If a result is missing.
+        """
+
+    def join(self, folder: Path) -> None:
+        """Complete the artifact after all units were computed.
+
+        Raises:
+            RuntimeError: If a unit was not computed, or more than once.
+        """
+        parts = folder / PARTS
+        costs = [json.loads(file.read_text()) for file in sorted(parts.glob("*.json"))]
+        computed = sorted(number for cost in costs for number in cost.pop("units"))
+        if computed != list(range(self.units)):
+            raise RuntimeError(f"of {self.units} units of an artifact these were computed: {computed}")
+        self.finish(folder)
+        (folder / COST_FILE).write_text(json.dumps(joined_costs(costs)))
+        shutil.rmtree(parts)
+
+    def __call__(self, folder: Path, progress: Progress) -> None:
+        self.compute(range(self.units), folder, progress)
+        self.join(folder)
+
+
+class BatchWork(ABC):
+    """Work that can compute several artifacts in one batch.
+
+    Attributes:
+        batch_size: Most artifacts in one batch.
+    """
+
+    batch_size: int
+
+    @classmethod
+    @abstractmethod
+    def run(cls, works: Sequence[Self], folders: Sequence[Path], progress: Progress) -> None:
+        """Write the files of each work into its folder."""
+
+    def __call__(self, folder: Path, progress: Progress) -> None:
+        self.run([self], [folder], progress)
+
+
+@contextmanager
+def counted(numbers: Sequence[int], folder: Path, network: nn.Module | None = None) -> Iterator[Path]:
+    """Record the costs of these units while the block computes them; yields the folder for their parts."""
+    parts, costs = folder / PARTS, dict[str, Any]()
+    parts.mkdir(exist_ok=True)
+    with measured(costs, network):
+        yield parts
+    (parts / f"{numbers[0]:06d}.json").write_text(json.dumps({"units": list(numbers), **costs}))
