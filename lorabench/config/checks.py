@@ -30,7 +30,7 @@ CHOICES = {
     "lora.optimizer": ("adamw", "adamw8bit", "prodigy"),
     "lora.schedule": ("constant", "linear", "cosine", "cosine_with_restarts", "polynomial"),
     "method.concepts": ("joint", "uniform"),
-    "task.format": ("diffusers", "kohya"),
+    "task.format": ("kohya", "diffusers"),
     "task.dtype": ("same", "float32", "float16", "bfloat16"),
     "model.dtype": ("fp32", "bf16", "fp16"),
     "model.vae_dtype": ("fp32", "bf16", "fp16"),

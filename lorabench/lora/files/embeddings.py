@@ -30,6 +30,7 @@ ENCODERS = {
 NAMES = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}  # as they are written
 UNNAMED = re.compile(r"emb_params|string_to_param\..+")
 BUNDLE = re.compile(r"bundle_emb\.(?P<trigger>.+)\.(?P<part>clip_l|clip_g|emb_params|string_to_param\..+)")
+TRIGGER = "lorabench.trigger"  # metadata key
 WIDE = 1280  # of SDXL's second encoder; the first has 768, as has the only one of SD1.5
 
 
@@ -48,18 +49,22 @@ def bundled(keys: Iterable[str]) -> list[str]:
     return [key for key in keys if BUNDLE.fullmatch(key)]
 
 
-def read_tokens(path: Path, keys: Iterable[str], read: Callable[[str], Tensor]) -> Tokens:
+def read_tokens(
+    path: Path, keys: Iterable[str], read: Callable[[str], Tensor], metadata: Mapping[str, str] | None = None
+) -> Tokens:
     """Return the embeddings under these keys of a file, in fp32.
 
     Args:
-        path: The file, whose name is the trigger where no key tells it.
+        path: The file, whose name is the trigger if neither a key nor the metadata has it.
         keys: Keys of embeddings only.
         read: Returns the tensor of a key.
+        metadata: Of the file.
 
     Raises:
         UserError: If a tensor is not a finite float matrix, or two keys hold the same embedding.
     """
     tokens: Tokens = {}
+    name = (metadata or {}).get(TRIGGER, path.stem.removesuffix("_emb"))
     for key in keys:
         vectors = read(key)
         if not vectors.is_floating_point() or vectors.ndim not in (1, 2) or not vectors.numel():
@@ -69,20 +74,20 @@ def read_tokens(path: Path, keys: Iterable[str], read: Callable[[str], Tensor]) 
         vectors = vectors.float().reshape(-1, vectors.shape[-1])
         if not torch.isfinite(vectors).all():
             raise UserError(f"{path} has an embedding {key!r} with values that are not finite; download the file again")
-        trigger, encoder = place(path, key, vectors.shape[-1])
+        trigger, encoder = place(name, key, vectors.shape[-1])
         if encoder in tokens.setdefault(trigger, {}):
             raise UserError(f"{path} has two embeddings of {trigger!r} for one text encoder; keep one of them")
         tokens[trigger][encoder] = vectors
     return {trigger: dict(sorted(encoders.items())) for trigger, encoders in tokens.items()}
 
 
-def place(path: Path, key: str, width: int) -> tuple[str, str]:
-    """Return the trigger and the text encoder of a key; the width tells the encoder where the key does not."""
+def place(name: str, key: str, width: int) -> tuple[str, str]:
+    """Return the trigger, `name` unless the key has one, and the text encoder, by the width unless the key has it."""
     by_width = "text_encoder_2" if width == WIDE else "text_encoder"
     if match := BUNDLE.fullmatch(key):
         return match["trigger"], ENCODERS.get(match["part"], by_width)
     if key in ENCODERS or UNNAMED.fullmatch(key):
-        return path.stem.removesuffix("_emb"), ENCODERS.get(key, by_width)
+        return name, ENCODERS.get(key, by_width)
     return key, by_width
 
 
@@ -95,13 +100,17 @@ def bundle(tokens: Tokens) -> dict[str, Tensor]:
     }
 
 
-def separate(tokens: Tokens, path: Path) -> dict[Path, dict[str, Tensor]]:
-    """Return the files of embeddings beside a LoRA file in diffusers' format, which has no place for them."""
+def separate(tokens: Tokens, path: Path) -> dict[Path, tuple[str, dict[str, Tensor]]]:
+    """Return trigger and tensors of the files of embeddings beside a LoRA file: every program reads such files.
+
+    Embeddings inside a LoRA file are read by A1111, Forge and OneTrainer; diffusers 0.42 refuses the whole file.
+    """
     ending = {trigger: f"_{index}" if index else "" for index, trigger in enumerate(tokens)}
     return {
-        path.with_name(f"{path.stem}{ending[trigger]}_emb.safetensors"): {
-            NAMES[encoder]: vectors for encoder, vectors in encoders.items()
-        }
+        path.with_name(f"{path.stem}{ending[trigger]}_emb.safetensors"): (
+            trigger,
+            {NAMES[encoder]: vectors for encoder, vectors in encoders.items()},
+        )
         for trigger, encoders in tokens.items()
     }
 

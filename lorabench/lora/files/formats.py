@@ -28,14 +28,14 @@ class Format:
         name: As in `task.format`.
         keys: Returns the keys of an adapter's factors, and the alpha that readers divide by the rank; None: no alpha.
         notes: Returns metadata from the ranks by component and layer.
-        bundles: Whether token embeddings are in the file; else they are in files beside it.
+        bundles: Whether token embeddings are in the file, which diffusers refuses; else they are in files beside it.
         keeps_all: Whether masks and a backbone have a place.
     """
 
     name: str
     keys: Callable[[Adapter], Keys]
     notes: Callable[[Adapter, Mapping[str, int]], dict[str, str]]
-    bundles: bool = True
+    bundles: bool = False
     keeps_all: bool = False
 
     def check(self, adapter: Adapter) -> None:
@@ -112,6 +112,6 @@ def _none(adapter: Adapter, ranks: Mapping[str, int]) -> dict[str, str]:
 
 FORMATS = {
     "kohya": Format("kohya", _kohya, _none),
-    "diffusers": Format("diffusers", _diffusers, _peft_configs, bundles=False),
-    "store": Format("store", _diffusers, _peft_configs, keeps_all=True),
+    "diffusers": Format("diffusers", _diffusers, _peft_configs),
+    "store": Format("store", _diffusers, _peft_configs, bundles=True, keeps_all=True),
 }

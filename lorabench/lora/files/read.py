@@ -40,7 +40,7 @@ def read(path: Path | str) -> Adapter:
         keys, metadata = list(file.keys()), file.metadata() or {}
         shapes = {key: tuple(file.get_slice(key).get_shape()) for key in keys}
         if embeddings.is_embedding(shapes):
-            return Adapter({}, tokens=embeddings.read_tokens(path, keys, file.get_tensor), metadata=metadata)
+            return Adapter({}, tokens=embeddings.read_tokens(path, keys, file.get_tensor, metadata), metadata=metadata)
         masks = stored.masks({key: file.get_tensor(key) for key in keys if stored.is_mask(key)})
         tokens = embeddings.read_tokens(path, embeddings.bundled(keys), file.get_tensor)
         keys = [key for key in keys if not stored.is_mask(key) and not embeddings.BUNDLE.fullmatch(key)]

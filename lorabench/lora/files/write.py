@@ -36,7 +36,7 @@ def write(
 
     Args:
         adapter: What is written.
-        path: Of the file; in diffusers' format token embeddings are written to files beside it.
+        path: Of the file; token embeddings are written to files beside it, except in the store.
         origin: Metadata about where the adapter comes from.
         format: "kohya", "diffusers" or "store", see formats.py.
         dtype: "float32", "float16" or "bfloat16"; None keeps the factors as they are.
@@ -68,9 +68,10 @@ def write(
     }  # fmt: skip
     if tensors:
         _save(tensors, path, notes)
-    for file, vectors in beside.items():
+    for file, (trigger, vectors) in beside.items():
         check_name(file)
-        _save({key: precision.vectors(key, each) for key, each in vectors.items()}, file, dict(origin or {}))
+        notes = {**(origin or {}), embeddings.TRIGGER: trigger}
+        _save({key: precision.vectors(key, each) for key, each in vectors.items()}, file, notes)
 
 
 def check_name(path: Path) -> None:
