@@ -22,8 +22,8 @@ from torchvision import transforms
 
 from lorabench.scoring.clip import build_clip, build_tokenizer
 from lorabench.scoring.csd import build_csd
+from lorabench.scoring.description import ScorerFiles, read_config
 from lorabench.scoring.dino import build_dino
-from lorabench.scoring.files import ScorerFiles, read_config
 
 BATCH = 64
 

@@ -33,9 +33,10 @@ from lorabench.config.schemas import TrainerSpec
 from lorabench.data.pairs import Concept, Prompts, Reference, Role, pair
 from lorabench.scoring.clip import Clip
 from lorabench.scoring.csd import CSD
+from lorabench.scoring.description import ScorerFiles, read_config
 from lorabench.scoring.dino import Dino
-from lorabench.scoring.files import ScorerFiles, ScorerSet, published, read_config
-from lorabench.scoring.load import build_network
+from lorabench.scoring.files import ScorerSet, backbones
+from lorabench.scoring.networks import build_network
 from lorabench.tasks import jobs as tasks
 from lorabench.tasks import units
 
@@ -170,14 +171,14 @@ def random_weights(folder: Path) -> dict[str, ScorerFiles]:
     for kind, name in BACKBONES.items():
         generator = torch.Generator().manual_seed(seed_of(name) % 2**31)
         state = {}
-        for key, value in build_network(read_config(published()[name])).state_dict().items():
+        for key, value in build_network(read_config(backbones()[name])).state_dict().items():
             drawn = torch.randn(value.shape, generator=generator)
             if value.ndim == 1 and key.endswith("weight"):
                 drawn = 1 + 0.1 * drawn
             elif value.ndim > 1 and "embed" not in key.split(".")[0]:
                 drawn *= value[0].numel() ** -0.5
             state[key] = drawn
-        found[kind] = ScorerFiles(published()[name], folder / f"{kind}.safetensors")
+        found[kind] = ScorerFiles(backbones()[name], folder / f"{kind}.safetensors")
         save_file(state, found[kind].weights)
     return found
 

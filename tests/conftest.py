@@ -31,7 +31,7 @@ from lorabench.micro.architecture import build_pipeline, build_text_encoders, bu
 from lorabench.micro.tokens import build_tokenizer
 from lorabench.models.layers import attention_layers
 from lorabench.models.sdxl import SDXL
-from lorabench.scoring.files import KINDS
+from lorabench.scoring.description import KINDS
 
 # Shells start background jobs with SIGINT ignored, and the tested commands would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -21,7 +21,7 @@ from lorabench.merging.learn import Draws, Merging
 from lorabench.merging.method import load
 from lorabench.models.adapted import live_layers
 from lorabench.models.layers import attention_layers
-from lorabench.scoring.files import KINDS, ScorerFiles
+from lorabench.scoring.description import KINDS, ScorerFiles
 
 REFERENCES = {
     "ziplora": ({}, ColumnMasked, sequential.ziplora),

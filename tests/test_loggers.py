@@ -14,7 +14,8 @@ from wandb_file import OfflineRun
 
 from lorabench.config.schemas import LoggerSpec
 from lorabench.engine.curves import Curves
-from lorabench.report.loggers.views import CsvView, View, open_view
+from lorabench.report.loggers.view import CsvView, View
+from lorabench.report.loggers.views import open_view
 from lorabench.report.loggers.wandb import WandbView, flat
 
 OFFLINE = LoggerSpec("wandb", "offline", "lorabench")

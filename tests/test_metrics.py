@@ -11,7 +11,7 @@ from tiny_scorers import MICRO, pictures, write_scorer
 
 from lorabench.base import UserError
 from lorabench.scoring import cosine
-from lorabench.scoring.files import ScorerFiles, read_config
+from lorabench.scoring.description import ScorerFiles, read_config
 from lorabench.scoring.load import load_scorer
 from lorabench.scoring.preprocess import Preprocess, to_uint8
 

@@ -15,14 +15,16 @@ from safetensors.torch import save_file
 from torchvision import transforms
 
 from lorabench.base import UserError
-from lorabench.scoring.files import ScorerFiles, published, read_config
-from lorabench.scoring.load import build_network, check_scorer, load_scorer
+from lorabench.scoring.description import ScorerFiles, read_config
+from lorabench.scoring.files import backbones
+from lorabench.scoring.load import check_scorer, load_scorer
+from lorabench.scoring.networks import build_network
 from lorabench.scoring.preprocess import Preprocess, to_uint8
 from lorabench.scoring.weights import Unfilled, check_fit
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-NAMES = sorted(published())
+NAMES = sorted(backbones())
 
 
 def picture(width, height, seed=0):
@@ -46,7 +48,7 @@ def written(folder, name, state):
     """A packaged backbone with the weights in a file."""
     path = folder / "model.safetensors"
     save_file({key: value.clone().contiguous() for key, value in state.items()}, path)
-    return ScorerFiles(published()[name], path)
+    return ScorerFiles(backbones()[name], path)
 
 
 def same(left, right, tolerance=5e-6):
@@ -58,7 +60,7 @@ def same(left, right, tolerance=5e-6):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_published_names_and_shapes_load_strictly(name):
-    config, shapes = read_config(published()[name]), shapes_of(name)
+    config, shapes = read_config(backbones()[name]), shapes_of(name)
     tensors = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
     network = build_network(config)
     check_fit(network, tensors, config, Path("file"))
@@ -79,7 +81,7 @@ def test_weights_of_another_backbone_are_refused_by_their_header(tmp_path):
     check_scorer(files)
     for other in ("dino@vits8", "clip@vitb32"):
         with pytest.raises(UserError, match=f"does not fit the architecture of {other}"):
-            check_scorer(ScorerFiles(published()[other], files.weights))
+            check_scorer(ScorerFiles(backbones()[other], files.weights))
     whole = files.weights.read_bytes()
     files.weights.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="no readable safetensors file"):
@@ -88,7 +90,7 @@ def test_weights_of_another_backbone_are_refused_by_their_header(tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_preprocessing_is_that_of_the_field(name):
-    config = read_config(published()[name])
+    config = read_config(backbones()[name])
     kind = config["kind"]
     resize, norm = (256, IMAGENET) if kind == "dino" else (224, OPENAI)
     ours = Preprocess(**config["preprocess"])
@@ -109,7 +111,7 @@ def test_dino_is_not_resized_as_timm_would():
     transform: Any = create_transform(**timms)
     image = picture(615, 615)
     theirs = transform(image)
-    ours = Preprocess(**read_config(published()["dino@vits16"])["preprocess"])([np.asarray(image)])[0]
+    ours = Preprocess(**read_config(backbones()["dino@vits16"])["preprocess"])([np.asarray(image)])[0]
     assert float((theirs - ours).abs().mean()) > 0.01
 
 
@@ -142,7 +144,7 @@ def test_half_transparent_pixels_are_laid_on_white_and_exif_turns_the_picture():
 
 
 def test_floats_are_refused_whatever_their_range():
-    dino = Preprocess(**read_config(published()["dino@vits16"])["preprocess"])
+    dino = Preprocess(**read_config(backbones()["dino@vits16"])["preprocess"])
     for image in (np.ones((300, 300, 3), np.float32), 255 * np.ones((300, 300, 3)), np.ones((300, 300), np.uint8)):
         with pytest.raises(TypeError, match="uint8"):
             dino([image])
@@ -276,7 +278,7 @@ def test_csd_from_its_training_checkpoint_is_the_plain_formula(tmp_path, monkeyp
     checkpoint, target = csd_checkpoint(tmp_path / "checkpoint.pth", state), tmp_path / "csd.safetensors"
     assert main(["", str(checkpoint), str(target)]) == 0
     assert f"scorers.weights.csd_vitl14={target}" in capsys.readouterr().out
-    found = load_scorer(ScorerFiles(published()["csd@vitl14"], target)).embed([to_uint8(image)])
+    found = load_scorer(ScorerFiles(backbones()["csd@vitl14"], target)).embed([to_uint8(image)])
     backbone = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
     with torch.no_grad():
         feature = plain_tower(backbone, field(224, *OPENAI)(image)[None], heads=16)
@@ -286,7 +288,7 @@ def test_csd_from_its_training_checkpoint_is_the_plain_formula(tmp_path, monkeyp
 
 
 def test_descriptions_say_where_weights_come_from():
-    for name, path in published().items():
+    for name, path in backbones().items():
         config = json.loads(path.read_text())
         assert config["name"] == name and "/" in config["weights"]["hub"] and config["weights"]["file"]
         if config["kind"] != "dino":
@@ -300,5 +302,5 @@ def test_every_published_backbone_has_its_key_on_the_command_line():
     from lorabench.scoring.files import key_of
 
     real = OmegaConf.load(CONF / "scorers" / "real.yaml")
-    assert set(real.weights) == {key_of(name) for name in published()}
-    assert set(real.backbones) <= set(published())
+    assert set(real.weights) == {key_of(name) for name in backbones()}
+    assert set(real.backbones) <= set(backbones())

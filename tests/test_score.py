@@ -14,7 +14,7 @@ from tiny_scorers import pictures, write_scorer
 
 from lorabench.base import UserError
 from lorabench.data.pairs import Concept, Pair, Reference, Scene
-from lorabench.scoring.files import ScorerFiles
+from lorabench.scoring.description import ScorerFiles
 from lorabench.scoring.load import load_scorer, load_scorers
 from lorabench.scoring.references import References
 from lorabench.scoring.score import COLUMNS, Item, check_rows, check_unique, items_of, score_items

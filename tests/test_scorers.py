@@ -1,6 +1,8 @@
 """Training of the micro scorers (bank, losses, resuming), and the packaged ones."""
 
+import gzip
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -13,7 +15,9 @@ from lorabench.micro import scorers as training
 from lorabench.micro.scorer_bank import PHOTOS, STYLES, SUBJECTS, VIEWS, ScorerBank, draw_block
 from lorabench.micro.scorer_models import degrade, grid_batch, make_config
 from lorabench.scoring.clip import Clip
-from lorabench.scoring.load import MICRO_SCORERS, load_scorers
+from lorabench.scoring.description import ScorerFiles
+from lorabench.scoring.files import MICRO_SCORERS, ScorerSet
+from lorabench.scoring.load import load_scorer, load_scorers
 from lorabench.scoring.truth import load_truth
 
 
@@ -173,6 +177,17 @@ def test_the_packaged_clip_tells_sentences_apart():
     image = mw.render(mw.subject("rocket_1"), mw.style("neon_1"), mw.Pose())
     texts = clip.embed_text(["a rocket in neon style", "a duck in watercolor style", "a photo of a cat in the snow"])
     assert int((clip.embed(image[None])["content"] @ texts.T).argmax()) == 0
+
+
+def test_clip_version_and_digest_change_with_the_tokenizer(tmp_path):
+    shutil.copytree(MICRO_SCORERS / "clip", tmp_path / "clip")
+    files = ScorerFiles.of(tmp_path / "clip")
+    before = load_scorer(files).version
+    merges = tmp_path / "clip" / files.contents()[-1].name
+    lines = gzip.decompress(merges.read_bytes()).splitlines(keepends=True)
+    merges.write_bytes(gzip.compress(b"".join([lines[0], *lines[:0:-1]])))
+    assert load_scorer(files).version != before
+    assert merges in ScorerSet((files,)).sources()
 
 
 def test_a_readout_of_other_weights_is_refused():

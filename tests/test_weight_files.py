@@ -19,20 +19,21 @@ from tiny_scorers import write_scorer
 
 from lorabench.base import UserError
 from lorabench.config.schemas import ScorerSpec
+from lorabench.scoring.backbone_weights import find_weights
 from lorabench.scoring.convert_csd import main
-from lorabench.scoring.files import KINDS, published, read_config, scorer_set
-from lorabench.scoring.load import build_network
+from lorabench.scoring.description import KINDS, read_config
+from lorabench.scoring.files import backbones, scorer_set
+from lorabench.scoring.networks import build_network
 from lorabench.scoring.pickles import convert
-from lorabench.scoring.published import find_weights
 
 SPEC = ScorerSpec(name="real", path=None, backbones=["dino@vits16"], weights={"dino_vits16": None, "dino_vitb8": None})
-DINO_CONFIG = read_config(published()["dino@vits16"])
+DINO_CONFIG = read_config(backbones()["dino@vits16"])
 SMALL = {"architecture": {"config": {
     "embed_dim": 16, "quick_gelu": True,
     "vision_cfg": {"image_size": 16, "patch_size": 8, "width": 32, "layers": 1, "head_width": 16},
     "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
 }}}  # fmt: skip
-SMALL_CSD = {**read_config(published()["csd@vitl14"]), **SMALL}
+SMALL_CSD = {**read_config(backbones()["csd@vitl14"]), **SMALL}
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +88,7 @@ def test_weights_come_from_the_hubs_cache_without_a_connection(tmp_path):
     path = cached(tmp_path, "timm/vit_small_patch16_224.dino", "model.safetensors", {"x": torch.zeros(1)})
     found = scorer_set(SPEC)
     assert [files.weights for files in found.scorers] == [path] and found.truth is None
-    assert found.sources() == [published()["dino@vits16"], path]
+    assert found.sources() == [backbones()["dino@vits16"], path]
 
 
 def test_a_given_file_goes_before_the_cache(tmp_path):
@@ -158,7 +159,7 @@ def test_a_pickle_of_weights_is_converted_once(tmp_path):
     os.utime(path, (1, 1))
     assert find_weights(DINO_CONFIG, "dino_vits16", str(path)) != found
     with pytest.raises(UserError, match="does not fit the architecture of dino@vitb8"):
-        find_weights(read_config(published()["dino@vitb8"]), "dino_vitb8", str(path))
+        find_weights(read_config(backbones()["dino@vitb8"]), "dino_vitb8", str(path))
 
 
 def test_csd_checkpoint_gives_its_model_alone(tmp_path):
@@ -214,7 +215,7 @@ def test_what_is_no_csd_checkpoint_is_one_line(tmp_path):
 
 
 def test_another_file_under_the_published_name_is_refused(tmp_path):
-    config = read_config(published()["csd@vitl14"])
+    config = read_config(backbones()["csd@vitl14"])
     path = cached(tmp_path, config["weights"]["hub"], config["weights"]["file"], {"x": torch.zeros(1)})
     with pytest.raises(UserError) as error:
         find_weights(config, "csd_vitl14", None)

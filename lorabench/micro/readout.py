@@ -13,7 +13,7 @@ from lorabench.base import seed_of
 from lorabench.data import microworld as mw
 from lorabench.micro.scorer_bank import STYLES, SUBJECTS, VIEWS, ScorerBank
 from lorabench.scoring.cosine import normalise
-from lorabench.scoring.files import ScorerFiles
+from lorabench.scoring.description import ScorerFiles
 from lorabench.scoring.load import load_scorer
 from lorabench.scoring.truth import CONTENT, PHOTO, STYLE
 

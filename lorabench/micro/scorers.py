@@ -19,7 +19,7 @@ import torch
 from lorabench.base import seed_of
 from lorabench.micro.scorer_bank import ScorerBank, world_fingerprint
 from lorabench.micro.scorer_models import TASKS, make_config
-from lorabench.scoring.files import KINDS
+from lorabench.scoring.description import KINDS
 
 CACHE = Path("~/.cache/lorabench/micro")
 BLOCKS = 480

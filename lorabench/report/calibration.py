@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from lorabench.report.figures import INK, MUTED, RULE
-
-if TYPE_CHECKING:
-    from lorabench.tasks.calibration import World
 
 NAMES = {"content": "content", "style": "style", "text": "sentence"}
 KINDS = {"other": "another kind", "same": "the same kind"}
@@ -20,16 +16,16 @@ SOURCES = {"content": "#3557d6", "style": "#c4541b", "rest": "#c9cbd3"}
 FAILS, PASSES = "#f2c9c6", "#d7e7d4"
 
 
-def write_calibration(found: pd.DataFrame, world: World, holds: float) -> str:
+def write_calibration(found: pd.DataFrame, grid: tuple[int, int], photographs: int, holds: float) -> str:
     """Return the text of calibration.md.
 
     Args:
         found: One row per figure, metric, backbone and case (lorabench/tasks/calibration.py).
-        world: Subjects and styles that the images were rendered from.
+        grid: Numbers of subjects and of styles that the images were rendered from.
+        photographs: Number of photographs per subject.
         holds: Smallest share of cases in which a known answer must hold.
     """
-    subjects, styles = world.grid
-    photographs = len(world.subjects[0].images)
+    subjects, styles = grid
     return "\n".join(
         [
             "## Order and leakage",

@@ -28,7 +28,7 @@ from lorabench.base import CONF, UserError
 from lorabench.config.choices import choose
 from lorabench.config.schemas import ColumnSpec, ProtocolSpec
 from lorabench.report import stats
-from lorabench.scoring.files import published
+from lorabench.scoring.files import backbones
 
 ALL = ProtocolSpec("all", None, [])
 # Order of the columns that show all metrics; others follow by name, except UNSHOWN, which only protocols use.
@@ -113,7 +113,7 @@ def columns(protocol: ProtocolSpec, scores: pd.DataFrame) -> tuple[list[Column],
             replaced[spec.backbone] = micro
         else:
             lacking[spec.name] = spec.backbone
-    here = [backbone for backbone in scored["backbone"] if backbone in published()]
+    here = [backbone for backbone in scored["backbone"] if backbone in backbones()]
     needed = ",".join(dict.fromkeys([*here, *lacking.values()]))
     if not found:
         raise UserError(

@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 
 from lorabench.base import UserError
-from lorabench.scoring.files import published, read_config
+from lorabench.scoring.description import read_config
+from lorabench.scoring.files import backbones
 from lorabench.scoring.pickles import convert
 
 
@@ -22,7 +23,7 @@ def main(arguments: list[str]) -> int:
         return 2
     checkpoint, target = Path(arguments[1]), Path(arguments[2])
     try:
-        convert(checkpoint, target, read_config(published()["csd@vitl14"]))
+        convert(checkpoint, target, read_config(backbones()["csd@vitl14"]))
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

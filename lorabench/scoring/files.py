@@ -10,30 +10,16 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lorabench.base import ASSETS, UserError
 from lorabench.config.choices import unknown
 from lorabench.config.schemas import ScorerSpec
+from lorabench.scoring.backbone_weights import find_weights
+from lorabench.scoring.description import KINDS, ScorerFiles, read_config
 
-KINDS = ("dino", "clip", "csd")
 MICRO_SCORERS = ASSETS / "micro_scorers"
 DESCRIPTIONS = ASSETS / "scorers"
 TRUTH = "truth"  # the folder of the microworld's readout beside scorers
-
-
-@dataclass(frozen=True)
-class ScorerFiles:
-    """One scorer: its description, and weights in safetensors, in a layout that lorabench/scoring/layouts.py knows."""
-
-    config: Path
-    weights: Path
-
-    @staticmethod
-    def of(folder: Path) -> ScorerFiles:
-        """A folder with config.json and the weights it names."""
-        config = folder / "config.json"
-        return ScorerFiles(config, folder / read_config(config)["weights"])
 
 
 @dataclass(frozen=True)
@@ -44,8 +30,8 @@ class ScorerSet:
     truth: Path | None = None
 
     def sources(self) -> list[Path]:
-        """Everything whose contents count: for the digest."""
-        found = [path for files in self.scorers for path in (files.config, files.weights)]
+        """Return the files and folders that scores depend on, for the digest."""
+        found = [path for files in self.scorers for path in files.contents()]
         return [*found, *([self.truth / TRUTH] if self.truth else [])]
 
 
@@ -55,7 +41,7 @@ def scorer_set(spec: ScorerSpec) -> ScorerSet:
     Raises UserError, saying which file is missing, where it comes from and how to name another.
     """
     folders, truth = folder_scorers(spec.path) if spec.path else ([], None)
-    found = [*folders, *published_scorers(spec)]
+    found = [*folders, *backbone_scorers(spec)]
     if not found:
         raise UserError("scorers.path and scorers.backbones name no scorer; type scorers=micro or scorers=real")
     names = [read_config(files.config)["name"] for files in found]
@@ -78,11 +64,9 @@ def folder_scorers(path: str | Path) -> tuple[list[ScorerFiles], Path | None]:
     return found, root if (root / TRUTH).is_dir() else None
 
 
-def published_scorers(spec: ScorerSpec) -> list[ScorerFiles]:
+def backbone_scorers(spec: ScorerSpec) -> list[ScorerFiles]:
     """The backbones that are named, with weights from a given file, the hub's cache, or the hub."""
-    from lorabench.scoring.published import find_weights
-
-    known = published()
+    known = backbones()
     for name in spec.backbones:
         if name not in known:
             raise UserError(unknown("scorers.backbones", name, known))
@@ -101,7 +85,7 @@ def published_scorers(spec: ScorerSpec) -> list[ScorerFiles]:
     return [ScorerFiles(known[name], weights[name]) for name in spec.backbones]
 
 
-def published() -> dict[str, Path]:
+def backbones() -> dict[str, Path]:
     """Names of the published backbones and their packaged descriptions."""
     return {json.loads(path.read_text())["name"]: path for path in sorted(DESCRIPTIONS.glob("*.json"))}
 
@@ -113,22 +97,3 @@ def key_of(name: str) -> str:
     'dino_vits16'
     """
     return name.replace("@", "_")
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """A scorer's description; UserError when it is missing, broken or incomplete."""
-    if not path.is_file():
-        raise UserError(
-            f"{path.parent} is no scorer: it has no {path.name}; name a folder with config.json and weights"
-        )
-    try:
-        config = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is no valid JSON ({error}); correct it") from error
-    needed = ("name", "kind", "architecture", "preprocess", "weights")
-    missing = [key for key in needed if not isinstance(config, dict) or key not in config]
-    if missing:
-        raise UserError(f"{path} lacks {', '.join(missing)}; see lorabench/scoring/load.py for its form")
-    if config["kind"] not in KINDS:
-        raise UserError(f"{path}: kind '{config['kind']}' is unknown; use one of {', '.join(KINDS)}")
-    return config

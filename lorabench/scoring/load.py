@@ -1,13 +1,4 @@
-"""From files to a scorer: config.json (name, kind, architecture, preprocess, weights) and safetensors.
-
-    {"name": "dino@vits16", "kind": "dino",
-     "architecture": {"model": "vit_small_patch16_224.dino"},
-     "preprocess": {"resize": 256, "crop": 224, "interpolation": "bicubic", "mean": [...], "std": [...]},
-     "weights": "model.safetensors"}
-
-weights: a file beside config.json; of a packaged description {hub, file, sha256}, where they are published. The micro
-scorers are such folders too, so real backbones differ by their description alone.
-"""
+"""Load scorers: a description and its weights become a network that scores images."""
 
 from __future__ import annotations
 
@@ -16,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from lorabench.base import UserError
-from lorabench.scoring.files import MICRO_SCORERS, ScorerFiles, folder_scorers, read_config
+from lorabench.scoring.description import ScorerFiles, read_config
+from lorabench.scoring.files import MICRO_SCORERS, folder_scorers
+from lorabench.scoring.networks import build_network
 from lorabench.scoring.preprocess import Preprocess
 from lorabench.scoring.scorer import Scorer
-from lorabench.scoring.weights import Unfilled, check_fit, load_strict, read_safetensors, read_shapes
+from lorabench.scoring.weights import check_fit, load_strict, read_safetensors, read_shapes
 
 
 def load_scorer(files: ScorerFiles, device: str = "cpu") -> Scorer:
@@ -45,8 +36,10 @@ def build_scorer(config: Mapping[str, Any], files: ScorerFiles) -> Scorer:
     try:
         preprocess = Preprocess(**config["preprocess"])
     except TypeError as error:
-        raise UserError(f"{files.config}: preprocess is wrong ({error}); see lorabench/scoring/load.py") from error
-    network, version = build_network(config), fingerprint(files.config, files.weights)
+        raise UserError(
+            f"{files.config}: preprocess is wrong ({error}); see lorabench/scoring/description.py"
+        ) from error
+    network, version = build_network(config), fingerprint(*files.contents())
     if kind == "dino":
         from lorabench.scoring.dino import Dino
 
@@ -58,23 +51,6 @@ def build_scorer(config: Mapping[str, Any], files: ScorerFiles) -> Scorer:
     from lorabench.scoring.csd import CSD
 
     return CSD(name, version, network, preprocess)
-
-
-def build_network(config: Mapping[str, Any]) -> nn.Module:
-    """The network of a description, its weights not set."""
-    architecture = config["architecture"]
-    with Unfilled():
-        if config["kind"] == "dino":
-            from lorabench.scoring.dino import build_dino
-
-            return build_dino(architecture)
-        if config["kind"] == "clip":
-            from lorabench.scoring.clip import build_clip
-
-            return build_clip(architecture)
-        from lorabench.scoring.csd import build_csd
-
-        return build_csd(architecture)
 
 
 def check_scorer(files: ScorerFiles) -> None:

@@ -86,7 +86,7 @@ def convert(path: Path, target: Path, config: Mapping[str, Any]) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from lorabench.scoring.load import build_network
+    from lorabench.scoring.networks import build_network
     from lorabench.scoring.weights import check_fit
 
     state = state_of(read_pickle(path), path, config["kind"])

@@ -25,7 +25,8 @@ from lorabench.engine.make import make
 from lorabench.engine.store import Store
 from lorabench.merging import method as methods
 from lorabench.models.files import model_files
-from lorabench.report.loggers.views import View, open_view
+from lorabench.report.loggers.view import View
+from lorabench.report.loggers.views import open_view
 from lorabench.scoring.files import MICRO_SCORERS, scorer_set
 from lorabench.tasks.plan import FLOORS, Plan, Row, frame_rows
 from lorabench.tasks.run_folder import Outcome

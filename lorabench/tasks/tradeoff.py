@@ -34,7 +34,8 @@ from lorabench.engine.devices import device_name
 from lorabench.engine.make import make
 from lorabench.merging import method as methods
 from lorabench.report import stats
-from lorabench.scoring.files import ScorerSet, read_config
+from lorabench.scoring.description import read_config
+from lorabench.scoring.files import ScorerSet
 from lorabench.tasks.benchmark import check_methods, check_scorers, plan_of
 from lorabench.tasks.plan import Plan, Row
 from lorabench.tasks.rows import check_rows

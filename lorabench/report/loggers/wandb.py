@@ -25,7 +25,7 @@ from PIL import Image
 
 from lorabench.base import UserError
 from lorabench.config.schemas import LoggerSpec
-from lorabench.report.loggers.views import View
+from lorabench.report.loggers.view import View
 
 LARGEST = 512  # pixels of an image there; the run folder has the original
 SAID = ("method", "ablation", "dataset", "world", "model", "seed")  # of the manifest

@@ -1,0 +1,62 @@
+"""The description of a scorer, config.json: its name, kind, architecture, preprocessing and weights.
+
+    {"name": "dino@vits16", "kind": "dino",
+     "architecture": {"model": "vit_small_patch16_224.dino"},
+     "preprocess": {"resize": 256, "crop": 224, "interpolation": "bicubic", "mean": [...], "std": [...]},
+     "weights": "model.safetensors"}
+
+`weights` is a file next to config.json, or {hub, file, sha256} for a published backbone.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorabench.base import UserError
+
+KINDS = ("dino", "clip", "csd")
+
+
+@dataclass(frozen=True)
+class ScorerFiles:
+    """One scorer: its description, and weights in safetensors, in a layout that lorabench/scoring/layouts.py knows."""
+
+    config: Path
+    weights: Path
+
+    @staticmethod
+    def of(folder: Path) -> ScorerFiles:
+        """Return the scorer of a folder with config.json and the weights that it names."""
+        config = folder / "config.json"
+        return ScorerFiles(config, folder / read_config(config)["weights"])
+
+    def contents(self) -> list[Path]:
+        """Return every file that scores depend on: description, weights and, for CLIP, the tokenizer's merges."""
+        merges = read_config(self.config)["architecture"].get("merges")
+        return [self.config, self.weights, *([self.config.parent / merges] if merges else [])]
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the description of a scorer.
+
+    Raises:
+        UserError: If it is missing, not valid JSON or incomplete.
+    """
+    if not path.is_file():
+        raise UserError(
+            f"{path.parent} is no scorer: it has no {path.name}; name a folder with config.json and weights"
+        )
+    try:
+        config = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is no valid JSON ({error}); correct it") from error
+    needed = ("name", "kind", "architecture", "preprocess", "weights")
+    missing = [key for key in needed if not isinstance(config, dict) or key not in config]
+    if missing:
+        raise UserError(f"{path} lacks {', '.join(missing)}; see lorabench/scoring/description.py for its form")
+    if config["kind"] not in KINDS:
+        raise UserError(f"{path}: kind '{config['kind']}' is unknown; use one of {', '.join(KINDS)}")
+    return config
