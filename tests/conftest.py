@@ -27,11 +27,11 @@ from lorabench.data.pairs import pair as make_pair
 from lorabench.lora.adapter import Factors, LoRA
 from lorabench.merging import method
 from lorabench.merging.hypernetwork import Hypernetwork
-from lorabench.micro.architecture import build_pipeline, build_text_encoders, build_unet, build_vae
-from lorabench.micro.tokens import build_tokenizer
 from lorabench.models.layers import attention_layers
 from lorabench.models.sdxl import SDXL
 from lorabench.scoring.description import KINDS
+from pretraining.architecture import build_pipeline, build_text_encoders, build_unet, build_vae
+from pretraining.tokens import build_tokenizer
 
 # Shells start background jobs with SIGINT ignored, and the tested commands would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -11,8 +11,8 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lorabench.micro.architecture import build_pipeline, build_text_encoders, build_unet, build_vae
-from lorabench.micro.tokens import build_tokenizer
+from pretraining.architecture import build_pipeline, build_text_encoders, build_unet, build_vae
+from pretraining.tokens import build_tokenizer
 
 RESNET = {
     "norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",

@@ -22,7 +22,7 @@ from lorabench.lora.adapter import LoRA
 from lorabench.lora.factors import Factors
 from lorabench.lora.files import names
 from lorabench.lora.layer import export
-from lorabench.micro.architecture import build_unet
+from pretraining.architecture import build_unet
 
 FILE = "lora.safetensors"
 ATTENTION = (".to_q", ".to_k", ".to_v", ".to_out.0", "q_proj", "k_proj", "v_proj", "out_proj")

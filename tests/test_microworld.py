@@ -6,8 +6,8 @@ import pytest
 from lorabench.base import UserError
 from lorabench.data import microworld as mw
 from lorabench.data.microworld.registry import MARGIN
-from lorabench.micro import bank
-from lorabench.micro.development import BANK_MARGIN
+from pretraining import bank
+from pretraining.development import BANK_MARGIN
 
 POSE = mw.Pose()
 
@@ -86,7 +86,7 @@ def test_development_names_keep_margin_to_all_other_names():
 
 @pytest.mark.parametrize("first", [0, bank.DEVELOPMENT_FROM])
 def test_bank_keeps_margin_to_development_names(first):
-    """A sample of the bank; `lorabench.micro.development` compares with all of it."""
+    """A sample of the bank; `pretraining.development` compares with all of it."""
     earlier = first < bank.DEVELOPMENT_FROM
     subject_margin = BANK_MARGIN["subject"] if earlier else MARGIN
     style_margin = BANK_MARGIN["style"] if earlier else MARGIN

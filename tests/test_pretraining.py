@@ -1,21 +1,28 @@
-"""Pretraining of the micro model: its pieces, its loss, and a stopped training that goes on as if never stopped."""
+"""Pretraining of the micro model: its pieces, its loss, resuming, and decays that leave the training as it was."""
 
 import json
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
+from lorabench.base import UserError
 from lorabench.data import microworld as mw
-from lorabench.micro import bank
-from lorabench.micro.architecture import build_scheduler, build_unet
-from lorabench.micro.export import averaged, export
-from lorabench.micro.latents import PatchPCA, encode_bank, to_tensor
-from lorabench.micro.tokens import IDENTIFIERS, build_tokenizer
-from lorabench.micro.unet import Denoiser, Pretraining, pretrain, tokenize
-from lorabench.micro.vae import distil
 from lorabench.models.sdxl import SDXL
+from pretraining import __main__ as command
+from pretraining import bank, heldout
+from pretraining.architecture import build_scheduler, build_unet
+from pretraining.encoded import CODE, EncodedBank
+from pretraining.export import averaged, export
+from pretraining.heldout import heldout_losses
+from pretraining.latents import PatchPCA, encode_bank, to_tensor
+from pretraining.tokens import IDENTIFIERS, build_tokenizer
+from pretraining.training import SHIPPED, Pretraining, exported_samples, pretrain
+from pretraining.unet import VLoss, tokenize
+from pretraining.vae import distil
 
 
 @pytest.fixture(scope="module")
@@ -25,12 +32,19 @@ def pictures():
 
 @pytest.fixture
 def work(tmp_path, pictures, monkeypatch):
-    """A working folder with one small shard."""
-    monkeypatch.setattr(bank, "SHARD", len(pictures))
+    """A work folder with two small shards."""
+    monkeypatch.setattr(bank, "SHARD", 30)
     (tmp_path / "bank").mkdir()
-    np.save(tmp_path / "bank" / "0000.npy", pictures)
-    (tmp_path / "bank" / "0000.json").write_text(json.dumps(["a mug"] * len(pictures)))
+    for shard in (0, 1):
+        np.save(tmp_path / "bank" / f"000{shard}.npy", pictures[30 * shard : 30 * shard + 30])
+        (tmp_path / "bank" / f"000{shard}.json").write_text(json.dumps(["a mug"] * 30))
     return tmp_path
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    small = partial(build_unet, widths=(8, 16, 16), heads=(1, 2, 2), layers=(1, 1, 2), groups=8)
+    monkeypatch.setattr("pretraining.unet.build_unet", small)
 
 
 def test_every_word_of_the_world_is_one_token():
@@ -77,19 +91,33 @@ def test_unet_has_the_blocks_of_sdxl():
     assert names == expected
 
 
-def test_stopped_training_goes_on_as_if_never_stopped(work, monkeypatch):
-    narrow = partial(build_unet, widths=(8, 16, 16), heads=(1, 2, 2), layers=(1, 1, 2), groups=8)
-    monkeypatch.setattr("lorabench.micro.unet.build_unet", narrow)
+def weights(folder) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def test_each_picture_comes_once_per_epoch(work, pictures):
+    data = EncodedBank(work / "bank")
+    assert len(data) == 60
+    first, second = data.batch(0, 60)[0], data.batch(60, 60)[0]
+    expected = encode_bank(PatchPCA.load(CODE), [pictures]).float()
+    assert not torch.equal(first, second)
+    for epoch in (first, second):
+        assert torch.equal(epoch.flatten(1).sum(1).sort().values, expected.flatten(1).sum(1).sort().values)
+    assert torch.equal(data.batch(58, 4)[0], torch.cat([first[-2:], second[:2]]))
+
+
+def test_resumed_training_equals_undisturbed_one(work, narrow, monkeypatch):
+    data = EncodedBank(work / "bank")
 
     def train(name: str) -> dict[str, torch.Tensor]:
-        pretrain(work, work / name, steps=4, decay=2, batch=2, lr=1e-3, devices=1, start=None, save_every=2)
-        return torch.load(work / name / "last.ckpt", weights_only=True)["state_dict"]
+        pretrain(data, work / name, samples=8, batch=2, lr=1e-3, every=4)
+        return weights(work / name)
 
     undisturbed = train("undisturbed")
     step = Pretraining.training_step
 
     def dying(self, *args):
-        if self.global_step == 3:
+        if self.samples == 6:
             raise OSError("power cut")
         return step(self, *args)
 
@@ -98,11 +126,121 @@ def test_stopped_training_goes_on_as_if_never_stopped(work, monkeypatch):
         train("stopped")
     resumed = train("stopped")
     assert all(torch.equal(weight, resumed[name]) for name, weight in undisturbed.items())
+    assert pd.read_csv(work / "stopped" / "curve.csv")["samples"].tolist() == [4, 8]
 
 
-def test_checkpoints_become_a_pipeline_that_loads(work):
+def test_decay_ends_at_zero_and_leaves_constant_training(work, narrow, monkeypatch):
+    monkeypatch.setattr("pretraining.training.WARM_UP", 2)
+    data, last = EncodedBank(work / "bank"), work / "unet" / "last.ckpt"
+    pretrain(data, work / "unet", samples=4, batch=2, lr=1e-3)
+    before = last.read_bytes()
+    rates, rate = [], Pretraining.rate
+    monkeypatch.setattr(Pretraining, "rate", lambda self: rates.append(rate(self)) or rates[-1])
+    assert pretrain(data, work / "decay", start=last, anneal=6, batch=2, lr=1e-3) == 10
+    assert rates[:3] == pytest.approx([1e-3, 1e-3 * 2 / 3, 1e-3 / 3])
+    assert pd.read_csv(work / "decay" / "curve.csv")["rate"].tolist() == [0]
+    assert last.read_bytes() == before
+    steps = len(rates)
+    assert pretrain(data, work / "decay", start=last, anneal=6, batch=2, lr=1e-3) == 10
+    assert len(rates) == steps, "a finished decay is not repeated"
+
+
+def test_interrupted_decay_ends_as_undisturbed_one(work, narrow, monkeypatch):
+    data, last = EncodedBank(work / "bank"), work / "unet" / "last.ckpt"
+    pretrain(data, work / "unet", samples=4, batch=2, lr=1e-3)
+    pretrain(data, work / "whole", start=last, anneal=8, batch=2, lr=1e-3, every=2)
+    step = Pretraining.training_step
+
+    def dying(self, *args):
+        if self.samples == 8:
+            raise OSError("power cut")
+        return step(self, *args)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="power cut"):
+        patch.setattr(Pretraining, "training_step", dying)
+        pretrain(data, work / "stopped", start=last, anneal=8, batch=2, lr=1e-3, every=2)
+    pretrain(data, work / "stopped", start=last, anneal=8, batch=2, lr=1e-3, every=2)
+    whole, resumed = weights(work / "whole"), weights(work / "stopped")
+    assert all(torch.equal(weight, resumed[name]) for name, weight in whole.items())
+
+
+def test_lost_state_is_replaced_by_exported_weights(work):
+    """Training goes on from the shipped weights and their number of samples, with a new warm-up."""
+    module = Pretraining(EncodedBank(work / "bank"), batch=64, lr=6e-4, weights=SHIPPED)
+    assert module.samples == exported_samples(SHIPPED) >= 1_105_000
+    assert module.rate() == pytest.approx(6e-4 * 64 / 4000)
+    shipped = SDXL.load(SHIPPED).unet.state_dict()
+    assert all(torch.equal(weight, shipped[name]) for name, weight in module.model.unet.state_dict().items())
+
+
+def test_loss_does_not_depend_on_number_of_devices():
+    x0 = torch.randn(4, 12, 16, 16, generator=torch.Generator().manual_seed(0))
+    ids = tokenize(["a mug", "a cat", "a red duck", "a boat in ink style"]).long()
+    loss, model, place = VLoss(), Predicts(0.3), torch.device("cpu")
+    whole = loss(model, x0, ids, 7, slice(0, 4), place)
+    halves = [loss(model, x0, ids, 7, rows, place) for rows in (slice(0, 2), slice(2, 4))]
+    assert whole.item() == pytest.approx(sum(halves).item() / 2)
+
+
+class Predicts(torch.nn.Module):
+    """Predicts a multiple of the noisy latents and keeps its input."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, noisy, t, ids):
+        self.noisy, self.t, self.ids = noisy, t, ids
+        return self.factor * noisy
+
+
+def test_heldout_loss_is_the_error_of_v():
+    """With v predicted as zero, the mean of v^2 is abar + (1 - abar) E[x0^2] for independent noise."""
+    x0 = 0.5 * torch.randn(128, 12, 16, 16, generator=torch.Generator().manual_seed(1))
+    losses = heldout_losses(Predicts(0.0), x0, torch.zeros(128, 32))  # pyright: ignore[reportArgumentType]
+    abar = build_scheduler().alphas_cumprod
+    assert list(losses) == list(heldout.TIMESTEPS)
+    for t, loss in losses.items():
+        assert loss == pytest.approx(float(abar[t] + (1 - abar[t]) * 0.25), rel=0.02)
+
+
+def test_heldout_pictures_are_outside_every_bank():
+    assert heldout.FIRST > 10_000_000
+    latents, ids = heldout.heldout_data(count=2)
+    assert latents.shape == (2, 12, 16, 16) and ids.shape == (2, 32)
+
+
+def test_shipped_code_is_the_latent_space_of_the_shipped_vae(pictures):
+    vae = AutoencoderKL.from_pretrained(SHIPPED / "vae")
+    with torch.no_grad():
+        mean = vae.encode(to_tensor(pictures[:8])).latent_dist.mean
+    assert (mean - PatchPCA.load(CODE).encode(to_tensor(pictures[:8]))).square().mean() < 2e-3
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        (["--resume"], "one of --minutes"),
+        (["--minutes", "1", "--samples", "5"], "one of --minutes"),
+        (["--anneal", "100"], "needs .*last.ckpt; use"),
+        (["--minutes", "1"], "--name=unet has a checkpoint; use --resume"),
+        (["--minutes", "1", "--name", "new", "--batch", "9", "--devices", "2"], "--batch=9 must be a multiple"),
+    ],
+)
+def test_unet_command_refuses_in_one_line(work, typed, words, monkeypatch):
+    if "--anneal" not in typed:
+        (work / "unet").mkdir()
+        (work / "unet" / "last.ckpt").touch()
+    monkeypatch.setattr(heldout, "COUNT", 1)
+    monkeypatch.setattr(heldout.heldout_data, "__defaults__", (1, heldout.FIRST))
+    args = command.arguments().parse_args(["--work", str(work), "unet", *typed])
+    with pytest.raises(UserError, match=words):
+        command.unet(args)
+
+
+def test_checkpoint_is_exported_as_loadable_pipeline(work):
     """Two steps of each training, exported: what ships is what diffusers reads back."""
-    pretrain(work, work / "unet", steps=2, decay=1, batch=2, lr=1e-3, devices=1, start=None)
+    pretrain(EncodedBank(work / "bank"), work / "unet", samples=4, batch=2, lr=1e-3)
     distil(work, steps=2, decay=1, batch=2, lr=1e-3)
     size = export(work / "unet" / "last.ckpt", work / "vae" / "model", work / "pipeline")
     assert 30e6 < size < 40e6
@@ -111,25 +249,16 @@ def test_checkpoints_become_a_pipeline_that_loads(work):
     trained = averaged(work / "unet" / "last.ckpt").unet.state_dict()
     for name, weight in loaded.unet.state_dict().items():
         assert torch.equal(weight, trained[name].half().float()), name
+    assert exported_samples(work / "pipeline") == 4
     assert (loaded.prediction_type, loaded.resolution) == ("v_prediction", 64)
 
 
-def test_loss_is_the_error_of_v_with_a_capped_weight(pictures, monkeypatch):
-    latents = encode_bank(PatchPCA.fit(pictures), [pictures])
-    module = Pretraining(latents, tokenize(["a mug"] * 60), batch=4, lr=1e-3, steps=1, decay=1)
-    seen = {}
-
-    def predict(noisy, t, ids):
-        seen.update(noisy=noisy, t=t)
-        return torch.zeros_like(noisy)
-
-    monkeypatch.setattr(Denoiser, "forward", lambda self, *args: predict(*args))
-    monkeypatch.setattr(module, "log", lambda *args, **kwargs: None)
-    loss = module.training_step(torch.zeros(1), 0)
+def test_loss_is_the_error_of_v_with_a_capped_weight():
+    clean = torch.randn(4, 12, 16, 16, generator=torch.Generator().manual_seed(0))
+    model = Predicts(0.0)
+    loss = VLoss()(model, clean, torch.zeros(4, 32).long(), 3, slice(0, 4), torch.device("cpu"))
     # With v predicted as zero the clean estimate is sqrt(abar) x_t, so |v|^2 = |x_0 - sqrt(abar) x_t|^2 / (1 - abar).
-    abar = build_scheduler().alphas_cumprod[seen["t"]].view(-1, 1, 1, 1)
-    rng = torch.Generator().manual_seed(0)
-    clean = latents[torch.randint(60, (4,), generator=rng)].float()
-    squared = (clean - abar.sqrt() * seen["noisy"]).square() / (1 - abar)
+    abar = build_scheduler().alphas_cumprod[model.t].view(-1, 1, 1, 1)
+    squared = (clean - abar.sqrt() * model.noisy).square() / (1 - abar)
     snr = abar / (1 - abar)
     assert loss.item() == pytest.approx((torch.clamp(5 / (snr + 1), max=1) * squared).mean().item(), rel=1e-4)

@@ -10,15 +10,15 @@ import torch
 
 from lorabench.base import UserError
 from lorabench.data import microworld as mw
-from lorabench.micro import scorer_losses as losses
-from lorabench.micro import scorers as training
-from lorabench.micro.scorer_bank import PHOTOS, STYLES, SUBJECTS, VIEWS, ScorerBank, draw_block
-from lorabench.micro.scorer_models import degrade, grid_batch, make_config
 from lorabench.scoring.clip import Clip
 from lorabench.scoring.description import ScorerFiles
 from lorabench.scoring.files import MICRO_SCORERS, ScorerSet
 from lorabench.scoring.load import load_scorer, load_scorers
 from lorabench.scoring.truth import load_truth
+from pretraining import scorer_losses as losses
+from pretraining import scorers as training
+from pretraining.scorer_bank import PHOTOS, STYLES, SUBJECTS, VIEWS, ScorerBank, draw_block
+from pretraining.scorer_models import degrade, grid_batch, make_config
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """What the microworld allows beside similarities: is it the right class, family, subject, style?
 
 Linear heads read class and family, and the nearest prototype among all held-out subjects or styles names the
-individual. All on frozen embeddings of the micro scorers; made by lorabench.micro.readout.
+individual. All on frozen embeddings of the micro scorers; made by pretraining.readout.
 """
 
 from __future__ import annotations
@@ -68,12 +68,12 @@ def load_truth(scorers: Sequence[Scorer], root: Path | str = MICRO_SCORERS) -> T
 
     path = Path(root) / "truth" / "config.json"
     if not path.is_file():
-        raise UserError(f"truth readout not found: {path}; run python -m lorabench.micro scorers")
+        raise UserError(f"truth readout not found: {path}; run python -m pretraining scorers")
     config = json.loads(path.read_text())
     found = {"world": mw.VERSION, **{s.name: s.version for s in scorers if s.name in (CONTENT[0], STYLE[0])}}
     for key in ("world", CONTENT[0], STYLE[0]):
         if config["made_for"].get(key) != found.get(key):
-            raise UserError(f"{path} does not fit {key} {found.get(key)}; run python -m lorabench.micro scorers")
+            raise UserError(f"{path} does not fit {key} {found.get(key)}; run python -m pretraining scorers")
     tensors = {name: value.float() for name, value in read_safetensors(path.with_name("model.safetensors")).items()}
 
     def readout(role: str) -> Readout:

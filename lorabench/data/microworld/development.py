@@ -1,4 +1,4 @@
-"""Accepted candidates of the development names, as `python -m lorabench.micro development` prints them."""
+"""Accepted candidates of the development names, as `python -m pretraining development` prints them."""
 
 SUBJECT_DRAWS = {
     "mug_dev1": 24, "mug_dev2": 8,

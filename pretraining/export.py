@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 
-from lorabench.micro.architecture import build_pipeline, build_vae
-from lorabench.micro.unet import Denoiser
+from pretraining.architecture import build_pipeline, build_vae
+from pretraining.unet import Denoiser
 
 
 def averaged(checkpoint: Path) -> Denoiser:
-    """The denoiser with the moving average of its weights, from a checkpoint of `lorabench.micro unet`."""
+    """Return the denoiser with the moving average of its weights, from a checkpoint of `python -m pretraining unet`."""
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
     prefix = "ema.module."
     model = Denoiser()
@@ -33,6 +34,8 @@ def assemble(checkpoint: Path, vae: Path) -> StableDiffusionXLPipeline:
 
 
 def export(checkpoint: Path, vae: Path, folder: Path) -> int:
-    """Write the pipeline to `folder` in float16; returns its size in bytes."""
+    """Write the pipeline to `folder` in float16, and training.json beside it; return its size in bytes."""
     assemble(checkpoint, vae).to(torch.float16).save_pretrained(folder, safe_serialization=True)
+    course = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["course"]
+    (folder.parent / "training.json").write_text(json.dumps({"samples": course["samples"]}) + "\n")
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())

@@ -15,7 +15,7 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from lorabench.micro.tokens import MAX_LENGTH, build_tokenizer
+from pretraining.tokens import MAX_LENGTH, build_tokenizer
 
 RESOLUTION = 64
 LATENT_CHANNELS = 12

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lorabench.micro.architecture import LATENT_CHANNELS
+from pretraining.architecture import LATENT_CHANNELS
 
 PATCH = 4
 
@@ -68,6 +68,7 @@ def _patches(images: Tensor) -> Tensor:
     return F.unfold(images, PATCH, stride=PATCH)
 
 
-def encode_bank(pca: PatchPCA, shards: list[np.ndarray]) -> Tensor:
-    """Latents of all pictures of a bank, float16 [n, k, 16, 16]."""
-    return torch.cat([pca.encode(to_tensor(part)).half() for shard in shards for part in np.array_split(shard, 8)])
+def encode_bank(pca: PatchPCA, shards: list[np.ndarray], rows: int = 500) -> Tensor:
+    """Return the latents of all images of a bank, float16 [n, k, 16, 16], computed `rows` images at a time."""
+    parts = (shard[start : start + rows] for shard in shards for start in range(0, len(shard), rows))
+    return torch.cat([pca.encode(to_tensor(part)).half() for part in parts])

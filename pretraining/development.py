@@ -1,4 +1,4 @@
-"""Choose the development names: `python -m lorabench.micro development` prints the tables of microworld/development.py.
+"""Choose the development names: `python -m pretraining development` prints the tables of microworld/development.py.
 
 The bank's pictures 0 to 135,999 were trained on before these names existed, so the names keep away from the pictures:
 candidate k of a name is a function of (name, k), and the first candidate is taken that is
@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from lorabench.data.microworld import factors, registry
 from lorabench.data.microworld.factors import CLASSES, FAMILIES, Style, Subject
-from lorabench.micro.bank import DEVELOPMENT_FROM, factors_of
+from pretraining.bank import DEVELOPMENT_FROM, factors_of
 
 T = TypeVar("T", Subject, Style)
 NAMES_PER_KIND = 2
@@ -59,7 +59,7 @@ def choose(
     return chosen
 
 
-def main() -> None:
+def print_tables() -> None:
     """Print the tables."""
     subjects, styles = [], []
     for i in range(DEVELOPMENT_FROM):
@@ -80,7 +80,3 @@ def main() -> None:
     }  # fmt: skip
     for title, table in tables.items():
         print(title, table)
-
-
-if __name__ == "__main__":
-    main()

@@ -20,12 +20,12 @@ from scipy.stats import rankdata
 
 from lorabench.base import seed_of
 from lorabench.data import microworld as mw
-from lorabench.micro.scorer_losses import distance_matrix
 from lorabench.scoring.clip import Clip
 from lorabench.scoring.cosine import cosine_matrix, leave_group_out_r1
 from lorabench.scoring.load import load_scorers
 from lorabench.scoring.scorer import Scorer
 from lorabench.scoring.truth import CONTENT, PHOTO, STYLE, Truth, load_truth
+from pretraining.scorer_losses import distance_matrix
 
 STYLES_A_SUBJECT, PHOTOS_A_SUBJECT = 8, 4
 FIGURES, CARD = "figures.json", "README.md"

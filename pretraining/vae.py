@@ -14,12 +14,15 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader, TensorDataset
 
-from lorabench.micro import bank
-from lorabench.micro.architecture import build_vae
-from lorabench.micro.fit import fit, trapezoid
-from lorabench.micro.latents import PatchPCA, to_tensor
+from pretraining import bank
+from pretraining.architecture import build_vae
+from pretraining.encoded import CODE
+from pretraining.latents import PatchPCA, to_tensor
 
 LATENT_NOISE = 0.15
 LOG_VARIANCE = -8.0
@@ -54,16 +57,35 @@ class Distillation(pl.LightningModule):
 
     def configure_optimizers(self):
         optimizer = torch.optim.AdamW(self.vae.parameters(), lr=self.lr, betas=(0.9, 0.99), weight_decay=0.0)
-        return trapezoid(optimizer, self.steps, self.decay, warmup=100)
+        rate = LambdaLR(optimizer, self.rate)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rate, "interval": "step"}}
+
+    def rate(self, step: int) -> float:
+        """Return the factor of the learning rate: 100 steps of warm-up, constant, a linear decay to zero."""
+        return min(1.0, (step + 1) / 100, max(self.steps - step, 1) / max(self.decay, 1))
 
 
-def distil(work: Path, steps: int, decay: int, batch: int, lr: float) -> AutoencoderKL:
-    """Train for `steps` on one thread, resuming from <work>/vae/last.ckpt; the result is saved to <work>/vae."""
+def distil(work: Path, steps: int, decay: int, batch: int, lr: float, every: int = 100) -> AutoencoderKL:
+    """Train for `steps` on one thread, resuming from <work>/vae/last.ckpt; the result is saved to <work>/vae/model.
+
+    Args:
+        decay: Last steps, over which the rate falls to zero.
+        every: Steps between checkpoints.
+    """
     torch.set_num_threads(1)
     torch.manual_seed(0)  # the weights to start from
-    shards, _ = bank.load(work / "bank")
-    module = Distillation(shards, PatchPCA.load(work / "pca.safetensors"), batch, lr, steps, decay)
-    out = work / "vae"
-    fit(module, out, steps, save_every=100)
+    module = Distillation(bank.load(work / "bank"), PatchPCA.load(CODE), batch, lr, steps, decay)
+    out, last = work / "vae", work / "vae" / "last.ckpt"
+    trainer = pl.Trainer(
+        accelerator="auto",
+        devices=1,
+        precision="bf16-mixed" if torch.cuda.is_available() else "32-true",
+        max_steps=steps,
+        gradient_clip_val=1.0,
+        callbacks=[ModelCheckpoint(out, every_n_train_steps=every, save_last=True, save_top_k=0)],
+        logger=False,
+    )
+    epoch = DataLoader(TensorDataset(torch.arange(every)))  # an epoch ends with its checkpoint
+    trainer.fit(module, epoch, ckpt_path=last if last.exists() else None)
     module.vae.save_pretrained(out / "model")
     return module.vae

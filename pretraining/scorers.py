@@ -1,4 +1,4 @@
-"""Trains the micro scorers on the world: `python -m lorabench.micro scorers`.
+"""Trains the micro scorers on the world: `python -m pretraining scorers`.
 
 About 10 minutes each on one free CPU thread, in bfloat16; an interrupted training continues from its last hundredth
 step. Scorers are instruments, so they know all 16 style families, also those the base model never sees; held-out
@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from lorabench.base import seed_of
-from lorabench.micro.scorer_bank import ScorerBank, world_fingerprint
-from lorabench.micro.scorer_models import TASKS, make_config
 from lorabench.scoring.description import KINDS
+from pretraining.scorer_bank import ScorerBank, world_fingerprint
+from pretraining.scorer_models import TASKS, make_config
 
 CACHE = Path("~/.cache/lorabench/micro")
 BLOCKS = 480
@@ -94,8 +94,8 @@ def train_scorers(
     report: Callable[[str], None] = print,
 ) -> None:
     """Draw the bank, train the scorers into out/<kind>, fit the truth readout, and write the model card's figures."""
-    from lorabench.micro.evaluate_scorers import evaluate_scorers
-    from lorabench.micro.readout import fit_readout
+    from pretraining.evaluate_scorers import evaluate_scorers
+    from pretraining.readout import fit_readout
 
     torch.set_num_threads(threads)
     cache = cache.expanduser()

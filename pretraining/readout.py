@@ -11,11 +11,11 @@ import torch.nn.functional as F
 
 from lorabench.base import seed_of
 from lorabench.data import microworld as mw
-from lorabench.micro.scorer_bank import STYLES, SUBJECTS, VIEWS, ScorerBank
 from lorabench.scoring.cosine import normalise
 from lorabench.scoring.description import ScorerFiles
 from lorabench.scoring.load import load_scorer
 from lorabench.scoring.truth import CONTENT, PHOTO, STYLE
+from pretraining.scorer_bank import STYLES, SUBJECTS, VIEWS, ScorerBank
 
 HEAD_ROWS = (0, SUBJECTS // 2)  # of each block: one subject of either class
 PHOTOS_A_SUBJECT, DRAWINGS_A_SUBJECT, DRAWINGS_A_STYLE = 8, 24, 32

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lorabench.base import UserError
 from lorabench.data import microworld as mw
 
 SHARD = 4000
@@ -49,21 +50,26 @@ def render_shard(folder: Path, shard: int) -> None:
     partial.rename(captions)
 
 
-def render(folder: Path, shards: int, workers: int, progress: Callable[[int], object]) -> None:
-    """Render all missing shards on `workers` processes; `progress` is told of each picture batch done."""
+def render(folder: Path, shards: range, workers: int, progress: Callable[[int], object]) -> None:
+    """Render the missing ones of these shards on `workers` processes; call `progress` with the pictures done."""
     from concurrent.futures import ProcessPoolExecutor, as_completed
 
-    missing = [s for s in range(shards) if not (folder / f"{s:04d}.json").exists()]
-    progress((shards - len(missing)) * SHARD)
+    missing = [s for s in shards if not (folder / f"{s:04d}.json").exists()]
+    progress((len(shards) - len(missing)) * SHARD)
     with ProcessPoolExecutor(workers) as pool:
-        for _ in as_completed([pool.submit(render_shard, folder, s) for s in missing]):
+        for done in as_completed([pool.submit(render_shard, folder, s) for s in missing]):
+            done.result()
             progress(SHARD)
 
 
-def load(folder: Path) -> tuple[list[np.ndarray], list[str]]:
-    """All complete shards: memory maps uint8 [SHARD, 64, 64, 3] and the captions in the same order."""
+def load(folder: Path) -> list[np.ndarray]:
+    """Return memory maps of all complete shards, uint8 [SHARD, 64, 64, 3]."""
     done = sorted(folder.glob("*.json"))
     if not done:
-        raise FileNotFoundError(f"no rendered shards in {folder}: run `python -m lorabench.micro bank` first")
-    maps = [np.load(p.with_suffix(".npy"), mmap_mode="r") for p in done]
-    return maps, [text for p in done for text in json.loads(p.read_text())]
+        raise UserError(f"--work={folder.parent} has no pictures; run `python -m pretraining bank` first")
+    return [load_shard(path)[0] for path in done]
+
+
+def load_shard(captions: Path) -> tuple[np.ndarray, list[str]]:
+    """Return the memory map of a shard and its captions."""
+    return np.load(captions.with_suffix(".npy"), mmap_mode="r"), json.loads(captions.read_text())

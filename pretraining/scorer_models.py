@@ -16,13 +16,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from lorabench.data import microworld as mw
-from lorabench.micro import scorer_losses as losses
-from lorabench.micro.scorer_bank import PHOTOS, SIZE, STYLES, SUBJECTS, ScorerBank
 from lorabench.scoring.clip import build_clip, build_tokenizer
 from lorabench.scoring.cosine import normalise
 from lorabench.scoring.csd import build_csd
 from lorabench.scoring.dino import build_dino
 from lorabench.scoring.weights import read_safetensors
+from pretraining import scorer_losses as losses
+from pretraining.scorer_bank import PHOTOS, SIZE, STYLES, SUBJECTS, ScorerBank
 
 PREPROCESS = {
     "resize": SIZE, "crop": SIZE, "interpolation": "bicubic", "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25],
@@ -197,7 +197,7 @@ class ClipTask(ScorerTask):
 
 def clip_vocabulary() -> list[tuple[str, str]]:
     """Byte-pair merges that spell each word of the world as one token: those of the micro model's own tokenizer."""
-    from lorabench.micro.tokens import build_tokenizer as build_micro_tokenizer
+    from pretraining.tokens import build_tokenizer as build_micro_tokenizer
 
     model = json.loads(build_micro_tokenizer().backend_tokenizer.to_str())["model"]
     pairs = (merge.split() if isinstance(merge, str) else merge for merge in model["merges"])

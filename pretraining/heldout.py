@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lorabench.micro import bank
-from lorabench.micro.architecture import build_scheduler
-from lorabench.micro.latents import PatchPCA, encode_bank
-from lorabench.micro.unet import Denoiser, tokenize
+from pretraining import bank
+from pretraining.architecture import build_scheduler
+from pretraining.encoded import CODE
+from pretraining.latents import PatchPCA, encode_bank
+from pretraining.unet import Denoiser, tokenize
 
 FIRST = 90_000_000
 TIMESTEPS = (50, 200, 400, 600, 800, 950)
@@ -21,9 +22,10 @@ COUNT = 512
 BATCH = 64
 
 
-def heldout_data(pca: PatchPCA, count: int = COUNT, first: int = FIRST) -> tuple[Tensor, Tensor]:
+def heldout_data(count: int = COUNT, first: int = FIRST) -> tuple[Tensor, Tensor]:
     """Render held-out pictures; return their latents [count, 12, 16, 16] and token ids [count, 32]."""
     pictures = [bank.picture(first + i) for i in range(count)]
+    pca = PatchPCA.load(CODE)
     return encode_bank(pca, [np.stack([image for image, _ in pictures])]), tokenize([text for _, text in pictures])
 
 
@@ -36,8 +38,8 @@ def heldout_losses(model: Denoiser, latents: Tensor, ids: Tensor) -> dict[int, f
     for t in TIMESTEPS:
         a, total = alphas_cumprod[t], 0.0
         for x0, text, e in zip(latents.split(BATCH), ids.split(BATCH), noise.split(BATCH), strict=True):
-            x0 = x0.float()
-            v = model(a.sqrt() * x0 + (1 - a).sqrt() * e, torch.full((len(x0),), t), text.long())
+            x0, e = x0.float(), e.to(x0.device)
+            v = model(a.sqrt() * x0 + (1 - a).sqrt() * e, torch.full((len(x0),), t, device=x0.device), text.long())
             total += (v.float() - (a.sqrt() * e - (1 - a).sqrt() * x0)).square().mean(dim=(1, 2, 3)).sum().item()
         losses[t] = total / len(latents)
     return losses

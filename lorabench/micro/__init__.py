@@ -1,1 +1,0 @@
-"""Pretraining of the shipped micro SDXL and its scorers on the microworld: `python -m lorabench.micro --help`."""

@@ -1,0 +1,1 @@
+"""Pretraining of the shipped micro SDXL and its scorers on the microworld: `python -m pretraining --help`."""

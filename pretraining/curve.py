@@ -1,0 +1,80 @@
+"""The curve of a training: curve.csv, a row per checkpoint, and its plot for the model card.
+
+Columns: samples (over all legs), rate, loss (mean since the last row), images_per_second, and the held-out loss of the
+averaged weights by timestep (heldout_50, ...).
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch import Tensor
+
+from pretraining.heldout import TIMESTEPS, heldout_losses
+
+
+class Curve:
+    """Appends rows to a file.
+
+    Args:
+        path: The csv file. Rows beyond `begun` are dropped: their training is repeated.
+        begun: Samples seen before this training.
+        heldout: Latents and token ids; None leaves the held-out columns out.
+    """
+
+    def __init__(self, path: Path, begun: int, heldout: tuple[Tensor, Tensor] | None = None) -> None:
+        self.path, self.heldout = path, heldout
+        self.rows: list[dict[str, float]] = []
+        if path.exists():
+            known = pd.read_csv(path)
+            self.rows = known[known["samples"] <= begun].to_dict("records")  # pyright: ignore[reportAttributeAccessIssue]
+        self.reset()
+
+    def reset(self) -> None:
+        self.total, self.steps, self.images, self.since = 0.0, 0, 0, time.monotonic()
+
+    def step(self, loss: Tensor, images: int) -> None:
+        """Count a step of so many images."""
+        self.total += float(loss)
+        self.steps += 1
+        self.images += images
+
+    def row(self, module: Any) -> None:
+        """Add the row of a `Pretraining` at its present number of samples."""
+        row = {
+            "samples": module.samples,
+            "rate": module.rate(),
+            "loss": self.total / max(self.steps, 1),
+            "images_per_second": self.images / (time.monotonic() - self.since),
+        }
+        if self.heldout:
+            losses = heldout_losses(module.ema.module, *(each.to(module.device) for each in self.heldout))
+            row |= {f"heldout_{t}": loss for t, loss in losses.items()}
+        self.rows.append(row)
+        pd.DataFrame(self.rows).to_csv(self.path, index=False, float_format="%.6g")
+        self.reset()
+
+
+def plot(curves: dict[str, Path], out: Path) -> None:
+    """Plot the held-out loss over samples, a line per timestep, solid at constant rate and dotted in decays.
+
+    Args:
+        curves: csv files by their label, the first drawn solid.
+        out: The image file.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for number, path in enumerate(curves.values()):
+        rows = pd.read_csv(path)
+        for place, t in enumerate(TIMESTEPS):
+            name = f"t = {t}" if number == 0 else None
+            style = "-" if number == 0 else ":"
+            axes.plot(rows["samples"] / 1e6, rows[f"heldout_{t}"], style, marker=".", color=f"C{place}", label=name)
+    axes.set(xlabel="million samples", ylabel="held-out loss of v", yscale="log", title=", ".join(curves))
+    axes.legend(fontsize="small")
+    figure.savefig(out, dpi=120)
