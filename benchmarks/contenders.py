@@ -14,14 +14,12 @@ from benchmarks import sequential
 from benchmarks.sequential import ColumnMasked, RankMasked, Sequential
 from benchmarks.sizes import RANKS, plain_pair, random_lora
 from lorabench.lora.adapter import LoRA
-from lorabench.lora.layer import attach
 from lorabench.merging.constyle import go_back
 from lorabench.merging.learn import Draws, Merging
 from lorabench.merging.method import load
 from lorabench.merging.step import MergeStep
-from lorabench.models.adapted import live_layers
-from lorabench.models.layers import attention_layers
-from lorabench.models.sdxl import SDXL, Conditioning
+from lorabench.models.model import Conditioning
+from lorabench.models.sdxl.model import SDXL
 
 SEED = 0
 # Names of the table rows.
@@ -55,8 +53,8 @@ class Ours:
         pair = plain_pair()
         self.model, self.method = model, method
         self.loras = method.rebase(loras)  # kept, because the merge stage keeps them in memory as well
-        layers = live_layers(model.unet, self.loras, pair.roles)
-        self.adapters = attach(model.unet, self.loras)
+        layers = model.layers.adapted(self.loras, pair.roles)
+        self.adapters = model.attach(self.loras)
         start, draws = method.masks(layers, SEED), Draws(model, pair, SEED)
         self.module = Merging(self.adapters, layers, method, [start], [pair], [draws])
         self.optimizer = self.module.configure_optimizers()
@@ -83,7 +81,7 @@ class Plain:
     def __init__(self, model: SDXL, loras: tuple[LoRA, LoRA], method: Any, layer: type[ColumnMasked], loss: Callable):
         pair = plain_pair()
         self.net, self.method, self.loss = Sequential(model, loras, layer), method, loss
-        self.layers = live_layers(model.unet, loras, pair.roles)
+        self.layers = model.layers.adapted(loras, pair.roles)
         self.draws = Draws(model, pair, SEED)
         self.optimizer = torch.optim.Adam(self.net.masks, lr=method.fit.lr)
 
@@ -137,7 +135,7 @@ class Floor:
     def __init__(self, model: SDXL, method: Any):
         self.model, self.batch = model, method.fit.batch
         self.draws = Draws(model, plain_pair(), SEED)
-        self.first = next(iter(attention_layers(model.unet).values())).weight
+        self.first = model.denoiser.get_submodule(next(iter(model.layers.trained()))).weight
 
     def attach(self) -> None:
         self.first.requires_grad_(True)

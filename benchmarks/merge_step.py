@@ -45,7 +45,6 @@ from benchmarks.measure import (
 )
 from benchmarks.sizes import DIFFERENCES, RANKS, build
 from lorabench.engine.lightning import fit
-from lorabench.models.layers import attention_layers
 
 TOLERANCE = 1e-4  # relative, for fp32
 EXTRAS = {DUOLORA: EXTRA_DUOLORA, RELEASED: EXTRA_RELEASED}
@@ -201,7 +200,7 @@ def machine(options: argparse.Namespace, model: Any) -> dict[str, Any]:
         "torch": torch.__version__,
         "size": options.size,
         "latent edge": model.unet.config.sample_size,
-        "adapted layers": len(attention_layers(model.unet)),
+        "adapted layers": len(model.layers.trained()),
         "rank": RANKS[options.size],
         "dtype": options.dtype,
         "threads": options.threads,

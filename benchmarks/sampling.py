@@ -15,7 +15,6 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from torch import Tensor
 
 from benchmarks.measure import interleaved, markdown, publish, ratio, seconds
@@ -23,10 +22,8 @@ from benchmarks.sizes import RANKS, build, random_lora
 from lorabench.base import seed_of
 from lorabench.data.pairs import ROLES, Scene
 from lorabench.lora.adapter import Factors, LoRA
-from lorabench.lora.layer import Adapters, attach, export
+from lorabench.lora.layer import Adapters, export
 from lorabench.merging.method import Method, load, methods
-from lorabench.models.adapted import live_layers
-from lorabench.models.unet_only import UNetOnly
 from lorabench.sampling.branches import Branch, Scale
 from lorabench.sampling.generate import strengths
 from lorabench.sampling.sampler import sample_latents
@@ -61,7 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parsed(arguments)
     torch.set_num_threads(options.threads)
     load_before = os.getloadavg()[0]
-    model = sampled(build(options.size, options.device, getattr(torch, options.dtype)))
+    model = build(options.size, options.device, getattr(torch, options.dtype))
     loras = [uneven(random_lora(model, RANKS[options.size], role), role) for role in ROLES]
     ways, before = ways_of(model, loras, options.methods, options.steps)
     if far := differing(model, ways, loras, options.dtype):
@@ -104,15 +101,6 @@ def live_methods() -> list[str]:
     return [name for name, each in methods().items() if not each.exports or name == "blora"]
 
 
-def sampled(model: Any) -> Any:
-    """Prepare a model for sampling: give UNets without encoders SDXL's scheduler and an empty prompt."""
-    if isinstance(model, UNetOnly):
-        schedule: Any = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-        model.new_scheduler = lambda: EulerDiscreteScheduler(**schedule)
-        model.encode_nothing = lambda n: model.encode_prompts([""]).take([0] * n)
-    return model
-
-
 def uneven(lora: LoRA, name: str) -> LoRA:
     """Scale the layers differently, so that rules which choose a LoRA by layer choose different ones."""
     draws = {layer: torch.Generator().manual_seed(seed_of("strength", name, layer)) for layer in lora}
@@ -139,11 +127,9 @@ def ways_of(
 
 def way_of(model: Any, method: Method, loras: Sequence[LoRA], steps: int) -> Way:
     """Set up a method as the generate stage does: with its merged file, or with both LoRAs and their scales."""
-    scale = strengths(method, model.unet, loras, ROLES, steps)
+    scale = strengths(method, model.layers, loras, ROLES, steps)
     if method.exports:
-        return Way(
-            [export(loras, scales={layer: scale(layer, 0.0) for layer in live_layers(model.unet, loras, ROLES)})]
-        )
+        return Way([export(loras, scales={layer: scale(layer, 0.0) for layer in model.layers.adapted(loras, ROLES)})])
     return Way(method.rebase(loras), scale, method.guidance(GUIDANCE, ROLES))
 
 
@@ -158,7 +144,7 @@ def differing(model: Any, ways: dict[str, Way], loras: Sequence[LoRA], dtype: st
         stand_in = Way([export(way.loras, scales=scales)])
         latents = []
         for each in (way, stand_in):
-            with attach(model.unet, each.loras) as adapters:
+            with model.attach(each.loras) as adapters:
                 latents.append(each.draw(model, adapters, 1, 1))
         mine, theirs = latents
         apart = float((mine - theirs).norm() / theirs.norm())
@@ -171,7 +157,7 @@ def timer(model: Any, way: Way, steps: int, batch: int) -> Callable[[int], float
     """Return a function that measures seconds per image and sampling step, with attached LoRAs and without decoding."""
 
     def timed(_: int) -> float:
-        with attach(model.unet, way.loras) as adapters:
+        with model.attach(way.loras) as adapters:
             return seconds(lambda: way.draw(model, adapters, steps, batch), model.device) / batch / steps
 
     return timed

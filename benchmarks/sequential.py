@@ -20,7 +20,7 @@ from torch.nn.functional import linear, mse_loss
 
 from lorabench.lora.adapter import Factors, LoRA
 from lorabench.merging.step import MergeStep, Noised
-from lorabench.models.sdxl import SDXL
+from lorabench.models.sdxl.model import SDXL
 
 CONTENT_BLOCKS, STYLE_BLOCKS = ("down_blocks.2.",), ("down_blocks.1.", "up_blocks.1.")  # as in DuoLoRA's code
 

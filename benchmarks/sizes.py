@@ -9,7 +9,6 @@ The last two are only UNets, because merge steps use neither text encoders nor t
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -23,11 +22,10 @@ from lorabench.data.pairs import Concept, Pair, Prompts, Reference
 from lorabench.data.pairs import pair as make_pair
 from lorabench.lora.adapter import Factors, LoRA
 from lorabench.models.files import model_folder
-from lorabench.models.layers import attention_layers
-from lorabench.models.reading import DTYPES
-from lorabench.models.sdxl import SDXL
-from lorabench.models.shapes import CONFIGS
-from lorabench.models.unet_only import UNetOnly
+from lorabench.models.sdxl.denoiser_only import DenoiserOnly
+from lorabench.models.sdxl.known import unet_config
+from lorabench.models.sdxl.model import SDXL
+from lorabench.models.sdxl.reading import DTYPES
 
 RANKS = {"micro": 16, "slice": 64, "sdxl": 64}
 DIFFERENCES: dict[str, dict[str, Any]] = {
@@ -41,7 +39,7 @@ def build(size: str, device: str, dtype: torch.dtype, latents: int | None = None
     if size == "micro":
         names = {known: name for name, known in DTYPES.items()}
         return SDXL.load(replace(model_folder("micro"), dtype=names[dtype]), device)
-    config = json.loads(CONFIGS["sdxl"].read_text()) | DIFFERENCES[size]
+    config = unet_config("sdxl") | DIFFERENCES[size]
     if latents:
         config["sample_size"] = latents
     torch.manual_seed(0)
@@ -52,13 +50,13 @@ def build(size: str, device: str, dtype: torch.dtype, latents: int | None = None
             unet = UNet2DConditionModel.from_config(config)
     finally:
         torch.set_default_dtype(before)
-    return UNetOnly(unet)  # pyright: ignore[reportArgumentType]
+    return DenoiserOnly(unet)  # pyright: ignore[reportArgumentType]
 
 
 def random_lora(model: SDXL, rank: int, name: str) -> LoRA:
     """Return random updates with about a sixth of the norm of the weights."""
     factors = {}
-    for layer, module in attention_layers(model.unet).items():
+    for layer, module in model.layers.trained().items():
         draw = torch.Generator().manual_seed(seed_of(name, layer))
         down = torch.randn(rank, module.in_features, generator=draw) / module.in_features**0.5
         factors[layer] = Factors(down, torch.randn(module.out_features, rank, generator=draw) * 0.1 / rank**0.5)

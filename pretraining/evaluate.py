@@ -14,7 +14,7 @@ from PIL import Image
 
 from lorabench.base import seed_of
 from lorabench.data import microworld as mw
-from lorabench.models.sdxl import SDXL
+from lorabench.models.sdxl.model import SDXL
 from lorabench.sampling.sampler import sample
 from lorabench.scoring.load import load_scorers
 from lorabench.scoring.truth import load_truth

@@ -27,8 +27,7 @@ from lorabench.data.pairs import pair as make_pair
 from lorabench.lora.adapter import Factors, LoRA
 from lorabench.merging import method
 from lorabench.merging.hypernetwork import Hypernetwork
-from lorabench.models.layers import attention_layers
-from lorabench.models.sdxl import SDXL
+from lorabench.models.sdxl.model import SDXL
 from lorabench.scoring.description import KINDS
 from pretraining.architecture import build_pipeline, build_text_encoders, build_unet, build_vae
 from pretraining.tokens import build_tokenizer
@@ -104,7 +103,7 @@ def loras(model: SDXL) -> tuple[LoRA, LoRA]:
 
 def random_lora(model: SDXL, rank: int, name: str, scale: float = 0.3) -> LoRA:
     factors = {}
-    for layer, module in attention_layers(model.unet).items():
+    for layer, module in model.layers.trained().items():
         draw = torch.Generator().manual_seed(seed_of(name, layer))
         down = torch.randn(rank, module.in_features, generator=draw) * scale
         factors[layer] = Factors(down, torch.randn(module.out_features, rank, generator=draw) * scale)

@@ -49,8 +49,9 @@ class Dense:
                 elif k in on:
                     total = total + up @ down
             weights[f"{layer}.weight"] = total
-        added = {"text_embeds": noised.prompt.pooled, "time_ids": self.model.time_ids(len(noised.x))}
-        arguments = (noised.x, self.t, noised.prompt.embeds)
+        states, pooled, size = noised.prompt.tensors
+        added = {"text_embeds": pooled, "time_ids": size}
+        arguments = (noised.x, self.t, states)
         options = {"added_cond_kwargs": added, "return_dict": False}
         return functional_call(self.model.unet, weights, arguments, options)[0]
 

@@ -22,8 +22,9 @@ from torchvision.transforms.functional import pil_to_tensor
 from lorabench.base import seed_of
 from lorabench.config.schemas import LoRASpec
 from lorabench.data.pairs import Concept, Reference
-from lorabench.models.layers import attention_layers
-from lorabench.personalization.initial import initial, text_layers
+from lorabench.models.files import model_folder
+from lorabench.models.shapes import layer_map
+from lorabench.personalization.initial import initial
 
 UNET_TARGETS = ["to_k", "to_q", "to_v", "to_out.0"]
 TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
@@ -38,10 +39,13 @@ def train(folder: Path, concept: Concept, spec: LoRASpec, seed: int, prior: Sequ
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2):
         part.requires_grad_(False)
     item = seed_of("personalise", concept.identity(), seed)
-    starts = {"unet": initial(attention_layers(pipeline.unet), spec.rank, item)}
+    layers = layer_map(model_folder(folder))
+    starts = {"unet": initial(layers.trained(), spec.rank, item)}
     if spec.text_encoders:
         for name in ENCODERS:
-            starts[name] = initial(text_layers(getattr(pipeline, name)), spec.rank, seed_of(item, name))
+            head, text = f"{name}.", layers.trained_text()
+            own = {path.removeprefix(head): layer for path, layer in text.items() if path.startswith(head)}
+            starts[name] = initial(own, spec.rank, seed_of(item, name))
     for name, start in starts.items():
         targets = UNET_TARGETS if name == "unet" else TEXT_TARGETS
         getattr(pipeline, name).add_adapter(

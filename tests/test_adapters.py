@@ -7,7 +7,6 @@ from torch import nn
 from lorabench.base import UserError
 from lorabench.lora.adapter import Factors, LoRA
 from lorabench.lora.layer import MaskedLoRA, Masks, attach, export, learned_params
-from lorabench.models.layers import attention_layers
 
 IN, OUT, RANKS = 5, 4, (3, 2)
 
@@ -54,7 +53,7 @@ def test_a_layer_may_move_after_its_rows_are_set(factors) -> None:
     """As text encoders do that wait elsewhere until they are used."""
     with attach(nn.Sequential(nn.Linear(IN, OUT)), [LoRA({"0": each}) for each in factors]) as adapters:
         adapters.rows(torch.ones(1, 2))
-        moved = adapters.unet.to("meta")
+        moved = adapters.network.to("meta")
         assert moved(torch.zeros(1, 6, IN, device="meta")).shape == (1, 6, OUT)
 
 
@@ -76,21 +75,21 @@ def run(model, rows: int = 2):
 @pytest.mark.parametrize("kinds", ["o", "r", "i", "ori"])
 def test_the_exported_merge_equals_the_live_one(model, loras, kinds) -> None:
     masks = random_masks(loras, kinds)
-    with attach(model.unet, loras, masks) as adapters:
+    with model.attach(loras, masks) as adapters:
         adapters.rows(torch.tensor([[0.7, 1.2]]))
         live = run(model)
     exported = export(loras, masks, dict.fromkeys(loras[0], (0.7, 1.2)))
     assert exported.rank == 5
-    with attach(model.unet, [exported]):
+    with model.attach([exported]):
         torch.testing.assert_close(run(model), live, rtol=1e-5, atol=1e-5)
 
 
 def test_detaching_restores_the_very_layers(model, loras) -> None:
-    before, expected = attention_layers(model.unet), run(model)
-    with pytest.raises(RuntimeError, match="stop"), attach(model.unet, loras):
+    before, expected = dict(model.denoiser.named_modules()), run(model)
+    with pytest.raises(RuntimeError, match="stop"), model.attach(loras):
         assert not torch.allclose(run(model), expected)
         raise RuntimeError("stop")
-    after = attention_layers(model.unet)
+    after = dict(model.denoiser.named_modules())
     assert all(after[layer] is module for layer, module in before.items()) and len(after) == len(before)
     torch.testing.assert_close(run(model), expected, rtol=0, atol=0)
 
@@ -99,15 +98,15 @@ def test_adapters_may_cover_different_layers(model, loras) -> None:
     content, style = loras
     layer, *others = content.layers
     partial = LoRA({layer: content[layer]})
-    with attach(model.unet, [partial, style]) as adapters:
+    with model.attach([partial, style]) as adapters:
         live = run(model)
         assert adapters.layers[others[0]].ranks == (0, 2)
-    with attach(model.unet, [export([partial, style])]):
+    with model.attach([export([partial, style])]):
         torch.testing.assert_close(run(model), live, rtol=1e-5, atol=1e-5)
 
 
 def test_a_row_sees_its_own_scales_only(model, loras) -> None:
-    with attach(model.unet, loras) as adapters:
+    with model.attach(loras) as adapters:
         adapters.rows(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
         mixed = run(model)
         for row, scales in enumerate(([[1.0, 0.0]], [[0.0, 1.0]])):
@@ -118,9 +117,9 @@ def test_a_row_sees_its_own_scales_only(model, loras) -> None:
 def test_a_lora_of_another_model_is_refused(model, loras) -> None:
     layer = loras[0].layers[0]
     with pytest.raises(UserError, match="no linear layer"):
-        attach(model.unet, [LoRA({"mid_block.nowhere": loras[0][layer]})])
+        model.attach([LoRA({"mid_block.nowhere": loras[0][layer]})])
     with pytest.raises(UserError, match="trained on this model"):
-        attach(model.unet, [LoRA({layer: Factors(torch.ones(1, 3), torch.ones(3, 1))})])
+        model.attach([LoRA({layer: Factors(torch.ones(1, 3), torch.ones(3, 1))})])
 
 
 def test_learned_params_count_every_mask(loras) -> None:

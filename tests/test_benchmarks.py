@@ -14,13 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks import measure, merge_batch, merge_step, scoring, sequential
 from benchmarks.contenders import EXTRA_DUOLORA, METHODS, Ours, Plain, builders, differences, total
 from benchmarks.sequential import ColumnMasked, RankMasked
-from benchmarks.sizes import UNetOnly, plain_pair
+from benchmarks.sizes import plain_pair
 from lorabench.lora.adapter import LoRA
-from lorabench.lora.layer import attach
 from lorabench.merging.learn import Draws, Merging
 from lorabench.merging.method import load
-from lorabench.models.adapted import live_layers
-from lorabench.models.layers import attention_layers
+from lorabench.models.sdxl.denoiser_only import DenoiserOnly
 from lorabench.scoring.description import KINDS, ScorerFiles
 
 REFERENCES = {
@@ -30,11 +28,11 @@ REFERENCES = {
 
 
 @pytest.mark.parametrize("name", REFERENCES)
-@pytest.mark.parametrize("bare", [False, True], ids=["pipeline", "unet_only"])
+@pytest.mark.parametrize("bare", [False, True], ids=["pipeline", "denoiser_only"])
 def test_the_reference_has_our_losses_and_gradients(model, loras, name, bare) -> None:
     overrides, layer, loss = REFERENCES[name]
     method: Any = load(name, **overrides)
-    network = UNetOnly(model.unet) if bare else model
+    network = DenoiserOnly(model.unet) if bare else model
     far = differences(Ours(network, loras, method), Plain(network, loras, method, layer, loss))
     assert max(far.values()) < 1e-4
 
@@ -52,7 +50,7 @@ def test_a_step_of_ours_and_of_the_reference_move_the_masks_alike(model, loras) 
     for mine, theirs in zip(vectors, plain.net.masks, strict=True):
         assert not torch.equal(mine, torch.ones_like(mine))
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-3)  # of a way of 0.02
-    assert all(type(layer) is torch.nn.Linear for layer in attention_layers(model.unet).values())  # as it was
+    assert all(type(layer) is torch.nn.Linear for layer in model.layers.trained().values())  # as it was
 
 
 class Forwards:
@@ -116,8 +114,8 @@ class NewMatrices(TorchDispatchMode):
         return made
 
 
-def dense_shapes(unet) -> set[tuple[int, ...]]:
-    shapes = {tuple(layer.weight.shape) for layer in attention_layers(unet).values()}
+def dense_shapes(model) -> set[tuple[int, ...]]:
+    shapes = {(layer.out_features, layer.in_features) for layer in model.layers.trained().values()}
     return shapes | {shape[::-1] for shape in shapes}
 
 
@@ -128,7 +126,7 @@ THREE: dict[str, Any] = {"steps": 1, "lr": 0.01, "batch": 3}
 @pytest.mark.parametrize("name", ["ziplora", "ziprank", "duolora", "duolora_released"])
 def test_no_step_forms_a_dense_update(model, loras, name) -> None:
     ours = Ours(model, loras, load(name, fit=THREE))
-    dense = dense_shapes(model.unet)
+    dense = dense_shapes(model)
     ours.attach()
     with NewMatrices(model.unet) as seen:
         ours.run(0)
@@ -139,14 +137,14 @@ def test_no_step_forms_a_dense_update(model, loras, name) -> None:
 @pytest.mark.parametrize("name", ["ziplora", "duolora"])
 def test_no_step_of_several_pairs_forms_a_dense_update(model, loras, pair, name) -> None:
     method: Any = load(name, fit=THREE)
-    dense = dense_shapes(model.unet)
+    dense = dense_shapes(model)
     others = [random_lora(model, 3, "other"), random_lora(model, 2, "look")]
     stacked = [LoRA.stack(alike) for alike in zip(method.rebase(loras), method.rebase(others), strict=True)]
-    layers = live_layers(model.unet, loras, pair.roles)
+    layers = model.layers.adapted(loras, pair.roles)
     starts = [method.masks(layers, seed) for seed in (0, 1)]
     pairs = [pair, recoloured(pair, "cup_1")]
     draws = [Draws(model, each, seed) for seed, each in enumerate(pairs)]
-    with attach(model.unet, stacked) as adapters:
+    with model.attach(stacked) as adapters:
         module = Merging(adapters, layers, method, starts, pairs, draws)
         with NewMatrices(model.unet, pairs=2) as seen:
             total(module.loss(0)).backward()
@@ -162,7 +160,7 @@ def test_the_reference_forms_dense_updates(model, loras, name) -> None:
     with NewMatrices(model.unet) as seen:
         plain.run(0)
     plain.detach()
-    assert dense_shapes(model.unet) <= seen.shapes | {shape[::-1] for shape in seen.shapes}
+    assert dense_shapes(model) <= seen.shapes | {shape[::-1] for shape in seen.shapes}
 
 
 def test_the_extra_passes_are_those_between_the_steps(model, loras) -> None:

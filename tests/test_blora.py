@@ -15,7 +15,6 @@ from lorabench.data.pairs import ROLES, Prompts
 from lorabench.lora.adapter import LoRA
 from lorabench.merging.merge import MergeItem, merge_all
 from lorabench.merging.method import load
-from lorabench.models.adapted import live_layers
 from lorabench.personalization.dreambooth import personalise
 
 W4, W5 = "up_blocks.0.attentions.0.", "up_blocks.0.attentions.1."
@@ -51,7 +50,7 @@ def test_it_trains_on_one_image_under_its_identifier() -> None:
 def test_a_block_that_is_not_there_is_named(model, loras) -> None:
     method: Any = load("blora", style_block="up_blocks.0.attentions.7")
     with pytest.raises(UserError, match=r"method.style_block=up_blocks.0.attentions.7 has no layer that a style LoRA"):
-        method.check(live_layers(model.unet, loras, ROLES))
+        method.check(model.layers.adapted(loras, ROLES))
 
 
 def test_a_lora_without_its_block_is_told(model, loras) -> None:
@@ -63,4 +62,4 @@ def test_a_lora_without_its_block_is_told(model, loras) -> None:
     with pytest.raises(
         UserError, match=r"method.content_block=up_blocks.0.attentions.0 has no layer that a content LoRA"
     ):
-        load("blora").check(live_layers(model.unet, swapped, ROLES))
+        load("blora").check(model.layers.adapted(swapped, ROLES))

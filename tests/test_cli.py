@@ -58,9 +58,10 @@ def test_the_run_folder_is_complete(run: tuple[Path, list[str], str]) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     assert (manifest["method"], manifest["ablation"], manifest["dataset"]) == ("duolora", "none", "microworld")
     costs = manifest["costs"]
-    merge = {"learned_parameters", "merge_seconds", "merge_unet_passes"}
-    assert set(costs) - {"merge_peak_bytes"} == merge | {"lora_seconds", "seconds_per_image", "unet_passes_per_image"}
-    assert costs["unet_passes_per_image"] == 4  # 2 guided steps
+    merge = {"learned_parameters", "merge_seconds", "merge_denoiser_passes"}
+    sampling = {"seconds_per_image", "denoiser_passes_per_image"}
+    assert set(costs) - {"merge_peak_bytes"} == merge | sampling | {"lora_seconds"}
+    assert costs["denoiser_passes_per_image"] == 4  # 2 guided steps
     assert not tells_peaks() or costs["merge_peak_bytes"] > 1e8
     assert all(manifest["timings"][stage] > 0 for stage in ("personalize", "merge", "generate", "score"))
     assert {len(v) for pair in PAIRS for v in manifest["losses"][pair].values()} == {2}

@@ -12,13 +12,11 @@ from test_merge import merged, short
 from torch import Tensor
 
 from lorabench.lora.adapter import Factors
-from lorabench.lora.layer import attach
 from lorabench.merging.learn import Draws
 from lorabench.merging.least_squares import LocalError, input_error, least, least_nonnegative, output_error, rank_error
 from lorabench.merging.merge import item_seed
 from lorabench.merging.method import load
 from lorabench.merging.moments import teacher_moments
-from lorabench.models.adapted import live_layers
 
 RANKS = [(3, 2), (1, 4), (4, 2, 3), (3, 0)]
 KINDS = {"rank": rank_error, "in": input_error, "out": output_error}
@@ -184,7 +182,7 @@ def seen(model, lora, noised, t) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("inputs", [False, True])
 def test_moments_are_those_of_each_lora_alone_on_its_own_images(model, loras, pair, inputs) -> None:
-    with attach(model.unet, loras) as adapters:
+    with model.attach(loras) as adapters:
         steps = few_steps(model, pair, adapters)
         moments = teacher_moments(steps, inputs)
         assert not any(module._forward_pre_hooks for module in adapters.layers.values())
@@ -197,7 +195,7 @@ def test_moments_are_those_of_each_lora_alone_on_its_own_images(model, loras, pa
 
 
 def test_hooks_are_removed_after_a_failure(model, loras, pair) -> None:
-    with attach(model.unet, loras) as adapters:
+    with model.attach(loras) as adapters:
         [step] = few_steps(model, pair, adapters, 1)
         with pytest.raises(RuntimeError):
             teacher_moments([replace(step, t=step.t[:1])])
@@ -219,13 +217,13 @@ def test_a_merge_has_the_least_local_error(model, loras, pair, name, overrides, 
     method: Any = load(name, draws=2, batch=2, ridge=1e-4, **overrides)
     result = merged(model, method, loras, pair)
     assert result.masks is not None and result.losses == {}
-    layers = live_layers(model.unet, loras, pair.roles)
+    layers = model.layers.adapted(loras, pair.roles)
     assert result.learned_params == sum(count(layer) for layer in layers.values())
     same = {"basis": method.basis} if kind == "rank" else {"mask_dim": kind}
     trained = merged(model, short("ziprank" if kind == "rank" else "ziplora", **same), loras, pair)
     assert trained.masks is not None
     rebased = method.rebase(loras)
-    with attach(model.unet, rebased) as adapters:
+    with model.attach(rebased) as adapters:
         moments = teacher_moments(few_steps(model, pair, adapters), kind == "in")
     for layer in layers:
         error = KINDS[kind]([lora[layer] for lora in rebased], moments[layer])
@@ -242,7 +240,7 @@ def test_a_merge_has_the_least_local_error(model, loras, pair, name, overrides, 
 
 
 def test_the_prior_makes_the_dominant_masks_smaller(model, loras, pair) -> None:
-    layers = live_layers(model.unet, loras, pair.roles)
+    layers = model.layers.adapted(loras, pair.roles)
 
     def size(strength: float) -> tuple[float, float]:
         masks = merged(model, load("ziprank_closed", draws=1, batch=2, lambda_prior=strength), loras, pair).masks

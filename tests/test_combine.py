@@ -16,7 +16,6 @@ from lorabench.lora.adapter import Factors, LoRA
 from lorabench.merging.combine import combine, nearest
 from lorabench.merging.merge import MergeItem, MergeResult, merge_all
 from lorabench.merging.method import load
-from lorabench.models.adapted import live_layers
 
 ROLES = ("content", "style")
 FULL = {"rank": 1000}  # as high as the layers allow: nothing is cut off
@@ -25,7 +24,7 @@ EXACT = ("np_lora", "knots", "tsv", "iso_c", "slerp")
 
 
 def merged(model, name: str, loras, **settings: Any) -> tuple[LoRA, float]:
-    return combine(load(name, **settings), loras, live_layers(model.unet, loras, ROLES), 7)
+    return combine(load(name, **settings), loras, model.layers.adapted(loras, ROLES), 7)
 
 
 def dense(lora: LoRA, layer: str) -> Tensor:
@@ -74,7 +73,7 @@ def test_random_prunings_are_their_dense_formula(model, loras, name, density) ->
 
 
 def test_dare_keeps_the_expectation(model, loras) -> None:
-    layer = live_layers(model.unet, loras, ROLES)[loras[0].layers[0]]
+    layer = model.layers.adapted(loras, ROLES)[loras[0].layers[0]]
     method, updates = load("dare_linear", density=0.5), [lora[layer.name] for lora in loras]
     draws: Any = [method.combine(updates, layer, seed) for seed in range(400)]
     expected: Any = sum(dense(each, layer.name) for each in loras)
@@ -82,7 +81,7 @@ def test_dare_keeps_the_expectation(model, loras) -> None:
 
 
 def test_della_keeps_large_entries_more_often(model, loras) -> None:
-    layer = live_layers(model.unet, loras, ROLES)[loras[0].layers[0]]
+    layer = model.layers.adapted(loras, ROLES)[loras[0].layers[0]]
     method: Any = load("della", density=0.5, epsilon=0.8)
     update = dense(loras[0], layer.name).float()
     kept = torch.stack([(method.pruned(update, torch.Generator().manual_seed(s)) != 0).float() for s in range(300)])
@@ -165,7 +164,7 @@ def test_tsv_and_iso_c_against_dense_decompositions(model, loras) -> None:
 
 
 def test_tsv_of_orthogonal_updates_is_their_sum(model, loras) -> None:
-    layers = live_layers(model.unet, loras, ROLES)
+    layers = model.layers.adapted(loras, ROLES)
     layer = next(layer for layer in layers.values() if min(layer.in_features, layer.out_features) >= 5)
     q = torch.linalg.qr(torch.randn(layer.in_features, layer.in_features)).Q
     p = torch.linalg.qr(torch.randn(layer.out_features, layer.out_features)).Q
@@ -297,7 +296,6 @@ def test_layers_that_one_lora_lacks(model, loras, name) -> None:
 
 def test_ssr_merge_answers_each_prompt_as_its_lora_does(model, loras, pair) -> None:
     """Its own least-squares system, from the inputs of every layer, collected apart."""
-    from lorabench.lora.layer import attach
     from lorabench.merging.learn import Draws
     from lorabench.merging.merge import item_seed
     from lorabench.merging.methods.ssr_merge import from_noise
@@ -305,9 +303,9 @@ def test_ssr_merge_answers_each_prompt_as_its_lora_does(model, loras, pair) -> N
     method: Any = load("ssr_merge", ridge=0.0)
     [result] = merge_all(model, method, [MergeItem(loras, pair)], 0, CPU)
     inputs: dict[str, Tensor] = {}
-    layers = live_layers(model.unet, loras, pair.roles)
+    layers = model.layers.adapted(loras, pair.roles)
     draws = Draws(model, pair, item_seed(pair, 0), loras)
-    with attach(model.unet, loras, dtype=torch.float32) as adapters:
+    with model.attach(loras, dtype=torch.float32) as adapters:
         step = from_noise(draws.step(0, 1, adapters, layers))
 
         def keep(name: str):
@@ -343,7 +341,7 @@ def test_a_merge_that_is_no_masked_sum_is_stored_whole(model, loras, pair, tmp_p
 def test_several_subjects_are_merged_at_once_and_not_averaged(model, loras, pair) -> None:
     three = [random_lora(model, 2, name) for name in ("a", "b", "c")]
     roles = ("content", "content", "style")
-    layers = live_layers(model.unet, three, roles)
+    layers = model.layers.adapted(three, roles)
     for name in (*DENSE, *EXACT, "svd"):
         lora, _ = combine(load(name), three, layers, 0)
         assert set(lora) == set(three[0]) and all(torch.isfinite(each.up).all() for each in lora.values())

@@ -7,11 +7,10 @@ import pytest
 import torch
 from conftest import CPU
 
-from lorabench.lora.layer import attach
 from lorabench.merging.method import load
 from lorabench.sampling.branches import Branch
 from lorabench.sampling.generate import draw, generate
-from lorabench.sampling.sampler import initial_noise, sample_latents
+from lorabench.sampling.sampler import sample_latents
 
 PROMPTS, SEEDS = ["a sks mug in szn style", "a boat"], [1, 2]
 
@@ -20,14 +19,14 @@ PROMPTS, SEEDS = ["a sks mug in szn style", "a boat"], [1, 2]
 def test_composite_is_the_mean_of_the_loras_own_guided_predictions(model, loras, guidance) -> None:
     """One step: the scheduler maps predictions to latents affinely, so latents average as predictions do."""
     branches = load("lora_composite").guidance(guidance, ("content", "style"))
-    with attach(model.unet, loras) as adapters:
+    with model.attach(loras) as adapters:
         found = sample_latents(model, PROMPTS, SEEDS, 1, guidance, adapters, lambda *_: (1.0, 1.0), branches)
     alone = []
     for lora in loras:
-        with attach(model.unet, [lora]):
+        with model.attach([lora]):
             alone.append(sample_latents(model, PROMPTS, SEEDS, 1, guidance))
     torch.testing.assert_close(found, (alone[0] + alone[1]) / 2, atol=2e-4, rtol=1e-3)
-    assert not torch.allclose(found, initial_noise(model, SEEDS))
+    assert not torch.allclose(found, model.initial_noise(SEEDS))
 
 
 def test_composite_of_identical_adapters_is_one(model, loras, generate_spec) -> None:
@@ -41,8 +40,8 @@ def test_composite_of_identical_adapters_is_one(model, loras, generate_spec) -> 
 
 def test_branches_of_plain_guidance_are_plain_guidance(model, loras) -> None:
     branches = [Branch(-2.0, (1.0, 1.0), None), Branch(3.0, (1.0, 1.0), "prompt")]
-    with attach(model.unet, loras) as adapters:
+    with model.attach(loras) as adapters:
         found = sample_latents(model, PROMPTS, SEEDS, 3, 3.0, adapters, lambda *_: (1.0, 1.0), branches)
-    with attach(model.unet, loras):
+    with model.attach(loras):
         expected = sample_latents(model, PROMPTS, SEEDS, 3, 3.0)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)

@@ -44,8 +44,8 @@ def test_each_measurement_is_fresh_and_warmed_up(tiny, tmp_path: Path, monkeypat
     assert not (tmp_path / "elsewhere").exists() and not list(tmp_path.glob("store-*"))
     repeats = pd.read_csv(tmp_path / "repeats.csv")
     assert repeats.groupby("method").size().to_dict() == {"direct": 2, "ziprank_closed": 2}
-    assert set(repeats["unet_passes_per_image"]) == {3 * 2}  # of the measured images, not of the warm-up
-    passes = repeats.set_index("method")["merge_unet_passes"]
+    assert set(repeats["denoiser_passes_per_image"]) == {3 * 2}  # of the measured images, not of the warm-up
+    passes = repeats.set_index("method")["merge_denoiser_passes"]
     assert set(passes["direct"]) == {0} and min(passes["ziprank_closed"]) > 0
     text = (tmp_path / "cost.md").read_text()
     assert "| method | learned parameters | s to merge | x direct |" in text and text in capsys.readouterr().out

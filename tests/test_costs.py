@@ -25,10 +25,10 @@ def tells_peaks() -> bool:
 def test_passes_are_rows_and_guidance_doubles_them(model, tmp_path: Path) -> None:
     with cost(tmp_path, model.unet):
         sample(model, ["a mug"] * 3, [1, 2, 3], steps=4, guidance=3.0)
-    assert json.loads((tmp_path / "cost.json").read_text())["unet_passes"] == 3 * 4 * 2
+    assert json.loads((tmp_path / "cost.json").read_text())["denoiser_passes"] == 3 * 4 * 2
     with cost(tmp_path, model.unet):
         sample(model, ["a mug"], [1], steps=4, guidance=1.0)
-    assert json.loads((tmp_path / "cost.json").read_text())["unet_passes"] == 4
+    assert json.loads((tmp_path / "cost.json").read_text())["denoiser_passes"] == 4
     assert not model.unet._forward_pre_hooks
 
 

@@ -82,7 +82,7 @@ def assert_same(plan: Plan, alone: tuple[Plan, dict[str, pd.DataFrame]], scores:
         assert files(plan, stage) == files(first, stage)
     assert not list((plan.store.root / ".drafts").iterdir())
     for each in plan.artifacts("generate"):
-        assert unet_passes(plan.path(each)) == unet_passes(first.path(each))
+        assert denoiser_passes(plan.path(each)) == denoiser_passes(first.path(each))
 
 
 def test_three_ranks_give_the_scores_of_one(tiny: list[str], tmp_path: Path, hydra: None, alone) -> None:
@@ -92,8 +92,8 @@ def test_three_ranks_give_the_scores_of_one(tiny: list[str], tmp_path: Path, hyd
     assert_same(plan, alone, made(plan))
 
 
-def unet_passes(path: Path) -> int | None:
-    return json.loads((path / "cost.json").read_text()).get("unet_passes")
+def denoiser_passes(path: Path) -> int | None:
+    return json.loads((path / "cost.json").read_text()).get("denoiser_passes")
 
 
 def test_batch_sizes_change_nothing_but_the_last_digits(tiny: list[str], tmp_path: Path, hydra: None) -> None:

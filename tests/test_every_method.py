@@ -17,7 +17,7 @@ from lorabench.data.pairs import ROLES
 from lorabench.lora.adapter import LoRA
 from lorabench.merging.merge import MergeItem, merge_all
 from lorabench.merging.method import load
-from lorabench.models.sdxl import SDXL
+from lorabench.models.sdxl.model import SDXL
 from lorabench.sampling.generate import draw
 
 NAMES = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))

@@ -21,11 +21,9 @@ from lorabench.data.catalogue import load_pairs
 from lorabench.data.pairs import ROLES, Concept, Prompts, joined
 from lorabench.engine.store import Store
 from lorabench.lora.adapter import LoRA
-from lorabench.lora.layer import attach
 from lorabench.merging import method as methods
 from lorabench.models.files import ModelFiles
-from lorabench.models.layers import attention_layers
-from lorabench.models.sdxl import SDXL
+from lorabench.models.sdxl.model import SDXL
 from lorabench.personalization.aligned import BASIS_SEED, AlignedLoRAs, train_aligned
 from lorabench.personalization.initial import disjoint
 from lorabench.personalization.phases import phase, updates
@@ -86,7 +84,7 @@ def test_a_training_for_one_pair_is_a_cost_of_its_merge(tmp_path, folder, lora_s
         costs = Outcome(tmp_path, plan, "").costs(row)
         loras = [LoRA.load(plan.file(lora)) for lora in plan.loras(row, pair)]
         assert costs["learned_parameters"] == sum(lora.parameters(*learned) for lora in loras) > 0
-        assert costs["merge_unet_passes"] == passes and "lora_seconds" not in costs
+        assert costs["merge_denoiser_passes"] == passes and "lora_seconds" not in costs
 
 
 def test_aligned_pictures_differ_in_the_style_alone() -> None:
@@ -128,7 +126,7 @@ def test_photographs_have_no_aligned_pictures(tmp_path, lora_spec, generate_spec
 
 
 def test_bases_are_orthonormal_and_disjoint(model: SDXL) -> None:
-    layers = attention_layers(model.unet)
+    layers = model.layers.trained()
     content, style = disjoint(layers, 2, 7)
     for layer in layers:
         both = torch.cat([content[layer].down, style[layer].down])
@@ -146,7 +144,7 @@ def test_the_content_s_training_does_not_know_the_style(model: SDXL, concept: Co
     other = replace(concept, styled=tuple(reference("mug", "a sks mug in szn style", c) for c in ("green", "gray")))
     also = train_aligned(model, other, replace(lora_spec, steps=6), 0, CPU)
     assert equal(found["content"], also["content"]) and not equal(found["style"], also["style"])
-    start = disjoint(attention_layers(model.unet), lora_spec.rank, BASIS_SEED)
+    start = disjoint(model.layers.trained(), lora_spec.rank, BASIS_SEED)
     for role, begun in zip(ROLES, start, strict=True):
         for layer, factors in found[role].items():
             assert torch.equal(factors.down, begun[layer].down) and factors.up.any()
@@ -169,17 +167,17 @@ def test_both_adapters_are_trained_as_two_dense_updates_by_two_optimisers(model,
     spec = replace(lora_spec, steps=5, warmup=0, max_grad_norm=1e9)
     found = train_aligned(model, concept, spec, 0, CPU)
     plain = SDXL.load(folder)
-    starts, layers = disjoint(attention_layers(plain.unet), spec.rank, BASIS_SEED), {}
-    for layer, module in attention_layers(plain.unet).items():
+    starts, layers = disjoint(plain.layers.trained(), spec.rank, BASIS_SEED), {}
+    for layer, module in plain.layers.trained().items():
         layers[layer] = Dense([start[layer].down for start in starts], module.out_features, spec.alpha / spec.rank)
-        register_parametrization(module, "weight", layers[layer])
+        register_parametrization(plain.unet.get_submodule(layer), "weight", layers[layer])
     adam = [
         torch.optim.AdamW(
             [each.ups[k] for each in layers.values()], spec.lr, spec.betas, weight_decay=spec.weight_decay
         )
         for k in range(2)
     ]
-    from lorabench.models.sdxl import pixels
+    from lorabench.models.model import pixels
 
     shots = [[image.image(plain.resolution) for image in images] for images in (concept.images, concept.styled)]
     latents = [plain.encode_images(pixels(images)) for images in shots]
@@ -194,9 +192,9 @@ def test_both_adapters_are_trained_as_two_dense_updates_by_two_optimisers(model,
         for each in layers.values():
             each.on = [1.0, float(k)]
         words = plain.encode_prompts(["a sks mug in szn style" if k else "a sks mug"] * spec.batch)
-        prediction = plain.predict(plain.add_noise(latents[k][picks], noise, t), t, words)
+        prediction = plain.predict(plain.process.add_noise(latents[k][picks], noise, t), t, words)
         adam[k].zero_grad()
-        mse_loss(prediction, plain.target(latents[k][picks], noise, t)).backward()
+        mse_loss(prediction, plain.process.target(latents[k][picks], noise, t)).backward()
         adam[k].step()
     for k, role in enumerate(ROLES):
         for layer, each in layers.items():
@@ -205,8 +203,8 @@ def test_both_adapters_are_trained_as_two_dense_updates_by_two_optimisers(model,
 
 def test_gradients_are_the_optimiser_s_before_they_are_unscaled(model, concept, lora_spec) -> None:
     """What half precision on a GPU does between the backward pass and the step, by hand."""
-    starts = disjoint(attention_layers(model.unet), lora_spec.rank, BASIS_SEED)
-    with attach(model.unet, starts, dtype=torch.float32) as adapters:
+    starts = disjoint(model.layers.trained(), lora_spec.rank, BASIS_SEED)
+    with model.attach(starts, dtype=torch.float32) as adapters:
         module = AlignedLoRAs(model, adapters, concept, lora_spec, 0)
         ups: Any = module.ups["content"]
         optimizer, scaler = torch.optim.SGD(module.factors, lr=0.0), torch.amp.GradScaler("cpu", init_scale=2.0**10)

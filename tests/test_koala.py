@@ -11,8 +11,7 @@ from conftest import CPU, build_koala
 from lorabench.base import UserError
 from lorabench.merging.merge import MergeItem, merge_all
 from lorabench.merging.method import load
-from lorabench.models.layers import attention_layers, depths
-from lorabench.models.sdxl import SDXL
+from lorabench.models.sdxl.model import SDXL
 from lorabench.personalization.dreambooth import personalise
 from lorabench.sampling.sampler import sample
 
@@ -25,11 +24,11 @@ def koala(request: pytest.FixtureRequest, tmp_path: Path) -> SDXL:
 
 
 def test_layers_are_those_of_the_model_card(koala: SDXL) -> None:
-    blocks = {layer.partition(".transformer_blocks")[0] for layer in attention_layers(koala.unet)}
+    blocks = {layer.partition(".transformer_blocks")[0] for layer in koala.layers.trained()}
     middle = {"mid_block.attentions.0"} if koala.unet.mid_block is not None else set()
     both = {f"up_blocks.{block}.attentions.{index}" for block in (0, 1) for index in (0, 1)}
     assert blocks == {"down_blocks.1.attentions.0", "down_blocks.2.attentions.0", *both, *middle}
-    assert set(depths(koala.unet, list(attention_layers(koala.unet))).values()) == {0.0, 1.0}
+    assert {layer.depth for layer in koala.layers.trained().values()} == {0.0, 1.0}
 
 
 @pytest.mark.parametrize("method", ["direct", "ziplora", "duolora", "ziprank_closed"])
@@ -38,7 +37,7 @@ def test_from_images_to_an_image(koala: SDXL, pair, lora_spec, method: str) -> N
     settings: dict[str, Any] = {"fit": FIT} if load(method).fit else {}
     chosen = load(method, **settings)
     [result] = merge_all(koala, chosen, [MergeItem(loras, pair)], 0, CPU)
-    assert set(result.lora) == set(attention_layers(koala.unet))
+    assert set(result.lora) == set(koala.layers.trained())
     assert result.lora.rank == 2 * lora_spec.rank
     assert sample(koala, ["a dog"], [0], 2, 2.0).shape == (1, 64, 64, 3)
 
@@ -49,5 +48,5 @@ def test_a_lora_of_sdxl_does_not_fit(koala: SDXL, loras, pair) -> None:
 
 
 def test_blocks_that_are_not_there_are_named(koala: SDXL) -> None:
-    with pytest.raises(UserError, match=r"lora\.blocks=up_blocks\.0\.attentions\.2 .* this UNet has down_blocks\.1"):
-        attention_layers(koala.unet, ["up_blocks.0.attentions.2"])
+    with pytest.raises(UserError, match=r"lora\.blocks=up_blocks\.0\.attentions\.2 .* use one of down_blocks\.1"):
+        koala.layers.trained(["up_blocks.0.attentions.2"])

@@ -14,9 +14,8 @@ from lorabench.base import UserError
 from lorabench.merging.merge import MergeItem, merge_all
 from lorabench.merging.method import load
 from lorabench.merging.priors import dominant_roles
-from lorabench.models.adapted import live_layers
 from lorabench.models.files import model_folder
-from lorabench.models.sdxl import SDXL
+from lorabench.models.sdxl.model import SDXL
 from lorabench.report.probe import draw_probe
 from lorabench.tasks.layer_probe import measure, names_of, table, write_prior
 
@@ -73,7 +72,7 @@ def test_the_prior_is_one_that_duolora_reads(folder: Path, model: SDXL, loras, p
     write_prior(tmp_path / "prior.yaml", found, plan)  # pyright: ignore[reportArgumentType]
     method: Any = load("duolora", prior=str(tmp_path / "prior.yaml"))
     assert method.prior == {"content": ["mid_block"], "style": ["up_blocks.1"]}
-    roles = dominant_roles(method.prior, live_layers(model.unet, loras, pair.roles))
+    roles = dominant_roles(method.prior, model.layers.adapted(loras, pair.roles))
     assert {role for layer, role in roles.items() if layer.startswith("mid_block.")} == {"content"}
     assert {role for layer, role in roles.items() if layer.startswith("down_blocks.2.")} == {None}
     draw_probe(found, tmp_path / "probe.png")

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from lorabench.base import seed_of
 from lorabench.lora.adapter import Factors, LoRA
-from lorabench.lora.layer import Masks, attach, export
-from lorabench.models.sdxl import SDXL
+from lorabench.lora.layer import Masks, export
+from lorabench.models.sdxl.model import SDXL
 
 ATTENTION = r"\.(to_[qkv]|to_out\.0|[qkv]_proj|out_proj)$"
 TRANSFORMERS = r"\.attentions\.|^text"  # what kohya's trainer adapts; diffusers garbles its own names of the embeddings
@@ -66,7 +66,7 @@ def outputs(model: SDXL) -> list[Tensor]:
     embeds, _, pooled, _ = model.pipeline.encode_prompt("a mug in halftone style", do_classifier_free_guidance=False)
     chance = torch.Generator().manual_seed(2)
     sample = torch.randn(2, model.unet.config.in_channels, 16, 16, generator=chance)
-    added = {"text_embeds": pooled.repeat(2, 1), "time_ids": model.time_ids(2)}
+    added = {"text_embeds": pooled.repeat(2, 1), "time_ids": model.whole_image(2)}
     t = torch.tensor([10, 600])
     predicted = model.unet(sample, t, embeds.repeat(2, 1, 1), added_cond_kwargs=added, return_dict=False)[0]
     return [predicted, embeds, pooled]
@@ -84,7 +84,7 @@ def ours(folder: Path, file: Path) -> list[Tensor]:
     with torch.no_grad():
         for layer, factors in lora.text.items():
             layers[layer].weight += factors.up @ factors.down
-    with attach(model.unet, [lora]):
+    with model.attach([lora]):
         return outputs(model)
 
 

@@ -19,11 +19,10 @@ from test_resume import Killed, kill_at
 from torch import Tensor
 
 from lorabench.base import UserError
-from lorabench.data.pairs import Pair
+from lorabench.data.pairs import ROLES, Pair
 from lorabench.engine.checkpoint import Checkpoint
 from lorabench.engine.curves import Curves
 from lorabench.lora.adapter import Factors, LoRA
-from lorabench.lora.layer import attach
 from lorabench.merging.hypernetwork import KEY, Hypernetwork, about, load
 from lorabench.merging.hypernetwork_training import Masked, Predict, held_out, train, zip_loss
 from lorabench.merging.learn import Draws
@@ -31,8 +30,7 @@ from lorabench.merging.merge import MergeItem, merge_all
 from lorabench.merging.method import Method
 from lorabench.merging.method import load as load_method
 from lorabench.merging.methods.lora_rar import SHIPPED, is_masked
-from lorabench.models.layers import attention_layers
-from lorabench.models.shapes import adapted, empty_unet
+from lorabench.models.shapes import layer_map
 from lorabench.tasks.hypernetwork import check_disjoint, run, training_pairs
 from lorabench.tasks.plan import Row
 
@@ -128,7 +126,7 @@ def test_masks_of_one_are_the_naive_sum(model, loras, pair, tmp_path: Path) -> N
 
 
 def test_its_size_on_sdxl_is_the_papers() -> None:
-    layers = adapted(empty_unet("sdxl"), 4)
+    layers = layer_map("sdxl").planned(4, ROLES)
     masked = [layer for name, layer in layers.items() if is_masked(name)]
     assert len(masked) == 280 and all(layer.in_features == layer.out_features for layer in masked)
     made = Hypernetwork(layer.out_features for layer in masked)
@@ -153,7 +151,7 @@ def test_a_file_says_what_it_is(tmp_path: Path) -> None:
 def test_what_is_shipped_fits_the_micro_model() -> None:
     path = SHIPPED / "micro.safetensors"
     known = about(path)
-    layers = adapted(empty_unet("micro"), 16)
+    layers = layer_map("micro").planned(16, ROLES)
     load_method("lora_rar").check(layers)
     assert known["model"] == "micro" and path.stat().st_size < 300_000
     masks = load(path)([Factors(torch.randn(2, 96), torch.randn(96, 2))] * 2, ("content", "style"))
@@ -196,7 +194,7 @@ def test_widths_that_are_lacking_are_named(tmp_path: Path, known: list[int]) -> 
     told = rf"knows layers of width {' and '.join(map(str, known))} and this model has {lacking}; type method.weights="
     method = load_method("lora_rar", weights=str(path))
     with pytest.raises(UserError, match=told):
-        method.check(adapted(empty_unet("sdxl"), 4))  # before any LoRA is trained
+        method.check(layer_map("sdxl").planned(4, ROLES))  # before any LoRA is trained
 
 
 def test_what_the_file_holds_decides_and_not_its_name(tmp_path: Path) -> None:
@@ -234,7 +232,7 @@ def test_training_lowers_the_loss_on_its_pairs(model, loras, pair) -> None:
     found = held_out(model, pair, loras, {"before": way(before), "after": way(after)}, zip_loss(0.01), 8, 0)
     losses = {name: sum(terms.values()) for name, terms in found.items()}
     assert losses["after"] < 0.9 * losses["before"]
-    assert all(type(module) is torch.nn.Linear for module in attention_layers(model.unet).values())
+    assert all(type(model.denoiser.get_submodule(name)) is torch.nn.Linear for name in model.layers)
 
 
 def test_resumed_is_the_same_bit_by_bit(model, loras, pair, tmp_path: Path) -> None:
@@ -256,7 +254,7 @@ def test_a_step_is_ziploras_of_the_merge_as_a_file(model, loras, pair, weights, 
     step = masked.draws.step(0, 1, masked.adapters, masked.layers)
     targets = step.teachers()
     masked.close()
-    with attach(model.unet, [merged(model, method, loras, pair)]):
+    with model.attach([merged(model, method, loras, pair)]):
         for k, role in enumerate(("content", "style")):
             ours = model.predict(step.images[k].x, step.t, step.images[k].prompt)
             torch.testing.assert_close((ours - targets[k]).square().mean(), terms[role], rtol=1e-4, atol=1e-7)

@@ -184,9 +184,7 @@ def test_the_community_codes_similarity_starts_at_its_known_value() -> None:
 @pytest.mark.parametrize("name", ["ziplora", "duolora", "duolora_released"])
 def test_terms_of_a_pair_do_not_depend_on_its_company(model, loras, pair, name) -> None:
     from lorabench.lora.adapter import LoRA
-    from lorabench.lora.layer import attach
     from lorabench.merging.learn import Draws, Merging
-    from lorabench.models.adapted import live_layers
 
     method = short(name)
     module = merging(model, loras, pair, method, seed=5)
@@ -194,10 +192,10 @@ def test_terms_of_a_pair_do_not_depend_on_its_company(model, loras, pair, name) 
     module.adapters.detach()
     rebased = method.rebase(loras)
     others = method.rebase([random_lora(model, 3, "other"), random_lora(model, 2, "look")])
-    layers = live_layers(model.unet, rebased, pair.roles)
+    layers = model.layers.adapted(rebased, pair.roles)
     starts = [method.masks(layers, seed) for seed in (9, 5)]
     stacked = [LoRA.stack(alike) for alike in zip(others, rebased, strict=True)]
-    adapters = attach(model.unet, stacked)
+    adapters = model.attach(stacked)
     pairs = [recoloured(pair, "cup_1"), pair]
     draws = [Draws(model, each, seed) for each, seed in zip(pairs, (9, 5), strict=True)]
     both = Merging(adapters, layers, method, starts, pairs, draws).loss(0)

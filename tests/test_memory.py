@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from lorabench.models.checkpointing import recomputed
-from lorabench.models.reading import set_attention
+from lorabench.models.sdxl.reading import set_attention
 from lorabench.tasks.memory import COLUMNS, PARTS, TRAINING, Kept, count, table
 
 
@@ -20,7 +22,8 @@ def kept_by(unet: UNet2DConditionModel, device: str, checkpointing: bool) -> Kep
     x = torch.zeros(2, 12, 16, 16, device=device, requires_grad=True)
     prompt, t = torch.zeros(2, 7, 64, device=device), torch.zeros(2, device=device)
     added = {"text_embeds": torch.zeros(2, 32, device=device), "time_ids": torch.zeros(2, 6, device=device)}
-    with Kept(unet) as kept:
+    blocks = [each for each in unet.modules() if isinstance(each, BasicTransformerBlock | ResnetBlock2D)]
+    with Kept(unet, blocks) as kept:
         unet(x, t, prompt, added_cond_kwargs=added)
     return kept
 
@@ -38,7 +41,7 @@ def test_shapes_keep_what_numbers_keep(model, checkpointing) -> None:
 def test_what_a_chain_of_known_size_keeps() -> None:
     """relu keeps its output, x * x keeps x once: 100 + 100 floats; a weight counts nothing."""
     layer = torch.nn.Linear(10, 10)
-    with Kept(layer) as kept:
+    with Kept(layer, []) as kept:
         x = torch.ones(10, 10, requires_grad=True) + 0
         layer(torch.relu(x * x))
     assert kept.bytes == 4 * (100 + 100)

@@ -11,12 +11,10 @@ from lorabench.base import UserError
 from lorabench.data.pairs import Pair, Prompts
 from lorabench.data.pairs import pair as make_pair
 from lorabench.lora.adapter import LoRA
-from lorabench.lora.layer import attach
 from lorabench.merging.learn import Draws, Merging
 from lorabench.merging.merge import MergeItem, MergeResult, merge_all, merge_pairs
 from lorabench.merging.method import Method, load
 from lorabench.merging.step import MergeStep
-from lorabench.models.adapted import live_layers
 
 SHORT = {"steps": 2, "lr": 0.01, "batch": 2}
 
@@ -27,10 +25,10 @@ def short(name: str, ablation: str = "none", **overrides: Any) -> Any:
 
 def merging(model, loras, pair: Pair, method: Method, seed: int = 0) -> Merging:
     rebased = method.rebase(loras)
-    layers = live_layers(model.unet, rebased, pair.roles)
+    layers = model.layers.adapted(rebased, pair.roles)
     start = method.masks(layers, seed)
     assert start is not None
-    return Merging(attach(model.unet, rebased), layers, method, [start], [pair], [Draws(model, pair, seed)])
+    return Merging(model.attach(rebased), layers, method, [start], [pair], [Draws(model, pair, seed)])
 
 
 def merged(model, method: Method, loras, pair: Pair, seed: int = 0, **options: Any) -> MergeResult:
@@ -87,7 +85,7 @@ def test_teachers_are_each_lora_alone(model, loras, pair) -> None:
     e_c, e_s = step.teachers()
     module.adapters.detach()
     for lora, noised, expected in ((loras[0], step.images[0], e_c), (loras[1], step.images[1], e_s)):
-        with attach(model.unet, [lora]):
+        with model.attach([lora]):
             torch.testing.assert_close(model.predict(noised.x, step.t, noised.prompt), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -110,7 +108,7 @@ def test_content_and_style_share_noise_and_timestep(model, loras, pair) -> None:
     module = merging(model, loras, pair, short("ziplora"))
     step = module.draw(3)
     module.adapters.detach()
-    alpha_bar = model.alphas_bar[step.t].view(-1, 1, 1, 1)
+    alpha_bar = model.process.alphas_bar[step.t].view(-1, 1, 1, 1)
     for noised, images in zip(step.images, module.draws[0].concepts, strict=True):
         for row in (noised.x - (1 - alpha_bar).sqrt() * step.noise) / alpha_bar.sqrt():
             assert min(float((row - image).abs().max()) for image in images.latents) < 1e-2
@@ -240,9 +238,9 @@ def test_the_merged_lora_is_the_live_merge(model, loras, pair) -> None:
     result = merged(model, method, loras, pair)
     sample, t = torch.randn(1, model.unet.config.in_channels, 16, 16), torch.tensor([500])
     prompt = model.encode_prompts([pair.prompt])
-    with attach(model.unet, method.rebase(loras), result.masks):
+    with model.attach(method.rebase(loras), result.masks):
         live = model.predict(sample, t, prompt)
-    with attach(model.unet, [result.lora]):
+    with model.attach([result.lora]):
         torch.testing.assert_close(model.predict(sample, t, prompt), live, rtol=1e-5, atol=1e-5)
 
 

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from lorabench.base import UserError
 from lorabench.config.schemas import ModelSpec
-from lorabench.lora.layer import attach
-from lorabench.models.files import ModelFiles, model_files, model_folder, unet_config
-from lorabench.models.sdxl import SDXL
+from lorabench.models.files import ModelFiles, model_files, model_folder
+from lorabench.models.sdxl.model import SDXL
+from lorabench.models.shapes import layer_map
 from lorabench.sampling.sampler import sample_latents
 
 SPEC = ModelSpec(
@@ -53,7 +53,7 @@ def test_a_single_file_is_the_same_model_as_its_folder(both) -> None:
 def test_a_single_file_in_half_precision_keeps_its_autoencoder_whole(both) -> None:
     folder, file = both
     model = SDXL.load(model_files(replace(SPEC, path=str(file), config=str(folder), dtype="bf16")))
-    assert {model.unet.dtype, model.encoders[0].dtype, model.encoders[1].dtype} == {torch.bfloat16}
+    assert {model.unet.dtype, *(each.dtype for each in model.text.values())} == {torch.bfloat16}
     weights = load_file(folder / "vae" / "diffusion_pytorch_model.safetensors")
     assert all(torch.equal(value, weights[key]) for key, value in model.vae.state_dict().items())
 
@@ -75,7 +75,7 @@ def test_another_autoencoder_replaces_the_models_own(both, tmp_path) -> None:
     save_file({key: value * 0.5 for key, value in weights.items()}, file)
     model = SDXL.load(model_files(replace(SPEC, path=str(folder), vae=str(tmp_path / "vae"))))
     assert all(torch.equal(value, weights[key] * 0.5) for key, value in model.vae.state_dict().items())
-    with pytest.raises(UserError, match=r"model\.vae=.*nothing is no autoencoder"):
+    with pytest.raises(UserError, match=r"model\.vae=.*nothing must be an autoencoder"):
         model_files(replace(SPEC, path=str(folder), vae=str(tmp_path / "nothing")))
 
 
@@ -93,11 +93,11 @@ def test_a_variant_is_found_where_there_is_one(both, tmp_path) -> None:
 def test_encoders_that_wait_elsewhere_give_the_same(folder) -> None:
     model, waiting = SDXL.load(folder), SDXL.load(replace(model_folder(folder), offload="encoders"))
     moved = []
-    for part in (*waiting.encoders, waiting.vae):
+    for part in (*waiting.text.values(), waiting.vae):
         part.to = lambda device, part=part: moved.append((type(part).__name__, str(device)))
     assert torch.equal(draw(waiting), draw(model))
     waiting.decode(torch.zeros(1, 12, 16, 16))
-    names = [type(part).__name__ for part in (*waiting.encoders, waiting.vae)]
+    names = [type(part).__name__ for part in (*waiting.text.values(), waiting.vae)]
     assert moved[:4] == [(names[0], "cpu"), (names[1], "cpu")] * 2  # there and back, both are the CPU here
     assert moved[-2:] == [(names[2], "cpu")] * 2
     count = len(moved)
@@ -114,7 +114,7 @@ def test_attention_in_another_way_is_the_same(folder, attention) -> None:
 def test_another_resolution(folder) -> None:
     model = SDXL.load(replace(model_folder(folder), resolution=32))
     assert draw(model).shape[-2:] == (8, 8)
-    assert model.time_ids(1).tolist() == [[32, 32, 0, 0, 32, 32]]
+    assert model.encode_prompts(["a dog"]).tensors[2].tolist() == [[32, 32, 0, 0, 32, 32]]
     with pytest.raises(UserError, match=r"model\.resolution=40 must be a multiple of 16"):
         model_files(replace(SPEC, path=str(folder), resolution=40))
 
@@ -130,7 +130,7 @@ def test_gradients_through_recomputed_blocks(folder, loras) -> None:
 
     def gradients(files: ModelFiles) -> list[torch.Tensor]:
         model = SDXL.load(files)
-        with attach(model.unet, loras) as adapters:
+        with model.attach(loras) as adapters:
             factors = [each.requires_grad_() for layer in adapters.layers.values() for each in (layer.up, layer.down)]
             draw = torch.Generator().manual_seed(0)
             x = torch.randn(1, 12, 16, 16, generator=draw)
@@ -156,7 +156,7 @@ def test_gradients_through_recomputed_blocks(folder, loras) -> None:
         (["cond_stage_model.model.x"], "is a Stable Diffusion 2 checkpoint"),
         (["conditioner.embedders.0.model.x"], "is an SDXL refiner"),
         (["lora_unet_x.alpha"], "is a LoRA"),
-        (["foo"], "no model that is known here"),
+        (["foo"], "not a known model"),
     ],
 )
 def test_single_files_of_other_models(tmp_path, names, words) -> None:
@@ -175,7 +175,7 @@ def test_files_that_cannot_be_read(both, tmp_path) -> None:
     pickled.write_bytes(b"x")
     with pytest.raises(UserError, match="pickled checkpoints can run code"):
         model_files(replace(SPEC, path=str(pickled)))
-    with pytest.raises(UserError, match="nobody/nothing is no path here and cannot be fetched"):
+    with pytest.raises(UserError, match="nobody/nothing is not a path here and cannot be downloaded"):
         model_files(replace(SPEC, path="nobody/nothing"))
     shutil.copytree(folder, tmp_path / "folder")
     (tmp_path / "folder/unet/diffusion_pytorch_model.safetensors").unlink()
@@ -216,10 +216,10 @@ def test_a_file_that_is_no_autoencoder(both, tmp_path) -> None:
 
 def test_the_shapes_of_a_single_file_are_those_of_its_configurations(both) -> None:
     folder, file = both
-    expected = json.loads((folder / "unet" / "config.json").read_text())
-    assert unet_config(replace(SPEC, name="sdxl", path=str(file), config=str(folder))) == expected
+    found = layer_map(replace(SPEC, name="sdxl", path=str(file), config=str(folder)))
+    assert found == layer_map(model_folder(folder)) != layer_map("sdxl")
     with pytest.raises(UserError, match="nowhere is not a diffusers model folder"):
-        unet_config(replace(SPEC, name="sdxl", path="nowhere"))
+        layer_map(replace(SPEC, name="sdxl", path="nowhere"))
 
 
 def test_a_text_encoder_is_whole(both, tmp_path) -> None:

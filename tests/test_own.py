@@ -22,9 +22,8 @@ from lorabench.lora.adapter import Factors, LoRA
 from lorabench.lora.layer import export
 from lorabench.merging.combine import combine
 from lorabench.merging.method import load
-from lorabench.models.adapted import live_layers
 from lorabench.models.files import preset
-from lorabench.models.sdxl import SDXL
+from lorabench.models.sdxl.model import SDXL
 from lorabench.sampling.generate import generate
 from lorabench.tasks.files import Job
 from lorabench.tasks.merge_files import merged
@@ -192,7 +191,7 @@ def test_merge_on_the_command_line(run, files, folder, loras, tmp_path) -> None:
 
 def test_a_merge_that_its_rank_cuts_says_by_how_much(run, files, folder, loras, model) -> None:
     method = load("ties", rank=2)
-    _, error = combine(method, loras, live_layers(model.unet, loras, ROLES), 0)
+    _, error = combine(method, loras, model.layers.adapted(loras, ROLES), 0)
     result = run("merge", "method=ties", "method.rank=2")
     assert result.returncode == 0, result.stderr
     assert f"ties, relative error {error:.2%} at rank 2, rank 2" in result.stdout and error > 0.01

@@ -1,4 +1,4 @@
-"""Sizes of the family's UNets, and the learned parameters that the papers state."""
+"""Sizes of the known denoisers, and the learned parameters that the papers state."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import pytest
 from omegaconf import OmegaConf
 
 from lorabench.base import UserError
+from lorabench.data.pairs import ROLES
 from lorabench.merging.method import load
-from lorabench.models.layers import attention_layers, depths, halvings
-from lorabench.models.shapes import CONFIGS, adapted, empty_unet, parameters
+from lorabench.models.sdxl.known import UNETS
+from lorabench.models.shapes import empty_model, layer_map
 from lorabench.tasks.params import count, run, table
 
 # Parameters in millions as the model cards state them (of the micro model, its own), and adapted layers.
@@ -26,21 +27,10 @@ def counts() -> pd.DataFrame:
 
 @pytest.mark.parametrize("name", SIZES)
 def test_unets_have_the_published_sizes(name: str) -> None:
-    unet = empty_unet(name)
-    assert all(parameter.is_meta for parameter in unet.parameters())
-    assert (parameters(unet) // 10**6, len(attention_layers(unet))) == SIZES[name]
-
-
-def test_koala_700m_has_no_middle_block() -> None:
-    unet = empty_unet("koala_700m")
-    assert halvings(unet) == {
-        "down_blocks.0": 0, "down_blocks.1": 1, "down_blocks.2": 2,
-        "up_blocks.0": 2, "up_blocks.1": 1, "up_blocks.2": 0,
-    }  # fmt: skip
-    by_layer = depths(unet, list(attention_layers(unet)))
-    shallow = {layer.split(".attentions")[0] for layer, depth in by_layer.items() if depth == 0}
-    assert shallow == {"down_blocks.1", "up_blocks.1"} and set(by_layer.values()) == {0.0, 1.0}
-    assert "mid_block" in halvings(empty_unet("koala_1b"))
+    parameters = list(empty_model(name).denoiser.parameters())
+    assert all(parameter.is_meta for parameter in parameters)
+    millions = sum(parameter.numel() for parameter in parameters) // 10**6
+    assert (millions, len(layer_map(name).trained())) == SIZES[name]
 
 
 def learned(counts: pd.DataFrame, model: str, method: str) -> int:
@@ -57,7 +47,7 @@ def test_sdxl_at_rank_64_learns_what_the_papers_state(counts) -> None:
 
 @pytest.mark.parametrize("model", SIZES)
 def test_counts_follow_from_the_layers(counts, model: str) -> None:
-    layers = attention_layers(empty_unet(model)).values()
+    layers = layer_map(model).trained().values()
     rank = 16 if model == "micro" else 64
     widths = [(layer.in_features, layer.out_features) for layer in layers]
     assert learned(counts, model, "duolora") == 2 * rank * len(widths)
@@ -68,7 +58,7 @@ def test_counts_follow_from_the_layers(counts, model: str) -> None:
 
 
 def test_layers_carry_what_masks_are_made_of() -> None:
-    layers = adapted(empty_unet("micro"), 3)
+    layers = layer_map("micro").planned(3, ROLES)
     assert {(layer.ranks, layer.roles) for layer in layers.values()} == {((3, 3), ("content", "style"))}
     assert {layer.out_features for layer in layers.values()} == set(MICRO_WIDTHS[1:])
     assert all(layer.name == name for name, layer in layers.items())
@@ -102,5 +92,5 @@ def test_mistakes_are_one_line(ranks: dict[str, int], message: str) -> None:
 
 
 def test_configs_hold_no_path() -> None:
-    for path in CONFIGS.values():
+    for path in UNETS.values():
         assert not any("/" in str(value) for value in json.loads(path.read_text()).values())

@@ -12,12 +12,10 @@ from PIL import Image
 from lorabench.base import UserError
 from lorabench.data.pairs import Concept
 from lorabench.engine.curves import Curves
-from lorabench.lora.layer import attach
 from lorabench.models.files import model_folder
-from lorabench.models.layers import attention_layers
-from lorabench.models.sdxl import SDXL
+from lorabench.models.sdxl.model import SDXL
 from lorabench.personalization.class_images import class_prompts
-from lorabench.personalization.dreambooth import DreamBoothLoRA, min_snr_weights, personalise
+from lorabench.personalization.dreambooth import DreamBoothLoRA, personalise
 from lorabench.personalization.initial import initial
 from lorabench.personalization.samples import Look
 
@@ -31,7 +29,7 @@ def test_trains_the_factors_and_nothing_else(model: SDXL, pair, lora_spec) -> No
     done: list[int] = []
     lora = personalise(model, pair.contents[0], lora_spec, 0, CPU, done.append)
     assert done == [1, 2, 3] and lora.rank == lora_spec.rank
-    assert lora.layers == sorted(attention_layers(model.unet))
+    assert lora.layers == sorted(model.layers.trained())
     assert all(factors.up.abs().sum() > 0 for factors in lora.values())
     after = model.unet.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
@@ -47,8 +45,8 @@ def test_draws_belong_to_the_concept_and_the_seed(model, pair, lora_spec) -> Non
 
 def test_alpha_over_rank_is_folded_in(model, pair, lora_spec) -> None:
     """The trained adapter at strength alpha / rank and the returned LoRA at full strength are one function."""
-    start = initial(attention_layers(model.unet), lora_spec.rank, 0)
-    with attach(model.unet, [start], dtype=torch.float32) as adapters:
+    start = initial(model.layers.trained(), lora_spec.rank, 0)
+    with model.attach([start], dtype=torch.float32) as adapters:
         DreamBoothLoRA(model, adapters, pair.contents[0], lora_spec, 0)
         assert all(
             layer.scale is not None and set(layer.scale.flatten().tolist()) == {2.0}
@@ -60,9 +58,9 @@ def test_alpha_over_rank_is_folded_in(model, pair, lora_spec) -> None:
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_the_loss_is_the_denoising_loss_of_the_models_own_target(model, pair, lora_spec, prediction_type) -> None:
-    model.prediction_type = prediction_type
+    model.process.predicts = prediction_type
     concept: Concept = replace(pair.contents[0], images=pair.contents[0].images[:1])
-    with attach(model.unet, [initial(attention_layers(model.unet), 2, 0)]) as adapters:
+    with model.attach([initial(model.layers.trained(), 2, 0)]) as adapters:
         module = DreamBoothLoRA(model, adapters, concept, lora_spec, 0)
         module.log = lambda *_, **__: None
         loss = module.training_step(5)
@@ -83,40 +81,41 @@ def test_training_lowers_the_loss(model, pair, lora_spec) -> None:
     trained = personalise(model, pair.contents[0], spec, 0, CPU)
 
     def loss(lora) -> float:
-        with attach(model.unet, [lora], dtype=torch.float32) as adapters, torch.no_grad():
+        with model.attach([lora], dtype=torch.float32) as adapters, torch.no_grad():
             module = DreamBoothLoRA(model, adapters, pair.contents[0], replace(spec, alpha=spec.rank), 1)
             module.log = lambda *_, **__: None
             return sum(float(module.training_step(step)) for step in range(8))
 
-    assert loss(trained) < loss(initial(attention_layers(model.unet), 4, 0))
+    assert loss(trained) < loss(initial(model.layers.trained(), 4, 0))
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_min_snr_weights_follow_diffusers_snr(model: SDXL, prediction_type: str) -> None:
-    model.prediction_type = prediction_type
+def test_min_snr_weights_follow_diffusers_snr(model: SDXL, lora_spec, prediction_type: str) -> None:
+    model.process.predicts = prediction_type  # pyright: ignore[reportAttributeAccessIssue]
     t = torch.tensor([0, 1, 250, 500, 999])
     snr = compute_snr(model.pipeline.scheduler, t)
     base = torch.minimum(snr, torch.full_like(snr, 5.0))
     expected = base / (snr if prediction_type == "epsilon" else snr + 1)
-    torch.testing.assert_close(min_snr_weights(model, t, 5.0), expected)
+    torch.testing.assert_close(model.process.loss_weight(t, replace(lora_spec, min_snr=5.0)), expected)
+    assert model.process.loss_weight(t, lora_spec) is None
 
 
 def test_the_prior_term_is_weighted_by_its_weight_alone(model: SDXL, pair, lora_spec) -> None:
     """Its timesteps are not: min-SNR weighs the concept's images only, as in diffusers."""
     spec = replace(lora_spec, min_snr=0.5, prior_weight=3.0)
     prior = [reference("mug", "a mug", "gray")]
-    with attach(model.unet, [initial(attention_layers(model.unet), 2, 0)]) as adapters:
+    with model.attach([initial(model.layers.trained(), 2, 0)]) as adapters:
         module = DreamBoothLoRA(model, adapters, pair.contents[0], spec, 0, prior)
         draw = torch.Generator().manual_seed(0)
         own, theirs = (each.draw(model, 2, draw) for each in (module.images, module.prior) if each)
         errors = []
         for part in (own, theirs):
-            noised = model.add_noise(part.latents, part.noise, part.t)
+            noised = model.process.add_noise(part.latents, part.noise, part.t)
             prediction = model.predict(noised, part.t, model.encode_prompts(part.prompts))
-            target = model.target(part.latents, part.noise, part.t)
+            target = model.process.target(part.latents, part.noise, part.t)
             errors.append((prediction - target).square().mean(dim=(1, 2, 3)))
-        expected = (errors[0] * min_snr_weights(model, own.t, 0.5)).mean() + 3.0 * errors[1].mean()
-        torch.testing.assert_close(module.loss(own.join(theirs, model)), expected)
+        expected = (errors[0] * model.process.loss_weight(own.t, spec)).mean() + 3.0 * errors[1].mean()
+        torch.testing.assert_close(module.loss(own.join(theirs)), expected)
     assert theirs.prompts == ["a mug"] * 2
 
 
@@ -136,10 +135,8 @@ def test_accumulated_forwards_are_one_update(model: SDXL, pair, lora_spec) -> No
 def test_only_the_blocks_asked_for_are_adapted(model: SDXL, pair, lora_spec) -> None:
     blocks = ["up_blocks.0.attentions.0", "up_blocks.0.attentions.1"]
     lora = personalise(model, pair.contents[0], replace(lora_spec, blocks=blocks), 0, CPU)
-    expected = {
-        layer for layer in attention_layers(model.unet) if any(layer.startswith(f"{block}.") for block in blocks)
-    }
-    assert set(lora) == expected and 0 < len(expected) < len(attention_layers(model.unet))
+    expected = {layer for layer in model.layers.trained() if any(layer.startswith(f"{block}.") for block in blocks)}
+    assert set(lora) == expected and 0 < len(expected) < len(model.layers.trained())
     with pytest.raises(UserError, match=r"lora.blocks=up_blocks.7 has no layer .* up_blocks.0.attentions.0, "):
         personalise(model, pair.contents[0], replace(lora_spec, blocks=["mid_block", "up_blocks.7"]), 0, CPU)
     with pytest.raises(UserError, match=r"attentions.0.trans has no layer"):
@@ -151,13 +148,13 @@ def test_text_encoders_learn_and_are_left_as_they_were(model: SDXL, pair, lora_s
     before = model.encode_prompts([prompt])
     lora = personalise(model, pair.contents[0], replace(lora_spec, text_encoders=True), 0, CPU)
     after = SDXL.encode_prompts(model, [prompt])
-    assert torch.equal(before.embeds, after.embeds)
+    assert torch.equal(before.tensors[0], after.tensors[0])
     heads = {layer.split(".")[0] for layer, factors in lora.text.items() if factors.up.abs().sum() > 0}
     assert heads == {"text_encoder", "text_encoder_2"}
-    with model.adapted_text([lora]):
+    with model.attach_text([lora]):
         adapted = model.encode_prompts([prompt])
-    assert not torch.equal(before.embeds, adapted.embeds) and not torch.equal(before.pooled, adapted.pooled)
-    for encoder in model.encoders:
+    assert not any(torch.equal(*states) for states in zip(before.tensors[:2], adapted.tensors[:2], strict=True))
+    for encoder in model.text.values():
         assert not any(parameter.requires_grad for parameter in encoder.parameters())
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from plain_dreambooth import train
 
 from lorabench.data.pairs import Concept, Reference
-from lorabench.models.sdxl import SDXL
+from lorabench.models.sdxl.model import SDXL
 from lorabench.personalization.dreambooth import personalise
 
 RECIPES = {

@@ -11,7 +11,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 from lorabench.base import UserError
 from lorabench.data import microworld as mw
-from lorabench.models.sdxl import SDXL
+from lorabench.models.sdxl.model import SDXL
 from pretraining import __main__ as command
 from pretraining import bank, heldout
 from pretraining.architecture import build_scheduler, build_unet
@@ -250,7 +250,7 @@ def test_checkpoint_is_exported_as_loadable_pipeline(work):
     for name, weight in loaded.unet.state_dict().items():
         assert torch.equal(weight, trained[name].half().float()), name
     assert exported_samples(work / "pipeline") == 4
-    assert (loaded.prediction_type, loaded.resolution) == ("v_prediction", 64)
+    assert (loaded.process.predicts, loaded.resolution) == ("v_prediction", 64)
 
 
 def test_loss_is_the_error_of_v_with_a_capped_weight():

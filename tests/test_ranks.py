@@ -15,10 +15,9 @@ from PIL import Image
 from lorabench.lora.adapter import Factors
 from lorabench.lora.effective_rank import effective_rank
 from lorabench.lora.layer import Masks
-from lorabench.models.layers import attention_layers
-from lorabench.models.sdxl import SDXL
+from lorabench.models.shapes import layer_map
 from lorabench.report import write_joint_report, write_report
-from lorabench.report.ranks import block_of, draw_ranks, layer_of, network_order, write_ranks
+from lorabench.report.ranks import draw_ranks, write_ranks
 
 
 def dense(update: torch.Tensor) -> float:
@@ -60,44 +59,16 @@ def test_masks_of_every_kind_are_applied() -> None:
     assert effective_rank(closed.down, closed.up) == pytest.approx(1)
 
 
-def sdxl_layers() -> list[str]:
-    """The 560 adapted layers of SDXL in the order in which it runs them."""
-    parts = [("down_blocks.1", 2, 2), ("down_blocks.2", 2, 10), ("mid_block", 1, 10), ("up_blocks.0", 3, 10),
-             ("up_blocks.1", 3, 2)]  # fmt: skip
-    return [
-        f"{block}.attentions.{i}.transformer_blocks.{k}.{attention}.{projection}"
-        for block, attentions, layers in parts
-        for i in range(attentions)
-        for k in range(layers)
-        for attention in ("attn1", "attn2")
-        for projection in ("to_q", "to_k", "to_v", "to_out.0")
-    ]
-
-
-def test_layers_are_ordered_as_the_network_runs_them(model: SDXL) -> None:
-    layers = sdxl_layers()
-    assert len(layers) == 560 and network_order(set(layers)) == layers
-    assert [block_of(layer) for layer in layers[::8]] == (
-        ["down 1"] * 4 + ["down 2"] * 20 + ["mid"] * 10 + ["up 0"] * 30 + ["up 1"] * 6
-    )
-    assert len({layer_of(layer) for layer in layers}) == 70
-
-    run: list[str] = []  # against a live UNet
-    for name, module in attention_layers(model.unet).items():
-        module.register_forward_hook(lambda *_, name=name: run.append(name))
-    both = model.encode_prompts(["a mug"])
-    latent = torch.zeros(1, model.unet.config["in_channels"], 16, 16)
-    with torch.no_grad():
-        model.predict(latent, torch.tensor([500]), both)
-    assert network_order(set(run)) == run
+LAYERS = layer_map("sdxl")
+MIDDLE, UP = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q", "up_blocks.0.attentions.0.proj_in"
 
 
 def test_figure_and_table_average_adapters_projections_and_pairs(tmp_path: Path) -> None:
-    layers = sdxl_layers()
+    layers = list(LAYERS.trained())
     ranks = {
         f"pair {k}": {layer: [10.0 + k, 20.0 + k, float(i // 8)] for i, layer in enumerate(layers)} for k in range(3)
     }
-    write_ranks(tmp_path, ranks, ["content", "content", "style"])
+    write_ranks(tmp_path, ranks, ["content", "content", "style"], LAYERS)
     table = pd.read_csv(tmp_path / "figures" / "rank_by_layer.csv")
     assert list(table) == ["position", "block", "layer", "role", "mean", "min", "max", "pairs"]
     assert len(table) == 2 * 560 and list(table["layer"][::2]) == layers
@@ -106,7 +77,7 @@ def test_figure_and_table_average_adapters_projections_and_pairs(tmp_path: Path)
     with Image.open(tmp_path / "figures" / "rank_by_layer.png") as picture:
         assert picture.size == (1440, 528)
 
-    [axes] = draw_ranks(ranks, ["content", "content", "style"], layers).axes
+    [axes] = draw_ranks(ranks, ["content", "content", "style"], layers, LAYERS).axes
     drawn = {}
     for line in axes.lines:
         if line.get_marker() == "o":
@@ -118,24 +89,24 @@ def test_figure_and_table_average_adapters_projections_and_pairs(tmp_path: Path)
 
 def test_pairs_of_different_adapters_and_layers(tmp_path: Path) -> None:
     ranks = {
-        "a": {"mid_block.x.to_q": [1.0, 4.0]},
-        "b": {"mid_block.x.to_q": [3.0, 5.0, np.nan], "up_blocks.0.y": [2, 2, 2]},
+        "a": {MIDDLE: [1.0, 4.0]},
+        "b": {MIDDLE: [3.0, 5.0, np.nan], UP: [2, 2, 2]},
     }
-    write_ranks(tmp_path, ranks, {"a": ["content", "style"], "b": ["content", "content", "style"]})
+    write_ranks(tmp_path, ranks, {"a": ["content", "style"], "b": ["content", "content", "style"]}, LAYERS)
     table = pd.read_csv(tmp_path / "figures" / "rank_by_layer.csv", index_col=["layer", "role"])
-    assert table.loc[("mid_block.x.to_q", "content"), "mean"] == 2.5
-    assert table.loc[("mid_block.x.to_q", "style"), ["mean", "pairs"]].tolist() == [4.0, 1]  # a merge that diverged
-    assert table.loc[("up_blocks.0.y", "style"), "pairs"] == 1
+    assert table.loc[(MIDDLE, "content"), "mean"] == 2.5
+    assert table.loc[(MIDDLE, "style"), ["mean", "pairs"]].tolist() == [4.0, 1]  # a merge that diverged
+    assert table.loc[(UP, "style"), "pairs"] == 1
 
 
 def test_no_merges_no_figure(tmp_path: Path) -> None:
-    write_ranks(tmp_path, {}, ["content", "style"])
+    write_ranks(tmp_path, {}, ["content", "style"], LAYERS)
     assert not list(tmp_path.iterdir())
 
 
 def test_the_page_shows_the_figure_of_each_run_that_has_one(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / name, name, images=1) for name in ("direct", "duolora")]
-    write_ranks(runs[0], {"a": {"mid_block.x.to_q": [1.0, 4.0]}}, ["content", "style"])
+    write_ranks(runs[0], {"a": {MIDDLE: [1.0, 4.0]}}, ["content", "style"], LAYERS)
     picture = base64.b64encode((runs[0] / "figures" / "rank_by_layer.png").read_bytes()).decode()
     for folder, count in ((runs[0], 1), (runs[1], 0)):
         write_report(folder)

@@ -12,14 +12,13 @@ from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedule
 from lorabench.base import UserError
 from lorabench.data.pairs import Role
 from lorabench.lora.adapter import Factors, LoRA
-from lorabench.lora.layer import attach, export
+from lorabench.lora.layer import export
 from lorabench.merging.merge import MergeItem, at_strength, merge_all
 from lorabench.merging.method import load
-from lorabench.models.adapted import live_layers
-from lorabench.models.layers import attention_layers, depths, halvings
-from lorabench.models.sdxl import SDXL
+from lorabench.models.noise import DDPM
+from lorabench.models.sdxl.model import SDXL
 from lorabench.sampling.generate import draw, generate
-from lorabench.sampling.sampler import initial_noise, sample, sample_latents
+from lorabench.sampling.sampler import sample, sample_latents
 
 PROMPTS = ["a sks mug in szn style", "a boat"]
 
@@ -39,7 +38,7 @@ def any_model(request, folder) -> SDXL:
 def test_equals_the_diffusers_pipeline_with_a_loaded_lora(any_model, loras, tmp_path, guidance) -> None:
     lora = export(loras)
     lora.save(tmp_path / "lora.safetensors")
-    with attach(any_model.unet, [lora]):
+    with any_model.attach([lora]):
         ours = sample_latents(any_model, PROMPTS, [3, 4], 4, guidance)
     pipeline: Any = any_model.pipeline
     pipeline.set_progress_bar_config(disable=True)
@@ -48,7 +47,7 @@ def test_equals_the_diffusers_pipeline_with_a_loaded_lora(any_model, loras, tmp_
         PROMPTS,
         num_inference_steps=4,
         guidance_scale=guidance,
-        latents=initial_noise(any_model, [3, 4]),
+        latents=any_model.initial_noise([3, 4]),
         output_type="latent",
     ).images
     pipeline.unload_lora_weights()
@@ -63,7 +62,7 @@ def test_images_equal_those_of_the_pipeline(model) -> None:
         PROMPTS,
         num_inference_steps=2,
         guidance_scale=1.0,
-        latents=initial_noise(model, [3, 4]),
+        latents=model.initial_noise([3, 4]),
         output_type="np",
     ).images
     assert ours.dtype == torch.uint8 and ours.shape == (2, 64, 64, 3)
@@ -83,14 +82,14 @@ def test_images_do_not_depend_on_their_batch(model, loras, generate_spec) -> Non
     ("frame", "scales"), [("base", None), ("content_only", 0), ("style_only", 1), ("direct", "both")]
 )
 def test_frames_are_the_adapters_they_name(model, loras, generate_spec, frame, scales) -> None:
-    method, layers = load(frame), live_layers(model.unet, loras, ("content", "style"))
+    method, layers = load(frame), model.layers.adapted(loras, ("content", "style"))
 
     def scale(layer: str, progress: float) -> tuple[float, ...]:
         return method.scale(layers[layer], progress)
 
     images = generate(model, loras, PROMPTS, [1, 2], generate_spec, CPU, scale=scale)
     used = {None: [], 0: loras[:1], 1: loras[1:], "both": loras}[scales]
-    with attach(model.unet, used):
+    with model.attach(used):
         expected = sample(model, PROMPTS, [1, 2], generate_spec.steps, generate_spec.guidance)
     np.testing.assert_allclose(images.astype(int), expected.numpy().astype(int), atol=1)
 
@@ -102,7 +101,7 @@ def test_scales_may_differ_by_layer_and_progress(model, loras) -> None:
         seen.add((layer, progress))
         return (1.0, 0.0) if layer.startswith("mid_block") else (0.0, 1.0)
 
-    with attach(model.unet, loras) as adapters:
+    with model.attach(loras) as adapters:
         sample(model, PROMPTS, [1, 2], 2, 1.0, adapters, scale)
         assert {progress for _, progress in seen} == {0.0, 0.5}
         mid = next(module for layer, module in adapters.layers.items() if layer.startswith("mid_block"))
@@ -114,20 +113,20 @@ def test_noise_target_and_clean_estimate_are_the_schedulers_own(model, predictio
     scheduler: Any = DDPMScheduler(
         beta_schedule="linear", beta_start=1e-4, beta_end=0.02, prediction_type=prediction_type, clip_sample=False
     )
-    model.prediction_type, model.alphas_bar = prediction_type, scheduler.alphas_cumprod
+    model.process = DDPM(scheduler.alphas_cumprod, prediction_type)
     torch.manual_seed(0)
     latents, noise, t = torch.randn(2, 8, 4, 4), torch.randn(2, 8, 4, 4), torch.tensor([20, 700])
-    noised = model.add_noise(latents, noise, t)
+    noised = model.process.add_noise(latents, noise, t)
     torch.testing.assert_close(noised, scheduler.add_noise(latents, noise, t))
-    target = model.target(latents, noise, t)
+    target = model.process.target(latents, noise, t)
     if prediction_type == "v_prediction":
         torch.testing.assert_close(target, scheduler.get_velocity(latents, noise, t))
     prediction = torch.randn(2, 8, 4, 4)
-    ours = model.clean_estimate(noised, t, prediction)
+    ours = model.process.clean(noised, t, prediction)
     for row in range(2):
         step = scheduler.step(prediction[row : row + 1], int(t[row]), noised[row : row + 1])
         torch.testing.assert_close(ours[row : row + 1], step.pred_original_sample)
-    torch.testing.assert_close(model.clean_estimate(noised, t, target), latents, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model.process.clean(noised, t, target), latents, rtol=1e-4, atol=1e-4)
 
 
 def test_clean_estimate_is_finite_without_signal(model) -> None:
@@ -135,19 +134,9 @@ def test_clean_estimate_is_finite_without_signal(model) -> None:
     model.pipeline.scheduler = scheduler
     model = SDXL(model.pipeline)
     t, noise = torch.tensor([999]), torch.randn(1, 8, 4, 4)
-    estimate = model.clean_estimate(noise, t, noise + 0.1)
-    again = model.add_noise(estimate, noise, t)
+    estimate = model.process.clean(noise, t, noise + 0.1)
+    again = model.process.add_noise(estimate, noise, t)
     torch.testing.assert_close(again, noise - 0.1, rtol=1e-3, atol=1e-3)
-
-
-def test_depths_are_read_from_the_live_unet(model) -> None:
-    assert halvings(model.unet) == {
-        "down_blocks.0": 0, "down_blocks.1": 1, "down_blocks.2": 2, "mid_block": 2,
-        "up_blocks.0": 2, "up_blocks.1": 1, "up_blocks.2": 0,
-    }  # fmt: skip
-    by_layer = depths(model.unet, list(attention_layers(model.unet)))
-    shallow = {layer.split(".attentions")[0] for layer, depth in by_layer.items() if depth == 0}
-    assert shallow == {"down_blocks.1", "up_blocks.1"} and set(by_layer.values()) == {0.0, 1.0}
 
 
 def test_a_folder_that_is_no_sdxl_model_is_refused(tmp_path) -> None:

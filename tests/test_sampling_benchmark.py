@@ -10,7 +10,6 @@ from benchmarks import sampling
 from benchmarks.sampling import LIVE, PLAIN, differing, goals, live_methods, table, uneven, ways_of
 from lorabench.config.schemas import GenerateSpec
 from lorabench.data.pairs import ROLES
-from lorabench.lora.layer import attach
 from lorabench.merging.merge import MergeResult
 from lorabench.merging.method import load
 from lorabench.sampling.generate import draw, strengths
@@ -39,7 +38,7 @@ def test_a_way_that_ignores_its_scales_is_seen(model, uneven_loras, monkeypatch)
 def test_a_way_draws_as_the_product_does(model, uneven_loras, name) -> None:
     method = load(name)
     ways, _ = ways_of(model, uneven_loras, [name], 3)
-    with attach(model.unet, ways[name].loras) as adapters:
+    with model.attach(ways[name].loras) as adapters:
         mine = model.decode(ways[name].draw(model, adapters, 3, 2)).permute(0, 2, 3, 1)
     result = MergeResult(ways[name].loras[0], None, 0, {}, {}) if method.exports else None
     spec = GenerateSpec(images=2, steps=3, guidance=sampling.GUIDANCE, batch=2)
@@ -48,8 +47,8 @@ def test_a_way_draws_as_the_product_does(model, uneven_loras, name) -> None:
 
 
 def test_scales_make_a_tensor_a_value_and_not_a_layer(model, uneven_loras) -> None:
-    scale = strengths(load("klora"), model.unet, uneven_loras, ROLES, 4)
-    with attach(model.unet, uneven_loras) as adapters:
+    scale = strengths(load("klora"), model.layers, uneven_loras, ROLES, 4)
+    with model.attach(uneven_loras) as adapters:
         values = {layer: scale(layer, 0.25) for layer in adapters.layers}
         assert set(values.values()) == {(1.0, 0.0), (0.0, 1.0)}
         _set_scales(adapters, scale, 0.25, None)

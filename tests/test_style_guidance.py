@@ -12,17 +12,14 @@ from torch import Tensor
 
 from lorabench.data.pairs import ROLES, Scene, worded
 from lorabench.lora.adapter import Factors, LoRA
-from lorabench.lora.layer import attach
 from lorabench.merging.merge import MergeItem, given
 from lorabench.merging.method import load
-from lorabench.models.adapted import live_layers
-from lorabench.models.layers import attention_layers
-from lorabench.models.sdxl import SDXL
+from lorabench.models.sdxl.model import SDXL
 from lorabench.personalization.dreambooth import personalise
 from lorabench.personalization.initial import core
 from lorabench.sampling.branches import Branch
 from lorabench.sampling.generate import draw, generate, strengths
-from lorabench.sampling.sampler import initial_noise, sample_latents
+from lorabench.sampling.sampler import sample_latents
 
 SEEDS = [1, 2]
 SCENES = [
@@ -38,14 +35,14 @@ def test_scenes_are_worded_and_strings_say_the_same_in_all() -> None:
 
 
 def one_step(model: SDXL, loras, method, roles=ROLES) -> Tensor:
-    scale = strengths(method, model.unet, loras, roles, 1)
-    with attach(model.unet, loras) as adapters:
+    scale = strengths(method, model.layers, loras, roles, 1)
+    with model.attach(loras) as adapters:
         return sample_latents(model, SCENES, SEEDS, 1, W, adapters, scale, method.guidance(W, roles))
 
 
 def alone(model: SDXL, loras, words) -> Tensor:
     """One step of the scheduler from one plain prediction; it maps predictions to latents affinely."""
-    with attach(model.unet, loras):
+    with model.attach(loras):
         branches = [Branch(1.0, (), words)]
         return sample_latents(model, SCENES, SEEDS, 1, 1.0, branches=branches)
 
@@ -56,9 +53,9 @@ def close(left: Tensor, right: Tensor) -> None:
 
 def test_styledrop_is_the_style_lora_under_the_class_word(model, loras) -> None:
     found = one_step(model, loras, load("styledrop"))
-    with attach(model.unet, [loras[1]]):
+    with model.attach([loras[1]]):
         close(found, sample_latents(model, worded(SCENES, "styled"), SEEDS, 1, W))
-    assert not torch.allclose(found, initial_noise(model, SEEDS))
+    assert not torch.allclose(found, model.initial_noise(SEEDS))
 
 
 @pytest.mark.parametrize("share", [0.6, 0.0])
@@ -122,9 +119,9 @@ def test_the_content_s_text_encoders_are_left_out_too(model, loras, method, gene
 
 def test_the_core_s_basis_is_that_of_the_greatest_singular_values(model: SDXL) -> None:
     """(W - QR) + Q (R + dR) = W + Q dR, for the released code's own Q and R."""
-    layers = attention_layers(model.unet)
-    for layer, factors in core(layers, 3).items():
-        weight, q = layers[layer].weight.detach(), factors.up
+    layers = model.layers.trained()
+    for layer, factors in core(model.denoiser, layers, 3).items():
+        weight, q = model.denoiser.get_submodule(layer).weight.detach(), factors.up
         u, s, vt = torch.linalg.svd(weight)
         top = u[:, :3] * s[:3] @ vt[:3]
         torch.testing.assert_close(q.mT @ q, torch.eye(3), atol=1e-5, rtol=0)
@@ -138,12 +135,12 @@ def test_qr_lora_learns_one_factor_and_merges_in_it(model, pair, lora_spec) -> N
     spec = replace(lora_spec, alpha=lora_spec.rank)
     loras = [personalise(model, concept, spec, 0, CPU, in_core=True) for concept in pair.concepts]
     method = load("qr_lora")
-    start = core(attention_layers(model.unet), spec.rank)
+    start = core(model.denoiser, model.layers.trained(), spec.rank)
     assert all(
         torch.equal(lora[layer].up, start[layer].up) and lora[layer].down.any() for lora in loras for layer in lora
     )
-    assert not live_layers(model.unet, loras, ROLES).keys() - start.layers
-    merged = given(model.unet, method, MergeItem(tuple(loras), pair), 0).lora
+    assert not model.layers.adapted(loras, ROLES).keys() - start.layers
+    merged = given(model.layers, method, MergeItem(tuple(loras), pair), 0).lora
     for layer, factors in merged.items():
         dense = start[layer].up @ (0.9 * loras[0][layer].down + 1.0 * loras[1][layer].down)
         torch.testing.assert_close(factors.up @ factors.down, dense, atol=1e-5, rtol=1e-4)

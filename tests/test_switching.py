@@ -14,7 +14,7 @@ from lorabench.config.schemas import GenerateSpec
 from lorabench.lora.adapter import Factors, LoRA
 from lorabench.merging.method import load
 from lorabench.merging.methods.est_lora import energy
-from lorabench.models.adapted import live_layers, text_layers
+from lorabench.models.layer_map import text_layers
 from lorabench.sampling.generate import draw, generate, strengths
 
 ROLES: Any = ("content", "style")
@@ -22,8 +22,8 @@ SPEC = GenerateSpec(images=1, steps=4, guidance=2.0, batch=1)
 
 
 def scales(model, method, loras, steps: int, roles: Any = ROLES) -> dict[str, list[tuple[float, ...]]]:
-    layers = {**live_layers(model.unet, loras, roles), **text_layers(loras, roles)}
-    scale = strengths(method, model.unet, loras, roles, steps)
+    layers = {**model.layers.adapted(loras, roles), **text_layers(loras, roles)}
+    scale = strengths(method, model.layers, loras, roles, steps)
     return {name: [scale(name, index / steps) for index in range(steps)] for name in layers}
 
 
@@ -52,7 +52,7 @@ def test_layers_far_from_the_mean_are_left_out_of_klora_s_balance(model, loras) 
     content, style = loras
     layer = next(iter(content))
     loud = LoRA({**content, layer: Factors(content[layer].down * 1e4, content[layer].up)})
-    layers = live_layers(model.unet, loras, ROLES)
+    layers = model.layers.adapted(loras, ROLES)
     method: Any = load("klora")
     plain, other = (method.margins(pair, layers) for pair in (loras, (loud, style)))
     rest = [name for name in plain if name != layer]
@@ -68,7 +68,7 @@ def test_est_lora_is_its_rule(model, loras) -> None:
         for step in range(8):
             style = energies[0][layer] < (1.5 * step / 8 + 0.5) * energies[1][layer] * balance
             assert found[layer][step] == ((0.0, 1.0) if style else (1.0, 0.0))
-    one = live_layers(model.unet, loras, ROLES)[next(iter(loras[0]))]
+    one = model.layers.adapted(loras, ROLES)[next(iter(loras[0]))]
     assert energy(loras, one, "content") == pytest.approx(energies[0][one.name], rel=1e-5)
 
 

@@ -169,19 +169,19 @@ GPU, PROCESS = "merge_peak_gpu_bytes", "merge_peak_bytes"
 
 def test_costs_are_means_over_seeds_and_blank_where_unknown(tmp_path: Path) -> None:
     runs = [
-        with_costs(tmp_path / "a", "ziplora", merge_seconds=10.0, merge_unet_passes=400, lora_seconds=60.0),
-        with_costs(tmp_path / "b", "ziplora", merge_seconds=20.0, merge_unet_passes=400, lora_seconds=61.0),
+        with_costs(tmp_path / "a", "ziplora", merge_seconds=10.0, merge_denoiser_passes=400, lora_seconds=60.0),
+        with_costs(tmp_path / "b", "ziplora", merge_seconds=20.0, merge_denoiser_passes=400, lora_seconds=61.0),
         with_costs(tmp_path / "c", "direct", merge_seconds=0.1),
         with_costs(tmp_path / "d", "klora"),
     ]
     spent = costs(runs)
-    assert list(spent) == ["lora_seconds", "merge_seconds", "merge_unet_passes"]
+    assert list(spent) == ["lora_seconds", "merge_seconds", "merge_denoiser_passes"]
     assert spent.loc["ziplora", "merge_seconds"] == 15.0
-    assert [format_cost(spent, name, "merge_unet_passes") for name in ("ziplora", "direct", "klora", "base")] == [
+    assert [format_cost(spent, name, "merge_denoiser_passes") for name in ("ziplora", "direct", "klora", "base")] == [
         "400", "", "", ""
     ]  # fmt: skip
     head, *_ = write_markdown(Table.of(runs)).splitlines()
-    assert head.endswith("| s a LoRA (shared) | s to merge | UNet passes to merge |")
+    assert head.endswith("| s a LoRA (shared) | s to merge | denoiser passes to merge |")
     assert any("methods share them" in note for note in Table.of(runs).notes)
     assert list(costs(runs[3:])) == []
 

@@ -11,7 +11,8 @@ from conftest import CPU
 from PIL import Image
 
 from lorabench.data.pairs import Reference
-from lorabench.models.sdxl import SDXL, pixels
+from lorabench.models.model import pixels
+from lorabench.models.sdxl.model import SDXL
 from lorabench.personalization.dreambooth import personalise
 from lorabench.personalization.views import cut_at, views
 
@@ -36,30 +37,30 @@ def test_the_centre_of_a_wide_image_that_needs_no_resize() -> None:
     cut = cut_at(gradient(100, 64), 64, mirrored=False, seed=None)
     assert cut.image.size == (64, 64)
     assert corner(cut.image) == (0, 18)  # (100 - 64) / 2
-    assert cut.time_ids == (64, 100, 0, 18, 64, 64)  # height before width
+    assert cut.crop == (64, 100, 0, 18, 64, 64)  # height before width
 
 
 def test_a_tall_image_is_resized_by_its_shorter_side() -> None:
     image = Image.new("RGB", (128, 201), "red")
     cut = cut_at(image, 64, mirrored=False, seed=None)
-    assert cut.time_ids == (201, 128, 18, 0, 64, 64)  # 201 * 64 / 128 = 100 rows, of which 36 are left over
+    assert cut.crop == (201, 128, 18, 0, 64, 64)  # 201 * 64 / 128 = 100 rows, of which 36 are left over
     small = cut_at(Image.new("RGB", (32, 32), "red"), 64, mirrored=False, seed=None)
-    assert small.image.size == (64, 64) and small.time_ids == (32, 32, 0, 0, 64, 64)
+    assert small.image.size == (64, 64) and small.crop == (32, 32, 0, 0, 64, 64)
 
 
 def test_a_mirror_image_is_cut_after_it_is_mirrored() -> None:
     """As in diffusers: the corner is one of the image that the UNet sees."""
     cut = cut_at(gradient(101, 64), 64, mirrored=True, seed=None)
     left = round(37 / 2)
-    assert cut.time_ids == (64, 101, 0, left, 64, 64)
+    assert cut.crop == (64, 101, 0, left, 64, 64)
     red = np.asarray(cut.image)[0, :, 0]
     assert red.tolist() == [100 - left - column for column in range(64)]
 
 
 def test_drawn_crops_are_where_they_say_and_belong_to_their_seed() -> None:
     cuts = [cut_at(gradient(100, 64), 64, mirrored=False, seed=seed) for seed in range(200)]
-    lefts = {cut.time_ids[3] for cut in cuts}
-    assert all(corner(cut.image) == cut.time_ids[2:4] for cut in cuts)
+    lefts = {cut.crop[3] for cut in cuts}
+    assert all(corner(cut.image) == cut.crop[2:4] for cut in cuts)
     assert min(lefts) == 0 and max(lefts) == 36 and len(lefts) > 30
     assert cuts[7] == cut_at(gradient(100, 64), 64, mirrored=False, seed=7)
 
@@ -69,20 +70,19 @@ def test_views_are_every_crop_and_its_mirror_image(model: SDXL) -> None:
     found = views(model, [reference(wide), reference(square, "a mug")], flips=True, crops=3, seed=5)
     assert len(found.latents) == len(found.prompts) == 2 * 2 * 3
     assert found.prompts == ["a sks mug", "a mug"] * 6
-    assert found.time_ids is not None
-    assert all(ids == [64, 64, 0, 0, 64, 64] for ids in found.time_ids[1::2].tolist())
-    assert len({ids[3] for ids in found.time_ids[::2].tolist()}) == 3  # the mirror image has the crops of the image
+    assert all(ids == [64, 64, 0, 0, 64, 64] for ids in found.crops[1::2].tolist())
+    assert len({ids[3] for ids in found.crops[::2].tolist()}) == 3  # the mirror image has the crops of the image
     mirrored = np.ascontiguousarray(np.asarray(square)[:, ::-1])
     expected = model.encode_images(pixels([square, Image.fromarray(mirrored)]))
     torch.testing.assert_close(found.latents[[1, 7]], expected)
 
 
-def test_without_crops_nothing_is_told_and_the_centre_is_seen(model: SDXL) -> None:
+def test_without_crops_the_centre_counts_as_a_whole_image(model: SDXL) -> None:
     wide = gradient(100, 64)
     found = views(model, [reference(wide)], flips=False, crops=0, seed=5)
-    assert found.time_ids is None and len(found.latents) == 1
+    assert found.crops.tolist() == [[64, 64, 0, 0, 64, 64]] and len(found.latents) == 1
     batch = found.draw(model, 4, torch.Generator().manual_seed(0))
-    assert batch.time_ids is None and batch.latents.shape[0] == len(batch.prompts) == 4
+    assert batch.crops.shape == (4, 6) and batch.latents.shape[0] == len(batch.prompts) == 4
 
 
 def test_the_unet_is_told_the_crop_of_each_row(model: SDXL, pair, lora_spec, monkeypatch: pytest.MonkeyPatch) -> None:

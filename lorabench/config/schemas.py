@@ -18,7 +18,7 @@ class LoRASpec:
 
     rank: int = MISSING
     alpha: float = MISSING  # the update is scaled by alpha / rank
-    blocks: list[str] = MISSING  # of the UNet, by the beginning of their names (up_blocks.0.attentions.0); [] is all
+    blocks: list[str] = MISSING  # modules of the denoiser that are adapted, by path; [] adapts all attention layers
     text_encoders: bool = MISSING  # adapt both text encoders too
     text_lr: float = MISSING  # their learning rate
     steps: int = MISSING  # updates of the factors

@@ -1,4 +1,4 @@
-"""What a stage costs: seconds, passes through the UNet, peak memory; written beside what it made as cost.json."""
+"""What a stage costs: seconds, denoiser passes, peak memory; written beside what it made as cost.json."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ SLACK = 1 << 24  # bytes: by so much the two readings of a process's memory may 
 
 
 @contextmanager
-def cost(folder: Path, unet: nn.Module | None = None) -> Iterator[dict[str, Any]]:
+def cost(folder: Path, network: nn.Module | None = None) -> Iterator[dict[str, Any]]:
     """Write cost.json of the block into the folder, with what else the block puts into the costs."""
     costs: dict[str, Any] = {}
-    with measured(costs, unet):
+    with measured(costs, network):
         yield costs
     (folder / COST_FILE).write_text(json.dumps(costs))
 
 
 @contextmanager
-def measured(costs: dict[str, Any], unet: nn.Module | None = None) -> Iterator[None]:
+def measured(costs: dict[str, Any], network: nn.Module | None = None) -> Iterator[None]:
     """Note what the block takes.
 
     seconds: of the clock.
-    unet_passes: rows that went forward through the UNet; a batch of four is four, a guided step of one image two.
+    denoiser_passes: rows that went forward through the network; a batch of four counts four, a guided step of one
+        image two.
     peak_gpu_bytes: most memory that tensors held at once, on a GPU.
     peak_bytes: most memory that the process held at once, the interpreter and its libraries included, where the
         system tells (Linux).
@@ -47,7 +48,7 @@ def measured(costs: dict[str, Any], unet: nn.Module | None = None) -> Iterator[N
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     told = reset_peak()
-    hook = unet.register_forward_pre_hook(count) if unet is not None else None
+    hook = network.register_forward_pre_hook(count) if network is not None else None
     start = time.perf_counter()
     try:
         yield
@@ -55,8 +56,8 @@ def measured(costs: dict[str, Any], unet: nn.Module | None = None) -> Iterator[N
         if hook is not None:
             hook.remove()
     costs["seconds"] = time.perf_counter() - start
-    if unet is not None:
-        costs["unet_passes"] = passes
+    if network is not None:
+        costs["denoiser_passes"] = passes
     if on_gpu:
         costs["peak_gpu_bytes"] = torch.cuda.max_memory_allocated()
     if told:

@@ -16,8 +16,6 @@ from lorabench.lora.masks import Masks
 if TYPE_CHECKING:
     from lorabench.lora.compress import CompressionError
 
-DENOISER = "unet"  # in front of the mapping's layers where those of text encoders stand beside them
-
 
 class Adapter(Mapping[str, Factors]):
     """Factors by layer of the denoiser, and the other parts.
@@ -25,7 +23,7 @@ class Adapter(Mapping[str, Factors]):
     Masks and layer groups are about the denoiser, so the mapping shows its layers only.
 
     Attributes:
-        text: Factors on the text encoders, by "text_encoder.<module path>" and "text_encoder_2.<module path>".
+        text: Factors on the text encoders, by "<text encoder>.<module path>".
         tokens: Learned embeddings by trigger and text encoder, [vectors, width].
         masks: Masks by layer that were learned together with the factors. They are applied if the adapter is used
             together with others, and not on its own.
@@ -64,11 +62,6 @@ class Adapter(Mapping[str, Factors]):
     @property
     def layers(self) -> list[str]:
         return list(self._factors)
-
-    def named(self) -> Iterator[tuple[str, Factors]]:
-        """Yield all factors by component and module path, "unet.mid_block.attentions.0.proj_in"."""
-        yield from ((f"{DENOISER}.{layer}", each) for layer, each in self.items())
-        yield from self.text.items()
 
     @property
     def shapes(self) -> dict[str, Shape]:

@@ -93,11 +93,11 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
 class Adapters:
     """The adapters on a UNet; a context manager that takes them off again."""
 
-    def __init__(self, unet: nn.Module, layers: Mapping[str, MaskedLoRA]):
-        self.unet = unet
+    def __init__(self, network: nn.Module, layers: Mapping[str, MaskedLoRA]):
+        self.network = network
         self.layers = dict(layers)
         for layer, module in self.layers.items():
-            self.unet.set_submodule(layer, module)
+            self.network.set_submodule(layer, module)
 
     def rows(self, scales: Tensor | Mapping[str, Tensor], masked: bool = True) -> None:
         """Set what the next forwards use.
@@ -127,7 +127,7 @@ class Adapters:
     def detach(self) -> None:
         """Put the very layers back that were there before."""
         for layer, module in self.layers.items():
-            self.unet.set_submodule(layer, module.base)
+            self.network.set_submodule(layer, module.base)
 
     def __enter__(self) -> Self:
         return self
@@ -143,7 +143,7 @@ def _by_rank(scales: Tensor, layer: MaskedLoRA) -> Tensor:
 
 
 def attach(
-    unet: nn.Module,
+    network: nn.Module,
     loras: Sequence[Adapter],
     masks: Mapping[str, Sequence[Masks]] | None = None,
     dtype: torch.dtype | None = None,
@@ -156,19 +156,19 @@ def attach(
     layers, loras = {}, jointly(loras)
     for layer in union(loras):
         present = [lora[layer] for lora in loras if layer in lora]
-        base = fitting_layer(unet, layer, present)
+        base = fitting_layer(network, layer, present)
         stack = [lora.get(layer) or _nothing(present[0]) for lora in loras]
         layers[layer] = MaskedLoRA(base, stack, masks[layer] if masks else None, dtype)
-    return Adapters(unet, layers)
+    return Adapters(network, layers)
 
 
 def union(loras: Sequence[Adapter]) -> list[str]:
     return sorted({layer for lora in loras for layer in lora})
 
 
-def fitting_layer(unet: nn.Module, layer: str, factors: Sequence[Factors]) -> nn.Linear:
+def fitting_layer(network: nn.Module, layer: str, factors: Sequence[Factors]) -> nn.Linear:
     """The layer that the factors adapt; UserError where they have other widths."""
-    module = linear_at(unet, layer)
+    module = linear_at(network, layer)
     for each in factors:
         if each.down.shape[-1] != module.in_features or each.up.shape[-2] != module.out_features:
             raise UserError(
@@ -178,9 +178,9 @@ def fitting_layer(unet: nn.Module, layer: str, factors: Sequence[Factors]) -> nn
     return module
 
 
-def linear_at(unet: nn.Module, layer: str) -> nn.Linear:
+def linear_at(network: nn.Module, layer: str) -> nn.Linear:
     try:
-        module = unet.get_submodule(layer)
+        module = network.get_submodule(layer)
     except AttributeError:
         module = None
     if not isinstance(module, nn.Linear):

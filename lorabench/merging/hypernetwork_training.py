@@ -24,15 +24,14 @@ from lorabench.engine.checkpoint import Checkpoint
 from lorabench.engine.curves import Curves
 from lorabench.engine.lightning import Progress, fit
 from lorabench.lora.adapter import Factors, LoRA
-from lorabench.lora.layer import AllMasks, Masks, attach
+from lorabench.lora.layer import AllMasks, Masks
 from lorabench.merging.hypernetwork import Hypernetwork
 from lorabench.merging.learn import Draws
 from lorabench.merging.method import load
 from lorabench.merging.methods.lora_rar import is_masked
 from lorabench.merging.methods.ziplora import ZipLoRA
-from lorabench.models.adapted import live_layers
 from lorabench.models.layer import Layer
-from lorabench.models.sdxl import SDXL
+from lorabench.models.model import DiffusionModel
 
 Predict = Callable[[Sequence[Factors], Layer], Sequence[Tensor]]  # the masks [in] of a layer's updates
 
@@ -45,15 +44,15 @@ def zip_loss(weight: float, layers: str = "sum") -> ZipLoRA:
 
 
 class Masked:
-    """LoRAs on the UNet with masks that are predicted anew for each step, until they are closed.
+    """LoRAs on the denoiser with masks that are predicted anew for each step, until they are closed.
 
     draws: of the pair whose LoRAs they are.
     """
 
-    def __init__(self, model: SDXL, draws: Draws, loras: Sequence[LoRA]):
+    def __init__(self, model: DiffusionModel, draws: Draws, loras: Sequence[LoRA]):
         self.draws = draws
-        self.layers = live_layers(model.unet, loras, draws.roles)
-        self.adapters = attach(model.unet, loras, dtype=torch.float32)
+        self.layers = model.layers.adapted(loras, draws.roles)
+        self.adapters = model.attach(loras, dtype=torch.float32)
 
     def loss(self, method: ZipLoRA, predict: Predict, step: int, batch: int = 1) -> dict[str, Tensor]:
         """The weighted terms of a step, each a number."""
@@ -77,7 +76,7 @@ class Predicting(pl.LightningModule):
 
     def __init__(
         self,
-        model: SDXL,
+        model: DiffusionModel,
         network: Hypernetwork,
         pairs: Sequence[Pair],
         loras: Mapping[str, LoRA],
@@ -91,7 +90,7 @@ class Predicting(pl.LightningModule):
         self.lr, self.method, self.epoch, self.seed = lr, loss, epoch, seed
         self.factors = nn.ParameterList(network.parameters())  # what a checkpoint keeps
         self.draws: dict[str, Draws] = {}  # by pair: its images are encoded once
-        self.present: tuple[str, Masked] | None = None  # the pair whose LoRAs are on the UNet
+        self.present: tuple[str, Masked] | None = None  # the pair whose LoRAs are on the denoiser
 
     def training_step(self, step: int) -> Tensor:
         terms = self.at(step // self.epoch).loss(self.method, self.predict, step)
@@ -114,7 +113,7 @@ class Predicting(pl.LightningModule):
         return self.present[1]
 
     def close(self) -> None:
-        """Take the LoRAs off the UNet."""
+        """Take the LoRAs off the denoiser."""
         if self.present is not None:
             self.present[1].close()
             self.present = None
@@ -125,7 +124,7 @@ class Predicting(pl.LightningModule):
 
 
 def train(
-    model: SDXL,
+    model: DiffusionModel,
     pairs: Sequence[Pair],
     loras: Mapping[str, LoRA],
     epochs: int,
@@ -168,7 +167,13 @@ def epoch_of(pairs: Sequence[Pair]) -> int:
 
 
 def held_out(
-    model: SDXL, pair: Pair, loras: Sequence[LoRA], ways: Mapping[str, Predict], loss: ZipLoRA, draws: int, seed: int
+    model: DiffusionModel,
+    pair: Pair,
+    loras: Sequence[LoRA],
+    ways: Mapping[str, Predict],
+    loss: ZipLoRA,
+    draws: int,
+    seed: int,
 ) -> dict[str, dict[str, float]]:
     """By way of making masks, the mean terms of the loss on a pair, over the same seeded draws for all."""
     masked = Masked(model, Draws(model, pair, item_seed("held out", pair, seed), loras), loras)

@@ -1,6 +1,6 @@
 """The learning of masks: one Lightning module for one pair, or for several pairs side by side in one batch.
 
-Pairs share nothing but the frozen UNet: each draws from its own seed, its loss is its own, Adam works on each number
+Pairs share nothing but the frozen model: each draws from its own seed, its loss is its own, Adam works on each number
 by itself, and a pair that has made its steps keeps the masks it had then. So its result does not depend on its company.
 """
 
@@ -19,24 +19,23 @@ from lorabench.lora.layer import Adapters, AllMasks, Masks
 from lorabench.merging.method import FitSpec, Method
 from lorabench.merging.step import MergeStep, Noised
 from lorabench.models.layer import Layer
-from lorabench.models.sdxl import SDXL, Conditioning, pixels
+from lorabench.models.model import Conditioning, DiffusionModel, pixels
 
 
 class Draws:
-    """The seeded draws of one pair: its images as the UNet sees them, computed once, noised anew at each step."""
+    """The seeded draws of one pair: its images as the denoiser sees them, computed once, noised anew at each step."""
 
-    def __init__(self, model: SDXL, pair: Pair, seed: int, loras: Sequence[LoRA] = ()):
+    def __init__(self, model: DiffusionModel, pair: Pair, seed: int, loras: Sequence[LoRA] = ()):
         """loras: that are merged; their parts for the text encoders are summed, for teachers and merge alike."""
         self.model, self.seed, self.roles = model, seed, pair.roles
-        with model.adapted_text(loras):
-            self.concepts = [Images(model, concept) for concept in pair.concepts]
-            self.both = model.encode_prompts([pair.prompt])
+        self.concepts = [Images(model, concept, loras) for concept in pair.concepts]
+        self.both = model.encode_prompts([pair.prompt], loras)
 
     def step(self, step: int, batch: int, adapters: Adapters, layers: Mapping[str, Layer]) -> MergeStep:
         """`batch` images of each concept; one noise and timestep for an image of each."""
         draw = torch.Generator().manual_seed(seed_of(self.seed, step))
         picks = [torch.randint(len(each.latents), (batch,), generator=draw) for each in self.concepts]
-        t = torch.randint(len(self.model.alphas_bar), (batch,), generator=draw).to(self.model.device)
+        t = self.model.process.timesteps(batch, draw)
         noise = torch.randn(batch, *self.concepts[0].latents.shape[1:], generator=draw).to(self.model.device)
         images = tuple(each.noised(pick, noise, t) for each, pick in zip(self.concepts, picks, strict=True))
         both = self.both.take([0] * batch)
@@ -46,13 +45,13 @@ class Draws:
 class Images:
     """A concept's training images as latents."""
 
-    def __init__(self, model: SDXL, concept: Concept):
+    def __init__(self, model: DiffusionModel, concept: Concept, loras: Sequence[LoRA]):
         self.model = model
         self.latents = model.encode_images(pixels([reference.image(model.resolution) for reference in concept.images]))
-        self.prompts = model.encode_prompts([reference.prompt for reference in concept.images])
+        self.prompts = model.encode_prompts([reference.prompt for reference in concept.images], loras)
 
     def noised(self, picks: Tensor, noise: Tensor, t: Tensor) -> Noised:
-        return Noised(self.model.add_noise(self.latents[picks], noise, t), self.prompts.take(picks))
+        return Noised(self.model.process.add_noise(self.latents[picks], noise, t), self.prompts.take(picks))
 
 
 class Merging(pl.LightningModule):

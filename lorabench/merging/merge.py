@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from pytorch_lightning.loggers import Logger
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from lorabench.base import UserError, seed_of
 from lorabench.config.schemas import TrainerSpec
@@ -18,13 +18,13 @@ from lorabench.data.pairs import Pair, Role
 from lorabench.engine.lightning import Progress, curve, fit
 from lorabench.lora.adapter import LoRA
 from lorabench.lora.effective_rank import effective_rank
-from lorabench.lora.layer import AllMasks, Masks, attach, export, learned_params, weighted_text
+from lorabench.lora.layer import AllMasks, Masks, export, learned_params, weighted_text
 from lorabench.merging.combine import combine, scaled
 from lorabench.merging.learn import Draws, Merging
 from lorabench.merging.method import Method
-from lorabench.models.adapted import live_layers, text_layers
 from lorabench.models.layer import Layer
-from lorabench.models.sdxl import SDXL
+from lorabench.models.layer_map import LayerMap, text_layers
+from lorabench.models.model import DiffusionModel
 
 Ranks = dict[str, list[float]]  # by layer, one an adapter
 
@@ -95,7 +95,7 @@ class MergeResult:
 
 
 def merge_all(
-    model: SDXL,
+    model: DiffusionModel,
     method: Method,
     items: Sequence[MergeItem],
     seed: int,
@@ -123,7 +123,7 @@ def merge_all(
 
 
 def merge_pairs(
-    model: SDXL,
+    model: DiffusionModel,
     method: Method,
     items: Sequence[MergeItem],
     seed: int,
@@ -134,7 +134,7 @@ def merge_pairs(
     """Merge pairs, those whose LoRAs have the same shape side by side in one batch if the method learns."""
     rebased = [MergeItem(tuple(method.rebase(item.loras)), item.pair) for item in items]
     if not method.needs_model:
-        return [given(model.unet, method, item, seed) for item in rebased]
+        return [given(model.layers, method, item, seed) for item in rebased]
     if method.fit is None:
         return [closed(model, method, item, seed) for item in rebased]
     alike: dict[str, list[int]] = {}
@@ -154,7 +154,7 @@ def merge_pairs(
 
 
 def learned(
-    model: SDXL,
+    model: DiffusionModel,
     method: Method,
     items: Sequence[MergeItem],
     seed: int,
@@ -164,13 +164,13 @@ def learned(
 ) -> list[MergeResult]:
     """Learn the masks of pairs of one shape."""
     first, *others = items
-    layers = fitting_layers(model.unet, method, first)
+    layers = fitting_layers(model.layers, method, first)
     seeds = [item_seed(item.pair, seed) for item in items]
     starts = [method.masks(layers, each) or {} for each in seeds]
     loras = first.loras
     if others:
         loras = [LoRA.stack(alike) for alike in zip(*(item.loras for item in items), strict=True)]
-    with attach(model.unet, loras, dtype=torch.float32) as adapters:
+    with model.attach(loras, dtype=torch.float32) as adapters:
         draws = [Draws(model, item.pair, own, item.loras) for item, own in zip(items, seeds, strict=True)]
         module = Merging(adapters, layers, method, starts, [item.pair for item in items], draws)
         fit(module, max(module.steps), model.device, trainer.precision, progress, logger)
@@ -181,24 +181,24 @@ def learned(
     ]
 
 
-def given(unet: nn.Module, method: Method, item: MergeItem, seed: int, ranked: bool = True) -> MergeResult:
-    """A merge that asks nothing of the network but its shapes: `unet` may be without weights.
+def given(model: LayerMap, method: Method, item: MergeItem, seed: int, ranked: bool = True) -> MergeResult:
+    """A merge that asks nothing of the model but the shapes of its layers.
 
     ranked: measure effective ranks too, which takes longer than the merge.
     """
-    layers, seed = fitting_layers(unet, method, item), item_seed(item.pair, seed)
+    layers, seed = fitting_layers(model, method, item), item_seed(item.pair, seed)
     if method.combines:
         lora, error = combine(method, item.loras, layers, seed)
         return MergeResult(lora, None, 0, {}, {}, error)
     return result_of(method, item, layers, method.masks(layers, seed), 0, {}, ranked)
 
 
-def closed(model: SDXL, method: Method, item: MergeItem, seed: int) -> MergeResult:
+def closed(model: DiffusionModel, method: Method, item: MergeItem, seed: int) -> MergeResult:
     """A merge without optimiser steps, from what the network does on a few draws."""
-    layers = fitting_layers(model.unet, method, item)
+    layers = fitting_layers(model.layers, method, item)
     seed = item_seed(item.pair, seed)
     draws = Draws(model, item.pair, seed, item.loras)
-    with attach(model.unet, item.loras, dtype=torch.float32) as adapters:
+    with model.attach(item.loras, dtype=torch.float32) as adapters:
         found = method.solve(lambda step, batch: draws.step(step, batch, adapters, layers), seed)
     if isinstance(found, LoRA):
         return MergeResult(LoRA(found, weighted_text(item.loras, None)), None, 0, {}, {})
@@ -206,7 +206,7 @@ def closed(model: SDXL, method: Method, item: MergeItem, seed: int) -> MergeResu
 
 
 def uniform(
-    model: SDXL,
+    model: DiffusionModel,
     method: Method,
     item: MergeItem,
     seed: int,
@@ -226,7 +226,7 @@ def uniform(
     ]
     parts = merge_pairs(model, method, singles, seed, trainer, progress, logger)
     loras = tuple(method.rebase(item.loras))
-    layers = live_layers(model.unet, loras, pair.roles)
+    layers = model.layers.adapted(loras, pair.roles)
     masks = {
         name: tuple(mean_masks(parts, couples, layer, k) for k in range(len(loras))) for name, layer in layers.items()
     }
@@ -272,15 +272,15 @@ def result_of(
     return MergeResult(merged, masks, learned_params, losses, ranks)
 
 
-def fitting_layers(unet: nn.Module, method: Method, item: MergeItem) -> dict[str, Layer]:
-    """The adapted layers by name; UserError where the LoRAs do not fit the UNet, or the method them."""
-    layers = live_layers(unet, item.loras, item.pair.roles)
+def fitting_layers(model: LayerMap, method: Method, item: MergeItem) -> dict[str, Layer]:
+    """The adapted layers by name; UserError where the LoRAs do not fit the model, or the method them."""
+    layers = model.adapted(item.loras, item.pair.roles)
     method.check(layers)
     return layers
 
 
 def at_strength(
-    model: SDXL,
+    model: DiffusionModel,
     method: Method,
     result: MergeResult,
     loras: Callable[[], Sequence[LoRA]],

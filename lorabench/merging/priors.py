@@ -45,7 +45,7 @@ def read_prior(prior: str | Mapping[str, Any]) -> str | Blocks:
                 f"{path} is no yaml: {str(error).splitlines()[0]}; write it with task=layer_probe"
             ) from None
     if not isinstance(prior, Mapping) or set(prior) != set(ROLES) or not all(map(is_names, prior.values())):
-        raise UserError("method.prior needs lists of module paths: {content: [down_blocks.2], style: [up_blocks.1]}")
+        raise UserError("method.prior needs lists of module paths: {content: [<module path>], style: [<module path>]}")
     return {role: list(prior[role]) for role in ROLES}
 
 

@@ -1,4 +1,4 @@
-"""The UNet passes of one step of a learned merge: rows that need the same masks share one forward.
+"""The denoiser's passes in one step of a learned merge: rows that need the same masks share one forward.
 
 A step may hold several pairs, merged side by side. Rows then come pair by pair, so that each pair's share of them meets
 its own factors and masks (see `MaskedLoRA`), and every mean over rows is taken within a pair.
@@ -15,7 +15,7 @@ from torch import Tensor
 from lorabench.data.pairs import Role
 from lorabench.lora.layer import Adapters
 from lorabench.models.layer import Layer
-from lorabench.models.sdxl import SDXL, Conditioning
+from lorabench.models.model import Conditioning, DiffusionModel
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class MergeStep:
     noise, t: shared by the images of all adapters, as in the public codes of ZipLoRA and DuoLoRA.
     """
 
-    model: SDXL
+    model: DiffusionModel
     adapters: Adapters
     layers: Mapping[str, Layer]
     roles: tuple[Role, ...]
@@ -71,11 +71,11 @@ class MergeStep:
 
     def clean(self, noised: Noised, prediction: Tensor) -> Tensor:
         """One-step clean estimate [pairs * batch, c, h, w] from a prediction."""
-        return self.model.clean_estimate(noised.x, self.t, prediction)
+        return self.model.process.clean(noised.x, self.t, prediction)
 
     def renoised(self, noised: Noised, prediction: Tensor, prompt: Conditioning) -> Noised:
         """The clean estimate noised again with the same noise and timestep."""
-        return Noised(self.model.add_noise(self.clean(noised, prediction), self.noise, self.t), prompt)
+        return Noised(self.model.process.add_noise(self.clean(noised, prediction), self.noise, self.t), prompt)
 
     def mse(self, left: Tensor, right: Tensor) -> Tensor:
         """Mean squared error of each pair's rows [pairs]."""
@@ -92,9 +92,10 @@ class MergeStep:
         batch = len(self.t) // self.pairs
         rows = torch.tensor(scales, device=self.t.device).repeat_interleave(batch, dim=0).repeat(self.pairs, 1)
         self.adapters.rows(rows, masked)
-        embeds, pooled = (self._by_pair(parts) for parts in zip(*(each.prompt for each in inputs), strict=True))
-        t = self._by_pair([self.t] * len(inputs))
-        out = self.model.predict(self._by_pair([each.x for each in inputs]), t, Conditioning(embeds, pooled))
+        prompts = Conditioning.join([each.prompt for each in inputs])
+        order = self._by_pair(torch.arange(len(prompts), device=self.t.device).chunk(len(inputs)))
+        x, t = self._by_pair([each.x for each in inputs]), self._by_pair([self.t] * len(inputs))
+        out = self.model.predict(x, t, prompts.take(order))
         out = out.unflatten(0, (self.pairs, len(inputs), batch))
         return tuple(each.flatten(0, 1) for each in out.unbind(1))
 

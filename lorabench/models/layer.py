@@ -1,31 +1,57 @@
-"""An adapted layer, as merges and sampling rules see it. Imports no torch, so that plans stay quick."""
+"""A layer that adapters change, and groups of layers. Imports no torch, so that plans stay quick."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from lorabench.base import UserError
 from lorabench.data.pairs import Role
 
 
 @dataclass(frozen=True)
 class Layer:
-    """An adapted layer of the live UNet.
+    """A linear layer of a model.
 
-    name: module path, "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q".
-    ranks: rank of each adapter here (0 where an adapter leaves the layer alone).
-    roles: whether each adapter is a content or a style.
-    depth: 0 at the highest resolution with attention, 1 at the lowest.
+    Args:
+        name: Module path, "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q".
+        in_features: Width of the input.
+        out_features: Width of the output.
+        ranks: Rank of each adapter here; 0 if it does not adapt the layer.
+        roles: Role of each adapter.
+        depth: Between 0 (finest) and 1 (coarsest), as the family defines it; 0.5 outside the blocks.
     """
 
     name: str
     in_features: int
     out_features: int
-    ranks: tuple[int, ...]
-    roles: tuple[Role, ...]
-    depth: float
+    ranks: tuple[int, ...] = ()
+    roles: tuple[Role, ...] = ()
+    depth: float = 0.5
 
     def of(self, role: Role) -> list[int]:
-        """Which adapters have this role."""
+        """Return the indices of the adapters of a role."""
         return [k for k, each in enumerate(self.roles) if each == role]
 
 
-def within(name: str, block: str) -> bool:
-    return name == block or name.startswith(f"{block}.")
+def within(name: str, module: str) -> bool:
+    """Return True if a layer is the module or lies in it."""
+    return name == module or name.startswith(f"{module}.")
+
+
+def group(layers: Iterable[str], module: str, setting: str, known: Iterable[str] = ()) -> list[str]:
+    """Return the layers of a module, by exact path: "up_blocks.1" does not contain the layers of "up_blocks.10".
+
+    Args:
+        layers: Names to choose from.
+        module: Module path.
+        setting: Setting that names the module, for the message.
+        known: Modules with layers, for the message.
+
+    Raises:
+        UserError: If the group is empty.
+    """
+    if found := [name for name in layers if within(name, module)]:
+        return found
+    hint = f"one of {', '.join(known)}" if known else "the path of a module with adapted layers"
+    raise UserError(f"{setting}={module} has no layer to adapt; use {hint}")

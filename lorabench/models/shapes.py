@@ -1,77 +1,83 @@
-"""UNets without their weights: what can be counted needs a configuration and no memory.
-
-The configurations are those of stabilityai/stable-diffusion-xl-base-1.0, etri-vilab/koala-1b-llava-cap and
-etri-vilab/koala-700m-llava-cap, with the keys that differ from diffusers' defaults. The number of transformer layers of
-the first block is in all of them without effect: that block has no attention. KOALA-700M has no middle block.
-"""
+"""Models without their weights: a layer map needs no torch, an empty model no memory."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from lorabench.base import ASSETS, UserError
+from lorabench.base import UserError
 from lorabench.config.choices import unknown
-from lorabench.data.pairs import ROLES, Role
-from lorabench.models.layer import Layer
+from lorabench.config.schemas import ModelSpec
+from lorabench.models.files import MICRO, ModelFiles, model_files
+from lorabench.models.hub import HUB_ID
+from lorabench.models.layer_map import LayerMap
+from lorabench.models.sdxl.known import UNETS, folder_layers, has_configs, known_layers, unet_config
 
 if TYPE_CHECKING:
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-    from torch import nn
-
-FOLDER = Path(__file__).parent / "configs"
-Blocks = Mapping[Role, Sequence[str]]
-CONFIGS = {
-    "sdxl": FOLDER / "sdxl.json",
-    "koala_1b": FOLDER / "koala_1b.json",
-    "koala_700m": FOLDER / "koala_700m.json",
-    "micro": ASSETS / "micro_sdxl" / "unet" / "config.json",
-}
-
-
-def empty_unet(name: str) -> UNet2DConditionModel:
-    """The UNet of a model on torch's meta device.  UserError for a model that is not known."""
-    if name not in CONFIGS:
-        raise UserError(unknown("task.ranks", name, CONFIGS))
-
-    return without_weights(json.loads(CONFIGS[name].read_text()))
-
-
-def without_weights(config: Mapping[str, Any]) -> UNet2DConditionModel:
-    """A UNet of a configuration on torch's meta device."""
     import torch
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-    with torch.device("meta"):
-        return UNet2DConditionModel.from_config(dict(config))  # pyright: ignore[reportReturnType]
+    from lorabench.lora.adapter import Adapter
+    from lorabench.models.model import DiffusionModel
+
+KNOWN = tuple(UNETS)  # names of models whose configurations are packaged
 
 
-def adapted(
-    unet: nn.Module, rank: int, roles: tuple[Role, ...] = ROLES, blocks: Blocks | None = None
-) -> dict[str, Layer]:
-    """The attention layers of a UNet as a method sees them, with a LoRA of this rank for each role.
+def layer_map(source: ModelFiles | ModelSpec | str | Sequence[Adapter]) -> LayerMap:
+    """Return the layers of a model, text encoders included.
 
-    blocks: by role, the modules that its LoRAs are trained on, where that is not all of the UNet.
+    Args:
+        source: Files of a model, its configuration, the name of a known model, or LoRAs. A configuration is not
+            downloaded if its model is known. For LoRAs the result is the first known model that they all fit.
+
+    Raises:
+        UserError: If there is no such model, or no known model fits.
     """
-    from lorabench.models.layers import attention_layers, depths
-
-    own = [attention_layers(unet, (blocks or {}).get(role, ())) for role in roles]
-    layers = {name: layer for name, layer in attention_layers(unet).items() if any(name in each for each in own)}
-    depth = depths(unet, list(layers))
-    return {
-        name: Layer(
-            name,
-            layer.in_features,
-            layer.out_features,
-            tuple(rank * (name in each) for each in own),
-            roles,
-            depth[name],
-        )
-        for name, layer in layers.items()
-    }
+    if isinstance(source, ModelFiles):
+        return folder_layers(source.config)
+    if isinstance(source, ModelSpec):
+        return spec_layers(source)
+    if isinstance(source, str):
+        if source not in KNOWN:
+            raise UserError(unknown("model", source, KNOWN))
+        return known_layers(source)
+    return known_layers(model_of(source))
 
 
-def parameters(unet: UNet2DConditionModel) -> int:
-    return sum(parameter.numel() for parameter in unet.parameters())
+def spec_layers(spec: ModelSpec) -> LayerMap:
+    """Return the layers of a configured model, without download if possible."""
+    local = MICRO if spec.path == "micro" else Path(spec.path)
+    folder = Path(spec.config) if local.is_file() else local
+    if has_configs(folder):
+        return folder_layers(folder)
+    if spec.name in KNOWN and (local.is_file() or (not local.exists() and HUB_ID.fullmatch(spec.path))):
+        return known_layers(spec.name)
+    return folder_layers(model_files(spec).config)
+
+
+def model_of(loras: Sequence[Adapter]) -> str:
+    """Return the name of the first known model that LoRAs fit.
+
+    Raises:
+        UserError: If none fits.
+    """
+    for name in KNOWN:
+        try:
+            known_layers(name).adapted(loras, ["content"] * len(loras))
+        except UserError:
+            continue
+        return name
+    raise UserError(f"the LoRAs fit none of the known models ({', '.join(KNOWN)}); use model.path=<their model>")
+
+
+def empty_model(name: str, dtype: torch.dtype | None = None, checkpointing: bool = False) -> DiffusionModel:
+    """Return a known model on torch's meta device, without text encoders and autoencoder.
+
+    Args:
+        name: Name of a known model.
+        dtype: Type of its weights; fp32 if None.
+        checkpointing: Use gradient checkpointing.
+    """
+    from lorabench.models.sdxl.denoiser_only import DenoiserOnly
+
+    return DenoiserOnly.empty(unet_config(name), dtype, checkpointing)

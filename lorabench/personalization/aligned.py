@@ -27,11 +27,10 @@ from lorabench.data.pairs import ROLES, Concept, Role
 from lorabench.engine.checkpoint import Checkpoint
 from lorabench.engine.curves import Curves
 from lorabench.engine.lightning import Progress, fit
-from lorabench.lora.adapter import Factors, LoRA
-from lorabench.lora.layer import Adapters, attach
-from lorabench.models.layers import attention_layers
-from lorabench.models.sdxl import SDXL
-from lorabench.personalization.dreambooth import denoised, weighted_mse
+from lorabench.lora.adapter import LoRA
+from lorabench.lora.layer import Adapters
+from lorabench.models.model import DiffusionModel
+from lorabench.personalization.dreambooth import denoised, folded, weighted_mse
 from lorabench.personalization.initial import disjoint
 from lorabench.personalization.optimizers import optimiser, schedule
 from lorabench.personalization.phases import check_aligned, phase, updates
@@ -41,9 +40,9 @@ BASIS_SEED = 0  # one basis for all trainings, as in the released code: style Lo
 
 
 class AlignedLoRAs(pl.LightningModule):
-    """Trains the two adapters on the UNet; the "batches" are numbers of forwards, `accumulate` an update."""
+    """Trains the two adapters on the denoiser; the "batches" are numbers of forwards, `accumulate` an update."""
 
-    def __init__(self, model: SDXL, adapters: Adapters, concept: Concept, spec: LoRASpec, seed: int):
+    def __init__(self, model: DiffusionModel, adapters: Adapters, concept: Concept, spec: LoRASpec, seed: int):
         super().__init__()
         self.model, self.adapters, self.spec, self.seed = model, adapters, spec, seed
         shots: dict[Role, Any] = {"content": concept.images, "style": concept.styled}
@@ -73,7 +72,7 @@ class AlignedLoRAs(pl.LightningModule):
         scale = self.spec.alpha / self.spec.rank
         self.adapters.rows(torch.tensor([[scale, scale * (role == "style")]]))
         prediction, target = denoised(self.model, batch, self.model.encode_prompts(batch.prompts))
-        return weighted_mse(self.model, prediction, target, batch.t, self.spec.min_snr)
+        return weighted_mse(prediction, target, self.model.process.loss_weight(batch.t, self.spec))
 
     def on_after_backward(self) -> None:
         """Only this update's adapter learns from the gradient; before that is unscaled or clipped."""
@@ -91,7 +90,7 @@ class AlignedLoRAs(pl.LightningModule):
 
 
 def train_aligned(
-    model: SDXL,
+    model: DiffusionModel,
     concept: Concept,
     spec: LoRASpec,
     seed: int,
@@ -107,8 +106,8 @@ def train_aligned(
     """
     check_aligned(spec)
     item = seed_of("aligned", [image.sha256 for image in concept.images], seed)
-    starts = disjoint(attention_layers(model.unet, spec.blocks), spec.rank, BASIS_SEED)
-    with attach(model.unet, starts, dtype=torch.float32) as adapters:
+    starts = disjoint(model.layers.trained(spec.blocks), spec.rank, BASIS_SEED)
+    with model.attach(starts, dtype=torch.float32) as adapters:
         module = AlignedLoRAs(model, adapters, concept, spec, item)
         checkpoint = Checkpoint(scratch, trainer.checkpoint_every, logger) if scratch else None
         fit(
@@ -118,7 +117,4 @@ def train_aligned(
         )  # fmt: skip
         trained = adapters.loras()
     scale = spec.alpha / spec.rank
-    return {
-        role: LoRA({layer: Factors(each.down, each.up * scale) for layer, each in lora.items()})
-        for role, lora in zip(ROLES, trained, strict=True)
-    }
+    return {role: LoRA(folded(lora, scale)) for role, lora in zip(ROLES, trained, strict=True)}

@@ -19,7 +19,7 @@ from lorabench.data.images import read_image
 from lorabench.data.pairs import Concept, Reference
 
 if TYPE_CHECKING:
-    from lorabench.models.sdxl import SDXL
+    from lorabench.models.model import DiffusionModel
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,9 @@ class ClassImages:
         """The prompt of every image."""
         return [self.prompts[index % len(self.prompts)] for index in range(self.spec.images)]
 
-    def generate(self, model: SDXL, trainer: TrainerSpec, folder: Path, progress: Callable[[int], None]) -> None:
+    def generate(
+        self, model: DiffusionModel, trainer: TrainerSpec, folder: Path, progress: Callable[[int], None]
+    ) -> None:
         from lorabench.sampling.generate import generate
 
         prompts = self.each()

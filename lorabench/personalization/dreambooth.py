@@ -14,7 +14,7 @@ and nothing for the option `repeats` of diffusers' scripts to lengthen; an image
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -32,47 +32,46 @@ from lorabench.engine.checkpoint import Checkpoint
 from lorabench.engine.curves import Curves
 from lorabench.engine.lightning import Progress, fit
 from lorabench.lora.adapter import Factors, LoRA
-from lorabench.lora.layer import Adapters, attach
-from lorabench.models.layers import attention_layers
-from lorabench.models.sdxl import SDXL, Conditioning
-from lorabench.personalization.initial import core, initial
+from lorabench.lora.layer import Adapters
+from lorabench.models.model import Conditioning, DiffusionModel
+from lorabench.personalization.initial import core, initial, initial_text
 from lorabench.personalization.optimizers import optimiser, schedule
 from lorabench.personalization.samples import Look, Samples
-from lorabench.personalization.text_encoders import adapted_encoders, encode, factors_of
 from lorabench.personalization.views import Batch, views
 
 FACTORS = ("down", "up")
 
 
 class DreamBoothLoRA(pl.LightningModule):
-    """Trains the one adapter on the UNet, and those on the text encoders where there are some.
+    """Trains the one adapter on the denoiser, and the one on the text encoders where there is one.
 
     Latents are computed once, and so are text embeddings unless the text encoders learn.
-    prior: class images, for prior preservation.  learned: of the UNet's factors.
+    prior: class images, for prior preservation.  text: adapters on the text encoders.  learned: of the denoiser's
+    factors.
     """
 
     def __init__(
         self,
-        model: SDXL,
+        model: DiffusionModel,
         adapters: Adapters,
         concept: Concept,
         spec: LoRASpec,
         seed: int,
         prior: Sequence[Reference] = (),
-        encoders: Mapping[str, Adapters] | None = None,
+        text: Adapters | None = None,
         learned: Sequence[str] = FACTORS,
     ):
         super().__init__()
-        self.model, self.spec, self.seed, self.encoders = model, spec, seed, encoders or {}
+        self.model, self.spec, self.seed, self.text = model, spec, seed, text
         self.scale = spec.alpha / spec.rank
-        self.groups = [{"params": trainable([adapters], self.scale, learned), "lr": spec.lr}]
-        if self.encoders:
-            self.groups.append({"params": trainable(self.encoders.values(), self.scale), "lr": spec.text_lr})
+        self.groups = [{"params": trainable(adapters, self.scale, learned), "lr": spec.lr}]
+        if text is not None:
+            self.groups.append({"params": trainable(text, self.scale), "lr": spec.text_lr})
         self.factors = nn.ParameterList(factor for group in self.groups for factor in group["params"])
         self.images = views(model, concept.images, spec.flips, spec.crops, seed)
         self.latents = self.images.latents
         self.prior = views(model, prior, spec.flips, min(spec.crops, 1), seed) if prior else None
-        if not self.encoders:  # all of them now, so that the text encoders are not needed again
+        if text is None:  # all of them now, so that the text encoders are not needed again
             model.encode_prompts(self.images.prompts + (self.prior.prompts if self.prior else []))
         self.losses: list[Tensor] = []
 
@@ -80,7 +79,7 @@ class DreamBoothLoRA(pl.LightningModule):
         draw = torch.Generator().manual_seed(self.step_seed(forward))
         batch = self.images.draw(self.model, self.spec.batch, draw)
         if self.prior is not None:
-            batch = batch.join(self.prior.draw(self.model, self.spec.batch, draw), self.model)
+            batch = batch.join(self.prior.draw(self.model, self.spec.batch, draw))
         loss = self.loss(batch)
         self.losses.append(loss.detach())
         if len(self.losses) == self.spec.accumulate:
@@ -92,13 +91,13 @@ class DreamBoothLoRA(pl.LightningModule):
         """Of a batch whose rows are as many images of the concept, then those of its class if there are any."""
         model, own = self.model, self.spec.batch
         prediction, target = denoised(model, batch, self.encode(batch.prompts))
-        loss = weighted_mse(model, prediction[:own], target[:own], batch.t[:own], self.spec.min_snr)
+        loss = weighted_mse(prediction[:own], target[:own], model.process.loss_weight(batch.t[:own], self.spec))
         if self.prior is not None:
             loss = loss + self.spec.prior_weight * mse_loss(prediction[own:], target[own:])
         return loss
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        return encode(self.model, prompts) if self.encoders else self.model.encode_prompts(prompts)
+        return self.model.encode_prompts(prompts, grad=self.text is not None)
 
     def step_seed(self, forward: int) -> int:
         return seed_of(self.seed, forward)
@@ -109,7 +108,7 @@ class DreamBoothLoRA(pl.LightningModule):
 
 
 def personalise(
-    model: SDXL,
+    model: DiffusionModel,
     concept: Concept,
     spec: LoRASpec,
     seed: int,
@@ -134,12 +133,16 @@ def personalise(
     check_recipe(spec)
     item = seed_of("personalise", concept.identity(), seed)
     with ExitStack() as stack:
-        layers = attention_layers(model.unet, spec.blocks)
-        start = core(layers, spec.rank) if in_core else initial(layers, spec.rank, item)
-        adapters = stack.enter_context(attach(model.unet, [start], dtype=torch.float32))
-        encoders = stack.enter_context(adapted_encoders(model, spec.rank, item)) if spec.text_encoders else {}
+        layers = model.layers.trained(spec.blocks)
+        start = core(model.denoiser, layers, spec.rank) if in_core else initial(layers, spec.rank, item)
+        adapters = stack.enter_context(model.attach([start], dtype=torch.float32))
+        text = None
+        if spec.text_encoders:
+            stack.enter_context(model.present(*model.text.values()))
+            start = initial_text(model.layers.trained_text(), spec.rank, item)
+            text = stack.enter_context(model.attach_text([start], dtype=torch.float32))
         learned = ("down",) if in_core else FACTORS
-        module = DreamBoothLoRA(model, adapters, concept, spec, item, prior, encoders, learned)
+        module = DreamBoothLoRA(model, adapters, concept, spec, item, prior, text, learned)
         checkpoint = Checkpoint(scratch, trainer.checkpoint_every, logger) if scratch else None
         callbacks: list[pl.Callback] = [checkpoint] if checkpoint else []
         if look is not None and spec.sample_every:
@@ -157,40 +160,31 @@ def personalise(
             spec.accumulate,
             gradient_clip_val=spec.max_grad_norm,
         )
-        [trained] = adapters.loras()
-        text = factors_of(encoders, module.scale)
-    return LoRA({layer: Factors(each.down, each.up * module.scale) for layer, each in trained.items()}, text)
+        [factors], [text_factors] = adapters.loras(), text.loras() if text is not None else [{}]
+    return LoRA(folded(factors, module.scale), folded(text_factors, module.scale))
 
 
-def trainable(adapters: Iterable[Adapters], scale: float, learned: Sequence[str] = FACTORS) -> list[Tensor]:
-    """Those factors of the adapters, which now learn, at strength `scale` in every row."""
-    found = []
-    for each in adapters:
-        each.rows(torch.tensor([[scale]]))
-        found += [getattr(layer, name).requires_grad_(True) for layer in each.layers.values() for name in learned]
-    return found
+def folded(factors: Mapping[str, Factors], scale: float) -> dict[str, Factors]:
+    """Return trained factors with alpha / rank in `up`."""
+    return {layer: Factors(each.down, each.up * scale) for layer, each in factors.items()}
 
 
-def denoised(model: SDXL, batch: Batch, words: Conditioning) -> tuple[Tensor, Tensor]:
+def trainable(adapters: Adapters, scale: float, learned: Sequence[str] = FACTORS) -> list[Tensor]:
+    """Those factors of an adapter, which now learn, at strength `scale` in every row."""
+    adapters.rows(torch.tensor([[scale]]))
+    return [getattr(layer, name).requires_grad_(True) for layer in adapters.layers.values() for name in learned]
+
+
+def denoised(model: DiffusionModel, batch: Batch, words: Conditioning) -> tuple[Tensor, Tensor]:
     """What the model predicts of a noised batch, and what it should."""
-    noised = model.add_noise(batch.latents, batch.noise, batch.t)
-    prediction = model.predict(noised, batch.t, words, batch.time_ids)
-    return prediction, model.target(batch.latents, batch.noise, batch.t)
+    noised = model.process.add_noise(batch.latents, batch.noise, batch.t)
+    prediction = model.predict(noised, batch.t, model.with_crops(words, batch.crops))
+    return prediction, model.process.target(batch.latents, batch.noise, batch.t)
 
 
-def weighted_mse(model: SDXL, prediction: Tensor, target: Tensor, t: Tensor, min_snr: float | None) -> Tensor:
-    """The mean squared error over rows [n, ...], each weighted as its timestep t [n] is; all alike without min_snr."""
-    if min_snr is None:
+def weighted_mse(prediction: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+    """The mean squared error over rows [n, ...], each times its weight [n]."""
+    if weight is None:
         return mse_loss(prediction, target)
     errors = (prediction - target).square().mean(dim=(1, 2, 3))
-    return (errors * min_snr_weights(model, t, min_snr)).mean()
-
-
-def min_snr_weights(model: SDXL, t: Tensor, gamma: float) -> Tensor:
-    """Weights [n] of the squared errors at timesteps t: min(snr, gamma) / snr for noise, / (snr + 1) for velocity.
-
-    Hang et al., ICCV 2023, equations 7 and 8: both weigh the error of the clean image by min(snr, gamma).
-    """
-    signal = model.alphas_bar[t]
-    snr = signal / (1 - signal)
-    return snr.clamp(max=gamma) / (snr if model.prediction_type == "epsilon" else snr + 1)
+    return (errors * weight).mean()

@@ -1,39 +1,40 @@
-"""Which layers of a text encoder a LoRA is trained on, and the factors that a LoRA starts from."""
+"""The factors that a LoRA starts from."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lorabench.base import UserError, seed_of
 from lorabench.lora.adapter import Factors, LoRA
-
-TEXT_TARGET = re.compile(r".*\.self_attn\.(q|k|v|out)_proj")
-
-
-def text_layers(encoder: nn.Module) -> dict[str, nn.Linear]:
-    """The attention projections of a CLIP text encoder, what diffusers' scripts adapt."""
-    return {
-        name: layer
-        for name, layer in encoder.named_modules()
-        if TEXT_TARGET.fullmatch(name) and isinstance(layer, nn.Linear)
-    }
+from lorabench.models.layer import Layer
 
 
-def initial(layers: Mapping[str, nn.Linear], rank: int, seed: int) -> LoRA:
+def initial(layers: Mapping[str, Layer], rank: int, seed: int) -> LoRA:
     """Where training starts: `down` normal with standard deviation 1 / rank, `up` zero (peft's "gaussian")."""
     factors = {}
-    for layer, module in layers.items():
-        draw = torch.Generator().manual_seed(seed_of(seed, layer))
-        down = torch.randn(rank, module.in_features, generator=draw) / rank
-        factors[layer] = Factors(down, torch.zeros(module.out_features, rank))
+    for name, layer in layers.items():
+        draw = torch.Generator().manual_seed(seed_of(seed, name))
+        down = torch.randn(rank, layer.in_features, generator=draw) / rank
+        factors[name] = Factors(down, torch.zeros(layer.out_features, rank))
     return LoRA(factors)
 
 
-def core(layers: Mapping[str, nn.Linear], rank: int) -> LoRA:
+def initial_text(layers: Mapping[str, Layer], rank: int, seed: int) -> LoRA:
+    """The same for layers of text encoders; every encoder has draws of its own, seeded by its name."""
+    factors: dict[str, Factors] = {}
+    for encoder in dict.fromkeys(name.partition(".")[0] for name in layers):
+        head = f"{encoder}."
+        own = {name.removeprefix(head): layer for name, layer in layers.items() if name.startswith(head)}
+        start = initial(own, rank, seed_of(seed, encoder))
+        factors |= {head + name: each for name, each in start.items()}
+    return LoRA({}, factors)
+
+
+def core(denoiser: nn.Module, layers: Mapping[str, Layer], rank: int) -> LoRA:
     """Where QR-LoRA (arXiv 2507.04599) starts: `up` an orthonormal basis Q of what the layer's own weight does most,
     `down` zero.
 
@@ -42,16 +43,17 @@ def core(layers: Mapping[str, nn.Linear], rank: int) -> LoRA:
     Its W - QR + Q (R + dR) is W + Q dR, a LoRA whose `down` alone learns. UserError where a layer has fewer dimensions.
     """
     factors = {}
-    for layer, module in layers.items():
-        if rank > min(module.weight.shape):
-            raise UserError(f"lora.rank={rank} is more than {layer} has; type lora.rank={min(module.weight.shape)}")
-        u, s, vt = torch.linalg.svd(module.weight.detach().float().cpu(), full_matrices=False)
+    for name, layer in layers.items():
+        if rank > (most := min(layer.in_features, layer.out_features)):
+            raise UserError(f"lora.rank={rank} is more than {name} has; use lora.rank={most}")
+        weight: Any = denoiser.get_submodule(name).weight
+        u, s, vt = torch.linalg.svd(weight.detach().float().cpu(), full_matrices=False)
         q, _ = torch.linalg.qr((u[:, :rank] * s[:rank]) @ vt[:rank])
-        factors[layer] = Factors(torch.zeros(rank, module.in_features), q[:, :rank].contiguous())
+        factors[name] = Factors(torch.zeros(rank, layer.in_features), q[:, :rank].contiguous())
     return LoRA(factors)
 
 
-def disjoint(layers: Mapping[str, nn.Linear], rank: int, seed: int, count: int = 2) -> list[LoRA]:
+def disjoint(layers: Mapping[str, Layer], rank: int, seed: int, count: int = 2) -> list[LoRA]:
     """Where `count` adapters start that cannot read the same features: `up` zero, `down` rows of one orthonormal basis.
 
     PairCustomization (arXiv 2405.01536): layers of equal width share a random basis, of which the first adapter has the
@@ -59,14 +61,14 @@ def disjoint(layers: Mapping[str, nn.Linear], rank: int, seed: int, count: int =
     """
     bases: dict[int, Tensor] = {}
     adapters: list[dict[str, Factors]] = [{} for _ in range(count)]
-    for layer, module in layers.items():
-        width = module.in_features
+    for name, layer in layers.items():
+        width = layer.in_features
         if count * rank > width:
-            raise UserError(f"{count} adapters of rank {rank} do not fit {layer}; type lora.rank={width // count}")
+            raise UserError(f"{count} adapters of rank {rank} do not fit {name}; use lora.rank={width // count}")
         if width not in bases:
             draw = torch.Generator().manual_seed(seed_of("basis", width, seed))
             bases[width] = torch.linalg.qr(torch.randn(width, width, generator=draw))[0]
         for k, factors in enumerate(adapters):
             down = bases[width][k * rank : (k + 1) * rank]
-            factors[layer] = Factors(down.clone(), torch.zeros(module.out_features, rank))
+            factors[name] = Factors(down.clone(), torch.zeros(layer.out_features, rank))
     return [LoRA(factors) for factors in adapters]

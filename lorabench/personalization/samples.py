@@ -11,8 +11,7 @@ import pytorch_lightning as pl
 from PIL import Image
 
 from lorabench.config.schemas import GenerateSpec
-from lorabench.models.sdxl import SDXL
-from lorabench.personalization.text_encoders import as_trained
+from lorabench.models.model import DiffusionModel
 from lorabench.sampling.sampler import sample
 
 
@@ -30,14 +29,14 @@ class Samples(pl.Callback):
     text: whether the text encoders are in training, so that the prompt is encoded anew.
     """
 
-    def __init__(self, look: Look, every: int, model: SDXL, prompt: str, seed: int, text: bool):
+    def __init__(self, look: Look, every: int, model: DiffusionModel, prompt: str, seed: int, text: bool):
         self.look, self.every = look, every
         self.model, self.prompt, self.seed, self.text = model, prompt, seed, text
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: int, batch_idx: int) -> None:
         done, within = divmod(batch + 1, trainer.accumulate_grad_batches)
         if not within and done % self.every == 0:
-            encoded = as_trained(self.model, [self.prompt]) if self.text else nullcontext()
+            encoded = self.model.fresh_prompts() if self.text else nullcontext()
             with encoded, trainer.precision_plugin.forward_context():
                 spec = self.look.spec
                 [image] = sample(self.model, [self.prompt], [self.seed], spec.steps, spec.guidance).numpy()

@@ -1,4 +1,4 @@
-"""What a LoRA sees of its images: crops and mirror images, encoded once, and what the UNet is told of them.
+"""The training images of a LoRA as latents: crops and mirror images, encoded once, with their crop coordinates.
 
 SDXL is conditioned on the size of the original image and on the corner of the crop (Podell et al., arXiv 2307.01952,
 section 2.2), so that crops do not teach it to cut heads off. As in diffusers' scripts, the shorter side of an image is
@@ -19,30 +19,26 @@ from torchvision.transforms.functional import resize
 
 from lorabench.base import seed_of
 from lorabench.data.pairs import Reference, square
-from lorabench.models.sdxl import SDXL, pixels
+from lorabench.models.model import DiffusionModel, pixels
 
 
 class Batch(NamedTuple):
     """Images of one forward, before noise is added.
 
     latents, noise: [n, c, h, w]; t: [n]; prompts: n of them.
-    time_ids: [n, 6], or None where all images count as whole ones of the model's resolution.
+    crops: [n, 6], see `DiffusionModel.with_crops`.
     """
 
     latents: Tensor
     noise: Tensor
     t: Tensor
     prompts: list[str]
-    time_ids: Tensor | None
+    crops: Tensor
 
-    def join(self, other: Batch, model: SDXL) -> Batch:
+    def join(self, other: Batch) -> Batch:
         """This batch, then the other."""
-        ids = None
-        if self.time_ids is not None or other.time_ids is not None:
-            told = [model.time_ids(len(each.t)) if each.time_ids is None else each.time_ids for each in (self, other)]
-            ids = torch.cat(told)
         latents, noise, t = (torch.cat(pair) for pair in zip(self[:3], other[:3], strict=True))
-        return Batch(latents, noise, t, self.prompts + other.prompts, ids)
+        return Batch(latents, noise, t, self.prompts + other.prompts, torch.cat([self.crops, other.crops]))
 
 
 @dataclass(frozen=True)
@@ -51,31 +47,30 @@ class Views:
 
     latents: Tensor
     prompts: list[str]
-    time_ids: Tensor | None
+    crops: Tensor
 
-    def draw(self, model: SDXL, count: int, draw: torch.Generator) -> Batch:
+    def draw(self, model: DiffusionModel, count: int, draw: torch.Generator) -> Batch:
         """`count` views with replacement, a noise and a timestep for each."""
         picks = torch.randint(len(self.latents), (count,), generator=draw)
-        t = torch.randint(len(model.alphas_bar), (count,), generator=draw).to(model.device)
+        t = model.process.timesteps(count, draw)
         noise = torch.randn(count, *self.latents.shape[1:], generator=draw).to(model.device)
-        time_ids = None if self.time_ids is None else self.time_ids[picks]
-        return Batch(self.latents[picks], noise, t, [self.prompts[pick] for pick in picks], time_ids)
+        return Batch(self.latents[picks], noise, t, [self.prompts[pick] for pick in picks], self.crops[picks])
 
 
 class Cut(NamedTuple):
-    """A crop [size, size] and what the UNet is told of it.
+    """A crop of an image.
 
-    time_ids: height and width of the original, top and left of the crop in the resized image, its height and width.
+    crop: its coordinates, see `DiffusionModel.with_crops`.
     """
 
     image: Image.Image
-    time_ids: tuple[int, ...]
+    crop: tuple[int, ...]
 
 
-def views(model: SDXL, references: Sequence[Reference], flips: bool, crops: int, seed: int) -> Views:
+def views(model: DiffusionModel, references: Sequence[Reference], flips: bool, crops: int, seed: int) -> Views:
     """The images' views as latents.
 
-    flips: mirrored ones too.  crops: of each, drawn by `seed`; 1 is the centre, 0 the centre told as a whole image.
+    flips: mirrored ones too.  crops: of each, drawn by `seed`; 1 is the centre, 0 the centre as a whole image.
     """
     edge, loaded = model.resolution, [reference.load() for reference in references]
     if crops:
@@ -86,14 +81,15 @@ def views(model: SDXL, references: Sequence[Reference], flips: bool, crops: int,
             for index, image in enumerate(loaded)
             for cut in [cut_at(image, edge, mirrored, seed_of(seed, "crop", index, crop) if crops > 1 else None)]
         ]
-        images, time_ids = [cut.image for cut in cuts], torch.tensor([cut.time_ids for cut in cuts])
+        images, coordinates = [cut.image for cut in cuts], [cut.crop for cut in cuts]
     else:
         whole = [square(image, edge) for image in loaded]
-        images, time_ids = whole + [ImageOps.mirror(image) for image in whole if flips], None
+        images = whole + [ImageOps.mirror(image) for image in whole if flips]
+        coordinates = [(edge, edge, 0, 0, edge, edge)] * len(images)
     count = len(references)
     parts = [model.encode_images(pixels(images[start : start + count])) for start in range(0, len(images), count)]
     prompts = [reference.prompt for reference in references] * len(parts)
-    return Views(torch.cat(parts), prompts, None if time_ids is None else time_ids.to(model.device))
+    return Views(torch.cat(parts), prompts, torch.tensor(coordinates, device=model.device))
 
 
 def cut_at(image: Image.Image, edge: int, mirrored: bool, seed: int | None) -> Cut:

@@ -39,5 +39,5 @@ def draw_probe(found: pd.DataFrame, path: Path) -> None:
 
 
 def short(name: str) -> str:
-    """Shorten down_blocks.1.attentions.0.transformer_blocks.0 to down_blocks.1 · 0 · 0."""
+    """Shorten the path of a transformer block: block.attentions.0.transformer_blocks.0 becomes block · 0 · 0."""
     return name.replace(".attentions.", " · ").replace(".transformer_blocks.", " · ")

@@ -22,11 +22,11 @@ COSTS = {
     "learned_parameters": "learned parameters",
     "lora_seconds": "s a LoRA (shared)",
     "merge_seconds": "s to merge",
-    "merge_unet_passes": "UNet passes to merge",
+    "merge_denoiser_passes": "denoiser passes to merge",
     "merge_peak_gpu_bytes": "GiB of the GPU to merge",
     "merge_peak_bytes": "GiB of the process to merge",
     "seconds_per_image": "s an image",
-    "unet_passes_per_image": "UNet passes an image",
+    "denoiser_passes_per_image": "denoiser passes an image",
 }
 PEAKS = ("merge_peak_gpu_bytes", "merge_peak_bytes")
 COMPARED = ["difference", "difference_low", "difference_high", "p"]
@@ -193,7 +193,7 @@ def format_cost(spent: pd.DataFrame, name: str, cost: str) -> str:
     value = spent[cost].get(name)
     if value is None or value != value:
         return ""
-    if cost in ("learned_parameters", "merge_unet_passes", "unet_passes_per_image"):
+    if cost in ("learned_parameters", "merge_denoiser_passes", "denoiser_passes_per_image"):
         return f"{value:,.0f}".replace(",", " ")
     return f"{value / 2**30 if cost in PEAKS else value:.3g}"
 

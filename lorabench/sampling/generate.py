@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lorabench.config.schemas import GenerateSpec, TrainerSpec
 from lorabench.data.pairs import Role, Scene
 from lorabench.engine.lightning import Progress, Written, quiet_trainer
 from lorabench.lora.adapter import LoRA
-from lorabench.lora.layer import Adapters, AllMasks, attach
+from lorabench.lora.layer import Adapters, AllMasks
 from lorabench.merging.learn import map_masks
 from lorabench.merging.method import Method
-from lorabench.models.adapted import live_layers, text_layers
-from lorabench.models.sdxl import SDXL
+from lorabench.models.layer_map import LayerMap, text_layers
+from lorabench.models.model import DiffusionModel
 from lorabench.sampling.branches import Branch, Scale
 from lorabench.sampling.sampler import sample
 
@@ -40,7 +40,7 @@ class Generating(pl.LightningModule):
 
     def __init__(
         self,
-        model: SDXL,
+        model: DiffusionModel,
         adapters: Adapters,
         scale: Scale | None,
         spec: GenerateSpec,
@@ -69,7 +69,7 @@ class Images(pl.Callback):
 
 
 def generate(
-    model: SDXL,
+    model: DiffusionModel,
     loras: Sequence[LoRA],
     prompts: Sequence[str | Scene],
     seeds: Sequence[int],
@@ -97,7 +97,7 @@ def generate(
         callbacks.append(Written(lambda number, images: share.write(number * spec.batch, images)))
     on_device = masks and map_masks(masks, lambda tensor: tensor.to(model.device))
     words = {layer: scale(layer, 0.0) for lora in loras for layer in lora.text} if scale else None
-    with attach(model.unet, loras, on_device) as adapters, model.adapted_text(loras, words):
+    with model.attach(loras, on_device) as adapters, model.attach_text(loras, words):
         module = Generating(model, adapters, scale, spec, batches, branches)
         runner = quiet_trainer(model.device, trainer.precision, callbacks)
         images: Any = runner.predict(module, numbers)
@@ -105,7 +105,7 @@ def generate(
 
 
 def draw(
-    model: SDXL,
+    model: DiffusionModel,
     method: Method,
     loras: Callable[[], Sequence[LoRA]],
     roles: Sequence[Role],
@@ -129,7 +129,7 @@ def draw(
     if result is not None and method.exports and strength is None:
         return generate(model, [result.lora], prompts, seeds, spec, trainer, progress=progress, share=share)
     own = method.rebase(loras())
-    scale = strengths(method, model.unet, own, roles, spec.steps)
+    scale = strengths(method, model.layers, own, roles, spec.steps)
     if strength is not None:
         scale = times(scale, [strength[role] for role in roles])
     masks = result.masks if result is not None else None
@@ -142,8 +142,8 @@ def times(scale: Scale, factors: Sequence[float]) -> Scale:
     return lambda layer, progress: tuple(g * f for g, f in zip(scale(layer, progress), factors, strict=True))
 
 
-def strengths(method: Method, unet: nn.Module, loras: Sequence[LoRA], roles: Sequence[Role], steps: int) -> Scale:
-    """The method's strengths in the UNet, and on the text encoders, which no rule of layers and steps is about."""
+def strengths(method: Method, layers: LayerMap, loras: Sequence[LoRA], roles: Sequence[Role], steps: int) -> Scale:
+    """The method's strengths in the denoiser, and on the text encoders, which no rule of layers and steps is about."""
     text = text_layers(loras, roles)
-    rule = method.strengths(loras, live_layers(unet, loras, roles), steps)
+    rule = method.strengths(loras, layers.adapted(loras, roles), steps)
     return lambda layer, progress: method.scale(text[layer], progress) if layer in text else rule(layer, progress)

@@ -1,4 +1,4 @@
-"""Sampling: diffusers' schedulers, guidance as rows of one forward, noise from each image's own seed."""
+"""Sampling: guidance as rows of one forward, noise from each image's own seed."""
 
 from __future__ import annotations
 
@@ -9,20 +9,13 @@ from torch import Tensor
 
 from lorabench.data.pairs import Scene, Wording, worded
 from lorabench.lora.layer import Adapters
-from lorabench.models.sdxl import SDXL, Conditioning
+from lorabench.models.model import Conditioning, DiffusionModel
 from lorabench.sampling.branches import Branch, Scale
-
-
-def initial_noise(model: SDXL, seeds: Sequence[int]) -> Tensor:
-    """[n, c, h, w] of variance 1; an image's noise depends on its seed alone, not on batch, process or device."""
-    shape = (1, model.unet.config.in_channels, model.latent_edge, model.latent_edge)
-    draws = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    return torch.cat(draws).to(model.device)
 
 
 @torch.no_grad()
 def sample(
-    model: SDXL,
+    model: DiffusionModel,
     prompts: Sequence[str | Scene],
     seeds: Sequence[int],
     steps: int,
@@ -38,7 +31,7 @@ def sample(
 
 @torch.no_grad()
 def sample_latents(
-    model: SDXL,
+    model: DiffusionModel,
     prompts: Sequence[str | Scene],
     seeds: Sequence[int],
     steps: int,
@@ -56,25 +49,24 @@ def sample_latents(
         adapters and a scale.
     """
     n = len(prompts)
-    scheduler = model.new_scheduler()
-    scheduler.set_timesteps(steps, device=model.device)
-    latents = initial_noise(model, seeds) * scheduler.init_noise_sigma
+    sampler = model.sampler(steps)
+    latents = sampler.start(model.initial_noise(seeds))
     words: list[Wording | None] = [None, "prompt"] if guidance > 1 else ["prompt"]
     if branches is not None:
         branches = [branch for branch in branches if branch.weight]
         words = [branch.words for branch in branches]
     said = {each: model.encode_prompts(worded(prompts, each)) for each in words if each}
-    conditioning = Conditioning.join([said[each] if each else model.encode_nothing(n) for each in words])
+    conditioning = Conditioning.join([said[each] if each else model.unconditional(n) for each in words])
     switches = None
     if branches is not None:
         switches = torch.tensor([branch.scale for branch in branches]).repeat_interleave(n, dim=0)
-    for index, t in enumerate(scheduler.timesteps):
+    for index, t in enumerate(sampler.timesteps):
         if adapters is not None and scale is not None:
             _set_scales(adapters, scale, index / steps, switches)
-        rows = scheduler.scale_model_input(latents.repeat(len(words), 1, 1, 1), t)
+        rows = sampler.scaled(latents.repeat(len(words), 1, 1, 1), t)
         predictions = model.predict(rows, t, conditioning).unflatten(0, (len(words), n))
         prediction = _guided(predictions, guidance, branches)
-        latents = scheduler.step(prediction, t, latents, return_dict=False)[0]
+        latents = sampler.step(prediction, t, latents)
     return latents
 
 

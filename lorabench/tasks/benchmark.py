@@ -25,6 +25,7 @@ from lorabench.engine.make import make
 from lorabench.engine.store import Store
 from lorabench.merging import method as methods
 from lorabench.models.files import model_files
+from lorabench.models.shapes import layer_map
 from lorabench.report.loggers.view import View
 from lorabench.report.loggers.views import open_view
 from lorabench.scoring.files import MICRO_SCORERS, scorer_set
@@ -122,18 +123,16 @@ def tell(outcome: Outcome) -> None:
 
 
 def check_methods(plan: Plan) -> None:
-    """Show each method the UNet's layers; UserError where it does not fit them, before any LoRA is trained."""
-    from lorabench.models.shapes import Blocks, adapted, without_weights
-
-    unet = without_weights(plan.model.unet_config())
+    """Show each method the model's layers; UserError where it does not fit them, before any LoRA is trained."""
+    layers = layer_map(plan.model)
     for roles in {pair.roles for pair in plan.pairs}:
         for row in plan.rows:
             if row.settings is not None:
                 method = row.method()
-                blocks: Blocks = {role: method.lora(role, plan.lora).blocks for role in ROLES}
-                layers = adapted(unet, plan.lora.rank, roles, blocks)
-                method.check(layers)
-                method.masks(layers, plan.seed)
+                blocks = {role: method.lora(role, plan.lora).blocks for role in ROLES}
+                adapted = layers.planned(plan.lora.rank, roles, blocks)
+                method.check(adapted)
+                method.masks(adapted, plan.seed)
 
 
 def check_scorers(plan: Plan) -> None:

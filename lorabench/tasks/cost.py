@@ -42,11 +42,11 @@ LORA = "lora_seconds"
 COLUMNS = {
     "learned_parameters": ("learned parameters", 1, False),
     "merge_seconds": ("s to merge", 1, True),
-    "merge_unet_passes": ("UNet passes to merge", 1, False),
+    "merge_denoiser_passes": ("denoiser passes to merge", 1, False),
     "merge_peak_bytes": ("GB to merge", 1e9, False),
     "merge_peak_gpu_bytes": ("GB of the GPU to merge", 1e9, False),
     "seconds_per_image": ("s an image", 1, True),
-    "unet_passes_per_image": ("UNet passes an image", 1, False),
+    "denoiser_passes_per_image": ("denoiser passes an image", 1, False),
 }
 
 

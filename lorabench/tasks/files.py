@@ -38,7 +38,7 @@ from lorabench.tasks.user_loras import OwnLoRA, OwnPair
 if TYPE_CHECKING:
     from lorabench.lora.adapter import LoRA
     from lorabench.merging.merge import MergeResult
-    from lorabench.models.sdxl import SDXL
+    from lorabench.models.model import DiffusionModel
 
 EXACT = 5e-5  # an error below is that of rounding, 0.00 %
 
@@ -86,7 +86,7 @@ class Job:
         cost = image_cost(self.generation)
         return merged(self.own, self.method, self.model, self.seed, self.trainer, self.kept, bar.reach, cost)
 
-    def kept(self, model: SDXL, own: OwnLoRA, lora: LoRA, progress: Callable[[int], None]) -> list[Reference]:
+    def kept(self, model: DiffusionModel, own: OwnLoRA, lora: LoRA, progress: Callable[[int], None]) -> list[Reference]:
         """Images that a LoRA draws of its prompt, from the store."""
         from lorabench.data.images import image_paths, reference
 

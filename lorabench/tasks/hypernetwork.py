@@ -162,7 +162,7 @@ def train(
     base, curves = load_model(model, trainer.accelerator), Curves()
     loras = {concept: LoRA.load(path) for concept, path in paths.items()}
     checkpoint = Checkpoint(scratch, trainer.checkpoint_every, curves)
-    with cost(folder, base.unet):
+    with cost(folder, base.denoiser):
         network = hypernetwork.train(
             base,
             pairs,
@@ -236,7 +236,7 @@ def summary(found: pd.DataFrame, loras: Sequence[dict[str, Any]], own: dict[str,
     total = joined_costs(loras)
     notes = [
         f"ZipLoRA's loss on {found['pair'].nunique()} held-out pairs ({', '.join(found['pair'].unique())}).",
-        f"Trained for {model} on {pairs} pairs: {own['seconds']:.0f} s and {own['unet_passes']:,} rows through "
+        f"Trained for {model} on {pairs} pairs: {own['seconds']:.0f} s and {own['denoiser_passes']:,} rows through "
         f"the UNet, after {total['seconds']:.0f} s for {len(loras)} LoRAs.",
     ]
     return "\n".join(lines) + "\n\n" + "\n\n".join(notes) + "\n"

@@ -21,7 +21,7 @@ from lorabench.models.files import ModelFiles
 from lorabench.scoring.files import ScorerSet
 
 if TYPE_CHECKING:
-    from lorabench.models.sdxl import SDXL
+    from lorabench.models.model import DiffusionModel
     from lorabench.personalization.class_images import ClassImages
     from lorabench.scoring.references import References
     from lorabench.scoring.scorer import Scorer
@@ -42,7 +42,7 @@ def class_images(
     from lorabench.engine.costs import cost
 
     base = load_model(model, trainer.accelerator)
-    with cost(folder, base.unet):
+    with cost(folder, base.denoiser):
         images.generate(base, trainer, folder, progress)
 
 
@@ -64,7 +64,7 @@ def personalise(
     base, curves = load_model(model, trainer.accelerator), Curves()
     shown = prior[0].references(prior[1]) if prior else []
     look = Look(scratch / "samples", generation)
-    with cost(folder, base.unet) as costs:
+    with cost(folder, base.denoiser) as costs:
         lora = personalise(
             base,
             concept,
@@ -95,7 +95,7 @@ def personalise_aligned(
     from lorabench.personalization.aligned import train_aligned
 
     base, curves = load_model(model, trainer.accelerator), Curves()
-    with cost(folder, base.unet) as costs:
+    with cost(folder, base.denoiser) as costs:
         loras = train_aligned(base, concept, spec, seed, trainer, progress, curves, scratch)
         for role, lora in loras.items():
             lora.save(folder / f"{role}.safetensors", format="store")
@@ -132,9 +132,9 @@ class Merge(BatchWork):
         base, method = load_model(first.model, first.trainer.accelerator), build(first.settings)
         items = [MergeItem(tuple(LoRA.load(path) for path in each.loras), each.pair) for each in works]
         costs: dict[str, Any] = {}
-        with measured(costs, base.unet):
+        with measured(costs, base.denoiser):
             results = merge_all(base, method, items, first.seed, first.trainer, progress)
-        for each in ("seconds", "unet_passes"):
+        for each in ("seconds", "denoiser_passes"):
             costs[each] /= len(items)
         for result, folder in zip(results, folders, strict=True):
             result.save(folder)
@@ -162,12 +162,12 @@ def load_references(embeddings: Path) -> References:
 
 
 @cache
-def load_model(files: ModelFiles, accelerator: str) -> SDXL:
+def load_model(files: ModelFiles, accelerator: str) -> DiffusionModel:
     """The base model, once a process."""
-    from lorabench.models.sdxl import SDXL
+    from lorabench.models.load import load
 
     quiet()
-    return SDXL.load(files, device_name(accelerator))
+    return load(files, device_name(accelerator))
 
 
 def quiet() -> None:

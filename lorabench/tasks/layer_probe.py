@@ -27,6 +27,7 @@ from lorabench.data.pairs import ROLES, Role
 from lorabench.engine.make import make
 from lorabench.merging import method as methods
 from lorabench.models.files import ModelFiles
+from lorabench.models.shapes import layer_map
 from lorabench.report import stats
 from lorabench.tasks.benchmark import plan_of
 from lorabench.tasks.plan import Plan, Row
@@ -72,14 +73,8 @@ def run(cfg: DictConfig, folder: Path) -> None:
 
 def names_of(model: ModelFiles, kind: str) -> list[str]:
     """Paths of the blocks, or of the transformer blocks, that hold attention, in the order of the forward pass."""
-    from lorabench.models.layers import attention_layers
-    from lorabench.models.shapes import without_weights
-    from lorabench.report.ranks import network_order
-
-    unet = without_weights(model.unet_config())
-    layers = network_order(set(attention_layers(unet)))
-    cut = ".attentions." if kind == "block" else ".attn"
-    return list(dict.fromkeys(layer.partition(cut)[0] for layer in layers))
+    layers = layer_map(model)
+    return list(layers.blocks if kind == "block" else layers.transformer_blocks)
 
 
 def measure(scores: Mapping[str, pd.DataFrame], kind: str, names: list[str]) -> pd.DataFrame:

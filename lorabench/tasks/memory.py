@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from lorabench.data.pairs import Concept, Pair, Role
     from lorabench.lora.layer import Adapters
-    from lorabench.models.unet_only import UNetOnly
+    from lorabench.models.model import DiffusionModel
 
 GB = 1e9
 TRAINING = "training a LoRA"
@@ -41,10 +41,10 @@ Step = tuple[Callable[[], Any], Sequence["Tensor"]]  # a forward, and what it ha
 
 def run(cfg: DictConfig, folder: Path) -> None:
     """Write memory.csv and memory.md, and print the latter."""
-    from lorabench.models.shapes import CONFIGS
+    from lorabench.models.shapes import KNOWN
 
     for model in cfg.task.models:
-        choose("task.models", model, CONFIGS)
+        choose("task.models", model, KNOWN)
     counts = pd.concat([count(model, list(cfg.task.methods), cfg.task.rank) for model in cfg.task.models])
     text = table(counts)
     counts.to_csv(folder / "memory.csv", index=False, float_format="%.4g")
@@ -54,7 +54,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
 
 
 def count(model: str, methods: Sequence[str], rank: int) -> pd.DataFrame:
-    """GB by part: one row a step, without and with checkpointing; UNet in bf16, LoRAs in fp32, an image of each LoRA.
+    """GB by part: one row a step, without and with checkpointing; bf16 weights, fp32 LoRAs, an image of each LoRA.
 
     methods: that learn; beside them the training of one LoRA.
     """
@@ -74,35 +74,28 @@ def parts(name: str, step: str, rank: int, checkpointing: bool) -> tuple[int, in
     import torch
 
     from lorabench.lora.adapter import Factors, LoRA
-    from lorabench.lora.layer import attach
-    from lorabench.models.adapted import live_layers
-    from lorabench.models.layers import attention_layers
-    from lorabench.models.shapes import empty_unet
-    from lorabench.models.unet_only import UNetOnly
+    from lorabench.models.shapes import empty_model
 
-    unet = empty_unet(name)
-    for parameter in unet.parameters():
-        parameter.data = parameter.data.to(torch.bfloat16)
-    model = UNetOnly(unet, checkpointing)
+    model = empty_model(name, torch.bfloat16, checkpointing)
     with torch.device("meta"):
         factors = {
             layer: Factors(torch.empty(rank, module.in_features), torch.empty(module.out_features, rank))
-            for layer, module in attention_layers(unet).items()
+            for layer, module in model.layers.trained().items()
         }
-    weights, loras = size(unet.parameters()), [LoRA(factors)] * (1 if step == TRAINING else 2)
-    layers = live_layers(unet, loras, ROLES[: len(loras)])
-    with attach(unet, loras, dtype=torch.float32) as adapters, fused_attention():
+    weights, loras = size(model.denoiser.parameters()), [LoRA(factors)] * (1 if step == TRAINING else 2)
+    layers = model.layers.adapted(loras, ROLES[: len(loras)])
+    with model.attach(loras, dtype=torch.float32) as adapters, fused_attention():
         stacks = [factor for module in adapters.layers.values() for factor in (module.down, module.up)]
         if step == TRAINING:
             forward, learned = training(model, adapters, rank)
         else:
             forward, learned = merging(model, adapters, load(step), layers)
-        with Kept(unet) as kept:
+        with Kept(model.denoiser, model.recomputed_blocks()) as kept:
             forward()
     return weights, size(stacks), size(learned), kept
 
 
-def training(model: UNetOnly, adapters: Adapters, rank: int) -> Step:
+def training(model: DiffusionModel, adapters: Adapters, rank: int) -> Step:
     """DreamBooth-LoRA on one image."""
     from torch import Generator
 
@@ -115,7 +108,7 @@ def training(model: UNetOnly, adapters: Adapters, rank: int) -> Step:
     return lambda: module.loss(module.images.draw(model, 1, Generator())), list(module.factors)
 
 
-def merging(model: UNetOnly, adapters: Adapters, method: Method, layers: Mapping[str, Layer]) -> Step:
+def merging(model: DiffusionModel, adapters: Adapters, method: Method, layers: Mapping[str, Layer]) -> Step:
     """A method that learns, on one image of each LoRA."""
     from lorabench.merging.learn import Draws, Merging
 
@@ -131,22 +124,19 @@ class Kept:
     Each storage counts once, and weights not at all.
     """
 
-    def __init__(self, unet: nn.Module):
-        self.unet = unet
-        self.storages: dict[int, Any] = {key(parameter): parameter for parameter in unet.parameters()}
+    def __init__(self, network: nn.Module, blocks: Sequence[nn.Module]):
+        self.blocks = blocks
+        self.storages: dict[int, Any] = {key(parameter): parameter for parameter in network.parameters()}
         self.bytes = self.largest = 0
         self.starts: list[int] = []
         self.handles: list[RemovableHandle] = []
 
     def __enter__(self) -> Kept:
-        from diffusers.models.attention import BasicTransformerBlock
-        from diffusers.models.resnet import ResnetBlock2D
         from torch.autograd.graph import saved_tensors_hooks
 
-        for block in self.unet.modules():
-            if isinstance(block, BasicTransformerBlock | ResnetBlock2D):
-                self.handles.append(block.register_forward_pre_hook(lambda *_: self.starts.append(self.bytes)))
-                self.handles.append(block.register_forward_hook(lambda *_: self.end()))
+        for block in self.blocks:
+            self.handles.append(block.register_forward_pre_hook(lambda *_: self.starts.append(self.bytes)))
+            self.handles.append(block.register_forward_hook(lambda *_: self.end()))
         self.hooks = saved_tensors_hooks(self.pack, lambda tensor: tensor)
         self.hooks.__enter__()
         return self
@@ -202,7 +192,7 @@ def fused_attention() -> Iterator[None]:
 
 def table(counts: pd.DataFrame) -> str:
     """Markdown, a row a model, step and setting, in GB."""
-    head = [*COLUMNS[:3], "UNet", "LoRAs", "gradients, Adam", "activations", "a block again", "sum, GB"]
+    head = [*COLUMNS[:3], "denoiser", "LoRAs", "gradients, Adam", "activations", "a block again", "sum, GB"]
     lines = [head, ["---"] * 3 + ["---:"] * 6]
     for row in counts.to_dict("records"):
         numbers = [f"{row[column]:.2f}" for column in (*PARTS, "total")]

@@ -25,19 +25,20 @@ from lorabench.config.choices import choose
 from lorabench.config.schemas import GenerateSpec, ModelSpec, TrainerSpec
 from lorabench.data.pairs import Reference
 from lorabench.merging.method import Method, load
-from lorabench.models.files import model_files, preset, unet_config
+from lorabench.models.files import model_files, preset
+from lorabench.models.shapes import layer_map
 from lorabench.tasks.user_loras import OwnLoRA, OwnPair
 
 if TYPE_CHECKING:
     from lorabench.lora.adapter import LoRA
     from lorabench.merging.merge import MergeResult
-    from lorabench.models.sdxl import SDXL
+    from lorabench.models.model import DiffusionModel
 
 TEACHERS = GenerateSpec(images=4, steps=30, guidance=5.0, batch=1)
 STEP, IMAGE = 10.0, 2.0  # rows of the UNet that a row of a merging step, or a step of an image, costs; as Item.cost
 
 Own = OwnLoRA | Path | str
-Teacher = Callable[["SDXL", OwnLoRA, "LoRA", Callable[[int], None]], Sequence[Reference]]
+Teacher = Callable[["DiffusionModel", OwnLoRA, "LoRA", Callable[[int], None]], Sequence[Reference]]
 
 
 def merge(
@@ -88,17 +89,15 @@ def merged(
     loras = tuple(each.read() for each in own.files)
     given_images = [each.references() for each in own.files]
     from lorabench.merging.merge import MergeItem, given, merge_all
-    from lorabench.models.adapted import live_layers
-    from lorabench.models.shapes import without_weights
 
-    unet = without_weights(unet_config(spec))
+    layers = layer_map(spec)
     for each, lora, role in zip(own.files, loras, own.roles, strict=True):
         try:
-            live_layers(unet, [lora], [role])
+            layers.adapted([lora], [role])
         except UserError as error:
             raise UserError(f"{each.path} does not fit {spec.path}: {error}, or choose another model=") from None
     if not method.needs_model:
-        return given(unet, method, MergeItem(tuple(method.rebase(loras)), own.pair()), seed, ranked=False)
+        return given(layers, method, MergeItem(tuple(method.rebase(loras)), own.pair()), seed, ranked=False)
     from lorabench.tasks.jobs import load_model
 
     base = load_model(model_files(spec), trainer.accelerator)
@@ -141,7 +140,7 @@ def drawn(
     spec: GenerateSpec,
     seed: int,
     trainer: TrainerSpec,
-    model: SDXL,
+    model: DiffusionModel,
     own: OwnLoRA,
     lora: LoRA,
     progress: Callable[[int], None],

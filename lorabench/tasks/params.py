@@ -1,6 +1,6 @@
-"""How many numbers every method learns on every UNet of the family, counted without any weights.
+"""How many numbers every method learns for every model of the family, counted without weights.
 
-What is counted are the masks that the method itself makes for the UNet's attention layers, one content LoRA and one
+What is counted are the masks that the method itself makes for the model's attention layers, one content LoRA and one
 style LoRA on each.
 """
 
@@ -13,9 +13,11 @@ import pandas as pd
 from omegaconf import DictConfig
 
 from lorabench.base import CONF, UserError
+from lorabench.config.choices import choose
+from lorabench.data.pairs import ROLES
 from lorabench.merging.method import Method, load
 
-COLUMNS = ["model", "rank", "unet_parameters", "layers", "lora_parameters", "method", "learned_parameters"]
+COLUMNS = ["model", "rank", "denoiser_parameters", "layers", "lora_parameters", "method", "learned_parameters"]
 
 
 def run(cfg: DictConfig, folder: Path) -> None:
@@ -35,20 +37,21 @@ def count(ranks: Mapping[str, int]) -> pd.DataFrame:
     ranks: of both LoRAs, by model.
     """
     from lorabench.lora.layer import learned_params
-    from lorabench.models.shapes import adapted, empty_unet, parameters
+    from lorabench.models.shapes import KNOWN, empty_model, layer_map
 
     rows = []
     learners = learning_methods()
     for model, rank in ranks.items():
         if rank < 1:
             raise UserError(f"task.ranks.{model}={rank} must be at least 1")
-        unet = empty_unet(model)
-        layers = adapted(unet, rank)
+        choose("task.ranks", model, KNOWN)
+        denoiser = sum(parameter.numel() for parameter in empty_model(model).denoiser.parameters())
+        layers = layer_map(model).planned(rank, ROLES)
         loras = sum(sum(layer.ranks) * (layer.in_features + layer.out_features) for layer in layers.values())
         for label, method in learners.items():
             masks = method.masks(layers, seed=0)
             if masks is not None:
-                rows.append((model, rank, parameters(unet), len(layers), loras, label, learned_params(masks)))
+                rows.append((model, rank, denoiser, len(layers), loras, label, learned_params(masks)))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -70,11 +73,11 @@ def learning_methods() -> dict[str, Method]:
 
 
 def table(counts: pd.DataFrame) -> str:
-    """Markdown, a column a model: its UNet, its LoRAs, and a row a method."""
+    """Markdown, a column a model: its denoiser, its LoRAs, and a row a method."""
     models = counts.drop_duplicates("model").set_index("model")
     lines = [["", *models.index], ["---", *["---:"] * len(models)]]
     for label, column in (
-        ("UNet parameters", "unet_parameters"),
+        ("denoiser parameters", "denoiser_parameters"),
         ("adapted layers", "layers"),
         ("rank of both LoRAs", "rank"),
         ("parameters of both LoRAs", "lora_parameters"),

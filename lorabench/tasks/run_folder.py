@@ -152,6 +152,7 @@ class Outcome:
 
     def write_ranks(self) -> None:
         """The figure of effective ranks along the network, of the merges of a run's only method."""
+        from lorabench.models.shapes import layer_map
         from lorabench.report.ranks import write_ranks
 
         [chosen, *others] = self.chosen
@@ -159,7 +160,7 @@ class Outcome:
             merges = {pair.name: self.plan.path(self.plan.merge(chosen, pair)) for pair in self.plan.pairs}
             ranks = {name: json.loads((path / "merge.json").read_text())["ranks"] for name, path in merges.items()}
             roles = {pair.name: self.plan.adapted(chosen, pair).roles for pair in self.plan.pairs}
-            write_ranks(self.path, ranks, roles)
+            write_ranks(self.path, ranks, roles, layer_map(self.plan.model))
 
     def write_scores(self) -> None:
         """scores.parquet: the stored rows of every row and pair, with what they belong to."""
@@ -229,7 +230,7 @@ class Outcome:
         costs = {
             **mean_cost("lora_seconds", "seconds", list(loras.values())),
             **mean_cost("seconds_per_image", "seconds", drawn, images),
-            **mean_cost("unet_passes_per_image", "unet_passes", drawn, images),
+            **mean_cost("denoiser_passes_per_image", "denoiser_passes", drawn, images),
         }
         if row.is_method:
             merged = [self.cost(self.plan.merge(row, pair)) for pair in self.plan.pairs]
@@ -239,7 +240,7 @@ class Outcome:
                 costs.pop("lora_seconds", None)
             costs["learned_parameters"] = merged[0]["learned_parameters"]
             costs |= mean_cost("merge_seconds", "seconds", merged)
-            costs |= mean_cost("merge_unet_passes", "unet_passes", merged)
+            costs |= mean_cost("merge_denoiser_passes", "denoiser_passes", merged)
             for peak in ("peak_bytes", "peak_gpu_bytes"):
                 if all(peak in each for each in merged):
                     costs[f"merge_{peak}"] = max(each[peak] for each in merged)

@@ -66,7 +66,7 @@ class Generate(UnitWork):
             for index, image in enumerate(images.numpy(), start):
                 Image.fromarray(image).save(folder / file_name(index))
 
-        with counted(numbers, folder, base.unet):
+        with counted(numbers, folder, base.denoiser):
             strength: Mapping[Role, float] | None = self.strength
             if strength is not None and result is not None:
                 result, strength = at_strength(base, method, result, read, self.pair, strength, self.seed, self.trainer)

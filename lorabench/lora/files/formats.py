@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from lorabench.base import UserError
-from lorabench.lora.adapter import DENOISER, Adapter
+from lorabench.lora.adapter import Adapter
 from lorabench.lora.files import names
+from lorabench.lora.files.names import DENOISER
 
 Keys = dict[str, tuple[str, str, int | None]]  # by component and layer: down, up, alpha
 PEFT_METADATA = "lora_adapter_metadata"  # where diffusers keeps the peft configs of a file

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 
+DENOISER = "unet"  # component of the layers that an adapter's mapping shows
 LAYERS = 2  # ResNets of a down block: 2 in SDXL, 1 in KOALA; an up block has one more
 ENCODERS = {"lora_te_": "text_encoder", "lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2"}
 UNET_ROOTS = {"down_blocks", "mid_block", "up_blocks", "time_embedding", "add_embedding", "conv_in", "conv_out"}

@@ -15,9 +15,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lorabench.base import UserError
-from lorabench.lora.adapter import DENOISER, Adapter
+from lorabench.lora.adapter import Adapter
 from lorabench.lora.factors import Factors, LazyFactors
 from lorabench.lora.files import embeddings, names, refuse, stored
+from lorabench.lora.files.names import DENOISER
 
 METADATA_KEY = "lora_adapter_metadata"  # where diffusers' save_lora_weights keeps the peft configs of a file
 PEFT_PREFIX = "base_model.model."

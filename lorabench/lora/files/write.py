@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from lorabench.lora.adapter import Adapter
 from lorabench.lora.factors import Factors
 from lorabench.lora.files import embeddings, metadata, stored
 from lorabench.lora.files.formats import FORMATS, Format
+from lorabench.lora.files.names import DENOISER
 from lorabench.lora.files.precision import DTYPES, Precision
 
 LONGEST_NAME = 255  # bytes, on every usual file system
@@ -80,6 +81,12 @@ def check_name(path: Path) -> None:
         raise UserError(f"output={path.name[:40]}... must have at most 250 bytes; use output=merged.safetensors")
 
 
+def named(adapter: Adapter) -> Iterator[tuple[str, Factors]]:
+    """Yield all factors by component and module path, "unet.mid_block.attentions.0.proj_in"."""
+    yield from ((f"{DENOISER}.{layer}", factors) for layer, factors in adapter.items())
+    yield from adapter.text.items()
+
+
 def _tensors(
     adapter: Adapter, layout: Format, precision: Precision
 ) -> tuple[dict[str, Tensor], dict[str, int], dict[str, float]]:
@@ -88,7 +95,7 @@ def _tensors(
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
     scales: dict[str, float] = {}
-    for layer, factors in adapter.named():
+    for layer, factors in named(adapter):
         if not (torch.isfinite(factors.down).all() and torch.isfinite(factors.up).all()):
             raise UserError(
                 f"{layer} has values that are not finite numbers: the training diverged; use a smaller lora.lr, or a "

@@ -1,6 +1,6 @@
 """B-LoRA (Frenkel et al., ECCV 2024, arXiv 2403.14572): one block of the UNet holds the content, the next the style.
 
-    dW_m = alpha_c dW_c  in W4 (up_blocks.0.attentions.0),   alpha_s dW_s  in W5 (up_blocks.0.attentions.1),   else 0
+    dW_m = alpha_c dW_c  in W4 (`content_block`),   alpha_s dW_s  in W5 (`style_block`),   else 0
 
 Each LoRA is trained in both blocks together and in no other, on one image under "a [v]", the identifier without a word
 for what is shown: it is the blocks that separate content from style. Merged is the W4 of the content's with the W5 of

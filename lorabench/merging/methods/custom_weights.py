@@ -32,7 +32,7 @@ class CustomWeights(Method):
     def check(self, layers: Mapping[str, Layer]) -> None:
         for block in self.blocks:
             if not any(within(layer, block) for layer in layers):
-                raise UserError(f"method.blocks.{block} is no module with adapted layers; type one such as mid_block")
+                raise UserError(f"method.blocks.{block} is no module with adapted layers; use the path of one")
 
     def scale(self, layer: Layer, progress: float) -> tuple[float, ...]:
         weights: Mapping[str, float] = {"content": self.content, "style": self.style}

@@ -26,7 +26,7 @@ reading taken here. The paper's value, or the reading, is in `duolora`, the rele
 ablation switches each on by itself:
 
     ablation              setting                      released behaviour
-    released_blocks       prior: released              only down_blocks.2 counts as content; most layers have no prior
+    released_blocks       prior: released              one block counts as content; most layers have no prior
     vector_nuclear_norm   nuclear_norm: vector         the "nuclear norm" of a mask is that of a column, ||m||_2
     no_hinge              hinge: false                 ||m_minor||_* - ||m_dom||_* without the max(0, .)
     cycle_adapters        remove_with: other           the other LoRA removes (in released_cycle it also added)

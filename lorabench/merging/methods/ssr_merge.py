@@ -61,6 +61,5 @@ def from_noise(step: "MergeStep") -> "MergeStep":
     """The same draw at the first timestep of the schedule, where there is nothing but noise."""
     import torch
 
-    last = len(step.model.alphas_bar) - 1
     images = tuple(replace(each, x=step.noise) for each in step.images)
-    return replace(step, images=images, t=torch.full_like(step.t, last))
+    return replace(step, images=images, t=torch.full_like(step.t, step.model.process.noisiest))

@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from lorabench.base import UserError
-from lorabench.models.files import HINT, PARTS, ModelFiles
+from lorabench.models.files import ModelFiles
+from lorabench.models.sdxl.files import HINT, PARTS
 
 ENCODERS: dict[str, Any] = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -80,10 +81,6 @@ def read_vae(files: ModelFiles, path: Path) -> AutoencoderKL:
         return AutoencoderKL.from_pretrained(path, dtype=dtype, local_files_only=True)
     except UNREADABLE as error:
         raise UserError(f"{path} cannot be read as an autoencoder ({first_line(error)}); correct model.vae") from error
-
-
-def encoders_of(pipeline: StableDiffusionXLPipeline) -> tuple[Any, Any]:
-    return pipeline.text_encoder, pipeline.text_encoder_2
 
 
 def set_attention(unet: UNet2DConditionModel, attention: str) -> None:

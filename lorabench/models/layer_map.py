@@ -1,0 +1,141 @@
+"""The layers of a model, known without its weights. Imports no torch, so that plans stay quick.
+
+A layer map lists every linear layer of a model by its exact path, in the order of the forward pass, with the groups
+that methods speak of: modules, blocks with attention, and depth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from lorabench.base import UserError
+from lorabench.data.pairs import Role
+from lorabench.models.layer import Layer, group, within
+
+if TYPE_CHECKING:
+    from lorabench.lora.adapter import Adapter
+
+
+@dataclass(frozen=True)
+class LayerMap(Mapping[str, Layer]):
+    """The linear layers of a denoiser and of its text encoders.
+
+    Args:
+        denoiser: Layers of the denoiser by path. The map itself iterates over these.
+        text: Layers of the text encoders by path, which starts with the name of the encoder.
+        attention: Paths of the attention projections of both, which a LoRA is trained on.
+        blocks: Paths of the blocks with attention, each with a short name for figures.
+        modules: Paths of the attention modules in them.
+        transformer_blocks: Paths of the transformer blocks in those.
+    """
+
+    denoiser: Mapping[str, Layer]
+    text: Mapping[str, Layer] = field(default_factory=dict)
+    attention: frozenset[str] = frozenset()
+    blocks: Mapping[str, str] = field(default_factory=dict)
+    modules: tuple[str, ...] = ()
+    transformer_blocks: tuple[str, ...] = ()
+
+    def __getitem__(self, name: str) -> Layer:
+        return self.denoiser[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.denoiser)
+
+    def __len__(self) -> int:
+        return len(self.denoiser)
+
+    def trained(self, groups: Sequence[str] = ()) -> dict[str, Layer]:
+        """Return the layers of the denoiser that a LoRA is trained on.
+
+        Args:
+            groups: Groups to which the layers are limited; none selects all attention projections.
+
+        Raises:
+            UserError: If a group has no such layer.
+        """
+        layers = {name: layer for name, layer in self.denoiser.items() if name in self.attention}
+        if not groups:
+            return layers
+        chosen = {name for each in groups for name in group(layers, each, "lora.blocks", self.modules)}
+        return {name: layer for name, layer in layers.items() if name in chosen}
+
+    def trained_text(self) -> dict[str, Layer]:
+        """Return the layers of the text encoders that a LoRA is trained on."""
+        return {name: layer for name, layer in self.text.items() if name in self.attention}
+
+    def planned(
+        self, rank: int, roles: Sequence[Role], groups: Mapping[Role, Sequence[str]] | None = None
+    ) -> dict[str, Layer]:
+        """Return the layers that LoRAs will adapt, before they are trained.
+
+        Args:
+            rank: Rank of the LoRAs.
+            roles: Role of each LoRA.
+            groups: Groups of layers by role, where its LoRAs do not adapt all attention projections.
+        """
+        names = [self.trained((groups or {}).get(role, ())) for role in roles]
+        return with_ranks(self.denoiser, [dict.fromkeys(each, rank) for each in names], roles)
+
+    def adapted(self, loras: Sequence[Adapter], roles: Sequence[Role]) -> dict[str, Layer]:
+        """Return the layers of the denoiser that LoRAs adapt, sorted by name.
+
+        Args:
+            loras: Adapters, in the order of the ranks of each layer.
+            roles: Role of each LoRA.
+
+        Raises:
+            UserError: If a LoRA adapts a layer of denoiser or text encoders that is not there, or has other widths.
+        """
+        shapes = [lora.shapes for lora in loras]
+        for each in shapes:
+            for name, shape in each.items():
+                check_fit(self.denoiser.get(name) or self.text.get(name), name, shape)
+        ranks = [{name: rank for name, (rank, _, _) in each.items() if name in self.denoiser} for each in shapes]
+        return with_ranks(self.denoiser, ranks, roles)
+
+    def in_order(self, names: Sequence[str]) -> list[str]:
+        """Return layers of the denoiser in the order of the forward pass."""
+        places = {name: place for place, name in enumerate(self.denoiser)}
+        return sorted(names, key=places.__getitem__)
+
+    def block_of(self, name: str) -> str:
+        """Return the short name of the block that holds a layer, or the module at its top."""
+        return next((short for block, short in self.blocks.items() if within(name, block)), name.partition(".")[0])
+
+    def transformer_block_of(self, name: str) -> str:
+        """Return the path of the transformer block that holds a layer, or of the module that it belongs to."""
+        found = (block for block in self.transformer_blocks if within(name, block))
+        return next(found, name.rpartition(".")[0] or name)
+
+
+def text_layers(loras: Sequence[Adapter], roles: Sequence[Role]) -> dict[str, Layer]:
+    """Return the layers of the text encoders that LoRAs adapt, sorted by name."""
+    shapes = [{name: shape for name, shape in lora.shapes.items() if name in lora.text} for lora in loras]
+    layers = {name: Layer(name, ins, outs) for each in shapes for name, (_, ins, outs) in each.items()}
+    return with_ranks(layers, [{name: rank for name, (rank, _, _) in each.items()} for each in shapes], roles)
+
+
+def check_fit(layer: Layer | None, name: str, shape: tuple[int, int, int]) -> None:
+    """Raise UserError if factors of a shape (rank, inputs, outputs) do not fit the layer of this name."""
+    if layer is None:
+        raise UserError(f"the LoRA adapts {name}, which is no linear layer here; give a LoRA trained on this model")
+    _, inputs, outputs = shape
+    if (inputs, outputs) != (layer.in_features, layer.out_features):
+        raise UserError(
+            f"the LoRA maps {inputs} to {outputs} channels at {name}, the model {layer.in_features} to "
+            f"{layer.out_features}; give a LoRA trained on this model"
+        )
+
+
+def with_ranks(
+    layers: Mapping[str, Layer], ranks: Sequence[Mapping[str, int]], roles: Sequence[Role]
+) -> dict[str, Layer]:
+    """Return the layers that appear in the ranks of any adapter, sorted by name as adapters are."""
+    names = sorted({name for each in ranks for name in each})
+    return {
+        name: replace(layers[name], ranks=tuple(each.get(name, 0) for each in ranks), roles=tuple(roles))
+        for name in names
+    }

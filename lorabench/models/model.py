@@ -1,0 +1,242 @@
+"""The interface of a diffusion model: all that methods, losses and sampling rules see of it.
+
+A model is a denoiser, text encoders, an autoencoder and a noise process. A family (`lorabench/models/sdxl`) implements
+what is abstract here and keeps the rest to itself: packing of latents, size embeddings, the sign and the unit of time.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from lorabench.lora.adapter import Adapter
+from lorabench.lora.layer import Adapters, AllMasks, attach
+from lorabench.models.layer_map import LayerMap
+from lorabench.models.noise import NoiseProcess
+from lorabench.models.sampler import Sampler
+
+PROMPTS_KEPT = 256  # encoded prompts that a model keeps; 160 MB on SDXL in fp32
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the denoiser knows of n prompts.
+
+    Args:
+        tensors: Tensors of n rows each. Their meaning belongs to the family.
+    """
+
+    tensors: tuple[Tensor, ...]
+
+    def __len__(self) -> int:
+        return len(self.tensors[0])
+
+    def take(self, rows: Tensor | Sequence[int]) -> Conditioning:
+        """Return the conditioning of these rows."""
+        index = rows if isinstance(rows, Tensor) else list(rows)
+        return Conditioning(tuple(tensor[index] for tensor in self.tensors))
+
+    @staticmethod
+    def join(parts: Sequence[Conditioning]) -> Conditioning:
+        """Return the rows of all parts, one part after the other."""
+        columns = zip(*(part.tensors for part in parts), strict=True)
+        return Conditioning(tuple(torch.cat(column) for column in columns))
+
+
+class DiffusionModel(ABC):
+    """A frozen text-to-image model.
+
+    Args:
+        denoiser: Network that predicts; adapters are attached to it.
+        text: Text encoders by the name that their layers start with.
+        process: Noise process.
+        layers: Linear layers of denoiser and text encoders.
+        resolution: Edge of the images in pixels.
+        latent_shape: Channels, height and width of the latents.
+        offload: Keep text encoders and autoencoder on the CPU while they are not used.
+
+    Attributes:
+        guidance: "cfg" if guidance is a second prediction under the empty prompt, "embedded" if its scale is an input
+            of the denoiser, "none" if the model has no guidance.
+        device: Device of the denoiser.
+        dtype: Type of its weights.
+    """
+
+    guidance: ClassVar[Literal["cfg", "embedded", "none"]]
+
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        text: Mapping[str, nn.Module],
+        process: NoiseProcess,
+        layers: LayerMap,
+        resolution: int,
+        latent_shape: tuple[int, int, int],
+        offload: bool = False,
+    ):
+        self.denoiser = denoiser.requires_grad_(False).eval()
+        self.text = nn.ModuleDict(dict(text)).requires_grad_(False).eval()
+        self.process, self.layers, self.resolution, self.latent_shape = process, layers, resolution, latent_shape
+        self.offload = offload
+        weight = next(denoiser.parameters())
+        self.device, self.dtype = weight.device, weight.dtype
+        self._prompts: OrderedDict[str, Conditioning] = OrderedDict()
+
+    @abstractmethod
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Return latents [n, c, h, w] of unit scale for images [n, 3, H, W] in [-1, 1]."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return images [n, 3, H, W] in [0, 1] for latents of unit scale, with gradients."""
+
+    @abstractmethod
+    def unconditional(self, n: int) -> Conditioning:
+        """Return n rows of the empty prompt, as classifier-free guidance needs them."""
+
+    @abstractmethod
+    def with_crops(self, conditioning: Conditioning, crops: Tensor) -> Conditioning:
+        """Return the conditioning with the crop that each image is, for models that are conditioned on it.
+
+        Args:
+            conditioning: Rows of n prompts.
+            crops: [n, 6]: height and width of the original image, top and left of the crop in the resized image, and
+                height and width of the crop, in pixels.
+        """
+
+    @abstractmethod
+    def predict(self, xt: Tensor, t: Tensor, conditioning: Conditioning, guidance: float | None = None) -> Tensor:
+        """Return the prediction of the denoiser [n, c, h, w] in fp32.
+
+        Args:
+            xt: Noisy latents [n, c, h, w] of variance 1.
+            t: Noise levels [n], or one for all rows.
+            conditioning: n rows.
+            guidance: Guidance scale, for models whose guidance is embedded.
+        """
+
+    @abstractmethod
+    def sampler(self, steps: int) -> Sampler:
+        """Return a new run of the model's scheduler.
+
+        Raises:
+            UserError: If the scheduler draws random numbers.
+        """
+
+    @abstractmethod
+    def recomputed_blocks(self) -> list[nn.Module]:
+        """Return the modules whose activations gradient checkpointing computes again."""
+
+    @abstractmethod
+    def _encode(self, prompts: list[str]) -> Conditioning:
+        """Run the text encoders on prompts, in one batch."""
+
+    def encode_prompts(
+        self, prompts: Sequence[str], adapters: Sequence[Adapter] = (), grad: bool = False
+    ) -> Conditioning:
+        """Return one row per prompt.
+
+        Without gradients every prompt is encoded on its own, so that its row does not depend on the other prompts, and
+        the most recent rows are kept.
+
+        Args:
+            prompts: Prompts; equal ones are encoded once.
+            adapters: LoRAs whose parts for the text encoders apply, each at scale 1.
+            grad: Keep the graph to the weights of attached adapters.
+        """
+        if adapters:
+            with self.attach_text(adapters):
+                return self.encode_prompts(prompts, grad=grad)
+        if grad:
+            distinct = list(dict.fromkeys(prompts))
+            return self._encode(distinct).take([distinct.index(prompt) for prompt in prompts])
+        known = {prompt: self._prompts[prompt] for prompt in prompts if prompt in self._prompts}
+        if new := sorted(set(prompts) - known.keys()):
+            with torch.no_grad(), self.present(*self.text.values()):
+                known |= {prompt: self._encode([prompt]) for prompt in new}
+        for prompt in dict.fromkeys(prompts):
+            self._prompts[prompt] = known[prompt]
+            self._prompts.move_to_end(prompt)
+        while len(self._prompts) > PROMPTS_KEPT:
+            self._prompts.popitem(last=False)
+        return Conditioning.join([known[prompt] for prompt in prompts])
+
+    def initial_noise(self, seeds: Sequence[int]) -> Tensor:
+        """Return noise [n, c, h, w] of variance 1; each row depends on its seed only, not on batch or device."""
+        shape = (1, *self.latent_shape)
+        return torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]).to(
+            self.device
+        )
+
+    def attach(
+        self, adapters: Sequence[Adapter], masks: AllMasks | None = None, dtype: torch.dtype | None = None
+    ) -> Adapters:
+        """Put LoRAs on the denoiser, until the returned context manager exits.
+
+        Args:
+            adapters: LoRAs; their parts for the text encoders are ignored.
+            masks: Masks by layer, one per LoRA.
+            dtype: Type of the factors, if it is not that of the denoiser.
+
+        Raises:
+            UserError: If a LoRA does not fit the denoiser.
+        """
+        return attach(self.denoiser, adapters, masks, dtype)
+
+    @contextmanager
+    def attach_text(
+        self,
+        adapters: Sequence[Adapter],
+        scales: Mapping[str, Sequence[float]] | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Iterator[Adapters]:
+        """Put the parts of LoRAs for the text encoders on them; prompts are encoded with these within the block.
+
+        Args:
+            adapters: LoRAs; those without such parts change nothing.
+            scales: Scale of each LoRA by layer; 1 if not given.
+            dtype: Type of the factors, if it is not that of the text encoders.
+        """
+        parts = [Adapter(lora.text) for lora in adapters]
+        with self.fresh_prompts() if any(parts) else nullcontext(), attach(self.text, parts, dtype=dtype) as attached:
+            if scales is not None:
+                attached.rows({name: torch.tensor([scales[name]]) for name in attached.layers})
+            yield attached
+
+    @contextmanager
+    def fresh_prompts(self) -> Iterator[None]:
+        """Encode all prompts again within the block: the text encoders have changed."""
+        kept, self._prompts = self._prompts, OrderedDict()
+        try:
+            yield
+        finally:
+            self._prompts = kept
+
+    @contextmanager
+    def present(self, *modules: nn.Module, stay: bool = False) -> Iterator[None]:
+        """Hold modules on the model's device within the block; with `offload` they are on the CPU otherwise.
+
+        Args:
+            modules: Text encoders or autoencoder.
+            stay: Leave them there, because a backward pass will need their weights.
+        """
+        for module in modules if self.offload else ():
+            module.to(self.device)
+        yield
+        for module in modules if self.offload and not stay else ():
+            module.to("cpu")
+
+
+def pixels(images: Sequence[Image.Image]) -> Tensor:
+    """Return RGB images of one size as [n, 3, H, W] in [-1, 1]."""
+    stack = np.stack([np.asarray(image, dtype=np.float32) for image in images])
+    return torch.from_numpy(stack).permute(0, 3, 1, 2) / 127.5 - 1

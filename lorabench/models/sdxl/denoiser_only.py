@@ -1,0 +1,75 @@
+"""A UNet without text encoders and autoencoder, under SDXL's noise schedule.
+
+Merges and trainings use nothing else in their steps. For counts and benchmarks, with random weights or on torch's meta
+device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+from torch import Tensor
+
+from lorabench.base import seed_of
+from lorabench.models.checkpointing import recomputed
+from lorabench.models.model import Conditioning, DiffusionModel
+from lorabench.models.noise import DDPM
+from lorabench.models.sampler import Sampler
+from lorabench.models.sdxl.layers import layers_of
+from lorabench.models.sdxl.model import SDXL
+from lorabench.models.sdxl.reading import set_attention
+
+TOKENS = 77
+SCHEDULE: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+class DenoiserOnly(SDXL):
+    """An SDXL model whose prompts and images have seeded random codes.
+
+    Args:
+        unet: Denoiser.
+        checkpointing: Use gradient checkpointing.
+    """
+
+    def __init__(self, unet: UNet2DConditionModel, checkpointing: bool = False):
+        self.unet = unet
+        edge = unet.config.sample_size
+        process = DDPM(EulerDiscreteScheduler(**SCHEDULE).alphas_cumprod.to(unet.device), "epsilon")
+        shape = (unet.config.in_channels, edge, edge)
+        DiffusionModel.__init__(self, unet, {}, process, layers_of(unet.config, {}), 8 * edge, shape)
+        set_attention(unet, "auto")
+        if checkpointing:
+            unet.enable_gradient_checkpointing(recomputed)
+
+    @classmethod
+    def empty(cls, config: Mapping[str, Any], dtype: torch.dtype | None = None, checkpointing: bool = False) -> Self:
+        """Return the model of a UNet's configuration on torch's meta device."""
+        with torch.device("meta"):
+            unet: Any = UNet2DConditionModel.from_config(dict(config))
+        return cls(unet if dtype is None else unet.to(dtype), checkpointing)
+
+    def sampler(self, steps: int) -> Sampler:
+        return Sampler(EulerDiscreteScheduler(**SCHEDULE), steps, self.device)
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        codes = [self.random(f"image {float(image.mean())}", *self.latent_shape) for image in images]
+        return torch.cat(codes).float()
+
+    def unconditional(self, n: int) -> Conditioning:
+        return self.encode_prompts([""]).take([0] * n)
+
+    def _encode(self, prompts: list[str]) -> Conditioning:
+        config = self.unet.config
+        width = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        states = torch.cat([self.random(f"tokens {each}", TOKENS, config.cross_attention_dim) for each in prompts])
+        pooled = torch.cat([self.random(f"pooled {each}", width) for each in prompts])
+        return Conditioning((states, pooled, self.whole_image(len(prompts))))
+
+    def random(self, name: str, *sizes: int) -> Tensor:
+        """Return numbers [1, *sizes] of unit variance, seeded by a name."""
+        rng = torch.Generator().manual_seed(seed_of(name))
+        return torch.randn(1, *sizes, generator=rng).to(self.device, self.dtype)

@@ -1,0 +1,130 @@
+"""The SDXL family: SDXL itself, KOALA, and models of its structure in other sizes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import diffusers
+import torch
+import transformers
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
+from torch import Tensor, nn
+
+from lorabench.models.checkpointing import recomputed
+from lorabench.models.files import ModelFiles, model_folder
+from lorabench.models.model import Conditioning, DiffusionModel
+from lorabench.models.noise import DDPM
+from lorabench.models.sampler import Sampler
+from lorabench.models.sdxl.layers import TEXT_ENCODERS, layers_of
+from lorabench.models.sdxl.reading import read_pipeline, set_attention
+
+LARGE = 512  # pixels, from which images are decoded one by one
+
+
+class SDXL(DiffusionModel):
+    """The parts of a StableDiffusionXLPipeline.
+
+    A conditioning holds the hidden states of both text encoders side by side [n, tokens, width], the pooled state of
+    the second one [n, width], and the size embedding's input [n, 6]: original size, crop corner, target size.
+
+    Args:
+        pipeline: Pipeline with its weights.
+        files: Settings of the model; defaults if None.
+    """
+
+    guidance: ClassVar[Literal["cfg", "embedded", "none"]] = "cfg"
+
+    def __init__(self, pipeline: StableDiffusionXLPipeline, files: ModelFiles | None = None):
+        self.pipeline = pipeline
+        self.unet, self.vae = pipeline.unet, pipeline.vae
+        encoders = {name: getattr(pipeline, name) for name in TEXT_ENCODERS}
+        factor: int = pipeline.vae_scale_factor
+        resolution = (files.resolution if files else None) or self.unet.config.sample_size * factor
+        edge = resolution // factor
+        schedule: Any = pipeline.scheduler
+        super().__init__(
+            self.unet,
+            encoders,
+            DDPM(schedule.alphas_cumprod.to(self.unet.device), schedule.config.prediction_type),
+            layers_of(self.unet.config, {name: encoder.config.to_dict() for name, encoder in encoders.items()}),
+            resolution,
+            (self.unet.config.in_channels, edge, edge),
+            files is not None and files.offload == "encoders",
+        )
+        self.vae.requires_grad_(False).eval()
+        set_attention(self.unet, files.attention if files else "auto")
+        if files is not None and files.checkpointing:
+            self.unet.enable_gradient_checkpointing(recomputed)
+        if resolution >= LARGE:
+            self.vae.enable_slicing()  # decoding a whole batch needs more memory than any training step
+
+    @classmethod
+    def load(cls, files: ModelFiles | str | Path, device: str = "cpu") -> SDXL:
+        """Load a model.
+
+        Args:
+            files: Files of a model, "micro" (the packaged model), or a diffusers folder.
+            device: Device of the UNet; with `offload` "encoders" the other parts stay on the CPU.
+
+        Raises:
+            UserError: If the files are not an SDXL pipeline.
+        """
+        if not isinstance(files, ModelFiles):
+            files = model_folder(files)
+        diffusers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.disable_progress_bar()
+        pipeline = read_pipeline(files)
+        waiting = () if files.offload == "encoders" else (pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2)
+        for part in (pipeline.unet, *waiting):
+            part.to(device)
+        return cls(pipeline, files)
+
+    @torch.no_grad()
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Return the mode of the encoder's distribution."""
+        with self.present(self.vae):
+            code = self.vae.encode(images.to(self.device, self.vae.dtype)).latent_dist.mode()
+        return code.float() * self.vae.config.scaling_factor
+
+    def decode(self, latents: Tensor) -> Tensor:
+        code = (latents.float() / self.vae.config.scaling_factor).to(self.vae.dtype)
+        present = self.present(self.vae, stay=code.requires_grad)
+        with present, torch.autocast(self.device.type, enabled=False):  # bf16 would show as banding
+            images = self.vae.decode(code).sample
+        return (images.float() / 2 + 0.5).clamp(0, 1)
+
+    def unconditional(self, n: int) -> Conditioning:
+        """Return zeros or the encoded empty string, as the pipeline is configured."""
+        empty = self.encode_prompts([""])
+        if dict(self.pipeline.config)["force_zeros_for_empty_prompt"]:
+            states, pooled, size = empty.tensors
+            empty = Conditioning((torch.zeros_like(states), torch.zeros_like(pooled), size))
+        return empty.take([0] * n)
+
+    def with_crops(self, conditioning: Conditioning, crops: Tensor) -> Conditioning:
+        states, pooled, _ = conditioning.tensors
+        return Conditioning((states, pooled, crops.to(self.device)))
+
+    def predict(self, xt: Tensor, t: Tensor, conditioning: Conditioning, guidance: float | None = None) -> Tensor:
+        states, pooled, size = conditioning.tensors
+        added = {"text_embeds": pooled, "time_ids": size}
+        return self.unet(xt.to(self.dtype), t, states, added_cond_kwargs=added, return_dict=False)[0].float()
+
+    def sampler(self, steps: int) -> Sampler:
+        return Sampler(self.pipeline.scheduler, steps, self.device)
+
+    def recomputed_blocks(self) -> list[nn.Module]:
+        return [each for each in self.unet.modules() if isinstance(each, BasicTransformerBlock | ResnetBlock2D)]
+
+    def _encode(self, prompts: list[str]) -> Conditioning:
+        pipeline: Any = self.pipeline  # its annotation of `encode_prompt` allows one prompt only
+        states, _, pooled, _ = pipeline.encode_prompt(prompts, device=self.device, do_classifier_free_guidance=False)
+        return Conditioning((states, pooled, self.whole_image(len(prompts))))
+
+    def whole_image(self, n: int) -> Tensor:
+        """Return the size conditioning [n, 6] of uncropped images of the model's resolution."""
+        edge = self.resolution
+        return torch.tensor([[edge, edge, 0, 0, edge, edge]] * n, device=self.device)

@@ -1,0 +1,130 @@
+"""The model interface: what is refused, what is kept, and that nothing else knows a family."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers.schedulers.scheduling_euler_ancestral_discrete import EulerAncestralDiscreteScheduler
+
+import lorabench
+from lorabench.base import UserError
+from lorabench.lora.adapter import Factors, LoRA
+from lorabench.models import model as interface
+from lorabench.models.files import model_folder
+from lorabench.models.model import Conditioning
+from lorabench.models.schedulers import DETERMINISTIC, STOCHASTIC
+from lorabench.sampling.sampler import sample_latents
+
+ROOT = Path(lorabench.__file__).parent
+SDXL_WORDS = re.compile(
+    r"(?<![A-Za-z])unet|unet(?![A-Za-z])|alphas_bar|text_encoder_2|time_ids|init_noise_sigma|down_blocks|up_blocks|mid_block"
+)
+
+
+def test_words_of_sdxl_occur_in_models_and_lora_files_only() -> None:
+    known = [ROOT / "models", ROOT / "lora" / "files"]
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in sorted(ROOT.rglob("*.py"))
+        if not any(path.is_relative_to(folder) for folder in known)
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if SDXL_WORDS.search(line)
+    ]
+    assert not found
+
+
+def scheduler_folder(folder: Path, target: Path, name: str, **settings: Any) -> Path:
+    """Return a copy of a model folder with another scheduler."""
+    shutil.copytree(folder, target)
+    index = json.loads((target / "model_index.json").read_text())
+    (target / "model_index.json").write_text(json.dumps(index | {"scheduler": ["diffusers", name]}))
+    file = target / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"_class_name": name, **settings}))
+    return target
+
+
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_stochastic_schedulers_are_refused_with_a_deterministic_one(folder: Path, tmp_path: Path, name: str) -> None:
+    target = scheduler_folder(folder, tmp_path / "model", name)
+    with pytest.raises(UserError, match=f"samples with {name}, which adds random noise .*; use {STOCHASTIC[name]} "):
+        model_folder(target)
+    assert STOCHASTIC[name] in DETERMINISTIC
+
+
+def test_stochastic_settings_and_unknown_schedulers_are_refused(folder: Path, tmp_path: Path) -> None:
+    name = "DPMSolverMultistepScheduler"
+    target = scheduler_folder(folder, tmp_path / "sde", name, algorithm_type="sde-dpmsolver++")
+    with pytest.raises(UserError, match=r"algorithm_type=sde-dpmsolver\+\+ adds random noise .*; use dpmsolver\+\+ "):
+        model_folder(target)
+    model_folder(scheduler_folder(folder, tmp_path / "ode", name, algorithm_type="dpmsolver++"))
+    with pytest.raises(UserError, match="samples with MyScheduler, which is not known to be deterministic; use Euler"):
+        model_folder(scheduler_folder(folder, tmp_path / "mine", "MyScheduler"))
+
+
+def test_a_stochastic_scheduler_that_was_set_afterwards_is_refused(model) -> None:
+    model.pipeline.scheduler = EulerAncestralDiscreteScheduler.from_config(model.pipeline.scheduler.config)
+    with pytest.raises(UserError, match="use EulerDiscreteScheduler"):
+        sample_latents(model, ["a mug"], [0], 2, 1.0)
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_deterministic_schedulers_draw_nothing(folder: Path, tmp_path: Path, name: str) -> None:
+    from lorabench.models.load import load
+
+    model = load(model_folder(scheduler_folder(folder, tmp_path / "model", name)))
+    torch.manual_seed(0)
+    first = sample_latents(model, ["a mug"], [0], 4, 1.0)
+    torch.manual_seed(1)
+    assert torch.equal(sample_latents(model, ["a mug"], [0], 4, 1.0), first) and first.isfinite().all()
+
+
+def test_prompt_cache_is_bounded(model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interface, "PROMPTS_KEPT", 3)
+    encoded: list[str] = []
+    encode = model._encode
+    monkeypatch.setattr(model, "_encode", lambda prompts: encoded.extend(prompts) or encode(prompts))
+    prompts = [f"a mug {number}" for number in range(5)]
+    rows = model.encode_prompts([*prompts, prompts[0]])
+    assert encoded == prompts and len(rows) == 6 and len(model._prompts) == 3
+    assert all(torch.equal(each[0], each[5]) for each in rows.tensors)
+    model.encode_prompts([prompts[4], "a boat", prompts[4]])  # the least recent leaves
+    assert encoded == [*prompts, "a boat"] and set(model._prompts) == {prompts[3], prompts[4], "a boat"}
+
+
+def test_conditioning_rows_are_taken_and_joined(model) -> None:
+    mug, boat = model.encode_prompts(["a mug"]), model.encode_prompts(["a boat"])
+    both = Conditioning.join([mug, boat])
+    swapped = both.take([1, 0])
+    assert len(both) == 2
+    assert all(
+        torch.equal(a[0], b[1]) and torch.equal(a[1], b[0]) for a, b in zip(both.tensors, swapped.tensors, strict=True)
+    )
+
+
+def test_text_adapters_apply_in_their_block_and_with_their_scales(model, loras) -> None:
+    name, layer = next(iter(model.layers.trained_text().items()))
+    spoken = LoRA(loras[0], {name: Factors(torch.randn(2, layer.in_features), torch.randn(layer.out_features, 2))})
+    plain = model.encode_prompts(["a mug"]).tensors[0]
+    adapted = model.encode_prompts(["a mug"], [spoken, loras[1]]).tensors[0]
+    assert not torch.equal(adapted, plain) and torch.equal(model.encode_prompts(["a mug"]).tensors[0], plain)
+    for scale, expected in ((0.0, plain), (1.0, adapted)):
+        with model.attach_text([spoken], {name: [scale]}):
+            torch.testing.assert_close(model.encode_prompts(["a mug"]).tensors[0], expected)
+
+
+def test_noise_is_the_noise_that_was_added(model) -> None:
+    t, x0 = torch.tensor([20, 700]), torch.randn(2, 12, 4, 4)
+    eps = torch.randn_like(x0)
+    for predicts in ("epsilon", "v_prediction"):
+        model.process.predicts = predicts
+        xt, target = model.process.add_noise(x0, eps, t), model.process.target(x0, eps, t)
+        torch.testing.assert_close(model.process.noise(xt, t, target), eps, rtol=1e-4, atol=1e-4)
+    assert model.process.noisiest == 999
+    with pytest.raises(UserError, match="law logit_normal does not exist for a DDPM model; use uniform"):
+        model.process.timesteps(1, torch.Generator(), "logit_normal")
