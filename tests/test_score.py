@@ -13,11 +13,14 @@ from safetensors.torch import load_file, save_file
 from tiny_scorers import pictures, write_scorer
 
 from lorabench.base import UserError
+from lorabench.data import microworld as mw
 from lorabench.data.pairs import Concept, Pair, Reference, Scene
+from lorabench.scoring.complete import check_rows, check_unique, expected_scores
 from lorabench.scoring.description import ScorerFiles
 from lorabench.scoring.load import load_scorer, load_scorers
 from lorabench.scoring.references import References
-from lorabench.scoring.score import COLUMNS, Item, check_rows, check_unique, items_of, score_items
+from lorabench.scoring.rows import COLUMNS, ScoredImage, items_of
+from lorabench.scoring.score import score_items
 from lorabench.scoring.truth import Readout, Truth
 
 KEYS = {"dataset": "d", "world": "1", "method": "direct", "ablation": "none", "model": "micro"}
@@ -29,6 +32,29 @@ def scorers(tmp_path_factory):
     for kind in ("dino", "clip", "csd"):
         write_scorer(root / kind, kind)
     return load_scorers(root)
+
+
+@pytest.fixture
+def micro_scorers(scorers, monkeypatch):
+    """The tiny scorers under the names that the readout of the microworld needs."""
+    for scorer, name in zip(scorers, ("dino@micro", "clip@micro", "csd@micro"), strict=True):
+        monkeypatch.setattr(scorer, "name", name)
+    return scorers
+
+
+class Fixed(Readout):
+    """Reads the first label and the first name from every image."""
+
+    def label(self, unit):
+        return [self.labels[0]] * len(unit)
+
+    def name(self, unit):
+        return [self.names[0]] * len(unit)
+
+
+def truth():
+    none = torch.zeros(1, 1)
+    return Truth(Fixed(["mug"], none, none, ["mug_2"], none), Fixed(["ink"], none, none, ["ink_1"], none), "t")
 
 
 def reference(picture, word="mug"):
@@ -206,9 +232,21 @@ def test_several_backbones_of_a_kind_score_side_by_side(scorers, tmp_path):
     assert [row for row in rows if row["backbone"] == "dino@other"] == alone
     assert [row for row in rows if row["backbone"] != "dino@other"] == run(scorers, images, pair)
     with pytest.raises(RuntimeError, match="lacks dino/content by dino@other"):
-        items = [Item(image, pair, pair.text, {"prompt": pair.prompt, "image": i}) for i, image in enumerate(images)]
+        items = [
+            ScoredImage(image, pair, pair.text, {"prompt": pair.prompt, "image": i}) for i, image in enumerate(images)
+        ]
         kept = [row for row in score_items(items, both) if (row["image"], row["backbone"]) != (1, "dino@other")]
-        check_rows(kept, items)
+        check_rows(kept, items, expected_scores({each.name: each.metrics for each in both}, truth=False))
+
+
+@pytest.mark.parametrize("missing", ["dino/style", "clip_t", "class_acc", "style_r1"])
+def test_metric_missing_from_all_images_is_an_error(micro_scorers, missing):
+    pair = pair_of(pictures(1, seed=1), pictures(1, seed=2), (mw.subject("mug_1"), mw.style("ink_1")))
+    rows = [row for row in run(micro_scorers, pictures(2), pair, truth=truth()) if row["metric"] != missing]
+    images = items_of(pictures(2), pair, pair.shots(2), (0, 1), KEYS)
+    expected = expected_scores({scorer.name: scorer.metrics for scorer in micro_scorers}, truth=True)
+    with pytest.raises(RuntimeError, match=f"image 0 of mug_1\\+ink_1 lacks {missing} by"):
+        check_rows(rows, images, expected)
 
 
 def test_pictures_are_resized_once_for_all_that_want_the_same_size(scorers, monkeypatch):
@@ -223,31 +261,18 @@ def test_pictures_are_resized_once_for_all_that_want_the_same_size(scorers, monk
 def test_keys_that_an_item_lacks_are_left_out(scorers):
     pair = pair_of(pictures(1, seed=1), pictures(1, seed=2))
     keys = {"prompt": "p", "seed": 0, "image": 0}
-    rows = score_items([Item(pictures(1)[0], pair, "a mug in ink style", keys)], scorers)
+    rows = score_items([ScoredImage(pictures(1)[0], pair, "a mug in ink style", keys)], scorers)
     assert "method" not in rows[0]
     assert rows[0]["content"] == "mug_1"
 
 
-def test_truth_is_read_where_the_factors_are_known(scorers):
-    from lorabench.data import microworld as mw
-
-    class Fixed(Readout):
-        def label(self, unit):
-            return [self.labels[0]] * len(unit)
-
-        def name(self, unit):
-            return [self.names[0]] * len(unit)
-
-    none = torch.zeros(1, 1)
-    truth = Truth(Fixed(["mug"], none, none, ["mug_2"], none), Fixed(["ink"], none, none, ["ink_1"], none), "t")
-    for scorer, name in zip(scorers, ("dino@micro", "clip@micro", "csd@micro"), strict=True):
-        scorer.name = name
+def test_truth_is_read_where_the_factors_are_known(micro_scorers):
     pair = pair_of(pictures(1, seed=1), pictures(1, seed=2), (mw.subject("mug_1"), mw.style("ink_1")))
-    rows = run(scorers, pictures(2), pair, truth=truth)
+    rows = run(micro_scorers, pictures(2), pair, truth=truth())
     read = {row["metric"]: row["value"] for row in rows if row["backbone"] != "clip@micro" and "/" not in row["metric"]}
     assert read == {"class_acc": 1.0, "subject_r1": 0.0, "family_acc": 1.0, "style_r1": 1.0}
     photographs = pair_of(pictures(1, seed=1), pictures(1, seed=2))
-    assert {row["role"] for row in run(scorers, pictures(1), photographs, truth=truth)} == {
+    assert {row["role"] for row in run(micro_scorers, pictures(1), photographs, truth=truth())} == {
         "content", "style", "text", "prompt",
     }  # fmt: skip
-    assert not any(row["metric"] == "class_acc" for row in run(scorers, pictures(1), photographs, truth=truth))
+    assert not any(row["metric"] == "class_acc" for row in run(micro_scorers, pictures(1), photographs, truth=truth()))

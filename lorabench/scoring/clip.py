@@ -12,6 +12,7 @@ from torch import nn
 
 from lorabench.base import UserError
 from lorabench.scoring.cosine import normalise
+from lorabench.scoring.description import METRICS
 from lorabench.scoring.preprocess import Preprocess
 from lorabench.scoring.scorer import Scorer
 
@@ -53,6 +54,7 @@ class Clip(Scorer):
     metric = "clip_i"
     text_metric = "clip_t"
     roles = ("content", "style")
+    metrics = METRICS["clip"]
 
     network: open_clip.CLIP
 

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from lorabench.scoring.clip import model_config
+from lorabench.scoring.description import METRICS
 from lorabench.scoring.scorer import Scorer
 
 
@@ -48,6 +49,7 @@ class CSD(Scorer):
 
     metric = "csd"
     roles = ("content", "style")
+    metrics = METRICS["csd"]
 
     def features(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         return self.network(pixels)

@@ -17,7 +17,13 @@ from typing import Any
 
 from lorabench.base import UserError
 
-KINDS = ("dino", "clip", "csd")
+# Metrics by kind of scorer, as they are named in the scores.
+METRICS = {
+    "dino": ("dino/content", "dino/style"),
+    "clip": ("clip_i/content", "clip_i/style", "clip_t", "clip_t/prompt"),
+    "csd": ("csd/content", "csd/style"),
+}
+KINDS = tuple(METRICS)
 
 
 @dataclass(frozen=True)

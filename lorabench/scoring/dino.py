@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from lorabench.base import UserError
+from lorabench.scoring.description import METRICS
 from lorabench.scoring.scorer import Scorer
 
 
@@ -33,6 +34,7 @@ class Dino(Scorer):
 
     metric = "dino"
     roles = ("content", "style")
+    metrics = METRICS["dino"]
 
     def features(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         feature = self.network(pixels)

@@ -15,7 +15,7 @@ from lorabench.base import ASSETS, UserError
 from lorabench.config.choices import unknown
 from lorabench.config.schemas import ScorerSpec
 from lorabench.scoring.backbone_weights import find_weights
-from lorabench.scoring.description import KINDS, ScorerFiles, read_config
+from lorabench.scoring.description import KINDS, METRICS, ScorerFiles, read_config
 
 MICRO_SCORERS = ASSETS / "micro_scorers"
 DESCRIPTIONS = ASSETS / "scorers"
@@ -28,6 +28,11 @@ class ScorerSet:
 
     scorers: tuple[ScorerFiles, ...]
     truth: Path | None = None
+
+    def metrics(self) -> dict[str, tuple[str, ...]]:
+        """Return the names of each scorer's scores, by the scorer's name."""
+        configs = [read_config(files.config) for files in self.scorers]
+        return {config["name"]: METRICS[config["kind"]] for config in configs}
 
     def sources(self) -> list[Path]:
         """Return the files and folders that scores depend on, for the digest."""

@@ -26,6 +26,7 @@ class Scorer(nn.Module):
 
     metric: ClassVar[str]
     roles: ClassVar[tuple[Role, ...]]
+    metrics: ClassVar[tuple[str, ...]]  # names of its scores
 
     def __init__(self, name: str, version: str, network: nn.Module, preprocess: Preprocess) -> None:
         super().__init__()

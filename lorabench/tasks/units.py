@@ -18,7 +18,7 @@ from lorabench.tasks.jobs import load_model, load_references, load_scorers
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lorabench.scoring.score import Item, Row
+    from lorabench.scoring.rows import ScoredImage, ScoreRow
 
 
 def batches_of(count: int, size: int) -> int:
@@ -122,8 +122,8 @@ class Score(UnitWork):
     def units(self) -> int:
         return batches_of(len(self.seeds), self.batch)
 
-    def items(self) -> list[Item]:
-        from lorabench.scoring.score import items_of
+    def items(self) -> list[ScoredImage]:
+        from lorabench.scoring.rows import items_of
 
         paths = [self.images / file_name(index) for index in range(len(self.seeds))]
         return items_of(paths, self.pair, self.pair.shots(len(paths) // len(self.pair.drawn)), self.seeds, {})
@@ -139,7 +139,7 @@ class Score(UnitWork):
         done = 0
         with counted(numbers, folder) as parts:
 
-            def write(number: int, rows: list[Row]) -> None:
+            def write(number: int, rows: list[ScoreRow]) -> None:
                 nonlocal done
                 pd.DataFrame(rows).to_parquet(parts / f"{number:06d}.parquet", index=False)
                 done += len({row["image"] for row in rows})
@@ -151,11 +151,12 @@ class Score(UnitWork):
     def finish(self, folder: Path) -> None:
         import pandas as pd
 
-        from lorabench.scoring.score import joined
+        from lorabench.scoring.complete import expected_scores, joined
 
         parts = [pd.read_parquet(folder / PARTS / f"{number:06d}.parquet") for number in range(self.units)]
         rows: Any = [part.to_dict("records") for part in parts]
-        pd.DataFrame(joined(rows, self.items())).to_parquet(folder / "scores.parquet", index=False)
+        expected = expected_scores(self.scorers.metrics(), self.scorers.truth is not None)
+        pd.DataFrame(joined(rows, self.items(), expected)).to_parquet(folder / "scores.parquet", index=False)
 
 
 def file_name(index: int) -> str:
