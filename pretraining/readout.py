@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from lorabench.base import seed_of
 from lorabench.data import microworld as mw
-from lorabench.scoring.cosine import normalise
+from lorabench.scoring.cosine import normalize
 from lorabench.scoring.description import ScorerFiles
 from lorabench.scoring.load import load_scorer
 from lorabench.scoring.truth import CONTENT, PHOTO, STYLE
@@ -76,10 +76,10 @@ def fit_readout(root: Path, bank: ScorerBank) -> None:
     ):
         tensors[f"{role}.weight"], tensors[f"{role}.bias"] = fit_head(unit, torch.tensor(labels), count)
     tensors["content.prototypes"] = torch.stack(
-        [normalise(dino.embed(subject_views(n))[CONTENT[1]].mean(0, keepdim=True))[0] for n in mw.HELDOUT_SUBJECTS]
+        [normalize(dino.embed(subject_views(n))[CONTENT[1]].mean(0, keepdim=True))[0] for n in mw.HELDOUT_SUBJECTS]
     )
     tensors["style.prototypes"] = torch.stack(
-        [normalise(csd.embed(style_views(n))[STYLE[1]].mean(0, keepdim=True))[0] for n in mw.HELDOUT_STYLES]
+        [normalize(csd.embed(style_views(n))[STYLE[1]].mean(0, keepdim=True))[0] for n in mw.HELDOUT_STYLES]
     )
     folder = root / "truth"
     folder.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from torch import nn
 
 from lorabench.data import microworld as mw
 from lorabench.scoring.clip import build_clip, build_tokenizer
-from lorabench.scoring.cosine import normalise
+from lorabench.scoring.cosine import normalize
 from lorabench.scoring.csd import build_csd
 from lorabench.scoring.dino import build_dino
 from lorabench.scoring.weights import read_safetensors
@@ -123,7 +123,7 @@ class DinoTask(ScorerTask):
         with half():
             feature = self.network(batch.pixels)
         feature = feature.float()
-        unit = normalise(feature)
+        unit = normalize(feature)
         classes = torch.tensor([mw.CLASSES.index(s.cls) for s in batch.subjects])
         return {
             "contrast": losses.supervised_contrastive(unit, batch.subject_ids, 0.07),
@@ -152,7 +152,7 @@ class CSDTask(ScorerTask):
         with half():
             out = self.network(batch.pixels)
         out = {role: value.float() for role, value in out.items()}
-        style, content = normalise(out["style"]), normalise(out["content"])
+        style, content = normalize(out["style"]), normalize(out["content"])
         families = torch.tensor([mw.FAMILIES.index(s.family) if s else len(mw.FAMILIES) for s in batch.styles])
         classes = torch.tensor([mw.CLASSES.index(s.cls) for s in batch.subjects])
         return {
@@ -190,7 +190,7 @@ class ClipTask(ScorerTask):
     def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
         with half():
             image, text, scale = self.network(batch.pixels, self.tokenizer(batch.texts))
-        image, text = normalise(image), normalise(text)
+        image, text = normalize(image), normalize(text)
         same = torch.tensor([[a == b for b in batch.texts] for a in batch.texts])
         return {"contrast": losses.image_text_contrastive(image, text, same, scale.clamp(max=100))}
 

@@ -116,9 +116,9 @@ def test_scorers_load_strictly_and_embed_unit_rows(tmp_path, kind):
 def test_a_file_that_is_no_safetensors_or_no_config_is_one_line(tmp_path):
     folder = write_scorer(tmp_path / "dino", "dino")
     (folder / "w.safetensors").write_bytes(b"<html>not found</html>")
-    with pytest.raises(UserError, match="no readable safetensors"):
+    with pytest.raises(UserError, match="not a readable safetensors"):
         load_scorer(ScorerFiles.of(folder))
-    with pytest.raises(UserError, match="no scorer"):
+    with pytest.raises(UserError, match="not a scorer"):
         ScorerFiles.of(tmp_path)
     config = json.loads((folder / "config.json").read_text())
     for change, word in (({"kind": "lpips"}, "unknown"), ({"preprocess": {"size": 3}}, "preprocess")):
@@ -128,7 +128,7 @@ def test_a_file_that_is_no_safetensors_or_no_config_is_one_line(tmp_path):
         with pytest.raises(UserError, match=word):
             load_scorer(ScorerFiles.of(folder))
     (folder / "config.json").write_text("{")
-    with pytest.raises(UserError, match="no valid JSON"):
+    with pytest.raises(UserError, match="not valid JSON"):
         read_config(folder / "config.json")
 
 

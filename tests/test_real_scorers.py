@@ -52,7 +52,7 @@ def written(folder, name, state):
 
 
 def same(left, right, tolerance=5e-6):
-    """Unit rows agree, against features that are not normalised yet."""
+    """Unit rows agree, against features that are not normalized yet."""
     right = F.normalize(right.float(), dim=-1)
     assert left.shape == right.shape
     return float((left - right).abs().max()) < tolerance
@@ -84,7 +84,7 @@ def test_weights_of_another_backbone_are_refused_by_their_header(tmp_path):
             check_scorer(ScorerFiles(backbones()[other], files.weights))
     whole = files.weights.read_bytes()
     files.weights.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match="no readable safetensors file"):
+    with pytest.raises(UserError, match="not a readable safetensors file"):
         check_scorer(files)
 
 

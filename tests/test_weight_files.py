@@ -124,7 +124,7 @@ def test_what_is_named_wrongly_is_one_line(tmp_path):
         ({"weights": {"dino@vits16": "x"}}, ("dino_vits16",)),
         ({"weights": {"dino_vitb8": "x"}}, ("scorers.backbones=[dino@vits16,dino@vitb8]",)),
         ({"weights": {"dino_vits16": "nowhere.safetensors"}}, ("nowhere.safetensors", "model.safetensors")),
-        ({"weights": {"dino_vits16": str(tmp_path / "notes.txt")}}, ("no safetensors",)),
+        ({"weights": {"dino_vits16": str(tmp_path / "notes.txt")}}, ("must be a .safetensors file",)),
         ({"backbones": [], "weights": {}}, ("scorers=real",)),
         ({"path": str(tmp_path), "backbones": []}, ("scorers=micro",)),
     ):
@@ -142,7 +142,7 @@ def test_folders_and_published_backbones_score_together(tmp_path):
         "dino@test", "clip@test", "csd@test", "dino@vits16",
     ]  # fmt: skip
     write_scorer(tmp_path / "own" / "again", "dino")
-    with pytest.raises(UserError, match="two scorers are called dino@test"):
+    with pytest.raises(UserError, match="scorer dino@test is defined twice"):
         scorer_set(replace(SPEC, path=str(tmp_path / "own"), backbones=[]))
     assert scorer_set(replace(SPEC, path="micro", backbones=[])).truth is not None
 
@@ -186,12 +186,12 @@ def test_what_is_no_csd_checkpoint_is_one_line(tmp_path):
     lost = {"model_state_dict": {name: value for name, value in state.items() if name != "last_layer_style"}}
     heads = {"last_layer_style": "backbone", "x": 1}
     for content, words in (
-        (state, ("no CSD checkpoint", "tomg-group-umd/CSD-ViT-L")),
+        (state, ("not a CSD checkpoint", "tomg-group-umd/CSD-ViT-L")),
         (lost, ("1 tensors missing", "last_layer_style")),
         ({"model_state_dict": {**state, "fc.weight": torch.zeros(2)}}, ("1 unknown", "fc.weight")),
         ({"model_state_dict": heads}, ("more than tensors",)),
-        (wrapped | {"args": Opens(tmp_path / "opened")}, ("without running code",)),
-        ([1, 2], ("holds a list",)),
+        (wrapped | {"args": Opens(tmp_path / "opened")}, ("without executing code",)),
+        ([1, 2], ("contains a list",)),
     ):
         torch.save(content, path)
         with pytest.raises(UserError) as error:
@@ -199,9 +199,9 @@ def test_what_is_no_csd_checkpoint_is_one_line(tmp_path):
         one_line(error, str(path), *words)
     whole = path.read_bytes()
     for data, words in (
-        (whole[: len(whole) // 2], "fetch it again"),
-        (b"<html>Google Drive can't scan this file</html>", "without running code"),
-        (b"", "without running code"),
+        (whole[: len(whole) // 2], "download it again"),
+        (b"<html>Google Drive can't scan this file</html>", "without executing code"),
+        (b"", "without executing code"),
     ):
         path.write_bytes(data)
         with pytest.raises(UserError) as error:

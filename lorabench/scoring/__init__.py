@@ -1,1 +1,1 @@
-"""Scorers: one file a kind of backbone, each with its own preprocessing; `files` finds them, `load` opens them."""
+"""Scorers: one file per kind of backbone, each with its own preprocessing. `files` finds them, `load` loads them."""

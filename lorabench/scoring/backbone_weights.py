@@ -1,6 +1,6 @@
-"""Weights of published backbones: a file that is given, else the hub's cache on this machine, else the hub.
+"""Find the weights of published backbones: a given file, else the hub's cache on this machine, else the hub.
 
-Pickles (.pth, .pt, .bin) are converted once into safetensors, in the hub's folder for assets (HF_ASSETS_CACHE).
+Pickles (.pth, .pt, .bin) are converted once to safetensors in the hub's assets folder (HF_ASSETS_CACHE).
 """
 
 from __future__ import annotations
@@ -17,22 +17,25 @@ PICKLES = (".pth", ".pt", ".bin", ".ckpt")
 
 
 def find_weights(config: Mapping[str, Any], key: str, given: str | None) -> Path:
-    """The safetensors of a published backbone.
+    """Return the safetensors of a published backbone.
 
-    config: its description, with weights {hub, file, sha256}; sha256 where the published file is a pickle.
-    key: its key in `scorers.weights`.  given: the value there.
+    Args:
+        config: Its description, with weights {hub, file, sha256}; sha256 only if the published file is a pickle.
+        key: Its key in `scorers.weights`.
+        given: The value of this key.
     """
     if given is None:
         return converted(fetch(config, key), config, config["weights"].get("sha256"))
     path = Path(given).expanduser()
     if not path.is_file() or path.suffix not in (".safetensors", *PICKLES):
-        what = "is no safetensors file" if path.is_file() else "is no file"
-        raise UserError(f"scorers.weights.{key}={given} {what}; {by_hand(config, key)}")
+        raise UserError(
+            f"scorers.weights.{key}={given} must be a .safetensors file or a checkpoint; {by_hand(config, key)}"
+        )
     return converted(path, config)
 
 
 def fetch(config: Mapping[str, Any], key: str) -> Path:
-    """The published file in the hub's cache, downloaded if it is not there yet."""
+    """Return the published file from the hub's cache; download it if necessary."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -47,19 +50,21 @@ def fetch(config: Mapping[str, Any], key: str) -> Path:
         unreachable = isinstance(error, LocalEntryNotFoundError)
         reason = "the hub cannot be reached" if unreachable else str(error).strip().splitlines()[0].rstrip(".")
         raise UserError(
-            f"the weights of {config['name']} are not here and cannot be fetched ({reason}); {by_hand(config, key)}"
+            f"the weights of {config['name']} are not on this machine and cannot be downloaded ({reason}); "
+            f"{by_hand(config, key)}"
         ) from None
 
 
 def by_hand(config: Mapping[str, Any], key: str) -> str:
     source = config["weights"]
-    return f"get {source['file']} of the hub's {source['hub']} and type scorers.weights.{key}=<that file>"
+    return f"get {source['file']} of the hub's {source['hub']} and use scorers.weights.{key}=<that file>"
 
 
 def converted(path: Path, config: Mapping[str, Any], sha256: str | None = None) -> Path:
-    """The file itself, or the safetensors made of a pickle, once for each size and time of change.
+    """Return the file itself, or the cached safetensors of a pickle, keyed by its path, size and time.
 
-    sha256: what the pickle has to be; None is whatever fits the architecture.
+    Args:
+        sha256: Expected hash of the pickle. None: accept any file that fits the architecture.
     """
     if path.suffix not in PICKLES:
         return path
@@ -79,10 +84,10 @@ def converted(path: Path, config: Mapping[str, Any], sha256: str | None = None) 
 
 
 def check_sha256(path: Path, expected: str) -> None:
-    """UserError unless the file has this hash."""
+    """Raise a UserError unless the file has this hash."""
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != expected:
         raise UserError(
-            f"{path} has sha256 {found[:12]}, the published file {expected[:12]}; delete it and fetch it again"
+            f"{path} has sha256 {found[:12]}, the published file {expected[:12]}; delete it and download it again"
         )

@@ -1,9 +1,9 @@
-"""CSD's published checkpoint into safetensors.
+"""Convert CSD's published checkpoint to safetensors.
 
     python -m lorabench.scoring.convert_csd pytorch_model.bin csd.safetensors
 
-Half its size, quick to open, and free of pickles; to be named by scorers.weights.csd_vitl14. A run that is given the
-checkpoint itself does the same into its cache.
+The result is half as large, loads faster and contains no pickle. Use it with scorers.weights.csd_vitl14. A run that
+gets the checkpoint itself converts it into its cache.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lorabench.scoring.pickles import convert
 
 def main(arguments: list[str]) -> int:
     if len(arguments) != 3 or not arguments[2].endswith(".safetensors"):
-        print("type: python -m lorabench.scoring.convert_csd <checkpoint.pth> <csd.safetensors>", file=sys.stderr)
+        print("use: python -m lorabench.scoring.convert_csd <checkpoint.pth> <csd.safetensors>", file=sys.stderr)
         return 2
     checkpoint, target = Path(arguments[1]), Path(arguments[2])
     try:
@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    print(f"{target}: type scorers=real scorers.weights.csd_vitl14={target}")
+    print(f"{target}: use scorers=real scorers.weights.csd_vitl14={target}")
     return 0
 
 

@@ -1,9 +1,9 @@
-"""CSD (arXiv 2404.01292): a CLIP image tower without its projection, and a style and a content head on its feature.
+"""CSD (arXiv 2404.01292): a CLIP image tower without projection, followed by a style head and a content head.
 
-Structure of the released model (learn2phoenix/CSD, CSD/model.py): `backbone`, and two bare matrices
-`last_layer_style`, `last_layer_content` (no bias), whose products are L2-normalised; a score is their dot product.
-The released weights are known not to reproduce the paper's table (issue #14 there), and raw CSD cosine is not
-calibrated (arXiv 2605.09030): read it relative to the floor and ceiling rows.
+The released model (learn2phoenix/CSD, CSD/model.py) has a `backbone` and two matrices without bias, `last_layer_style`
+and `last_layer_content`. Their outputs are L2-normalized, and a score is the dot product of two of them. The released
+weights are known not to reproduce the paper's table (issue #14 there), and the raw cosine is not calibrated (arXiv
+2605.09030), so compare it with the baseline and oracle rows.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lorabench.scoring.scorer import Scorer
 
 
 class CSDNetwork(nn.Module):
-    """backbone: pixels -> [n, width]; heads: [width, d]. Parameter names are those of the released checkpoint."""
+    """CSD with the parameter names of the released checkpoint; backbone: pixels -> [n, width], heads: [width, d]."""
 
     def __init__(self, backbone: nn.Module, width: int, dim: int) -> None:
         super().__init__()
@@ -29,23 +29,23 @@ class CSDNetwork(nn.Module):
         self.last_layer_content = nn.Parameter(torch.randn(width, dim) * width**-0.5)
 
     def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """pixels [n, 3, s, s] -> {"content", "style"}, each [n, d], not normalised."""
+        """Map pixels [n, 3, s, s] to {"content", "style"}, each [n, d], not normalized."""
         feature = self.backbone(pixels)
         return {"content": feature @ self.last_layer_content, "style": feature @ self.last_layer_style}
 
 
 def build_csd(architecture: dict[str, Any]) -> CSDNetwork:
-    """The image tower of open_clip's model without its projection and text tower; heads as wide as the joint space."""
+    """Build CSD from an open_clip model: its image tower without projection, and heads as wide as the joint space."""
     config = model_config(architecture)
     visual = open_clip.CLIP(**config).visual
-    if not hasattr(visual, "proj"):  # the RN towers, whose attention pooling projects by itself
+    if not hasattr(visual, "proj"):  # RN towers: attention pooling includes the projection
         return CSDNetwork(visual, config["embed_dim"], config["embed_dim"])
     visual.register_parameter("proj", None)
     return CSDNetwork(visual, config["vision_cfg"]["width"], config["embed_dim"])
 
 
 class CSD(Scorer):
-    """The style head's score is the metric of interest; how far the released content head was trained is unknown."""
+    """CSD scores. The style head is the relevant one; it is unknown how far the released content head was trained."""
 
     metric = "csd"
     roles = ("content", "style")

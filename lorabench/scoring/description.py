@@ -28,7 +28,7 @@ KINDS = tuple(METRICS)
 
 @dataclass(frozen=True)
 class ScorerFiles:
-    """One scorer: its description, and weights in safetensors, in a layout that lorabench/scoring/layouts.py knows."""
+    """A scorer's description, and its weights as safetensors in a layout that layouts.py supports."""
 
     config: Path
     weights: Path
@@ -53,16 +53,16 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise UserError(
-            f"{path.parent} is no scorer: it has no {path.name}; name a folder with config.json and weights"
+            f"{path.parent} is not a scorer: it has no {path.name}; use a folder with this file and weights"
         )
     try:
         config = json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise UserError(f"{path} is no valid JSON ({error}); correct it") from error
+        raise UserError(f"{path} is not valid JSON ({error}); correct it") from error
     needed = ("name", "kind", "architecture", "preprocess", "weights")
     missing = [key for key in needed if not isinstance(config, dict) or key not in config]
     if missing:
-        raise UserError(f"{path} lacks {', '.join(missing)}; see lorabench/scoring/description.py for its form")
+        raise UserError(f"{path} has no {', '.join(missing)}; see lorabench/scoring/description.py for its format")
     if config["kind"] not in KINDS:
         raise UserError(f"{path}: kind '{config['kind']}' is unknown; use one of {', '.join(KINDS)}")
     return config

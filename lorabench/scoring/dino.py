@@ -1,8 +1,8 @@
-"""DINO's place: the class token of a timm vision transformer (DINO, arXiv 2104.14294; DINOv2, 2304.07193).
+"""DINO: class token of a timm vision transformer (DINO, arXiv 2104.14294; DINOv2, arXiv 2304.07193).
 
-For the published numbers: vit_small_patch16_224.dino with Resize 256 and CenterCrop 224, as in DreamBooth and
-its successors. timm's own transform for these weights resizes to 248, hence the explicit preprocessing. DINOv2 runs at
-224 as well, its positions resampled from 518 as in DreamBench++ (see lorabench/scoring/layouts.py).
+Published numbers use vit_small_patch16_224.dino with Resize 256 and CenterCrop 224, as in DreamBooth and later papers.
+timm's transform for these weights resizes to 248, so the preprocessing is explicit. DINOv2 also runs at 224, with
+position embeddings resampled from 518 as in DreamBench++ (see layouts.py).
 """
 
 from __future__ import annotations
@@ -19,17 +19,19 @@ from lorabench.scoring.scorer import Scorer
 
 
 def build_dino(architecture: dict[str, Any]) -> nn.Module:
-    """architecture: {"model": a name timm knows, "args": its keyword arguments}; always without a classifier head."""
+    """Build {"model": name in timm, "args": keyword arguments} without a classifier head."""
     try:
         return timm.create_model(architecture["model"], pretrained=False, num_classes=0, **architecture.get("args", {}))
     except RuntimeError as error:
-        raise UserError(f"timm cannot build '{architecture['model']}' ({error}); see timm.list_models()") from error
+        raise UserError(
+            f"architecture.model={architecture['model']} must be a model of timm ({error}); see timm.list_models()"
+        ) from error
 
 
 class Dino(Scorer):
-    """The pooled feature after the last norm: the class token of a plain transformer.
+    """DINO scores from the pooled feature after the last norm, which is the class token of a plain transformer.
 
-    Content is what most papers mean by it; B-LoRA and CSD-VAR compare it with the style's images too.
+    Most papers compare it with the content's images; B-LoRA and CSD-VAR also compare it with the style's.
     """
 
     metric = "dino"

@@ -1,6 +1,6 @@
-"""The layouts in which published weights come, brought to the names and shapes of the networks built here.
+"""Convert published weights to the names and shapes of the networks built here.
 
-Only whole, known layouts are translated; what does not belong is left for the strict comparison to find.
+Only known layouts are converted, and only as a whole. The strict comparison that follows reports everything else.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ LAYER_NAMES = {
     ".mlp.fc1.": ".mlp.c_fc.", ".mlp.fc2.": ".mlp.c_proj.",
 }  # fmt: skip
 JOINED = re.compile(r"(.+)\.self_attn\.([qkv])_proj\.(weight|bias)")
-COUNTERS = ("vision_model.embeddings.position_ids", "text_model.embeddings.position_ids")  # 0, 1, 2, ... in old files
+COUNTERS = ("vision_model.embeddings.position_ids", "text_model.embeddings.position_ids")  # constants in old files
 
 
 def translated(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> Tensors:
-    """The tensors as the network of the description `config` names and shapes them."""
+    """Return the tensors with the names and shapes of the network that `config` describes."""
     tensors = dict(tensors)
     if config["kind"] == "clip" and "vision_model.embeddings.class_embedding" in tensors:
         return from_transformers_clip(tensors)
     if config["architecture"].get("positions") == "resampled":
-        tensors.pop("mask_token", None)  # of DINOv2's training
+        tensors.pop("mask_token", None)  # used only to train DINOv2
         side = config["architecture"]["args"]["img_size"] // tensors_patch(tensors)
         if "pos_embed" in tensors:
             tensors["pos_embed"] = resample_positions(tensors["pos_embed"], side)
@@ -52,13 +52,13 @@ def translated(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -
 
 
 def tensors_patch(tensors: Mapping[str, torch.Tensor]) -> int:
-    """Pixels of a patch's side."""
+    """Return the side of a patch in pixels, or 1 if unknown."""
     weight = tensors.get("patch_embed.proj.weight")
     return weight.shape[-1] if weight is not None and weight.ndim == 4 else 1
 
 
 def from_transformers_clip(tensors: Mapping[str, torch.Tensor]) -> Tensors:
-    """transformers' CLIPModel -> open_clip's CLIP: q, k, v joined, projections transposed, the rest renamed."""
+    """Convert transformers' CLIPModel to open_clip's CLIP: join q, k and v, transpose projections, rename the rest."""
     found: Tensors = {}
     parts: dict[str, dict[str, torch.Tensor]] = {}
     for name, value in tensors.items():
@@ -66,18 +66,18 @@ def from_transformers_clip(tensors: Mapping[str, torch.Tensor]) -> Tensors:
             continue
         new = clip_name(name)
         if joined := JOINED.fullmatch(new):
-            layer, which, what = joined.groups()
-            parts.setdefault(f"{layer}.attn.in_proj_{what}", {})[which] = value
+            layer, which, kind = joined.groups()
+            parts.setdefault(f"{layer}.attn.in_proj_{kind}", {})[which] = value
         else:
             found[new] = value.T.contiguous() if name.endswith("_projection.weight") else value
     for name, qkv in parts.items():
-        if len(qkv) == 3:  # else it stays missing
+        if len(qkv) == 3:  # an incomplete one stays missing
             found[name] = torch.cat([qkv[which] for which in "qkv"])
     return found
 
 
 def clip_name(name: str) -> str:
-    """A name of transformers' CLIPModel in OpenAI's naming; an unknown one as it is."""
+    """Convert a name of transformers' CLIPModel to OpenAI's name; unknown names are unchanged."""
     for pattern, new in CLIP_NAMES.items():
         if re.fullmatch(pattern, name):
             name = re.sub(pattern, new, name)
@@ -88,9 +88,13 @@ def clip_name(name: str) -> str:
 
 
 def resample_positions(positions: torch.Tensor, side: int) -> torch.Tensor:
-    """Position embeddings [1, 1 + n^2, d], the class token's first, of an n x n grid -> of a side x side grid.
+    """Resample position embeddings from an n x n grid to a side x side grid.
 
-    Bicubic without antialiasing, as transformers' DINOv2 does, which published scores use.
+    Bicubic without antialiasing, as in transformers' DINOv2, with which published scores are computed.
+
+    Args:
+        positions: Embeddings [1, 1 + n^2, d], the class token first.
+        side: Patches per side of the new grid.
     """
     grid = positions[:, 1:]
     n = round(grid.shape[1] ** 0.5)

@@ -17,7 +17,7 @@ from lorabench.scoring.weights import check_fit, load_strict, read_safetensors, 
 
 
 def load_scorer(files: ScorerFiles, device: str = "cpu") -> Scorer:
-    """The scorer of a description and its weights, strictly loaded, in float32 on `device`."""
+    """Build a scorer from its description and load its weights strictly, in float32 on `device`."""
     config = read_config(files.config)
     tensors = read_safetensors(files.weights)
     scorer = build_scorer(config, files)
@@ -26,12 +26,12 @@ def load_scorer(files: ScorerFiles, device: str = "cpu") -> Scorer:
 
 
 def load_scorers(root: Path | str = MICRO_SCORERS, device: str = "cpu") -> list[Scorer]:
-    """The scorers in the subfolders of a folder, by kind and name; the packaged micro ones by default."""
+    """Load the scorers in the subfolders of a folder, sorted by kind and name; default: the micro scorers."""
     return [load_scorer(files, device) for files in folder_scorers(root)[0]]
 
 
 def build_scorer(config: Mapping[str, Any], files: ScorerFiles) -> Scorer:
-    """The scorer of a description with weights that are not set yet."""
+    """Build the scorer of a description with uninitialized weights."""
     name, kind, architecture = config["name"], config["kind"], config["architecture"]
     try:
         preprocess = Preprocess(**config["preprocess"])
@@ -54,13 +54,17 @@ def build_scorer(config: Mapping[str, Any], files: ScorerFiles) -> Scorer:
 
 
 def check_scorer(files: ScorerFiles) -> None:
-    """UserError unless the header of the weights has the names and shapes of the network; reads no weight."""
+    """Compare names and shapes in the header of the weights with the network, without reading any weight.
+
+    Raises:
+        UserError: If they differ.
+    """
     config = read_config(files.config)
     check_fit(build_network(config), read_shapes(files.weights), config, files.weights)
 
 
 def fingerprint(*files: Path) -> str:
-    """The first 8 hex digits of a hash of the files' contents."""
+    """Return the first 8 hex digits of a hash of the files' contents."""
     digest = hashlib.sha256()
     for path in files:
         with path.open("rb") as file:

@@ -1,8 +1,8 @@
-"""Checkpoints that are pickles, read without running what is in them, and written once as safetensors.
+"""Read pickled checkpoints without executing code from them, and convert them once to safetensors.
 
-CSD's published checkpoint is that of a training run: {model_state_dict, opt_bb, opt_proj, iter, args, fp16_scaler},
-with an argparse.Namespace and a numpy number, which torch's restricted unpickler has to be told of. They are the only
-additions. Memory-mapped, so that the optimizer's state stays on disk.
+CSD's published file is a training checkpoint: {model_state_dict, opt_bb, opt_proj, iter, args, fp16_scaler}. It has an
+argparse.Namespace and a numpy scalar, the only types that are allowed in addition to those of torch's restricted
+unpickler. The file is memory-mapped, so the optimizer's state is not read.
 """
 
 from __future__ import annotations
@@ -20,36 +20,41 @@ from lorabench.base import UserError
 if TYPE_CHECKING:
     import torch
 
-STATE = "model_state_dict"  # of CSD's checkpoint
-PREFIX = "module."  # of a model trained in DistributedDataParallel
+STATE = "model_state_dict"  # key of the weights in CSD's checkpoint
+PREFIX = "module."  # added by DistributedDataParallel
 
 
 def read_pickle(path: Path) -> Mapping[str, Any]:
-    """What a torch.save file holds, by torch's restricted unpickler; UserError when it needs more or is none."""
+    """Read a torch.save file with torch's restricted unpickler.
+
+    Raises:
+        UserError: If the file is missing, damaged, or contains more than tensors and the allowed types.
+    """
     import numpy as np
     import torch
 
-    scalar = np.float64(0).__reduce__()[0]  # what a pickled number is made by; older numpys had it elsewhere
+    scalar = np.float64(0).__reduce__()[0]  # function that unpickles a scalar; older versions of numpy had another path
     allowed = [
         argparse.Namespace, np.dtype, np.dtypes.Float64DType, scalar, (scalar, "numpy.core.multiarray.scalar"),
     ]  # fmt: skip
     if not path.is_file():
-        raise UserError(f"checkpoint not found: {path}; name the file that was downloaded")
+        raise UserError(f"checkpoint not found: {path}; use the path of the downloaded file")
     archive = zipfile.is_zipfile(path)
     if not archive and begins(path, b"PK"):
-        raise UserError(f"{path} ends too early, it was not fetched whole; fetch it again")
+        raise UserError(f"{path} is truncated; download it again")
     if archive and any(name.endswith("/constants.pkl") for name in zipfile.ZipFile(path).namelist()):
-        raise UserError(f"{path} is a TorchScript program, not weights; give the weights as safetensors")
+        raise UserError(f"{path} is a TorchScript program, not weights; use weights in safetensors format")
     try:
         with torch.serialization.safe_globals(allowed):
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
     except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
         raise UserError(
-            f"{path} is no checkpoint that can be read without running code ({first_line(error)}); "
-            "give the weights as safetensors"
+            f"{path} is not a checkpoint that can be read without executing code ({first_line(error)}); "
+            "use weights in safetensors format"
         ) from None
     if not isinstance(found, Mapping):
-        raise UserError(f"{path} holds a {type(found).__name__}, not named tensors; give the weights as safetensors")
+        kind = type(found).__name__
+        raise UserError(f"{path} contains a {kind}, not named tensors; use weights in safetensors format")
     return found
 
 
@@ -63,26 +68,26 @@ def first_line(error: Exception) -> str:
 
 
 def state_of(found: Mapping[str, Any], path: Path, kind: str) -> dict[str, torch.Tensor]:
-    """The tensors by name: of CSD those of its training checkpoint without `module.`, of others the mapping itself."""
+    """Return the tensors by name; CSD's are in its training checkpoint and have the prefix `module.`."""
     import torch
 
     if kind == "csd":
         if STATE not in found:
             names = ", ".join(sorted(map(str, found))[:3]) or "nothing"
             raise UserError(
-                f"{path} is no CSD checkpoint: it has {names}, not {STATE}; get pytorch_model.bin of the hub's "
+                f"{path} is not a CSD checkpoint: it has {names}, not {STATE}; use pytorch_model.bin of the hub's "
                 "tomg-group-umd/CSD-ViT-L"
             )
         found = found[STATE]
     state = {str(name).removeprefix(PREFIX): value for name, value in found.items()}
     if not all(isinstance(value, torch.Tensor) for value in state.values()):
         other = next(name for name, value in state.items() if not isinstance(value, torch.Tensor))
-        raise UserError(f"{path} holds more than tensors ('{other}'); give the backbone's weights alone")
+        raise UserError(f"{path} contains more than tensors ('{other}'); use a file with only the backbone's weights")
     return state
 
 
 def convert(path: Path, target: Path, config: Mapping[str, Any]) -> None:
-    """The pickle's tensors into `target`, once they fit the architecture of `config` in every name and shape."""
+    """Write a pickle's tensors to `target` as safetensors, if all names and shapes fit the architecture in `config`."""
     import torch
     from safetensors.torch import save_file
 

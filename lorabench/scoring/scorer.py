@@ -1,4 +1,4 @@
-"""What every scorer is: a name, a preprocessing, a network, and embeddings by role."""
+"""Base class of scorers: a name, a preprocessing, a network, and embeddings by role."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ import torch
 from torch import nn
 
 from lorabench.data.pairs import Role
-from lorabench.scoring.cosine import normalise
+from lorabench.scoring.cosine import normalize
 from lorabench.scoring.preprocess import Preprocess
 
 
 class Scorer(nn.Module):
-    """One backbone. Subclasses set `metric` and `roles` and say how pixels become features.
+    """One backbone. Subclasses set `metric` and `roles` and implement `features`.
 
-    name: which backbone with which weights, e.g. "dino@micro"; stands in the `backbone` column of the scores.
-    metric: the kind, e.g. "dino"; a score is named metric/role, since the role is not the backbone's:
-            CLIP-I means content in one paper and style in the next.
-    version: a short hash of config and weights, so that scores of other weights are never taken for these.
+    Attributes:
+        name: Backbone and weights, such as "dino@micro"; the value of `backbone` in the scores.
+        metric: Kind of score, such as "dino". Scores are named metric/role, because one backbone serves both roles.
+        roles: Roles that it scores.
+        version: Short hash of config and weights, so that scores of other weights are not confused with these.
     """
 
     metric: ClassVar[str]
@@ -37,12 +38,17 @@ class Scorer(nn.Module):
 
     @abstractmethod
     def features(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Preprocessed pixels [n, 3, crop, crop] -> features [n, d] by role, not normalised."""
+        """Map preprocessed pixels [n, 3, crop, crop] to features [n, d] by role, not normalized."""
 
     def embed(self, images: Sequence[np.ndarray] | np.ndarray, batch: int = 64) -> dict[str, torch.Tensor]:
-        """uint8 RGB images ([n, H, W, 3], or a list of any sizes) -> unit rows [n, d] by role, float32 on the CPU.
+        """Embed uint8 RGB images ([n, H, W, 3], or a list of any sizes).
 
-        `batch` bounds the memory only; it does not change the result beyond rounding.
+        Args:
+            images: The images.
+            batch: Images per forward pass; it changes the result only by rounding.
+
+        Returns:
+            L2-normalized rows [n, d] by role, float32 on the CPU.
         """
         if len(images) == 0:
             raise ValueError("no images to embed")
@@ -50,10 +56,10 @@ class Scorer(nn.Module):
 
     @torch.no_grad()
     def embed_cut(self, cut: torch.Tensor, batch: int = 64) -> dict[str, torch.Tensor]:
-        """The same of images that `preprocess.cut` has resized and cropped, uint8 [n, 3, crop, crop]."""
+        """Embed images that `preprocess.cut` has resized and cropped, uint8 [n, 3, crop, crop]."""
         device = next(self.parameters()).device
         parts: dict[str, list[torch.Tensor]] = {role: [] for role in self.roles}
         for some in cut.split(batch):
             for role, value in self.features(self.preprocess.scale(some.to(device))).items():
-                parts[role].append(normalise(value).cpu())
+                parts[role].append(normalize(value).cpu())
         return {role: torch.cat(values) for role, values in parts.items()}

@@ -1,7 +1,7 @@
-"""What the microworld allows beside similarities: is it the right class, family, subject, style?
+"""Recognition scores of the microworld: does an image show the right class, family, subject and style?
 
-Linear heads read class and family, and the nearest prototype among all held-out subjects or styles names the
-individual. All on frozen embeddings of the micro scorers; made by pretraining.readout.
+Linear heads predict class and family; the nearest prototype among all held-out subjects or styles identifies the
+individual. Both use frozen embeddings of the micro scorers and are fitted by pretraining.readout.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from lorabench.scoring.scorer import Scorer
 from lorabench.scoring.weights import read_safetensors
 
 CONTENT, STYLE = ("dino@micro", "content"), ("csd@micro", "style")
-PHOTO = "photo"  # the family head's name for what is in no style
-Embeddings = Mapping[str, Mapping[str, torch.Tensor]]  # by scorer's name and role, unit rows [n, d]
+PHOTO = "photo"  # the family head's label for images without a style
+Embeddings = Mapping[str, Mapping[str, torch.Tensor]]  # scorer's name -> role -> L2-normalized rows [n, d]
 
 
 @dataclass(frozen=True)
@@ -35,24 +35,24 @@ class Readout:
     prototypes: torch.Tensor
 
     def label(self, unit: torch.Tensor) -> list[str]:
-        """The most likely label of each unit row [n, d]."""
+        """Return the most likely label of each L2-normalized row [n, d]."""
         return [self.labels[i] for i in (unit @ self.weight.T + self.bias).argmax(dim=1).tolist()]
 
     def name(self, unit: torch.Tensor) -> list[str]:
-        """The held-out individual whose prototype is nearest to each unit row [n, d]."""
+        """Return the held-out individual whose prototype is nearest to each L2-normalized row [n, d]."""
         return [self.names[i] for i in nearest(unit, self.prototypes).tolist()]
 
 
 @dataclass(frozen=True)
 class Truth:
-    """Readouts of content (from dino) and style (from csd)."""
+    """Readouts of content (from DINO) and style (from CSD)."""
 
     content: Readout
     style: Readout
     version: str
 
     def read(self, embeddings: Embeddings) -> dict[str, list[str]]:
-        """Per image [n]: "class", "subject", "family" and "style" as the scorers see them."""
+        """Return the recognized "class", "subject", "family" and "style" of each image [n]."""
         content, style = embeddings[CONTENT[0]][CONTENT[1]], embeddings[STYLE[0]][STYLE[1]]
         return {
             "class": self.content.label(content),
@@ -63,7 +63,11 @@ class Truth:
 
 
 def load_truth(scorers: Sequence[Scorer], root: Path | str = MICRO_SCORERS) -> Truth:
-    """The readout beside the micro scorers; UserError when it was fitted on other weights or another world."""
+    """Load the readout that belongs to the micro scorers.
+
+    Raises:
+        UserError: If it was fitted to other weights or another version of the microworld.
+    """
     from lorabench.data import microworld as mw
 
     path = Path(root) / "truth" / "config.json"

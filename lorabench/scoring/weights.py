@@ -1,6 +1,6 @@
-"""Strict loading of safetensors: a file that does not fit is an error of one line, never a half-loaded scorer.
+"""Strict loading of safetensors: a file that does not fit is an error, never a partly loaded scorer.
 
-(The official CSD code loads with strict=False, which hides a total mismatch and scores with a random network.)
+CSD's official code loads with strict=False, which hides a complete mismatch and scores with random weights.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ aten = torch.ops.aten
 
 
 class Unfilled(TorchDispatchMode):
-    """Networks made inside have no random start: drawing 428 M numbers takes seconds, and loading replaces them all."""
+    """Context in which networks are built without random initialization, which takes seconds and is overwritten."""
 
     FILLS = (aten.normal_.default, aten.uniform_.default, aten.erfinv_.default)
 
@@ -32,7 +32,11 @@ class Unfilled(TorchDispatchMode):
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file by name; UserError when it is missing or is no such file."""
+    """Read a safetensors file.
+
+    Raises:
+        UserError: If the file is missing or unreadable.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -45,7 +49,7 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def read_shapes(path: Path) -> dict[str, torch.Tensor]:
-    """As read_safetensors, but of the file's header alone: tensors without values, on torch's meta device."""
+    """Read only the header of a safetensors file -> tensors without values, on torch's meta device."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -56,15 +60,22 @@ def read_shapes(path: Path) -> dict[str, torch.Tensor]:
 
 
 def unreadable(path: Path, error: Exception) -> str:
-    return f"{path} is no readable safetensors file ({str(error).splitlines()[0]}); fetch it again"
+    return f"{path} is not a readable safetensors file ({str(error).splitlines()[0]}); download it again"
 
 
 def check_fit(
     module: nn.Module, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], source: Path
 ) -> dict[str, torch.Tensor]:
-    """The tensors in the module's layout; UserError naming the first difference unless all names and shapes are equal.
+    """Convert the tensors to the module's layout and compare them with it.
 
-    config: the scorer's description, for what it is called and which layouts it comes in.
+    Args:
+        module: Network to load.
+        tensors: Tensors of the file.
+        config: The scorer's description, for its name and known layouts.
+        source: File for the message.
+
+    Raises:
+        UserError: If any name or shape differs.
     """
     from lorabench.scoring.layouts import translated
 
@@ -74,10 +85,10 @@ def check_fit(
     wrong = sorted(k for k in expected.keys() & tensors.keys() if expected[k].shape != tensors[k].shape)
     if missing or extra or wrong:
         example = (missing or extra or wrong)[0]
-        what = "lacks" if missing else "has unknown" if extra else "has another shape of"
+        problem = "has no" if missing else "has an unknown" if extra else "has another shape of"
         raise UserError(
             f"{source} does not fit the architecture of {config['name']}: {len(missing)} tensors missing, "
-            f"{len(extra)} unknown, {len(wrong)} of wrong shape (it {what} '{example}'); use the matching weights"
+            f"{len(extra)} unknown, {len(wrong)} of wrong shape (it {problem} '{example}'); use the matching weights"
         )
     return tensors
 
@@ -85,6 +96,6 @@ def check_fit(
 def load_strict(
     module: nn.Module, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], source: Path
 ) -> None:
-    """Copy `tensors` into `module`, all names and shapes equal, else UserError as of check_fit."""
+    """Copy `tensors` into `module`; raise the UserError of `check_fit` if a name or shape differs."""
     tensors, expected = check_fit(module, tensors, config, source), module.state_dict()
     module.load_state_dict({name: value.to(expected[name].dtype) for name, value in tensors.items()}, strict=True)
