@@ -144,8 +144,24 @@ def comfy(triples: Triples) -> dict[str, Tensor]:
     return keyed(triples, name, ".lora_down.weight", ".lora_up.weight")
 
 
-WHOLE = {each.__name__: each for each in (peft, peft_live, diffusers_lora, adapter_named, kohya, kohya_ldm)}
+def lycoris(triples: Triples) -> dict[str, Tensor]:
+    """lycoris_down_blocks_...: plain LoRAs of SimpleTuner."""
+    return {key.replace("lora_unet_", "lycoris_"): value for key, value in kohya(triples).items()}
+
+
+def comfy_encoders(triples: Triples) -> dict[str, Tensor]:
+    """text_encoders.clip_l.transformer.text_model...: the encoders' layers as ComfyUI saves them."""
+    names = {"text_encoder.": "text_encoders.clip_l.transformer.", "text_encoder_2.": "text_encoders.clip_g.transformer."}
+
+    def name(layer: str) -> str:
+        encoder = f"{layer.partition('.')[0]}."
+        return with_text_model(layer).replace(encoder, names.get(encoder, encoder), 1)
+
+    return keyed(triples, name, ".lora_down.weight", ".lora_up.weight", alpha=True)
+
+
+WHOLE = {each.__name__: each for each in (peft, peft_live, diffusers_lora, adapter_named, kohya, kohya_ldm, comfy_encoders)}
 ATTENTION_ONLY = {"processors": processors}
-UNET_ONLY = {each.__name__: each for each in (double, bare, base_model, comfy)}
+UNET_ONLY = {each.__name__: each for each in (double, bare, base_model, comfy, lycoris)}
 ALL = WHOLE | ATTENTION_ONLY | UNET_ONLY
-WITH_ALPHA = {"kohya", "kohya_ldm"}
+WITH_ALPHA = {"kohya", "kohya_ldm", "comfy_encoders", "lycoris"}

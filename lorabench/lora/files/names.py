@@ -16,6 +16,7 @@ import re
 DENOISER = "unet"  # component of the layers that an adapter's mapping shows
 LAYERS = 2  # ResNets of a down block: 2 in SDXL, 1 in KOALA; an up block has one more
 ENCODERS = {"lora_te_": "text_encoder", "lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2"}
+COMFY_ENCODERS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
 UNET_ROOTS = {"down_blocks", "mid_block", "up_blocks", "time_embedding", "add_embedding", "conv_in", "conv_out"}
 LDM_ROOTS = {"input_blocks", "middle_block", "output_blocks", "time_embed", "label_emb", "out"}
 
@@ -35,6 +36,7 @@ MIDDLE = re.compile(r"middle_block_([012])_(.+)")
 OUTPUT = re.compile(r"output_blocks_(\d+)_(\d)_(.+)")
 BLOCK = re.compile(r"(down|up)_blocks_(\d+)_(attentions|resnets)_(\d+)_(.+)")
 MID = re.compile(r"mid_block_(attentions|resnets)_(\d+)_(.+)")
+COMFY_ENCODER = re.compile(r"(?:text_encoders\.)?(clip_[lg])\.transformer\.")
 ENCODER_LAYER = re.compile(r"encoder\.layers\.\d+\.(self_attn\.([qkv]|out)_proj|mlp\.fc[12])")
 
 LDM_SINGLES = {
@@ -71,9 +73,14 @@ def layer(stem: str, layers: int = LAYERS) -> str | None:
     if stem.startswith("lora_unet_"):
         path = unet_path(stem.removeprefix("lora_unet_"), layers)
         return path and f"unet.{path}"
+    if stem.startswith("lycoris_"):  # SimpleTuner, with diffusers' block names
+        path = unet_path(stem.removeprefix("lycoris_"), layers)
+        return path and f"unet.{path}"
     for prefix, encoder in ENCODERS.items():
         if stem.startswith(prefix):
             return text_layer(encoder, stem.removeprefix(prefix))
+    if comfy := COMFY_ENCODER.match(stem):
+        return text_layer(COMFY_ENCODERS[comfy[1]], stem[comfy.end() :].replace(".", "_"))
     component = "unet"
     while (
         head := re.match(r"(base_model\.model|unet|text_encoder_2|text_encoder|diffusion_model)\.", stem)

@@ -95,8 +95,9 @@ def other_kinds(path: Path, keys: Iterable[str]) -> None:
 
 def unknown_key(path: Path, key: str) -> UserError:
     return UserError(
-        f"{path} has the key {key!r}, which names no layer of SDXL's; {EXPECTED}, in diffusers' format "
-        "(unet.<layer>.lora_A.weight), peft's or kohya's (lora_unet_<layer>.lora_down.weight): give one trained on SDXL"
+        f"{path} has the key {key!r}, whose spelling is not known; {EXPECTED}, in kohya's format "
+        "(lora_unet_<layer>.lora_down.weight) or diffusers' (unet.<layer>.lora_A.weight): export it in one of them, or "
+        "give one trained on SDXL"
     )
 
 
