@@ -29,7 +29,7 @@ from lorabench.base import UserError
 from lorabench.engine.failures import Failed, system_fault
 from lorabench.report import write_joint_report
 
-OWN_TASKS = ("merge", "generate")  # have no run folder, `output` is what they make
+OWN_TASKS = ("merge", "generate", "inspect")  # have no run folder, `output` is what they make
 DIED = "its process was killed or died without a word"
 
 

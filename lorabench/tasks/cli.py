@@ -40,6 +40,7 @@ TASKS = {
     "hypernetwork": "lorabench.tasks.hypernetwork",
     "merge": "lorabench.tasks.files",
     "generate": "lorabench.tasks.files",
+    "inspect": "lorabench.tasks.inspect_files",
 }  # each has run(cfg, folder)
 LAUNCHERS = ("joblib", "submitit_local", "submitit_slurm")  # of the extra `launch`
 INTERRUPTED = 130

@@ -172,11 +172,11 @@ def make_folder(folder: Path) -> None:
         raise UserError(unwritable(error.errno or EACCES, str(folder))) from None
 
 
-def own_loras(cfg: DictConfig, role: str) -> tuple[OwnLoRA, ...]:
+def own_loras(cfg: DictConfig, role: str, needed: bool = True) -> tuple[OwnLoRA, ...]:
     """The LoRAs of a role; with several, prompts and images are lists of as many."""
     spec: Any = OmegaConf.to_container(cfg[role])
     paths = as_list(spec["lora"])
-    if not paths:
+    if not paths and needed:
         raise UserError(f"task={cfg.task.name} needs a {role} LoRA; type {role}=<file.safetensors>")
     several = {key: as_list(spec[key]) or [None] * len(paths) for key in ("prompt", "images")}
     for key, values in several.items():

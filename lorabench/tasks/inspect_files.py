@@ -1,0 +1,191 @@
+"""task=inspect: what LoRA files are, and how a content LoRA and a style LoRA conflict. No model is needed.
+
+    python run.py task=inspect content=dog.safetensors style=crayon.safetensors
+
+Writes `output`.json and `output`.png.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from lorabench.base import UserError
+from lorabench.data.pairs import Role
+from lorabench.engine.bar import Bar
+from lorabench.engine.workers import use_threads
+from lorabench.tasks.files import make_folder, own_loras
+
+if TYPE_CHECKING:
+    from lorabench.lora.adapter import Adapter
+    from lorabench.lora.conflict import Meeting
+
+ROLES: tuple[Role, ...] = ("content", "style")
+DOMINANT = 2.0  # ratio of norms from which one LoRA drowns the other
+SHARED = 0.1  # mean squared cosine from which two spaces overlap more than by chance
+TRAINING = ("ss_base_model_version", "ss_sd_model_name", "ss_output_name", "ss_num_train_images", "ss_steps",
+            "ss_learning_rate", "ss_network_dim", "ss_network_alpha", "ss_training_comment", "modelspec.title",
+            "modelspec.trigger_phrase", "lorabench.method", "lorabench.inputs")  # fmt: skip
+BLOCK = re.compile(r"(?:unet\.)?(.+?_blocks?(?:\.\d+)?(?:\.attentions\.\d+)?)\.")
+
+
+def run(cfg: DictConfig, folder: Path) -> None:
+    """Print what the files are, and write the picture and the numbers."""
+    from lorabench.lora.conflict import meetings
+
+    use_threads(cfg.trainer.threads)
+    files = {role: own_loras(cfg, role, needed=False) for role in ROLES}
+    if not any(files.values()):
+        raise UserError("task=inspect needs a file; use content=a.safetensors style=b.safetensors")
+    output = Path(cfg.output).with_suffix("")
+    make_folder(output.parent)
+    with Bar(sum(map(len, files.values())) + 1, "inspect") as bar:
+        adapters: dict[Role, list[Adapter]] = {role: [each.read() for each in files[role]] for role in ROLES}
+        facts = [
+            {"role": role, **described(str(each.path), adapter)}
+            for role in ROLES
+            for each, adapter in zip(files[role], adapters[role], strict=True)
+        ]
+        bar.reach(len(facts))
+        found = meetings(adapters["content"], adapters["style"])
+    report: dict[str, Any] = {"files": facts}
+    if all(adapters.values()):
+        report |= conflict(found, *(" ".join(f"{role}={each.path}" for each in files[role][:1]) for role in ROLES))
+        draw(found, output.with_suffix(".png"))
+        report["layers"] = [{**asdict(each), "shared": each.shared} for each in found]
+    output.with_suffix(".json").write_text(json.dumps(report, indent=1))
+    print("\n".join(lines(report)))
+    print(output.with_suffix(".json"))
+
+
+def described(path: str, adapter: Adapter) -> dict[str, Any]:
+    """Return what a file is: parts, ranks, scales and metadata of its training."""
+    from lorabench.lora.files.metadata import SDXL, is_sdxl
+
+    ranks = sorted({shape[0] for shape in adapter.shapes.values()})
+    scales = sorted({round(each.scale, 4) for _, each in adapter.named()})
+    notes = {key: adapter.metadata[key][:200] for key in TRAINING if adapter.metadata.get(key)}
+    return {
+        "path": path, "base": notes.get(TRAINING[0], SDXL if is_sdxl(adapter) else "unknown"), "ranks": ranks,
+        "alpha / rank": scales, "UNet layers": len(adapter), "text layers": len(adapter.text),
+        "tokens": {trigger: len(next(iter(each.values()))) for trigger, each in adapter.tokens.items()},
+        "blocks": blocks([f"unet.{layer}" for layer in adapter]), "norm": norm(adapter), "metadata": notes,
+    }  # fmt: skip
+
+
+def norm(adapter: Adapter) -> float:
+    """Return the Frobenius norm of all updates as one vector."""
+    squares = (float(((each.up.mT @ each.up) * (each.down @ each.down.mT)).sum()) for _, each in adapter.named())
+    return sum(squares) ** 0.5
+
+
+def block_of(layer: str) -> str:
+    """Return the attention block, or the text encoder, of a layer."""
+    if layer.startswith("text_encoder"):
+        return layer.partition(".")[0]
+    match = BLOCK.match(layer)
+    return match[1] if match else layer.removeprefix("unet.")
+
+
+def blocks(layers: Sequence[str]) -> list[str]:
+    """Return the blocks of layers without repetition, in the order of the forward pass."""
+    order = {"down": 0, "mid": 1, "up": 2, "text": 3}
+    return sorted({block_of(each) for each in layers}, key=lambda name: (order.get(name.split("_")[0], 4), name))
+
+
+def conflict(found: Sequence[Meeting], content: str, style: str) -> dict[str, Any]:
+    """Return how two adapters conflict, which will dominate, and commands worth trying."""
+    both = [each for each in found if each.content and each.style]
+    norms = [sum(getattr(each, role) ** 2 for each in found) ** 0.5 for role in ROLES]
+    by_block = {}
+    for block in blocks([each.layer for each in found]):
+        mine = [each for each in found if block_of(each.layer) == block]
+        meeting = [each.shared for each in mine if each.content and each.style]
+        by_block[block] = {
+            **{role: sum(getattr(each, role) ** 2 for each in mine) ** 0.5 for role in ROLES},
+            "shared": sum(meeting) / len(meeting) if meeting else 0.0,
+        }
+    weights = [each.content * each.style for each in both]
+    total = sum(weights) or 1.0
+    shared = sum(each.shared * weight for each, weight in zip(both, weights, strict=True)) / total
+    cosine = sum(each.cosine * weight for each, weight in zip(both, weights, strict=True)) / total
+    ratio = norms[0] / norms[1] if norms[1] else float("inf")
+    dominant = "content" if ratio > DOMINANT else "style" if ratio < 1 / DOMINANT else None
+    only = {role: sum(1 for each in found if getattr(each, role) and not getattr(each, other))
+            for role, other in (ROLES, ROLES[::-1])}  # fmt: skip
+    return {
+        "both": len(both), "only": only, "norms": dict(zip(ROLES, norms, strict=True)), "cosine": cosine,
+        "shared": shared, "dominant": dominant, "blocks": by_block,
+        "commands": commands(content, style, norms, shared, bool(both), dominant),
+    }  # fmt: skip
+
+
+def commands(
+    content: str, style: str, norms: Sequence[float], shared: float, meet: bool, dominant: str | None
+) -> dict[str, str]:
+    """Return merge commands worth trying, each with the reason."""
+    start = f"python run.py task=merge {content} {style}"
+    found = {f"{start} method=direct": "the plain sum" if meet else "the LoRAs share no layer: the sum is exact"}
+    if dominant and all(norms):
+        weaker = [1.0, 1.0]
+        weaker[dominant == "style"] = round(min(norms) / max(norms), 2)
+        names = f"method.content={weaker[0]} method.style={weaker[1]}"
+        found[f"{start} method=custom_weights {names}"] = f"equal norms: the {dominant} LoRA is much stronger"
+    if meet and shared > SHARED:
+        found[f"{start} method=np_lora"] = "keeps the content out of the directions that the style reads"
+        found[f"{start} method=tsv"] = "makes shared directions orthogonal"
+        found[f"{start} method=ties"] = "resolves opposite signs"
+    return found
+
+
+def lines(report: dict[str, Any]) -> list[str]:
+    """Return the report as text."""
+    told = []
+    for each in report["files"]:
+        ranks = "-".join(map(str, {each["ranks"][0]: 0, each["ranks"][-1]: 0})) if each["ranks"] else "none"
+        tokens = "".join(f", token {trigger} ({count} vectors)" for trigger, count in each["tokens"].items())
+        told.append(
+            f"{each['role']}: {each['path']}, {each['base']}, rank {ranks}, {each['UNet layers']} UNet and "
+            f"{each['text layers']} text layers{tokens}, norm {each['norm']:.3g}"
+        )
+    if "blocks" not in report:
+        return told
+    only = ", ".join(f"only {role} {count}" for role, count in report["only"].items())
+    told.append(f"layers: both {report['both']}, {only}")
+    told.append(f"cosine {report['cosine']:.3f}, shared directions {report['shared']:.1%}")
+    told.append(f"{report['dominant']} will dominate" if report["dominant"] else "neither is much stronger")
+    return [*told, *(f"{command}   # {why}" for command, why in report["commands"].items())]
+
+
+def draw(found: Sequence[Meeting], path: Path) -> None:
+    """Plot the norm of both LoRAs, and the share of directions in common, by block."""
+    from matplotlib.figure import Figure
+
+    names = blocks([each.layer for each in found])
+    figure = Figure(figsize=(9, 0.36 * len(names) + 1.8), dpi=130, layout="constrained", facecolor="white")
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    for offset, role, color in ((-0.2, "content", "#3b6ea8"), (0.2, "style", "#c8663a")):
+        norms = [sum(getattr(each, role) ** 2 for each in found if block_of(each.layer) == name) ** 0.5
+                 for name in names]  # fmt: skip
+        left.barh([i + offset for i in range(len(names))], norms, height=0.38, color=color, label=role)
+    for index, name in enumerate(names):
+        mine = [each for each in found if block_of(each.layer) == name and each.content and each.style]
+        right.scatter([each.shared for each in mine], [index] * len(mine), s=9, color="#444444", alpha=0.5)
+    left.set_yticks(range(len(names)), names, fontsize=8)
+    left.invert_yaxis()
+    left.set_xlabel("norm of the update")
+    left.legend(frameon=False, fontsize=8, ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
+    right.set_xlim(-0.02, 1.02)
+    right.set_xlabel("directions in common, per layer (0 to 1)")
+    for panel in (left, right):
+        panel.grid(axis="x", color="#dddddd", linewidth=0.6)
+        panel.set_axisbelow(True)
+        for side in ("top", "right"):
+            panel.spines[side].set_visible(False)
+    figure.savefig(path)
