@@ -19,6 +19,7 @@ from lorabench.tasks.inspect_files import block_of, blocks, commands, conflict, 
 
 Q = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 K = Q.replace("to_q", "to_k")
+TEXT = "text_encoder.encoder.layers.0.mlp.fc1"
 
 
 def unit(size: int, *places: int) -> torch.Tensor:
@@ -33,12 +34,9 @@ def update(outputs: tuple[int, ...], inputs: tuple[int, ...], weight: float = 1.
 def test_norms_cosine_and_angles_are_those_of_the_updates() -> None:
     content = Adapter({Q: update((0, 1), (0, 1), 3.0), K: update((0,), (0,))})
     turned = math.sqrt(0.5) * (unit(6, 0) + unit(6, 3)).mT  # 45 degrees from an input that the content reads
-    style = Adapter(
-        {Q: Factors(turned, 2.0 * unit(5, 0))}, {"text_encoder.encoder.layers.0.mlp.fc1": update((1,), (2,))}
-    )
-    key, query, text = sorted(
-        meetings([content], [style]), key=lambda each: (each.layer.startswith("text"), each.layer)
-    )
+    style = Adapter({Q: Factors(turned, 2.0 * unit(5, 0))}, {TEXT: update((1,), (2,))})
+    found = {each.layer: each for each in meetings([content], [style])}
+    key, query, text = found[f"unet.{K}"], found[f"unet.{Q}"], found[TEXT]
     assert query.content == pytest.approx(3 * math.sqrt(2)) and query.style == pytest.approx(2)
     dense = [each[Q].up @ each[Q].down for each in (content, style)]
     cosine = (dense[0] * dense[1]).sum() / dense[0].norm() / dense[1].norm()
