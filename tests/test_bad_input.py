@@ -65,7 +65,7 @@ def test_one_line_and_exit_code_2(
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda dog: (dog / "00.jpg").unlink(), "holds no image"),
+        (lambda dog: (dog / "00.jpg").unlink(), "must hold an image"),
         (lambda dog: (dog / "00.jpg").write_bytes(b"\xff\xd8 broken"), "00.jpg is not a readable image"),
     ],
     ids=["empty folder", "broken image"],

@@ -128,7 +128,7 @@ def test_square_crops_the_centre() -> None:
     ("spoil", "words"),
     [
         (lambda root: (root / "dreambooth/dataset/prompts_and_classes.txt").unlink(), "dataset.root="),
-        (lambda root: [path.unlink() for path in (root / "dreambooth/dataset/dog").iterdir()], "holds no image"),
+        (lambda root: [path.unlink() for path in (root / "dreambooth/dataset/dog").iterdir()], "must hold an image"),
         (lambda root: (root / "dreambooth/dataset/dog/00.jpg").write_bytes(b"no image"), "not a readable image"),
         (lambda root: truncate(root / "dreambooth/dataset/cat2/01.jpg"), "not a readable image"),
         (lambda root: (root / "styledrop/data/image_01_05.jpg").unlink(), "is missing"),

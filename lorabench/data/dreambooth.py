@@ -96,7 +96,10 @@ def subject(dataset: Path, manifest: Manifest, name: str, prompts: Prompts, held
     if name not in present:
         raise UserError(unknown("dataset.subjects", name, sorted(present)))
     word = present[name]
-    images = [(path.stem, reference(path, word, prompts.content(word))) for path in image_paths(dataset / name)]
+    paths = image_paths(dataset / name)
+    stems = [path.stem for path in paths]  # the second of a stem is known by its whole name
+    names = [path.name if path.stem in stems[:i] else path.stem for i, path in enumerate(paths)]
+    images = [(each, reference(path, word, prompts.content(word))) for each, path in zip(names, paths, strict=True)]
     trained, references = split(name, images, held_out, packaged("near_duplicates").get(name, []))
     live, token = is_live(word), prompts.content_token
     return Concept(name, "content", word, trained, references, live=live, token=token)

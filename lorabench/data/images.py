@@ -1,49 +1,139 @@
-"""Photographs from files: which a folder holds, decoded upright, in RGB and on white."""
+"""Photographs from files: which a folder has, decoded upright, in RGB and on white."""
 
-from functools import partial
+from __future__ import annotations
+
+import sys
+import warnings
+from functools import cache, partial
 from pathlib import Path
 
-from PIL import Image, ImageOps
+import numpy as np
+from PIL import Image
 
 from lorabench.base import UserError
 from lorabench.data.pairs import Reference
 from lorabench.engine.record import sha256
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+ORIENTATION = 0x0112  # EXIF tag
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+NO_PHOTOGRAPHS = {"PDF", "MPEG", "EPS", "WMF", "BUFR", "GRIB", "HDF5", "FITS"}  # documents, video, and formats of stubs
+COMPANIONS = {".txt", ".caption", ".json", ".yaml", ".yml", ".md", ".csv", ".npz", ".safetensors"}  # of a data set
+HEIC = {".heic", ".heif", ".hif"}
+
+
+@cache
+def suffixes() -> frozenset[str]:
+    """Return the endings of all image formats that Pillow reads."""
+    known = Image.registered_extensions()
+    return frozenset(end for end, name in known.items() if name in Image.OPEN and name not in NO_PHOTOGRAPHS)
 
 
 def reference(path: Path, word: str, prompt: str) -> Reference:
-    """The image of a file, known by the hash of its bytes; see Reference."""
+    """Return the image of a file, known by the hash of its bytes; see Reference."""
     return Reference(word, prompt, sha256(path), partial(read_image, path))
 
 
+def is_hidden(path: Path) -> bool:
+    """Return whether a file or folder was made by an operating system or a tool: `._x.jpg`, `__MACOSX`."""
+    return path.name.startswith(".") or path.name == "__MACOSX"
+
+
 def images_in(folder: Path) -> list[Path]:
-    """The images that lie directly in a folder, by name."""
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+    """Return the images directly in a folder, by name.
+
+    Other files, except captions and settings, are counted and named on the error stream, once per folder.
+    """
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not is_hidden(path))
+    images = [path for path in files if path.suffix.lower() in suffixes()]
+    others = [path for path in files if path not in images and path.suffix.lower() not in COMPANIONS]
+    if others:
+        report(folder, len(images), tuple(path.name for path in others))
+    return images
+
+
+@cache
+def report(folder: Path, used: int, others: tuple[str, ...]) -> None:
+    """Print which files of a folder are left out."""
+    names = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+    print(f"{folder}: used {used} of {used + len(others)} files, left out {names}{advice(others)}", file=sys.stderr)
+
+
+def advice(names: tuple[str, ...]) -> str:
+    if any(Path(name).suffix.lower() in HEIC for name in names):
+        return "; HEIC needs a converter: pip install pillow-heif, then save the images as JPEG"
+    return ""
 
 
 def image_paths(folder: Path) -> list[Path]:
-    """As `images_in`; raises UserError where there are none."""
+    """As `images_in`; raises UserError if there are none."""
     if not (paths := images_in(folder)):
-        raise UserError(f"{folder} holds no image ({', '.join(sorted(SUFFIXES))}); put some there or leave it out")
+        raise UserError(f"{folder} must hold an image (.jpg, .png, .webp or another that Pillow reads); put some there")
     return paths
 
 
 def read_image(path: Path) -> Image.Image:
     """As `flat`; raises UserError for a broken file."""
     try:
-        with Image.open(path) as opened:
+        with warnings.catch_warnings(), Image.open(path) as opened:
+            warnings.simplefilter("ignore", UserWarning)  # about odd metadata
             return flat(opened)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is not a readable image; replace it or remove it") from error
+    except Exception as error:  # decoders raise anything: struct.error, IndexError, zlib.error, ...
+        if isinstance(error, MemoryError):
+            raise
+        raise UserError(f"{path} is not a readable image ({kind(error)}); replace it or remove it") from error
+
+
+def kind(error: Exception) -> str:
+    """Return the first line of an error, or its name."""
+    return (str(error).splitlines() or [""])[0][:120] or type(error).__name__
 
 
 def flat(image: Image.Image) -> Image.Image:
-    """RGB, upright by its EXIF orientation, transparency on white."""
-    upright = ImageOps.exif_transpose(image)
+    """Return the image in RGB, upright by its EXIF orientation, transparency on white."""
+    upright = turned(image)
+    if upright.mode.startswith("I") or upright.mode == "F":
+        upright = eight_bits(upright)
     if upright.has_transparency_data:
         layer = upright.convert("RGBA")
         upright = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    elif upright.mode.startswith("I;16"):  # which `convert` would clip instead of scaling
-        upright = upright.point(lambda value: value * (1 / 256)).convert("L")
     return upright.convert("RGB")
+
+
+def turned(image: Image.Image) -> Image.Image:
+    """Return the image upright; an orientation that cannot be read counts as none, other EXIF values do not matter."""
+    try:
+        orientation = image.getexif().get(ORIENTATION)
+    except Exception:
+        orientation = None
+    if isinstance(orientation, tuple):  # written twice
+        orientation = orientation[0] if orientation else None
+    turn = TURNS.get(orientation) if isinstance(orientation, int) else None
+    if turn is None:
+        image.load()
+        return image
+    upright = image.transpose(turn)
+    if "transparency" in image.info:
+        upright.info["transparency"] = image.info["transparency"]
+    return upright
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """Return a greyscale image of 16 or 32 bits or of floats in 8 bits, scaled; `convert` would clip it.
+
+    16-bit images have 65535 for white. Images of 32 bits have no common white: floats up to 1 have 1, values up to 255
+    have 255, values up to 65535 have 65535, and others their maximum.
+    """
+    values = np.asarray(image).astype(np.float64)
+    values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+    largest = float(values.max(initial=0.0))
+    steps = (1.0, 255.0, 65535.0) if image.mode == "F" else (65535.0,) if ";16" in image.mode else (255.0, 65535.0)
+    white = next((step for step in steps if largest <= step), largest)
+    gray = Image.fromarray((values.clip(0) * (255 / white)).astype(np.uint8))
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        gray.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+    return gray

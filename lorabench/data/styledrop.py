@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lorabench.base import UserError
 from lorabench.config.choices import unknown
-from lorabench.data.images import images_in, reference
+from lorabench.data.images import images_in, is_hidden, reference
 from lorabench.data.packaged import packaged
 from lorabench.data.pairs import Concept, Prompts
 
@@ -48,10 +48,12 @@ def find(root: Path) -> Path:
 
 def plain(folder: Path) -> dict[str, tuple[Path, ...]]:
     """Name -> images, of the images and of the folders of images in a folder."""
-    found: dict[str, tuple[Path, ...]] = {path.stem: (path,) for path in images_in(folder)}
-    for below in sorted(path for path in folder.iterdir() if path.is_dir()):
+    found: dict[str, tuple[Path, ...]] = {}
+    for path in images_in(folder):
+        found[path.stem if path.stem not in found else path.name] = (path,)  # the second of a stem by its whole name
+    for below in sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path)):
         if paths := images_in(below):
-            found.setdefault(below.name, tuple(paths))
+            found[below.name if below.name not in found else f"{below.name}/"] = tuple(paths)
     return found
 
 
