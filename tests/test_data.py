@@ -155,7 +155,7 @@ def test_unknown_names_are_told_the_nearest(photos: Path) -> None:
         load_pairs(spec(photos, styles=["image_01_04"]), PROMPTS)
     with pytest.raises(UserError, match="vase is unknown"):  # in the manifest, without a folder
         load_pairs(spec(photos, subjects=["vase"]), PROMPTS)
-    with pytest.raises(UserError, match="try one of mug_"):
+    with pytest.raises(UserError, match="use one of mug_"):
         load_pairs(MicroworldSpec("microworld", ["mug_9"], ["ink_1"], None, 1, 1, 1), PROMPTS)
 
 

@@ -86,12 +86,15 @@ class ScorerSpec:
 @dataclass
 class MicroworldSpec:
     name: str = MISSING
-    subjects: list[str] = MISSING  # "a+b": both in one picture
-    styles: list[str] = MISSING  # "a+b": a blend of both
+    subjects: Any = MISSING  # names, or a set: all (held out) | development; "a+b": both in one image
+    styles: Any = MISSING  # as subjects; "a+b": a blend of both
     contents: list[str] | None = MISSING  # one group of subjects, instead of `subjects`
     content_images: int = MISSING  # photos a subject's LoRA is trained on
     style_images: int = MISSING  # pictures a style's LoRA is trained on
     references: int = MISSING  # other images of each, for scoring
+    pairs: Any = "crossed"  # | matched, or a list of subject/style; see data/matching.py
+    count: int = 32  # of pairs=matched
+    pairs_seed: int = 0  # of pairs=matched
 
 
 @dataclass

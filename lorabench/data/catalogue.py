@@ -8,9 +8,7 @@ from pathlib import Path
 from lorabench.base import UserError
 from lorabench.config.schemas import DatasetSpec, DreamBoothStyleDropSpec, FolderSpec, MicroworldSpec
 from lorabench.data.contexts import with_scenes
-from lorabench.data.pairs import JOIN, Concept, Pair, Prompts, Role, all_pairs, pair
-
-Groups = list[tuple[Concept, ...]]
+from lorabench.data.pairs import Concept, Pair, Prompts, Role, pair
 
 
 @dataclass(frozen=True)
@@ -52,12 +50,16 @@ def load_pairs(spec: DatasetSpec, prompts: Prompts) -> list[Pair]:
 
 def microworld(spec: MicroworldSpec, prompts: Prompts) -> list[Pair]:
     from lorabench.data import microworld_pairs as world
+    from lorabench.data.matching import select_world
 
     if prompts.contexts != "none":
         raise UserError("the microworld knows no scenes; leave prompts.contexts out or choose a dataset of photographs")
-    subjects = groups(spec, "content", lambda n: world.subject(n, spec.content_images, spec.references, prompts))
-    styles = groups(spec, "style", lambda n: world.style(n, spec.style_images, spec.references, prompts))
-    return all_pairs(subjects, styles, prompts)
+    subject = cache(lambda name: world.subject(name, spec.content_images, spec.references, prompts))
+    style = cache(lambda name: world.style(name, spec.style_images, spec.references, prompts))
+    return [
+        pair(tuple(map(subject, contents)), tuple(map(style, styles)), prompts)
+        for contents, styles in select_world(spec)
+    ]
 
 
 def public(spec: DreamBoothStyleDropSpec, prompts: Prompts) -> Shelf:
@@ -92,20 +94,6 @@ def own(spec: FolderSpec, prompts: Prompts) -> Shelf:
 
     live = {name: folder.live(entry) for name, entry in manifest.subjects.items()}
     return Shelf(live, list(manifest.styles), load, {})
-
-
-def groups(spec: MicroworldSpec, role: str, load: Callable[[str], Concept]) -> Groups:
-    """Each group of the microworld with its concepts; `contents` is one group of subjects and replaces `subjects`.
-
-    A concept that stands in several groups is loaded once.
-    """
-    load = cache(load)
-    if role == "content" and spec.contents is not None:
-        return [tuple(load(name) for name in spec.contents)]
-    return [
-        tuple(load(name) for name in names.split(JOIN))
-        for names in (spec.subjects if role == "content" else spec.styles)
-    ]
 
 
 def aligned(content: Concept, style: Concept, prompt: str) -> Concept:

@@ -196,11 +196,6 @@ class Pair:
         return len(self.concepts) == 2
 
 
-def all_pairs(subjects: list[tuple[Concept, ...]], styles: list[tuple[Concept, ...]], prompts: Prompts) -> list[Pair]:
-    """Every group of subjects in every group of styles, subjects first."""
-    return [pair(contents, looks, prompts) for contents in subjects for looks in styles]
-
-
 def pair(contents: tuple[Concept, ...], styles: tuple[Concept, ...], prompts: Prompts) -> Pair:
     """Contents and styles with the prompts that name each of them; UserError where a prompt cannot tell two apart."""
     words = [content.word for content in contents]

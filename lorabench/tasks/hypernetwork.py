@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from lorabench.models.layer import Layer
 
 VERSION = 1  # raise it when results change
+RULE = re.compile(r"\bpairs['\"]?\s*[:=].*\bmatched\b|\b(subjects|styles)['\"]?\s*[:=].*\ball\b")  # in an experiment
 FILE, HELD_OUT = "hypernetwork.safetensors", "held_out.csv"
 NAIVE, PREDICTED, MEAN = "direct merge", "predicted masks", "mean of each layer"
 TRAINS_NOTHING = "calibration"  # the experiment that draws every subject in every style and merges none
@@ -83,8 +84,7 @@ def training_pairs(task: HypernetworkTask, dataset: DatasetSpec, prompts: Prompt
         if not names or len(set(names)) < len(names):
             raise UserError(f"task.{key}={list(names)} must name at least one, each once; type task.{key}=[a,b]")
     chosen: dict[str, Any] = {"contents": None, "subjects": task.subjects, "styles": task.styles}
-    if not isinstance(dataset, MicroworldSpec):
-        chosen["pairs"] = "all"
+    chosen["pairs"] = "crossed" if isinstance(dataset, MicroworldSpec) else "all"
     return load_pairs(replace(dataset, **chosen), prompts)
 
 
@@ -96,12 +96,23 @@ def check_single(pairs: Sequence[Pair]) -> None:
 
 
 def check_disjoint(pairs: Sequence[Pair], held_out: Sequence[Pair]) -> None:
-    """UserError where training has a subject or a style of the held-out pairs, or one that an experiment names."""
+    """Check that training shares no subject and no style with the held-out pairs or with an experiment.
+
+    An experiment uses the names in its file. One that chooses pairs by rule can use every held-out name.
+
+    Raises:
+        UserError: If a name is shared.
+    """
+    from lorabench.data.microworld import HELDOUT_STYLES, HELDOUT_SUBJECTS
+
     used: dict[str, str] = {}
     for path in sorted(EXPERIMENTS.glob("*.yaml")):
         if path.stem != TRAINS_NOTHING:
-            lines = [line.partition("#")[0] for line in path.read_text().splitlines()]
-            used |= dict.fromkeys(re.findall(r"\w+", "\n".join(lines)), f"experiments={path.stem} has")
+            text = "\n".join(line.partition("#")[0] for line in path.read_text().splitlines())
+            names = re.findall(r"\w+", text)
+            if RULE.search(text):
+                names += [*HELDOUT_SUBJECTS, *HELDOUT_STYLES]
+            used |= dict.fromkeys(names, f"experiments={path.stem} has")
     used |= {concept.name: "the dataset has" for pair in held_out for concept in pair.concepts}
     for pair in pairs:
         for concept, key in ((pair.contents[0], "subjects"), (pair.styles[0], "styles")):
