@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -17,24 +17,11 @@ STYLES = {
     "image_01_07": ["A portrait of a person", "in oil painting style"],
     "image_02_06": ["A mushroom", "in glowing style"],
 }
-PROMPTS = """
-Prompts
-
-Object Prompts
-
-prompt_list = [
-'a {0} {1} in the jungle'.format(unique_token, class_token),
-'a {0} {1} with the Eiffel Tower in the background'.format(unique_token, class_token),
-'a cube shaped {0} {1}'.format(unique_token, class_token)
-]
-
-Live Subject Prompts
-
-prompt_list = [
-'a {0} {1} in the jungle'.format(unique_token, class_token),
-'a {0} {1} wearing a santa hat'.format(unique_token, class_token)
-]
-"""
+CONTEXTS = {
+    "object": ["a {} in the jungle", "a {} with the Eiffel Tower in the background", "a cube shaped {}"],
+    "live": ["a {} in the jungle", "a {} wearing a santa hat"],
+}
+BLOCKS = {"object": "Object Prompts", "live": "Live Subject Prompts"}
 
 
 def paint(path: Path, number: int) -> Path:
@@ -44,15 +31,25 @@ def paint(path: Path, number: int) -> Path:
     return path
 
 
+def manifest(classes: Mapping[str, str], contexts: Mapping[str, Sequence[str]]) -> str:
+    """Return prompts_and_classes.txt of github.com/google/dreambooth with these classes and prompts."""
+    lines = ["Classes", "", "subject_name,class", *(f"{name},{word}" for name, word in classes.items())]
+    lines += ["", "Prompts", ""]
+    for kind, templates in contexts.items():
+        texts = [template.format("{0} {1}") for template in templates]
+        items = ",\n".join(f"{text!r}.format(unique_token, class_token)" for text in texts)
+        lines += [BLOCKS[kind], "", "prompt_list = [", items, "]", ""]
+    return "\n".join(lines)
+
+
 def dreambooth(root: Path, classes: Mapping[str, str] = CLASSES, images: int = 5) -> Path:
     """Write the layout of github.com/google/dreambooth; `vase` is in the list of classes but has no folder."""
-    lines = ["Classes", "", "subject_name,class", *(f"{name},{word}" for name, word in classes.items())]
     number = 0
     for name in classes:
         for index in range(images if name != "vase" else 0):
             number += 1
             paint(root / "dataset" / name / f"{index:02d}.jpg", number)
-    (root / "dataset" / "prompts_and_classes.txt").write_text("\n".join(lines) + "\n" + PROMPTS)
+    (root / "dataset" / "prompts_and_classes.txt").write_text(manifest(classes, CONTEXTS))
     return root
 
 

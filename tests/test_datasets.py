@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,6 @@ from lorabench.data.pairs import Concept, Pair, Prompts, Reference, pair
 from lorabench.data.selection import select
 from lorabench.data.splits import clusters, split
 from lorabench.engine.record import sha256
-
-REAL = Path(__file__).parents[2] / "shared" / "data"
-real = pytest.mark.skipif(not REAL.is_dir(), reason="the photographs are not here")
 
 
 @pytest.fixture
@@ -75,30 +73,24 @@ def test_a_spoilt_manifest_is_told_with_its_line(root: Path, old: str, new: str,
     assert "\n" not in str(error.value)
 
 
-@real
-def test_the_packaged_prompts_and_duplicates_are_those_of_the_repository() -> None:
-    manifest = dreambooth.read_manifest(REAL / "dreambooth" / "dataset" / "prompts_and_classes.txt")
-    assert manifest.contexts == {kind: packaged("contexts")[kind] for kind in ("object", "live")}
+def test_dreambooth_manifest_with_the_packaged_prompts_is_read_as_packaged(tmp_path: Path) -> None:
+    contexts = {kind: packaged("contexts")[kind] for kind in ("object", "live")}
+    path = tmp_path / "prompts_and_classes.txt"
+    path.write_text(photos.manifest(photos.CLASSES, contexts))
+    manifest = dreambooth.read_manifest(path)
+    assert manifest.contexts == contexts
     live = [name for name, word in manifest.classes.items() if word in packaged("contexts")["live_classes"]]
-    assert len(live) == 9
-    notes, subject = (REAL / "dreambooth" / "dataset" / "references_and_licenses.txt").read_text(), ""
-    sources: dict[tuple[str, str], list[str]] = {}
-    for line in notes.splitlines():
-        head, _, rest = line.partition(":")
-        subject = head if head in manifest.classes else subject
-        if head.isdigit() and "unsplash.com/photos" in rest:
-            sources.setdefault((subject, rest.strip()), []).append(head)
-    for (name, _), stems in sources.items():
-        if len(stems) > 1:
-            assert any(set(stems) <= set(group) for group in packaged("near_duplicates")[name])
+    assert live == ["cat", "dog", "dog5"]
 
 
-@real
-def test_the_packaged_phrases_are_those_of_the_repository() -> None:
-    known = styledrop.read_manifest(REAL / "styledrop" / "data" / "data.json")
-    for name, look in known.items():
-        thing, phrase = packaged("styledrop")[name]
-        assert (styledrop.bare(thing), phrase.removeprefix("in ")) == (look.thing, look.phrase)
+def test_styledrop_folder_without_its_manifest_has_the_packaged_styles(tmp_path: Path) -> None:
+    for number, name in enumerate(packaged("styledrop")):
+        paint(tmp_path / f"{name}.jpg", number)
+    without = styledrop.looks(tmp_path)
+    assert list(without) == list(packaged("styledrop"))
+    looks = {f"{name}.jpg": look for name, look in packaged("styledrop").items()}
+    (tmp_path / "data.json").write_text(json.dumps(looks))
+    assert styledrop.looks(tmp_path) == without
 
 
 def test_there_are_25_prompts_of_each_kind_and_20_styles() -> None:
@@ -265,13 +257,14 @@ def test_held_out_images_are_not_trained_on(root: Path) -> None:
     assert all(each.contents[0].images == each.contents[0].references for each in same)
 
 
-@real
-def test_the_same_photograph_is_never_on_both_sides() -> None:
-    for count in (1, 2, 3):
-        [each] = load_pairs(spec(REAL, subjects="dog", styles="image_01_05", references=count), Prompts())
-        near = {sha256(REAL / "dreambooth" / "dataset" / "dog" / f"{stem}.jpg") for stem in ("03", "04")}
-        held = {image.sha256 for image in each.contents[0].references}
-        assert len(held) == count and (near <= held or not near & held)
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_near_duplicate_photographs_stay_on_one_side_of_a_split(root: Path, count: int) -> None:
+    [each] = load_pairs(spec(root, subjects="dog", styles="image_01_05", references=count), Prompts())
+    [near] = packaged("near_duplicates")["dog"]
+    duplicates = {sha256(root / "dreambooth" / "dataset" / "dog" / f"{stem}.jpg") for stem in near}
+    held = {image.sha256 for image in each.contents[0].references}
+    assert len(duplicates) == 2 and len(held) == count
+    assert duplicates <= held or not duplicates & held
 
 
 # --- scenes
