@@ -14,7 +14,7 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import MissingConfigException
+from hydra.errors import MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
@@ -22,6 +22,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from lorabench.base import CONF, UserError
 from lorabench.config.checks import validate
 from lorabench.config.choices import unknown
+from lorabench.config.free_text import as_typed
 from lorabench.config.register import register
 from lorabench.engine.failures import Failed, Incomplete, system_fault, unwritable
 from lorabench.merging import method
@@ -54,7 +55,7 @@ def main() -> int:
     """Run the command line of sys.argv; returns the exit code."""
     os.environ[TRACEBACK] = os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing, and `main` prints
-    words = [SHORT.sub(r"\1.lora=", word) for word in sys.argv[1:]]
+    words = as_typed(SHORT.sub(r"\1.lora=", word) for word in sys.argv[1:])
     sys.argv[1:] = sorted(words, key=lambda word: not OVERRIDE.match(word))  # argparse takes none after a flag
     register()
     method.register()
@@ -167,6 +168,8 @@ def missing_choice(error: MissingConfigException) -> str:
 
 def wrong_override(error: Exception) -> str:
     """An unknown key, a value of a wrong type, or an override that cannot be read."""
+    if isinstance(error, OverrideParseException):
+        return f"{error.override} must be key=value; use quotes around text with special characters: key=\"'a, b'\""
     cause = error.__cause__
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.full_key and cause.parent_node is not None:
         group = cause.full_key.rpartition(".")[0]

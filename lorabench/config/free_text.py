@@ -1,0 +1,60 @@
+"""Values of the command line that are text of the user's: paths and prompts, taken as they were typed.
+
+Hydra's grammar gives a meaning to `[ ] { } ( ) = , ' "` and to words such as `500` and `true`. File names and prompts
+have such characters too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+FREE = re.compile(
+    r"(content|style)\.(lora|prompt|images|embedding|trigger)|prompt|negative|output|store"
+    r"|model\.(path|config|vae)|scorers\.(path|weights\.\w+)|dataset\.(\w*root|manifest|path|folder)"
+)
+OVERRIDE = re.compile(r"(?P<key>\+{0,2}(?P<name>[\w.]+))=(?P<value>.*)", re.DOTALL)
+MULTIRUN = ("-m", "--multirun")
+QUOTES = "'\""
+
+
+def as_typed(words: Iterable[str]) -> list[str]:
+    """Return the words of a command line with free text in quotes where Hydra would read something else.
+
+    `null`, lists such as `content=[a.safetensors,b.safetensors]` and, with -m, sweeps keep their meaning.
+
+    >>> as_typed(["content.lora=My LoRA (1).safetensors", "method=direct", "content.lora=500"])
+    ["content.lora='My LoRA (1).safetensors'", 'method=direct', "content.lora='500'"]
+    """
+    words = list(words)
+    sweeps = any(word in MULTIRUN for word in words)
+    return [_quoted(word, sweeps) for word in words]
+
+
+def _quoted(word: str, sweeps: bool) -> str:
+    match = OVERRIDE.fullmatch(word)
+    if match is None or not FREE.fullmatch(match["name"]):
+        return word
+    value = match["value"]
+    if value in ("", "null") or (len(value) > 1 and value[0] in QUOTES and value[-1] == value[0]):
+        return word
+    try:
+        override = OverridesParser.create().parse_override(word)
+    except (HydraException, ValueError):
+        return f"{match['key']}={quote(value)}"
+    if override.is_sweep_override():
+        return word if sweeps else f"{match['key']}={quote(value)}"
+    read = override.value()
+    if isinstance(read, list) or read == value:
+        return word
+    return f"{match['key']}={quote(value)}"
+
+
+def quote(value: str) -> str:
+    """Return a text as a quoted string of Hydra's grammar."""
+    escaped = re.sub(r"(\\*)'", lambda match: f"{match[1] * 2}\\'", value)
+    tail = len(escaped) - len(escaped.rstrip("\\"))
+    return f"'{escaped}{chr(92) * tail}'"
