@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from conftest import CPU
 from safetensors.torch import load_file, save_file
 
 from lorabench.base import UserError
+from lorabench.config.schemas import GenerateSpec
 from lorabench.lora.adapter import Adapter
 from lorabench.lora.export import export
 from lorabench.lora.factors import Factors
@@ -16,7 +19,8 @@ from lorabench.lora.files import embeddings
 from lorabench.lora.layer import attach
 from lorabench.lora.masks import Masks
 from lorabench.models.sdxl.model import SDXL
-from lorabench.models.tokens import learned_tokens
+from lorabench.models.sdxl.tokens import learned_tokens
+from lorabench.sampling.generate import generate
 
 LAYER = "up_blocks.0.attentions.1.transformer_blocks.0.attn1.to_q"
 TEXT = "text_encoder_2.text_model.encoder.layers.0.mlp.fc1"
@@ -167,23 +171,24 @@ def test_adapters_of_different_backbones_are_refused() -> None:
 
 def test_trigger_reads_as_its_vectors(model: SDXL) -> None:
     """A trigger that holds the vectors of two known words encodes as the words; afterwards nothing is changed."""
-    pipeline = model.pipeline
+    ids = model.pipeline.tokenizer("red mug").input_ids[1:-1]
+    vectors = {name: encoder.get_input_embeddings().weight[ids].clone() for name, encoder in model.text.items()}
+    expected, before = model.encode_prompts(["a red mug"]), model.encode_prompts(["a <s0>"])
+    with model.attach_text([Adapter({}, tokens={"<s0>": vectors})]):
+        found = model.encode_prompts(["a <s0>"])
+    after = model.encode_prompts(["a <s0>"])
+    for mine, other, first, last in zip(found.tensors, expected.tensors, before.tensors, after.tensors, strict=True):
+        assert torch.equal(mine, other) and torch.equal(first, last)
+    assert not torch.equal(before.tensors[0], expected.tensors[0])
 
-    def encode(prompt: str) -> torch.Tensor:
-        return pipeline.encode_prompt(prompt, do_classifier_free_guidance=False)[0]
 
-    with torch.no_grad():
-        expected, before = encode("a red mug"), encode("a <s0>")
-        ids = pipeline.tokenizer("red mug").input_ids[1:-1]
-        tokens = {
-            "<s0>": {
-                name: getattr(pipeline, name).get_input_embeddings().weight[ids].clone()
-                for name in ("text_encoder", "text_encoder_2")
-            }
-        }
-        with learned_tokens(pipeline, tokens):
-            torch.testing.assert_close(encode("a <s0>"), expected, rtol=0, atol=0)
-        assert torch.equal(encode("a <s0>"), before) and not torch.equal(before, expected)
+def test_learned_tokens_are_generated_with(model: SDXL) -> None:
+    ids = model.pipeline.tokenizer("red mug").input_ids[1:-1]
+    vectors = {name: encoder.get_input_embeddings().weight[ids].clone() for name, encoder in model.text.items()}
+    spec = GenerateSpec(images=1, steps=2, guidance=2.0, batch=1)
+    learned = generate(model, [Adapter({}, tokens={"<s0>": vectors})], ["a <s0>"], [3], spec, CPU)
+    assert np.array_equal(learned, generate(model, [], ["a red mug"], [3], spec, CPU))
+    assert not np.array_equal(learned, generate(model, [], ["a <s0>"], [3], spec, CPU))
 
 
 def test_embedding_of_another_width_is_refused(model: SDXL) -> None:

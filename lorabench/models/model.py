@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lorabench.lora.adapter import Adapter
+from lorabench.lora.files.embeddings import Tokens, joined
 from lorabench.lora.layer import Adapters, AllMasks, attach
 from lorabench.models.layer_map import LayerMap
 from lorabench.models.noise import NoiseProcess
@@ -137,6 +138,17 @@ class DiffusionModel(ABC):
         """Return the modules whose activations gradient checkpointing computes again."""
 
     @abstractmethod
+    def learned_tokens(self, tokens: Tokens) -> AbstractContextManager[None]:
+        """Let triggers in prompts stand for learned embeddings within the block.
+
+        Args:
+            tokens: Embeddings [vectors, width] by trigger and text encoder.
+
+        Raises:
+            UserError: If an embedding has another width than its text encoder.
+        """
+
+    @abstractmethod
     def _encode(self, prompts: list[str]) -> Conditioning:
         """Run the text encoders on prompts, in one batch."""
 
@@ -201,13 +213,20 @@ class DiffusionModel(ABC):
     ) -> Iterator[Adapters]:
         """Put the parts of LoRAs for the text encoders on them; prompts are encoded with these within the block.
 
+        Triggers of the LoRAs' token embeddings stand for these embeddings; the second of two equal triggers is renamed.
+
         Args:
             adapters: LoRAs; those without such parts change nothing.
             scales: Scale of each LoRA by layer; 1 if not given.
             dtype: Type of the factors, if it is not that of the text encoders.
         """
-        parts = [Adapter(lora.text) for lora in adapters]
-        with self.fresh_prompts() if any(parts) else nullcontext(), attach(self.text, parts, dtype=dtype) as attached:
+        parts, tokens = [Adapter(lora.text) for lora in adapters], joined([lora.tokens for lora in adapters])
+        with ExitStack() as stack:
+            if any(parts) or tokens:
+                stack.enter_context(self.fresh_prompts())
+            if tokens:
+                stack.enter_context(self.learned_tokens(tokens))
+            attached = stack.enter_context(attach(self.text, parts, dtype=dtype))
             if scales is not None:
                 attached.rows({name: torch.tensor([scales[name]]) for name in attached.layers})
             yield attached

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -13,6 +14,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 from torch import Tensor, nn
 
+from lorabench.lora.files.embeddings import Tokens
 from lorabench.models.checkpointing import recomputed
 from lorabench.models.files import ModelFiles, model_folder
 from lorabench.models.model import Conditioning, DiffusionModel
@@ -20,6 +22,7 @@ from lorabench.models.noise import DDPM
 from lorabench.models.sampler import Sampler
 from lorabench.models.sdxl.layers import TEXT_ENCODERS, layers_of
 from lorabench.models.sdxl.reading import read_pipeline, set_attention
+from lorabench.models.sdxl.tokens import learned_tokens
 
 LARGE = 512  # pixels, from which images are decoded one by one
 
@@ -103,6 +106,9 @@ class SDXL(DiffusionModel):
             states, pooled, size = empty.tensors
             empty = Conditioning((torch.zeros_like(states), torch.zeros_like(pooled), size))
         return empty.take([0] * n)
+
+    def learned_tokens(self, tokens: Tokens) -> AbstractContextManager[None]:
+        return learned_tokens(self.pipeline, tokens)
 
     def with_crops(self, conditioning: Conditioning, crops: Tensor) -> Conditioning:
         states, pooled, _ = conditioning.tensors
