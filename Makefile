@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo smoke test check install
+.PHONY: demo smoke test slow lint check install
 
 demo: install
 	$(BIN)/python run.py method=duolora $(SET)
@@ -14,12 +14,17 @@ smoke: install
 test: install
 	$(BIN)/python -m pytest
 
-check: install
+slow: install
+	$(BIN)/python -m pytest -m slow
+
+lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/deptry .
+
+check: lint
+	$(BIN)/pyright
 
 install: .venv/installed
 
