@@ -27,8 +27,9 @@ def pair(stem: str, down: str = ".lora_down.weight", up: str = ".lora_up.weight"
 
 GOOD = pair(KOHYA)
 OTHER_KINDS = {
-    "LoHa": {f"{KOHYA}.hada_w1_a": ones(2, 2), f"{KOHYA}.alpha": ones(())},
-    "LoKr": {f"{KOHYA}.lokr_w1": ones(2, 2)},
+    "a LoHa of convolutions or without all parts": {f"{KOHYA}.hada_w1_a": ones(2, 2), f"{KOHYA}.alpha": ones(())},
+    "a LoKr of convolutions or without all parts": {f"{KOHYA}.lokr_w1": ones(2, 2)},
+    "a LyCORIS adapter of convolutions": {f"{KOHYA}.hada_t1": ones(2, 2, 3, 3)},
     "OFT": {f"{KOHYA}.oft_blocks": ones(2, 2)},
     "OFT ": {f"unet.{LAYER}.oft_R.weight": ones(2, 2)},
     "IA3": {f"{KOHYA}.weight": ones(2), f"{KOHYA}.on_input": ones(1)},

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from lorabench.base import UserError
 from lorabench.lora.adapter import Adapter
-from lorabench.lora.factors import Factors, LazyFactors
-from lorabench.lora.files import embeddings, names, refuse, stored
+from lorabench.lora.factors import Factors, LazyFactors, Shape
+from lorabench.lora.files import embeddings, lycoris, names, refuse, stored
 from lorabench.lora.files.names import DENOISER
 
 METADATA_KEY = "lora_adapter_metadata"  # where diffusers' save_lora_weights keeps the peft configs of a file
+PRODUCT = "lorabench.product"  # metadata key of an adapter of which layers are a LoHa or LoKr
 PEFT_PREFIX = "base_model.model."
 PEFT_CONFIG = "adapter_config.json"  # where peft keeps the config of a file in the same folder
 
@@ -55,10 +56,20 @@ def read(path: Path | str) -> Adapter:
 
     def factors(layer: str) -> Factors:
         tensors = {part: file.get_tensor(key) for part, key in layers[layer].items()}
-        return _factors(path, layer, tensors, configs, scales)
+        _check_finite(path, layer, tensors)
+        if lycoris.kind(tensors):
+            return lycoris.factors(tensors)
+        return _factors(layer, tensors, configs, scales)
 
-    sizes = {layer: (shapes[part["down"]][0], shapes[part["down"]][1], shapes[part["up"]][0])
-             for layer, part in layers.items()}  # fmt: skip
+    def size(keys: Mapping[str, str]) -> Shape:
+        if lycoris.kind(keys):
+            return lycoris.shape({part: shapes[key] for part, key in keys.items()})
+        return shapes[keys["down"]][0], shapes[keys["down"]][1], shapes[keys["up"]][0]
+
+    sizes = {layer: size(keys) for layer, keys in layers.items()}
+    kinds = {kind for keys in layers.values() if (kind := lycoris.kind(keys))}
+    if kinds:
+        metadata = {**metadata, PRODUCT: " and ".join(sorted(kinds))}
     head = f"{DENOISER}."
     return Adapter(
         LazyFactors(
@@ -77,7 +88,7 @@ def _layers(path: Path, keys: list[str]) -> dict[str, dict[str, str]]:
     """By layer, the keys of its "down", "up" and perhaps "alpha"."""
     parts = {}
     for key in keys:
-        if (split := names.split(key)) is None:
+        if (split := names.split(key) or lycoris.split(key)) is None:
             raise refuse.unknown_key(path, key)
         parts[key] = split
     layers = names.layers_of([stem for stem, _ in parts.values()])
@@ -101,6 +112,9 @@ def _check(path: Path, layers: Mapping[str, Mapping[str, str]], shapes: Mapping[
         raise UserError(f"{path} lacks every factor; {refuse.EXPECTED}: write it again with pipe.save_lora_weights")
     widths = {}
     for layer, keys in layers.items():
+        if lycoris.kind(keys):
+            widths[layer] = _check_product(path, layer, {part: shapes[key] for part, key in keys.items()})
+            continue
         for part in ("down", "up"):
             if part not in keys:
                 raise UserError(
@@ -126,6 +140,16 @@ def _check(path: Path, layers: Mapping[str, Mapping[str, str]], shapes: Mapping[
             )
         widths[layer] = down[1]
     refuse.other_bases(path, widths, metadata)
+
+
+def _check_product(path: Path, layer: str, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Return the inputs of a LoHa or LoKr; UserError if parts are missing or are not matrices."""
+    if not lycoris.whole(shapes) or any(len(shape) != 2 for part, shape in shapes.items() if part != "alpha"):
+        raise UserError(
+            f"{path} has a {lycoris.kind(shapes)} of convolutions or without all parts at {layer}; {refuse.EXPECTED}: "
+            "download the file again, or train one of linear layers only"
+        )
+    return lycoris.shape(shapes)[1]
 
 
 @dataclass(frozen=True)
@@ -170,16 +194,19 @@ def _configs(path: Path, keys: list[str], metadata: Mapping[str, str]) -> dict[s
         ) from None
 
 
+def _check_finite(path: Path, layer: str, tensors: Mapping[str, Tensor]) -> None:
+    for part, tensor in tensors.items():  # diffusers' kohya converter writes alpha as an integer
+        if (part != "alpha" and not tensor.is_floating_point()) or not torch.isfinite(tensor.float()).all():
+            raise UserError(f"{path} has values at {layer} that are not finite floats; download the file again")
+
+
 def _factors(
-    path: Path, layer: str, tensors: dict[str, Tensor], configs: Mapping[str, _Config], scales: Mapping[str, float]
+    layer: str, tensors: dict[str, Tensor], configs: Mapping[str, _Config], scales: Mapping[str, float]
 ) -> Factors:
     """Return down [rank, in] and up [out, rank] in fp32 with alpha / rank in `up`.
 
     fp32 before the fold: alpha / rank of 1/128 would push half-precision values below what they can hold.
     """
-    for part, tensor in tensors.items():  # diffusers' kohya converter writes alpha as an integer
-        if (part != "alpha" and not tensor.is_floating_point()) or not torch.isfinite(tensor.float()).all():
-            raise UserError(f"{path} has values at {layer} that are not finite floats; download the file again")
     down, up = (tensors[part].float().flatten(1) for part in ("down", "up"))
     if layer in scales and "alpha" not in tensors:  # of the store: `up` holds it already
         return Factors(down, up, scales[layer])

@@ -10,15 +10,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from lorabench.base import UserError
-from lorabench.lora.files import names
+from lorabench.lora.files import lycoris, names
 
 EXPECTED = "a LoRA of an SDXL model's linear layers is expected"
 WEIGHT_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")  # as diffusers and peft name them
 
 # A pattern of keys, what such a file is, what to do. The first that any key matches.
 KINDS = (
-    (r"\.hada_", "a LyCORIS LoHa", "train or extract a plain LoRA"),
-    (r"\.lokr_", "a LyCORIS LoKr", "train or extract a plain LoRA"),
+    (r"\.(hada|lokr)_t[12]$", "a LyCORIS adapter of convolutions", "train one of linear layers only"),
     (r"[._](b?oft_|oft_blocks|oft_diag)", "an OFT adapter", "train or extract a plain LoRA"),
     (r"\.on_input$|\.ia3_l", "an IA3 adapter", "train or extract a plain LoRA"),
     (r"\.[ab][12]\.weight$", "a LyCORIS GLoRA", "train or extract a plain LoRA"),
@@ -87,7 +86,9 @@ def other_kinds(path: Path, keys: Iterable[str]) -> None:
         for key in keys:
             if re.search(pattern, key):
                 raise UserError(f"{path} is {what} (key {key!r}); {EXPECTED}: {remedy}")
-    if not any(names.split(key) for key in keys) and any(key.endswith((".weight", ".bias")) for key in keys):
+    if not any(names.split(key) or lycoris.split(key) for key in keys) and any(
+        key.endswith((".weight", ".bias")) for key in keys
+    ):
         raise UserError(
             f"{path} holds whole weights (key {keys[0]!r}); {EXPECTED}: give it as model.path, and a LoRA here"
         )
