@@ -24,13 +24,16 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-import lorabench.engine.lightning
 import lorabench.scoring.score  # noqa: F401  imported here, so that no round includes the import
 from benchmarks.folder_scripts import Folder, FolderScripts
 from benchmarks.measure import interleaved, markdown, publish, ratio, seconds
 from lorabench.base import seed_of
 from lorabench.config.schemas import TrainerSpec
 from lorabench.data.pairs import Concept, Prompts, Reference, Role, pair
+from lorabench.engine.artifact import Artifact
+from lorabench.engine.make import make
+from lorabench.engine.store import Store
+from lorabench.engine.work import Progress
 from lorabench.scoring.clip import Clip
 from lorabench.scoring.csd import CSD
 from lorabench.scoring.description import ScorerFiles, read_config
@@ -38,7 +41,7 @@ from lorabench.scoring.dino import Dino
 from lorabench.scoring.files import ScorerSet, backbones
 from lorabench.scoring.networks import build_network
 from lorabench.tasks import jobs as tasks
-from lorabench.tasks import units
+from lorabench.tasks.scores import SCORES, Scoring
 
 BACKBONES = {"dino": "dino@vits16", "clip": "clip@vitb32", "csd": "csd@vitl14"}
 TRAINER = TrainerSpec(accelerator="cpu", precision="32-true", workers=0, threads=1)
@@ -46,6 +49,11 @@ TOLERANCE = 1e-4  # of a cosine: fp32 products summed in another order
 CPU = torch.device("cpu")
 MEASURED = [(Dino, "features"), (Clip, "features"), (Clip, "embed_text"), (CSD, "features")]
 PARTS = ("loading", "reading", "references", "images")  # parts of the scripts' time; the last two run networks
+
+
+def copy_images(source: Path, folder: Path, progress: Progress) -> None:
+    for path in source.glob("*.png"):
+        shutil.copy(path, folder)
 
 
 class Bench:
@@ -65,6 +73,8 @@ class Bench:
             for index in range(images):
                 write_picture(root / name / f"{index:02d}.png", options.side, f"{name} {index}")
         self.count = images
+        self.store = Store.open(root / "store")
+        make(self.store, TRAINER, [self.images(name) for _, name in self.cells])
 
     def concept(self, role: Role, number: int, count: int, side: int) -> Concept:
         paths = [self.root / f"{role}_{number}" / f"{index:02d}.jpg" for index in range(count)]
@@ -91,23 +101,23 @@ class Bench:
         }
 
     def ours(self) -> tuple[dict[str, pd.DataFrame], dict[str, float]]:
-        """Run the score stage's unit of work on each folder, starting without loaded networks and known embeddings.
+        """Compute the artifacts of scores of each folder, starting without loaded networks and embeddings.
 
         Returns:
             The scores by folder, and the CPU seconds that the networks took.
         """
-        tasks.load_scorers.cache_clear()
-        tasks.load_references.cache_clear()
-        known, out, rows = self.root / "embeddings", self.root / "out", {}
-        shutil.rmtree(known, ignore_errors=True)
-        scorers = ScorerSet(tuple(self.files.values()))
+        tasks.load_scorer.cache_clear()
+        for stage in ("embed", "score"):
+            shutil.rmtree(self.store.root / stage, ignore_errors=True)
+        scoring = Scoring(self.store, ScorerSet(tuple(self.files.values())), TRAINER, "", "", 32)
+        scores = {name: scoring.score(name, each, self.images(name), range(self.count)) for each, name in self.cells}
         with networks_timed() as spent:
-            for each, name in self.cells:
-                out.mkdir(exist_ok=True)
-                seeds = tuple(range(self.count))
-                units.Score(scorers, TRAINER, known, each, self.root / name, seeds, 32)(out, lambda _: None)
-                rows[name] = pd.read_parquet(out / "scores.parquet")
-        return rows, spent
+            make(self.store, TRAINER, list(scores.values()))
+        return {name: pd.read_parquet(self.store.path(each) / SCORES) for name, each in scores.items()}, spent
+
+    def images(self, name: str) -> Artifact:
+        """Return the images of a folder as an artifact of the store."""
+        return Artifact("generate", name, 1, {"folder": name}, partial(copy_images, self.root / name))
 
     def plain(self) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, float]]:
         scripts = FolderScripts(self.files)

@@ -8,19 +8,20 @@ from pathlib import Path
 import pytest
 
 from lorabench.base import UserError
-from lorabench.config.schemas import GenerateSpec, LoRASpec, MergeSpec, MicroworldSpec, TrainerSpec
+from lorabench.config.schemas import GenerateSpec, LoRASpec, MergeSpec, MicroworldSpec, ScorerSpec, TrainerSpec
 from lorabench.data.catalogue import load_pairs
 from lorabench.data.pairs import Prompts
 from lorabench.engine.artifact import batches
 from lorabench.engine.store import Store
 from lorabench.merging import method as methods
 from lorabench.models.files import ModelFiles, model_folder
-from lorabench.scoring.files import ScorerSet
+from lorabench.scoring.files import ScorerSet, scorer_set
 from lorabench.tasks.benchmark import check_methods
 from lorabench.tasks.plan import FLOORS, STAGES, Plan, Row, frame_rows
 
 WORLD = MicroworldSpec("microworld", ["mug_1", "cat_1"], ["ink_1", "neon_1"], None, 2, 2, 2)
 PAIRS = load_pairs(WORLD, Prompts())
+MICRO = scorer_set(ScorerSpec("micro", "micro", [], {}))
 
 
 def chosen(method: str, ablation: str = "none") -> Row:
@@ -32,7 +33,7 @@ def plan(tmp_path: Path, lora_spec: LoRASpec, generate_spec: GenerateSpec) -> Pl
     return Plan(
         store=Store(tmp_path), pairs=PAIRS, rows=frame_rows(chosen("duolora"), WORLD, PAIRS),
         dataset=WORLD, model=ModelFiles(tmp_path / "model", tmp_path / "model"), model_name="micro",
-        scorers=ScorerSet(()), weights="w",
+        scorers=MICRO, weights="w",
         scorers_digest="s", lora=lora_spec, generation=generate_spec, merging=MergeSpec(1),
         trainer=TrainerSpec("cpu", "32-true", 2, 1), seed=0,
     )  # fmt: skip
@@ -44,7 +45,7 @@ def keys(plan: Plan) -> dict[str, set[str]]:
 
 def test_subjects_and_styles_cost_a_sum_and_not_a_product(plan: Plan) -> None:
     assert {stage: len(plan.artifacts(stage)) for stage in STAGES} == {
-        "personalize": 2 + 2, "merge": 4, "generate": 5 * 4, "score": 5 * 4,
+        "personalize": 2 + 2, "merge": 4, "generate": 5 * 4, "embed": 3 * (5 * 4 + 2 + 2) + 4, "score": 5 * 4,
     }  # fmt: skip
 
 
@@ -96,7 +97,24 @@ def test_other_scorers_draw_nothing_anew(plan: Plan) -> None:
 def test_the_scoring_batch_is_in_the_key_of_scores_alone(plan: Plan) -> None:
     one, other = keys(plan), keys(replace(plan, scoring_batch=8))
     assert not one.pop("score") & other.pop("score")
+    assert len(one["embed"] & other["embed"]) == 3 * (2 + 2) + 4  # references and texts do not share a batch
+    assert not replace(plan, scorers=ScorerSet(())).artifacts("embed")
+    del one["embed"], other["embed"]
     assert one == other
+
+
+def test_another_backbone_embeds_only_with_itself(plan: Plan) -> None:
+    fewer = replace(plan, scorers=ScorerSet(MICRO.scorers[:2]))
+    new = keys(plan)["embed"] - keys(fewer)["embed"]
+    names = [each.name for each in plan.artifacts("embed") if each.key in new]
+    assert len(names) == 5 * 4 + 2 + 2 and all(name.startswith("csd@micro ") for name in names)
+    assert keys(fewer)["embed"] < keys(plan)["embed"] and keys(fewer)["generate"] == keys(plan)["generate"]
+
+
+def test_images_go_through_all_backbones_in_one_batch(plan: Plan) -> None:
+    groups = batches(plan.artifacts("embed"))
+    images = [group for group in groups if any("images" in each.inputs for each in group)]
+    assert len(images) == 5 * 4 and all(len(group) == 3 for group in images)
 
 
 def test_every_method_starts_from_the_same_noise(plan: Plan) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from artifacts import artifact
 from omegaconf import OmegaConf
 from PIL import Image
 from tiny_scorers import pictures
@@ -15,13 +16,15 @@ from lorabench.base import seed_of
 from lorabench.config.schemas import GenerateSpec, LoRASpec, MergeSpec, MicroworldSpec, ScorerSpec, TrainerSpec
 from lorabench.data.catalogue import load_pairs
 from lorabench.data.pairs import Prompts, Scene
+from lorabench.engine.make import make
 from lorabench.engine.store import Store
+from lorabench.engine.work import Progress
 from lorabench.merging import method as methods
 from lorabench.models.files import ModelFiles
 from lorabench.scoring.files import ScorerSet, scorer_set
-from lorabench.tasks import units
 from lorabench.tasks.plan import Plan, Row, frame_rows
 from lorabench.tasks.run_folder import Outcome
+from lorabench.tasks.scores import Scoring
 
 WORLD = MicroworldSpec("microworld", ["mug_1"], ["ink_1"], None, 2, 2, 2)
 [PAIR] = load_pairs(WORLD, Prompts())
@@ -64,23 +67,26 @@ def test_scenes_change_images_and_scores_and_no_merge(plan: Plan) -> None:
     row = plan.rows[-1]
     assert plan.merge(row, PAIR).key == plan.merge(row, DRAWN).key
     retold = replace(PAIR, scenes=tuple(scene._replace(text=scene.text + "!") for scene in SCENES))
-    for make in (plan.sample, plan.score):
-        assert len({make(row, pair).key for pair in (PAIR, DRAWN, retold, replace(PAIR, scenes=SCENES[:2]))}) == 4
+    for build in (plan.sample, plan.score):
+        assert len({build(row, pair).key for pair in (PAIR, DRAWN, retold, replace(PAIR, scenes=SCENES[:2]))}) == 4
 
 
 def test_images_are_scored_in_their_order_beyond_a_hundred(tmp_path: Path, scorers: Path, plan: Plan) -> None:
     """ "100.png" stands before "11.png" by name."""
-    images, out = tmp_path / "images", tmp_path / "out"
-    for folder in (images, out):
-        folder.mkdir()
-    for index, picture in enumerate(pictures(102)):
-        Image.fromarray(picture).save(images / f"{index:02d}.png")
     scenes = (Scene(f"a sks mug {number} in szn style", f"a mug {number} in ink style") for number in range(51))
     pair = replace(PAIR, scenes=tuple(scenes))
     files = scorer_set(ScorerSpec("tiny", str(scorers), [], {}))
-    score = units.Score(files, plan.trainer, tmp_path / "known", pair, images, tuple(range(102)), 32)
-    score(out, lambda step: None)
-    rows = pd.read_parquet(out / "scores.parquet").query("metric == 'clip_t/prompt'")
+
+    def draw(folder: Path, progress: Progress) -> None:
+        for index, picture in enumerate(pictures(102)):
+            Image.fromarray(picture).save(folder / f"{index:02d}.png")
+
+    drawn = artifact("generate", {}, draw)
+    trainer = replace(plan.trainer, workers=0)
+    scoring = Scoring(plan.store, files, trainer, "", "", 32)
+    scores = scoring.score("row", pair, drawn, range(102))
+    make(plan.store, trainer, [scores])
+    rows = pd.read_parquet(plan.store.path(scores) / "scores.parquet").query("metric == 'clip_t/prompt'")
     assert rows["prompt"].tolist() == [f"a sks mug {index // 2} in szn style" for index in range(102)]
     assert rows["reference"].equals(rows["prompt"]) and rows["seed"].tolist() == list(range(102))
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
@@ -17,10 +16,10 @@ from lorabench.data import microworld as mw
 from lorabench.data.pairs import Concept, Pair, Reference, Scene
 from lorabench.scoring.complete import check_rows, check_unique, expected_scores
 from lorabench.scoring.description import ScorerFiles
+from lorabench.scoring.embeddings import TEXT, Embeddings, embed_images, embed_texts
 from lorabench.scoring.load import load_scorer, load_scorers
-from lorabench.scoring.references import References
-from lorabench.scoring.rows import COLUMNS, ScoredImage, items_of
-from lorabench.scoring.score import score_items
+from lorabench.scoring.rows import COLUMNS, Embedded, ScoredImage, images_of
+from lorabench.scoring.score import score_rows
 from lorabench.scoring.truth import Readout, Truth
 
 KEYS = {"dataset": "d", "world": "1", "method": "direct", "ablation": "none", "model": "micro"}
@@ -69,9 +68,26 @@ def pair_of(contents, styles, factors=None):
 
 
 def run(scorers, images, pair, each=None, **options):
-    """each: images a scene; all of them by default."""
+    """Score images of a pair, `each` per scene; all of them by default."""
     seeds = list(range(len(images)))
-    return score_items(items_of(images, pair, pair.shots(each or len(images)), seeds, KEYS), scorers, **options)
+    return score(images_of(pair, pair.shots(each or len(images)), seeds, KEYS), images, scorers, **options)
+
+
+def score(items, images, scorers, truth=None, batch=32):
+    """Embed images, references and texts, and score them."""
+    pair, found = items[0].pair, embed_images(images, scorers, batch)
+    backbones = [embedded(pair, scorer, own) for scorer, own in zip(scorers, found, strict=True)]
+    expected = expected_scores({scorer.name: scorer.metrics for scorer in scorers}, truth is not None)
+    return score_rows(items, backbones, expected, truth)
+
+
+def embedded(pair, scorer, images):
+    references = [each for concept in pair.concepts for each in concept.references]
+    rows = embed_images(references, [scorer], 1)[0].rows
+    vectors = {each.sha256: {role: rows[role][i] for role in rows} for i, each in enumerate(references)}
+    texts = [text for scene in pair.drawn for text in (scene.text, scene.prompt)]
+    known = dict(zip(texts, embed_texts(texts, scorer).rows[TEXT], strict=True)) if images.text_metric else {}
+    return Embedded(images, vectors, known)
 
 
 def test_one_row_per_image_metric_and_reference(scorers):
@@ -137,80 +153,29 @@ def test_paths_score_as_the_pictures_in_them(scorers, tmp_path):
         run(scorers, paths, pair)
 
 
-def drawn_concept(calls):
-    """A concept whose references say when they are drawn."""
-
-    def draw(seed):
-        calls.append(seed)
-        return Image.fromarray(pictures(1, seed=seed)[0])
-
-    references = tuple(Reference("mug", "a mug", f"{seed}" * 64, partial(draw, seed)) for seed in (1, 2))
-    return Concept("mug_1", "content", "mug", (), references)
-
-
-@pytest.mark.parametrize("kept", [False, True])
-def test_references_are_embedded_once(scorers, tmp_path, kept):
-    calls = []
-    concept, references = drawn_concept(calls), References(tmp_path if kept else None)
-    first = references.concept(scorers[0], concept)
-    assert torch.equal(first["content"], references.concept(scorers[0], concept)["content"])
-    assert calls == [1, 2]
-    pair = Pair((concept,), (replace(concept, role="style"),), Scene("a sks mug in szn style", "a mug in ink style"))
-    for seed in (3, 4):
-        run(scorers, pictures(2, seed=seed), pair, references=references)
-    assert calls == [1, 2, 1, 2, 1, 2]  # for the other two scorers
-
-
-def test_references_are_found_by_the_next_process(scorers, tmp_path):
-    calls = []
-    concept = drawn_concept(calls)
-    made = References(tmp_path).concept(scorers[2], concept)
-    text = References(tmp_path).text(scorers[1], "a mug")
-    found = References(tmp_path)
-    assert all(torch.equal(made[role], found.concept(scorers[2], concept)[role]) for role in made)
-    assert calls == [1, 2]
-    found.text(scorers[1], "a mug")
-    scorers[1].tokenizer, tokenizer = None, scorers[1].tokenizer
-    assert torch.equal(text, References(tmp_path).text(scorers[1], "a mug"))
-    scorers[1].tokenizer = tokenizer
-    files = sorted(tmp_path.rglob("*.safetensors"))
-    assert len(files) == 3 and not list(tmp_path.rglob(".*"))
-    for file in files:
-        file.write_bytes(file.read_bytes()[:20])  # of a disk that was full
-    again = References(tmp_path).concept(scorers[2], concept)
-    assert calls == [1, 2, 1, 2] and torch.equal(again["style"], made["style"])
-
-
-def test_an_embedding_does_not_depend_on_which_others_are_known(scorers, tmp_path):
-    concept = Concept("mug_1", "content", "mug", (), tuple(reference(picture) for picture in pictures(5, seed=1)))
-    fewer = replace(concept, images=(), references=concept.references[:2])
-    whole = [References().concept(scorer, concept) for scorer in scorers]
+def test_embeddings_survive_saving(scorers, tmp_path):
     for scorer in scorers:
-        References(tmp_path).concept(scorer, fewer)  # an earlier run with fewer references
-    after = [References(tmp_path).concept(scorer, concept) for scorer in scorers]
-    assert all(torch.equal(a[role], b[role]) for a, b in zip(whole, after, strict=True) for role in a)
+        [found] = embed_images(pictures(3), [scorer], 2)
+        found.save(tmp_path)
+        read = Embeddings.load(tmp_path)
+        assert (read.name, read.metric, read.text_metric, read.version) == (
+            scorer.name, scorer.metric, "clip_t" if scorer.metric == "clip_i" else "", scorer.version,
+        )  # fmt: skip
+        assert read.rows.keys() == found.rows.keys()
+        assert all(torch.equal(read.rows[role], found.rows[role]) for role in found.rows)
 
 
-def test_a_flipped_bit_of_a_kept_embedding_is_made_anew(scorers, tmp_path):
+def test_embedding_does_not_depend_on_other_references(scorers):
+    references = [reference(picture) for picture in pictures(5, seed=1)]
+    whole, fewer = (embed_images(some, scorers, 1) for some in (references, references[:2]))
+    assert all(torch.equal(a.rows[r][:2], b.rows[r]) for a, b in zip(whole, fewer, strict=True) for r in a.rows)
+
+
+def test_image_is_decoded_once_for_all_backbones(scorers):
     calls = []
-    concept = drawn_concept(calls)
-    made = References(tmp_path).concept(scorers[2], concept)
-    [first, second] = sorted(tmp_path.rglob("*.safetensors"))
-    spoilt = bytearray(first.read_bytes())
-    spoilt[-3] ^= 1
-    first.write_bytes(spoilt)
-    save_file(load_file(second), second)  # without a checksum
-    again = References(tmp_path).concept(scorers[2], concept)
-    assert calls == [1, 2, 1, 2] and all(torch.equal(made[role], again[role]) for role in made)
-
-
-def test_references_of_other_weights_are_others(tmp_path, scorers):
-    calls = []
-    concept = drawn_concept(calls)
-    first = References(tmp_path).concept(scorers[0], concept)
-    other = named(tmp_path / "scorers", "dino@test", 7)
-    second = References(tmp_path).concept(other, concept)
-    assert calls == [1, 2, 1, 2] and not torch.allclose(first["content"], second["content"], atol=1e-3)
+    image = pictures(1)[0]
+    drawn = Reference("mug", "a mug", "0" * 64, lambda: calls.append(1) or Image.fromarray(image))
+    assert len(embed_images([drawn, drawn], scorers, 1)) == 3 and len(calls) == 2
 
 
 def named(root, name, seed):
@@ -232,18 +197,19 @@ def test_several_backbones_of_a_kind_score_side_by_side(scorers, tmp_path):
     assert [row for row in rows if row["backbone"] == "dino@other"] == alone
     assert [row for row in rows if row["backbone"] != "dino@other"] == run(scorers, images, pair)
     with pytest.raises(RuntimeError, match="lacks dino/content by dino@other"):
-        items = [
-            ScoredImage(image, pair, pair.text, {"prompt": pair.prompt, "image": i}) for i, image in enumerate(images)
-        ]
-        kept = [row for row in score_items(items, both) if (row["image"], row["backbone"]) != (1, "dino@other")]
-        check_rows(kept, items, expected_scores({each.name: each.metrics for each in both}, truth=False))
+        kept = [row for row in rows if (row["image"], row["backbone"]) != (1, "dino@other")]
+        check_rows(
+            kept,
+            images_of(pair, pair.shots(3), range(3), KEYS),
+            expected_scores({each.name: each.metrics for each in both}, truth=False),
+        )
 
 
 @pytest.mark.parametrize("missing", ["dino/style", "clip_t", "class_acc", "style_r1"])
 def test_metric_missing_from_all_images_is_an_error(micro_scorers, missing):
     pair = pair_of(pictures(1, seed=1), pictures(1, seed=2), (mw.subject("mug_1"), mw.style("ink_1")))
     rows = [row for row in run(micro_scorers, pictures(2), pair, truth=truth()) if row["metric"] != missing]
-    images = items_of(pictures(2), pair, pair.shots(2), (0, 1), KEYS)
+    images = images_of(pair, pair.shots(2), (0, 1), KEYS)
     expected = expected_scores({scorer.name: scorer.metrics for scorer in micro_scorers}, truth=True)
     with pytest.raises(RuntimeError, match=f"image 0 of mug_1\\+ink_1 lacks {missing} by"):
         check_rows(rows, images, expected)
@@ -261,7 +227,8 @@ def test_pictures_are_resized_once_for_all_that_want_the_same_size(scorers, monk
 def test_keys_that_an_item_lacks_are_left_out(scorers):
     pair = pair_of(pictures(1, seed=1), pictures(1, seed=2))
     keys = {"prompt": "p", "seed": 0, "image": 0}
-    rows = score_items([ScoredImage(pictures(1)[0], pair, "a mug in ink style", keys)], scorers)
+    texted = replace(pair, scenes=(Scene("p", "a mug in ink style"),))
+    rows = score([ScoredImage(texted, "a mug in ink style", keys)], pictures(1), scorers)
     assert "method" not in rows[0]
     assert rows[0]["content"] == "mug_1"
 

@@ -104,13 +104,14 @@ def waves(targets: Iterable[Artifact]) -> list[list[Artifact]]:
 
 
 def batches(artifacts: Sequence[Artifact]) -> list[tuple[Artifact, ...]]:
-    """Return the artifacts in groups for one call each: neighbors with the same `batch_key`, up to the batch size."""
+    """Return the artifacts in groups for one call each: those with the same `batch_key`, up to the batch size."""
     groups: list[list[Artifact]] = []
+    current: dict[str, list[Artifact]] = {}  # the group of each key that still has room
     for each in artifacts:
-        last = groups[-1] if groups else []
-        room = last and isinstance(last[0].work, BatchWork) and len(last) < last[0].work.batch_size
-        if room and each.batch_key is not None and each.batch_key == last[0].batch_key:
-            last.append(each)
-        else:
-            groups.append([each])
+        group = current.get(each.batch_key or "", [])
+        if not group:
+            groups.append(group)
+        group.append(each)
+        if each.batch_key and isinstance(each.work, BatchWork):
+            current[each.batch_key] = group if len(group) < each.work.batch_size else []
     return [tuple(group) for group in groups]

@@ -26,6 +26,17 @@ def cost(folder: Path, network: nn.Module | None = None) -> Iterator[dict[str, A
 
 
 @contextmanager
+def shared_cost(folders: Sequence[Path], network: nn.Module | None = None) -> Iterator[None]:
+    """Write cost.json into several folders that the block fills together; each has an equal share of the time."""
+    costs: dict[str, Any] = {}
+    with measured(costs, network):
+        yield
+    shares = {name: value if name.startswith("peak") else value / len(folders) for name, value in costs.items()}
+    for folder in folders:
+        (folder / COST_FILE).write_text(json.dumps(shares))
+
+
+@contextmanager
 def measured(costs: dict[str, Any], network: nn.Module | None = None) -> Iterator[None]:
     """Note what the block takes.
 

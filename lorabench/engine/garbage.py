@@ -19,6 +19,7 @@ from lorabench.engine.store import DIGESTS, DRAFTS, INTACT, LOCKS, PARTIAL, Stor
 
 MANIFEST = "manifest.json"  # of a run folder
 KEY = re.compile(r"[0-9a-f]{32}")
+OLD = ("embeddings",)  # folders that were no artifacts
 UNUSED_DAYS = 7.0  # a run that is going on has no manifest yet; what it has looked at lately is kept for it
 DAY = 86400.0
 
@@ -53,6 +54,9 @@ def garbage(store: Store, outputs: Sequence[Path] | None = None, days: float | N
     for path in listed(store.root / DIGESTS):
         if path.is_file() and (source := path.read_text()[65:]) and not Path(source).exists():
             yield Garbage("digest of a model that is gone", path, path.name)
+    for path in (store.root / name for name in OLD):
+        if path.is_dir():
+            yield Garbage("of an older version", path, path.name)
     used = reachable(store, outputs) if outputs is not None else set[str]()
     least = days if days is not None else UNUSED_DAYS
     for path in artifact_folders(store):

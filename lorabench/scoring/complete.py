@@ -22,15 +22,6 @@ def expected_scores(metrics: Mapping[str, Sequence[str]], truth: bool) -> set[tu
     return expected | CONTENT_TRUTH | STYLE_TRUTH if truth and {CONTENT[0], STYLE[0]} <= set(metrics) else expected
 
 
-def joined(
-    parts: Sequence[list[ScoreRow]], images: Sequence[ScoredImage], expected: set[tuple[str, str]]
-) -> list[ScoreRow]:
-    """Return the rows of all parts in order, once they are checked by `check_rows`."""
-    rows = [row for part in parts for row in part]
-    check_rows(rows, images, expected)
-    return rows
-
-
 def check_unique(rows: Sequence[ScoreRow]) -> None:
     """Raise RuntimeError if a value was computed twice for the same image, metric and reference."""
     seen = set()

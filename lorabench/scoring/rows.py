@@ -7,20 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 
-from lorabench.base import UserError
-from lorabench.data.pairs import Pair, Scene
-from lorabench.scoring.clip import Clip
+from lorabench.data.pairs import ROLES, Pair, Scene
 from lorabench.scoring.cosine import cosine_matrix
-from lorabench.scoring.preprocess import to_uint8
-from lorabench.scoring.references import References
-from lorabench.scoring.scorer import Scorer
+from lorabench.scoring.embeddings import Embeddings
 from lorabench.scoring.truth import CONTENT, STYLE, Truth
 
 VERSION = "1"  # of the rows' meaning: a change here makes old and new numbers incomparable
@@ -33,54 +26,62 @@ ScoreRow = dict[str, Any]
 
 @dataclass(frozen=True)
 class ScoredImage:
-    """An image to score: decoded (uint8 [H, W, 3]) or the path of one, its pair, and the other KEYS of its rows.
+    """An image to score: its pair, and the other KEYS of its rows.
 
-    text: the plain words of its scene, for CLIP-T.
-    keys: those left out (method, say, when a store holds what a method drew) are left out of the rows too; "prompt",
-        what the image was drawn from, is always there.
+    Args:
+        text: Plain words of its scene, for CLIP-T.
+        keys: Values of KEYS. A key that is missing here is missing in the rows; "prompt" is required.
     """
 
-    image: np.ndarray | Path
     pair: Pair
     text: str
     keys: Mapping[str, Any]
 
     def known(self) -> ScoreRow:
-        """The KEYS that this item has, in their order."""
+        """Return the KEYS that this image has, in their order."""
         known = {"content": self.pair.content_name, "style": self.pair.style_name, **self.keys}
         return {key: known[key] for key in KEYS if key in known}
 
-    def load(self) -> np.ndarray:
-        if isinstance(self.image, np.ndarray):
-            return to_uint8(self.image)
-        try:
-            with Image.open(self.image) as picture:
-                return to_uint8(picture)
-        except OSError as error:
-            raise UserError(
-                f"cannot read the image {self.image} ({error}); delete it and run the command again"
-            ) from error
+
+@dataclass(frozen=True)
+class Embedded:
+    """Everything that one backbone's scores of some images are computed from.
+
+    Args:
+        images: In the order of the images.
+        references: By role, of each reference by its sha256.
+        texts: By text; empty if the backbone embeds no text.
+    """
+
+    images: Embeddings
+    references: Mapping[str, Mapping[str, torch.Tensor]]
+    texts: Mapping[str, torch.Tensor]
 
 
-def similarity_rows(
-    item: ScoredImage, scorer: Scorer, image: Mapping[str, torch.Tensor], references: References
-) -> list[ScoreRow]:
-    """Rows of one image and one scorer; `image` is its unit row [1, d] by role."""
-    rows = []
-    version = f"{VERSION}-{scorer.version}"
-    for role in scorer.roles:
+def similarity_rows(item: ScoredImage, index: int, embedded: Embedded) -> list[ScoreRow]:
+    """Return the rows of one image and one backbone.
+
+    Args:
+        index: Of the image in `embedded`.
+    """
+    rows, found = [], embedded.images
+    version = f"{VERSION}-{found.version}"
+    for role in (role for role in ROLES if role in found.rows):
+        image = found.rows[role][index : index + 1]
         for concept in item.pair.of(role):
-            values = cosine_matrix(image[role], references.concept(scorer, concept)[role])[0].tolist()
+            vectors = torch.stack([embedded.references[each.sha256][role] for each in concept.references])
+            values = cosine_matrix(image, vectors)[0].tolist()
             for reference, value in zip(concept.references, values, strict=True):
                 name = reference.sha256[:12]
-                rows.append(row(item, f"{scorer.metric}/{role}", scorer.name, role, name, value, version))
-    if isinstance(scorer, Clip):
+                rows.append(row(item, f"{found.metric}/{role}", found.name, role, name, value, version))
+    if found.text_metric:
+        image = found.rows["content"][index : index + 1]
         for metric, role, text in (
-            (scorer.text_metric, "text", item.text),
-            (f"{scorer.text_metric}/prompt", "prompt", item.keys["prompt"]),
+            (found.text_metric, "text", item.text),
+            (f"{found.text_metric}/prompt", "prompt", item.keys["prompt"]),
         ):
-            value = cosine_matrix(image["content"], references.text(scorer, text)).item()
-            rows.append(row(item, metric, scorer.name, role, text, value, version))
+            value = cosine_matrix(image, embedded.texts[text][None]).item()
+            rows.append(row(item, metric, found.name, role, text, value, version))
     return rows
 
 
@@ -113,18 +114,13 @@ def row(
     }  # fmt: skip
 
 
-def items_of(
-    images: Sequence[np.ndarray | Path],
-    pair: Pair,
-    scenes: Sequence[Scene],
-    seeds: Sequence[int],
-    keys: Mapping[str, Any],
-) -> list[ScoredImage]:
-    """The images of one pair; scenes and seeds [n] belong to images [n] (decoded, or paths).
+def images_of(pair: Pair, scenes: Sequence[Scene], seeds: Sequence[int], keys: Mapping[str, Any]) -> list[ScoredImage]:
+    """Return the images of one pair; scenes and seeds have one entry per image.
 
-    keys: the KEYS all have in common, of dataset, world, method, ablation, model.
+    Args:
+        keys: The KEYS that all images share, of dataset, world, method, ablation, model.
     """
     return [
-        ScoredImage(image, pair, scene.text, {**keys, "prompt": scene.prompt, "seed": seed, "image": i})
-        for i, (image, scene, seed) in enumerate(zip(images, scenes, seeds, strict=True))
+        ScoredImage(pair, scene.text, {**keys, "prompt": scene.prompt, "seed": seed, "image": index})
+        for index, (scene, seed) in enumerate(zip(scenes, seeds, strict=True))
     ]

@@ -10,13 +10,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
 from lorabench.base import UserError
 from lorabench.scoring.cosine import nearest
 from lorabench.scoring.files import MICRO_SCORERS
-from lorabench.scoring.scorer import Scorer
 from lorabench.scoring.weights import read_safetensors
 
 CONTENT, STYLE = ("dino@micro", "content"), ("csd@micro", "style")
@@ -62,7 +62,17 @@ class Truth:
         }
 
 
-def load_truth(scorers: Sequence[Scorer], root: Path | str = MICRO_SCORERS) -> Truth:
+class Versioned(Protocol):
+    """A scorer, or its embeddings."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def version(self) -> str: ...
+
+
+def load_truth(scorers: Sequence[Versioned], root: Path | str = MICRO_SCORERS) -> Truth:
     """Load the readout that belongs to the micro scorers.
 
     Raises:

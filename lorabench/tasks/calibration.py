@@ -139,7 +139,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
     from lorabench.engine.workers import use_threads
     from lorabench.report.calibration import draw_calibration, write_calibration
     from lorabench.scoring.files import scorer_set
-    from lorabench.tasks.jobs import load_scorers
+    from lorabench.tasks.jobs import load_scorer
 
     if not isinstance(spec := OmegaConf.to_object(cfg.dataset), MicroworldSpec):
         raise UserError("calibration needs the truth, which only the microworld has; type dataset=microworld")
@@ -148,8 +148,8 @@ def run(cfg: DictConfig, folder: Path) -> None:
     typed: object = OmegaConf.to_object(cfg.scorers)
     device = device_name(cfg.trainer.accelerator)
     with claim_here(cfg.trainer.accelerator):
-        scorers, _ = load_scorers(scorer_set(typed), device)  # pyright: ignore[reportArgumentType]
-        measured = [*measure(world, pairs, scorers, Path(cfg.store) / "embeddings"), *ideals(world)]
+        files = scorer_set(typed).scorers  # pyright: ignore[reportArgumentType]
+        measured = [*measure(world, pairs, [load_scorer(each, device) for each in files]), *ideals(world)]
     found = pd.concat([calibrate(metric, world, cfg.task.holds) for metric in measured], ignore_index=True)
     found.to_csv(folder / "calibration.csv", index=False, float_format="%.6g")
     text = write_calibration(found, world.grid, len(world.subjects[0].images), cfg.task.holds)
@@ -173,23 +173,24 @@ def world_of(spec: MicroworldSpec, prompts: Prompts) -> tuple[World, list[Pair]]
     return World.of(subjects, styles), pairs
 
 
-def measure(world: World, pairs: Sequence[Pair], scorers: Sequence[Scorer], embeddings: Path) -> Iterator[Metric]:
-    """Every metric of every scorer; embeddings: the folder of what is known of references and texts."""
+def measure(world: World, pairs: Sequence[Pair], scorers: Sequence[Scorer]) -> Iterator[Metric]:
+    """Yield every metric of every scorer."""
     from lorabench.data.microworld_pairs import oracle
     from lorabench.scoring.clip import Clip
+    from lorabench.scoring.embeddings import TEXT as TEXTS
+    from lorabench.scoring.embeddings import embed_images, embed_texts
     from lorabench.scoring.preprocess import to_uint8
-    from lorabench.scoring.references import References
 
     drawings = [to_uint8(oracle(pair, 0)) for pair in pairs]
     photographs = [[to_uint8(image.load()) for image in subject.images] for subject in world.subjects]
-    references = References(embeddings)
     for scorer in scorers:
         drawn = scorer.embed(drawings)
         photographed = scorer.embed([image for own in photographs for image in own])
         for role in scorer.roles:
             anchors = world.subjects if role == "content" else world.styles
+            references = [embed_images(anchor.references, [scorer], 1)[0].rows[role] for anchor in anchors]
             # the mean cosine with unit rows is the product with their mean
-            means = [references.concept(scorer, anchor)[role].mean(dim=0) for anchor in anchors]
+            means = [rows.mean(dim=0) for rows in references]
             on = {
                 name: np.stack([(rows[role] @ mean).numpy() for mean in means])
                 for name, rows in (("drawings", drawn), ("photographs", photographed))
@@ -200,7 +201,7 @@ def measure(world: World, pairs: Sequence[Pair], scorers: Sequence[Scorer], embe
             )  # fmt: skip
         if isinstance(scorer, Clip):
             texts = dict(sorted(zip(world.anchors(TEXT).ravel().tolist(), (pair.text for pair in pairs), strict=True)))
-            rows = [references.text(scorer, text)[0] for text in texts.values()]
+            rows = embed_texts(list(texts.values()), scorer).rows[TEXTS]
             values = np.stack([(drawn["content"] @ row).numpy() for row in rows])
             yield Metric(scorer.text_metric, scorer.name, TEXT, values.reshape(-1, *world.grid))
 

@@ -18,14 +18,12 @@ from lorabench.data.pairs import Concept, Pair
 from lorabench.engine.devices import device_name
 from lorabench.engine.work import BatchWork, Progress
 from lorabench.models.files import ModelFiles
-from lorabench.scoring.files import ScorerSet
+from lorabench.scoring.description import ScorerFiles
 
 if TYPE_CHECKING:
     from lorabench.models.model import DiffusionModel
     from lorabench.personalization.class_images import ClassImages
-    from lorabench.scoring.references import References
     from lorabench.scoring.scorer import Scorer
-    from lorabench.scoring.truth import Truth
 
 CURVES_FILE = "curves.json"
 
@@ -143,22 +141,12 @@ class Merge(BatchWork):
 
 
 @cache
-def load_scorers(scorers: ScorerSet, device: str) -> tuple[list[Scorer], Truth | None]:
-    """The scorers, and the readout of the microworld's truth where it lies beside them; once a process."""
-    from lorabench.scoring.load import load_scorer
-    from lorabench.scoring.truth import load_truth
+def load_scorer(files: ScorerFiles, device: str) -> Scorer:
+    """Return a scorer, loaded once per process."""
+    from lorabench.scoring import load
 
     quiet()
-    found = [load_scorer(files, device) for files in scorers.scorers]
-    return found, load_truth(found, scorers.truth) if scorers.truth else None
-
-
-@cache
-def load_references(embeddings: Path) -> References:
-    """What is known of references and texts; once a process."""
-    from lorabench.scoring.references import References
-
-    return References(embeddings)
+    return load.load_scorer(files, device)
 
 
 @cache

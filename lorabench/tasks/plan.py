@@ -25,10 +25,11 @@ from lorabench.personalization.phases import check_aligned, updates
 from lorabench.scoring.files import ScorerSet
 from lorabench.tasks import jobs as tasks
 from lorabench.tasks import units
+from lorabench.tasks.scores import Scoring
 
-STAGES = ("personalize", "merge", "generate", "score")
+STAGES = ("personalize", "merge", "generate", "embed", "score")
 # The version of a stage. Raise it when its results change for all methods; a method has a version of its own.
-VERSIONS = {"class_images": 1, "personalize": 1, "merge": 2, "generate": 2, "oracle": 1, "score": 3}
+VERSIONS = {"class_images": 1, "personalize": 1, "merge": 2, "generate": 2, "oracle": 1}
 
 FLOORS = ("base", "content_only", "style_only")
 ORACLE = "oracle"
@@ -99,9 +100,12 @@ class Plan:
             made = self.trainings()
         elif stage == "merge":
             made = [self.merge(row, pair) for row, pair in self.cells() if row.is_method]
+        elif stage == "generate":
+            made = [self.generate(row, pair) for row, pair in self.cells()]
         else:
-            make = {"generate": self.generate, "score": self.score}[stage]
-            made = [make(row, pair) for row, pair in self.cells()]
+            made = [self.score(row, pair) for row, pair in self.cells()]
+            if stage == "embed":
+                made = [each for score in made for each in score.sources() if each.stage == stage]
         return list({each.key: each for each in made}.values())
 
     def all_artifacts(self) -> list[Artifact]:
@@ -276,21 +280,9 @@ class Plan:
         return [seed_of("image", *names, scene.prompt, i, self.seed) for scene in pair.drawn for i in images]
 
     def score(self, row: Row, pair: Pair) -> Artifact:
-        images, seeds = self.generate(row, pair), self.seeds(pair)
-        params = {
-            "scorers": self.scorers_digest, "text": pair.text, "prompt": pair.prompt, "seeds": seeds,
-            "names": [pair.content_name, pair.style_name],
-            "references": [[image.sha256 for image in concept.references] for concept in pair.concepts],
-            "world": world_version(self.dataset), "batch": self.scoring_batch, **scenes_of(pair),
-        }  # fmt: skip
-        work = units.Score(
-            self.scorers, self.trainer, self.store.root / "embeddings", pair, self.path(images), tuple(seeds),
-            self.scoring_batch,
-        )  # fmt: skip
-        return Artifact(
-            "score", f"{row.name} {pair.name}", VERSIONS["score"], params, work, {"images": [images]}, len(seeds),
-            4.0 * len(seeds),
-        )  # fmt: skip
+        world = world_version(self.dataset)
+        scoring = Scoring(self.store, self.scorers, self.trainer, self.scorers_digest, world, self.scoring_batch)
+        return scoring.score(f"{row.name} {pair.name}", pair, self.generate(row, pair), self.seeds(pair))
 
     def wordings(self, row: Row, pair: Pair) -> list[Wording]:
         """The wordings that a row draws with beside the prompt."""

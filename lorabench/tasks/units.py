@@ -1,4 +1,4 @@
-"""Images and scores are computed in units: a unit is a batch of images of one artifact."""
+"""Images are generated in units: a unit is a batch of images of one artifact."""
 
 from __future__ import annotations
 
@@ -9,16 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from lorabench.config.schemas import GenerateSpec, TrainerSpec
 from lorabench.data.pairs import Pair, Role
-from lorabench.engine.devices import device_name
-from lorabench.engine.work import PARTS, Progress, UnitWork, counted
+from lorabench.engine.work import Progress, UnitWork, counted
 from lorabench.models.files import ModelFiles
-from lorabench.scoring.files import ScorerSet
-from lorabench.tasks.jobs import load_model, load_references, load_scorers
+from lorabench.tasks.jobs import load_model
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from lorabench.scoring.rows import ScoredImage, ScoreRow
 
 
 def batches_of(count: int, size: int) -> int:
@@ -100,63 +96,6 @@ class Oracle(UnitWork):
 
     def finish(self, folder: Path) -> None:
         check_images(folder, self.count)
-
-
-@dataclass(frozen=True)
-class Score(UnitWork):
-    """scores.parquet: one row an image x metric x reference, without what the images are called in a run.
-
-    embeddings: the folder of what is known of references and texts.  images: the folder of the images.
-    batch: images that go through the scorers together.
-    """
-
-    scorers: ScorerSet
-    trainer: TrainerSpec
-    embeddings: Path
-    pair: Pair
-    images: Path
-    seeds: tuple[int, ...]
-    batch: int
-
-    @property
-    def units(self) -> int:
-        return batches_of(len(self.seeds), self.batch)
-
-    def items(self) -> list[ScoredImage]:
-        from lorabench.scoring.rows import items_of
-
-        paths = [self.images / file_name(index) for index in range(len(self.seeds))]
-        return items_of(paths, self.pair, self.pair.shots(len(paths) // len(self.pair.drawn)), self.seeds, {})
-
-    def compute(self, numbers: Sequence[int], folder: Path, progress: Progress) -> None:
-        import pandas as pd
-        import torch
-
-        from lorabench.scoring.score import score_batches
-
-        device = torch.device(device_name(self.trainer.accelerator))
-        found, truth = load_scorers(self.scorers, device.type)
-        done = 0
-        with counted(numbers, folder) as parts:
-
-            def write(number: int, rows: list[ScoreRow]) -> None:
-                nonlocal done
-                pd.DataFrame(rows).to_parquet(parts / f"{number:06d}.parquet", index=False)
-                done += len({row["image"] for row in rows})
-                progress(done)
-
-            known = load_references(self.embeddings)
-            score_batches(self.items(), found, numbers, write, truth, self.batch, known, device)
-
-    def finish(self, folder: Path) -> None:
-        import pandas as pd
-
-        from lorabench.scoring.complete import expected_scores, joined
-
-        parts = [pd.read_parquet(folder / PARTS / f"{number:06d}.parquet") for number in range(self.units)]
-        rows: Any = [part.to_dict("records") for part in parts]
-        expected = expected_scores(self.scorers.metrics(), self.scorers.truth is not None)
-        pd.DataFrame(joined(rows, self.items(), expected)).to_parquet(folder / "scores.parquet", index=False)
 
 
 def file_name(index: int) -> str:

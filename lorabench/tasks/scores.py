@@ -1,0 +1,205 @@
+"""The artifacts of scores: embeddings of images, references and texts by each backbone, and the scores of them.
+
+An image is embedded once per backbone, whatever it is compared with, so that another metric or reference computes only
+what is new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from lorabench.config.schemas import TrainerSpec
+from lorabench.data.pairs import Concept, Pair, Reference
+from lorabench.engine.artifact import Artifact
+from lorabench.engine.devices import device_name
+from lorabench.engine.record import key_of
+from lorabench.engine.store import Store
+from lorabench.engine.work import BatchWork, Progress
+from lorabench.scoring.description import ScorerFiles, read_config
+from lorabench.scoring.files import ScorerSet
+from lorabench.tasks.jobs import load_scorer
+from lorabench.tasks.units import file_name
+
+if TYPE_CHECKING:
+    from lorabench.scoring.rows import Embedded
+
+VERSIONS = {"embed": 1, "score": 4}
+SCORES = "scores.parquet"
+
+
+@dataclass(frozen=True)
+class EmbedImages(BatchWork):
+    """Embeddings of images by one backbone; in one batch by several backbones, which decodes each image once.
+
+    Args:
+        images: Files, or references.
+        batch: Images that go through the network together.
+    """
+
+    batch_size: ClassVar[int] = 64
+    scorer: ScorerFiles
+    accelerator: str
+    images: tuple[Path | Reference, ...]
+    batch: int
+
+    @classmethod
+    def run(cls, works: Sequence[EmbedImages], folders: Sequence[Path], progress: Progress) -> None:
+        from lorabench.engine.costs import shared_cost
+        from lorabench.scoring.embeddings import embed_images
+
+        first, count = works[0], len(works)
+        scorers = [load_scorer(work.scorer, device_name(work.accelerator)) for work in works]
+        with shared_cost(folders):
+            found = embed_images(first.images, scorers, first.batch, lambda done: progress(done * count))
+        for embeddings, folder in zip(found, folders, strict=True):
+            embeddings.save(folder)
+
+
+@dataclass(frozen=True)
+class EmbedTexts:
+    """Embeddings of texts by one backbone."""
+
+    scorer: ScorerFiles
+    accelerator: str
+    texts: tuple[str, ...]
+
+    def __call__(self, folder: Path, progress: Progress) -> None:
+        from lorabench.engine.costs import cost
+        from lorabench.scoring.embeddings import embed_texts
+
+        with cost(folder):
+            embed_texts(self.texts, load_scorer(self.scorer, device_name(self.accelerator))).save(folder)
+        progress(1)
+
+
+@dataclass(frozen=True)
+class Score:
+    """scores.parquet of the images of one pair: one row per image, metric, backbone and reference.
+
+    Args:
+        images: Folder of the images' embeddings, one per backbone; likewise the others.
+        references: Of each concept of the pair.
+        texts: None if the backbone embeds no text.
+    """
+
+    scorers: ScorerSet
+    pair: Pair
+    seeds: tuple[int, ...]
+    images: tuple[Path, ...]
+    references: tuple[tuple[Path, ...], ...]
+    texts: tuple[Path | None, ...]
+
+    def __call__(self, folder: Path, progress: Progress) -> None:
+        import pandas as pd
+
+        from lorabench.engine.costs import cost
+        from lorabench.scoring.complete import expected_scores
+        from lorabench.scoring.rows import images_of
+        from lorabench.scoring.score import score_rows
+        from lorabench.scoring.truth import load_truth
+
+        shots = self.pair.shots(len(self.seeds) // len(self.pair.drawn))
+        with cost(folder):
+            backbones = [self.embedded(index) for index in range(len(self.images))]
+            truth = load_truth([each.images for each in backbones], self.scorers.truth) if self.scorers.truth else None
+            expected = expected_scores(self.scorers.metrics(), truth is not None)
+            rows = score_rows(images_of(self.pair, shots, self.seeds, {}), backbones, expected, truth)
+            pd.DataFrame(rows).to_parquet(folder / SCORES, index=False)
+        progress(1)
+
+    def embedded(self, backbone: int) -> Embedded:
+        from lorabench.scoring.embeddings import TEXT, Embeddings
+        from lorabench.scoring.rows import Embedded
+
+        references = {}
+        for concept, folder in zip(self.pair.concepts, self.references[backbone], strict=True):
+            rows = Embeddings.load(folder).rows
+            for index, reference in enumerate(concept.references):
+                references[reference.sha256] = {role: vectors[index] for role, vectors in rows.items()}
+        place = self.texts[backbone]
+        texts = dict(zip(texts_of(self.pair), Embeddings.load(place).rows[TEXT], strict=True)) if place else {}
+        return Embedded(Embeddings.load(self.images[backbone]), references, texts)
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Builds the artifacts of scores.
+
+    Args:
+        digest: Hash of the files of all scorers and of the readout.
+        world: Version of the microworld; "" for photographs.
+        batch: Images that go through a backbone together. It changes the last digits.
+    """
+
+    store: Store
+    scorers: ScorerSet
+    trainer: TrainerSpec
+    digest: str
+    world: str
+    batch: int
+
+    def score(self, name: str, pair: Pair, images: Artifact, seeds: Sequence[int]) -> Artifact:
+        """Return the scores of images of a pair, one image per seed."""
+        embedded = [self.of_images(files, name, images, len(seeds)) for files in self.scorers.scorers]
+        references = [[self.of_references(files, each) for each in pair.concepts] for files in self.scorers.scorers]
+        texts = [self.of_texts(files, pair) if has_text(files) else None for files in self.scorers.scorers]
+        inputs: Mapping[str, Sequence[Artifact]] = {
+            "images": [images], "embeddings": embedded, "references": [each for of in references for each in of],
+            "texts": [each for each in texts if each],
+        }  # fmt: skip
+        params = {
+            "scorers": self.digest, "world": self.world, "names": [pair.content_name, pair.style_name],
+            "seeds": list(seeds), "scenes": [[scene.prompt, scene.text] for scene in pair.drawn],
+            "references": [[image.sha256 for image in concept.references] for concept in pair.concepts],
+        }  # fmt: skip
+        path = self.store.path
+        work = Score(
+            self.scorers, pair, tuple(seeds), tuple(path(each) for each in embedded),
+            tuple(tuple(path(each) for each in of) for of in references),
+            tuple(path(each) if each else None for each in texts),
+        )  # fmt: skip
+        return Artifact("score", name, VERSIONS["score"], params, work, inputs)
+
+    def of_images(self, files: ScorerFiles, name: str, images: Artifact, count: int) -> Artifact:
+        """Return the embeddings of generated images."""
+        params = {"scorer": self.store.digest(*files.contents()), "images": count, "batch": self.batch}
+        paths = tuple(self.store.path(images) / file_name(index) for index in range(count))
+        work = EmbedImages(files, self.trainer.accelerator, paths, self.batch)
+        return self.embed(f"{name_of(files)} {name}", params, work, {"images": [images]}, count, images.key)
+
+    def of_references(self, files: ScorerFiles, concept: Concept) -> Artifact:
+        """Return the embeddings of a concept's references, each embedded by itself."""
+        images = [each.sha256 for each in concept.references]
+        params = {"scorer": self.store.digest(*files.contents()), "references": images}
+        work = EmbedImages(files, self.trainer.accelerator, concept.references, 1)
+        name = f"{name_of(files)} {concept.role} {concept.name}"
+        return self.embed(name, params, work, {}, len(images), key_of("batch", {"references": images}))
+
+    def of_texts(self, files: ScorerFiles, pair: Pair) -> Artifact:
+        """Return the embeddings of a pair's prompts and of their plain words."""
+        texts = texts_of(pair)
+        params = {"scorer": self.store.digest(*files.contents()), "texts": list(texts)}
+        work = EmbedTexts(files, self.trainer.accelerator, texts)
+        return self.embed(f"{name_of(files)} texts {pair.name}", params, work, {}, 1, None)
+
+    def embed(
+        self, name: str, params: dict[str, Any], work: EmbedImages | EmbedTexts, inputs: dict[str, list[Artifact]],
+        count: int, batch_key: str | None,
+    ) -> Artifact:  # fmt: skip
+        return Artifact("embed", name, VERSIONS["embed"], params, work, inputs, count, 2.0 * count, batch_key)
+
+
+def texts_of(pair: Pair) -> tuple[str, ...]:
+    """Return the texts that images of a pair are compared with."""
+    return tuple(dict.fromkeys(text for scene in pair.drawn for text in (scene.text, scene.prompt)))
+
+
+def name_of(files: ScorerFiles) -> str:
+    return read_config(files.config)["name"]
+
+
+def has_text(files: ScorerFiles) -> bool:
+    return read_config(files.config)["kind"] == "clip"
