@@ -134,7 +134,7 @@ EVERYTHING = pd.concat([table(*of, add) for of, add in OFFSETS.items()], ignore_
 
 @pytest.mark.parametrize("name", sorted(EXPECTED))
 def test_which_score_each_printed_column_is(name: str) -> None:
-    columns, notes = protocols.columns(protocols.load(name), EVERYTHING)
+    columns, notes = protocols.columns(protocols.load_protocol(name), EVERYTHING)
     found = {c.name: stats.mean(protocols.image_values(EVERYTHING, c), *c.rule).mean for c in columns}
     for printed, (metric, backbone, rule, scale) in EXPECTED[name].items():
         assert found[printed] == pytest.approx(scale * (RULES[rule] + OFFSETS[metric, backbone])), printed
@@ -142,7 +142,7 @@ def test_which_score_each_printed_column_is(name: str) -> None:
 
 
 def test_dreambench_pp_scores_against_one_image() -> None:
-    columns, _ = protocols.columns(protocols.load("dreambench_pp"), EVERYTHING)
+    columns, _ = protocols.columns(protocols.load_protocol("dreambench_pp"), EVERYTHING)
     first = np.mean([values[0] for values in VALUES.values()])
     expected = {"DINOv1": ("dino/content", S8), "DINOv2": ("dino/content", V2), "CLIP-I": ("clip_i/content", B32)}
     for column in columns[:3]:
@@ -155,7 +155,7 @@ def test_every_protocol_has_its_test_and_a_source() -> None:
     assert names == {*EXPECTED, "all"}
     for name in EXPECTED:
         assert (CONF / "protocol" / f"{name}.yaml").read_text().startswith("#")
-        assert protocols.load(name).name == name and protocols.load(name).arxiv
+        assert protocols.load_protocol(name).name == name and protocols.load_protocol(name).arxiv
 
 
 def test_weights_are_drawn_with_their_pairs() -> None:
@@ -185,24 +185,24 @@ def test_paired_differences_hold_for_every_average() -> None:
 def test_micro_scorers_stand_in_and_say_so() -> None:
     micro = EVERYTHING[EVERYTHING["backbone"].isin([S16, B32, CSD])].replace("@.*", "@micro", regex=True)
     assert isinstance(micro, pd.DataFrame)
-    columns, notes = protocols.columns(protocols.load("duolora"), micro)
+    columns, notes = protocols.columns(protocols.load_protocol("duolora"), micro)
     assert [column.backbone for column in columns] == ["dino@micro", "clip@micro", "clip@micro", "csd@micro"]
     assert notes[1].startswith("Replaced backbones: dino@micro for dino@vits16, clip@micro for clip@vitb32, ")
 
 
 def test_another_real_backbone_never_stands_in() -> None:
     other = EVERYTHING.loc[~EVERYTHING["backbone"].isin([S16, CSD])]
-    columns, notes = protocols.columns(protocols.load("duolora"), other)
+    columns, notes = protocols.columns(protocols.load_protocol("duolora"), other)
     assert [column.name for column in columns] == ["CLIP-I", "CLIP-T"]
     here = ",".join(other["backbone"].unique())
     assert notes[1] == (
         f"Missing: DINO, CSD-s; to add them run again with scorers.backbones=[{here},dino@vits16,csd@vitl14]."
     )
     with pytest.raises(UserError, match=r"run again with scorers\.backbones=\[.*,dino@vitb8\]") as error:
-        protocols.columns(protocols.load("blora"), other.loc[other["backbone"] != B8])
+        protocols.columns(protocols.load_protocol("blora"), other.loc[other["backbone"] != B8])
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="did you mean duolora"):
-        protocols.load("duolra")
+        protocols.load_protocol("duolra")
 
 
 def test_a_protocol_without_its_backbones_is_refused_before_the_run() -> None:
@@ -300,7 +300,7 @@ def test_two_backbones_of_a_metric_are_not_mixed(tmp_path: Path) -> None:
 def test_a_paper_s_numbers_stand_in_its_own_columns_alone(tmp_path: Path) -> None:
     runs = [RunFolder.load(make_run(tmp_path / method, method)) for method in ("ziplora", "klora")]
     reported = {
-        name: [own.values for own in Table.of(runs, protocols.load(name)).reported.get("ziplora", [])]
+        name: [own.values for own in Table.of(runs, protocols.load_protocol(name)).reported.get("ziplora", [])]
         for name in ("all", "ziplora", "duolora", "klora", "unziplora")
     }
     assert len(reported["all"]) == 3 and not reported["unziplora"]  # ZipLoRA's two tables and K-LoRA's

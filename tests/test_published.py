@@ -39,7 +39,7 @@ def lines(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("name", sorted(papers.papers()))
 def test_every_number_has_a_known_metric_and_its_method(name: str) -> None:
-    paper = papers.load(name)
+    paper = papers.load_paper(name)
     assert re.fullmatch(r"\d{4}\.\d{5}", paper.arxiv) and paper.title and paper.tables
     names = [table.name for table in paper.tables]
     assert len(set(names)) == len(names)
@@ -47,7 +47,7 @@ def test_every_number_has_a_known_metric_and_its_method(name: str) -> None:
     for table in paper.tables:
         assert table.about and table.source and table.rows
         if table.protocol is not None:
-            assert protocols.load(table.protocol).arxiv == paper.arxiv
+            assert protocols.load_protocol(table.protocol).arxiv == paper.arxiv
         assert table.pairs is None or table.pairs in pairs
         assert table.dataset is None or (CONF / "dataset" / f"{table.dataset}.yaml").is_file()
         assert not set(table.own) & set(papers.METRICS)
@@ -140,7 +140,7 @@ def test_publications_are_shown_whose_methods_are_there(tmp_path: Path) -> None:
     assert not Table.of([direct]).reported
     both = [direct, RunFolder.load(make_run(tmp_path / "klora", "klora"))]
     assert [own.source for own in Table.of(both).reported["direct"]] == ["arXiv 2502.18461, table 1"]
-    assert [own.source for own in Table.of([direct], protocols.load("duolora")).reported["direct"]] == [
+    assert [own.source for own in Table.of([direct], protocols.load_protocol("duolora")).reported["direct"]] == [
         "arXiv 2504.13206, table main"
     ]
 
@@ -180,7 +180,7 @@ def klora_run(folder: Path, model: str = "sdxl", micro: bool = False, images: in
 )
 def test_whether_the_protocol_matches(tmp_path: Path, changes: dict, why: str) -> None:
     run = klora_run(tmp_path / "run", **changes)
-    [own] = Table.of([run], protocols.load("klora")).reported["klora"]
+    [own] = Table.of([run], protocols.load_protocol("klora")).reported["klora"]
     assert own.why == why and not own.comparable  # nobody can say whether these are the same pairs
     assert own.standing == (f"{DIFFERS}: {why}" if why else f"{SAME}; unreported: which 18 pairs, backbones")
 
@@ -197,7 +197,7 @@ def test_other_columns_do_not_match(tmp_path: Path) -> None:
 
 def test_pairs_that_we_draw_have_no_verdict(tmp_path: Path) -> None:
     run = klora_run(tmp_path / "run")
-    table = Table.of([run], protocols.load("klora"))
+    table = Table.of([run], protocols.load_protocol("klora"))
     [own] = table.reported["klora"]
     [line] = [
         each for each in table.lines.to_dict("records") if (each["label"], each["metric"]) == ("klora", "Style Sim")
@@ -212,16 +212,16 @@ def test_pairs_that_we_draw_have_no_verdict(tmp_path: Path) -> None:
 def test_no_publication_has_our_world(tmp_path: Path) -> None:
     """Test a table that does not name its dataset."""
     run = RunFolder.load(make_run(tmp_path / "run", "pair_customization"))
-    [table] = [table for table in papers.load("duolora").tables if table.name == "Paircustomization"]
+    [table] = [table for table in papers.load_paper("duolora").tables if table.name == "Paircustomization"]
     assert table.dataset is None and "other dataset" in list(differences(table, run, []))
 
 
 def test_a_number_is_inside_or_outside_of_our_interval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    [first, *_] = papers.load("klora").tables
-    paper = replace(papers.load("klora"), tables=[replace(first, pairs="lorarar", open=[])])
+    [first, *_] = papers.load_paper("klora").tables
+    paper = replace(papers.load_paper("klora"), tables=[replace(first, pairs="lorarar", open=[])])
     monkeypatch.setattr(papers, "papers", lambda: {"klora": paper})  # as one that says it all would be
     run = klora_run(tmp_path / "run", pairs="lorarar")
-    table = Table.of([run], protocols.load("klora"))
+    table = Table.of([run], protocols.load_protocol("klora"))
     line = {each["metric"]: each for each in table.lines.to_dict("records") if each["label"] == "klora"}
     [own] = table.reported["klora"]
     assert own.verdict(line["Style Sim"]) == "inside" and own.verdict(line["DINO Score"]) == "outside"
@@ -230,7 +230,7 @@ def test_a_number_is_inside_or_outside_of_our_interval(tmp_path: Path, monkeypat
     [row] = [text for text in lines(tmp_path / "out") if "reported" in text and text.startswith("|")]
     assert "*58.7 inside*" in row and "outside*" in row
     micro = klora_run(tmp_path / "micro", micro=True, pairs="lorarar")
-    [differs] = Table.of([micro], protocols.load("klora")).reported["klora"]
+    [differs] = Table.of([micro], protocols.load_protocol("klora")).reported["klora"]
     assert differs.verdict(line["Style Sim"]) == DIFFERS
 
 
@@ -242,7 +242,7 @@ def test_configs_that_say_nothing_match_nothing(tmp_path: Path, config: str) -> 
     """Among them those of old run folders, which carried the numbers themselves."""
     folder = make_run(tmp_path / "run", "klora")
     (folder / "config.yaml").write_text(config)
-    [own] = Table.of([RunFolder.load(folder)], protocols.load("klora")).reported["klora"]
+    [own] = Table.of([RunFolder.load(folder)], protocols.load_protocol("klora")).reported["klora"]
     assert own.why.endswith("other dataset, unknown images per pair, not 10")
     write_report(folder)
 
@@ -287,5 +287,5 @@ def test_every_number_of_a_publication_is_shown(tmp_path: Path, name: str, capsy
     make_run(tmp_path / "run", images=1)
     assert main([str(tmp_path / "run"), "--paper", name]) == 0
     shown = capsys.readouterr().out.splitlines()
-    numbers = [value for table in papers.load(name).tables for row in table.rows for value in row.values.values()]
+    numbers = [value for table in papers.load_paper(name).tables for row in table.rows for value in row.values.values()]
     assert len([line for line in shown if re.match(r"\| .* \| [\d.]+ \| ", line)]) == len(numbers)

@@ -35,7 +35,7 @@ def write_joint_report(
     from lorabench.report.text import write_csv, write_markdown
 
     runs = [run for folder in run_folders for run in RunFolder.load_all(folder)]
-    table = Table.of(runs, protocols.load(protocol) if protocol else common_protocol(runs), reference)
+    table = Table.of(runs, protocols.load_protocol(protocol) if protocol else common_protocol(runs), reference)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     for ending, write in (("md", write_markdown), ("csv", write_csv), ("tex", write_latex)):

@@ -22,13 +22,13 @@ def beside(name: str, runs: list[RunFolder]) -> str:
     Raises:
         UserError: If there is no such file.
     """
-    paper = papers.load(name)
+    paper = papers.load_paper(name)
 
     @cache
     def measured(protocol: str) -> Table | str:
         """Return our table with a protocol's columns, or the reason why it cannot be built."""
         try:
-            return Table.of(runs, protocols.load(protocol))
+            return Table.of(runs, protocols.load_protocol(protocol))
         except UserError as error:
             return str(error)
 

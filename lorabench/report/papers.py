@@ -88,7 +88,7 @@ def papers() -> dict[str, Paper]:
     return {file.stem: typed(yaml.safe_load(file.read_text(encoding="utf-8"))) for file in files}
 
 
-def load(name: str) -> Paper:
+def load_paper(name: str) -> Paper:
     """Return one publication.
 
     Raises:

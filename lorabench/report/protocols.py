@@ -62,7 +62,7 @@ class Column:
 
 
 @cache
-def load(name: str) -> ProtocolSpec:
+def load_protocol(name: str) -> ProtocolSpec:
     """Load conf/protocol/<name>.yaml.
 
     Raises:

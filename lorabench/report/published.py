@@ -67,7 +67,9 @@ class Published:
         return "inside" if line["low"] <= value <= line["high"] else "outside"
 
 
-def published(runs: list[RunFolder], columns: list[Column], arxiv: str | None = None) -> dict[str, list[Published]]:
+def published_results(
+    runs: list[RunFolder], columns: list[Column], arxiv: str | None = None
+) -> dict[str, list[Published]]:
     """Return label -> reported rows, each once, whatever the number of runs.
 
     Args:
@@ -143,7 +145,7 @@ def measured_otherwise(table: PaperTable, column: Column) -> Iterator[str]:
     if column.backbone.endswith(MICRO):
         yield "micro scorers"
     kind = column.spec.metric.partition("/")[0]
-    specs = protocols.load(table.protocol).columns if table.protocol else []
+    specs = protocols.load_protocol(table.protocol).columns if table.protocol else []
     spec = next((s for s in specs if s.metric == column.spec.metric), None)
     if spec is None:
         spec = next((s for s in specs if kind == "clip_t" == s.metric.partition("/")[0]), None)
@@ -164,5 +166,5 @@ def setting(run: RunFolder, group: str, key: str) -> Any:
 
 FOOTNOTE = (
     f"Rows marked {MARK} are numbers that publications report for their own training. They are comparable with ours "
-    "only if all settings are reported and equal; \"inside\" and \"outside\" then refer to our interval."
+    'only if all settings are reported and equal; "inside" and "outside" then refer to our interval.'
 )

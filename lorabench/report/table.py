@@ -67,7 +67,7 @@ class Table:
         columns, said = protocols.columns(protocol, scores)
         lines = summary(scores, columns, reference)
         spent = costs(runs)
-        reported = published.published(runs, columns, protocol.arxiv)
+        reported = published.published_results(runs, columns, protocol.arxiv)
         notes = [*footnotes(lines, scores, columns, reference), *said]
         if "lora_seconds" in spent:
             notes.append(SHARED)
