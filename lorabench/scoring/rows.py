@@ -16,7 +16,7 @@ from lorabench.scoring.cosine import cosine_matrix
 from lorabench.scoring.embeddings import Embeddings
 from lorabench.scoring.truth import CONTENT, STYLE, Truth
 
-VERSION = "1"  # of the rows' meaning: a change here makes old and new numbers incomparable
+VERSION = "1"  # meaning of the rows; change it if old and new values are not comparable
 KEYS = ("dataset", "world", "content", "style", "prompt", "seed", "image", "method", "ablation", "model")
 COLUMNS = (*KEYS, "metric", "backbone", "role", "reference", "value", "version")
 UNIQUE = (*KEYS, "metric", "backbone", "role", "reference")
@@ -62,7 +62,9 @@ def similarity_rows(item: ScoredImage, index: int, embedded: Embedded) -> list[S
     """Return the rows of one image and one backbone.
 
     Args:
-        index: Of the image in `embedded`.
+        item: The image.
+        index: Position of the image in `embedded`.
+        embedded: Embeddings by the backbone.
     """
     rows, found = [], embedded.images
     version = f"{VERSION}-{found.version}"
@@ -86,7 +88,7 @@ def similarity_rows(item: ScoredImage, index: int, embedded: Embedded) -> list[S
 
 
 def truth_rows(item: ScoredImage, read: Mapping[str, str], truth: Truth) -> list[ScoreRow]:
-    """1 or 0 for class, subject, family and style, where the pair is a single one of the microworld, else nothing."""
+    """Return 1 or 0 for class, subject, family and style; empty unless the pair is a single one of the microworld."""
     rows = []
     if not item.pair.is_single:
         return rows
@@ -94,19 +96,19 @@ def truth_rows(item: ScoredImage, read: Mapping[str, str], truth: Truth) -> list
     version = f"{VERSION}-{truth.version}"
     if content.factors is not None:
         expected = {"class_acc": ("class", content.factors.cls), "subject_r1": ("subject", content.name)}
-        for metric, (what, right) in expected.items():
-            rows.append(row(item, metric, CONTENT[0], "content", right, float(read[what] == right), version))
+        for metric, (kind, right) in expected.items():
+            rows.append(row(item, metric, CONTENT[0], "content", right, float(read[kind] == right), version))
     if style.factors is not None:
         expected = {"family_acc": ("family", style.factors.family), "style_r1": ("style", style.name)}
-        for metric, (what, right) in expected.items():
-            rows.append(row(item, metric, STYLE[0], "style", right, float(read[what] == right), version))
+        for metric, (kind, right) in expected.items():
+            rows.append(row(item, metric, STYLE[0], "style", right, float(read[kind] == right), version))
     return rows
 
 
 def row(
     item: ScoredImage, metric: str, backbone: str, role: str, reference: str, value: float, version: str
 ) -> ScoreRow:
-    """One line of scores.parquet, in the order of COLUMNS."""
+    """Return one row of scores.parquet, with the keys in the order of COLUMNS."""
     return {
         **item.known(),
         "metric": metric, "backbone": backbone, "role": role, "reference": reference,

@@ -1,1 +1,1 @@
-"""Views of a run: W&B, csv files or none. The store and the run folder are the record; a view may be thrown away."""
+"""Views of a run: W&B, csv files or none. The results are in the store and the run folder; a view can be deleted."""

@@ -7,16 +7,16 @@ from typing import Self
 
 
 class View:
-    """Shows nothing; the others show what their methods are told. A context, which knows whether the run failed."""
+    """Base class, which shows nothing. As a context manager it also receives whether the run failed."""
 
     def curves(self, stage: str, name: str, curves: dict[str, list[float]]) -> None:
-        """The loss terms of one finished fit, a value a step."""
+        """Show the loss terms of a finished fit, with one value per step."""
 
     def finish(self) -> None:
-        """The run folder is complete."""
+        """Show the images and scores of the complete run folder."""
 
     def close(self, failed: bool) -> None:
-        """The run is over, whole or not."""
+        """Close the view after a complete or failed run."""
 
     def __enter__(self) -> Self:
         return self
@@ -28,7 +28,7 @@ class View:
 
 
 class CsvView(View):
-    """curves.csv: stage, name, term, step, value."""
+    """Write curves.csv with the columns stage, name, term, step, value."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "curves.csv"

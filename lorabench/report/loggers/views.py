@@ -8,9 +8,13 @@ from lorabench.report.loggers.view import CsvView, View
 
 
 def open_view(spec: LoggerSpec, folder: Path, key: str = "", config: dict[str, Any] | None = None) -> View:
-    """The view that the config asks for, on a run folder.
+    """Open the view that the config selects for a run folder.
 
-    key: the same for runs of equal results, so that a resumed run is known.  config: resolved.
+    Args:
+        spec: Settings of the view.
+        folder: The run folder.
+        key: Equal for runs with equal results, so that a resumed run is recognized.
+        config: The resolved config.
     """
     if spec.kind == "wandb":
         from lorabench.report.loggers.wandb import WandbView

@@ -1,15 +1,17 @@
-"""W&B: a run of ours is a run there, a sweep is a group.
+"""W&B view: each run is a W&B run, and each sweep is a group.
 
-    config      the resolved config, flat: method, ablation, dataset, model, seed, lora/rank, ...
-    summary     summary/<column of the table>, with _low and _high; costs/<cost>: the same keys in every run
-    images      a table, a row an image, with its scores
-    scores      the table of the run;  grid: its picture
-    history     the loss terms of every fit, <stage>/<name>/<term> over `step`
+    config      the flattened config: method, ablation, dataset, model, seed, lora/rank, ...
+    summary     summary/<column of the table>, with _low and _high; costs/<cost>. All runs have the same keys
+    images      a table with one row per image and its scores
+    scores      the table of the run;  grid: its image
+    history     the loss terms of all fits, <stage>/<name>/<term> over `step`
 
-Offline needs no account; `wandb sync <run folder>/wandb/offline-run-*` uploads it later, before the folder is moved:
-W&B remembers the images of a table by absolute paths, which would else lie in its folder in the user's home. A run that
-is resumed keeps its id. What an interrupted attempt logged is logged again from the store, so its own files, unless
-they were uploaded, make way for those of the next: W&B would append the two, and every curve would be there twice.
+Offline runs need no account. Upload them with `wandb sync <run folder>/wandb/offline-run-*` before moving the folder,
+because W&B stores absolute paths of the images in tables. These files are kept in the run folder; W&B's default is the
+user's home.
+
+A resumed run keeps its id and logs its finished stages again from the store. The offline files of an interrupted
+attempt are therefore deleted, unless they were uploaded; otherwise W&B would append both and show every curve twice.
 """
 
 from __future__ import annotations
@@ -27,12 +29,12 @@ from lorabench.base import UserError
 from lorabench.config.schemas import LoggerSpec
 from lorabench.report.loggers.view import View
 
-LARGEST = 512  # pixels of an image there; the run folder has the original
-SAID = ("method", "ablation", "dataset", "world", "model", "seed")  # of the manifest
+LARGEST = 512  # largest side of an uploaded image in pixels; the run folder has the original
+MANIFEST_KEYS = ("method", "ablation", "dataset", "world", "model", "seed")  # added to the W&B config
 
 
 class WandbView(View):
-    """See the module; the run is named after its folder and the sweep's."""
+    """View of one run, named after the sweep's and the run's folder."""
 
     def __init__(self, spec: LoggerSpec, folder: Path, key: str, config: dict[str, Any]) -> None:
         os.environ.setdefault("WANDB_SILENT", "true")
@@ -62,8 +64,8 @@ class WandbView(View):
             )
         except Error as error:
             reason = str(error).split("\n")[0]
-            raise UserError(f"W&B cannot be reached ({reason}); type wandb login first, or mode=offline") from error
-        self.known: dict[str, Any] = dict(self.run.summary)  # the last values of an attempt that is online already
+            raise UserError(f"W&B cannot be reached ({reason}); run wandb login first, or use mode=offline") from error
+        self.known: dict[str, Any] = dict(self.run.summary)  # last values of an earlier attempt that was online
         self.run.define_metric("step")
         self.run.define_metric("*", step_metric="step")
 
@@ -71,7 +73,7 @@ class WandbView(View):
         named = {f"{stage}/{name}/{term}": values for term, values in curves.items()}
         if all(values[-1:] == [self.known.get(key)] for key, values in named.items()):
             return
-        half = self.known.keys() >= named.keys()  # the attempt was killed in the middle of it: `step` is of this curve
+        half = self.known.keys() >= named.keys()  # the earlier attempt was killed within this curve, at `step`
         start = int(self.known.get("step", -1)) + 1 if half else 0
         for step in range(start, max(map(len, named.values()), default=0)):
             self.run.log({"step": step, **{key: values[step] for key, values in named.items() if step < len(values)}})
@@ -80,10 +82,10 @@ class WandbView(View):
         from lorabench.report.folder import RunFolder
 
         runs = RunFolder.load_all(self.folder)
-        said = {key: value for key, value in runs[0].manifest.items() if key in SAID}
+        shown = {key: value for key, value in runs[0].manifest.items() if key in MANIFEST_KEYS}
         if len(runs) > 1:  # task=compare
-            said |= {"method": [run.label for run in runs], "ablation": None}
-        self.run.config.update(said, allow_val_change=True)
+            shown |= {"method": [run.label for run in runs], "ablation": None}
+        self.run.config.update(shown, allow_val_change=True)
         table = measured(pd.read_csv(self.folder / "table.csv"))
         for run in runs:
             start = "" if len(runs) == 1 else f"{run.label}/"
@@ -97,7 +99,7 @@ class WandbView(View):
             self.run.log({"grid": self.wandb.Image(str(grid))})
 
     def images(self, runs: list[Any]) -> Any:
-        """A row an image, frame rows too: what it shows, what it is of, and its scores."""
+        """Return a table with one row per image: the image, its keys and its scores."""
         from lorabench.report.folder import join_pictures
 
         pictures = join_pictures(runs)
@@ -122,12 +124,12 @@ class WandbView(View):
 
 
 def data_of(folder: Path, own: str) -> Path:
-    """Where the files of a run's tables wait to be uploaded."""
+    """Return the folder for table files that wait to be uploaded."""
     return folder.resolve() / "wandb" / f"data-{own}"
 
 
 def forget_attempts(folder: Path, own: str) -> None:
-    """Remove the offline files of earlier attempts at the run, but for the records that were uploaded."""
+    """Delete the offline files of earlier attempts at the run, except for uploaded ones."""
     for attempt in (folder / "wandb").glob(f"offline-run-*-{own}"):
         if not any(attempt.glob("*.synced")):
             shutil.rmtree(attempt)
@@ -135,14 +137,14 @@ def forget_attempts(folder: Path, own: str) -> None:
 
 
 def measured(table: pd.DataFrame) -> pd.DataFrame:
-    """table.csv without what publications report."""
+    """Return table.csv without the rows of publications."""
     from lorabench.report.text import STANDING
 
     return table.query(f"`{STANDING}`.isna()").drop(columns=STANDING) if STANDING in table else table
 
 
 def scores_of(table: pd.DataFrame, label: str) -> dict[str, float]:
-    """Of a row of table.csv the means and their intervals by column, as far as it has them."""
+    """Return the means and interval ends of one row of table.csv by column, without missing ones."""
     from lorabench.report.table import COSTS
     from lorabench.report.text import SUFFIXES
 
@@ -153,7 +155,7 @@ def scores_of(table: pd.DataFrame, label: str) -> dict[str, float]:
 
 
 def flat(config: dict[str, Any], start: str = "") -> dict[str, Any]:
-    """A nested config as one level; a group is its name, and what is in it.
+    """Flatten a nested config; a group becomes its name and one entry per setting.
 
     >>> flat({"seed": 0, "lora": {"name": "default", "rank": 4}})
     {'seed': 0, 'lora': 'default', 'lora/rank': 4}
