@@ -6,7 +6,7 @@ import pytest
 from rank_jobs import fine, item
 
 from lorabench.engine.bar import Bar
-from lorabench.engine.make import Make
+from lorabench.engine.job import Make
 
 
 def test_it_appears_with_the_first_work_done(capsys: pytest.CaptureFixture[str]) -> None:

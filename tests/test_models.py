@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from lorabench.base import UserError
 from lorabench.config.schemas import ModelSpec
+from lorabench.engine.store import Store
 from lorabench.models.files import ModelFiles, model_files, model_folder
 from lorabench.models.sdxl.model import SDXL
 from lorabench.models.shapes import layer_map
@@ -48,6 +49,38 @@ def test_a_single_file_is_the_same_model_as_its_folder(both) -> None:
         assert expected.keys() == found.keys()
         assert all(torch.equal(expected[key], found[key]) for key in expected), part
     assert torch.equal(draw(ours), draw(theirs))
+
+
+def test_file_that_the_model_does_not_use_changes_no_digest(both, tmp_path: Path) -> None:
+    """Another variant that is downloaded later, a model card, weights in another format."""
+    store, folder = Store(tmp_path / "store"), tmp_path / "model"
+    shutil.copytree(both[0], folder)
+
+    def digest(**settings: str) -> str:
+        return store.digest(*model_files(replace(SPEC, path=str(folder), **settings)).sources())
+
+    before = digest()
+    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        [weights] = (folder / part).glob("*.safetensors")
+        (folder / part / f"{weights.stem}.fp16.safetensors").write_bytes(weights.read_bytes()[:-2] + b"12")
+        (folder / part / f"{weights.stem}.fp16.safetensors.index.json").write_text("{}")
+        (folder / part / f"{weights.stem}.bin").write_bytes(b"a pickle")
+    (folder / "sd_xl_base.safetensors").write_bytes(b"a whole checkpoint")
+    (folder / "README.md").write_text("a model card")
+    assert digest() == before != digest(variant="fp16")
+
+
+@pytest.mark.parametrize(
+    "name", ["model_index.json", "scheduler/scheduler_config.json", "tokenizer_2/tokenizer.json", "unet/config.json"]
+)
+def test_every_file_that_the_model_uses_is_in_its_digest(both, tmp_path: Path, name: str) -> None:
+    store, folder = Store(tmp_path / "store"), tmp_path / "model"
+    shutil.copytree(both[0], folder)
+    files = model_files(replace(SPEC, path=str(folder)))
+    before = store.digest(*files.sources())
+    (folder / name).write_text((folder / name).read_text() + " ")
+    assert store.digest(*files.sources()) != before
+    assert {file.name for file in files.sources()} >= {"diffusion_pytorch_model.safetensors", "model.safetensors"}
 
 
 def test_a_single_file_in_half_precision_keeps_its_autoencoder_whole(both) -> None:

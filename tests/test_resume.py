@@ -81,6 +81,17 @@ def test_saving_changes_nothing_and_leaves_one_file(tmp_path: Path, model, pair,
     assert torch.load(tmp_path / FILE, weights_only=True)["done"] == 4
 
 
+@pytest.mark.parametrize("damage", [lambda data: data[:500], lambda data: b"", lambda data: b"no checkpoint" * 99])
+def test_damaged_checkpoint_is_discarded_with_a_warning(tmp_path: Path, model, pair, lora_spec, caplog, damage) -> None:
+    spec, file = replace(lora_spec, steps=5), tmp_path / FILE
+    whole = personalise(model, pair.contents[0], spec, 0, EVERY_2, scratch=tmp_path)
+    file.write_bytes(damage(file.read_bytes()))
+    again = personalise(model, pair.contents[0], spec, 0, EVERY_2, scratch=tmp_path)
+    assert equal(whole, again) and caplog.text.count(f"{file} is damaged and is discarded") == 1
+    caplog.clear()
+    assert equal(whole, personalise(model, pair.contents[0], spec, 0, EVERY_2, scratch=tmp_path)) and not caplog.text
+
+
 def test_samples_from_before_the_kill_are_there(tmp_path: Path, folder: Path, generate_spec, lora_spec) -> None:
     spec, store = replace(lora_spec, steps=5, sample_every=1), Store(tmp_path)
     with pytest.raises(Killed):

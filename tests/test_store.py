@@ -125,6 +125,15 @@ def test_digest_follows_the_weights_and_not_the_place(tmp_path: Path) -> None:
     assert store.digest(tmp_path / "a") != a
 
 
+def test_digest_of_files_has_all_of_them(tmp_path: Path) -> None:
+    store, file = Store(tmp_path / "store"), tmp_path / "merges.txt.gz"
+    digests = set()
+    for content in (b"1", b"22"):
+        file.write_bytes(content)
+        digests.add(store.digest(file, tmp_path / "merges.txt.gz"))
+    assert len(digests) == 2
+
+
 def flip(file: Path, keep_time: bool) -> None:
     """Another bit in the middle of a file, its size the same."""
     stat, data = file.stat(), bytearray(file.read_bytes())

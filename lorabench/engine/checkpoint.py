@@ -6,7 +6,9 @@ updates done are all its state.
 
 from __future__ import annotations
 
+import logging
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,22 @@ from torch import Tensor
 from lorabench.engine.curves import Curves
 
 FILE = "training.pt"
+KEYS = {"done", "factors", "optimiser", "schedule", "precision", "curves"}
+
+log = logging.getLogger(__name__)
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """Return the state of a training; None, with a warning, if the file is damaged, so that training starts again."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if isinstance(state, dict) and state.keys() >= KEYS:
+            return state
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError):
+        pass
+    log.warning("%s is damaged and is discarded; the training starts again", path)
+    path.unlink(missing_ok=True)
+    return None
 
 
 class Checkpoint(pl.Callback):
@@ -27,9 +45,7 @@ class Checkpoint(pl.Callback):
 
     def __init__(self, folder: Path, every: int, curves: Curves | None = None):
         self.path, self.every, self.curves = folder / FILE, every, curves
-        self.state: dict[str, Any] | None = None
-        if self.path.is_file():
-            self.state = torch.load(self.path, map_location="cpu", weights_only=True)
+        self.state = read(self.path) if self.path.is_file() else None
 
     @property
     def done(self) -> int:

@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,6 @@ from lorabench.config.schemas import TrainerSpec
 from lorabench.engine.artifact import Artifact
 from lorabench.engine.bar import Bar
 from lorabench.engine.devices import VISIBLE, claim, device_name
-from lorabench.engine.make import Show
 from lorabench.engine.store import Store, key_of
 from lorabench.engine.together import serve
 from lorabench.engine.workers import WorkerError
@@ -38,6 +37,7 @@ CLOSE = 5  # seconds for ranks to end before they are killed
 SHOW_EVERY = 1.0  # seconds between two looks at the store
 LAUNCHES = 0  # of this process: a task may need several, each meets anew
 
+Show = Callable[[Artifact], None]
 Groups = Sequence[Sequence[Artifact]]  # of artifact.waves
 
 

@@ -2,67 +2,19 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
-from lorabench.base import UserError
 from lorabench.config.schemas import TrainerSpec
 from lorabench.engine.artifact import Artifact, batches, waves
 from lorabench.engine.bar import Bar
 from lorabench.engine.devices import VISIBLE, claim, claim_here
+from lorabench.engine.job import Make
 from lorabench.engine.store import Store
-from lorabench.engine.work import BatchWork, Progress
 from lorabench.engine.workers import Pool
 
 Show = Callable[[Artifact], None]
-
-
-@dataclass(frozen=True)
-class Make:
-    """One call of a worker: an artifact into the store, or several of one batch.
-
-    Args:
-        logs: Folder for the log of a failure, which then ends only this call; None raises it.
-    """
-
-    store: Store
-    artifacts: tuple[Artifact, ...]
-    logs: Path | None = None
-
-    @property
-    def steps(self) -> int:
-        return sum(each.steps for each in self.artifacts)
-
-    @property
-    def cost(self) -> float:
-        return sum(each.cost for each in self.artifacts)
-
-    def __call__(self, progress: Progress) -> None:
-        try:
-            self.compute(progress)
-        except Exception as error:
-            if self.logs is None:
-                raise
-            self.logs.mkdir(parents=True, exist_ok=True)
-            text = str(error) if isinstance(error, UserError) else traceback.format_exc()
-            for each in self.artifacts:
-                (self.logs / f"{each.key}.txt").write_text(text)
-
-    def compute(self, progress: Progress) -> None:
-        first, *others = self.artifacts
-        if not others:
-            self.store.get_or_make(first, lambda folder: first.work(folder, progress))
-            return
-        works = {each.key: each.work for each in self.artifacts}
-
-        def together(drafts: dict[str, Path]) -> None:
-            lacking = [work for key in drafts if isinstance(work := works[key], BatchWork)]
-            lacking[0].run(lacking, list(drafts.values()), progress)
-
-        self.store.get_or_make_all(self.artifacts, together)
 
 
 def make(

@@ -173,14 +173,16 @@ class Store:
             raise
 
     def digest(self, *sources: Path) -> str:
-        """Hash of the weights and configs of model folders, or of single files, in this order."""
+        """Return the hash of files, and of the weights and configurations in folders, in this order."""
         digests = [self._digest(source) for source in sources]
         return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
     def _digest(self, source: Path) -> str:
         """Remembered by size and time of change, weights are large."""
-        folder, names = (source, files_of(source)) if source.is_dir() else (source.parent, [source.name])
-        files = [file for file in names if Path(file).suffix in WEIGHT_SUFFIXES]
+        if source.is_dir():
+            folder, files = source, [name for name in files_of(source) if Path(name).suffix in WEIGHT_SUFFIXES]
+        else:
+            folder, files = source.parent, [source.name]
         stats = {file: (folder / file).stat() for file in files}
         known = [[file, stat.st_size, stat.st_mtime_ns, stat.st_ino] for file, stat in stats.items()]
         memo = self.root / DIGESTS / key_of("digest", {"folder": str(source.resolve()), "files": known})

@@ -19,7 +19,7 @@ from lorabench.base import UserError
 from lorabench.config.schemas import TrainerSpec
 from lorabench.engine.artifact import Artifact, batches
 from lorabench.engine.group import Group, watch_parent
-from lorabench.engine.make import Make
+from lorabench.engine.job import Make
 from lorabench.engine.store import Store, key_of
 from lorabench.engine.work import UnitWork
 from lorabench.engine.workers import use_threads

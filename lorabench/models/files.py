@@ -20,6 +20,8 @@ from lorabench.models.sdxl.files import (
     check_configs,
     check_resolution,
     check_single_file,
+    used_files,
+    used_part,
     variant_of,
     weight_patterns,
 )
@@ -57,8 +59,14 @@ class ModelFiles:
         return {name: getattr(self, name) for name in names if getattr(self, name) != getattr(neutral, name)}
 
     def sources(self) -> list[Path]:
-        """Return all files and folders whose contents change results."""
-        return list(dict.fromkeys(path for path in (self.path, self.config, self.vae) if path is not None))
+        """Return the files that loading the model reads, and no other variant that its folder has."""
+        if self.path.is_file():
+            found = [self.path, *used_files(self.config, None, weights=False)]
+        else:
+            found = used_files(self.path, self.variant)
+        if self.vae is None:
+            return found
+        return [*found, self.vae] if self.vae.is_file() else [*found, *used_part(self.vae, None)]
 
 
 def model_files(spec: ModelSpec) -> ModelFiles:

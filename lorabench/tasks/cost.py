@@ -25,7 +25,7 @@ from tqdm import tqdm
 from lorabench.base import UserError
 from lorabench.engine.artifact import closure
 from lorabench.engine.devices import VISIBLE, claim, device_name
-from lorabench.engine.make import Make
+from lorabench.engine.job import Make
 from lorabench.engine.store import Store
 from lorabench.engine.work import Progress
 from lorabench.engine.workers import Pool

@@ -12,6 +12,7 @@ from lorabench.models.schedulers import check_deterministic
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 HINT = "use model.path=<a diffusers folder, an SDXL .safetensors checkpoint or a hub id>, or model=micro"
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
+SETTINGS = (".json", ".txt", ".model")  # configurations and vocabularies
 VOCABULARIES = ("vocab.json", "tokenizer.json")  # a tokenizer has one of them
 # Start of a tensor name that only one kind of file has; the first match names the kind.
 KINDS = {
@@ -42,6 +43,29 @@ def variant_of(path: Path, variant: str | None) -> str | None:
     if variant in found or not found or "" in found:
         return variant if variant in found else None
     return min(found)
+
+
+def used_files(folder: Path, variant: str | None, weights: bool = True) -> list[Path]:
+    """Return the files of a diffusers folder that loading it reads, in a fixed order.
+
+    Args:
+        weights: Whether the weights are loaded from the folder too.
+    """
+    index: dict[str, Any] = json.loads((folder / "model_index.json").read_text())
+    parts = sorted(name for name, value in index.items() if isinstance(value, list) and (folder / name).is_dir())
+    return [
+        folder / "model_index.json",
+        *(file for part in parts for file in used_part(folder / part, variant, weights)),
+    ]
+
+
+def used_part(folder: Path, variant: str | None, weights: bool = True) -> list[Path]:
+    """Return the files of one part that loading it reads: configurations, vocabularies and weights of the variant."""
+    files = sorted(folder.iterdir())
+    found = [file for file in files if file.suffix in SETTINGS and ".index." not in file.name]
+    of = {file: file.stem.partition(".")[2].partition("-")[0] for file in files if file.suffix == ".safetensors"}
+    chosen = variant if variant in of.values() else ""
+    return [*found, *(file for file, named in of.items() if weights and named == (chosen or ""))]
 
 
 def check_single_file(path: Path) -> None:
