@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,11 @@ from diffusers.schedulers.scheduling_euler_ancestral_discrete import EulerAncest
 
 import lorabench
 from lorabench.base import UserError
-from lorabench.lora.adapter import Factors, LoRA
+from lorabench.lora.adapter import Adapter
+from lorabench.lora.factors import Factors
 from lorabench.models import model as interface
 from lorabench.models.files import model_folder
+from lorabench.models.load import load
 from lorabench.models.model import Conditioning
 from lorabench.models.schedulers import DETERMINISTIC, STOCHASTIC
 from lorabench.sampling.sampler import sample_latents
@@ -75,8 +79,6 @@ def test_a_stochastic_scheduler_that_was_set_afterwards_is_refused(model) -> Non
 
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_deterministic_schedulers_draw_nothing(folder: Path, tmp_path: Path, name: str) -> None:
-    from lorabench.models.load import load
-
     model = load(model_folder(scheduler_folder(folder, tmp_path / "model", name)))
     torch.manual_seed(0)
     first = sample_latents(model, ["a mug"], [0], 4, 1.0)
@@ -109,7 +111,7 @@ def test_conditioning_rows_are_taken_and_joined(model) -> None:
 
 def test_text_adapters_apply_in_their_block_and_with_their_scales(model, loras) -> None:
     name, layer = next(iter(model.layers.trained_text().items()))
-    spoken = LoRA(loras[0], {name: Factors(torch.randn(2, layer.in_features), torch.randn(layer.out_features, 2))})
+    spoken = Adapter(loras[0], {name: Factors(torch.randn(2, layer.in_features), torch.randn(layer.out_features, 2))})
     plain = model.encode_prompts(["a mug"]).tensors[0]
     adapted = model.encode_prompts(["a mug"], [spoken, loras[1]]).tensors[0]
     assert not torch.equal(adapted, plain) and torch.equal(model.encode_prompts(["a mug"]).tensors[0], plain)
@@ -128,3 +130,61 @@ def test_noise_is_the_noise_that_was_added(model) -> None:
     assert model.process.noisiest == 999
     with pytest.raises(UserError, match="law logit_normal does not exist for a DDPM model; use uniform"):
         model.process.timesteps(1, torch.Generator(), "logit_normal")
+
+
+def prediction(model, adapters, prompt: str = "a mug", own=None, **options: Any) -> torch.Tensor:
+    xt = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(0))
+    with model.attach(adapters, **options), torch.no_grad():
+        rows = None if own is None else [model.encode_prompts([each] * 2) for each in own]
+        return model.predict(xt, torch.tensor([20, 700]), model.encode_prompts([prompt] * 2), rows)
+
+
+def test_backbone_is_a_change_of_the_base_weights(model, loras) -> None:
+    before = {name: weight.clone() for name, weight in model.denoiser.state_dict().items()}
+    few = Adapter(dict(list(loras[1].items())[:5]))
+    found = prediction(model, [loras[0]], backbone=few)
+    torch.testing.assert_close(found, prediction(model, [loras[0], few]))
+    assert not torch.allclose(found, prediction(model, [loras[0]]))
+    after = model.denoiser.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(weight, after[name]) for name, weight in before.items())
+
+
+def test_adapters_read_their_own_prompts_in_cross_attention(model, loras) -> None:
+    """Adapters on keys and values only: their products with the own prompts, written out."""
+    readers = [name for name in loras[0] if name.endswith(("attn2.to_k", "attn2.to_v"))]
+    pair = [Adapter({name: lora[name] for name in readers}) for lora in loras]
+    words = ["a boat", "a red tree"]
+    same = prediction(model, pair, own=["a mug", "a mug"])
+    torch.testing.assert_close(same, prediction(model, pair))
+    states = [model.encode_prompts([word] * 2).tensors[0] for word in words]
+
+    def add(module, inputs, output, name):
+        updates = (state @ lora[name].down.T @ lora[name].up.T for state, lora in zip(states, pair, strict=True))
+        return output + sum(updates)
+
+    hooks = [model.denoiser.get_submodule(name).register_forward_hook(partial(add, name=name)) for name in readers]
+    expected = prediction(model, [])
+    for hook in hooks:
+        hook.remove()
+    torch.testing.assert_close(prediction(model, pair, own=words), expected)
+    assert not torch.allclose(expected, same)
+
+
+def test_own_prompts_survive_gradient_checkpointing(folder: Path, loras) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        model = load(replace(model_folder(folder), checkpointing=checkpointing))
+        own = [model.encode_prompts([word]) for word in ("a boat", "a red tree")]
+        with model.attach(loras) as adapters:
+            down = next(layer.down for name, layer in adapters.layers.items() if name.endswith("attn2.to_k"))
+            down.requires_grad_()
+            xt = torch.ones(1, *model.latent_shape)
+            model.predict(xt, torch.tensor([500]), model.encode_prompts(["a mug"]), own).square().mean().backward()
+            gradients.append(down.grad)
+    torch.testing.assert_close(*gradients)
+
+
+def test_guidance_scale_is_refused_without_an_embedding(model) -> None:
+    assert model.guidance == "cfg"
+    with pytest.raises(ValueError, match="no guidance embedding"):
+        model.predict(torch.zeros(1, *model.latent_shape), torch.tensor([1]), model.encode_prompts([""]), guidance=3.5)

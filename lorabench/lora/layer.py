@@ -33,6 +33,7 @@ class MaskedLoRA(nn.Module):
 
     scale: [rows or 1, R], the strength of every rank entry in each row of the next forward; None stands for ones.
     masked: whether the next forward applies the masks.
+    own: input of each adapter in the next forward, [rows, ..., in] each; None stands for the layer's input.
     """
 
     def __init__(
@@ -51,11 +52,16 @@ class MaskedLoRA(nn.Module):
         self.masks = masks
         self.scale: Tensor | None = None
         self.masked = masks is not None
+        self.own: Sequence[Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [rows, ..., in] -> [rows, ..., out]."""
         down, up, rank = self._masked() if self.masked else (self.down, self.up, None)
-        z = product(x, down.to(x.dtype))
+        if self.own is None:
+            z = product(x, down.to(x.dtype))
+        else:
+            parts = zip(self.own, down.to(x.dtype).split(self.ranks, dim=-2), strict=True)
+            z = torch.cat([product(each.to(x.dtype), part) for each, part in parts], dim=-1)
         if rank is not None and rank.ndim == 2:
             rank = rank.repeat_interleave(len(x) // len(rank), dim=0)
         for scale in (self.scale, rank):
@@ -96,6 +102,7 @@ class Adapters:
     def __init__(self, network: nn.Module, layers: Mapping[str, MaskedLoRA]):
         self.network = network
         self.layers = dict(layers)
+        self.weights: list[tuple[nn.Linear, Tensor]] = []  # that `change_base` replaced
         for layer, module in self.layers.items():
             self.network.set_submodule(layer, module)
 
@@ -124,10 +131,19 @@ class Adapters:
             for k in range(count)
         ]  # fmt: skip
 
+    def change_base(self, backbone: Adapter) -> None:
+        """Add the update of a backbone to the frozen weights, until `detach`."""
+        for layer, factors in backbone.items():
+            module = self.layers[layer].base if layer in self.layers else fitting_layer(self.network, layer, [factors])
+            self.weights.append((module, module.weight.data))
+            module.weight.data = module.weight.data + (factors.up @ factors.down).to(module.weight)
+
     def detach(self) -> None:
-        """Put the very layers back that were there before."""
+        """Put the very layers and weights back that were there before."""
         for layer, module in self.layers.items():
             self.network.set_submodule(layer, module.base)
+        for module, weight in self.weights:
+            module.weight.data = weight
 
     def __enter__(self) -> Self:
         return self

@@ -1,8 +1,8 @@
-"""Gradient checkpointing (Chen et al., arXiv 1604.06174) for a UNet whose adapters change between forwards.
+"""Gradient checkpointing (Chen et al., arXiv 1604.06174) for a denoiser whose adapters change between forwards.
 
-A block's activations are thrown away and computed again in the backward pass. By then the adapters may be set for
-another forward: the teachers' rows follow the students', the removing pass of a cycle the adding one. So a block
-remembers the rows and masks that its adapters had, and has them again while it is computed again.
+The activations of a block are not kept and are computed again in the backward pass. By then the adapters may be set for
+another forward: the rows of teachers follow those of students. So each block keeps the settings that its adapters had
+in its forward, and uses them again in the recomputation.
 """
 
 from __future__ import annotations
@@ -16,36 +16,38 @@ from torch.utils.checkpoint import checkpoint
 
 from lorabench.lora.layer import MaskedLoRA
 
-Rows = list[tuple[Tensor | None, bool]]
+Settings = list[tuple[Tensor | None, bool, Sequence[Tensor] | None]]  # scale, masked and own of each adapted layer
 
 
 def recomputed(module: nn.Module, *inputs: Any) -> Any:
-    """module(*inputs), whose activations are computed again in the backward pass; what diffusers calls for a block."""
+    """Return module(*inputs) and recompute its activations in the backward pass; diffusers calls it for each block."""
     layers = [layer for layer in module.modules() if isinstance(layer, MaskedLoRA)]
-    rows = rows_of(layers)
+    settings = settings_of(layers)
 
     def forward(*inputs: Any) -> Any:
-        with using(layers, rows):
+        with using(layers, settings):
             return module(*inputs)
 
     return checkpoint(forward, *inputs, use_reentrant=False)
 
 
-def rows_of(layers: Sequence[MaskedLoRA]) -> Rows:
-    return [(layer.scale, layer.masked) for layer in layers]
+def settings_of(layers: Sequence[MaskedLoRA]) -> Settings:
+    """Return the settings of adapted layers for the next forward."""
+    return [(layer.scale, layer.masked, layer.own) for layer in layers]
 
 
 @contextmanager
-def using(layers: Sequence[MaskedLoRA], rows: Rows) -> Iterator[None]:
-    """The layers with other rows, for a while."""
-    before = rows_of(layers)
-    put(layers, rows)
+def using(layers: Sequence[MaskedLoRA], settings: Settings) -> Iterator[None]:
+    """Give layers other settings within the block."""
+    before = settings_of(layers)
+    put(layers, settings)
     try:
         yield
     finally:
         put(layers, before)
 
 
-def put(layers: Sequence[MaskedLoRA], rows: Rows) -> None:
-    for layer, (scale, masked) in zip(layers, rows, strict=True):
-        layer.scale, layer.masked = scale, masked
+def put(layers: Sequence[MaskedLoRA], settings: Settings) -> None:
+    """Set the settings of adapted layers."""
+    for layer, (scale, masked, own) in zip(layers, settings, strict=True):
+        layer.scale, layer.masked, layer.own = scale, masked, own

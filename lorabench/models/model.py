@@ -115,13 +115,21 @@ class DiffusionModel(ABC):
         """
 
     @abstractmethod
-    def predict(self, xt: Tensor, t: Tensor, conditioning: Conditioning, guidance: float | None = None) -> Tensor:
+    def predict(
+        self,
+        xt: Tensor,
+        t: Tensor,
+        conditioning: Conditioning,
+        own: Sequence[Conditioning] | None = None,
+        guidance: float | None = None,
+    ) -> Tensor:
         """Return the prediction of the denoiser [n, c, h, w] in fp32.
 
         Args:
             xt: Noisy latents [n, c, h, w] of variance 1.
             t: Noise levels [n], or one for all rows.
             conditioning: n rows.
+            own: n rows for each attached adapter, which the adapter reads instead in the layers that read the prompt.
             guidance: Guidance scale, for models whose guidance is embedded.
         """
 
@@ -190,19 +198,27 @@ class DiffusionModel(ABC):
         )
 
     def attach(
-        self, adapters: Sequence[Adapter], masks: AllMasks | None = None, dtype: torch.dtype | None = None
+        self,
+        adapters: Sequence[Adapter],
+        masks: AllMasks | None = None,
+        backbone: Adapter | None = None,
+        dtype: torch.dtype | None = None,
     ) -> Adapters:
-        """Put LoRAs on the denoiser, until the returned context manager exits.
+        """Put adapters on the denoiser, until the returned context manager exits.
 
         Args:
-            adapters: LoRAs; their parts for the text encoders are ignored.
-            masks: Masks by layer, one per LoRA.
+            adapters: Adapters; their parts for the text encoders are ignored.
+            masks: Masks by layer, one per adapter.
+            backbone: Change of the base weights on which the adapters were trained. It applies to all rows.
             dtype: Type of the factors, if it is not that of the denoiser.
 
         Raises:
-            UserError: If a LoRA does not fit the denoiser.
+            UserError: If an adapter does not fit the denoiser.
         """
-        return attach(self.denoiser, adapters, masks, dtype)
+        attached = attach(self.denoiser, adapters, masks, dtype)
+        if backbone is not None:
+            attached.change_base(backbone)
+        return attached
 
     @contextmanager
     def attach_text(
@@ -211,14 +227,17 @@ class DiffusionModel(ABC):
         scales: Mapping[str, Sequence[float]] | None = None,
         dtype: torch.dtype | None = None,
     ) -> Iterator[Adapters]:
-        """Put the parts of LoRAs for the text encoders on them; prompts are encoded with these within the block.
+        """Put the text parts of adapters on the text encoders; prompts are encoded with these within the block.
 
-        Triggers of the LoRAs' token embeddings stand for these embeddings; the second of two equal triggers is renamed.
+        Triggers of learned tokens stand for their embeddings; the second of two equal triggers is renamed.
 
         Args:
-            adapters: LoRAs; those without such parts change nothing.
-            scales: Scale of each LoRA by layer; 1 if not given.
+            adapters: Adapters with factors for text encoders or learned tokens; others change nothing.
+            scales: Scale of each adapter by layer; 1 if not given. Learned tokens have no scale.
             dtype: Type of the factors, if it is not that of the text encoders.
+
+        Raises:
+            UserError: If a part does not fit the text encoders.
         """
         parts, tokens = [Adapter(lora.text) for lora in adapters], joined([lora.tokens for lora in adapters])
         with ExitStack() as stack:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -15,6 +16,7 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import
 from torch import Tensor, nn
 
 from lorabench.lora.files.embeddings import Tokens
+from lorabench.lora.layer import MaskedLoRA
 from lorabench.models.checkpointing import recomputed
 from lorabench.models.files import ModelFiles, model_folder
 from lorabench.models.model import Conditioning, DiffusionModel
@@ -114,10 +116,40 @@ class SDXL(DiffusionModel):
         states, pooled, _ = conditioning.tensors
         return Conditioning((states, pooled, crops.to(self.device)))
 
-    def predict(self, xt: Tensor, t: Tensor, conditioning: Conditioning, guidance: float | None = None) -> Tensor:
+    def predict(
+        self,
+        xt: Tensor,
+        t: Tensor,
+        conditioning: Conditioning,
+        own: Sequence[Conditioning] | None = None,
+        guidance: float | None = None,
+    ) -> Tensor:
+        if guidance is not None:
+            raise ValueError("SDXL has no guidance embedding; guide with a second prediction")
         states, pooled, size = conditioning.tensors
         added = {"text_embeds": pooled, "time_ids": size}
-        return self.unet(xt.to(self.dtype), t, states, added_cond_kwargs=added, return_dict=False)[0].float()
+        with self.reading([each.tensors[0] for each in own] if own is not None else None):
+            return self.unet(xt.to(self.dtype), t, states, added_cond_kwargs=added, return_dict=False)[0].float()
+
+    @contextmanager
+    def reading(self, own: Sequence[Tensor] | None) -> Iterator[None]:
+        """Let each adapter read its own hidden states of a prompt in cross-attention, within the block."""
+        readers = (
+            []
+            if own is None
+            else [
+                module
+                for name, module in self.unet.named_modules()
+                if isinstance(module, MaskedLoRA) and name.endswith((".attn2.to_k", ".attn2.to_v"))
+            ]
+        )
+        for module in readers:
+            module.own = own
+        try:
+            yield
+        finally:
+            for module in readers:
+                module.own = None
 
     def sampler(self, steps: int) -> Sampler:
         return Sampler(self.pipeline.scheduler, steps, self.device)

@@ -1,4 +1,4 @@
-"""From a model's files to a pipeline of diffusers: folder or single file, its precisions, its way of attending."""
+"""Reading the pipeline of a model from a folder or a single file, in the configured precisions."""
 
 from __future__ import annotations
 
@@ -24,9 +24,13 @@ UNREADABLE = (OSError, ValueError, RuntimeError, SafetensorError, SingleFileComp
 
 
 def read_pipeline(files: ModelFiles) -> StableDiffusionXLPipeline:
-    """The pipeline on the CPU, in the precisions of the configuration; nothing is fetched any more.
+    """Return the pipeline on the CPU. Nothing is downloaded.
 
-    Raises UserError where the weights do not fit the configurations beside them.
+    Args:
+        files: Files and precisions of the model.
+
+    Raises:
+        UserError: If the weights do not fit the configurations.
     """
     try:
         pipeline = from_files(files)
@@ -34,12 +38,12 @@ def read_pipeline(files: ModelFiles) -> StableDiffusionXLPipeline:
         raise UserError(f"{files.path} cannot be read as an SDXL model ({first_line(error)}); {HINT}") from error
     for name in PARTS:
         if any(parameter.is_meta for parameter in getattr(pipeline, name).parameters()):
-            raise UserError(f"{files.path} lacks weights of its {name}; fetch it again, or {HINT}")
+            raise UserError(f"{files.path} lacks weights of its {name}; download it again, or {HINT}")
     return pipeline
 
 
 def from_files(files: ModelFiles) -> StableDiffusionXLPipeline:
-    """As diffusers reads them, who leaves weights that are missing on the meta device."""
+    """Read a pipeline with diffusers, which leaves missing weights on the meta device."""
     if files.path.is_file():
         return StableDiffusionXLPipeline.from_single_file(
             str(files.path),
@@ -58,7 +62,7 @@ def from_files(files: ModelFiles) -> StableDiffusionXLPipeline:
 
 
 def read_encoder(files: ModelFiles, name: str) -> Any:
-    """A text encoder of a folder; transformers draws weights that are missing at random and goes on."""
+    """Return a text encoder of a folder, with an error for missing weights: transformers would draw them at random."""
     encoder, facts = ENCODERS[name].from_pretrained(
         files.path / name,
         dtype=DTYPES[files.dtype],
@@ -67,12 +71,12 @@ def read_encoder(files: ModelFiles, name: str) -> Any:
         output_loading_info=True,
     )
     if missing := sorted(facts["missing_keys"]):
-        raise UserError(f"{files.path / name} lacks {missing[0]}; fetch it again, or {HINT}")
+        raise UserError(f"{files.path / name} lacks {missing[0]}; download it again, or {HINT}")
     return encoder
 
 
 def read_vae(files: ModelFiles, path: Path) -> AutoencoderKL:
-    """The autoencoder of a folder of its own, or of a single file, which may be a whole checkpoint."""
+    """Return the autoencoder of a folder or of a single file, which may be a whole checkpoint."""
     dtype = DTYPES[files.vae_dtype]
     try:
         if path.is_file():
@@ -84,10 +88,12 @@ def read_vae(files: ModelFiles, path: Path) -> AutoencoderKL:
 
 
 def set_attention(unet: UNet2DConditionModel, attention: str) -> None:
-    """How attention is computed: the results are equal up to rounding.
+    """Set how attention is computed. Results are equal up to rounding.
 
-    "auto": PyTorch's fused kernels on a GPU; plain products on a CPU, where they are a quarter faster.
-    "sliced": head by head, for a GPU without fused kernels.
+    Args:
+        unet: Denoiser.
+        attention: "sdpa" for PyTorch's fused kernels, "math" for plain products, "sliced" for one head at a time on
+            GPUs without fused kernels, "auto" for "sdpa" on a GPU and "math" on a CPU, where it is a quarter faster.
     """
     if attention == "sliced":
         unet.set_attention_slice("max")
@@ -97,4 +103,5 @@ def set_attention(unet: UNet2DConditionModel, attention: str) -> None:
 
 
 def first_line(error: Exception) -> str:
+    """Return the first line of an error's message."""
     return str(error).strip().splitlines()[0]
