@@ -135,7 +135,7 @@ def test_bases_are_orthonormal_and_disjoint(model: SDXL) -> None:
     widths = {module.in_features: layer for layer, module in layers.items()}
     for layer, module in layers.items():
         assert torch.equal(content[layer].down, content[widths[module.in_features]].down)
-    with pytest.raises(UserError, match=r"type lora.rank=\d"):
+    with pytest.raises(UserError, match=r"use lora\.rank=\d"):
         disjoint(layers, 33, 7)
 
 
