@@ -151,7 +151,10 @@ def lycoris(triples: Triples) -> dict[str, Tensor]:
 
 def comfy_encoders(triples: Triples) -> dict[str, Tensor]:
     """text_encoders.clip_l.transformer.text_model...: the encoders' layers as ComfyUI saves them."""
-    names = {"text_encoder.": "text_encoders.clip_l.transformer.", "text_encoder_2.": "text_encoders.clip_g.transformer."}
+    names = {
+        "text_encoder.": "text_encoders.clip_l.transformer.",
+        "text_encoder_2.": "text_encoders.clip_g.transformer.",
+    }
 
     def name(layer: str) -> str:
         encoder = f"{layer.partition('.')[0]}."
@@ -160,7 +163,9 @@ def comfy_encoders(triples: Triples) -> dict[str, Tensor]:
     return keyed(triples, name, ".lora_down.weight", ".lora_up.weight", alpha=True)
 
 
-WHOLE = {each.__name__: each for each in (peft, peft_live, diffusers_lora, adapter_named, kohya, kohya_ldm, comfy_encoders)}
+WHOLE = {
+    each.__name__: each for each in (peft, peft_live, diffusers_lora, adapter_named, kohya, kohya_ldm, comfy_encoders)
+}
 ATTENTION_ONLY = {"processors": processors}
 UNET_ONLY = {each.__name__: each for each in (double, bare, base_model, comfy, lycoris)}
 ALL = WHOLE | ATTENTION_ONLY | UNET_ONLY

@@ -36,7 +36,7 @@ def test_norms_cosine_and_angles_are_those_of_the_updates() -> None:
     turned = math.sqrt(0.5) * (unit(6, 0) + unit(6, 3)).mT  # 45 degrees from an input that the content reads
     style = Adapter({Q: Factors(turned, 2.0 * unit(5, 0))}, {TEXT: update((1,), (2,))})
     found = {each.layer: each for each in meetings([content], [style])}
-    key, query, text = found[f"unet.{K}"], found[f"unet.{Q}"], found[TEXT]
+    key, query, text = found[K], found[Q], found[TEXT]
     assert query.content == pytest.approx(3 * math.sqrt(2)) and query.style == pytest.approx(2)
     dense = [each[Q].up @ each[Q].down for each in (content, style)]
     cosine = (dense[0] * dense[1]).sum() / dense[0].norm() / dense[1].norm()
@@ -84,11 +84,11 @@ def test_norm_of_an_adapter_is_that_of_its_dense_updates() -> None:
 
 
 def test_blocks_are_in_the_order_of_the_forward_pass() -> None:
-    layers = ["text_encoder_2.text_model.x", f"unet.{Q}", "unet.up_blocks.1.attentions.0.proj_in",
-              "unet.down_blocks.2.attentions.1.proj_in", "unet.time_embedding.linear_1"]  # fmt: skip
+    layers = ["text_encoder_2.text_model.x", Q, "up_blocks.1.attentions.0.proj_in",
+              "down_blocks.2.attentions.1.proj_in", "time_embedding.linear_1"]  # fmt: skip
     assert blocks(layers) == ["down_blocks.2.attentions.1", "mid_block.attentions.0", "up_blocks.1.attentions.0",
                               "text_encoder_2", "time_embedding.linear_1"]  # fmt: skip
-    assert block_of("unet.down_blocks.1.resnets.0.time_emb_proj") == "down_blocks.1"
+    assert block_of("down_blocks.1.resnets.0.time_emb_proj") == "down_blocks.1"
 
 
 def test_inspect_on_the_command_line(commands: Commands, loras, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def meetings(contents: Sequence[Adapter], styles: Sequence[Adapter]) -> list[Mee
 
 
 def _parts(adapter: Adapter) -> Mapping[str, Factors]:
-    return dict(adapter.named())
+    return {**adapter, **adapter.text}
 
 
 def _meeting(layer: str, content: Sequence[Factors], style: Sequence[Factors]) -> Meeting:

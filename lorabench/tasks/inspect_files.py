@@ -32,7 +32,7 @@ SHARED = 0.1  # mean squared cosine from which two spaces overlap more than by c
 TRAINING = ("ss_base_model_version", "ss_sd_model_name", "ss_output_name", "ss_num_train_images", "ss_steps",
             "ss_learning_rate", "ss_network_dim", "ss_network_alpha", "ss_training_comment", "modelspec.title",
             "modelspec.trigger_phrase", "lorabench.method", "lorabench.inputs")  # fmt: skip
-BLOCK = re.compile(r"(?:unet\.)?(.+?_blocks?(?:\.\d+)?(?:\.attentions\.\d+)?)\.")
+BLOCK = re.compile(r"(.+?_blocks?(?:\.\d+)?(?:\.attentions\.\d+)?)\.")
 
 
 def run(cfg: DictConfig, folder: Path) -> None:
@@ -69,19 +69,20 @@ def described(path: str, adapter: Adapter) -> dict[str, Any]:
     from lorabench.lora.files.metadata import SDXL, is_sdxl
 
     ranks = sorted({shape[0] for shape in adapter.shapes.values()})
-    scales = sorted({round(each.scale, 4) for _, each in adapter.named()})
+    scales = sorted({round(each.scale, 4) for each in (*adapter.values(), *adapter.text.values())})
     notes = {key: adapter.metadata[key][:200] for key in TRAINING if adapter.metadata.get(key)}
     return {
         "path": path, "base": notes.get(TRAINING[0], SDXL if is_sdxl(adapter) else "unknown"), "ranks": ranks,
         "alpha / rank": scales, "UNet layers": len(adapter), "text layers": len(adapter.text),
         "tokens": {trigger: len(next(iter(each.values()))) for trigger, each in adapter.tokens.items()},
-        "blocks": blocks([f"unet.{layer}" for layer in adapter]), "norm": norm(adapter), "metadata": notes,
+        "blocks": blocks(list(adapter)), "norm": norm(adapter), "metadata": notes,
     }  # fmt: skip
 
 
 def norm(adapter: Adapter) -> float:
     """Return the Frobenius norm of all updates as one vector."""
-    squares = (float(((each.up.mT @ each.up) * (each.down @ each.down.mT)).sum()) for _, each in adapter.named())
+    parts = (*adapter.values(), *adapter.text.values())
+    squares = (float(((each.up.mT @ each.up) * (each.down @ each.down.mT)).sum()) for each in parts)
     return sum(squares) ** 0.5
 
 
@@ -90,7 +91,7 @@ def block_of(layer: str) -> str:
     if layer.startswith("text_encoder"):
         return layer.partition(".")[0]
     match = BLOCK.match(layer)
-    return match[1] if match else layer.removeprefix("unet.")
+    return match[1] if match else layer
 
 
 def blocks(layers: Sequence[str]) -> list[str]:
