@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmarks import sequential
 from benchmarks.sequential import ColumnMasked, RankMasked, Sequential
 from benchmarks.sizes import RANKS, plain_pair, random_lora
-from lorabench.lora.adapter import LoRA
+from lorabench.lora.adapter import LoRA, in_basis
 from lorabench.merging.constyle import go_back
 from lorabench.merging.learn import Draws, Merging
 from lorabench.merging.method import load
@@ -29,11 +29,11 @@ FLOOR = "bare UNet in ZipLoRA's passes"
 EXTRA_DUOLORA, EXTRA_RELEASED = "extra passes of DuoLoRA", "extra passes of DuoLoRA (released)"
 # The reference has no masks shared by q, k, v and out, so ours are not shared either; the UNet passes are the same.
 METHODS = {
-    PLAIN_ZIPLORA: load("ziplora"),
-    ZIPLORA: load("ziplora"),
-    DUOLORA: load("duolora"),
-    PLAIN_DUOLORA: load("duolora_released", shared_masks=False),
-    RELEASED: load("duolora_released", shared_masks=False),
+    PLAIN_ZIPLORA: load("ziplora").merge,
+    ZIPLORA: load("ziplora").merge,
+    DUOLORA: load("duolora").merge,
+    PLAIN_DUOLORA: load("duolora_released", shared_masks=False).merge,
+    RELEASED: load("duolora_released", shared_masks=False).merge,
 }
 
 
@@ -52,7 +52,7 @@ class Ours:
     def __init__(self, model: SDXL, loras: tuple[LoRA, LoRA], method: Any):
         pair = plain_pair()
         self.model, self.method = model, method
-        self.loras = method.rebase(loras)  # kept, because the merge stage keeps them in memory as well
+        self.loras = in_basis(loras, method.basis)
         layers = model.layers.adapted(self.loras, pair.roles)
         self.adapters = model.attach(self.loras)
         start, draws = method.masks(layers, SEED), Draws(model, pair, SEED)

@@ -15,7 +15,7 @@ import torch
 from benchmarks.measure import interleaved, markdown, publish, ratio, seconds
 from benchmarks.sizes import RANKS, build, plain_pair, random_lora
 from lorabench.config.schemas import TrainerSpec
-from lorabench.merging.merge import MergeItem, MergeResult, merge_pairs
+from lorabench.merging.merge import Merge, Merged, MergeEnvironment, MergeItem
 from lorabench.merging.method import load
 
 BATCHES = (1, 2, 4, 8)
@@ -32,20 +32,18 @@ def main(arguments: list[str] | None = None) -> None:
     items = [item(model, str(number)) for number in range(max(BATCHES))]
     facts: dict[str, Any] = {"device": options.device, "steps": options.steps, "repeats": options.repeats}
     facts |= {"rank": RANKS["micro"], "adapted layers": len(items[0].loras[0]), "torch": torch.__version__}
+    env = MergeEnvironment(model.layers, model, 0, TRAINER)
     lines = [", ".join(f"{key} {value}" for key, value in facts.items())]
     for name in options.methods:
-        fit = {**vars(load(name).fit), "steps": options.steps}  # pyright: ignore[reportArgumentType]
-        method = load(name, fit=fit)
-        farthest = difference(model, method, items)
+        merge = load(name, fit={"steps": options.steps}).merge
+        farthest = difference(merge, env, items)
         if farthest > TOLERANCE:
             sys.exit(
                 f"{name}: merges in a batch differ by {farthest:.1e} from single merges; the tolerance is {TOLERANCE}"
             )
 
-        def timed(count: int, method: Any = method) -> Any:
-            return lambda _: (
-                seconds(lambda: merge_pairs(model, method, items[:count], 0, TRAINER), model.device) / count
-            )
+        def timed(count: int, merge: Merge = merge) -> Any:
+            return lambda _: seconds(lambda: merge.merge_pairs(items[:count], env), model.device) / count
 
         times = interleaved({str(count): timed(count) for count in BATCHES}, options.repeats)
         rows = [
@@ -78,17 +76,17 @@ def item(model: Any, name: str) -> MergeItem:
     return MergeItem(loras, plain_pair(name))
 
 
-def difference(model: Any, method: Any, items: list[MergeItem]) -> float:
+def difference(merge: Merge, env: MergeEnvironment, items: list[MergeItem]) -> float:
     """Return the largest ||batch - single|| / ||single|| of the merged updates of a layer and of loss curves."""
-    together = merge_pairs(model, method, items, 0, TRAINER)
-    single = [merge_pairs(model, method, [each], 0, TRAINER)[0] for each in items]
+    together = merge.merge_pairs(items, env)
+    single = [merge.merge_pairs([each], env)[0] for each in items]
     return max(apart(left, right) for left, right in zip(together, single, strict=True))
 
 
-def apart(left: MergeResult, right: MergeResult) -> float:
+def apart(left: Merged, right: Merged) -> float:
     updates = [
-        (left.lora[layer].up @ left.lora[layer].down, right.lora[layer].up @ right.lora[layer].down)
-        for layer in right.lora
+        (left.file[layer].up @ left.file[layer].down, right.file[layer].up @ right.file[layer].down)
+        for layer in right.file
     ]
     curves = [(torch.tensor(left.losses[term]), torch.tensor(right.losses[term])) for term in right.losses]
     return max(float((a - b).norm() / b.norm()) for a, b in updates + curves)

@@ -23,9 +23,10 @@ from lorabench.base import seed_of
 from lorabench.data.pairs import ROLES, Scene
 from lorabench.lora.adapter import Factors, LoRA
 from lorabench.lora.layer import Adapters, export
-from lorabench.merging.method import Method, load, methods
-from lorabench.sampling.branches import Branch, Scale
-from lorabench.sampling.generate import strengths
+from lorabench.merging.method import Method, load
+from lorabench.merging.presets import presets
+from lorabench.sampling.parts import StepScales, step_scales
+from lorabench.sampling.rule import Branch, Context
 from lorabench.sampling.sampler import sample_latents
 
 PLAIN, LIVE = "one merged file", "direct, both LoRAs live"
@@ -41,7 +42,7 @@ class Way:
     """LoRAs and how they are applied during sampling."""
 
     loras: Sequence[LoRA]
-    scale: Scale | None = None
+    scales: StepScales | None = None
     branches: Sequence[Branch] | None = None
 
     @property
@@ -51,7 +52,7 @@ class Way:
 
     def draw(self, model: Any, adapters: Adapters, steps: int, batch: int) -> Tensor:
         scenes = [SCENE] * batch
-        return sample_latents(model, scenes, range(batch), steps, GUIDANCE, adapters, self.scale, self.branches)
+        return sample_latents(model, scenes, range(batch), steps, GUIDANCE, adapters, self.scales, self.branches)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -98,7 +99,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
 
 def live_methods() -> list[str]:
     """Return the methods that one LoRA file cannot express, and B-LoRA, whose file has fewer layers."""
-    return [name for name, each in methods().items() if not each.exports or name == "blora"]
+    return [name for name in presets() if not load(name).is_file or name == "blora"]
 
 
 def uneven(lora: LoRA, name: str) -> LoRA:
@@ -126,11 +127,13 @@ def ways_of(
 
 
 def way_of(model: Any, method: Method, loras: Sequence[LoRA], steps: int) -> Way:
-    """Set up a method as the generate stage does: with its merged file, or with both LoRAs and their scales."""
-    scale = strengths(method, model.layers, loras, ROLES, steps)
-    if method.exports:
-        return Way([export(loras, scales={layer: scale(layer, 0.0) for layer in model.layers.adapted(loras, ROLES)})])
-    return Way(method.rebase(loras), scale, method.guidance(GUIDANCE, ROLES))
+    """Return how the product generates with a method: with the merged file, or with both LoRAs at their scales."""
+    parts = method.merge.parts(loras, ROLES, None)
+    assert parts is not None
+    context = Context(ROLES, steps, GUIDANCE, model.layers.adapted(loras, ROLES))
+    if method.is_file:
+        return Way([export(loras, scales={name: parts.scales(layer) for name, layer in context.layers.items()})])
+    return Way(parts.adapters, step_scales(method.sampling, parts, context), method.sampling.branches(context))
 
 
 def differing(model: Any, ways: dict[str, Way], loras: Sequence[LoRA], dtype: str) -> dict[str, float]:
@@ -139,9 +142,8 @@ def differing(model: Any, ways: dict[str, Way], loras: Sequence[LoRA], dtype: st
     for name, way in ways.items():
         if way.branches is not None or dtype != "float32":
             continue
-        scale = way.scale
-        scales = {layer: scale(layer, 0.0) for layer in loras[0]} if scale else None
-        stand_in = Way([export(way.loras, scales=scales)])
+        first = dict(zip(way.scales.layers, way.scales.values[0].tolist(), strict=True)) if way.scales else None
+        stand_in = Way([export(way.loras, scales=first)])
         latents = []
         for each in (way, stand_in):
             with model.attach(each.loras) as adapters:

@@ -29,6 +29,7 @@ from lorabench.merging import method
 from lorabench.merging.hypernetwork import Hypernetwork
 from lorabench.models.sdxl.model import SDXL
 from lorabench.scoring.description import KINDS
+from lorabench.tasks import composition  # noqa: F401 (registers a resolver)
 from pretraining.architecture import build_pipeline, build_text_encoders, build_unet, build_vae
 from pretraining.tokens import build_tokenizer
 

@@ -15,7 +15,7 @@ from benchmarks import measure, merge_batch, merge_step, scoring, sequential
 from benchmarks.contenders import EXTRA_DUOLORA, METHODS, Ours, Plain, builders, differences, total
 from benchmarks.sequential import ColumnMasked, RankMasked
 from benchmarks.sizes import plain_pair
-from lorabench.lora.adapter import LoRA
+from lorabench.lora.adapter import LoRA, in_basis
 from lorabench.merging.learn import Draws, Merging
 from lorabench.merging.method import load
 from lorabench.models.sdxl.denoiser_only import DenoiserOnly
@@ -31,7 +31,7 @@ REFERENCES = {
 @pytest.mark.parametrize("bare", [False, True], ids=["pipeline", "denoiser_only"])
 def test_the_reference_has_our_losses_and_gradients(model, loras, name, bare) -> None:
     overrides, layer, loss = REFERENCES[name]
-    method: Any = load(name, **overrides)
+    method: Any = load(name, **overrides).merge
     network = DenoiserOnly(model.unet) if bare else model
     far = differences(Ours(network, loras, method), Plain(network, loras, method, layer, loss))
     assert max(far.values()) < 1e-4
@@ -39,7 +39,7 @@ def test_the_reference_has_our_losses_and_gradients(model, loras, name, bare) ->
 
 def test_a_step_of_ours_and_of_the_reference_move_the_masks_alike(model, loras) -> None:
     overrides, layer, loss = REFERENCES["ziplora"]
-    method: Any = load("ziplora", **overrides)
+    method: Any = load("ziplora", **overrides).merge
     ours, plain = Ours(model, loras, method), Plain(model, loras, method, layer, loss)
     for contender in (ours, plain):
         contender.attach()
@@ -75,7 +75,7 @@ class Forwards:
 )
 def test_a_step_makes_each_distinct_pass_once(model, loras, name, forwards, without, with_gradient) -> None:
     """Teachers without gradients in one forward, everything that has the merge's masks in another."""
-    ours = Ours(model, loras, load(name))
+    ours = Ours(model, loras, load(name).merge)
     ours.attach()
     seen = Forwards(model.unet, next(iter(ours.adapters.layers.values())))
     encoders = [part.register_forward_pre_hook(refuse) for part in (model.vae.encoder, model.pipeline.text_encoder)]
@@ -125,7 +125,7 @@ THREE: dict[str, Any] = {"steps": 1, "lr": 0.01, "batch": 3}
 
 @pytest.mark.parametrize("name", ["ziplora", "ziprank", "duolora", "duolora_released"])
 def test_no_step_forms_a_dense_update(model, loras, name) -> None:
-    ours = Ours(model, loras, load(name, fit=THREE))
+    ours = Ours(model, loras, load(name, fit=THREE).merge)
     dense = dense_shapes(model)
     ours.attach()
     with NewMatrices(model.unet) as seen:
@@ -136,10 +136,11 @@ def test_no_step_forms_a_dense_update(model, loras, name) -> None:
 
 @pytest.mark.parametrize("name", ["ziplora", "duolora"])
 def test_no_step_of_several_pairs_forms_a_dense_update(model, loras, pair, name) -> None:
-    method: Any = load(name, fit=THREE)
+    method: Any = load(name, fit=THREE).merge
     dense = dense_shapes(model)
     others = [random_lora(model, 3, "other"), random_lora(model, 2, "look")]
-    stacked = [LoRA.stack(alike) for alike in zip(method.rebase(loras), method.rebase(others), strict=True)]
+    rebased = [in_basis(each, method.basis) for each in (loras, others)]
+    stacked = [LoRA.stack(alike) for alike in zip(*rebased, strict=True)]
     layers = model.layers.adapted(loras, pair.roles)
     starts = [method.masks(layers, seed) for seed in (0, 1)]
     pairs = [pair, recoloured(pair, "cup_1")]
@@ -155,7 +156,7 @@ def test_no_step_of_several_pairs_forms_a_dense_update(model, loras, pair, name)
 def test_the_reference_forms_dense_updates(model, loras, name) -> None:
     """And so the tests above would see one."""
     overrides, layer, loss = REFERENCES[name]
-    plain = Plain(model, loras, load(name, fit=THREE, **overrides), layer, loss)
+    plain = Plain(model, loras, load(name, fit=THREE, **overrides).merge, layer, loss)
     plain.attach()
     with NewMatrices(model.unet) as seen:
         plain.run(0)

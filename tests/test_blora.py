@@ -8,14 +8,16 @@ from typing import Any
 import pytest
 import torch
 from conftest import CPU
+from merges import merge_all
 
 from lorabench.base import UserError
+from lorabench.config.schemas import LoRASpec
 from lorabench.data.microworld_pairs import style, subject
-from lorabench.data.pairs import ROLES, Prompts
+from lorabench.data.pairs import ROLES, Concept, Pair, Prompts, Scene
 from lorabench.lora.adapter import LoRA
-from lorabench.merging.merge import MergeItem, merge_all
+from lorabench.merging.merge import MergeItem
 from lorabench.merging.method import load
-from lorabench.personalization.dreambooth import personalise
+from lorabench.personalization.training import Environment
 
 W4, W5 = "up_blocks.0.attentions.0.", "up_blocks.0.attentions.1."
 
@@ -23,34 +25,42 @@ W4, W5 = "up_blocks.0.attentions.0.", "up_blocks.0.attentions.1."
 @pytest.mark.parametrize("squared", [False, True])
 def test_the_merge_is_one_block_of_each(model, loras, pair, squared) -> None:
     method = load("blora", content=0.9, style=1.1, squared=squared)
-    [result] = merge_all(model, method, [MergeItem(loras, pair)], 0, CPU)
+    [result] = merge_all(model, method, [MergeItem(loras, pair)])
     expected = {W4: (loras[0], 0.9), W5: (loras[1], 1.1)}
-    assert {layer for layer in loras[0] if layer.startswith((W4, W5))} == set(result.lora)
-    for layer, factors in result.lora.items():
+    assert {layer for layer in loras[0] if layer.startswith((W4, W5))} == set(result.file)
+    for layer, factors in result.file.items():
         lora, alpha = expected[layer[: len(W4)]]
         wanted = lora[layer].up @ lora[layer].down * (alpha**2 if squared else alpha)
         torch.testing.assert_close(factors.up @ factors.down, wanted)
 
 
 def test_loras_are_trained_in_both_blocks_alone(model, pair, lora_spec) -> None:
-    spec = load("blora").lora("content", lora_spec)
-    lora = personalise(model, pair.concepts[0], spec, 0, CPU)
-    assert {layer[: len(W4)] for layer in lora} == {W4, W5}
+    pair = replace(pair, contents=(replace(pair.contents[0], token="sks"),))
+    for output in load("blora").training.outputs(pair, lora_spec):
+        [lora] = output.job.run(model, Environment(0, CPU)).values()
+        assert {layer[: len(W4)] for layer in lora} == {W4, W5}
+
+
+def trained_on(name: str, ablation: str, concept: Concept) -> Concept:
+    pair = Pair((concept,), (), Scene("", ""))
+    [output] = load(name, ablation).training.outputs(pair, LoRASpec())
+    return output.shown
 
 
 def test_it_trains_on_one_image_under_its_identifier() -> None:
     for concept, prompt in (subject("mug_1", 2, 1, Prompts()), "a sks"), (style("ink_1", 2, 1, Prompts()), "a szn"):
-        shown = load("blora").trained_on(concept)
+        shown = trained_on("blora", "none", concept)
         [image] = shown.images
         assert image == replace(concept.images[0], prompt=prompt) and shown.references == concept.references
-        assert load("blora", "all_images").trained_on(concept) == concept
-        assert load("direct").trained_on(concept) == concept
+        assert trained_on("blora", "all_images", concept) == trained_on("direct", "none", concept) == concept
 
 
 def test_a_block_that_is_not_there_is_named(model, loras) -> None:
     method: Any = load("blora", style_block="up_blocks.0.attentions.7")
-    with pytest.raises(UserError, match=r"method.style_block=up_blocks.0.attentions.7 has no layer that a style LoRA"):
-        method.check(model.layers.adapted(loras, ROLES))
+    with pytest.raises(
+        UserError, match=r"method.style_block=up_blocks.0.attentions.7 must have a layer that a style LoRA"
+    ):
+        method.merge.check(model.layers.adapted(loras, ROLES))
 
 
 def test_a_lora_without_its_block_is_told(model, loras) -> None:
@@ -60,6 +70,6 @@ def test_a_lora_without_its_block_is_told(model, loras) -> None:
         for lora, block in zip(loras, (W5, W4), strict=True)
     ]
     with pytest.raises(
-        UserError, match=r"method.content_block=up_blocks.0.attentions.0 has no layer that a content LoRA"
+        UserError, match=r"method.content_block=up_blocks.0.attentions.0 must have a layer that a content LoRA"
     ):
-        load("blora").check(model.layers.adapted(swapped, ROLES))
+        load("blora").merge.check(model.layers.adapted(swapped, ROLES))

@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_lora
+from merges import merged
 from scipy.optimize import minimize
-from test_merge import merged, short
+from test_merge import short
 from torch import Tensor
 
-from lorabench.lora.adapter import Factors
+from lorabench.lora.adapter import Factors, in_basis
 from lorabench.merging.learn import Draws
 from lorabench.merging.least_squares import LocalError, input_error, least, least_nonnegative, output_error, rank_error
-from lorabench.merging.merge import item_seed
+from lorabench.merging.merge import MergeItem
 from lorabench.merging.method import load
 from lorabench.merging.moments import teacher_moments
 
@@ -158,7 +159,7 @@ def test_what_no_input_reaches_keeps_masks_of_one(kind) -> None:
 
 
 def few_steps(model, pair, adapters, count=2):
-    draws = Draws(model, pair, item_seed(pair, 0))
+    draws = Draws(model, pair, MergeItem((), pair).seed(0))
     return [draws.step(i, 2, adapters, {}) for i in range(count)]
 
 
@@ -219,10 +220,10 @@ def test_a_merge_has_the_least_local_error(model, loras, pair, name, overrides, 
     assert result.masks is not None and result.losses == {}
     layers = model.layers.adapted(loras, pair.roles)
     assert result.learned_params == sum(count(layer) for layer in layers.values())
-    same = {"basis": method.basis} if kind == "rank" else {"mask_dim": kind}
+    same = {"basis": method.merge.basis} if kind == "rank" else {"mask_dim": kind}
     trained = merged(model, short("ziprank" if kind == "rank" else "ziplora", **same), loras, pair)
     assert trained.masks is not None
-    rebased = method.rebase(loras)
+    rebased = in_basis(loras, method.merge.basis)
     with model.attach(rebased) as adapters:
         moments = teacher_moments(few_steps(model, pair, adapters), kind == "in")
     for layer in layers:
@@ -255,7 +256,7 @@ def test_the_prior_makes_the_dominant_masks_smaller(model, loras, pair) -> None:
 def test_a_merge_is_repeatable(model, loras, pair) -> None:
     method = load("ziprank_closed", draws=1, batch=1)
     first, again = merged(model, method, loras, pair), merged(model, method, loras, pair)
-    assert all(torch.equal(first.lora[layer].up, again.lora[layer].up) for layer in first.lora)
+    assert all(torch.equal(first.file[layer].up, again.file[layer].up) for layer in first.file)
 
 
 @pytest.mark.parametrize(("name", "overrides"), [each[:2] for each in CLOSED])

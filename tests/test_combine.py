@@ -6,16 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CPU, random_lora
+from conftest import random_lora
+from merges import merge_all
 from peft.utils.merge_utils import magnitude_prune, ties
 from scipy.stats import rankdata
 from torch import Tensor
 
 from lorabench.base import UserError, seed_of
 from lorabench.lora.adapter import Factors, LoRA
-from lorabench.merging.combine import combine, nearest
-from lorabench.merging.merge import MergeItem, MergeResult, merge_all
-from lorabench.merging.method import load
+from lorabench.merging.layerwise import nearest
+from lorabench.merging.merge import Merged, MergeItem
+from lorabench.merging.method import Method, load
+from lorabench.merging.moments import from_noise
 
 ROLES = ("content", "style")
 FULL = {"rank": 1000}  # as high as the layers allow: nothing is cut off
@@ -25,6 +27,12 @@ EXACT = ("np_lora", "knots", "tsv", "iso_c", "slerp")
 
 def merged(model, name: str, loras, **settings: Any) -> tuple[LoRA, float]:
     return combine(load(name, **settings), loras, model.layers.adapted(loras, ROLES), 7)
+
+
+def combine(method: Method, loras, layers, seed: int) -> tuple[LoRA, float]:
+    merge: Any = method.merge
+    result = merge.combined(loras, layers, seed, {})
+    return result.file, result.error
 
 
 def dense(lora: LoRA, layer: str) -> Tensor:
@@ -74,15 +82,16 @@ def test_random_prunings_are_their_dense_formula(model, loras, name, density) ->
 
 def test_dare_keeps_the_expectation(model, loras) -> None:
     layer = model.layers.adapted(loras, ROLES)[loras[0].layers[0]]
-    method, updates = load("dare_linear", density=0.5), [lora[layer.name] for lora in loras]
-    draws: Any = [method.combine(updates, layer, seed) for seed in range(400)]
+    method: Any = load("dare_linear", density=0.5).merge
+    updates = [lora[layer.name] for lora in loras]
+    draws: Any = [method.combine(updates, layer, seed, None) for seed in range(400)]
     expected: Any = sum(dense(each, layer.name) for each in loras)
     assert (torch.stack(draws).double().mean(0) - expected).norm() < 0.15 * expected.norm()
 
 
 def test_della_keeps_large_entries_more_often(model, loras) -> None:
     layer = model.layers.adapted(loras, ROLES)[loras[0].layers[0]]
-    method: Any = load("della", density=0.5, epsilon=0.8)
+    method: Any = load("della", density=0.5, epsilon=0.8).merge
     update = dense(loras[0], layer.name).float()
     kept = torch.stack([(method.pruned(update, torch.Generator().manual_seed(s)) != 0).float() for s in range(300)])
     order = update.abs().argsort(dim=1)
@@ -91,7 +100,7 @@ def test_della_keeps_large_entries_more_often(model, loras) -> None:
 
 
 def test_breadcrumbs_leave_out_both_ends(model, loras) -> None:
-    method: Any = load("breadcrumbs", density=0.5, gamma=0.25)
+    method: Any = load("breadcrumbs", density=0.5, gamma=0.25).merge
     update = torch.arange(1.0, 13.0).view(3, 4)
     assert (method.pruned(update, torch.Generator()) != 0).nonzero().tolist() == [
         [r, c] for r in range(3) for c in range(4) if 4 <= update[r, c] <= 9
@@ -169,7 +178,8 @@ def test_tsv_of_orthogonal_updates_is_their_sum(model, loras) -> None:
     q = torch.linalg.qr(torch.randn(layer.in_features, layer.in_features)).Q
     p = torch.linalg.qr(torch.randn(layer.out_features, layer.out_features)).Q
     parts: Any = [type(loras[0][layer.name])(q[:, a:b].mT.clone(), p[:, a:b].clone()) for a, b in ((0, 3), (3, 5))]
-    update: Any = load("tsv").combine(parts, layer, 0)
+    merge: Any = load("tsv").merge
+    update: Any = merge.combine(parts, layer, 0, None)
     total: Any = sum(each.up.double() @ each.down.double() for each in parts)
     close((update.up @ update.down).double(), total)
 
@@ -274,8 +284,8 @@ def test_peft_without_pruning(model, loras) -> None:
 
 
 def test_peft_linear_has_cross_terms_and_wants_equal_ranks(model, loras) -> None:
-    with pytest.raises(UserError, match="needs LoRAs of one rank, not 3, 2; type method=peft_cat"):
-        merged(model, "peft_linear", loras)
+    with pytest.raises(UserError, match="needs LoRAs of one rank, not 2, 3; use method=peft_cat"):
+        load("peft_linear").merge.check(model.layers.adapted(loras, ROLES))
     equal = [random_lora(model, 3, name) for name in ("a", "b")]
     lora, _ = merged(model, "peft_linear", equal)
     for layer in equal[0].layers[:8]:
@@ -297,14 +307,12 @@ def test_layers_that_one_lora_lacks(model, loras, name) -> None:
 def test_ssr_merge_answers_each_prompt_as_its_lora_does(model, loras, pair) -> None:
     """Its own least-squares system, from the inputs of every layer, collected apart."""
     from lorabench.merging.learn import Draws
-    from lorabench.merging.merge import item_seed
-    from lorabench.merging.methods.ssr_merge import from_noise
 
-    method: Any = load("ssr_merge", ridge=0.0)
-    [result] = merge_all(model, method, [MergeItem(loras, pair)], 0, CPU)
+    method: Any = load("ssr_merge", ridge=1e-12)
+    [result] = merge_all(model, method, [MergeItem(loras, pair)])
     inputs: dict[str, Tensor] = {}
     layers = model.layers.adapted(loras, pair.roles)
-    draws = Draws(model, pair, item_seed(pair, 0), loras)
+    draws = Draws(model, pair, MergeItem(loras, pair).seed(0), loras)
     with model.attach(loras, dtype=torch.float32) as adapters:
         step = from_noise(draws.step(0, 1, adapters, layers))
 
@@ -323,7 +331,7 @@ def test_ssr_merge_answers_each_prompt_as_its_lora_does(model, loras, pair) -> N
         wanted = torch.cat([torch.nn.functional.pad(z, at) for z, at in zip(alone, ((0, 2), (3, 0)), strict=True)])
         r = torch.linalg.lstsq(z, wanted, driver="gelsd").solution.mT
         up = torch.cat([lora[name].up for lora in loras], dim=1).double()
-        answers = [part @ (result.lora[name].up.double() @ result.lora[name].down.double()).mT for part in own]
+        answers = [part @ (result.file[name].up.double() @ result.file[name].down.double()).mT for part in own]
         expected = [part @ (up @ r @ down).mT for part in own]
         if torch.linalg.matrix_rank(z) == 5 and torch.linalg.cond(z) < 1e3:
             close(torch.cat(answers), torch.cat(expected), 1e-3)
@@ -332,10 +340,10 @@ def test_ssr_merge_answers_each_prompt_as_its_lora_does(model, loras, pair) -> N
 
 
 def test_a_merge_that_is_no_masked_sum_is_stored_whole(model, loras, pair, tmp_path) -> None:
-    [result] = merge_all(model, load("svd", rank=2), [MergeItem(loras, pair)], 0, CPU)
+    [result] = merge_all(model, load("svd", rank=2), [MergeItem(loras, pair)])
     result.save(tmp_path)
-    again = MergeResult.load(tmp_path)
-    assert again.error == result.error > 0 and again.masks is None and again.lora.rank == 2
+    again = Merged.load(tmp_path)
+    assert again.error == result.error > 0 and again.masks is None and again.file.rank == 2
 
 
 def test_several_subjects_are_merged_at_once_and_not_averaged(model, loras, pair) -> None:
@@ -355,10 +363,10 @@ def test_several_subjects_are_merged_at_once_and_not_averaged(model, loras, pair
 @pytest.mark.parametrize(
     ("name", "settings", "words"),
     [
-        ("ties", {"density": 0.0}, "method.density=0 is no share"),
+        ("ties", {"density": 0.0}, "method.density=0.0 must be greater than 0"),
         ("della", {"epsilon": 1.5}, "method.epsilon=1.5"),
         ("breadcrumbs", {"gamma": 0.5}, "method.gamma=0.5"),
-        ("np_lora", {"mu": -1.0}, "method.mu=-1"),
+        ("np_lora", {"mu": -1.0}, "method.mu=-1.0 must be at least 0"),
         ("svd", {"rank": 0}, "method.rank=0"),
         ("slerp", {"t": 2.0}, "method.t=2"),
         ("ssr_merge", {"draws": 0}, "method.draws"),

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from conftest import CPU
 from hydra import compose
+from lorabench.merging.methods.lora_switch import LoRASwitch
 from omegaconf import DictConfig
 from rank_jobs import broken, fine, item, plan_at
 
@@ -23,7 +24,6 @@ from lorabench.engine.garbage import artifact_folders, reachable
 from lorabench.engine.make import make
 from lorabench.engine.store import Store
 from lorabench.merging.method import fitting_methods
-from lorabench.merging.methods.lora_switch import LoRASwitch
 from lorabench.merging.methods.ziprank import ZipRank
 from lorabench.report import write_joint_report
 from lorabench.report.folder import RunFolder

@@ -8,17 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CPU, build_koala, random_lora
+from conftest import build_koala, random_lora
+from merges import draw, merge_all
 from test_style_guidance import SCENES
 
 from lorabench.base import CONF, UserError
 from lorabench.config.schemas import GenerateSpec
 from lorabench.data.pairs import ROLES
 from lorabench.lora.adapter import LoRA
-from lorabench.merging.merge import MergeItem, merge_all
+from lorabench.merging.learned import LearnedMasks
+from lorabench.merging.merge import MergeItem
 from lorabench.merging.method import load
 from lorabench.models.sdxl.model import SDXL
-from lorabench.sampling.generate import draw
 
 NAMES = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
 EQUAL_RANKS = "needs LoRAs of one rank, not 2, 3"
@@ -42,19 +43,19 @@ def uneven(koala: SDXL) -> tuple[LoRA, ...]:
 @pytest.mark.parametrize("name", NAMES)
 def test_uneven_loras_on_a_smaller_unet(koala: SDXL, uneven, pair, hypernetwork: Path, name: str) -> None:
     method = load(name, **({"weights": str(hypernetwork)} if name == "lora_rar" else {}))
-    if method.fit is not None:
-        method = replace(method, fit=replace(method.fit, steps=1))
+    if isinstance(method.merge, LearnedMasks):
+        method = method.with_settings(fit=replace(method.merge.fit, steps=1))
     try:
-        [result] = merge_all(koala, method, [MergeItem(uneven, pair)], 0, CPU)
+        [result] = merge_all(koala, method, [MergeItem(uneven, pair)])
     except UserError as error:
-        assert EQUAL_RANKS in str(error) and "type method=peft_cat" in str(error) and name.startswith("peft_")
+        assert EQUAL_RANKS in str(error) and "use method=peft_cat" in str(error) and name.startswith("peft_")
         return
-    assert set(result.lora) <= {*uneven[0], *uneven[1]}
+    assert set(result.file) <= {*uneven[0], *uneven[1]}
     spec = GenerateSpec(images=1, steps=2, guidance=5.0, batch=1)
 
     def drawn(name: str, result=None) -> np.ndarray:
         chosen = method if result else load(name)
-        return draw(koala, chosen, lambda: uneven, ROLES, result, SCENES[:1], [3], spec, CPU)
+        return draw(koala, chosen, lambda: uneven, ROLES, result, SCENES[:1], [3], spec)
 
     image = drawn(name, result)
     assert image.shape == (1, 64, 64, 3)
@@ -63,5 +64,5 @@ def test_uneven_loras_on_a_smaller_unet(koala: SDXL, uneven, pair, hypernetwork:
 
 def test_a_block_that_koala_lacks_is_named(koala: SDXL, uneven, pair) -> None:
     method = load("blora", content_block="up_blocks.0.attentions.2")
-    with pytest.raises(UserError, match=r"method.content_block=up_blocks.0.attentions.2 has no layer that"):
-        merge_all(koala, method, [MergeItem(uneven, pair)], 0, CPU)
+    with pytest.raises(UserError, match=r"method.content_block=up_blocks.0.attentions.2 must have a layer that"):
+        merge_all(koala, method, [MergeItem(uneven, pair)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,15 @@ from lorabench.data.catalogue import load_pairs
 from lorabench.data.pairs import ROLES, Concept, Prompts, joined
 from lorabench.engine.store import Store
 from lorabench.lora.adapter import LoRA
-from lorabench.merging import method as methods
 from lorabench.models.files import ModelFiles
 from lorabench.models.sdxl.model import SDXL
 from lorabench.personalization.aligned import BASIS_SEED, AlignedLoRAs, train_aligned
 from lorabench.personalization.initial import disjoint
 from lorabench.personalization.phases import phase, updates
+from lorabench.personalization.training import Environment
 from lorabench.scoring.files import ScorerSet
-from lorabench.tasks.plan import Plan, Row
+from lorabench.tasks.plan import Plan
+from lorabench.tasks.rows import Row
 from lorabench.tasks.run_folder import Outcome
 
 WORLD = MicroworldSpec("microworld", ["mug_1", "cat_1"], ["ink_1", "ink_2"], None, 3, 2, 2)
@@ -42,7 +43,7 @@ def concept(pair) -> Concept:
 
 
 def plan_of(root: Path, lora_spec, generate_spec, name: str, dataset: DatasetSpec = WORLD) -> Plan:
-    row = Row(name, settings=asdict(methods.load(name)))
+    row = Row.of(*name.split())
     return Plan(
         store=Store(root), pairs=load_pairs(WORLD, Prompts()), rows=[row], dataset=dataset,
         model=ModelFiles(root / "model", root / "model"), model_name="micro", scorers=ScorerSet((), None),
@@ -103,13 +104,16 @@ def test_aligned_pictures_differ_in_the_style_alone() -> None:
 
 
 def test_aligned_loras_are_of_a_couple(tmp_path, lora_spec, generate_spec) -> None:
-    plan = plan_of(tmp_path, lora_spec, replace(generate_spec, guidance=5.0), "pair_customization")
+    plan = plan_of(tmp_path, lora_spec, replace(generate_spec, guidance=5.0), "pair_customization keep_subject")
     row, pair = plan.rows[0], plan.pairs[0]
     content, style = plan.loras(row, pair)
     assert content.artifact.key == style.artifact.key and content.key != style.key
     assert plan.file(style).name == "style.safetensors" and content.artifact.steps == updates(lora_spec.steps)
     assert len(plan.artifacts("personalize")) == 4
-    assert set(plan.sample(row, pair).params["wordings"]) == {"plain", "styled"}
+    assert set(plan.sample(row, pair).params["prompts"]) == {"subject"}
+    other = Row.of("pair_customization")  # without the content LoRA, which the same job trains
+    [alone] = plan.loras(other, pair)
+    assert alone.key == style.key and set(plan.sample(other, pair).params["prompts"]) == {"plain", "styled"}
     several = load_pairs(replace(WORLD, subjects=["mug_1+cat_1"], styles=["ink_1+ink_2"]), Prompts())[0]
     loras = plan.loras(row, several)
     assert [lora.name for lora in loras] == ["content", "content", "style", "style"]
@@ -118,7 +122,7 @@ def test_aligned_loras_are_of_a_couple(tmp_path, lora_spec, generate_spec) -> No
 
 def test_photographs_have_no_aligned_pictures(tmp_path, lora_spec, generate_spec) -> None:
     photos = DreamBoothStyleDropSpec(name="dreambooth_styledrop")
-    with pytest.raises(UserError, match=r"before and after styling.*type dataset=microworld"):
+    with pytest.raises(UserError, match=r"before and after styling.*use dataset=microworld"):
         plan_of(tmp_path, lora_spec, generate_spec, "pair_customization", photos).artifacts("personalize")
     for wrong in ({"prior_weight": 1.0}, {"text_encoders": True}):
         with pytest.raises(UserError, match=f"lora.{next(iter(wrong))}"):
@@ -140,9 +144,9 @@ def test_bases_are_orthonormal_and_disjoint(model: SDXL) -> None:
 
 
 def test_the_content_s_training_does_not_know_the_style(model: SDXL, concept: Concept, lora_spec) -> None:
-    found = train_aligned(model, concept, replace(lora_spec, steps=6), 0, CPU)
+    found = train_aligned(model, concept, replace(lora_spec, steps=6), Environment(0, CPU))
     other = replace(concept, styled=tuple(reference("mug", "a sks mug in szn style", c) for c in ("green", "gray")))
-    also = train_aligned(model, other, replace(lora_spec, steps=6), 0, CPU)
+    also = train_aligned(model, other, replace(lora_spec, steps=6), Environment(0, CPU))
     assert equal(found["content"], also["content"]) and not equal(found["style"], also["style"])
     start = disjoint(model.layers.trained(), lora_spec.rank, BASIS_SEED)
     for role, begun in zip(ROLES, start, strict=True):
@@ -165,7 +169,7 @@ class Dense(nn.Module):
 
 def test_both_adapters_are_trained_as_two_dense_updates_by_two_optimisers(model, folder, concept, lora_spec) -> None:
     spec = replace(lora_spec, steps=5, warmup=0, max_grad_norm=1e9)
-    found = train_aligned(model, concept, spec, 0, CPU)
+    found = train_aligned(model, concept, spec, Environment(0, CPU))
     plain = SDXL.load(folder)
     starts, layers = disjoint(plain.layers.trained(), spec.rank, BASIS_SEED), {}
     for layer, module in plain.layers.trained().items():
@@ -226,24 +230,26 @@ def test_gradients_are_the_optimiser_s_before_they_are_unscaled(model, concept, 
 
 def test_it_may_go_unclipped(model, concept, lora_spec) -> None:
     spec = replace(lora_spec, steps=2, max_grad_norm=None)
-    free = train_aligned(model, concept, spec, 0, CPU)
-    assert equal(free["content"], train_aligned(model, concept, replace(spec, max_grad_norm=1e9), 0, CPU)["content"])
+    free = train_aligned(model, concept, spec, Environment(0, CPU))
+    assert equal(
+        free["content"], train_aligned(model, concept, replace(spec, max_grad_norm=1e9), Environment(0, CPU))["content"]
+    )
 
 
 @pytest.mark.parametrize("killed", [2, 5])
 def test_a_killed_aligned_training_goes_on(model, concept, lora_spec, tmp_path, killed) -> None:
     spec, trainer = replace(lora_spec, steps=5, accumulate=2), replace(CPU, checkpoint_every=1)
-    whole = train_aligned(model, concept, spec, 0, CPU)
+    whole = train_aligned(model, concept, spec, Environment(0, CPU))
 
     def stop(done: int) -> None:
         if done == killed:
             raise KeyboardInterrupt
 
     with pytest.raises((KeyboardInterrupt, SystemExit)):
-        train_aligned(model, concept, spec, 0, trainer, stop, scratch=tmp_path)
+        train_aligned(model, concept, spec, Environment(0, trainer, stop, scratch=tmp_path))
     assert list(tmp_path.iterdir())
     done: list[int] = []
-    again = train_aligned(model, concept, spec, 0, trainer, done.append, scratch=tmp_path)
+    again = train_aligned(model, concept, spec, Environment(0, trainer, done.append, scratch=tmp_path))
     assert done[0] >= killed - 1 and all(equal(whole[role], again[role]) for role in ROLES)
 
 

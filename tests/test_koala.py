@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 from conftest import CPU, build_koala
+from merges import merge_all
 
 from lorabench.base import UserError
-from lorabench.merging.merge import MergeItem, merge_all
+from lorabench.merging.merge import MergeItem
 from lorabench.merging.method import load
 from lorabench.models.sdxl.model import SDXL
-from lorabench.personalization.dreambooth import personalise
+from lorabench.personalization.dreambooth import personalize
+from lorabench.personalization.training import Environment
 from lorabench.sampling.sampler import sample
 
 FIT = {"steps": 2, "lr": 0.1, "batch": 1}
@@ -33,18 +35,18 @@ def test_layers_are_those_of_the_model_card(koala: SDXL) -> None:
 
 @pytest.mark.parametrize("method", ["direct", "ziplora", "duolora", "ziprank_closed"])
 def test_from_images_to_an_image(koala: SDXL, pair, lora_spec, method: str) -> None:
-    loras = tuple(personalise(koala, concept, lora_spec, 0, CPU) for concept in pair.concepts)
-    settings: dict[str, Any] = {"fit": FIT} if load(method).fit else {}
+    loras = tuple(personalize(koala, concept, lora_spec, Environment(0, CPU)) for concept in pair.concepts)
+    settings: dict[str, Any] = {"fit": FIT} if hasattr(load(method).merge, "fit") else {}
     chosen = load(method, **settings)
-    [result] = merge_all(koala, chosen, [MergeItem(loras, pair)], 0, CPU)
-    assert set(result.lora) == set(koala.layers.trained())
-    assert result.lora.rank == 2 * lora_spec.rank
+    [result] = merge_all(koala, chosen, [MergeItem(loras, pair)])
+    assert set(result.file) == set(koala.layers.trained())
+    assert result.file.rank == 2 * lora_spec.rank
     assert sample(koala, ["a dog"], [0], 2, 2.0).shape == (1, 64, 64, 3)
 
 
 def test_a_lora_of_sdxl_does_not_fit(koala: SDXL, loras, pair) -> None:
     with pytest.raises(UserError, match="no linear layer here; give a LoRA trained on this model"):
-        merge_all(koala, load("direct"), [MergeItem(tuple(loras), pair)], 0, CPU)
+        merge_all(koala, load("direct"), [MergeItem(tuple(loras), pair)])
 
 
 def test_blocks_that_are_not_there_are_named(koala: SDXL) -> None:

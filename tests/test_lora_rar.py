@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import merges
 import pandas as pd
 import pytest
 import torch
@@ -26,13 +27,12 @@ from lorabench.lora.adapter import Factors, LoRA
 from lorabench.merging.hypernetwork import KEY, Hypernetwork, about, load
 from lorabench.merging.hypernetwork_training import Masked, Predict, held_out, train, zip_loss
 from lorabench.merging.learn import Draws
-from lorabench.merging.merge import MergeItem, merge_all
 from lorabench.merging.method import Method
 from lorabench.merging.method import load as load_method
 from lorabench.merging.methods.lora_rar import SHIPPED, is_masked
 from lorabench.models.shapes import layer_map
 from lorabench.tasks.hypernetwork import check_disjoint, run, training_pairs
-from lorabench.tasks.plan import Row
+from lorabench.tasks.rows import Row
 
 
 def network(*widths: int, seed: int = 0) -> Hypernetwork:
@@ -56,7 +56,7 @@ def method(weights: Path) -> Method:
 
 
 def merged(model, method: Method, loras, pair: Pair) -> LoRA:
-    return merge_all(model, method, [MergeItem(tuple(loras), pair)], 0, CPU)[0].lora
+    return merges.merged(model, method, loras, pair).file
 
 
 def dense(factors: Factors | None, like: Factors) -> Tensor:
@@ -152,7 +152,7 @@ def test_what_is_shipped_fits_the_micro_model() -> None:
     path = SHIPPED / "micro.safetensors"
     known = about(path)
     layers = layer_map("micro").planned(16, ROLES)
-    load_method("lora_rar").check(layers)
+    load_method("lora_rar").merge.check(layers)
     assert known["model"] == "micro" and path.stat().st_size < 300_000
     masks = load(path)([Factors(torch.randn(2, 96), torch.randn(96, 2))] * 2, ("content", "style"))
     assert [len(mask) for mask in masks] == [96, 96] and all(mask.isfinite().all() for mask in masks)
@@ -194,13 +194,12 @@ def test_widths_that_are_lacking_are_named(tmp_path: Path, known: list[int]) -> 
     told = rf"knows layers of width {' and '.join(map(str, known))} and this model has {lacking}; type method.weights="
     method = load_method("lora_rar", weights=str(path))
     with pytest.raises(UserError, match=told):
-        method.check(layer_map("sdxl").planned(4, ROLES))  # before any LoRA is trained
+        method.merge.check(layer_map("sdxl").planned(4, ROLES))  # before any LoRA is trained
 
 
-def test_what_the_file_holds_decides_and_not_its_name(tmp_path: Path) -> None:
+def test_what_the_file_holds_decides_and_not_its_name(pair, tmp_path: Path) -> None:
     def key(path: Path) -> Any:
-        method = load_method("lora_rar", weights=str(path))
-        return Row("lora_rar", settings={**vars(method)}).slice()
+        return Row.of("lora_rar", weights=str(path)).merge_key(pair)
 
     paths = [tmp_path / name for name in ("a.safetensors", "b.safetensors")]
     for path in paths:

@@ -18,7 +18,8 @@ from lorabench.config.schemas import LoRASpec
 from lorabench.engine.artifact import waves
 from lorabench.engine.make import make
 from lorabench.lora.adapter import LoRA
-from lorabench.personalization.dreambooth import personalise
+from lorabench.personalization.dreambooth import personalize
+from lorabench.personalization.training import Environment
 from lorabench.tasks.benchmark import plan_of
 from lorabench.tasks.plan import Plan
 
@@ -58,7 +59,7 @@ def test_numbers_of_the_papers(name: str) -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_trains(name: str, model, pair) -> None:
     spec = recipe(name, "lora.rank=2", "lora.steps=2", "lora.batch=1")
-    lora = personalise(model, pair.contents[0], spec, 0, CPU)
+    lora = personalize(model, pair.contents[0], spec, Environment(0, CPU))
     assert all(factors.up.abs().sum() > 0 for factors in lora.values())
     layers = model.layers.trained()
     assert set(lora) == {layer for layer in layers if not spec.blocks or layer.startswith(tuple(spec.blocks))}

@@ -136,7 +136,7 @@ def check(model, loras, pair, method, expected) -> None:
     step = module.draw(0)
     ours = module.loss(0)
     torch.stack(list(ours.values())).sum().backward()
-    dense = Dense(module, loras, getattr(method, "basis", "raw"))
+    dense = Dense(module, loras, method.merge.basis)
     theirs = expected(dense, step)
     torch.stack(list(theirs.values())).sum().backward()
     assert ours.keys() == theirs.keys()
@@ -151,20 +151,20 @@ def test_the_prior_of_the_released_code_by_hand() -> None:
     """Two layers with all-ones masks of rank 64: L5 = lambda * 64; the "nuclear norm" of a vector is its length."""
     from test_methods import layer
 
-    method: Any = load("duolora_released")
+    method: Any = load("duolora_released").merge
     low, high = layer(1.0, (64, 64), "down_blocks.2.attentions.0.x"), layer(0.0, (64, 64), "up_blocks.1.attentions.0.x")
     neutral = layer(1.0, (64, 64), "mid_block.attentions.0.x")
     layers = {each.name: each for each in (low, high, neutral)}
     masks = method.masks(layers, 0)
     assert float(0.01 * method.layer_prior(layers, masks)) == pytest.approx(0.64)
     m = torch.tensor([3.0, 4.0])
-    plain: Any = load("duolora")
+    plain: Any = load("duolora").merge
     assert float(method.nuclear([m])) == 5.0 and float(plain.nuclear([m])) == 7.0
     masks[low.name][0].r.fill_(2.0)
     # content layer: ||m_s||_2 - ||m_c||_2 + sum|m_c| = 8 - 16 + 128;  style layer: 8 - 8 + 64
     assert float(method.layer_prior(layers, masks)) == pytest.approx((120 + 64) / 2)
     # with the paper's hinge the negative difference is nothing: 128 and 64
-    hinged: Any = load("duolora_released", hinge=True)
+    hinged: Any = load("duolora_released", hinge=True).merge
     assert float(hinged.layer_prior(layers, masks)) == pytest.approx((128 + 64) / 2)
 
 
@@ -172,7 +172,7 @@ def test_the_community_codes_similarity_starts_at_its_known_value() -> None:
     """0.01 * 560 layers = 5.6 on SDXL, the value that its users report; 5.544 after 100 steps of 5e-5."""
     from test_methods import layer
 
-    method: Any = load("ziplora_mkshing")
+    method: Any = load("ziplora_mkshing").merge
     masks = method.masks({f"layer{i}": layer(0.0, name=f"layer{i}") for i in range(560)}, 0)
     assert float(0.01 * method.overlap(masks)) == pytest.approx(5.6)
     for each in masks.values():
@@ -183,15 +183,16 @@ def test_the_community_codes_similarity_starts_at_its_known_value() -> None:
 
 @pytest.mark.parametrize("name", ["ziplora", "duolora", "duolora_released"])
 def test_terms_of_a_pair_do_not_depend_on_its_company(model, loras, pair, name) -> None:
-    from lorabench.lora.adapter import LoRA
+    from lorabench.lora.adapter import LoRA, in_basis
     from lorabench.merging.learn import Draws, Merging
 
     method = short(name)
     module = merging(model, loras, pair, method, seed=5)
     one = {term: value.detach() for term, value in module.loss(0).items()}
     module.adapters.detach()
-    rebased = method.rebase(loras)
-    others = method.rebase([random_lora(model, 3, "other"), random_lora(model, 2, "look")])
+    method = method.merge
+    rebased = in_basis(loras, method.basis)
+    others = in_basis([random_lora(model, 3, "other"), random_lora(model, 2, "look")], method.basis)
     layers = model.layers.adapted(rebased, pair.roles)
     starts = [method.masks(layers, seed) for seed in (9, 5)]
     stacked = [LoRA.stack(alike) for alike in zip(others, rebased, strict=True)]

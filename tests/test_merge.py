@@ -5,14 +5,15 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CPU, random_lora
+from conftest import random_lora
+from merges import merge_all, merged, ranks_of
 
 from lorabench.base import UserError
 from lorabench.data.pairs import Pair, Prompts
 from lorabench.data.pairs import pair as make_pair
-from lorabench.lora.adapter import LoRA
+from lorabench.lora.adapter import LoRA, in_basis
 from lorabench.merging.learn import Draws, Merging
-from lorabench.merging.merge import MergeItem, MergeResult, merge_all, merge_pairs
+from lorabench.merging.merge import Merged, MergeItem
 from lorabench.merging.method import Method, load
 from lorabench.merging.step import MergeStep
 
@@ -24,16 +25,11 @@ def short(name: str, ablation: str = "none", **overrides: Any) -> Any:
 
 
 def merging(model, loras, pair: Pair, method: Method, seed: int = 0) -> Merging:
-    rebased = method.rebase(loras)
+    merge: Any = method.merge
+    rebased = in_basis(loras, merge.basis)
     layers = model.layers.adapted(rebased, pair.roles)
-    start = method.masks(layers, seed)
-    assert start is not None
-    return Merging(model.attach(rebased), layers, method, [start], [pair], [Draws(model, pair, seed)])
-
-
-def merged(model, method: Method, loras, pair: Pair, seed: int = 0, **options: Any) -> MergeResult:
-    [result] = merge_all(model, method, [MergeItem(tuple(loras), pair)], seed, CPU, **options)
-    return result
+    start = merge.masks(layers, seed)
+    return Merging(model.attach(rebased), layers, merge, [start], [pair], [Draws(model, pair, seed)])
 
 
 def recoloured(pair: Pair, name: str) -> Pair:
@@ -138,9 +134,9 @@ def test_pairs_side_by_side_are_the_pairs_one_by_one(model, loras, pair, name) -
     method = short(name)
     others = [random_lora(model, 3, "other"), random_lora(model, 2, "look")]
     items = [MergeItem(tuple(loras), pair), MergeItem(tuple(others), recoloured(pair, "cup_1"))]
-    alone = [merge_pairs(model, method, [item], 0, CPU)[0] for item in items]
-    together = merge_pairs(model, method, items, 0, CPU)
-    turned = merge_pairs(model, method, items[::-1], 0, CPU)[::-1]
+    alone = [merge_all(model, method, [item])[0] for item in items]
+    together = merge_all(model, method, items)
+    turned = merge_all(model, method, items[::-1])[::-1]
     for one, *batched in zip(alone, together, turned, strict=True):
         for result in batched:
             assert result.learned_params == one.learned_params and result.losses.keys() == one.losses.keys()
@@ -148,11 +144,9 @@ def test_pairs_side_by_side_are_the_pairs_one_by_one(model, loras, pair, name) -
                 torch.testing.assert_close(
                     torch.tensor(result.losses[term]), torch.tensor(one.losses[term]), rtol=1e-4, atol=1e-6
                 )
-            for layer in one.lora:
-                left, right = (each.lora[layer].up @ each.lora[layer].down for each in (result, one))
+            for layer in one.file:
+                left, right = (each.file[layer].up @ each.file[layer].down for each in (result, one))
                 torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-4)
-            for layer, ranks in one.ranks.items():
-                assert result.ranks[layer] == pytest.approx(ranks, rel=1e-3)
 
 
 def test_loras_of_other_shapes_get_a_batch_of_their_own(model, loras, pair) -> None:
@@ -160,14 +154,14 @@ def test_loras_of_other_shapes_get_a_batch_of_their_own(model, loras, pair) -> N
     wide = (random_lora(model, 5, "other"), loras[1])
     items = [MergeItem(tuple(loras), pair), MergeItem(wide, pair), MergeItem(tuple(loras), recoloured(pair, "cup_1"))]
     done: list[int] = []
-    results = merge_pairs(model, method, items, 0, CPU, done.append)
-    assert [result.lora.rank for result in results] == [5, 7, 5] and done == [2, 4, 5, 6]
+    results = merge_all(model, method, items, progress=done.append)
+    assert [result.file.rank for result in results] == [5, 7, 5] and done == [2, 4, 5, 6]
 
 
 def test_three_adapters_are_one_merge(model, three, trio) -> None:
     for name in ("direct", "ziplora", "duolora", "duolora_released"):
         result = merged(model, short(name) if name != "direct" else load(name), three, trio)
-        assert result.lora.rank == 3 + 4 + 2 and all(len(ranks) == 3 for ranks in result.ranks.values())
+        assert result.file.rank == 3 + 4 + 2
     assert result.learned_params == len({layer.rpartition(".attn")[0] for layer in three[0]}) * 2 * 9
 
 
@@ -178,28 +172,32 @@ def test_uniform_is_the_mean_of_the_merges_of_each_content_with_the_style(model,
         loras = [(three[0], three[2]), (three[1], three[2])]
         parts = [merged(model, method, pick, couple) for pick, couple in zip(loras, trio.couples, strict=True)]
         for layer in three[0]:
-            dense = sum(part.lora[layer].up @ part.lora[layer].down for part in parts) / 2
-            torch.testing.assert_close(result.lora[layer].up @ result.lora[layer].down, dense, rtol=1e-4, atol=1e-5)
+            dense = sum(part.file[layer].up @ part.file[layer].down for part in parts) / 2
+            torch.testing.assert_close(result.file[layer].up @ result.file[layer].down, dense, rtol=1e-4, atol=1e-5)
 
 
 def test_uniform_copes_with_a_layer_that_one_subject_alone_adapts(model, three, trio) -> None:
     bare = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
     without = [LoRA({layer: each for layer, each in lora.items() if layer != bare}) for lora in (three[0], three[2])]
-    result = merged(model, short("ziplora", "uniform"), (without[0], three[1], without[1]), trio)
-    assert result.lora[bare].rank == 4 and [rank > 0 for rank in result.ranks[bare]] == [False, True, False]
+    method, picked = short("ziplora", "uniform"), (without[0], three[1], without[1])
+    result = merged(model, method, picked, trio)
+    ranks = ranks_of(method, result, picked, trio)[bare]
+    assert result.file[bare].rank == 4 and [rank > 0 for rank in ranks] == [False, True, False]
 
 
 @pytest.mark.parametrize("name", ["ssr_merge", "np_lora"])
-def test_there_is_no_mean_of_merges_without_masks(model, three, trio, name) -> None:
-    with pytest.raises(UserError, match=f"{name} has no masks to average; type method.concepts=joint"):
-        merged(model, load(name, "uniform"), three, trio)
+def test_there_is_no_mean_of_merges_without_masks(name) -> None:
+    with pytest.raises(UserError, match=f"ablation=uniform changes settings that {name} does not have"):
+        load(name, "uniform")
 
 
 def test_an_adapter_that_lacks_a_layer_leaves_it_alone(model, loras, pair) -> None:
     half = LoRA({layer: each for i, (layer, each) in enumerate(loras[0].items()) if i % 2})
-    result = merged(model, short("ziprank"), (half, loras[1]), pair)
+    method = short("ziprank")
+    result = merged(model, method, (half, loras[1]), pair)
+    ranks = ranks_of(method, result, (half, loras[1]), pair)
     bare = next(layer for layer in loras[0] if layer not in half)
-    assert result.lora[bare].rank == 2 and result.ranks[bare][0] == 0 and set(result.lora) == set(loras[0])
+    assert result.file[bare].rank == 2 and ranks[bare][0] == 0 and set(result.file) == set(loras[0])
 
 
 def test_a_pair_stops_by_itself(model, loras, pair) -> None:
@@ -207,9 +205,9 @@ def test_a_pair_stops_by_itself(model, loras, pair) -> None:
     few = replace(few, contents=(replace(few.contents[0], images=pair.contents[0].images * 2),))
     method = load("duolora", "early_stop", fit={"steps": 4, "lr": 0.01, "batch": 1})
     items = [MergeItem(tuple(loras), pair), MergeItem(tuple(loras), few)]
-    results = merge_pairs(model, method, items, 0, CPU)
+    results = merge_all(model, method, items)
     assert [len(result.losses["content"]) for result in results] == [2, 1]
-    again = merge_pairs(model, method, items[1:], 0, CPU)[0]
+    again = merge_all(model, method, items[1:])[0]
     torch.testing.assert_close(torch.tensor(again.losses["content"]), torch.tensor(results[1].losses["content"]))
     stopped = merged(model, load("ziplora", fit={"steps": 5, "lr": 0.01, "batch": 1}, stop_at=1.0), loras, pair)
     assert len(stopped.losses["content"]) == 1
@@ -221,12 +219,12 @@ def test_a_result_comes_back_from_disk(model, loras, pair, tmp_path) -> None:
         folder = tmp_path / name
         folder.mkdir()
         result.save(folder)
-        loaded = MergeResult.load(folder)
+        loaded = Merged.load(folder)
         assert loaded.losses == result.losses and loaded.learned_params == result.learned_params
         assert loaded.ranks == result.ranks
         assert (loaded.masks is None) == (result.masks is None) == (name == "direct")
-        for layer in result.lora:
-            assert torch.equal(loaded.lora[layer].down, result.lora[layer].down)
+        for layer in result.file:
+            assert torch.equal(loaded.file[layer].down, result.file[layer].down)
             if result.masks is not None and loaded.masks is not None:
                 for left, right in zip(loaded.masks[layer], result.masks[layer], strict=True):
                     assert left.named().keys() == right.named().keys()
@@ -238,15 +236,15 @@ def test_the_merged_lora_is_the_live_merge(model, loras, pair) -> None:
     result = merged(model, method, loras, pair)
     sample, t = torch.randn(1, model.unet.config.in_channels, 16, 16), torch.tensor([500])
     prompt = model.encode_prompts([pair.prompt])
-    with model.attach(method.rebase(loras), result.masks):
+    with model.attach(in_basis(loras, method.merge.basis), result.masks):
         live = model.predict(sample, t, prompt)
-    with model.attach([result.lora]):
+    with model.attach([result.file]):
         torch.testing.assert_close(model.predict(sample, t, prompt), live, rtol=1e-5, atol=1e-5)
 
 
 def test_the_direct_merge_is_the_sum(model, loras, pair) -> None:
     result = merged(model, load("direct"), loras, pair)
     assert result.masks is None and result.learned_params == 0 and result.losses == {}
-    for layer, each in result.lora.items():
+    for layer, each in result.file.items():
         total = sum(lora[layer].up @ lora[layer].down for lora in loras)
         torch.testing.assert_close(each.up @ each.down, total)

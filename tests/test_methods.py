@@ -1,22 +1,30 @@
 """Every method: its files, its ablations, what its masks start from, and how many passes a step takes."""
 
-from dataclasses import replace
+import inspect
+from dataclasses import fields, replace
+from itertools import combinations
 from typing import Any
 
 import pytest
 import torch
-from conftest import CPU, random_lora
+from conftest import random_lora
+from merges import merge_all, ranks_of
 from omegaconf import OmegaConf
 from test_merge import merging, short
 
 from lorabench.base import CONF, UserError
+from lorabench.config.components import component_name, components, values_of
 from lorabench.lora.layer import AllMasks, learned_params
-from lorabench.merging.merge import MergeItem, merge_all
-from lorabench.merging.method import Method, build, fitting_methods, load, methods
+from lorabench.merging import presets
+from lorabench.merging.learned import LearnedMasks
+from lorabench.merging.merge import MergeItem
+from lorabench.merging.method import Method, build, load, parse
 from lorabench.merging.methods.peft_linear import APART, DENSE
+from lorabench.merging.presets import GROUPS
 from lorabench.models.layer import Layer
+from lorabench.sampling.rule import Sampling
 
-YAMLS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
+PRESETS = presets.presets()
 
 
 def layer(depth: float, ranks: tuple[int, ...] = (8, 8), name: str = "a.layer") -> Layer:
@@ -25,42 +33,154 @@ def layer(depth: float, ranks: tuple[int, ...] = (8, 8), name: str = "a.layer") 
 
 
 def start(method: Method, *layers: Layer, seed: int = 0) -> AllMasks:
-    masks = method.masks({each.name: each for each in layers}, seed)
-    assert masks is not None
-    return masks
+    merge: Any = method.merge
+    named = {each.name: each for each in layers}
+    merge.check(named)
+    return merge.masks(named, seed)
 
 
-def test_every_method_has_its_yaml() -> None:
-    yamls: dict[str, Any] = {name: OmegaConf.load(CONF / "method" / f"{name}.yaml") for name in YAMLS}
-    assert {values.name for values in yamls.values()} == set(methods()) and set(methods()) <= set(YAMLS)
-    assert all(f"schema/{values.name}" in values.defaults for values in yamls.values())
-    assert all(load(name).name == values.name for name, values in yamls.items())
+def test_every_component_has_an_option_of_its_name() -> None:
+    for group in GROUPS:
+        classes = set(components(*presets.PACKAGES[group]))
+        assert classes <= set(presets.options(group))
+        assert {component_name(presets.component_class(group, each)) for each in presets.options(group)} == classes
+
+
+def test_every_option_has_a_value_for_every_setting_and_no_other() -> None:
+    for group in GROUPS:
+        for option in presets.options(group):
+            expected = presets.settings_of({group: presets.component_class(group, option)})
+            assert set(presets.values(group, option)) == expected, option
+
+
+def test_every_preset_is_three_options_and_nothing_else() -> None:
+    for name in PRESETS:
+        text: Any = OmegaConf.to_container(OmegaConf.load(CONF / "method" / f"{name}.yaml"))
+        assert set(text) == {"defaults"} and [list(each) for each in text["defaults"]] == [[group] for group in GROUPS]
+        assert load(name).name == name and load(name).options == presets.choices(name)
+
+
+def test_components_share_only_settings_that_mean_the_same() -> None:
+    """One value reaches every component that has the key, so a shared name must be one setting with one default."""
+    keys = {
+        group: set().union(
+            *(presets.settings_of({group: kind}) for kind in components(*presets.PACKAGES[group]).values())
+        )
+        for group in GROUPS
+    }
+    shared = {key for one, other in combinations(GROUPS, 2) for key in keys[one] & keys[other]}
+    assert shared == {"content_block", "style_block"}
+    assert all(presets.values("training", "blora")[key] == presets.values("merge", "blora")[key] for key in shared)
+
+
+def test_components_are_at_most_two_classes_deep() -> None:
+    for group in GROUPS:
+        package, base = presets.PACKAGES[group]
+        for kind in components(package, base).values():
+            ours = [each for each in kind.__mro__ if each.__module__.startswith("lorabench")]
+            assert len(ours) <= 3 and ours[-1] is base, kind  # the component, its kind, and the base of all
+
+
+def test_a_file_is_derived_from_the_hooks_and_not_declared() -> None:
+    """A rule that changes scales or guidance cannot be sampled as a file, whatever it declares or forgets."""
+    from lorabench.sampling.rules.plain import Plain
+
+    class Scales(Sampling):
+        def scales(self, parts: Any, context: Any) -> Any:
+            return None
+
+    class Branches(Plain):
+        def branches(self, context: Any) -> Any:
+            return None
+
+    plain = load("direct")
+    assert plain.is_file and not any(replace(plain, sampling=rule()).is_file for rule in (Scales, Branches))
+    for kind in components(*presets.PACKAGES["sampling"]).values():
+        hooks = kind.branches is not Sampling.branches or kind.scales is not Sampling.scales
+        settings = presets.values("sampling", component_name(kind))
+        assert kind(**settings).is_plain != hooks
+    for group in GROUPS:
+        for kind in components(*presets.PACKAGES[group]).values():
+            assert not {"exports", "is_file"} & {*vars(kind), *(each.name for each in fields(kind))}
+    merges = components(*presets.PACKAGES["merge"]).values()
+    assert not any(
+        "progress" in inspect.signature(each.scales).parameters for each in merges if hasattr(each, "scales")
+    )
 
 
 def test_every_ablation_changes_little_and_fits_something() -> None:
-    for path in (CONF / "ablation").glob("*.yaml"):
-        keys = set(OmegaConf.load(path))
-        assert path.read_text().startswith("# @package method\n")
-        assert path.stem == "released" or (len(keys) <= 3 and (path.stem == "none") == (not keys))
-        assert fitting_methods(path.stem)
+    for name in presets.ablations():
+        keys = set(presets.ablation_values(name))
+        assert (CONF / "ablation" / f"{name}.yaml").read_text().startswith("# @package method\n")
+        assert name == "released" or (len(keys) <= 3 and (name == "none") == (not keys))
+        assert presets.fitting_presets(name)
 
 
 def test_an_ablation_of_another_method_does_not_fit() -> None:
-    assert fitting_methods("no_cycle") == ["duolora", "duolora_released"]
-    assert fitting_methods("none") == YAMLS
-    with pytest.raises(UserError, match="no_cycle fits method=duolora"):
+    assert presets.fitting_presets("no_cycle") == ["duolora", "duolora_released"]
+    assert presets.fitting_presets("none") == PRESETS
+    assert presets.fitting_presets("short_content_lora") == ["duolora", "duolora_released"]
+    with pytest.raises(UserError, match="no_cycle changes settings that ziplora does not have; use method=<duolora"):
         load("ziplora", "no_cycle")
-    with pytest.raises(UserError, match="no method is called"):
+    with pytest.raises(UserError, match="method=ziplore is unknown, did you mean ziplora"):
         load("ziplore")
-    with pytest.raises(UserError, match="no ablation is called"):
+    with pytest.raises(UserError, match="ablation=no_circle is unknown"):
         load("duolora", "no_circle")
 
 
-def test_a_method_is_built_from_plain_values_too() -> None:
-    for name in YAMLS:
+def test_a_method_is_built_from_its_settings() -> None:
+    for name in PRESETS:
         method = load(name)
-        values: Any = OmegaConf.to_container(OmegaConf.structured(method))
-        assert build(values) == build({**values, "paper": [{"arxiv": "0"}]}) == method  # as old run folders have it
+        assert build(method.options, method.settings, name) == method
+
+
+COMBINATIONS = [
+    ("direct+training.blora", "direct+training.blora"),
+    ("blora+merge.ties", "blora+merge.ties"),
+    ("duolora+sampling.composite", "duolora+sampling.composite"),
+    ("direct+sampling.plain", "direct"),
+    ("ziplora+training.pair+sampling.style_guidance", "ziplora+training.pair+sampling.style_guidance"),
+    ("lora_rar+sampling.klora", "lora_rar+sampling.klora"),
+]
+
+
+@pytest.mark.parametrize(("typed", "name"), COMBINATIONS)
+def test_components_combine(typed: str, name: str) -> None:
+    method = load(typed)
+    assert method.name == name and load(name) == method and parse(name)[1] == method.options
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("ties+sampling.klora", "method/sampling=klora scales each LoRA by itself, but method/merge=ties makes one"),
+        ("dare_ties+sampling.switch", "method/merge=dare_ties makes one new update"),
+        ("dreambooth_joint+merge.duolora", "method/training=joint trains one LoRA .* method/merge=duolora has nothing"),
+        ("dreambooth_joint+sampling.klora", "method/sampling=klora cannot tell content from style"),
+        ("direct+training.given", "method/training=given trains nothing; use task=merge"),
+        ("direct+sampling.kloro", "method/sampling=kloro is unknown, did you mean klora"),
+        ("direct+rule.klora", "component=rule is unknown"),
+    ],
+)
+def test_combinations_without_sense_are_refused_in_one_line(name: str, words: str) -> None:
+    with pytest.raises(UserError, match=words) as error:
+        load(name)
+    assert "\n" not in str(error.value)
+
+
+def test_errors_name_the_method_that_was_typed() -> None:
+    with pytest.raises(UserError, match="dare_ties does not have") as error:
+        load("dare_ties", "uniform")
+    assert " ties" not in str(error.value)
+
+
+def test_the_short_spelling_reaches_the_one_component_that_has_the_key() -> None:
+    method = load("duolora", content_lora_steps=0.5, lambda_cycle=0.3)
+    assert values_of(method.training)["content_lora_steps"] == 0.5 and values_of(method.merge)["lambda_cycle"] == 0.3
+    both = load("blora", content_block="mid_block")
+    assert values_of(both.training)["content_block"] == values_of(both.merge)["content_block"] == "mid_block"
+    with pytest.raises(UserError, match=r"method\.tau is unknown to method/training=dreambooth method/merge=direct"):
+        load("direct", tau=3)
 
 
 # Ablations of duolora that each make one difference between the paper and the released code.
@@ -72,11 +192,11 @@ DEPARTURES = (
 
 def test_the_released_preset_is_all_departures_at_once() -> None:
     switched, preset = load("duolora", "released"), load("duolora_released")
-    assert switched == preset
-    paper = vars(load("duolora"))
-    alone = [vars(load("duolora", ablation)) for ablation in DEPARTURES]
-    changed = {key: each[key] for each in alone for key in each if each[key] != paper[key]}
-    assert changed == {key: value for key, value in vars(preset).items() if value != paper[key]}
+    assert switched.settings == preset.settings
+    paper = load("duolora").settings
+    single = [load("duolora", ablation).settings for ablation in DEPARTURES]
+    changed = {key: each[key] for each in single for key in each if each[key] != paper[key]}
+    assert changed == {key: value for key, value in preset.settings.items() if value != paper[key]}
 
 
 def test_masks_only_is_ziprank(model, loras, pair) -> None:
@@ -171,16 +291,23 @@ def test_shared_masks_are_one_memory_that_moves_four_times() -> None:
     assert (learned[other][0].only() == 1).all()
 
 
+def short_of(name: str) -> Any:
+    return load(name).merge
+
+
 def test_an_epoch_of_one_step() -> None:
-    released, paper = load("duolora_released"), load("duolora")
+    released, paper = (short_of(name) for name in ("duolora_released", "duolora"))
     assert [released.steps([n, 1]) for n in (1, 4, 5, 6)] == [100, 25, 20, 17]
     assert paper.steps([5, 1]) == 100
 
 
-def test_the_content_lora_of_the_released_scripts_is_short(lora_spec) -> None:
-    released, paper = load("duolora_released"), load("duolora")
-    assert (released.lora("content", lora_spec).steps, released.lora("style", lora_spec).steps) == (1, 3)
-    assert paper.lora("content", lora_spec) == lora_spec
+def test_the_content_lora_of_the_released_scripts_is_short(pair, lora_spec) -> None:
+    def steps(name: str) -> list[int]:
+        return [output.job.steps for output in load(name).training.outputs(pair, lora_spec)]
+
+    assert steps("duolora_released") == [1, 3] and steps("duolora") == steps("direct") == [3, 3]
+    [content, style], [same, too] = (load(name).training.outputs(pair, lora_spec) for name in ("duolora", "direct"))
+    assert (content.job, style.job) == (same.job, too.job)
 
 
 def test_zip_masks_have_the_size_of_the_papers_dimension() -> None:
@@ -210,31 +337,35 @@ def test_settings_that_make_no_sense_are_refused() -> None:
         load("ziprank", basis="qr")
 
 
-CELLS = [(name, "none") for name in YAMLS] + [
-    (fitting_methods(path.stem)[0], path.stem)
-    for path in sorted((CONF / "ablation").glob("*.yaml"))
-    if path.stem not in ("none", "uniform")  # uniform concerns several subjects: see test_merge.py
+CELLS = [(name, "none") for name in PRESETS] + [
+    (presets.fitting_presets(name)[0], name)
+    for name in presets.ablations()
+    if name not in ("none", "uniform")  # uniform concerns several subjects: see test_merge.py
 ]
 
 
 @pytest.mark.parametrize(("name", "ablation"), CELLS)
 def test_every_method_and_ablation_merges(model, loras, pair, hypernetwork, name, ablation) -> None:
     method = load(name, ablation, **({"weights": str(hypernetwork)} if name == "lora_rar" else {}))
-    if method.fit is not None:
-        method = replace(method, fit=replace(method.fit, steps=1))
-    if getattr(method, "combination", "cat") in APART:
+    if isinstance(method.merge, LearnedMasks):
+        method = method.with_settings(fit=replace(method.merge.fit, steps=1))
+    if getattr(method.merge, "combination", "cat") in APART:
         loras = [random_lora(model, 3, "content"), random_lora(model, 3, "style")]
-    [result] = merge_all(model, method, [MergeItem(tuple(loras), pair)], 0, CPU)
-    greatest = name == "svd" or getattr(method, "combination", "cat") in (*APART, *DENSE)
+    [result] = merge_all(model, method, [MergeItem(tuple(loras), pair)])
+    greatest = name == "svd" or getattr(method.merge, "combination", "cat") in (*APART, *DENSE)
     if name == "base":
-        assert not result.lora
+        assert not result.file
     elif name == "blora":
-        assert {layer[:24] for layer in result.lora} == {"up_blocks.0.attentions.0", "up_blocks.0.attentions.1"}
-        assert {each.rank for each in result.lora.values()} == {2, 3}
+        assert {layer[:24] for layer in result.file} == {"up_blocks.0.attentions.0", "up_blocks.0.attentions.1"}
+        assert {each.rank for each in result.file.values()} == {2, 3}
     else:
-        alone = {"content_only": 3, "style_only": 2, "styledrop": 2, "pair_customization": 2}
-        rank = 3 if greatest else alone.get(name, 5) if ablation != "keep_subject" else 5
-        assert set(result.lora) == set(loras[0]) and result.lora.rank == rank
-    assert all(torch.isfinite(each.up).all() and torch.isfinite(each.down).all() for each in result.lora.values())
-    assert (result.learned_params > 0) == (result.masks is not None)
-    assert all(0 <= rank <= 3.001 for ranks in result.ranks.values() for rank in ranks)
+        single = {"content_only": 3, "style_only": 2}
+        rank = 3 if greatest else single.get(name, 5)
+        assert set(result.file) == set(loras[0]) and result.file.rank == rank
+    assert all(torch.isfinite(each.up).all() and torch.isfinite(each.down).all() for each in result.file.values())
+    assert (result.learned_params > 0) == (result.masks is not None and name != "lora_rar")
+    if method.merge.keeps_parts:
+        ranks = ranks_of(method, result, loras, pair)
+        assert all(0 <= rank <= 3.001 for several in ranks.values() for rank in several)
+    else:
+        assert result.masks is None and method.merge.parts(loras, pair.roles, None) is None

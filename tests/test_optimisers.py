@@ -12,8 +12,9 @@ from diffusers.optimization import get_scheduler
 
 from lorabench.base import UserError
 from lorabench.config.recipe import check_recipe
-from lorabench.personalization.dreambooth import personalise
+from lorabench.personalization.dreambooth import personalize
 from lorabench.personalization.optimizers import optimiser, schedule
+from lorabench.personalization.training import Environment
 
 SCHEDULES = ("constant", "linear", "cosine", "cosine_with_restarts", "polynomial")
 
@@ -85,7 +86,7 @@ def test_prodigy_is_prodigyopts_with_diffusers_settings(lora_spec, capsys: pytes
 def test_prodigy_trains_a_lora(model, pair, lora_spec) -> None:
     pytest.importorskip("prodigyopt")
     spec = replace(lora_spec, optimizer="prodigy", lr=1.0, steps=6, text_encoders=True, text_lr=1.0)
-    lora = personalise(model, pair.contents[0], spec, 0, CPU)
+    lora = personalize(model, pair.contents[0], spec, Environment(0, CPU))
     assert any(factors.up.abs().sum() > 0 for factors in lora.values())
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from commands import Commands
 from conftest import CPU
+from lorabench.merging.combine import combine
 from PIL import Image
 
 from lorabench import OwnLoRA, merge
@@ -20,7 +21,6 @@ from lorabench.config.schemas import GenerateSpec
 from lorabench.data.pairs import ROLES
 from lorabench.lora.adapter import Factors, LoRA
 from lorabench.lora.layer import export
-from lorabench.merging.combine import combine
 from lorabench.merging.method import load
 from lorabench.models.files import preset
 from lorabench.models.sdxl.model import SDXL

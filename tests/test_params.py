@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from lorabench.base import UserError
 from lorabench.data.pairs import ROLES
+from lorabench.merging.learned import LearnedMasks
 from lorabench.merging.method import load
 from lorabench.models.sdxl.known import UNETS
 from lorabench.models.shapes import empty_model, layer_map
@@ -68,7 +69,7 @@ def test_methods_that_learn_nothing_are_left_out(counts) -> None:
     methods = {label.split(" ")[0] for label in counts["method"]}
     assert {"ziplora", "ziprank", "duolora"} <= methods
     assert not methods & {"direct", "base", "content_only", "style_only"}
-    assert all(load(name).fit for name in methods)
+    assert all(isinstance(load(name).merge, LearnedMasks) for name in methods)
 
 
 def test_run_writes_both_tables(tmp_path, capsys) -> None:

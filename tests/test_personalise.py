@@ -15,9 +15,10 @@ from lorabench.engine.curves import Curves
 from lorabench.models.files import model_folder
 from lorabench.models.sdxl.model import SDXL
 from lorabench.personalization.class_images import class_prompts
-from lorabench.personalization.dreambooth import DreamBoothLoRA, personalise
+from lorabench.personalization.dreambooth import DreamBoothLoRA, personalize
 from lorabench.personalization.initial import initial
 from lorabench.personalization.samples import Look
+from lorabench.personalization.training import Environment
 
 
 def same(left, right) -> bool:
@@ -27,7 +28,7 @@ def same(left, right) -> bool:
 def test_trains_the_factors_and_nothing_else(model: SDXL, pair, lora_spec) -> None:
     before = {name: value.clone() for name, value in model.unet.state_dict().items()}
     done: list[int] = []
-    lora = personalise(model, pair.contents[0], lora_spec, 0, CPU, done.append)
+    lora = personalize(model, pair.contents[0], lora_spec, Environment(0, CPU, done.append))
     assert done == [1, 2, 3] and lora.rank == lora_spec.rank
     assert lora.layers == sorted(model.layers.trained())
     assert all(factors.up.abs().sum() > 0 for factors in lora.values())
@@ -37,10 +38,10 @@ def test_trains_the_factors_and_nothing_else(model: SDXL, pair, lora_spec) -> No
 
 
 def test_draws_belong_to_the_concept_and_the_seed(model, pair, lora_spec) -> None:
-    first = personalise(model, pair.contents[0], lora_spec, 0, CPU)
-    personalise(model, pair.styles[0], lora_spec, 0, CPU)  # another item in between changes nothing
-    assert same(first, personalise(model, pair.contents[0], lora_spec, 0, CPU))
-    assert not same(first, personalise(model, pair.contents[0], lora_spec, 1, CPU))
+    first = personalize(model, pair.contents[0], lora_spec, Environment(0, CPU))
+    personalize(model, pair.styles[0], lora_spec, Environment(0, CPU))  # another item in between changes nothing
+    assert same(first, personalize(model, pair.contents[0], lora_spec, Environment(0, CPU)))
+    assert not same(first, personalize(model, pair.contents[0], lora_spec, Environment(1, CPU)))
 
 
 def test_alpha_over_rank_is_folded_in(model, pair, lora_spec) -> None:
@@ -52,7 +53,7 @@ def test_alpha_over_rank_is_folded_in(model, pair, lora_spec) -> None:
             layer.scale is not None and set(layer.scale.flatten().tolist()) == {2.0}
             for layer in adapters.layers.values()
         )
-    trained = personalise(model, pair.contents[0], lora_spec, 0, CPU)
+    trained = personalize(model, pair.contents[0], lora_spec, Environment(0, CPU))
     assert 2.0 * lora_spec.lr < max(factors.up.abs().max() for factors in trained.values())
 
 
@@ -78,7 +79,7 @@ def test_the_loss_is_the_denoising_loss_of_the_models_own_target(model, pair, lo
 
 def test_training_lowers_the_loss(model, pair, lora_spec) -> None:
     spec = replace(lora_spec, steps=40, batch=4, rank=4)
-    trained = personalise(model, pair.contents[0], spec, 0, CPU)
+    trained = personalize(model, pair.contents[0], spec, Environment(0, CPU))
 
     def loss(lora) -> float:
         with model.attach([lora], dtype=torch.float32) as adapters, torch.no_grad():
@@ -123,30 +124,32 @@ def test_accumulated_forwards_are_one_update(model: SDXL, pair, lora_spec) -> No
     """Not an update each, which accelerate makes of one-image data: the rate's schedule sees updates too."""
     curves, done = Curves(), []
     spec = replace(lora_spec, accumulate=4, steps=2)
-    personalise(model, pair.contents[0], spec, 0, CPU, done.append, curves)
+    personalize(model, pair.contents[0], spec, Environment(0, CPU, done.append, curves))
     assert done == [0, 0, 0, 1, 1, 1, 1, 2]
     assert len(curves.values["loss"]) == 2
-    one = personalise(model, pair.contents[0], replace(lora_spec, steps=1), 0, CPU)
-    four = personalise(model, pair.contents[0], replace(lora_spec, steps=1, accumulate=4), 0, CPU)
+    one = personalize(model, pair.contents[0], replace(lora_spec, steps=1), Environment(0, CPU))
+    four = personalize(model, pair.contents[0], replace(lora_spec, steps=1, accumulate=4), Environment(0, CPU))
     assert not same(one, four)
     assert all(factors.up.abs().max() < 1.5 * 2.0 * lora_spec.lr for factors in four.values())
 
 
 def test_only_the_blocks_asked_for_are_adapted(model: SDXL, pair, lora_spec) -> None:
     blocks = ["up_blocks.0.attentions.0", "up_blocks.0.attentions.1"]
-    lora = personalise(model, pair.contents[0], replace(lora_spec, blocks=blocks), 0, CPU)
+    lora = personalize(model, pair.contents[0], replace(lora_spec, blocks=blocks), Environment(0, CPU))
     expected = {layer for layer in model.layers.trained() if any(layer.startswith(f"{block}.") for block in blocks)}
     assert set(lora) == expected and 0 < len(expected) < len(model.layers.trained())
     with pytest.raises(UserError, match=r"lora.blocks=up_blocks.7 has no layer .* up_blocks.0.attentions.0, "):
-        personalise(model, pair.contents[0], replace(lora_spec, blocks=["mid_block", "up_blocks.7"]), 0, CPU)
+        personalize(
+            model, pair.contents[0], replace(lora_spec, blocks=["mid_block", "up_blocks.7"]), Environment(0, CPU)
+        )
     with pytest.raises(UserError, match=r"attentions.0.trans has no layer"):
-        personalise(model, pair.contents[0], replace(lora_spec, blocks=[f"{blocks[0]}.trans"]), 0, CPU)
+        personalize(model, pair.contents[0], replace(lora_spec, blocks=[f"{blocks[0]}.trans"]), Environment(0, CPU))
 
 
 def test_text_encoders_learn_and_are_left_as_they_were(model: SDXL, pair, lora_spec) -> None:
     prompt = pair.contents[0].images[0].prompt
     before = model.encode_prompts([prompt])
-    lora = personalise(model, pair.contents[0], replace(lora_spec, text_encoders=True), 0, CPU)
+    lora = personalize(model, pair.contents[0], replace(lora_spec, text_encoders=True), Environment(0, CPU))
     after = SDXL.encode_prompts(model, [prompt])
     assert torch.equal(before.tensors[0], after.tensors[0])
     heads = {layer.split(".")[0] for layer, factors in lora.text.items() if factors.up.abs().sum() > 0}
@@ -164,8 +167,8 @@ def test_samples_show_the_training_and_do_not_change_it(
 ) -> None:
     spec = replace(lora_spec, sample_every=2, steps=4, text_encoders=text, text_lr=1e-2)
     look = Look(tmp_path / "samples", generate_spec)
-    watched = personalise(model, pair.contents[0], spec, 0, CPU, look=look)
-    assert same(watched, personalise(model, pair.contents[0], replace(spec, sample_every=0), 0, CPU))
+    watched = personalize(model, pair.contents[0], spec, Environment(0, CPU, samples=look.folder, generate=look.spec))
+    assert same(watched, personalize(model, pair.contents[0], replace(spec, sample_every=0), Environment(0, CPU)))
     first, second = (Image.open(look.folder / name) for name in ("000002.png", "000004.png"))
     assert first.size == (64, 64) and first.tobytes() != second.tobytes()
     assert len(list(look.folder.iterdir())) == 2
@@ -181,7 +184,7 @@ def test_the_model_may_be_in_half_precision_and_checkpointed(folder: Path, model
     spec = replace(lora_spec, text_encoders=True, crops=1)
     files = model_folder(folder)
     exact, checkpointed, half = (
-        personalise(SDXL.load(each), pair.contents[0], spec, 0, CPU)
+        personalize(SDXL.load(each), pair.contents[0], spec, Environment(0, CPU))
         for each in (files, replace(files, checkpointing=True), replace(files, dtype="bf16"))
     )
     for layer, factors in exact.items():

@@ -17,7 +17,8 @@ from plain_dreambooth import train
 
 from lorabench.data.pairs import Concept, Reference
 from lorabench.models.sdxl.model import SDXL
-from lorabench.personalization.dreambooth import personalise
+from lorabench.personalization.dreambooth import personalize
+from lorabench.personalization.training import Environment
 
 RECIPES = {
     "plain": {},
@@ -53,7 +54,7 @@ def test_trains_what_peft_trains(tmp_path: Path, folder: Path, lora_spec, recipe
     images = textured("a sks mug", 0, 1)
     concept = Concept("mug_1", "content", "mug", images, images)
     prior = textured("a mug", 2, 3) if spec.prior_weight else ()
-    ours = personalise(SDXL.load(folder), concept, spec, 0, CPU, prior=prior)
+    ours = personalize(SDXL.load(folder), concept, spec, Environment(0, CPU, class_images=prior))
     found = {f"unet.{layer}": factors for layer, factors in ours.items()} | dict(ours.text)
     starts, theirs = (train(folder, concept, replace(spec, steps=steps), 0, prior) for steps in (0, spec.steps))
     assert found.keys() == theirs.keys()

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lorabench.base import UserError
-from lorabench.config.schemas import GenerateSpec, LoRASpec, MergeSpec, MicroworldSpec, ScorerSpec, TrainerSpec
+from lorabench.config.schemas import (
+    DreamBoothStyleDropSpec,
+    GenerateSpec,
+    LoRASpec,
+    MergeSpec,
+    MicroworldSpec,
+    ScorerSpec,
+    TrainerSpec,
+)
 from lorabench.data.catalogue import load_pairs
-from lorabench.data.pairs import Prompts
+from lorabench.data.pairs import ROLES, Prompts
 from lorabench.engine.artifact import batches
 from lorabench.engine.store import Store
-from lorabench.merging import method as methods
 from lorabench.models.files import ModelFiles, model_folder
 from lorabench.scoring.files import ScorerSet, scorer_set
-from lorabench.tasks.benchmark import check_methods
-from lorabench.tasks.plan import FLOORS, STAGES, Plan, Row, frame_rows
+from lorabench.tasks.checks import check_methods
+from lorabench.tasks.plan import STAGES, Plan
+from lorabench.tasks.rows import FLOORS, Row, frame_rows
 
 WORLD = MicroworldSpec("microworld", ["mug_1", "cat_1"], ["ink_1", "neon_1"], None, 2, 2, 2)
 PAIRS = load_pairs(WORLD, Prompts())
@@ -25,7 +33,7 @@ MICRO = scorer_set(ScorerSpec("micro", "micro", [], {}))
 
 
 def chosen(method: str, ablation: str = "none") -> Row:
-    return Row(method, ablation, asdict(methods.load(method, ablation)), method in FLOORS)
+    return Row.of(method, ablation)
 
 
 @pytest.fixture
@@ -150,11 +158,11 @@ def test_several_subjects_have_no_oracle_and_the_kind_of_merge_is_in_the_key(pla
 
 
 def test_a_method_is_shown_the_unet_before_any_training(plan: Plan, folder: Path) -> None:
-    row = Row("duolora", settings=asdict(methods.load("duolora", prior={"content": ["nope"], "style": ["mid_block"]})))
-    with pytest.raises(UserError, match=r"content layers \(nope\) are not in this UNet"):
+    row = Row.of("duolora", prior={"content": ["nope"], "style": ["mid_block"]})
+    with pytest.raises(UserError, match=r"content layers \(nope\) are not"):
         check_methods(replace(plan, rows=[row], model=model_folder(folder)))
-    row = Row("custom_weights", settings=asdict(methods.load("custom_weights", blocks={"nope": {"style": 0.5}})))
-    with pytest.raises(UserError, match=r"method\.blocks\.nope is no module"):
+    row = Row.of("custom_weights", blocks={"nope": {"style": 0.5}})
+    with pytest.raises(UserError, match=r"method\.blocks\.nope must be a module"):
         check_methods(replace(plan, rows=[row], model=model_folder(folder)))
     check_methods(replace(plan, model=model_folder(folder)))
 
@@ -180,3 +188,46 @@ def test_how_many_pairs_share_a_batch_is_in_the_key_where_masks_are_learned(plan
     assert "pairs_per_batch" not in plan.artifacts("merge")[0].parts
     summed = replace(plan, rows=frame_rows(chosen("direct"), WORLD, PAIRS))
     assert keys(summed) == keys(replace(summed, merging=MergeSpec(3)))
+
+
+def test_another_component_is_another_row_and_shares_what_it_can(plan: Plan) -> None:
+    """A changed sampling keeps LoRAs and merges; a changed merge keeps LoRAs; a changed training nothing."""
+    plain = keys(replace(plan, rows=[chosen("duolora")]))
+    composite = keys(replace(plan, rows=[chosen("duolora+sampling.composite")]))
+    assert plain["personalize"] == composite["personalize"] and plain["merge"] == composite["merge"]
+    assert not plain["generate"] & composite["generate"]
+    blora, ties = (keys(replace(plan, rows=[chosen(name)])) for name in ("blora", "blora+merge.ties"))
+    assert blora["personalize"] == ties["personalize"] and not blora["merge"] & ties["merge"]
+    direct, trained = (keys(replace(plan, rows=[chosen(name)])) for name in ("direct", "direct+training.blora"))
+    assert not direct["personalize"] & trained["personalize"]
+
+
+@pytest.mark.parametrize("name", ["direct", "klora", "duolora", "ties", "blora", "style_only"])
+def test_uses_agrees_with_the_scales_of_the_merge(name: str, folder: Path, plan: Plan) -> None:
+    from lorabench.models.shapes import layer_map
+    from lorabench.tasks.checks import adapted_layers
+
+    method = chosen(name).own
+    layers = adapted_layers(layer_map(model_folder(folder)), method.training.outputs(PAIRS[0], plan.lora))
+    for k, role in enumerate(ROLES):
+        scales = [method.merge.scales(layer)[k] for layer in layers.values()] if method.merge.keeps_parts else [1.0]
+        assert method.merge.uses(role) == any(scales)
+
+
+def test_a_version_is_in_the_key_of_its_stage(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = chosen("klora")
+    before = keys(replace(plan, rows=[row]))
+    monkeypatch.setattr(type(row.own.sampling), "version", 2)
+    after = keys(replace(plan, rows=[row]))
+    assert before["merge"] == after["merge"] and not before["generate"] & after["generate"]
+    monkeypatch.setattr(type(row.own.merge), "version", 2)
+    assert not before["merge"] & keys(replace(plan, rows=[row]))["merge"]
+    job = row.own.training.outputs(PAIRS[0], plan.lora)[0].job
+    monkeypatch.setattr(type(job), "version", 2)
+    assert not before["personalize"] & keys(replace(plan, rows=[row]))["personalize"]
+
+
+def test_an_aligned_training_needs_a_dataset_that_has_such_images(plan: Plan) -> None:
+    photos = replace(plan, rows=[chosen("direct+training.pair")], dataset=DreamBoothStyleDropSpec(name="photos"))
+    with pytest.raises(UserError, match=r"method/training=pair is trained on .* which dataset=photos does not have"):
+        photos.artifacts("personalize")

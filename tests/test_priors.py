@@ -10,7 +10,7 @@ from test_methods import layer
 
 from lorabench.base import UserError
 from lorabench.merging.method import load
-from lorabench.merging.priors import RESOLUTION, by_depth, dominant_roles, read_prior
+from lorabench.merging.priors import RESOLUTION, by_depth, check_prior, dominant_roles, read_prior
 
 BLOCKS = {"down_blocks.1": 0.0, "down_blocks.2": 1.0, "mid_block": 1.0, "up_blocks.0": 1.0, "up_blocks.1": 0.0}
 SDXL = {
@@ -33,10 +33,10 @@ def test_a_file_is_a_prior_and_its_blocks_are_in_the_settings(tmp_path: Path) ->
     file = tmp_path / "prior.yaml"
     file.write_text("content: [mid_block]\nstyle: [up_blocks.1, down_blocks.1.attentions.0]\n")
     assert roles(str(file)) == ["s", "", "c", "", "s"]
-    method: Any = load("duolora", prior=str(file))
+    method: Any = load("duolora", prior=str(file)).merge
     file.unlink()
     assert method.prior == {"content": ["mid_block"], "style": ["up_blocks.1", "down_blocks.1.attentions.0"]}
-    assert load("duolora", prior=method.prior) == method
+    assert load("duolora", prior=method.prior).merge == method
 
 
 def test_priors_that_make_no_sense_are_refused(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_priors_that_make_no_sense_are_refused(tmp_path: Path) -> None:
     file.write_text("content: [")
     with pytest.raises(UserError, match=r"prior\.yaml is no yaml"):
         read_prior(str(file))
-    with pytest.raises(UserError, match=r"content layers \(middle\) are not in this UNet"):
-        dominant_roles({"content": ["middle"], "style": ["up_blocks.1"]}, SDXL)
-    with pytest.raises(UserError, match="to content and to style"):
-        dominant_roles({"content": ["mid_block"], "style": ["mid_block"]}, SDXL)
+    with pytest.raises(UserError, match=r"its content layers \(middle\) are not"):
+        check_prior({"content": ["middle"], "style": ["up_blocks.1"]}, SDXL)
+    with pytest.raises(UserError, match="to content or to style"):
+        check_prior({"content": ["mid_block"], "style": ["mid_block"]}, SDXL)

@@ -24,7 +24,8 @@ from lorabench.engine.curves import Curves
 from lorabench.engine.store import Store
 from lorabench.lora.adapter import LoRA
 from lorabench.models.files import model_folder
-from lorabench.personalization.dreambooth import personalise
+from lorabench.personalization.dreambooth import personalize
+from lorabench.personalization.training import Environment
 from lorabench.tasks.jobs import personalise as personalise_task
 
 EVERY_2 = replace(CPU, checkpoint_every=2)
@@ -63,10 +64,10 @@ def test_resumed_is_the_same_bit_by_bit(tmp_path: Path, model, pair, lora_spec, 
         pytest.importorskip(PACKAGES[recipe])
     spec, concept = replace(lora_spec, **{"steps": 7, **RECIPES[recipe]}), pair.contents[0]
     whole, kept, done = Curves(), Curves(), []
-    uninterrupted = personalise(model, concept, spec, 0, CPU, logger=whole)
+    uninterrupted = personalize(model, concept, spec, Environment(0, CPU, curves=whole))
     with pytest.raises(Killed):
-        personalise(model, concept, spec, 0, EVERY_2, kill_at(6), Curves(), scratch=tmp_path)
-    resumed = personalise(model, concept, spec, 0, EVERY_2, done.append, kept, scratch=tmp_path)
+        personalize(model, concept, spec, Environment(0, EVERY_2, kill_at(6), Curves(), scratch=tmp_path))
+    resumed = personalize(model, concept, spec, Environment(0, EVERY_2, done.append, kept, scratch=tmp_path))
     assert done[0] in (4, 5) and done[-1] == 7  # 4 updates were saved, the fifth came after it
     assert len(done) == 3 * spec.accumulate
     assert equal(uninterrupted, resumed) and len(resumed.text) == len(uninterrupted.text)
@@ -75,8 +76,8 @@ def test_resumed_is_the_same_bit_by_bit(tmp_path: Path, model, pair, lora_spec, 
 
 def test_saving_changes_nothing_and_leaves_one_file(tmp_path: Path, model, pair, lora_spec) -> None:
     spec = replace(lora_spec, steps=5)
-    saved = personalise(model, pair.contents[0], spec, 0, EVERY_2, scratch=tmp_path)
-    assert equal(saved, personalise(model, pair.contents[0], spec, 0, CPU))
+    saved = personalize(model, pair.contents[0], spec, Environment(0, EVERY_2, scratch=tmp_path))
+    assert equal(saved, personalize(model, pair.contents[0], spec, Environment(0, CPU)))
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
     assert torch.load(tmp_path / FILE, weights_only=True)["done"] == 4
 
@@ -84,12 +85,15 @@ def test_saving_changes_nothing_and_leaves_one_file(tmp_path: Path, model, pair,
 @pytest.mark.parametrize("damage", [lambda data: data[:500], lambda data: b"", lambda data: b"no checkpoint" * 99])
 def test_damaged_checkpoint_is_discarded_with_a_warning(tmp_path: Path, model, pair, lora_spec, caplog, damage) -> None:
     spec, file = replace(lora_spec, steps=5), tmp_path / FILE
-    whole = personalise(model, pair.contents[0], spec, 0, EVERY_2, scratch=tmp_path)
+    whole = personalize(model, pair.contents[0], spec, Environment(0, EVERY_2, scratch=tmp_path))
     file.write_bytes(damage(file.read_bytes()))
-    again = personalise(model, pair.contents[0], spec, 0, EVERY_2, scratch=tmp_path)
+    again = personalize(model, pair.contents[0], spec, Environment(0, EVERY_2, scratch=tmp_path))
     assert equal(whole, again) and caplog.text.count(f"{file} is damaged and is discarded") == 1
     caplog.clear()
-    assert equal(whole, personalise(model, pair.contents[0], spec, 0, EVERY_2, scratch=tmp_path)) and not caplog.text
+    assert (
+        equal(whole, personalize(model, pair.contents[0], spec, Environment(0, EVERY_2, scratch=tmp_path)))
+        and not caplog.text
+    )
 
 
 def test_samples_from_before_the_kill_are_there(tmp_path: Path, folder: Path, generate_spec, lora_spec) -> None:

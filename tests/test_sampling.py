@@ -8,16 +8,19 @@ import torch
 from conftest import CPU, SDXL_SCHEDULE
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+from merges import draw, merge_all, sampled
 
 from lorabench.base import UserError
-from lorabench.data.pairs import Role
+from lorabench.data.pairs import ROLES
 from lorabench.lora.adapter import Factors, LoRA
 from lorabench.lora.layer import export
-from lorabench.merging.merge import MergeItem, at_strength, merge_all
+from lorabench.merging.merge import MergeEnvironment, MergeItem
 from lorabench.merging.method import load
+from lorabench.merging.strength import merged_at_strength
 from lorabench.models.noise import DDPM
 from lorabench.models.sdxl.model import SDXL
-from lorabench.sampling.generate import draw, generate
+from lorabench.sampling.generate import generate
+from lorabench.sampling.parts import StepScales
 from lorabench.sampling.sampler import sample, sample_latents
 
 PROMPTS = ["a sks mug in szn style", "a boat"]
@@ -79,33 +82,27 @@ def test_images_do_not_depend_on_their_batch(model, loras, generate_spec) -> Non
 
 
 @pytest.mark.parametrize(
-    ("frame", "scales"), [("base", None), ("content_only", 0), ("style_only", 1), ("direct", "both")]
+    ("frame", "used"), [("base", []), ("content_only", [0]), ("style_only", [1]), ("direct", [0, 1])]
 )
-def test_frames_are_the_adapters_they_name(model, loras, generate_spec, frame, scales) -> None:
-    method, layers = load(frame), model.layers.adapted(loras, ("content", "style"))
-
-    def scale(layer: str, progress: float) -> tuple[float, ...]:
-        return method.scale(layers[layer], progress)
-
-    images = generate(model, loras, PROMPTS, [1, 2], generate_spec, CPU, scale=scale)
-    used = {None: [], 0: loras[:1], 1: loras[1:], "both": loras}[scales]
-    with model.attach(used):
+def test_baselines_are_the_adapters_they_name(model, loras, generate_spec, frame, used) -> None:
+    scales, _ = sampled(model, load(frame), loras, ROLES, generate_spec.steps)
+    images = generate(model, loras, PROMPTS, [1, 2], generate_spec, CPU, scales=scales)
+    with model.attach([loras[k] for k in used]):
         expected = sample(model, PROMPTS, [1, 2], generate_spec.steps, generate_spec.guidance)
     np.testing.assert_allclose(images.astype(int), expected.numpy().astype(int), atol=1)
 
 
-def test_scales_may_differ_by_layer_and_progress(model, loras) -> None:
-    seen = set()
-
-    def scale(layer: str, progress: float) -> tuple[float, float]:
-        seen.add((layer, progress))
-        return (1.0, 0.0) if layer.startswith("mid_block") else (0.0, 1.0)
-
+def test_scales_may_differ_by_layer_and_step(model, loras) -> None:
+    layers = list(loras[0])
+    values = torch.zeros(2, len(layers), 2, dtype=torch.float64)
+    for index, layer in enumerate(layers):
+        values[:, index, 0 if layer.startswith("mid_block") else 1] = torch.tensor([0.5, 1.0])
     with model.attach(loras) as adapters:
-        sample(model, PROMPTS, [1, 2], 2, 1.0, adapters, scale)
-        assert {progress for _, progress in seen} == {0.0, 0.5}
+        sample(model, PROMPTS, [1, 2], 2, 1.0, adapters, StepScales(layers, values, {}))
         mid = next(module for layer, module in adapters.layers.items() if layer.startswith("mid_block"))
         assert mid.scale is not None and mid.scale.tolist() == [[1, 1, 1, 0, 0]]
+        adapters.rows(StepScales(layers, values, {}).at(0))
+        assert mid.scale.tolist() == [[0.5, 0.5, 0.5, 0, 0]]
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
@@ -150,17 +147,18 @@ def test_a_folder_that_is_no_sdxl_model_is_refused(tmp_path) -> None:
         SDXL.load(tmp_path)
 
 
-def test_strengths_of_roles_multiply_what_a_method_does(model, loras, pair, generate_spec) -> None:
+def test_strengths_of_roles_multiply_those_of_the_method(model, loras, pair, generate_spec) -> None:
     seeds, prompts = [1, 2], [pair.prompt] * 2
     item, ends = MergeItem(loras, pair), []
     for name in ("direct", "ziplora", "klora"):  # a file, a learned one, a switch
         overrides: Any = {"fit": {"steps": 2, "lr": 0.1, "batch": 1}} if name == "ziplora" else {}
         method = load(name, **overrides)
-        [merged] = merge_all(model, method, [item], 0, CPU)
+        [merged] = merge_all(model, method, [item])
 
         def images(strength, method=method, merged=merged):
-            roles = pair.roles
-            return draw(model, method, lambda: loras, roles, merged, prompts, seeds, generate_spec, CPU, None, strength)
+            return draw(
+                model, method, lambda: loras, pair.roles, merged, prompts, seeds, generate_spec, strength=strength
+            )
 
         same = images({"content": 1.0, "style": 1.0}).astype(int) - images(None)
         assert abs(same).max() <= 1
@@ -170,28 +168,22 @@ def test_strengths_of_roles_multiply_what_a_method_does(model, loras, pair, gene
 
 
 @pytest.mark.parametrize("name", ["dare_ties", "ssr_merge", "svd"])
-def test_merges_that_are_no_masked_sum_are_made_anew_at_other_strengths(model, loras, pair, name) -> None:
-    method, item = load(name), MergeItem(loras, pair)
-    [merged] = merge_all(model, method, [item], 5, CPU)
+def test_layerwise_merges_are_recomputed_at_other_strengths(model, loras, pair, name) -> None:
+    method, env = load(name), MergeEnvironment(model.layers, model, 5, CPU)
+    assert not method.merge.keeps_parts
+    [merged] = merge_all(model, method, [MergeItem(loras, pair)], 5)
 
-    def anew(style: float) -> LoRA:
-        strength: Any = {"content": 1.0, "style": style}
-        found, left = at_strength(model, method, merged, lambda: loras, pair, strength, 5, CPU)
-        assert left is None
-        return found.lora
+    def again(style: float) -> LoRA:
+        return merged_at_strength(method.merge, loras, pair, {"content": 1.0, "style": style}, env).file
 
-    same = anew(1.0)
-    assert all(torch.equal(same[layer].up, merged.lora[layer].up) for layer in merged.lora)  # its own draws
-    half = anew(0.5)
+    same = again(1.0)
+    assert all(torch.equal(same[layer].up, merged.file[layer].up) for layer in merged.file)  # the same draws
+    half = again(0.5)
     weaker = LoRA({layer: Factors(each.down, each.up * 0.5) for layer, each in loras[1].items()})
-    [expected] = merge_all(model, method, [MergeItem((loras[0], weaker), pair)], 5, CPU)
-    assert all(torch.equal(half[layer].up, expected.lora[layer].up) for layer in half)
+    [expected] = merge_all(model, method, [MergeItem((loras[0], weaker), pair)], 5)
+    assert all(torch.equal(half[layer].up, expected.file[layer].up) for layer in half)
 
 
-@pytest.mark.parametrize("name", ["direct", "ziprank_closed"])
-def test_a_masked_sum_keeps_its_masks_at_other_strengths(model, loras, pair, name) -> None:
-    method = load(name)
-    strength: dict[Role, float] = {"content": 1.0, "style": 0.5}
-    [merged] = merge_all(model, method, [MergeItem(loras, pair)], 5, CPU)
-    found = at_strength(model, method, merged, lambda: pytest.fail("LoRAs were read"), pair, strength, 5, CPU)
-    assert found == (merged, strength)
+@pytest.mark.parametrize("name", ["direct", "ziprank_closed", "duolora", "lora_rar"])
+def test_masked_merges_keep_their_adapters_apart(name) -> None:
+    assert load(name).merge.keeps_parts

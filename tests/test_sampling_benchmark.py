@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import CPU
+from merges import draw, sampled
 
 from benchmarks import sampling
 from benchmarks.sampling import LIVE, PLAIN, differing, goals, live_methods, table, uneven, ways_of
 from lorabench.config.schemas import GenerateSpec
 from lorabench.data.pairs import ROLES
-from lorabench.merging.merge import MergeResult
+from lorabench.merging.merge import Merged
 from lorabench.merging.method import load
-from lorabench.sampling.generate import draw, strengths
-from lorabench.sampling.sampler import _set_scales
+from lorabench.sampling.parts import StepScales
 
 
 @pytest.fixture
@@ -30,7 +29,8 @@ def test_every_way_is_what_it_stands_for(model, uneven_loras) -> None:
 
 def test_a_way_that_ignores_its_scales_is_seen(model, uneven_loras, monkeypatch) -> None:
     ways, _ = ways_of(model, uneven_loras, ["klora"], 4)
-    monkeypatch.setattr("lorabench.sampling.sampler._set_scales", lambda *_: None)
+    ones = torch.ones(2)
+    monkeypatch.setattr(StepScales, "at", lambda self, *_: dict.fromkeys(self.layers, ones[None]))
     assert set(differing(model, ways, uneven_loras, "float32")) == {"klora"}
 
 
@@ -40,18 +40,18 @@ def test_a_way_draws_as_the_product_does(model, uneven_loras, name) -> None:
     ways, _ = ways_of(model, uneven_loras, [name], 3)
     with model.attach(ways[name].loras) as adapters:
         mine = model.decode(ways[name].draw(model, adapters, 3, 2)).permute(0, 2, 3, 1)
-    result = MergeResult(ways[name].loras[0], None, 0, {}, {}) if method.exports else None
+    result = Merged(ways[name].loras[0]) if method.is_file else None
     spec = GenerateSpec(images=2, steps=3, guidance=sampling.GUIDANCE, batch=2)
-    theirs = draw(model, method, lambda: uneven_loras, ROLES, result, [sampling.SCENE] * 2, [0, 1], spec, CPU)
+    theirs = draw(model, method, lambda: uneven_loras, ROLES, result, [sampling.SCENE] * 2, [0, 1], spec)
     assert abs((mine * 255).round() - torch.from_numpy(theirs).float()).max() <= 1
 
 
-def test_scales_make_a_tensor_a_value_and_not_a_layer(model, uneven_loras) -> None:
-    scale = strengths(load("klora"), model.layers, uneven_loras, ROLES, 4)
+def test_layers_of_equal_scales_share_a_tensor(model, uneven_loras) -> None:
+    scales, _ = sampled(model, load("klora"), uneven_loras, ROLES, 4)
     with model.attach(uneven_loras) as adapters:
-        values = {layer: scale(layer, 0.25) for layer in adapters.layers}
+        values = dict(zip(scales.layers, map(tuple, scales.values[1].tolist()), strict=True))
         assert set(values.values()) == {(1.0, 0.0), (0.0, 1.0)}
-        _set_scales(adapters, scale, 0.25, None)
+        adapters.rows(scales.at(1))
         assert len({id(module.scale) for module in adapters.layers.values()}) == 2
         for layer, module in adapters.layers.items():
             assert module.scale is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -19,10 +19,10 @@ from lorabench.data.pairs import Prompts, Scene
 from lorabench.engine.make import make
 from lorabench.engine.store import Store
 from lorabench.engine.work import Progress
-from lorabench.merging import method as methods
 from lorabench.models.files import ModelFiles
 from lorabench.scoring.files import ScorerSet, scorer_set
-from lorabench.tasks.plan import Plan, Row, frame_rows
+from lorabench.tasks.plan import Plan
+from lorabench.tasks.rows import Row, frame_rows
 from lorabench.tasks.run_folder import Outcome
 from lorabench.tasks.scores import Scoring
 
@@ -38,7 +38,7 @@ DRAWN = replace(PAIR, scenes=SCENES)
 
 @pytest.fixture
 def plan(tmp_path: Path, lora_spec: LoRASpec, generate_spec: GenerateSpec) -> Plan:
-    direct = Row("direct", settings=asdict(methods.load("direct")))
+    direct = Row.of("direct")
     return Plan(
         store=Store(tmp_path), pairs=[PAIR], rows=frame_rows(direct, WORLD, [PAIR]), dataset=WORLD,
         model=ModelFiles(tmp_path / "model", tmp_path / "model"), model_name="micro", scorers=ScorerSet((), None),

@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import CPU
+from merges import draw, merged, sampled
 from torch import Tensor
 
 from lorabench.data.pairs import ROLES, Scene, worded
 from lorabench.lora.adapter import Factors, LoRA
-from lorabench.merging.merge import MergeItem, given
 from lorabench.merging.method import load
 from lorabench.models.sdxl.model import SDXL
-from lorabench.personalization.dreambooth import personalise
+from lorabench.personalization.dreambooth import personalize
 from lorabench.personalization.initial import core
-from lorabench.sampling.branches import Branch
-from lorabench.sampling.generate import draw, generate, strengths
+from lorabench.personalization.training import Environment
+from lorabench.sampling.generate import generate
+from lorabench.sampling.rule import Branch
 from lorabench.sampling.sampler import sample_latents
 
 SEEDS = [1, 2]
@@ -35,9 +36,9 @@ def test_scenes_are_worded_and_strings_say_the_same_in_all() -> None:
 
 
 def one_step(model: SDXL, loras, method, roles=ROLES) -> Tensor:
-    scale = strengths(method, model.layers, loras, roles, 1)
+    scales, branches = sampled(model, method, loras, roles, 1, W)
     with model.attach(loras) as adapters:
-        return sample_latents(model, SCENES, SEEDS, 1, W, adapters, scale, method.guidance(W, roles))
+        return sample_latents(model, SCENES, SEEDS, 1, W, adapters, scales, branches)
 
 
 def alone(model: SDXL, loras, words) -> Tensor:
@@ -87,7 +88,7 @@ def test_every_style_of_a_blend_has_a_term(model, loras) -> None:
 
 def test_a_style_weight_of_nothing_is_the_base(model, loras, generate_spec) -> None:
     method = load("pair_customization", share=0.0)
-    found = draw(model, method, lambda: loras, ROLES, None, SCENES, SEEDS, generate_spec, CPU)
+    found = draw(model, method, lambda: loras, ROLES, None, SCENES, SEEDS, generate_spec)
     base = generate(model, [], worded(SCENES, "plain"), SEEDS, generate_spec, CPU)
     np.testing.assert_allclose(found.astype(int), base.astype(int), atol=1)
 
@@ -133,14 +134,13 @@ def test_the_core_s_basis_is_that_of_the_greatest_singular_values(model: SDXL) -
 
 def test_qr_lora_learns_one_factor_and_merges_in_it(model, pair, lora_spec) -> None:
     spec = replace(lora_spec, alpha=lora_spec.rank)
-    loras = [personalise(model, concept, spec, 0, CPU, in_core=True) for concept in pair.concepts]
+    loras = [personalize(model, concept, spec, Environment(0, CPU), in_core=True) for concept in pair.concepts]
     method = load("qr_lora")
     start = core(model.denoiser, model.layers.trained(), spec.rank)
     assert all(
         torch.equal(lora[layer].up, start[layer].up) and lora[layer].down.any() for lora in loras for layer in lora
     )
     assert not model.layers.adapted(loras, ROLES).keys() - start.layers
-    merged = given(model.layers, method, MergeItem(tuple(loras), pair), 0).lora
-    for layer, factors in merged.items():
+    for layer, factors in merged(model, method, loras, pair).file.items():
         dense = start[layer].up @ (0.9 * loras[0][layer].down + 1.0 * loras[1][layer].down)
         torch.testing.assert_close(factors.up @ factors.down, dense, atol=1e-5, rtol=1e-4)

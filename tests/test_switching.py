@@ -9,22 +9,22 @@ import numpy as np
 import pytest
 import torch
 from conftest import CPU
+from merges import draw, sampled
 
 from lorabench.config.schemas import GenerateSpec
 from lorabench.lora.adapter import Factors, LoRA
 from lorabench.merging.method import load
-from lorabench.merging.methods.est_lora import energy
-from lorabench.models.layer_map import text_layers
-from lorabench.sampling.generate import draw, generate, strengths
+from lorabench.sampling.generate import generate
+from lorabench.sampling.rules.est_lora import energy
 
 ROLES: Any = ("content", "style")
 SPEC = GenerateSpec(images=1, steps=4, guidance=2.0, batch=1)
 
 
 def scales(model, method, loras, steps: int, roles: Any = ROLES) -> dict[str, list[tuple[float, ...]]]:
-    layers = {**model.layers.adapted(loras, roles), **text_layers(loras, roles)}
-    scale = strengths(method, model.layers, loras, roles, steps)
-    return {name: [scale(name, index / steps) for index in range(steps)] for name in layers}
+    found, _ = sampled(model, method, loras, roles, steps)
+    live = {name: [tuple(step[index].tolist()) for step in found.values] for index, name in enumerate(found.layers)}
+    return live | {name: [scales] * steps for name, scales in found.text.items()}
 
 
 @pytest.mark.parametrize("ablation", ["none", "klora_star"])
@@ -54,7 +54,7 @@ def test_layers_far_from_the_mean_are_left_out_of_klora_s_balance(model, loras) 
     loud = LoRA({**content, layer: Factors(content[layer].down * 1e4, content[layer].up)})
     layers = model.layers.adapted(loras, ROLES)
     method: Any = load("klora")
-    plain, other = (method.margins(pair, layers) for pair in (loras, (loud, style)))
+    plain, other = (method.sampling.margins(pair, layers) for pair in (loras, (loud, style)))
     rest = [name for name in plain if name != layer]
     torch.testing.assert_close([plain[name] for name in rest], [other[name] for name in rest], rtol=0.05, atol=0)
 

@@ -13,7 +13,8 @@ from PIL import Image
 from lorabench.data.pairs import Reference
 from lorabench.models.model import pixels
 from lorabench.models.sdxl.model import SDXL
-from lorabench.personalization.dreambooth import personalise
+from lorabench.personalization.dreambooth import personalize
+from lorabench.personalization.training import Environment
 from lorabench.personalization.views import cut_at, views
 
 
@@ -97,5 +98,7 @@ def test_the_unet_is_told_the_crop_of_each_row(model: SDXL, pair, lora_spec, mon
     monkeypatch.setattr(unet, "forward", listen)
     concept = replace(pair.contents[0], images=(reference(gradient(100, 80)),))
     prior = [reference(Image.new("RGB", (64, 64)), "a mug")]
-    personalise(model, concept, replace(lora_spec, crops=1, prior_weight=1.0, steps=1), 0, CPU, prior=prior)
+    personalize(
+        model, concept, replace(lora_spec, crops=1, prior_weight=1.0, steps=1), Environment(0, CPU, class_images=prior)
+    )
     assert told[0].tolist() == [[80, 100, 0, 8, 64, 64]] * 2 + [[64, 64, 0, 0, 64, 64]] * 2

@@ -1,46 +1,20 @@
-"""The checks of every value of a configuration, made before anything runs.
+"""Checks of a configuration, made before anything runs.
 
-Nothing heavy is imported here: `--cfg job` must stay quick.
+Conditions on single values are declared with their fields; here are those on several values together. A method is
+checked when it is built, see lorabench.merging.method. Nothing heavy is imported: `--cfg job` must be fast.
 """
 
 import math
 from collections.abc import Iterable
+from dataclasses import fields, is_dataclass
 from typing import Any, cast
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from lorabench.base import CONF, UserError
 from lorabench.config.choices import choose
 from lorabench.config.schemas import LoRASpec
-
-# The least value that makes sense for a key of this name, wherever it stands, and whether it is allowed itself.
-LEAST = {
-    "rank": (1, True), "alpha": (0, False), "steps": (1, True), "batch": (1, True), "lr": (0, False),
-    "betas": (0, True), "weight_decay": (0, True), "warmup": (0, True), "max_grad_norm": (0, False),
-    "text_lr": (0, False), "accumulate": (1, True), "cycles": (1, True), "min_snr": (0, False), "crops": (0, True),
-    "prior_weight": (0, True), "prior_images": (1, True), "sample_every": (0, True), "checkpoint_every": (1, True),
-    "images": (1, True), "resolution": (8, True), "guidance": (1, True), "references": (1, True),
-    "count": (1, True), "pairs_seed": (0, True),
-    "content_images": (1, True), "style_images": (1, True), "seed": (0, True),
-    "workers": (0, True), "devices": (0, True), "nodes": (1, True), "threads": (1, True), "pairs_per_batch": (1, True),
-    "draws": (1, True), "ridge": (0, False), "epochs": (1, True),
-    "lambda_prior": (0, True), "lambda_cycle": (0, True), "lambda_similarity": (0, True), "prior_hinge": (0, True),
-}  # fmt: skip
-CHOICES = {
-    "lora.optimizer": ("adamw", "adamw8bit", "prodigy"),
-    "lora.schedule": ("constant", "linear", "cosine", "cosine_with_restarts", "polynomial"),
-    "method.concepts": ("joint", "uniform"),
-    "task.format": ("kohya", "diffusers"),
-    "task.dtype": ("same", "float32", "float16", "bfloat16"),
-    "model.dtype": ("fp32", "bf16", "fp16"),
-    "model.vae_dtype": ("fp32", "bf16", "fp16"),
-    "model.attention": ("auto", "sdpa", "math", "sliced"),
-    "model.offload": ("none", "encoders"),
-    "trainer.accelerator": ("cpu", "gpu", "auto"),
-    "trainer.precision": ("32-true", "bf16-mixed", "16-mixed"),
-    "logger.kind": ("wandb", "csv", "none"),
-    "logger.mode": ("offline", "online"),
-}
+from lorabench.config.settings import LIMITS, items
 
 
 def validate(cfg: DictConfig) -> None:
@@ -54,14 +28,7 @@ def validate(cfg: DictConfig) -> None:
     for path, value in leaves(values):
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{path}={value} must be a finite number")
-        bounds = LEAST.get(path.rsplit(".", 1)[-1])
-        if bounds and isinstance(value, int | float) and not isinstance(value, bool):
-            least, allowed = bounds
-            if value < least or (value == least and not allowed):
-                limit = f"at least {least}" if allowed else f"greater than {least}"
-                raise UserError(f"{path}={value} must be {limit}")
-        if path in CHOICES:
-            choose(path, str(value), CHOICES[path])
+    check_limits(cfg)
     check_recipe(cast(LoRASpec, OmegaConf.to_object(cfg.lora)))
     check_nodes(values["trainer"])
     check_dataset(values["dataset"])
@@ -70,6 +37,24 @@ def validate(cfg: DictConfig) -> None:
     check_reference(values["reference"])
     if values["prompts"]["content_token"] == values["prompts"]["style_token"]:
         raise UserError("prompts.content_token and prompts.style_token must differ")
+
+
+def check_limits(node: DictConfig, path: str = "") -> None:
+    """Check each value against the condition of its field, see `lorabench.config.settings`.
+
+    Raises:
+        UserError: If a value is not allowed.
+    """
+    kind = OmegaConf.get_type(node)
+    limits = {each.name: each.metadata.get(LIMITS) for each in fields(kind)} if is_dataclass(kind) else {}
+    for key in node:
+        own = f"{path}.{key}" if path else str(key)
+        value = node[key]
+        if isinstance(value, DictConfig):
+            check_limits(value, own)
+        elif limit := limits.get(str(key)):
+            for item in items(OmegaConf.to_container(value) if isinstance(value, ListConfig) else value):
+                limit.check(own, item)
 
 
 def check_nodes(trainer: dict[str, Any]) -> None:
@@ -86,7 +71,7 @@ def check_reference(label: str) -> None:
     """UserError unless a method, and the ablation after it, have their yaml."""
     method, _, ablation = label.partition(" ")
     known = {group: sorted(path.stem for path in (CONF / group).glob("*.yaml")) for group in ("method", "ablation")}
-    choose("reference", method, known["method"])
+    choose("reference", method.partition("+")[0], known["method"])
     if ablation:
         choose(f"reference={method} with ablation", ablation, known["ablation"])
 

@@ -1,9 +1,8 @@
 """Types of the configuration.
 
-Values live in conf/*.yaml, types here; Hydra refuses an unknown key or a wrong type while it composes. A method's own
-type is its dataclass (lorabench/merging/method.py); values are checked in lorabench/config/checks.py. Nothing heavy
-is imported here:
-`--cfg job` must stay quick.
+Values are in conf/*.yaml, types and conditions here. Hydra refuses an unknown key or a wrong type while it composes;
+lorabench/config/checks.py checks the conditions. The settings of a method are the fields of its components, see
+lorabench/merging/method.py. Nothing heavy is imported here, because `--cfg job` must be fast.
 """
 
 from dataclasses import dataclass, field
@@ -11,43 +10,51 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from lorabench.config.settings import setting
+
 
 @dataclass
 class LoRASpec:
     """How one LoRA is trained (stage 1): the options of diffusers' DreamBooth-LoRA script for SDXL."""
 
-    rank: int = MISSING
-    alpha: float = MISSING  # the update is scaled by alpha / rank
+    rank: int = setting(MISSING, least=1)
+    alpha: float = setting(MISSING, above=0)  # the update is scaled by alpha / rank
     blocks: list[str] = MISSING  # modules of the denoiser that are adapted, by path; [] adapts all attention layers
     text_encoders: bool = MISSING  # adapt both text encoders too
-    text_lr: float = MISSING  # their learning rate
-    steps: int = MISSING  # updates of the factors
-    batch: int = MISSING  # images a forward, drawn with replacement
-    accumulate: int = MISSING  # forwards an update
-    optimizer: str = MISSING  # adamw, or an extra: adamw8bit (bitsandbytes) | prodigy (prodigyopt)
-    lr: float = MISSING  # prodigy multiplies its own estimate by it
-    betas: tuple[float, float] = MISSING
-    weight_decay: float = MISSING
-    schedule: str = MISSING  # of the learning rate after a linear warm-up
-    cycles: int = MISSING  # of the schedule cosine_with_restarts
-    warmup: int = MISSING  # updates
-    max_grad_norm: float | None = MISSING
-    min_snr: float | None = MISSING  # gamma of Min-SNR weights; null weighs every timestep the same
-    prior_weight: float = MISSING  # of prior preservation; 0 is without
-    prior_images: int = MISSING  # of the class, which the base model draws for it
+    text_lr: float = setting(MISSING, above=0)  # their learning rate
+    steps: int = setting(MISSING, least=1)  # updates of the factors
+    batch: int = setting(MISSING, least=1)  # images a forward, drawn with replacement
+    accumulate: int = setting(MISSING, least=1)  # forwards an update
+    optimizer: str = setting(
+        MISSING, options=("adamw", "adamw8bit", "prodigy")
+    )  # adamw, or an extra: adamw8bit (bitsandbytes) | prodigy (prodigyopt)
+    lr: float = setting(MISSING, above=0)  # prodigy multiplies its own estimate by it
+    betas: tuple[float, float] = setting(MISSING, least=0)
+    weight_decay: float = setting(MISSING, least=0)
+    schedule: str = setting(
+        MISSING, options=("constant", "linear", "cosine", "cosine_with_restarts", "polynomial")
+    )  # of the learning rate after a linear warm-up
+    cycles: int = setting(MISSING, least=1)  # of the schedule cosine_with_restarts
+    warmup: int = setting(MISSING, least=0)  # updates
+    max_grad_norm: float | None = setting(MISSING, above=0)
+    min_snr: float | None = setting(MISSING, above=0)  # gamma of Min-SNR weights; null weighs every timestep the same
+    prior_weight: float = setting(MISSING, least=0)  # of prior preservation; 0 is without
+    prior_images: int = setting(MISSING, least=1)  # of the class, which the base model draws for it
     flips: bool = MISSING  # train on mirrored images too
-    crops: int = MISSING  # of each image, told to the UNet; 1 is the centre. 0: the centre, told as a whole image
-    sample_every: int = MISSING  # updates between images drawn to look at; 0 draws none
+    crops: int = setting(
+        MISSING, least=0
+    )  # of each image, told to the UNet; 1 is the centre. 0: the centre, told as a whole image
+    sample_every: int = setting(MISSING, least=0)  # updates between images drawn to look at; 0 draws none
 
 
 @dataclass
 class GenerateSpec:
     """How the images of a pair are drawn."""
 
-    images: int = MISSING  # a pair and row
-    steps: int = MISSING  # of the sampler
-    guidance: float = MISSING  # classifier-free guidance scale; 1 is without
-    batch: int = MISSING  # images drawn together; part of the floating-point result
+    images: int = setting(MISSING, least=1)  # a pair and row
+    steps: int = setting(MISSING, least=1)  # of the sampler
+    guidance: float = setting(MISSING, least=1)  # classifier-free guidance scale; 1 is without
+    batch: int = setting(MISSING, least=1)  # images drawn together; part of the floating-point result
 
 
 @dataclass
@@ -66,11 +73,13 @@ class ModelSpec:
     config: str = MISSING  # of a single file: the folder or hub id of its configurations and tokenizers
     vae: str | None = MISSING  # folder, file or hub id of another autoencoder than its own
     variant: str | None = MISSING  # of the weights' file names, where the folder has it
-    dtype: str = MISSING  # of UNet and text encoders: fp32 | bf16 | fp16
-    vae_dtype: str = MISSING  # SDXL's own autoencoder overflows in fp16
-    resolution: int | None = MISSING  # pixels; null is what the model was trained for
-    attention: str = MISSING  # auto | sdpa | math | sliced
-    offload: str = MISSING  # none, or encoders: text encoders and VAE wait on the CPU until they are used
+    dtype: str = setting(MISSING, options=("fp32", "bf16", "fp16"))  # of UNet and text encoders: fp32 | bf16 | fp16
+    vae_dtype: str = setting(MISSING, options=("fp32", "bf16", "fp16"))  # SDXL's own autoencoder overflows in fp16
+    resolution: int | None = setting(MISSING, least=8)  # pixels; null is what the model was trained for
+    attention: str = setting(MISSING, options=("auto", "sdpa", "math", "sliced"))  # auto | sdpa | math | sliced
+    offload: str = setting(
+        MISSING, options=("none", "encoders")
+    )  # none, or encoders: text encoders and VAE wait on the CPU until they are used
     checkpointing: bool = MISSING  # of gradients: more time a step for a fraction of its memory
 
 
@@ -80,7 +89,7 @@ class ScorerSpec:
     path: str | None = MISSING  # "micro" (the packaged ones) or a folder with one subfolder a scorer
     backbones: list[str] = MISSING  # published ones beside them, "dino@vits16"; lorabench/assets/scorers has them all
     weights: dict[str, str | None] = MISSING  # local files of theirs, "dino_vits16"; null is the hub and its cache
-    batch: int = 32  # images scored together; part of the floating-point result
+    batch: int = setting(32, least=1)  # images scored together; part of the floating-point result
 
 
 @dataclass
@@ -89,12 +98,12 @@ class MicroworldSpec:
     subjects: Any = MISSING  # names, or a set: all (held out) | development; "a+b": both in one image
     styles: Any = MISSING  # as subjects; "a+b": a blend of both
     contents: list[str] | None = MISSING  # one group of subjects, instead of `subjects`
-    content_images: int = MISSING  # photos a subject's LoRA is trained on
-    style_images: int = MISSING  # pictures a style's LoRA is trained on
-    references: int = MISSING  # other images of each, for scoring
+    content_images: int = setting(MISSING, least=1)  # photos a subject's LoRA is trained on
+    style_images: int = setting(MISSING, least=1)  # pictures a style's LoRA is trained on
+    references: int = setting(MISSING, least=1)  # other images of each, for scoring
     pairs: Any = "crossed"  # | matched, or a list of subject/style; see data/matching.py
-    count: int = 32  # of pairs=matched
-    pairs_seed: int = 0  # of pairs=matched
+    count: int = setting(32, least=1)  # of pairs=matched
+    pairs_seed: int = setting(0, least=0)  # of pairs=matched
 
 
 @dataclass
@@ -106,9 +115,9 @@ class PhotoSpec:
     subjects: Any = MISSING  # names as in MicroworldSpec, or a set: all | live | object
     styles: Any = MISSING  # names, or all
     pairs: str = MISSING  # all (of subjects and styles) | random | a publication's, see data/pair_lists.yaml
-    count: int = MISSING  # of pairs=random
-    pairs_seed: int = MISSING  # of every draw of pairs
-    references: Any = MISSING  # same: images are trained on and scored against; or how many of a subject are held out
+    count: int = setting(MISSING, least=1)  # of pairs=random
+    pairs_seed: int = setting(MISSING, least=0)  # of every draw of pairs
+    references: Any = setting(MISSING, least=1)  # same: score against training images; or held-out images per subject
 
     @property
     def held_out(self) -> int:
@@ -156,27 +165,33 @@ class ProtocolSpec:
 class MergeSpec:
     """How merges are computed, whatever the method."""
 
-    pairs_per_batch: int = MISSING  # pairs trained side by side in one batch, which changes the speed, and last digits
+    pairs_per_batch: int = setting(
+        MISSING, least=1
+    )  # pairs trained side by side in one batch, which changes the speed, and last digits
 
 
 @dataclass
 class TrainerSpec:
     """Where and how wide a run is computed; only `precision` changes the numbers."""
 
-    accelerator: str = MISSING
-    precision: str = MISSING
-    workers: int = MISSING  # processes for independent items; 0 is this process
-    threads: int = MISSING  # torch threads in each
-    checkpoint_every: int = 100  # updates between two saves of a LoRA in training; a killed one goes on from the last
-    devices: int = 0  # ranks on each node, which share every stage: a GPU or CPU process each; 0: `workers` instead
-    nodes: int = 1  # machines on which the same command is typed
+    accelerator: str = setting(MISSING, options=("cpu", "gpu", "auto"))
+    precision: str = setting(MISSING, options=("32-true", "bf16-mixed", "16-mixed"))
+    workers: int = setting(MISSING, least=0)  # processes for independent items; 0 is this process
+    threads: int = setting(MISSING, least=1)  # torch threads in each
+    checkpoint_every: int = setting(
+        100, least=1
+    )  # updates between two saves of a LoRA in training; a killed one goes on from the last
+    devices: int = setting(
+        0, least=0
+    )  # ranks on each node, which share every stage: a GPU or CPU process each; 0: `workers` instead
+    nodes: int = setting(1, least=1)  # machines on which the same command is typed
     rendezvous: str | None = None  # host:port on one of the nodes, where they meet
 
 
 @dataclass
 class LoggerSpec:
-    kind: str = MISSING  # wandb | csv | none
-    mode: str = "offline"  # wandb: offline | online
+    kind: str = setting(MISSING, options=("wandb", "csv", "none"))  # wandb | csv | none
+    mode: str = setting("offline", options=("offline", "online"))  # wandb: offline | online
     project: str = "lorabench"
 
 
@@ -197,7 +212,7 @@ class ParamsTask(TaskSpec):
 class MemoryTask(TaskSpec):
     models: list[str] = MISSING
     methods: list[str] = MISSING
-    rank: int = MISSING  # of both LoRAs
+    rank: int = setting(MISSING, least=1)  # of both LoRAs
 
 
 @dataclass
@@ -235,11 +250,11 @@ class CostTask(TaskSpec):
 class HypernetworkTask(TaskSpec):
     subjects: list[str] = MISSING  # that it is trained on; not those of the dataset, which are held out
     styles: list[str] = MISSING
-    epochs: int = MISSING  # a random pair each
-    lr: float = MISSING
-    lambda_similarity: float = MISSING
+    epochs: int = setting(MISSING, least=1)  # a random pair each
+    lr: float = setting(MISSING, above=0)
+    lambda_similarity: float = setting(MISSING, least=0)
     layers: str = MISSING  # sum or mean of the similarity over them
-    draws: int = MISSING  # of noise and images, for the loss on a held-out pair
+    draws: int = setting(MISSING, least=1)  # of noise and images, for the loss on a held-out pair
 
 
 @dataclass
@@ -256,9 +271,11 @@ class OwnLoRASpec:
 class FileTask(TaskSpec):
     """Merging and drawing with the user's own files."""
 
-    format: str = MISSING  # of the merged file: diffusers | kohya
-    rank: int | None = MISSING  # of the merged file; null is the exact merge, of the ranks' sum
-    dtype: str = MISSING  # of the merged file: float32 | float16 | bfloat16, or same: as the LoRAs' own
+    format: str = setting(MISSING, options=("diffusers", "kohya"))  # of the merged file: diffusers | kohya
+    rank: int | None = setting(MISSING, least=1)  # of the merged file; null is the exact merge, of the ranks' sum
+    dtype: str = setting(
+        MISSING, options=("same", "float32", "float16", "bfloat16")
+    )  # of the merged file: float32 | float16 | bfloat16, or same: as the LoRAs' own
 
 
 @dataclass
@@ -266,7 +283,7 @@ class Config:
     """The root; groups are typed by their own schemas."""
 
     name: str = MISSING
-    seed: int = MISSING
+    seed: int = setting(MISSING, least=0)
     output: str = MISSING
     store: str = MISSING
     mode: str = MISSING

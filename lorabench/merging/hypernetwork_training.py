@@ -38,9 +38,9 @@ Predict = Callable[[Sequence[Factors], Layer], Sequence[Tensor]]  # the masks [i
 
 def zip_loss(weight: float, layers: str = "sum") -> ZipLoRA:
     """ZipLoRA as LoRA.rar has it; weight: lambda.  layers: "sum" or "mean" of the similarity over them."""
-    method = load("ziplora", lambda_similarity=weight, similarity="cosine", layers=layers)
-    assert isinstance(method, ZipLoRA)
-    return method
+    merge = load("ziplora", lambda_similarity=weight, similarity="cosine", layers=layers).merge
+    assert isinstance(merge, ZipLoRA)
+    return merge
 
 
 class Masked:

@@ -7,6 +7,8 @@ by itself, and a pair that has made its steps keeps the masks it had then. So it
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import pytorch_lightning as pl
 import torch
@@ -14,9 +16,10 @@ from torch import Tensor, nn
 
 from lorabench.base import seed_of
 from lorabench.data.pairs import Concept, Pair
+from lorabench.engine.lightning import curve, fit
 from lorabench.lora.adapter import LoRA
-from lorabench.lora.layer import Adapters, AllMasks, Masks
-from lorabench.merging.method import FitSpec, Method
+from lorabench.lora.layer import Adapters, AllMasks, Masks, learned_params
+from lorabench.merging.merge import MergeEnvironment, MergeItem
 from lorabench.merging.step import MergeStep, Noised
 from lorabench.models.layer import Layer
 from lorabench.models.model import Conditioning, DiffusionModel, pixels
@@ -54,27 +57,80 @@ class Images:
         return Noised(self.model.process.add_noise(self.latents[picks], noise, t), self.prompts.take(picks))
 
 
-class Merging(pl.LightningModule):
-    """Learns the masks of a method for pairs of the same shape; the LoRAs and the model stay as they are.
+class Fit(Protocol):
+    """Learning rate and batch, see `FitSpec`."""
 
-    starts: the masks of each pair before the first step.  draws: of each pair.
+    lr: float
+    batch: int
+
+
+class Learner(Protocol):
+    """What is learned, see `LearnedMasks`."""
+
+    @property
+    def fit(self) -> Fit: ...
+
+    def masks(self, layers: Mapping[str, Layer], seed: int) -> AllMasks: ...
+
+    def steps(self, images: Sequence[int]) -> int: ...
+
+    def loss(self, step: MergeStep, masks: AllMasks) -> dict[str, Tensor]: ...
+
+    def stop(self, terms: Mapping[str, Tensor]) -> Tensor | None: ...
+
+
+@dataclass(frozen=True)
+class Learned:
+    """Learned masks of a pair, their number of parameters, and losses by term."""
+
+    masks: AllMasks
+    parameters: int
+    losses: dict[str, list[float]]
+
+
+def learn(
+    merge: Learner, items: Sequence[MergeItem], layers: Mapping[str, Layer], env: MergeEnvironment
+) -> list[Learned]:
+    """Learn the masks of items of one shape side by side; the items are in the basis of the merge."""
+    first, *others = items
+    assert env.model is not None
+    model, loras = env.model, first.loras
+    if others:
+        loras = [LoRA.stack(alike) for alike in zip(*(item.loras for item in items), strict=True)]
+    seeds = [item.seed(env.seed) for item in items]
+    starts = [merge.masks(layers, seed) for seed in seeds]
+    with model.attach(loras, dtype=torch.float32) as adapters:
+        draws = [Draws(model, item.pair, seed, item.loras) for item, seed in zip(items, seeds, strict=True)]
+        module = Merging(adapters, layers, merge, starts, [item.pair for item in items], draws)
+        fit(module, max(module.steps), model.device, env.trainer.precision, env.progress)
+    return [
+        Learned(masks, learned_params(start), {name: curve(values) for name, values in losses.items()})
+        for start, masks, losses in zip(starts, module.results, module.losses, strict=True)
+        if masks is not None
+    ]
+
+
+class Merging(pl.LightningModule):
+    """Learns the masks of pairs of one shape; the adapters and the model are frozen.
+
+    Args:
+        starts: Masks of each pair before the first step.
+        draws: Draws of each pair.
     """
 
     def __init__(
         self,
         adapters: Adapters,
         layers: Mapping[str, Layer],
-        method: Method,
+        merge: Learner,
         starts: Sequence[AllMasks],
         pairs: Sequence[Pair],
         draws: Sequence[Draws],
     ):
         super().__init__()
-        assert method.fit is not None
-        self.adapters, self.layers, self.method = adapters, layers, method
-        self.spec: FitSpec = method.fit
+        self.adapters, self.layers, self.merge, self.spec = adapters, layers, merge, merge.fit
         self.draws = draws
-        self.steps = [method.steps([len(concept.images) for concept in pair.concepts]) for pair in pairs]
+        self.steps = [merge.steps([len(concept.images) for concept in pair.concepts]) for pair in pairs]
         self.masks, self.shared = parameters(starts, draws[0].model.device)
         for layer, module in adapters.layers.items():
             module.masks, module.masked = self.masks[layer], True
@@ -90,7 +146,7 @@ class Merging(pl.LightningModule):
 
     def loss(self, step: int) -> dict[str, Tensor]:
         """The weighted terms [pairs] of a step."""
-        return {name: term.reshape(-1) for name, term in self.method.loss(self.draw(step), self.masks).items()}
+        return {name: term.reshape(-1) for name, term in self.merge.loss(self.draw(step), self.masks).items()}
 
     def training_step(self, step: int) -> Tensor:
         terms = self.loss(step)
@@ -99,7 +155,7 @@ class Merging(pl.LightningModule):
                 for name, term in terms.items():
                     losses.setdefault(name, []).append(term[pair].detach())
         self.log_dict({name: term.mean() for name, term in terms.items()}, batch_size=1)
-        stop = self.method.stop(terms)
+        stop = self.merge.stop(terms)
         self.stopped = [False] * len(self.losses) if stop is None else stop.tolist()
         return torch.stack(list(terms.values())).sum()
 

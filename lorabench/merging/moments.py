@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from lorabench.engine.lightning import quiet_trainer
 from lorabench.lora.layer import Adapters, MaskedLoRA, product
+from lorabench.merging.learn import Draws
+from lorabench.merging.merge import Activations, MergeEnvironment, MergeItem
 from lorabench.merging.step import MergeStep
+from lorabench.models.layer import Layer
 
 
 class Moment:
@@ -26,11 +31,12 @@ class Moment:
 
     @torch.no_grad()
     def __call__(self, layer: MaskedLoRA, args: tuple[Tensor, ...]) -> None:
-        x = args[0].float()
-        v = x if self.inputs else product(x, layer.down.float())
-        v = v.reshape(len(layer.ranks), -1, v.shape[-1])
-        self.total = self.total + (v.mT @ v / v.shape[1])
-        self.count += 1
+        with torch.autocast(args[0].device.type, enabled=False):
+            x = args[0].float()
+            v = x if self.inputs else product(x, layer.down.float())
+            v = v.reshape(len(layer.ranks), -1, v.shape[-1])
+            self.total = self.total + (v.mT @ v / v.shape[1])
+            self.count += 1
 
     def mean(self) -> Tensor:
         assert isinstance(self.total, Tensor)
@@ -55,3 +61,21 @@ def teacher_moments(steps: Sequence[MergeStep], inputs: bool = False) -> dict[st
         for step in steps:
             step.teachers()
     return {layer: moment.mean() for layer, moment in moments.items()}
+
+
+def collect(
+    wanted: Activations, item: MergeItem, layers: Mapping[str, Layer], env: MergeEnvironment
+) -> dict[str, Tensor]:
+    """Return the second moments of a pair's activations by layer, [adapters, n, n], computed at the run's precision."""
+    assert env.model is not None
+    draws = Draws(env.model, item.pair, item.seed(env.seed), item.loras)
+    precision = quiet_trainer(env.model.device, env.trainer.precision).precision_plugin
+    with env.model.attach(item.loras, dtype=torch.float32) as adapters, precision.forward_context():
+        steps = [draws.step(step, wanted.batch, adapters, layers) for step in range(wanted.draws)]
+        return teacher_moments([from_noise(step) for step in steps] if wanted.noise else steps, wanted.inputs)
+
+
+def from_noise(step: MergeStep) -> MergeStep:
+    """Return the same draw at the noisiest timestep, with noise instead of images."""
+    images = tuple(replace(each, x=step.noise) for each in step.images)
+    return replace(step, images=images, t=torch.full_like(step.t, step.model.process.noisiest))

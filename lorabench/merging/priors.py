@@ -53,21 +53,39 @@ def is_names(value: Any) -> bool:
     return isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)
 
 
-def dominant_roles(prior: str | Blocks, layers: Mapping[str, Layer]) -> dict[str, Role | None]:
-    """The role that dominates each layer, None where neither does.
+def check_prior(prior: str | Blocks, layers: Mapping[str, Layer]) -> None:
+    """Check a prior against the layers of a network.
 
-    UserError where a role finds no layer of this UNet, or a layer falls to both.
+    Raises:
+        UserError: If the blocks of a role have no layer, or a layer belongs to both roles.
     """
     if isinstance(prior, str):
-        return {name: by_depth(layer) for name, layer in layers.items()}
-    found = {name: [role for role in ROLES if any(within(name, block) for block in prior[role])] for name in layers}
+        return
     for role in ROLES:
-        if prior[role] and not any(role in roles for roles in found.values()):
-            blocks = ", ".join(prior[role])
-            raise UserError(f"the prior's {role} layers ({blocks}) are not in this UNet; type method.prior=resolution")
-    if both := next((name for name, roles in found.items() if len(roles) > 1), None):
-        raise UserError(f"the prior gives {both} to content and to style; take it out of one list")
-    return {name: roles[0] if roles else None for name, roles in found.items()}  # pyright: ignore[reportReturnType]
+        if prior[role] and not any(within(name, block) for name in layers for block in prior[role]):
+            raise UserError(
+                f"method.prior must name modules of this network; its {role} layers ({', '.join(prior[role])}) are "
+                "not; use method.prior=resolution"
+            )
+    both = [name for name in layers if len(roles_of(prior, name)) > 1]
+    if both:
+        raise UserError(f"method.prior must give {both[0]} to content or to style; take it out of one list")
+
+
+def roles_of(prior: Blocks, name: str) -> list[Role]:
+    return [role for role in ROLES if any(within(name, block) for block in prior[role])]
+
+
+def dominant_role(prior: str | Blocks, layer: Layer) -> Role | None:
+    """Return the role that dominates a layer, or None if neither does."""
+    if isinstance(prior, str):
+        return by_depth(layer)
+    return next(iter(roles_of(prior, layer.name)), None)
+
+
+def dominant_roles(prior: str | Blocks, layers: Mapping[str, Layer]) -> dict[str, Role | None]:
+    """Return `dominant_role` of each layer."""
+    return {name: dominant_role(prior, layer) for name, layer in layers.items()}
 
 
 def leads_somewhere(roles: Mapping[str, Role | None]) -> None:

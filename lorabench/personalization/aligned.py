@@ -14,7 +14,6 @@ Batches are drawn from the views of one picture. The recipe of the released code
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -22,11 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from lorabench.base import seed_of
-from lorabench.config.schemas import LoRASpec, TrainerSpec
+from lorabench.config.schemas import LoRASpec
 from lorabench.data.pairs import ROLES, Concept, Role
 from lorabench.engine.checkpoint import Checkpoint
-from lorabench.engine.curves import Curves
-from lorabench.engine.lightning import Progress, fit
+from lorabench.engine.lightning import fit
 from lorabench.lora.adapter import LoRA
 from lorabench.lora.layer import Adapters
 from lorabench.models.model import DiffusionModel
@@ -34,6 +32,7 @@ from lorabench.personalization.dreambooth import denoised, folded, weighted_mse
 from lorabench.personalization.initial import disjoint
 from lorabench.personalization.optimizers import optimiser, schedule
 from lorabench.personalization.phases import check_aligned, phase, updates
+from lorabench.personalization.training import Environment
 from lorabench.personalization.views import views
 
 BASIS_SEED = 0  # one basis for all trainings, as in the released code: style LoRAs of several pictures share theirs
@@ -89,29 +88,25 @@ class AlignedLoRAs(pl.LightningModule):
         return {"optimizer": found, "lr_scheduler": {"scheduler": schedule(found, every), "interval": "step"}}
 
 
-def train_aligned(
-    model: DiffusionModel,
-    concept: Concept,
-    spec: LoRASpec,
-    seed: int,
-    trainer: TrainerSpec,
-    progress: Progress | None = None,
-    logger: Curves | None = None,
-    scratch: Path | None = None,
-) -> dict[Role, LoRA]:
-    """Both LoRAs of a subject whose `styled` pictures are its `images` after styling; alpha / rank is folded in.
+def train_aligned(model: DiffusionModel, concept: Concept, spec: LoRASpec, env: Environment) -> dict[Role, LoRA]:
+    """Train both LoRAs of a subject whose `styled` images are its `images` after styling; alpha / rank is folded in.
 
-    Arguments as in `personalise`; progress counts `updates(spec.steps)`. The content's LoRA is the same bit by bit
-    whatever the style. UserError where the recipe asks for what this training has not.
+    The content's LoRA does not depend on the style.
+
+    Args:
+        env: Its progress counts `updates(spec.steps)`.
+
+    Raises:
+        UserError: If the recipe does not fit the model or this training.
     """
     check_aligned(spec)
-    item = seed_of("aligned", [image.sha256 for image in concept.images], seed)
+    item = seed_of("aligned", [image.sha256 for image in concept.images], env.seed)
     starts = disjoint(model.layers.trained(spec.blocks), spec.rank, BASIS_SEED)
     with model.attach(starts, dtype=torch.float32) as adapters:
         module = AlignedLoRAs(model, adapters, concept, spec, item)
-        checkpoint = Checkpoint(scratch, trainer.checkpoint_every, logger) if scratch else None
+        checkpoint = Checkpoint(env.scratch, env.trainer.checkpoint_every, env.curves) if env.scratch else None
         fit(
-            module, updates(spec.steps), model.device, trainer.precision, progress, logger,
+            module, updates(spec.steps), model.device, env.trainer.precision, env.progress, env.curves,
             [checkpoint] if checkpoint else [], checkpoint.done if checkpoint else 0, spec.accumulate,
             gradient_clip_val=spec.max_grad_norm,
         )  # fmt: skip

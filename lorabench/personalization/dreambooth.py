@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -26,17 +25,17 @@ from torch.nn.functional import mse_loss
 
 from lorabench.base import seed_of
 from lorabench.config.recipe import check_recipe
-from lorabench.config.schemas import LoRASpec, TrainerSpec
+from lorabench.config.schemas import LoRASpec
 from lorabench.data.pairs import Concept, Reference
 from lorabench.engine.checkpoint import Checkpoint
-from lorabench.engine.curves import Curves
-from lorabench.engine.lightning import Progress, fit
+from lorabench.engine.lightning import fit
 from lorabench.lora.adapter import Factors, LoRA
 from lorabench.lora.layer import Adapters
 from lorabench.models.model import Conditioning, DiffusionModel
 from lorabench.personalization.initial import core, initial, initial_text
 from lorabench.personalization.optimizers import optimiser, schedule
 from lorabench.personalization.samples import Look, Samples
+from lorabench.personalization.training import Environment
 from lorabench.personalization.views import Batch, views
 
 FACTORS = ("down", "up")
@@ -107,31 +106,22 @@ class DreamBoothLoRA(pl.LightningModule):
         return {"optimizer": found, "lr_scheduler": {"scheduler": schedule(found, self.spec), "interval": "step"}}
 
 
-def personalise(
-    model: DiffusionModel,
-    concept: Concept,
-    spec: LoRASpec,
-    seed: int,
-    trainer: TrainerSpec,
-    progress: Progress | None = None,
-    logger: Curves | None = None,
-    prior: Sequence[Reference] = (),
-    look: Look | None = None,
-    scratch: Path | None = None,
-    in_core: bool = False,
+def personalize(
+    model: DiffusionModel, concept: Concept, spec: LoRASpec, env: Environment, in_core: bool = False
 ) -> LoRA:
     """Train a LoRA on the images of a concept; alpha / rank is folded into the result.
 
-    Every draw is seeded by the concept's images and words, `seed` and the step.
-    progress: called after every forward with the number of optimiser steps done so far, of spec.steps.
-    prior: images of the concept's class, what spec.prior_weight weighs.
-    look: where images go that are drawn every spec.sample_every steps.
-    scratch: folder in which a killed training is found again; the caller removes it.
-    in_core: `up` is the layer's own basis and only `down` learns, see `layers.core`.
-    Raises UserError where the recipe does not fit the model or this machine.
+    Every random draw is seeded by the concept's images and words, the seed and the step.
+
+    Args:
+        env: Its progress counts optimizer steps, of `spec.steps`.
+        in_core: `up` is a basis of the layer's weight and only `down` learns, see `initial.core`.
+
+    Raises:
+        UserError: If the recipe does not fit the model or this machine.
     """
     check_recipe(spec)
-    item = seed_of("personalise", concept.identity(), seed)
+    item = seed_of("personalise", concept.identity(), env.seed)
     with ExitStack() as stack:
         layers = model.layers.trained(spec.blocks)
         start = core(model.denoiser, layers, spec.rank) if in_core else initial(layers, spec.rank, item)
@@ -142,19 +132,20 @@ def personalise(
             start = initial_text(model.layers.trained_text(), spec.rank, item)
             text = stack.enter_context(model.attach_text([start], dtype=torch.float32))
         learned = ("down",) if in_core else FACTORS
-        module = DreamBoothLoRA(model, adapters, concept, spec, item, prior, text, learned)
-        checkpoint = Checkpoint(scratch, trainer.checkpoint_every, logger) if scratch else None
+        module = DreamBoothLoRA(model, adapters, concept, spec, item, env.class_images, text, learned)
+        checkpoint = Checkpoint(env.scratch, env.trainer.checkpoint_every, env.curves) if env.scratch else None
         callbacks: list[pl.Callback] = [checkpoint] if checkpoint else []
-        if look is not None and spec.sample_every:
+        if env.samples is not None and env.generate is not None and spec.sample_every:
             prompt, noise = concept.images[0].prompt, seed_of("sample", item)
+            look = Look(env.samples, env.generate)
             callbacks.append(Samples(look, spec.sample_every, model, prompt, noise, spec.text_encoders))
         fit(
             module,
             spec.steps,
             model.device,
-            trainer.precision,
-            progress,
-            logger,
+            env.trainer.precision,
+            env.progress,
+            env.curves,
             callbacks,
             checkpoint.done if checkpoint else 0,
             spec.accumulate,

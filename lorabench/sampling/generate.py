@@ -1,10 +1,10 @@
-"""Stage 3: images of prompts by LoRAs: the merged one, or several with a strength each."""
+"""Generate images of prompts with one merged LoRA, or with several adapters at their scales."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -12,24 +12,24 @@ import torch
 from torch import Tensor
 
 from lorabench.config.schemas import GenerateSpec, TrainerSpec
-from lorabench.data.pairs import Role, Scene
+from lorabench.data.pairs import Scene
 from lorabench.engine.lightning import Progress, Written, quiet_trainer
 from lorabench.lora.adapter import LoRA
 from lorabench.lora.layer import Adapters, AllMasks
-from lorabench.merging.learn import map_masks
-from lorabench.merging.method import Method
-from lorabench.models.layer_map import LayerMap, text_layers
 from lorabench.models.model import DiffusionModel
-from lorabench.sampling.branches import Branch, Scale
+from lorabench.sampling.parts import Parts, StepScales, step_scales
+from lorabench.sampling.rule import Branch, Context, Sampling
 from lorabench.sampling.sampler import sample
-
-if TYPE_CHECKING:
-    from lorabench.merging.merge import MergeResult
 
 
 @dataclass(frozen=True)
 class Share:
-    """Numbers of the batches to draw, and what takes the images [b, H, W, 3] of each with the index of their first."""
+    """The batches to generate.
+
+    Args:
+        batches: Their numbers.
+        write: Called with the index of the first image of a batch and its images [b, H, W, 3].
+    """
 
     batches: Sequence[int]
     write: Callable[[int, Tensor], None]
@@ -42,19 +42,19 @@ class Generating(pl.LightningModule):
         self,
         model: DiffusionModel,
         adapters: Adapters,
-        scale: Scale | None,
+        scales: StepScales | None,
         spec: GenerateSpec,
         batches: Sequence[tuple[Sequence[str | Scene], Sequence[int]]],
         branches: Sequence[Branch] | None = None,
     ):
         super().__init__()
-        self.model, self.adapters, self.scale = model, adapters, scale
+        self.model, self.adapters, self.scales = model, adapters, scales
         self.spec, self.batches, self.branches = spec, batches, branches
 
     def predict_step(self, index: int) -> Tensor:
         prompts, seeds = self.batches[index]
         steps, guidance = self.spec.steps, self.spec.guidance
-        return sample(self.model, prompts, seeds, steps, guidance, self.adapters, self.scale, self.branches)
+        return sample(self.model, prompts, seeds, steps, guidance, self.adapters, self.scales, self.branches)
 
 
 class Images(pl.Callback):
@@ -76,18 +76,22 @@ def generate(
     spec: GenerateSpec,
     trainer: TrainerSpec,
     masks: AllMasks | None = None,
-    scale: Scale | None = None,
+    scales: StepScales | None = None,
     progress: Progress | None = None,
     share: Share | None = None,
     branches: Sequence[Branch] | None = None,
 ) -> np.ndarray:
-    """Images uint8 [n, H, W, 3], one a prompt and seed (n of each).
+    """Generate one image per prompt and seed.
 
-    masks: by layer, one a LoRA.  scale: strength of each LoRA by (layer, progress), on the text encoders too, where
-    they
-    keep the one of the start; None is one for all.
-    progress: called with the number of images done so far.  branches: as in `Method.guidance`; they need a scale.
-    share: which of the batches to draw, each written as soon as it is there; the images returned are theirs.
+    Args:
+        masks: Masks by layer, one per LoRA.
+        scales: Scale of each LoRA; None is one for all.
+        progress: Called with the number of images done.
+        share: Batches to generate, each written as soon as it is done; None generates all.
+        branches: Predictions of a step, see `Sampling.branches`; they need scales.
+
+    Returns:
+        Images uint8 [n, H, W, 3].
     """
     starts = range(0, len(prompts), spec.batch)
     batches = [(prompts[i : i + spec.batch], seeds[i : i + spec.batch]) for i in starts]
@@ -95,55 +99,43 @@ def generate(
     callbacks: list[pl.Callback] = [Images(progress)] if progress else []
     if share is not None:
         callbacks.append(Written(lambda number, images: share.write(number * spec.batch, images)))
-    on_device = masks and map_masks(masks, lambda tensor: tensor.to(model.device))
-    words = {layer: scale(layer, 0.0) for lora in loras for layer in lora.text} if scale else None
-    with model.attach(loras, on_device) as adapters, model.attach_text(loras, words):
-        module = Generating(model, adapters, scale, spec, batches, branches)
+    on_device = masks and {
+        layer: tuple(mask.map(lambda tensor: tensor.to(model.device)) for mask in each) for layer, each in masks.items()
+    }
+    text = scales.text if scales is not None else None
+    with model.attach(loras, on_device) as adapters, model.attach_text(loras, text):
+        module = Generating(model, adapters, scales, spec, batches, branches)
         runner = quiet_trainer(model.device, trainer.precision, callbacks)
         images: Any = runner.predict(module, numbers)
     return torch.cat(images).numpy()
 
 
-def draw(
+def generate_by_rule(
     model: DiffusionModel,
-    method: Method,
-    loras: Callable[[], Sequence[LoRA]],
-    roles: Sequence[Role],
-    result: MergeResult | None,
+    sampling: Sampling,
+    file: LoRA | None,
+    parts: Callable[[], Parts],
     prompts: Sequence[str | Scene],
     seeds: Sequence[int],
     spec: GenerateSpec,
     trainer: TrainerSpec,
     progress: Progress | None = None,
-    strength: Mapping[Role, float] | None = None,
     share: Share | None = None,
 ) -> np.ndarray:
-    """Images as a method draws them: with the file of its merge if it makes one, else with all LoRAs at their scales.
+    """Generate one image per prompt and seed by a sampling rule.
 
-    prompts: scenes, or strings that say the same in all wordings.
-    loras: reads them, where the merge's own file is not what is drawn with.
-    result: the method's merge of the LoRAs, where it has made one.
-    strength: of all LoRAs of a role, which multiplies the method's own; None is 1; see also `merge.at_strength`.
-    Returns as `generate`.
+    Args:
+        file: The merged LoRA, used if the rule is plain; None uses the parts in any case.
+        parts: Returns the adapters that the merge keeps apart; called only if they are used.
+        prompts: Scenes, or strings, which are the same in all prompt variants.
+
+    Returns:
+        Images uint8 [n, H, W, 3].
     """
-    if result is not None and method.exports and strength is None:
-        return generate(model, [result.lora], prompts, seeds, spec, trainer, progress=progress, share=share)
-    own = method.rebase(loras())
-    scale = strengths(method, model.layers, own, roles, spec.steps)
-    if strength is not None:
-        scale = times(scale, [strength[role] for role in roles])
-    masks = result.masks if result is not None else None
-    branches = method.guidance(spec.guidance, roles)
-    return generate(model, own, prompts, seeds, spec, trainer, masks, scale, progress, share, branches)
-
-
-def times(scale: Scale, factors: Sequence[float]) -> Scale:
-    """The same strengths, each adapter's multiplied by a factor of its own."""
-    return lambda layer, progress: tuple(g * f for g, f in zip(scale(layer, progress), factors, strict=True))
-
-
-def strengths(method: Method, layers: LayerMap, loras: Sequence[LoRA], roles: Sequence[Role], steps: int) -> Scale:
-    """The method's strengths in the denoiser, and on the text encoders, which no rule of layers and steps is about."""
-    text = text_layers(loras, roles)
-    rule = method.strengths(loras, layers.adapted(loras, roles), steps)
-    return lambda layer, progress: method.scale(text[layer], progress) if layer in text else rule(layer, progress)
+    if file is not None and sampling.is_plain:
+        return generate(model, [file], prompts, seeds, spec, trainer, progress=progress, share=share)
+    kept = parts()
+    layers = model.layers.adapted(kept.adapters, kept.roles)
+    context = Context(kept.roles, spec.steps, spec.guidance, layers)
+    scales, branches = step_scales(sampling, kept, context), sampling.branches(context)
+    return generate(model, kept.adapters, prompts, seeds, spec, trainer, kept.masks, scales, progress, share, branches)

@@ -10,7 +10,8 @@ from torch import Tensor
 from lorabench.data.pairs import Scene, Wording, worded
 from lorabench.lora.layer import Adapters
 from lorabench.models.model import Conditioning, DiffusionModel
-from lorabench.sampling.branches import Branch, Scale
+from lorabench.sampling.parts import StepScales
+from lorabench.sampling.rule import Branch
 
 
 @torch.no_grad()
@@ -21,11 +22,11 @@ def sample(
     steps: int,
     guidance: float,
     adapters: Adapters | None = None,
-    scale: Scale | None = None,
+    scales: StepScales | None = None,
     branches: Sequence[Branch] | None = None,
 ) -> Tensor:
     """Images uint8 [n, H, W, 3], one a prompt and seed; arguments as in `sample_latents`."""
-    images = model.decode(sample_latents(model, prompts, seeds, steps, guidance, adapters, scale, branches)) * 255
+    images = model.decode(sample_latents(model, prompts, seeds, steps, guidance, adapters, scales, branches)) * 255
     return images.round().byte().permute(0, 2, 3, 1).cpu()
 
 
@@ -37,16 +38,16 @@ def sample_latents(
     steps: int,
     guidance: float,
     adapters: Adapters | None = None,
-    scale: Scale | None = None,
+    scales: StepScales | None = None,
     branches: Sequence[Branch] | None = None,
 ) -> Tensor:
     """Latents [n, c, h, w] of unit scale.
 
     prompts: scenes, where branches have wordings of their own.
     guidance: scale of classifier-free guidance; 1 leaves the unconditional rows out.
-    scale: strength of each adapter by (layer, progress), progress = step / steps; None leaves them as they are set.
+    scales: of each adapter by step and layer; None leaves them as they are set.
     branches: instead of classifier-free guidance, the predictions to be summed, those of weight 0 left out; they need
-        adapters and a scale.
+        adapters and scales.
     """
     n = len(prompts)
     sampler = model.sampler(steps)
@@ -54,15 +55,15 @@ def sample_latents(
     words: list[Wording | None] = [None, "prompt"] if guidance > 1 else ["prompt"]
     if branches is not None:
         branches = [branch for branch in branches if branch.weight]
-        words = [branch.words for branch in branches]
+        words = [branch.prompt for branch in branches]
     said = {each: model.encode_prompts(worded(prompts, each)) for each in words if each}
     conditioning = Conditioning.join([said[each] if each else model.unconditional(n) for each in words])
     switches = None
     if branches is not None:
-        switches = torch.tensor([branch.scale for branch in branches]).repeat_interleave(n, dim=0)
+        switches = torch.tensor([branch.scales for branch in branches]).repeat_interleave(n, dim=0)
     for index, t in enumerate(sampler.timesteps):
-        if adapters is not None and scale is not None:
-            _set_scales(adapters, scale, index / steps, switches)
+        if adapters is not None and scales is not None:
+            adapters.rows(scales.at(index, switches))
         rows = sampler.scaled(latents.repeat(len(words), 1, 1, 1), t)
         predictions = model.predict(rows, t, conditioning).unflatten(0, (len(words), n))
         prediction = _guided(predictions, guidance, branches)
@@ -79,14 +80,3 @@ def _guided(predictions: Tensor, guidance: float, branches: Sequence[Branch] | N
         return predictions[0]
     unconditional, conditional = predictions
     return unconditional + guidance * (conditional - unconditional)
-
-
-def _set_scales(adapters: Adapters, scale: Scale, progress: float, switches: Tensor | None) -> None:
-    """switches: [rows, K], of branches; without them all rows are alike: as in diffusers, the unconditional branch sees
-    the adapters too.
-    """
-    by_layer = {layer: scale(layer, progress) for layer in adapters.layers}
-    rows = {value: torch.tensor([value]) for value in set(by_layer.values())}  # few, and shared by their layers
-    if switches is not None:
-        rows = {value: each * switches for value, each in rows.items()}
-    adapters.rows({layer: rows[value] for layer, value in by_layer.items()})

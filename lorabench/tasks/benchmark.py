@@ -7,29 +7,28 @@ Stopped at any moment, the same command goes on from what is stored.
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from lorabench.base import UserError
 from lorabench.data.catalogue import load_pairs
-from lorabench.data.pairs import ROLES, Prompts
+from lorabench.data.pairs import Prompts
 from lorabench.engine.artifact import Artifact
 from lorabench.engine.devices import device_name
 from lorabench.engine.make import make
 from lorabench.engine.store import Store
-from lorabench.merging import method as methods
 from lorabench.models.files import model_files
-from lorabench.models.shapes import layer_map
 from lorabench.report.loggers.view import View
 from lorabench.report.loggers.views import open_view
-from lorabench.scoring.files import MICRO_SCORERS, scorer_set
-from lorabench.tasks.plan import FLOORS, Plan, Row, frame_rows
+from lorabench.scoring.files import scorer_set
+from lorabench.tasks.checks import check_methods, check_scorers
+from lorabench.tasks.composition import ablation_of, method_of
+from lorabench.tasks.plan import Plan
+from lorabench.tasks.rows import Row, check_uniform, frame_rows
 from lorabench.tasks.run_folder import Outcome
 
 REPORT_COST = 300.0  # as Artifact.cost
@@ -46,16 +45,8 @@ def plan_of(cfg: DictConfig, rows: list[Row] | None = None) -> Plan:
     model, scorers = model_files(typed["model"]), scorer_set(typed["scorers"])
     pairs = load_pairs(typed["dataset"], Prompts(**cfg.prompts))
     if rows is None:
-        choices = HydraConfig.get().runtime.choices
-        settings = asdict(methods.build(cfg.method))
-        chosen = Row(choices["method"], choices["ablation"], settings, choices["method"] in FLOORS)
-        if chosen.method().concepts == "uniform":
-            if chosen.live or all(pair.is_single for pair in pairs):
-                raise UserError(
-                    "method.concepts=uniform says nothing of single pairs; type dataset.contents=[mug_1,cat_1]"
-                )
-            if chosen.method().combines:
-                raise UserError(f"{chosen.name} has no masks to average; type method.concepts=joint")
+        chosen = Row.chosen(method_of(cfg), ablation_of())
+        check_uniform([chosen], pairs)
         rows = frame_rows(chosen, typed["dataset"], pairs)
     return Plan(
         store=store,
@@ -120,28 +111,6 @@ def put_together(outcome: Outcome, view: View, start: float) -> None:
 def tell(outcome: Outcome) -> None:
     print(outcome.table())
     print(outcome.path / "report.html")
-
-
-def check_methods(plan: Plan) -> None:
-    """Show each method the model's layers; UserError where it does not fit them, before any LoRA is trained."""
-    layers = layer_map(plan.model)
-    for roles in {pair.roles for pair in plan.pairs}:
-        for row in plan.rows:
-            if row.settings is not None:
-                method = row.method()
-                blocks = {role: method.lora(role, plan.lora).blocks for role in ROLES}
-                adapted = layers.planned(plan.lora.rank, roles, blocks)
-                method.check(adapted)
-                method.masks(adapted, plan.seed)
-
-
-def check_scorers(plan: Plan) -> None:
-    """UserError where a scorer's weights do not fit its architecture, before any LoRA is trained."""
-    for files in plan.scorers.scorers:
-        if not files.weights.is_relative_to(MICRO_SCORERS):  # those are tested
-            from lorabench.scoring.load import check_scorer
-
-            check_scorer(files)
 
 
 def show(outcome: Outcome, view: View, names: Mapping[str, str], artifact: Artifact) -> None:

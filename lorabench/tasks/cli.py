@@ -25,8 +25,8 @@ from lorabench.config.choices import unknown
 from lorabench.config.free_text import as_typed
 from lorabench.config.register import register
 from lorabench.engine.failures import Failed, Incomplete, system_fault, unwritable
-from lorabench.merging import method
 from lorabench.report.sweep import OWN_TASKS, JointReport
+from lorabench.tasks.composition import method_of
 
 TASKS = {
     "benchmark": "lorabench.tasks.benchmark",
@@ -58,7 +58,6 @@ def main() -> int:
     words = as_typed(SHORT.sub(r"\1.lora=", word) for word in sys.argv[1:])
     sys.argv[1:] = sorted(words, key=lambda word: not OVERRIDE.match(word))  # argparse takes none after a flag
     register()
-    method.register()
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)()
         return 0
@@ -96,6 +95,7 @@ def attempt(cfg: DictConfig) -> tuple[Failed | None, str]:
     """How a run failed, if it did, and the traceback of what is no mistake of the user's."""
     try:
         validate(cfg)
+        method_of(cfg)
         folder = Path(HydraConfig.get().runtime.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         importlib.import_module(TASKS[cfg.task.name]).run(cfg, folder)
@@ -150,7 +150,7 @@ def one_line(error: Exception) -> str:
         return missing_choice(error)
     if isinstance(error, OSError) and error.errno:
         return unwritable(error.errno, str(error.filename))
-    return ablation_misfit(str(error)) or wrong_override(error)
+    return wrong_override(error)
 
 
 def missing_choice(error: MissingConfigException) -> str:
@@ -181,14 +181,3 @@ def wrong_override(error: Exception) -> str:
     reason = str(cause if isinstance(cause, OmegaConfBaseException) else "").split("\n")[0]
     text = "; ".join(filter(None, [str(error).split("\n")[0], reason]))
     return f"{text}; type python run.py --cfg job to see every key"
-
-
-def ablation_misfit(message: str) -> str | None:
-    """An ablation whose keys the method does not have; Hydra's message starts "In 'ablation/<name>'"."""
-    start, _, rest = message.partition("In 'ablation/")
-    if start or not rest:
-        return None
-    ablation = rest.partition("'")[0]
-    fitting = method.fitting_methods(ablation)
-    chosen = next((word.split("=", 1)[1] for word in sys.argv if word.startswith("method=")), "this method")
-    return f"ablation={ablation} does not fit method={chosen}; type method=<{'|'.join(fitting)}> or leave it out"

@@ -14,9 +14,8 @@ from __future__ import annotations
 import shutil
 import time
 import traceback
-from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,25 +23,25 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from lorabench.base import CONF, UserError
+from lorabench.base import UserError
 from lorabench.engine.devices import device_name
 from lorabench.engine.failures import Incomplete
 from lorabench.engine.make import make
-from lorabench.merging import method as methods
+from lorabench.merging import presets
+from lorabench.merging.learned import LearnedMasks
 from lorabench.report.folder import label
 from lorabench.report.loggers.views import open_view
 from lorabench.tasks.benchmark import (
     REPORT_COST,
     at_one_node,
-    check_methods,
-    check_scorers,
     plan_of,
     put_together,
     show,
     tell,
 )
-from lorabench.tasks.plan import FLOORS, STAGES, Plan, Row, frame_rows
-from lorabench.tasks.rows import check_rows
+from lorabench.tasks.checks import check_methods, check_scorers
+from lorabench.tasks.plan import STAGES, Plan
+from lorabench.tasks.rows import FLOORS, Row, check_rows, check_uniform, frame_rows
 from lorabench.tasks.run_folder import Outcome
 
 ALL = "all"
@@ -53,7 +52,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
     """The rows of the config into one run folder; prints the table.  Raises Incomplete where a row failed."""
     rows = rows_of(cfg.task.rows, cfg.task.fit_steps)
     plan = plan_of(cfg, [])
-    check_uniform(rows, plan)
+    check_uniform(rows, plan.pairs)
     frames = frame_rows(rows[0], plan.dataset, plan.pairs)[:-1]
     plan, logs = replace(plan, rows=[*frames, *rows]), folder / FAILED
     logger: Any = OmegaConf.to_object(cfg.logger)
@@ -93,18 +92,23 @@ def config_of(cfg: DictConfig) -> str:
 
 
 def rows_of(named: Any, fit_steps: int | None = None) -> list[Row]:
-    """The rows of "method" and "method ablation"; of "all" every method with every ablation that fits it.
+    """Return the rows of "method" and "method ablation"; of "all" every preset with every ablation that fits it.
 
-    fit_steps: of every learned merge instead of the method's own.  Raises UserError for what does not exist or fit.
+    Args:
+        fit_steps: Optimizer steps of every learned merge; None keeps those of the method.
+
+    Raises:
+        UserError: If a row does not exist.
     """
-    if everything := named == ALL:
-        ablations = sorted(path.stem for path in (CONF / "ablation").glob("*.yaml"))
-        ablations.sort(key=lambda name: name != "none")  # methods as they are come first
-        named = [f"{name} {each}" for each in ablations for name in methods.fitting_methods(each) if name not in FLOORS]
+    if named == ALL:
+        named = [
+            f"{name} {each}"
+            for each in presets.ablations()
+            for name in presets.fitting_presets(each)
+            if name not in FLOORS
+        ]
     named = [named] if isinstance(named, str) else list(named or [])
     rows = [row_of(str(words), fit_steps) for words in named]
-    if everything:
-        rows = [row for row in rows if not is_inapplicable(row)]
     names = [name_of(row) for row in rows]
     check_rows("task.rows", names, "[direct,duolora] or task.rows=all", floors="frames every table")
     return rows
@@ -112,29 +116,14 @@ def rows_of(named: Any, fit_steps: int | None = None) -> list[Row]:
 
 def row_of(words: str, fit_steps: int | None) -> Row:
     name, _, ablation = " ".join(words.split()).partition(" ")
-    method = methods.load(name, ablation or "none")
-    settings = asdict(method)
-    if fit_steps is not None and method.fit is not None:
-        settings["fit"]["steps"] = fit_steps
-    return Row(name, ablation or "none", settings)
+    row = Row.of(name, ablation or "none")
+    if fit_steps is None or not isinstance(row.own.merge, LearnedMasks):
+        return row
+    return replace(row, method=row.own.with_settings(fit=replace(row.own.merge.fit, steps=fit_steps)))
 
 
 def name_of(row: Row) -> str:
     return label(row.name, row.ablation)
-
-
-def is_inapplicable(row: Row) -> bool:
-    """Whether it averages masks that its method does not have."""
-    return row.method().concepts == "uniform" and row.method().combines
-
-
-def check_uniform(rows: Sequence[Row], plan: Plan) -> None:
-    """UserError where an ablation can say nothing of a method, or on the dataset's pairs."""
-    if gateless := next((name_of(row) for row in rows if is_inapplicable(row)), None):
-        raise UserError(f"task.rows names {gateless}, whose method has no masks to average; leave it out")
-    idle = [name_of(row) for row in rows if row.method().concepts == "uniform"]
-    if idle and all(pair.is_single for pair in plan.pairs):
-        raise UserError(f"{idle[0]} says nothing of single pairs; type dataset.contents=[mug_1,cat_1] or leave it out")
 
 
 def misfits(plan: Plan) -> dict[str, str]:

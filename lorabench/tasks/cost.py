@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -29,10 +29,11 @@ from lorabench.engine.job import Make
 from lorabench.engine.store import Store
 from lorabench.engine.work import Progress
 from lorabench.engine.workers import Pool
-from lorabench.merging import method as methods
-from lorabench.tasks.benchmark import check_methods, plan_of
-from lorabench.tasks.plan import Plan, Row
-from lorabench.tasks.rows import check_rows
+from lorabench.merging.learned import LearnedMasks
+from lorabench.tasks.benchmark import plan_of
+from lorabench.tasks.checks import check_methods
+from lorabench.tasks.plan import Plan
+from lorabench.tasks.rows import Row, check_rows
 from lorabench.tasks.run_folder import Outcome
 
 WARM = 2  # steps of a merge and of the sampler before the measured ones
@@ -73,7 +74,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
 
 def rows_of(names: Sequence[str]) -> list[Row]:
     check_rows("task.methods", names, "[direct,duolora]")
-    return [Row(name, settings=asdict(methods.load(name))) for name in names]
+    return [Row.of(name) for name in names]
 
 
 def load_of_machine() -> float:
@@ -142,12 +143,12 @@ def makes(plan: Plan) -> tuple[Make, ...]:
 
 def warm(plan: Plan, row: Row, root: Path) -> Plan:
     """The same on the first pair with a few steps, in a store of its own."""
-    assert row.settings is not None
-    fit = row.settings["fit"]
-    short = {**row.settings, "fit": fit and {**fit, "steps": min(WARM, fit["steps"])}}
+    if isinstance(row.own.merge, LearnedMasks):
+        fit = row.own.merge.fit
+        row = replace(row, method=row.own.with_settings(fit=replace(fit, steps=min(WARM, fit.steps))))
     return replace(
         plan,
-        rows=[replace(row, settings=short)],
+        rows=[row],
         pairs=plan.pairs[:1],
         generation=replace(plan.generation, steps=min(WARM, plan.generation.steps)),
         store=beside(Store(root / "loras"), plan.store.root.with_name(f"{plan.store.root.name}-warm")),

@@ -16,7 +16,6 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from lorabench.base import UserError, seed_of
@@ -29,16 +28,19 @@ from lorabench.engine.failures import unwritable
 from lorabench.engine.record import sha256
 from lorabench.engine.store import Store
 from lorabench.engine.workers import use_threads
-from lorabench.merging.method import Method, build
+from lorabench.merging.method import Method
 from lorabench.models.files import ModelFiles, model_files
+from lorabench.report.folder import label
+from lorabench.tasks.composition import ablation_of, method_of
 from lorabench.tasks.jobs import nothing
-from lorabench.tasks.merge_files import check_exports, drawn, image_cost, merged, work
+from lorabench.tasks.merge_files import check_file, drawn, image_cost, merged, work
 from lorabench.tasks.user_loras import OwnLoRA, OwnPair
 
 if TYPE_CHECKING:
     from lorabench.lora.adapter import LoRA
-    from lorabench.merging.merge import MergeResult
+    from lorabench.merging.merge import Merged
     from lorabench.models.model import DiffusionModel
+    from lorabench.sampling.parts import Parts
 
 EXACT = 5e-5  # an error below is that of rounding, 0.00 %
 
@@ -63,10 +65,9 @@ class Job:
         """UserError where a file is missing or a prompt is needed."""
         typed: Any = {name: OmegaConf.to_object(cfg[name]) for name in ("model", "generate", "trainer", "task")}
         own = OwnPair(own_loras(cfg, "content"), own_loras(cfg, "style"), cfg.prompt)
-        method = build(cfg.method)
+        method = method_of(cfg)
         own.check(method)
-        choices = HydraConfig.get().runtime.choices
-        name = " ".join([choices["method"], *({choices["ablation"]} - {"none"})])
+        name = label(method.name, ablation_of())
         return cls(
             name, own, method, typed["model"], typed["generate"], typed["trainer"], typed["task"], Path(cfg.store),
             cfg.seed, Path(cfg.output),
@@ -82,7 +83,7 @@ class Job:
         """Looked for once, which asks the hub where the model is a hub id."""
         return model_files(self.model)
 
-    def merged(self, bar: Bar) -> MergeResult:
+    def merged(self, bar: Bar) -> Merged:
         cost = image_cost(self.generation)
         return merged(self.own, self.method, self.model, self.seed, self.trainer, self.kept, bar.reach, cost)
 
@@ -116,16 +117,16 @@ def run(cfg: DictConfig, folder: Path) -> None:
 
 
 def merge(job: Job) -> None:
-    check_exports(job.method)
+    check_file(job.method)
     if job.output.suffix != ".safetensors" or job.output.is_dir():
         raise UserError(f"output={job.output} must be a .safetensors file; type output=merged.safetensors")
     make_folder(job.output.parent)  # before the long work
-    place = job.trainer.accelerator if job.method.needs_model else "cpu"
+    place = job.trainer.accelerator if job.method.merge.needs_model else "cpu"
     with claim_here(place), Bar(work(job.own, job.method, job.generation), "merge") as bar:
         result = job.merged(bar)
-    if not result.lora:
+    if not result.file:
         raise UserError(f"{job.name} leaves nothing of the LoRAs, so there is no file to write; type method=direct")
-    lora, notes = result.lora, [f"{len(result.lora)} layers, {job.name}"]
+    lora, notes = result.file, [f"{len(result.file)} layers, {job.name}"]
     if result.error > EXACT:
         notes.append(f"relative error {result.error:.2%} at rank {lora.rank}")
     if job.task.rank is not None:
@@ -141,7 +142,7 @@ def generate(job: Job) -> None:
     """The method's images of the prompt, one a seed."""
     from PIL import Image
 
-    from lorabench.sampling.generate import draw
+    from lorabench.sampling.generate import generate_by_rule
     from lorabench.tasks.jobs import load_model
 
     if not job.own.prompt:
@@ -154,9 +155,15 @@ def generate(job: Job) -> None:
         result = job.merged(bar)
         base = load_model(job.files, job.trainer.accelerator)
         seeds = [seed_of("image", job.own.prompt, index, job.seed) for index in range(spec.images)]
-        images = draw(
-            base, job.method, lambda: [each.read() for each in job.own.files], job.own.roles, result,
-            [job.own.prompt] * spec.images, seeds, spec, job.trainer, lambda count: bar.reach(before + count * cost),
+
+        def parts() -> Parts:
+            found = job.method.merge.parts([each.read() for each in job.own.files], job.own.roles, result.masks)
+            assert found is not None
+            return found
+
+        images = generate_by_rule(
+            base, job.method.sampling, result.file, parts, [job.own.prompt] * spec.images, seeds, spec, job.trainer,
+            lambda count: bar.reach(before + count * cost),
         )  # fmt: skip
     for index, image in enumerate(images):
         Image.fromarray(image).save(job.output / f"{index:02d}.png")

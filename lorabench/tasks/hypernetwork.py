@@ -15,7 +15,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,11 +32,12 @@ from lorabench.engine.costs import COST_FILE, joined_costs
 from lorabench.engine.devices import device_name
 from lorabench.engine.make import make
 from lorabench.engine.work import Progress
-from lorabench.merging import method as methods
 from lorabench.models.files import ModelFiles
+from lorabench.personalization.schemes.dreambooth import dreambooth
 from lorabench.tasks.benchmark import plan_of
 from lorabench.tasks.jobs import load_model, nothing
-from lorabench.tasks.plan import Plan, Row
+from lorabench.tasks.plan import Plan
+from lorabench.tasks.rows import Row
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,15 +56,13 @@ TRAINS_NOTHING = "calibration"  # the experiment that draws every subject in eve
 def run(cfg: DictConfig, folder: Path) -> None:
     """Write hypernetwork.safetensors, held_out.csv and hypernetwork.md, and print the last."""
     task: Any = OmegaConf.to_object(cfg.task)
-    row = Row("direct", settings=asdict(methods.load("direct")))
-    plan = plan_of(cfg, [row])
+    plan = plan_of(cfg, [Row.of("direct")])
     dataset: Any = OmegaConf.to_object(cfg.dataset)
     pairs = training_pairs(task, dataset, Prompts(**cfg.prompts))
     check_single([*pairs, *plan.pairs])
     check_disjoint(pairs, plan.pairs)
     device_name(plan.trainer.accelerator)  # is it there?
-    seen = {concept.name: plan.personalise(row, concept) for pair in pairs for concept in pair.concepts}
-    unseen = {concept.name: plan.personalise(row, concept) for pair in plan.pairs for concept in pair.concepts}
+    seen, unseen = trainings(plan, pairs), trainings(plan, plan.pairs)
     trained = training(plan, task, pairs, seen)
     checked = checking(plan, task, trained, unseen)
     make(plan.store, plan.trainer, [*seen.values(), *unseen.values(), checked])
@@ -76,6 +75,13 @@ def run(cfg: DictConfig, folder: Path) -> None:
     (folder / "hypernetwork.md").write_text(text)
     print(text)
     print(folder / FILE)
+
+
+def trainings(plan: Plan, pairs: Sequence[Pair]) -> dict[str, Artifact]:
+    """Return the LoRA of each concept, as most methods train it."""
+    return {
+        concept.name: plan.training(dreambooth(concept, plan.lora).job) for pair in pairs for concept in pair.concepts
+    }
 
 
 def training_pairs(task: HypernetworkTask, dataset: DatasetSpec, prompts: Prompts) -> list[Pair]:

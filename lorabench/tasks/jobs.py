@@ -8,16 +8,18 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorabench.config.schemas import GenerateSpec, LoRASpec, TrainerSpec
-from lorabench.data.pairs import Concept, Pair
+from lorabench.config.schemas import GenerateSpec, TrainerSpec
+from lorabench.data.pairs import Pair
 from lorabench.engine.devices import device_name
 from lorabench.engine.work import BatchWork, Progress
+from lorabench.merging.merge import Merge
 from lorabench.models.files import ModelFiles
+from lorabench.personalization.training import Environment, Job
 from lorabench.scoring.description import ScorerFiles
 
 if TYPE_CHECKING:
@@ -44,65 +46,44 @@ def class_images(
         images.generate(base, trainer, folder, progress)
 
 
-def personalise(
-    model: ModelFiles, trainer: TrainerSpec, concept: Concept, spec: LoRASpec, seed: int, generation: GenerateSpec,
-    prior: tuple[ClassImages, Path] | None, scratch: Path, folder: Path, progress: Progress, in_core: bool = False,
-) -> None:  # fmt: skip
-    """Write lora.safetensors of a concept, and samples/<step>.png if the recipe asks for them.
+@dataclass(frozen=True)
+class Personalize:
+    """One training.
 
     Args:
         prior: Class images and their folder.
         scratch: Folder that a killed training resumes from.
     """
-    from lorabench.engine.costs import cost
-    from lorabench.engine.curves import Curves
-    from lorabench.personalization.dreambooth import personalise
-    from lorabench.personalization.samples import Look
 
-    base, curves = load_model(model, trainer.accelerator), Curves()
-    shown = prior[0].references(prior[1]) if prior else []
-    look = Look(scratch / "samples", generation)
-    with cost(folder, base.denoiser) as costs:
-        lora = personalise(
-            base,
-            concept,
-            spec,
-            seed,
-            trainer,
-            progress,
-            curves,
-            shown,
-            look,
-            scratch,
-            in_core,
-        )
-        lora.save(folder / "lora.safetensors", format="store")
-        costs["learned_parameters"] = lora.parameters("down") if in_core else lora.parameters()
-    curves.write(folder)
-    if look.folder.is_dir():
-        shutil.copytree(look.folder, folder / "samples")
+    model: ModelFiles
+    trainer: TrainerSpec
+    job: Job
+    seed: int
+    generation: GenerateSpec
+    prior: tuple[ClassImages, Path] | None
+    scratch: Path
 
+    def __call__(self, folder: Path, progress: Progress) -> None:
+        """Write <output>.safetensors of each adapter, and samples/<step>.png if the recipe asks for them."""
+        from lorabench.engine.costs import cost
+        from lorabench.engine.curves import Curves
 
-def personalise_aligned(
-    model: ModelFiles, trainer: TrainerSpec, concept: Concept, spec: LoRASpec, seed: int, scratch: Path, folder: Path,
-    progress: Progress,
-) -> None:  # fmt: skip
-    """content.safetensors and style.safetensors of a subject before and after styling; scratch: as above."""
-    from lorabench.engine.costs import cost
-    from lorabench.engine.curves import Curves
-    from lorabench.personalization.aligned import train_aligned
-
-    base, curves = load_model(model, trainer.accelerator), Curves()
-    with cost(folder, base.denoiser) as costs:
-        loras = train_aligned(base, concept, spec, seed, trainer, progress, curves, scratch)
-        for role, lora in loras.items():
-            lora.save(folder / f"{role}.safetensors", format="store")
-        costs["learned_parameters"] = sum(lora.parameters("up") for lora in loras.values())
-    curves.write(folder)
+        base, curves = load_model(self.model, self.trainer.accelerator), Curves()
+        images = self.prior[0].references(self.prior[1]) if self.prior else []
+        samples = self.scratch / "samples"
+        env = Environment(self.seed, self.trainer, progress, curves, images, self.scratch, samples, self.generation)
+        with cost(folder, base.denoiser) as costs:
+            adapters = self.job.run(base, env)
+            for name, adapter in adapters.items():
+                adapter.save(folder / f"{name}.safetensors", format="store")
+            costs["learned_parameters"] = sum(self.job.learned(adapter) for adapter in adapters.values())
+        curves.write(folder)
+        if samples.is_dir():
+            shutil.copytree(samples, folder / "samples")
 
 
 @dataclass(frozen=True)
-class Merge(BatchWork):
+class MergePair(BatchWork):
     """The merge of one pair.
 
     Args:
@@ -112,29 +93,32 @@ class Merge(BatchWork):
 
     model: ModelFiles
     trainer: TrainerSpec
-    settings: dict[str, Any]
+    merge: Merge
     loras: tuple[Path, ...]
     pair: Pair
     seed: int
     batch_size: int = 1
 
     @classmethod
-    def run(cls, works: Sequence[Merge], folders: Sequence[Path], progress: Progress) -> None:
-        """Write merged.safetensors and what the method learned, for each pair."""
+    def run(cls, works: Sequence[MergePair], folders: Sequence[Path], progress: Progress) -> None:
+        """Write the merged LoRA and what the merge learned, for each pair."""
         from lorabench.engine.costs import COST_FILE, measured
         from lorabench.lora.adapter import LoRA
-        from lorabench.merging.merge import MergeItem, merge_all
-        from lorabench.merging.method import build
+        from lorabench.merging.masks import effective_ranks
+        from lorabench.merging.merge import MergeEnvironment, MergeItem
 
         first = works[0]
-        base, method = load_model(first.model, first.trainer.accelerator), build(first.settings)
+        base, merge = load_model(first.model, first.trainer.accelerator), first.merge
+        env = MergeEnvironment(base.layers, base, first.seed, first.trainer, progress)
         items = [MergeItem(tuple(LoRA.load(path) for path in each.loras), each.pair) for each in works]
         costs: dict[str, Any] = {}
         with measured(costs, base.denoiser):
-            results = merge_all(base, method, items, first.seed, first.trainer, progress)
+            results = merge.merge_pairs(items, env)
         for each in ("seconds", "denoiser_passes"):
             costs[each] /= len(items)
-        for result, folder in zip(results, folders, strict=True):
+        for item, result, folder in zip(items, results, folders, strict=True):
+            if parts := merge.parts(item.loras, item.pair.roles, result.masks):  # a diagnostic, outside the clock
+                result = replace(result, ranks=effective_ranks(parts.adapters, parts.masks))
             result.save(folder)
             (folder / CURVES_FILE).write_text(json.dumps(result.losses))
             (folder / COST_FILE).write_text(json.dumps(costs | {"learned_parameters": result.learned_params}))

@@ -15,7 +15,7 @@ DuoLoRA of the paper's limit that its prior is tied to SDXL's blocks.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -25,12 +25,12 @@ from lorabench.base import UserError
 from lorabench.config.choices import choose
 from lorabench.data.pairs import ROLES, Role
 from lorabench.engine.make import make
-from lorabench.merging import method as methods
 from lorabench.models.files import ModelFiles
 from lorabench.models.shapes import layer_map
 from lorabench.report import stats
 from lorabench.tasks.benchmark import plan_of
-from lorabench.tasks.plan import Plan, Row
+from lorabench.tasks.plan import Plan
+from lorabench.tasks.rows import Row
 
 KINDS = ("block", "layer")
 METRIC: dict[Role, str] = {"content": "dino/content", "style": "csd/style"}
@@ -48,14 +48,12 @@ def run(cfg: DictConfig, folder: Path) -> None:
         choose("task.by", kind, KINDS)
     plan = plan_of(cfg, [])
     modules = {kind: names_of(plan.model, kind) for kind in KINDS if kind in cfg.task.by}
-    settings = asdict(methods.load(WHOLE))
-    rows = [Row(WHOLE, settings=settings, live=True)]
-    rows += [Row(name, settings=asdict(methods.load(name)), live=True) for name in OFF.values()]
+    rows = [replace(Row.of(WHOLE), live=True), *(Row.of(name) for name in OFF.values())]
     for names in modules.values():
         for name in names:
             for role in ROLES:
-                blocks = {"blocks": {name: {role: cfg.task.scale}}}
-                rows.append(Row(f"{role} {name}", settings=settings | blocks, live=True))
+                probed = Row.of(WHOLE, blocks={name: {role: cfg.task.scale}})
+                rows.append(replace(probed, name=f"{role} {name}", live=True))
     plan = plan_of(cfg, rows)
     if not all(pair.is_single for pair in plan.pairs):
         raise UserError("a layer probe needs one subject and one style a pair; leave dataset.contents and + out")

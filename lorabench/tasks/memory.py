@@ -17,11 +17,12 @@ from unittest.mock import patch
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
-from lorabench.base import CONF
+from lorabench.base import CONF, UserError
 from lorabench.config.choices import choose
 from lorabench.config.schemas import LoRASpec
 from lorabench.data.pairs import ROLES
-from lorabench.merging.method import Method, load
+from lorabench.merging.learned import LearnedMasks
+from lorabench.merging.method import load
 from lorabench.models.layer import Layer
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def parts(name: str, step: str, rank: int, checkpointing: bool) -> tuple[int, in
         if step == TRAINING:
             forward, learned = training(model, adapters, rank)
         else:
-            forward, learned = merging(model, adapters, load(step), layers)
+            forward, learned = merging(model, adapters, learned_merge(step), layers)
         with Kept(model.denoiser, model.recomputed_blocks()) as kept:
             forward()
     return weights, size(stacks), size(learned), kept
@@ -108,13 +109,21 @@ def training(model: DiffusionModel, adapters: Adapters, rank: int) -> Step:
     return lambda: module.loss(module.images.draw(model, 1, Generator())), list(module.factors)
 
 
-def merging(model: DiffusionModel, adapters: Adapters, method: Method, layers: Mapping[str, Layer]) -> Step:
-    """A method that learns, on one image of each LoRA."""
+def learned_merge(name: str) -> LearnedMasks:
+    """Return the merge of a preset that learns."""
+    merge = load(name).merge
+    if not isinstance(merge, LearnedMasks):
+        raise UserError(f"task.methods={name} must learn masks; use task.methods=[ziplora,duolora]")
+    return merge
+
+
+def merging(model: DiffusionModel, adapters: Adapters, merge: LearnedMasks, layers: Mapping[str, Layer]) -> Step:
+    """Return a step of a merge that learns, on one image of each LoRA."""
     from lorabench.merging.learn import Draws, Merging
 
     pair = plain_pair()
-    starts = [method.masks(layers, 0) or {}]
-    module = Merging(adapters, layers, method, starts, [pair], [Draws(model, pair, 0)])
+    starts = [merge.masks(layers, 0)]
+    module = Merging(adapters, layers, merge, starts, [pair], [Draws(model, pair, 0)])
     return lambda: module.loss(0), list(module.learned)
 
 

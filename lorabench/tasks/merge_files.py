@@ -24,6 +24,7 @@ from lorabench.base import UserError, seed_of
 from lorabench.config.choices import choose
 from lorabench.config.schemas import GenerateSpec, ModelSpec, TrainerSpec
 from lorabench.data.pairs import Reference
+from lorabench.merging.learned import LearnedMasks
 from lorabench.merging.method import Method, load
 from lorabench.models.files import model_files, preset
 from lorabench.models.shapes import layer_map
@@ -31,7 +32,7 @@ from lorabench.tasks.user_loras import OwnLoRA, OwnPair
 
 if TYPE_CHECKING:
     from lorabench.lora.adapter import LoRA
-    from lorabench.merging.merge import MergeResult
+    from lorabench.merging.merge import Merged
     from lorabench.models.model import DiffusionModel
 
 TEACHERS = GenerateSpec(images=4, steps=30, guidance=5.0, batch=1)
@@ -64,10 +65,10 @@ def merge(
     """
     choose("device", device, ("cpu", "gpu", "auto"))
     chosen = load(method, **settings) if isinstance(method, str) else method
-    check_exports(chosen)
+    check_file(chosen)
     pair = OwnPair(listed(content), listed(style), prompt)
     trainer = TrainerSpec(accelerator=device, precision="32-true", workers=0, threads=1)
-    return merged(pair, chosen, preset(model), seed, trainer, partial(drawn, teachers, seed, trainer)).lora
+    return merged(pair, chosen, preset(model), seed, trainer, partial(drawn, teachers, seed, trainer)).file
 
 
 def merged(
@@ -79,7 +80,7 @@ def merged(
     teacher: Teacher,
     progress: Callable[[float], None] | None = None,
     image_cost: float = 0.0,
-) -> MergeResult:
+) -> Merged:
     """The merge of a pair; the model's weights are read only for a method that needs them.
 
     teacher: draws the images of a LoRA that has none.
@@ -88,7 +89,7 @@ def merged(
     own.check(method)
     loras = tuple(each.read() for each in own.files)
     given_images = [each.references() for each in own.files]
-    from lorabench.merging.merge import MergeItem, given, merge_all
+    from lorabench.merging.merge import MergeEnvironment, MergeItem
 
     layers = layer_map(spec)
     for each, lora, role in zip(own.files, loras, own.roles, strict=True):
@@ -96,8 +97,10 @@ def merged(
             layers.adapted([lora], [role])
         except UserError as error:
             raise UserError(f"{each.path} does not fit {spec.path}: {error}, or choose another model=") from None
-    if not method.needs_model:
-        return given(layers, method, MergeItem(tuple(method.rebase(loras)), own.pair()), seed, ranked=False)
+    merge = method.merge
+    if not merge.needs_model:
+        [result] = merge.merge_pairs([MergeItem(loras, own.pair())], MergeEnvironment(layers, None, seed, trainer))
+        return result
     from lorabench.tasks.jobs import load_model
 
     base = load_model(model_files(spec), trainer.accelerator)
@@ -108,24 +111,22 @@ def merged(
             progress(done + count * cost)
 
     for each, lora, known in zip(own.files, loras, given_images, strict=True):
-        if not method.needs_images:
+        if not merge.needs_images:
             images.append((each.blank(),))
             continue
         images.append(tuple(known or teacher(base, each, lora, partial(tell, cost=image_cost))))
         done += 0 if known else len(images[-1]) * image_cost
     item = MergeItem(loras, own.pair(images))
-    [result] = merge_all(base, method, [item], seed, trainer, partial(tell, cost=step_cost(own, method)))
+    env = MergeEnvironment(base.layers, base, seed, trainer, partial(tell, cost=step_cost(own, method)))
+    [result] = merge.merge_pairs([item], env)
     return result
 
 
 def work(own: OwnPair, method: Method, teachers: GenerateSpec) -> float:
     """What a merge costs, in rows of the UNet while sampling."""
-    if not method.needs_model:
-        return 0.0
-    lacking = sum(not each.images for each in own.files) if method.needs_images else 0
-    return lacking * teachers.images * image_cost(teachers) + (method.fit.steps if method.fit else 0) * step_cost(
-        own, method
-    )
+    merge = method.merge
+    lacking = sum(not each.images for each in own.files) if merge.needs_images else 0
+    return lacking * teachers.images * image_cost(teachers) + merge.optimizer_steps(own.pair()) * step_cost(own, method)
 
 
 def image_cost(spec: GenerateSpec) -> float:
@@ -133,7 +134,8 @@ def image_cost(spec: GenerateSpec) -> float:
 
 
 def step_cost(own: OwnPair, method: Method) -> float:
-    return STEP * len(own.files) * (method.fit.batch if method.fit else 1)
+    batch = method.merge.fit.batch if isinstance(method.merge, LearnedMasks) else 1
+    return STEP * len(own.files) * batch
 
 
 def drawn(
@@ -159,11 +161,16 @@ def drawn(
     ]
 
 
-def check_exports(method: Method) -> None:
-    """UserError where no single LoRA does what the method does."""
-    if not method.exports:
+def check_file(method: Method) -> None:
+    """Check that one LoRA file expresses a method.
+
+    Raises:
+        UserError: If it does not.
+    """
+    if not method.is_file:
         raise UserError(
-            f"{method.name} is no single LoRA: its strengths change while it samples; draw with task=generate"
+            f"{method.name} cannot be exported as one LoRA file, because method/sampling={method.options['sampling']} "
+            "changes adapter scales or guidance while sampling; use task=generate"
         )
 
 

@@ -7,15 +7,19 @@ style LoRA on each.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 from omegaconf import DictConfig
 
-from lorabench.base import CONF, UserError
+from lorabench.base import UserError
 from lorabench.config.choices import choose
+from lorabench.config.components import component_name
 from lorabench.data.pairs import ROLES
-from lorabench.merging.method import Method, load
+from lorabench.merging.learned import LearnedMasks
+from lorabench.merging.method import load
+from lorabench.merging.presets import presets
 
 COLUMNS = ["model", "rank", "denoiser_parameters", "layers", "lora_parameters", "method", "learned_parameters"]
 
@@ -48,27 +52,27 @@ def count(ranks: Mapping[str, int]) -> pd.DataFrame:
         denoiser = sum(parameter.numel() for parameter in empty_model(model).denoiser.parameters())
         layers = layer_map(model).planned(rank, ROLES)
         loras = sum(sum(layer.ranks) * (layer.in_features + layer.out_features) for layer in layers.values())
-        for label, method in learners.items():
-            masks = method.masks(layers, seed=0)
-            if masks is not None:
-                rows.append((model, rank, denoiser, len(layers), loras, label, learned_params(masks)))
+        for label, merge in learners.items():
+            learned = learned_params(merge.masks(layers, seed=0))
+            rows.append((model, rank, denoiser, len(layers), loras, label, learned))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def learning_methods() -> dict[str, Method]:
-    """The methods of conf/method that learn; of the published ones (no presets) a row for each `mask_dim`.
+def learning_methods() -> dict[str, LearnedMasks]:
+    """Return the merges that learn masks by preset, with one row per `mask_dim` for the published ones.
 
-    A method in closed form has as many masks as the trained one that it stands for.
+    A merge in closed form has as many masks as the trained one that it replaces.
     """
-    found: dict[str, Method] = {}
-    for path in sorted((CONF / "method").glob("*.yaml")):
-        method = load(path.stem)
-        if method.fit is None:
+    found: dict[str, LearnedMasks] = {}
+    for name in presets():
+        merge = load(name).merge
+        if not isinstance(merge, LearnedMasks):
             continue
-        if hasattr(method, "mask_dim") and path.stem == method.name:
-            found |= {f"{path.stem} ({dim})": load(path.stem, mask_dim=dim) for dim in ("in", "out")}
+        if hasattr(merge, "mask_dim") and name == component_name(merge):
+            for dim in ("in", "out"):
+                found[f"{name} ({dim})"] = replace(merge, mask_dim=dim)
         else:
-            found[path.stem] = method
+            found[name] = merge
     return found
 
 

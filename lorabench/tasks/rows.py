@@ -1,15 +1,89 @@
-"""The lists of rows that a study's config names."""
+"""The rows of a table: methods between the baseline and oracle rows."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from lorabench.base import UserError
-from lorabench.tasks.plan import FLOORS
+from lorabench.config.schemas import DatasetSpec, MicroworldSpec
+from lorabench.data.pairs import Pair, Role
+from lorabench.engine.record import sha256
+from lorabench.merging.learned import LearnedMasks
+from lorabench.merging.masked import MaskedSum
+from lorabench.merging.method import Method, key_of_component, load
+
+FLOORS = ("base", "content_only", "style_only")
+ORACLE = "oracle"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table: a method, a baseline, or the oracle, which has no method.
+
+    Args:
+        name: Name of the method in tables.
+        live: Generated with the LoRAs at the scales of the merge, without merging them.
+        strength: Further scale of all LoRAs of a role while sampling; None is 1.
+    """
+
+    name: str
+    ablation: str = "none"
+    method: Method | None = None
+    live: bool = False
+    strength: dict[Role, float] | None = None
+
+    @classmethod
+    def of(cls, name: str, ablation: str = "none", **settings: Any) -> Row:
+        """Return the row of a method with the values of its yaml files."""
+        return cls.chosen(load(name, ablation, **settings), ablation)
+
+    @classmethod
+    def chosen(cls, method: Method, ablation: str) -> Row:
+        return cls(method.name, ablation, method, method.name in FLOORS)
+
+    @property
+    def is_method(self) -> bool:
+        return self.method is not None and not self.live
+
+    @property
+    def own(self) -> Method:
+        """Return the method of a row that is not the oracle."""
+        assert self.method is not None
+        return self.method
+
+    @property
+    def is_uniform(self) -> bool:
+        """Return True if the row averages the merges of each content with each style."""
+        merge = self.own.merge
+        return isinstance(merge, MaskedSum | LearnedMasks) and merge.concepts == "uniform"
+
+    def merge_key(self, pair: Pair) -> dict[str, Any]:
+        """Return what of the merge determines the result for a pair, with files by their content."""
+        merge = self.own.merge
+        key = key_of_component(merge)
+        key["settings"] |= {name: sha256(file) for name, file in merge.files().items()}
+        if not pair.couples:  # several concepts only
+            key["settings"].pop("concepts", None)
+        return key
+
+
+def frame_rows(chosen: Row, dataset: DatasetSpec, pairs: Sequence[Pair]) -> list[Row]:
+    """Return the baselines, the oracle if the ground truth of every pair is known, and the chosen method."""
+    floors = [Row.of(name) for name in FLOORS if name != chosen.name]
+    known = isinstance(dataset, MicroworldSpec) and all(pair.is_single for pair in pairs)
+    return [*floors, *([Row(ORACLE)] if known else []), chosen]
 
 
 def check_rows(key: str, names: Sequence[str], example: str, floors: str | None = None) -> None:
-    """UserError for an empty list, or a row that it names twice.
+    """Check the list of rows that a study's config names.
 
-    floors: what keeps the rows without a merge out of it, in words; None lets them in.
+    Args:
+        floors: Why baselines are not allowed; None allows them.
+
+    Raises:
+        UserError: If it is empty, names a row twice, or names a baseline that is not allowed.
     """
     if not names:
         raise UserError(f"{key} is empty; type {key}={example}")
@@ -17,3 +91,17 @@ def check_rows(key: str, names: Sequence[str], example: str, floors: str | None 
         raise UserError(f"{key} names {twice} twice; name each once")
     if floors and (floor := next((name for name in names if name.partition(" ")[0] in FLOORS), None)):
         raise UserError(f"{key} names {floor}, which {floors}; leave it out")
+
+
+def check_uniform(rows: Sequence[Row], pairs: Sequence[Pair]) -> None:
+    """Check that `concepts=uniform` makes a difference.
+
+    Raises:
+        UserError: If all pairs are single, or a row does not merge.
+    """
+    for row in rows:
+        if row.is_uniform and (row.live or all(pair.is_single for pair in pairs)):
+            raise UserError(
+                f"method.concepts=uniform averages the merges of several subjects, but {row.name} has single pairs; "
+                "use dataset.contents=[mug_1,cat_1] or method.concepts=joint"
+            )

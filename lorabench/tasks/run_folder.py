@@ -24,10 +24,12 @@ from lorabench.engine.artifact import Artifact
 from lorabench.engine.costs import COST_FILE, joined_costs
 from lorabench.engine.failures import FORBIDDEN
 from lorabench.engine.record import files_of, key_of, write_whole
-from lorabench.merging.method import PER_PAIR
+from lorabench.merging.presets import GROUPS
+from lorabench.personalization.training import is_per_pair
 from lorabench.report.folder import label
 from lorabench.tasks.jobs import CURVES_FILE
-from lorabench.tasks.plan import FLOORS, ORACLE, STAGES, Plan, Row
+from lorabench.tasks.plan import STAGES, Plan
+from lorabench.tasks.rows import FLOORS, ORACLE, Row
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -99,7 +101,7 @@ class Outcome:
         for row, pair in self.plan.cells():
             images = self.path / "images" / self.folder_of(row) / pair.name
             copy(self.plan.path(self.plan.generate(row, pair)), images, "*.png")
-            if row.is_method and row.method().exports:
+            if row.is_method and row.own.is_file:
                 merged = self.path / "merged" / (self.folder_of(row) if len(self.chosen) > 1 else "")
                 merged.mkdir(parents=True, exist_ok=True)
                 made = self.plan.path(self.plan.merge(row, pair)) / "merged.safetensors"
@@ -174,6 +176,7 @@ class Outcome:
                 "world": world_version(self.plan.dataset),
                 "method": row.name,
                 "ablation": row.ablation,
+                **(row.method.options if row.method else dict.fromkeys(GROUPS, "")),
                 "model": self.plan.model_name,
             }
             parts.append(scores.assign(**whose)[[*whose, *scores.columns]])
@@ -202,9 +205,10 @@ class Outcome:
         several = len(self.chosen) > 1
         plan = replace(self.plan, rows=[row]) if several else self.plan
         return {
-            **({"settings": row.settings, "label": label(row.name, row.ablation)} if several else {}),
+            **({"settings": row.own.settings, "label": label(row.name, row.ablation)} if several else {}),
             "method": row.name,
             "ablation": row.ablation,
+            **(row.method.options if row.method else {}),
             "costs": self.costs(row),
             "losses": {item.name: self.curves(item) for item in plan.artifacts("merge") if self.curves(item)},
             "keys": self.keys(plan.rows),
@@ -234,7 +238,7 @@ class Outcome:
         }
         if row.is_method:
             merged = [self.cost(self.plan.merge(row, pair)) for pair in self.plan.pairs]
-            if row.method().training in PER_PAIR:
+            if is_per_pair(row.own.training.outputs(self.plan.pairs[0], self.plan.lora)):
                 parts = zip(merged, trained, strict=True)
                 merged = [joined_costs([merge, *of_pair.values()]) for merge, of_pair in parts]
                 costs.pop("lora_seconds", None)

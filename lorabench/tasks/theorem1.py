@@ -8,7 +8,6 @@ docs/theorem1.md derives what to expect: no violation in the SVD basis, some on 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,14 +26,15 @@ def run(cfg: DictConfig, folder: Path) -> None:
     """Train the LoRAs that the store lacks; write theorem1.csv, theorem1.md and theorem1.png."""
     from lorabench.engine.make import make
     from lorabench.lora.adapter import LoRA
-    from lorabench.merging.method import build
     from lorabench.tasks.benchmark import plan_of
-    from lorabench.tasks.plan import Row
+    from lorabench.tasks.composition import ablation_of, method_of
+    from lorabench.tasks.rows import Row
 
-    plan = plan_of(cfg, [Row(cfg.method.name, settings=asdict(build(cfg.method)))])  # one row: every LoRA once
-    trained = plan.artifacts("personalize")
-    make(plan.store, plan.trainer, trained)
-    loras = {each.name: LoRA.load(plan.path(each) / "lora.safetensors") for each in trained}
+    row = Row.chosen(method_of(cfg), ablation_of())
+    plan = plan_of(cfg, [row])
+    make(plan.store, plan.trainer, plan.artifacts("personalize"))
+    parts = {part.key: part for pair in plan.pairs for part in plan.loras(row, pair)}.values()
+    loras = {f"{part.artifact.name} {part.name}".removesuffix(" lora"): LoRA.load(plan.file(part)) for part in parts}
     errors = pd.concat([measure(name, lora) for name, lora in loras.items()], ignore_index=True)
     folder.mkdir(parents=True, exist_ok=True)
     errors.to_csv(folder / "theorem1.csv", index=False)

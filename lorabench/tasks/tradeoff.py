@@ -18,7 +18,7 @@ of all pairs. The best of several noisy points is too good by chance, for all me
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from dataclasses import replace as changed
 from pathlib import Path
 
@@ -32,13 +32,13 @@ from lorabench.config.choices import choose
 from lorabench.data.pairs import ROLES, Role
 from lorabench.engine.devices import device_name
 from lorabench.engine.make import make
-from lorabench.merging import method as methods
 from lorabench.report import stats
 from lorabench.scoring.description import read_config
 from lorabench.scoring.files import ScorerSet
-from lorabench.tasks.benchmark import check_methods, check_scorers, plan_of
-from lorabench.tasks.plan import Plan, Row
-from lorabench.tasks.rows import check_rows
+from lorabench.tasks.benchmark import plan_of
+from lorabench.tasks.checks import check_methods, check_scorers
+from lorabench.tasks.plan import Plan
+from lorabench.tasks.rows import Row, check_rows
 
 ALONE: dict[Role, str] = {"content": "content_only", "style": "style_only"}  # the row that has one role's LoRA
 METRICS = {"dino": "dino", "clip": "clip_i", "csd": "csd"}  # of each kind of scorer
@@ -64,7 +64,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
 
     names, points = list(cfg.task.methods), fan(list(cfg.task.strengths))
     rows = rows_of(names, points)
-    frames = [Row(name, settings=asdict(methods.load(name)), live=True) for name in ALONE.values()]
+    frames = [Row.of(name) for name in ALONE.values()]
     plan = plan_of(cfg, [*frames, *rows.values()])
     metrics: dict[Role, str] = {"content": cfg.task.content, "style": cfg.task.style}
     check_metrics(metrics, plan.scorers)
@@ -104,11 +104,11 @@ def rows_of(names: Sequence[str], points: Sequence[Strengths]) -> dict[tuple[str
     check_rows("task.methods", names, "[direct,duolora]", floors="has no trade-off")
     rows = {}
     for name in names:
-        settings = asdict(methods.load(name))
+        row = Row.of(name)
         for point in points:
             strength: dict[Role, float] | None = dict(zip(ROLES, point, strict=True)) if point != (1.0, 1.0) else None
             at = " ".join(f"{value:g}" for value in point)
-            rows[name, point] = Row(f"{name} {at}" if strength else name, settings=settings, strength=strength)
+            rows[name, point] = changed(row, name=f"{name} {at}" if strength else name, strength=strength)
     return rows
 
 

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lorabench.config.schemas import GenerateSpec, TrainerSpec
 from lorabench.data.pairs import Pair, Role
 from lorabench.engine.work import Progress, UnitWork, counted
+from lorabench.merging.merge import Merge, Merged
 from lorabench.models.files import ModelFiles
+from lorabench.sampling.rule import Sampling
 from lorabench.tasks.jobs import load_model
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from lorabench.lora.adapter import LoRA
+    from lorabench.models.model import DiffusionModel
+    from lorabench.sampling.parts import Parts
 
 
 def batches_of(count: int, size: int) -> int:
@@ -23,14 +29,19 @@ def batches_of(count: int, size: int) -> int:
 
 @dataclass(frozen=True)
 class Generate(UnitWork):
-    """<index>.png, one a seed: with the merged LoRA where the method makes one, else with all LoRAs at their scales.
+    """<index>.png, one per seed: with the merged LoRA if it expresses the method, else with the LoRAs at their scales.
 
-    loras: files; merged: the folder of the merge, what is drawn with.  seed: of the run.
+    Args:
+        loras: Files of the LoRAs.
+        merged: Folder of the merge; None generates with the LoRAs.
+        strength: Further scale of all LoRAs of a role.
+        seed: Seed of the run.
     """
 
     model: ModelFiles
     trainer: TrainerSpec
-    settings: dict[str, Any]
+    merge: Merge
+    sampling: Sampling
     loras: tuple[Path, ...]
     merged: Path | None
     pair: Pair
@@ -46,30 +57,43 @@ class Generate(UnitWork):
     def compute(self, numbers: Sequence[int], folder: Path, progress: Progress) -> None:
         from PIL import Image
 
-        from lorabench.lora.adapter import LoRA
-        from lorabench.merging.merge import MergeResult, at_strength
-        from lorabench.merging.method import build
-        from lorabench.sampling.generate import Share, draw
+        from lorabench.sampling.generate import Share, generate_by_rule
 
-        base, method = load_model(self.model, self.trainer.accelerator), build(self.settings)
-        result = MergeResult.load(self.merged) if self.merged else None
-        scenes = self.pair.shots(self.spec.images)
-
-        def read() -> list[LoRA]:
-            return [LoRA.load(path) for path in self.loras]
+        base = load_model(self.model, self.trainer.accelerator)
 
         def write(start: int, images: Tensor) -> None:
             for index, image in enumerate(images.numpy(), start):
                 Image.fromarray(image).save(folder / file_name(index))
 
         with counted(numbers, folder, base.denoiser):
-            strength: Mapping[Role, float] | None = self.strength
-            if strength is not None and result is not None:
-                result, strength = at_strength(base, method, result, read, self.pair, strength, self.seed, self.trainer)
-            draw(
-                base, method, read, self.pair.roles, result, scenes, self.seeds, self.spec, self.trainer, progress,
-                strength, Share(numbers, write),
+            generate_by_rule(
+                base, self.sampling, self.file(base), self.parts, self.pair.shots(self.spec.images), self.seeds,
+                self.spec, self.trainer, progress, Share(numbers, write),
             )  # fmt: skip
+
+    def file(self, base: DiffusionModel) -> LoRA | None:
+        """Return the merged LoRA; None if the LoRAs are scaled separately."""
+        from lorabench.merging.merge import MergeEnvironment
+        from lorabench.merging.strength import merged_at_strength
+
+        if self.merged is None or (self.strength is not None and self.merge.keeps_parts):
+            return None
+        if self.strength is None:
+            return Merged.load(self.merged).file
+        env = MergeEnvironment(base.layers, base, self.seed, self.trainer)
+        return merged_at_strength(self.merge, self.read(), self.pair, self.strength, env).file
+
+    def parts(self) -> Parts:
+        """Return the LoRAs at the scales of the merge."""
+        masks = Merged.load(self.merged).masks if self.merged is not None else None
+        parts = self.merge.parts(self.read(), self.pair.roles, masks, self.strength)
+        assert parts is not None
+        return parts
+
+    def read(self) -> list[LoRA]:
+        from lorabench.lora.adapter import LoRA
+
+        return [LoRA.load(path) for path in self.loras]
 
     def finish(self, folder: Path) -> None:
         check_images(folder, len(self.seeds))

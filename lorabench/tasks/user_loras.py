@@ -77,11 +77,9 @@ class OwnPair:
             raise UserError(
                 "a merge needs a content LoRA and a style LoRA; type content=a.safetensors style=b.safetensors"
             )
-        if method.training == "one":
-            raise UserError(f"{method.name} trains a LoRA of its own and merges no files; type method=direct")
-        if method.concepts == "uniform" and len(self.files) > 2:
+        if getattr(method.merge, "concepts", "joint") == "uniform" and len(self.files) > 2:
             raise UserError("method.concepts=uniform needs a prompt for each couple; type method.concepts=joint")
-        if not method.needs_model:
+        if not method.merge.needs_model:
             return
         for role, owns in (("content", self.contents), ("style", self.styles)):
             if lacking := [own for own in owns if not own.prompt]:

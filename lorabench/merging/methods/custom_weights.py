@@ -1,42 +1,57 @@
-"""Custom weights: the direct merge with strengths chosen by hand, for each role and, where named, for each module.
+"""Custom weights: the sum with scales chosen by hand, for each role and, optionally, for modules.
 
-dW_m = w_c dW_c + w_s dW_s,   w by role or by module path
+    dW_m = w_c dW_c + w_s dW_s,   w by role or by module path
 
-Against the direct merge: scales. With w_s < w_c this is the usual remedy of practitioners whose style LoRA drowns the
-subject; a module's own weights are what a layer probe varies.
+With w_s < w_c this is what practitioners do if the style dominates the subject. A layer probe varies the weights of
+single modules. The lower bounds of every table are this merge with weights 0 (`base`, `content_only`, `style_only`).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lorabench.base import UserError
-from lorabench.data.pairs import ROLES
-from lorabench.merging.method import Method
-from lorabench.merging.priors import within
-from lorabench.models.layer import Layer
+from lorabench.data.pairs import ROLES, Role
+from lorabench.merging.masked import MaskedSum
+from lorabench.models.layer import Layer, within
 
 
 @dataclass(frozen=True, kw_only=True)
-class CustomWeights(Method):
-    """content, style: strength of each.  blocks: {module path: {content: w, style: w}} for all layers in a module."""
+class CustomWeights(MaskedSum):
+    """Scales by role and module.
+
+    Args:
+        content: Scale of content adapters.
+        style: Scale of style adapters.
+        blocks: {module path: {content: w, style: w}} for all layers of a module.
+    """
 
     content: float
     style: float
-    blocks: dict[str, dict[str, float]]
+    blocks: dict[str, dict[str, float]] | None = None
 
     def __post_init__(self) -> None:
-        for block, weights in self.blocks.items():
+        super().__post_init__()
+        for block, weights in (self.blocks or {}).items():
             if not weights or not set(weights) <= set(ROLES):
-                raise UserError(f"method.blocks.{block} needs content: or style: weights; type {{content: 0.5}}")
+                raise UserError(
+                    f"method.blocks.{block} must have content: or style: weights; "
+                    f"use method.blocks={{{block}: {{content: 0.5}}}}"
+                )
+
+    def uses(self, role: Role) -> bool:
+        return any([getattr(self, role), *(own.get(role) for own in (self.blocks or {}).values())])
 
     def check(self, layers: Mapping[str, Layer]) -> None:
-        for block in self.blocks:
+        for block in self.blocks or {}:
             if not any(within(layer, block) for layer in layers):
-                raise UserError(f"method.blocks.{block} is no module with adapted layers; use the path of one")
+                raise UserError(
+                    f"method.blocks.{block} must be a module with adapted layers; "
+                    "use method.blocks={<module path>: {style: 0.5}}"
+                )
 
-    def scale(self, layer: Layer, progress: float) -> tuple[float, ...]:
+    def scales(self, layer: Layer) -> tuple[float, ...]:
         weights: Mapping[str, float] = {"content": self.content, "style": self.style}
-        for block, own in self.blocks.items():
+        for block, own in (self.blocks or {}).items():
             if within(layer.name, block):
                 weights = {**weights, **own}
         return tuple(weights[role] for role in layer.roles)

@@ -1,13 +1,13 @@
-"""Direct merge: the direct merge of all LoRAs, the baseline of ZipLoRA (arXiv 2311.13600) and DuoLoRA (2504.13206).
+"""Direct merge: the sum of all adapters, the baseline of ZipLoRA (arXiv 2311.13600) and DuoLoRA (2504.13206).
 
-dW_m = w_c dW_c + w_s dW_s,   w_c = w_s = 1
+dW_m = sum_k dW_k
 """
 
 from dataclasses import dataclass
 
-from lorabench.merging.method import Method
+from lorabench.merging.masked import MaskedSum
 
 
 @dataclass(frozen=True, kw_only=True)
-class Direct(Method):
-    pass
+class Direct(MaskedSum):
+    """The sum without scales and masks."""

@@ -47,87 +47,69 @@ name both concepts for either image ("a sbu1 slime in szn1 style").
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
-from lorabench.base import UserError, seed_of
-from lorabench.config.choices import choose
-from lorabench.config.schemas import LoRASpec
+from lorabench.base import seed_of
+from lorabench.config.settings import setting
 from lorabench.data.pairs import Role
-from lorabench.merging.method import FitSpec, Method
-from lorabench.merging.priors import dominant_roles, leads_somewhere, read_prior
+from lorabench.merging.learned import LearnedMasks
+from lorabench.merging.priors import check_prior, dominant_roles, leads_somewhere, read_prior
 from lorabench.models.layer import Layer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lorabench.lora.adapter import LoRA
     from lorabench.lora.layer import AllMasks, Masks
     from lorabench.merging.step import MergeStep
 
 OTHER: dict[Role, Role] = {"content": "style", "style": "content"}
-CHOICES = {
-    "basis": ("svd", "raw"),
-    "prior_norm": ("mean", "sum"),
-    "nuclear_norm": ("diagonal", "vector"),
-    "constyle": ("through_merge", "detached"),
-    "remove_with": ("own", "other"),
-    "cycle_in": ("prediction", "image"),
-    "cycles": ("both", "style", "content"),
-    "init": ("prior", "gaussian", "ones"),
-}
-SHARES = ("dominant_ones", "minor_ones", "dominant_threshold", "minor_threshold", "content_lora_steps")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DuoLoRA(Method):
-    """prior: see lorabench/merging/priors.py.  prior_hinge: lambda inside L_prior.  cycles: which of the two are used.
+class DuoLoRA(LearnedMasks):
+    """Rank masks with a layer prior and a cycle.
 
-    dominant_ones, minor_ones: shares of the two masks of a layer that start as ones, with `init: prior`.
-    dominant_threshold, minor_threshold: with `init: gaussian`.
-    content_lora_steps: share of the LoRA's steps that a content LoRA is trained for.
+    Args:
+        basis: Factors that the masks act on.
+        prior: See lorabench/merging/priors.py.
+        prior_hinge: lambda inside L_prior.
+        cycles: Which of the two cycle losses are used.
+        dominant_ones: Share of ones at the start in the mask of the dominant adapter, with `init: prior`.
+        minor_ones: The same of the other adapter.
+        dominant_threshold: The same with `init: gaussian`.
+        minor_threshold: The same of the other adapter.
     """
 
-    fit: FitSpec
-    basis: str
+    basis: str = setting(options=("svd", "raw"))
     prior: Any
-    lambda_prior: float
-    prior_norm: str
-    prior_hinge: float
+    lambda_prior: float = setting(least=0)
+    prior_norm: str = setting(options=("mean", "sum"))
+    prior_hinge: float = setting(least=0)
     hinge: bool
-    nuclear_norm: str
-    lambda_cycle: float
-    cycles: str
-    constyle: str
-    remove_with: str
-    cycle_in: str
-    init: str
-    dominant_ones: float
-    minor_ones: float
-    dominant_threshold: float
-    minor_threshold: float
+    nuclear_norm: str = setting(options=("diagonal", "vector"))
+    lambda_cycle: float = setting(least=0)
+    cycles: str = setting(options=("both", "style", "content"))
+    constyle: str = setting(options=("through_merge", "detached"))
+    remove_with: str = setting(options=("own", "other"))
+    cycle_in: str = setting(options=("prediction", "image"))
+    init: str = setting(options=("prior", "gaussian", "ones"))
+    dominant_ones: float = setting(least=0, most=1)
+    minor_ones: float = setting(least=0, most=1)
+    dominant_threshold: float = setting(least=0, most=1)
+    minor_threshold: float = setting(least=0, most=1)
     shared_masks: bool
     one_step_an_epoch: bool
-    content_lora_steps: float
 
     def __post_init__(self) -> None:
-        for name, options in CHOICES.items():
-            choose(f"method.{name}", getattr(self, name), options)
-        for name in SHARES:
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"method.{name}={getattr(self, name)} is no share; type method.{name}=<0 to 1>")
+        super().__post_init__()
         object.__setattr__(self, "prior", read_prior(self.prior))
 
-    def lora(self, role: Role, spec: LoRASpec) -> LoRASpec:
-        if role == "style" or self.content_lora_steps == 1:
-            return spec
-        return replace(spec, steps=max(1, round(spec.steps * self.content_lora_steps)))
-
-    def rebase(self, loras: Sequence[LoRA]) -> Sequence[LoRA]:
-        from lorabench.lora.adapter import in_basis
-
-        return in_basis(loras, self.basis)
+    def check(self, layers: Mapping[str, Layer]) -> None:
+        check_prior(self.prior, layers)
+        if self.lambda_prior:
+            leads_somewhere(dominant_roles(self.prior, layers))
 
     def steps(self, images: Sequence[int]) -> int:
         epoch = ceil(max(images) / self.fit.batch)
@@ -135,8 +117,6 @@ class DuoLoRA(Method):
 
     def masks(self, layers: Mapping[str, Layer], seed: int) -> AllMasks:
         dominant = dominant_roles(self.prior, layers)
-        if self.lambda_prior:
-            leads_somewhere(dominant)
         made: dict[tuple[str, tuple[int, ...]], tuple[Masks, ...]] = {}
         masks = {}
         for name, layer in layers.items():

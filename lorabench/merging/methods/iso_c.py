@@ -11,20 +11,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lorabench.merging.method import Method
+from lorabench.merging.layerwise import LayerwiseMerge
 from lorabench.models.layer import Layer
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from lorabench.lora.adapter import Factors
 
 
 @dataclass(frozen=True, kw_only=True)
-class IsoC(Method):
-    """weight: w."""
+class IsoC(LayerwiseMerge):
+    """A flat spectrum.
+
+    Args:
+        weight: w.
+    """
 
     weight: float
 
-    def combine(self, updates: Sequence["Factors"], layer: Layer, seed: int) -> "Factors":
+    def combine(self, updates: Sequence["Factors"], layer: Layer, seed: int, moments: "Tensor | None") -> "Factors":
         from lorabench.lora.adapter import Factors
 
         whole = Factors.total(updates).proper_svd()  # P and S V^T

@@ -12,26 +12,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lorabench.merging.method import Method
-from lorabench.merging.methods.ties import check_pruning
+from lorabench.config.settings import setting
+from lorabench.merging.layerwise import LayerwiseMerge
 from lorabench.models.layer import Layer
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from lorabench.lora.adapter import Factors
 
 
 @dataclass(frozen=True, kw_only=True)
-class KnOTS(Method):
-    """density: share of the entries of each V_k that TIES keeps.  weight: w.  sign: total or frequency."""
+class KnOTS(LayerwiseMerge):
+    """TIES in a shared basis.
 
-    density: float
+    Args:
+        density: Share of the entries of each V_k that TIES keeps.
+        weight: w.
+        sign: How TIES elects signs, "total" or "frequency".
+    """
+
+    density: float = setting(above=0, most=1)
     weight: float
-    sign: str
+    sign: str = setting(options=("total", "frequency"))
 
-    def __post_init__(self) -> None:
-        check_pruning(self.density, self.sign)
-
-    def combine(self, updates: Sequence["Factors"], layer: Layer, seed: int) -> "Factors":
+    def combine(self, updates: Sequence["Factors"], layer: Layer, seed: int, moments: "Tensor | None") -> "Factors":
         import torch
         from peft.utils.merge_utils import ties
 

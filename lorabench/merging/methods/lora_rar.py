@@ -22,48 +22,56 @@ from typing import TYPE_CHECKING
 
 from lorabench.base import ASSETS, UserError
 from lorabench.config.choices import unknown
-from lorabench.merging.method import Method
+from lorabench.merging.masked import MaskedSum
 from lorabench.models.layer import Layer
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from lorabench.lora.adapter import Factors
+    from lorabench.lora.layer import Masks
 
 SHIPPED = ASSETS / "lora_rar"  # <name>.safetensors, a model each
-GATED = (".to_q", ".to_out.0")  # the layers that have masks; all others are summed
+MASKED = (".to_q", ".to_out.0")  # the layers that have masks; all others are summed
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoRARar(Method):
-    """weights: of H: "micro", which is shipped, or a file of task=hypernetwork."""
+class LoRARar(MaskedSum):
+    """Predicted input masks.
+
+    Args:
+        weights: Weights of H: "micro", which is shipped, or a file of task=hypernetwork.
+    """
 
     weights: str
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         find(self.weights)
 
     def files(self) -> dict[str, Path]:
         return {"weights": find(self.weights)}
 
     def check(self, layers: Mapping[str, Layer]) -> None:
-        """UserError where H knows no layers of one of these widths."""
         from lorabench.merging.hypernetwork import load
 
         widths = (layer.out_features for name, layer in layers.items() if is_masked(name))
         load(find(self.weights)).check(widths, self.weights)
 
-    def combine(self, updates: Sequence["Factors"], layer: Layer, seed: int) -> "Factors":
-        from lorabench.lora.adapter import Factors
+    def masks(
+        self, updates: Sequence["Factors"], layer: Layer, seed: int, moments: "Tensor | None"
+    ) -> "tuple[Masks, ...] | None":
+        from lorabench.lora.layer import Masks
         from lorabench.merging.hypernetwork import load
 
         if not is_masked(layer.name):
-            return Factors.total(updates)
-        masks = load(find(self.weights))(updates, layer.roles)
-        return Factors.total([Factors(each.down * mask, each.up) for each, mask in zip(updates, masks, strict=True)])
+            return None
+        return tuple(Masks(i=mask) for mask in load(find(self.weights))(updates, layer.roles))
 
 
 def is_masked(layer: str) -> bool:
     """Whether a layer of the UNet has masks: the query and output projections of attention."""
-    return layer.endswith(GATED)
+    return layer.endswith(MASKED)
 
 
 def find(weights: str) -> Path:

@@ -14,26 +14,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lorabench.base import UserError
-from lorabench.merging.method import Method
+from lorabench.config.settings import setting
+from lorabench.merging.layerwise import LayerwiseMerge
 from lorabench.models.layer import Layer
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from lorabench.lora.adapter import Factors
 
 
 @dataclass(frozen=True, kw_only=True)
-class NPLoRA(Method):
-    """mu: of the soft projection.  hard: the whole of it."""
+class NPLoRA(LayerwiseMerge):
+    """Projection of the contents.
 
-    mu: float
+    Args:
+        mu: Strength of the soft projection.
+        hard: Project completely.
+    """
+
+    mu: float = setting(least=0)
     hard: bool
 
-    def __post_init__(self) -> None:
-        if self.mu < 0:
-            raise UserError(f"method.mu={self.mu:g} is no strength of a projection; type method.mu=0.5")
-
-    def combine(self, updates: Sequence["Factors"], layer: Layer, seed: int) -> "Factors":
+    def combine(self, updates: Sequence["Factors"], layer: Layer, seed: int, moments: "Tensor | None") -> "Factors":
         import torch
 
         from lorabench.lora.adapter import Factors

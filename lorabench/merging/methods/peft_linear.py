@@ -11,17 +11,18 @@ terms, (B_1 + B_2)(A_1 + A_2), and needs equal ranks; they are here because many
 on dense updates are ties.py's methods. Random draws are seeded by pair and layer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lorabench.base import UserError
-from lorabench.config.choices import choose
-from lorabench.merging.method import Method
-from lorabench.merging.methods.ties import check_pruning, check_rank
+from lorabench.config.settings import setting
+from lorabench.merging.layerwise import LayerwiseMerge
 from lorabench.models.layer import Layer
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from lorabench.lora.adapter import Factors
 
 DENSE = ("svd", "ties_svd", "dare_linear_svd", "dare_ties_svd", "magnitude_prune_svd")
@@ -29,24 +30,32 @@ APART = ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PeftLinear(Method):
-    """combination: peft's type.  weight: of each LoRA.  density: share of entries that a pruning keeps.
+class PeftLinear(LayerwiseMerge):
+    """A combination type of peft.
 
-    rank: of the file, of the types that end in svd; None is the greatest of the LoRAs' ranks, as in peft.
+    Args:
+        combination: The type.
+        weight: Weight of each adapter.
+        density: Share of entries that a pruning keeps.
+        sign: How signs are elected, "total" or "frequency".
+        rank: Rank of the file, for the types that end in svd; None is the highest rank of the adapters, as in peft.
     """
 
-    combination: str
+    combination: str = setting(options=(*APART, "cat", *DENSE))
     weight: float
-    density: float
-    sign: str
-    rank: int | None
+    density: float = setting(above=0, most=1)
+    sign: str = setting(options=("total", "frequency"))
+    rank: int | None = setting(least=1)
 
-    def __post_init__(self) -> None:
-        choose("method.combination", self.combination, (*APART, "cat", *DENSE))
-        check_pruning(self.density, self.sign)
-        check_rank(self.rank)
+    def check(self, layers: Mapping[str, Layer]) -> None:
+        if self.combination not in APART:
+            return
+        for layer in layers.values():
+            if len(ranks := {rank for rank in layer.ranks if rank}) > 1:
+                listed = ", ".join(map(str, sorted(ranks)))
+                raise UserError(f"peft's {self.combination} needs LoRAs of one rank, not {listed}; use method=peft_cat")
 
-    def combine(self, updates: Sequence["Factors"], layer: Layer, seed: int) -> "Factors":
+    def combine(self, updates: Sequence["Factors"], layer: Layer, seed: int, moments: "Tensor | None") -> "Factors":
         import torch
         from peft import LoraConfig, get_peft_model
         from torch import nn
@@ -55,9 +64,6 @@ class PeftLinear(Method):
         from lorabench.lora.adapter import Factors
 
         present = {str(k): each for k, each in enumerate(updates) if each.rank}
-        if self.combination in APART and len({each.rank for each in present.values()}) > 1:
-            ranks = ", ".join(str(each.rank) for each in present.values())
-            raise UserError(f"peft's {self.combination} needs LoRAs of one rank, not {ranks}; type method=peft_cat")
         base = nn.Sequential()
         base.add_module("layer", nn.utils.skip_init(nn.Linear, layer.in_features, layer.out_features, bias=False))
         model: Any = None

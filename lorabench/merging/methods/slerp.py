@@ -12,29 +12,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lorabench.base import UserError
-from lorabench.config.choices import choose
+from lorabench.config.settings import setting
 from lorabench.data.pairs import ROLES
-from lorabench.merging.method import Method
+from lorabench.merging.layerwise import LayerwiseMerge
 from lorabench.models.layer import Layer
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from lorabench.lora.adapter import Factors
 
 
 @dataclass(frozen=True, kw_only=True)
-class Slerp(Method):
-    """t: 0 is the content, 1 the style.  norm: mean or sum."""
+class Slerp(LayerwiseMerge):
+    """Spherical interpolation.
 
-    t: float
-    norm: str
+    Args:
+        t: 0 is the content, 1 the style.
+        norm: Norm of the result, "mean" or "sum".
+    """
 
-    def __post_init__(self) -> None:
-        choose("method.norm", self.norm, ("mean", "sum"))
-        if not 0 <= self.t <= 1:
-            raise UserError(f"method.t={self.t:g} lies outside 0 to 1; type method.t=0.5")
+    t: float = setting(least=0, most=1)
+    norm: str = setting(options=("mean", "sum"))
 
-    def combine(self, updates: Sequence["Factors"], layer: Layer, seed: int) -> "Factors":
+    def combine(self, updates: Sequence["Factors"], layer: Layer, seed: int, moments: "Tensor | None") -> "Factors":
         import torch
 
         from lorabench.lora.adapter import Factors

@@ -10,56 +10,46 @@ one timestep, noise. The timestep is the first of the schedule here, where noise
 the mean eigenvalue is added to G, which `draws` few tokens leave near singular.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from lorabench.base import UserError
-from lorabench.merging.method import Method
+from lorabench.config.settings import setting
+from lorabench.merging.layerwise import LayerwiseMerge
+from lorabench.merging.merge import Activations
+from lorabench.models.layer import Layer
 
 if TYPE_CHECKING:
-    from lorabench.lora.adapter import LoRA
-    from lorabench.merging.step import MergeStep
+    from torch import Tensor
+
+    from lorabench.lora.adapter import Factors
 
 
 @dataclass(frozen=True, kw_only=True)
-class SSRMerge(Method):
-    """draws: of noise.  ridge: in units of the mean eigenvalue of G."""
+class SSRMerge(LayerwiseMerge):
+    """Factors that reproduce each adapter on its own prompt.
 
-    needs_images: ClassVar[bool] = False
+    Args:
+        draws: Draws of noise.
+        ridge: In units of the mean eigenvalue of G.
+    """
 
-    draws: int
-    ridge: float
-
-    def __post_init__(self) -> None:
-        if self.draws < 1 or self.ridge < 0:
-            raise UserError("method.draws must be 1 or more and method.ridge 0 or more; type method.draws=1")
+    draws: int = setting(least=1)
+    ridge: float = setting(above=0)
 
     @property
-    def combines(self) -> bool:
-        return True
+    def activations(self) -> Activations:
+        return Activations(self.draws, batch=1, noise=True)
 
-    def solve(self, draw: Callable[[int, int], "MergeStep"], seed: int) -> "LoRA":
+    def combine(self, updates: Sequence["Factors"], layer: Layer, seed: int, moments: "Tensor | None") -> "Factors":
         import torch
 
-        from lorabench.lora.adapter import Factors, LoRA
-        from lorabench.merging.moments import teacher_moments
+        from lorabench.lora.adapter import Factors
 
-        steps = [from_noise(draw(step, 1)) for step in range(self.draws)]
-        merged = {}
-        for name, moments in teacher_moments(steps).items():  # [K, R, R]: E[z_k z_k^T]
-            layer = steps[0].adapters.layers[name]
-            own = torch.cat([moment.split(layer.ranks)[k] for k, moment in enumerate(moments)])  # D_k X_k Z_k^T
-            total = moments.sum(0).double()
-            total = total + self.ridge * total.diagonal().mean() * torch.eye(len(total), device=total.device)
-            r = torch.linalg.solve(total, own.double().mT).mT.float()
-            merged[name] = Factors(layer.down.detach().cpu(), (layer.up.float() @ r).detach().cpu())
-        return LoRA(merged)
-
-
-def from_noise(step: "MergeStep") -> "MergeStep":
-    """The same draw at the first timestep of the schedule, where there is nothing but noise."""
-    import torch
-
-    images = tuple(replace(each, x=step.noise) for each in step.images)
-    return replace(step, images=images, t=torch.full_like(step.t, step.model.process.noisiest))
+        assert moments is not None  # [K, R, R]: E[z_k z_k^T]
+        whole = Factors.total(updates)
+        own = torch.cat([moment.split(layer.ranks)[k] for k, moment in enumerate(moments)])  # D_k X_k Z_k^T
+        total = moments.sum(0).double()
+        total = total + self.ridge * total.diagonal().mean() * torch.eye(len(total), device=total.device)
+        r = torch.linalg.solve(total, own.double().mT).mT.float()
+        return Factors(whole.down, (whole.up.to(r) @ r).cpu())

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lorabench.merging.method import Method
-from lorabench.merging.methods.ties import check_rank
+from lorabench.config.settings import setting
+from lorabench.merging.layerwise import LayerwiseMerge
 from lorabench.models.layer import Layer
 
 if TYPE_CHECKING:
@@ -21,17 +21,18 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SVD(Method):
-    """rank: of the file; None is the greatest of the LoRAs' ranks, as in peft."""
+class SVD(LayerwiseMerge):
+    """The sum at a lower rank.
 
-    rank: int | None
+    Args:
+        rank: Rank of the file; None is the highest rank of the adapters, as in peft.
+    """
 
-    def __post_init__(self) -> None:
-        check_rank(self.rank)
+    rank: int | None = setting(least=1)
 
-    def rank_at(self, layer: Layer) -> int:
+    def file_rank(self, layer: Layer) -> int:
         return self.rank or max(layer.ranks)
 
-    def combine(self, updates: Sequence["Factors"], layer: Layer, seed: int) -> "Tensor":
+    def combine(self, updates: Sequence["Factors"], layer: Layer, seed: int, moments: "Tensor | None") -> "Tensor":
         total = [each.up.float() @ each.down.float() for each in updates]
         return sum(total[1:], total[0])

@@ -30,8 +30,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lorabench.base import UserError
-from lorabench.config.choices import choose
-from lorabench.merging.method import Method
+from lorabench.config.settings import setting
+from lorabench.merging.layerwise import LayerwiseMerge
 from lorabench.models.layer import Layer
 
 if TYPE_CHECKING:
@@ -40,47 +40,47 @@ if TYPE_CHECKING:
     from lorabench.lora.adapter import Factors
 
 
-def check_pruning(density: float, sign: str) -> None:
-    """UserError for a share of entries, or a way to elect signs, that there is not."""
-    choose("method.sign", sign, ("total", "frequency"))
-    if not 0 < density <= 1:
-        raise UserError(f"method.density={density:g} is no share of entries; type method.density=0.5")
-
-
-def check_rank(rank: int | None) -> None:
-    """UserError for a rank that no file has."""
-    if rank is not None and rank < 1:
-        raise UserError(f"method.rank={rank} is no rank; type method.rank=8")
-
-
 @dataclass(frozen=True, kw_only=True)
-class Ties(Method):
-    """prune, merge: see the module.  density: share of entries kept.  weight: w.  sign: total or frequency.
+class Ties(LayerwiseMerge):
+    """Pruned updates, summed or elected.
 
-    epsilon: of prune=ranked, between the least and the greatest probability.  gamma: of prune=band.
-    rank: of the file; None is the sum of the LoRAs' ranks.
+    Args:
+        prune: See the module.
+        merge: See the module.
+        density: Share of entries kept.
+        weight: w.
+        sign: How signs are elected, "total" or "frequency".
+        epsilon: With prune=ranked, the difference between the largest and the smallest probability.
+        gamma: With prune=band, the share of largest entries that is removed.
+        rank: Rank of the file; None is the sum of the adapters' ranks.
     """
 
-    prune: str
-    merge: str
-    density: float
+    prune: str = setting(options=("magnitude", "random", "ranked", "band"))
+    merge: str = setting(options=("elect", "sum"))
+    density: float = setting(above=0, most=1)
     weight: float
-    sign: str
+    sign: str = setting(options=("total", "frequency"))
     epsilon: float
     gamma: float
-    rank: int | None
+    rank: int | None = setting(least=1)
 
     def __post_init__(self) -> None:
-        choose("method.prune", self.prune, ("magnitude", "random", "ranked", "band"))
-        choose("method.merge", self.merge, ("elect", "sum"))
-        check_pruning(self.density, self.sign)
-        check_rank(self.rank)
-        if self.prune == "ranked" and not 0 <= self.epsilon / 2 <= min(self.density, 1 - self.density):
-            raise UserError(f"method.epsilon={self.epsilon:g} leads out of 0 to 1 around the density; type less")
+        super().__post_init__()
+        if self.prune == "ranked" and not 0 <= self.epsilon / 2 <= (most := min(self.density, 1 - self.density)):
+            raise UserError(
+                f"method.epsilon={self.epsilon:g} must keep all probabilities between 0 and 1; "
+                f"use method.epsilon={2 * most:g}"
+            )
         if self.prune == "band" and not 0 <= self.gamma <= 1 - self.density:
-            raise UserError(f"method.gamma={self.gamma:g} and the density exceed 1; type less")
+            raise UserError(
+                f"method.gamma={self.gamma:g} must be between 0 and 1 - method.density; "
+                f"use method.gamma={1 - self.density:g}"
+            )
 
-    def combine(self, updates: Sequence["Factors"], layer: Layer, seed: int) -> "Tensor":
+    def file_rank(self, layer: Layer) -> int:
+        return self.rank or sum(layer.ranks)
+
+    def combine(self, updates: Sequence["Factors"], layer: Layer, seed: int, moments: "Tensor | None") -> "Tensor":
         import torch
         from peft.utils.merge_utils import calculate_majority_sign_mask, disjoint_merge
 

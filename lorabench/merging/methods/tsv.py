@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lorabench.merging.method import Method
+from lorabench.merging.layerwise import LayerwiseMerge
 from lorabench.models.layer import Layer
 
 if TYPE_CHECKING:
@@ -27,12 +27,16 @@ DEPENDENT = 1e-4  # columns are of length 1 and in fp32: what is below is roundi
 
 
 @dataclass(frozen=True, kw_only=True)
-class TSV(Method):
-    """weight: w."""
+class TSV(LayerwiseMerge):
+    """Orthonormal singular vectors.
+
+    Args:
+        weight: w.
+    """
 
     weight: float
 
-    def combine(self, updates: Sequence["Factors"], layer: Layer, seed: int) -> "Factors":
+    def combine(self, updates: Sequence["Factors"], layer: Layer, seed: int, moments: "Tensor | None") -> "Factors":
         import torch
 
         from lorabench.lora.adapter import Factors

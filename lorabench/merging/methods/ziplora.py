@@ -27,8 +27,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from lorabench.config.choices import choose
-from lorabench.merging.method import FitSpec, Method
+from lorabench.config.settings import setting
+from lorabench.merging.learned import LearnedMasks
 from lorabench.models.layer import Layer
 
 if TYPE_CHECKING:
@@ -41,23 +41,22 @@ TERM = "similarity"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ZipLoRA(Method):
-    """mask_dim: "in" (columns) or "out" (rows).  similarity: "dot" or "cosine".  layers: "mean" or "sum" of it.
+class ZipLoRA(LearnedMasks):
+    """Input or output masks with a similarity term.
 
-    stop_at: end when the weighted similarity is this low; None makes every step.
+    Args:
+        mask_dim: "in" masks columns of the update, "out" rows.
+        lambda_similarity: Weight of the similarity.
+        similarity: "dot" or "cosine".
+        layers: "mean" or "sum" of the similarity over the layers.
+        stop_at: Stop if the weighted similarity is at most this; None makes every step.
     """
 
-    fit: FitSpec
-    mask_dim: str
-    lambda_similarity: float
-    similarity: str
-    layers: str
+    mask_dim: str = setting(options=("in", "out"))
+    lambda_similarity: float = setting(least=0)
+    similarity: str = setting(options=("dot", "cosine"))
+    layers: str = setting(options=("mean", "sum"))
     stop_at: float | None
-
-    def __post_init__(self) -> None:
-        choose("method.mask_dim", self.mask_dim, ("in", "out"))
-        choose("method.similarity", self.similarity, ("dot", "cosine"))
-        choose("method.layers", self.layers, ("mean", "sum"))
 
     def masks(self, layers: Mapping[str, Layer], seed: int) -> AllMasks:
         import torch

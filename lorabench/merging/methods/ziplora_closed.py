@@ -18,48 +18,49 @@ systems of up to 4096 unknowns; output masks need what rank masks need, which is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lorabench.config.choices import choose
-from lorabench.merging.method import Method
+from lorabench.config.settings import setting
+from lorabench.merging.masked import MaskedSum
+from lorabench.merging.merge import Activations
+from lorabench.models.layer import Layer
 
 if TYPE_CHECKING:
-    from lorabench.lora.layer import AllMasks
-    from lorabench.merging.step import MergeStep
+    from torch import Tensor
+
+    from lorabench.lora.adapter import Factors
+    from lorabench.lora.layer import Masks
 
 
 @dataclass(frozen=True, kw_only=True)
-class ZipLoRAClosed(Method):
-    """draws, batch: teacher passes, and images of each concept in one.  ridge: see lorabench.merging.least_squares.
+class ZipLoRAClosed(MaskedSum):
+    """Input or output masks by least squares.
 
-    mask_dim: "in" (columns) or "out" (rows).
+    Args:
+        draws: Teacher passes.
+        batch: Images of each concept per pass.
+        ridge: See lorabench.merging.least_squares.
+        mask_dim: "in" masks columns of the update, "out" rows.
     """
 
-    draws: int
-    batch: int
-    ridge: float
-    mask_dim: str
+    draws: int = setting(least=1)
+    batch: int = setting(least=1)
+    ridge: float = setting(above=0)
+    mask_dim: str = setting(options=("in", "out"))
 
-    def __post_init__(self) -> None:
-        choose("method.mask_dim", self.mask_dim, ("in", "out"))
+    @property
+    def activations(self) -> Activations:
+        return Activations(self.draws, self.batch, inputs=self.mask_dim == "in")
 
-    def solve(self, draw: Callable[[int, int], MergeStep], seed: int) -> AllMasks:
+    def masks(self, updates: Sequence[Factors], layer: Layer, seed: int, moments: Tensor | None) -> tuple[Masks, ...]:
         from lorabench.lora.layer import Masks
         from lorabench.merging.least_squares import input_error, least, output_error
-        from lorabench.merging.moments import teacher_moments
 
-        steps = [draw(step, self.batch) for step in range(self.draws)]
-        columns = self.mask_dim == "in"
-        moments = teacher_moments(steps, inputs=columns)
-        masks = {}
-        for name, layer in steps[0].adapters.layers.items():
-            factors = layer.factors()
-            if columns:
-                m = least(input_error(factors, moments[name]), self.ridge).float()
-                masks[name] = tuple(Masks(i=each) for each in m.chunk(len(factors)))
-            else:
-                m = least(output_error(factors, moments[name]), self.ridge).float()
-                masks[name] = tuple(Masks(o=each.clone()) for each in m.unbind(-1))
-        return masks
+        assert moments is not None
+        if self.mask_dim == "in":
+            m = least(input_error(updates, moments), self.ridge).float()
+            return tuple(Masks(i=each) for each in m.chunk(len(updates)))
+        m = least(output_error(updates, moments), self.ridge).float()
+        return tuple(Masks(o=each.clone()) for each in m.unbind(-1))

@@ -15,36 +15,30 @@ factored: (U Q)(Q^-1 D) is the same update for any invertible Q and meets anothe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lorabench.config.choices import choose
-from lorabench.merging.method import FitSpec, Method
+from lorabench.config.settings import setting
+from lorabench.merging.learned import LearnedMasks
 from lorabench.models.layer import Layer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lorabench.lora.adapter import LoRA
     from lorabench.lora.layer import AllMasks
     from lorabench.merging.step import MergeStep
 
 
 @dataclass(frozen=True, kw_only=True)
-class ZipRank(Method):
-    """basis: "svd" or "raw", the factors that the masks act on."""
+class ZipRank(LearnedMasks):
+    """Rank masks.
 
-    fit: FitSpec
-    basis: str
+    Args:
+        basis: Factors that the masks act on.
+    """
 
-    def __post_init__(self) -> None:
-        choose("method.basis", self.basis, ("svd", "raw"))
-
-    def rebase(self, loras: Sequence[LoRA]) -> Sequence[LoRA]:
-        from lorabench.lora.adapter import in_basis
-
-        return in_basis(loras, self.basis)
+    basis: str = setting(options=("svd", "raw"))
 
     def masks(self, layers: Mapping[str, Layer], seed: int) -> AllMasks:
         import torch

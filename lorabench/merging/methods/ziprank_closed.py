@@ -26,76 +26,74 @@ U, among the trained factors (`basis: raw`) they do.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lorabench.config.choices import choose
-from lorabench.merging.method import Method
-from lorabench.merging.priors import dominant_roles, leads_somewhere, read_prior
+from lorabench.config.settings import setting
+from lorabench.merging.masked import MaskedSum
+from lorabench.merging.merge import Activations
+from lorabench.merging.priors import check_prior, dominant_role, dominant_roles, leads_somewhere, read_prior
 from lorabench.models.layer import Layer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lorabench.lora.adapter import LoRA
-    from lorabench.lora.layer import AllMasks
-    from lorabench.merging.step import MergeStep
+    from lorabench.lora.adapter import Factors
+    from lorabench.lora.layer import Masks
 
 
 @dataclass(frozen=True, kw_only=True)
-class ZipRankClosed(Method):
-    """draws, batch: teacher passes, and images of each concept in one.  ridge: see lorabench.merging.least_squares.
+class ZipRankClosed(MaskedSum):
+    """Rank masks by least squares.
 
-    basis: "svd" or "raw".  prior: which adapter dominates a layer, as in DuoLoRA.  lambda_prior: 0 is without.
+    Args:
+        draws: Teacher passes.
+        batch: Images of each concept per pass.
+        ridge: See lorabench.merging.least_squares.
+        basis: Factors that the masks act on.
+        prior: Which adapter dominates a layer, as in DuoLoRA.
+        lambda_prior: Weight of the prior; 0 is without.
     """
 
-    draws: int
-    batch: int
-    ridge: float
-    basis: str
+    draws: int = setting(least=1)
+    batch: int = setting(least=1)
+    ridge: float = setting(above=0)
+    basis: str = setting(options=("svd", "raw"))
     prior: Any
-    lambda_prior: float
+    lambda_prior: float = setting(least=0)
 
     def __post_init__(self) -> None:
-        choose("method.basis", self.basis, ("svd", "raw"))
+        super().__post_init__()
         object.__setattr__(self, "prior", read_prior(self.prior))
 
-    def rebase(self, loras: Sequence[LoRA]) -> Sequence[LoRA]:
-        from lorabench.lora.adapter import in_basis
+    @property
+    def activations(self) -> Activations:
+        return Activations(self.draws, self.batch)
 
-        return in_basis(loras, self.basis)
-
-    def masks(self, layers: Mapping[str, Layer], seed: int) -> None:
+    def check(self, layers: Mapping[str, Layer]) -> None:
         if self.lambda_prior:
+            check_prior(self.prior, layers)
             leads_somewhere(dominant_roles(self.prior, layers))
 
-    def solve(self, draw: Callable[[int, int], MergeStep], seed: int) -> AllMasks:
+    def masks(self, updates: Sequence[Factors], layer: Layer, seed: int, moments: Tensor | None) -> tuple[Masks, ...]:
         from lorabench.lora.layer import Masks
         from lorabench.merging.least_squares import least, least_nonnegative, rank_error
-        from lorabench.merging.moments import teacher_moments
 
-        steps = [draw(step, self.batch) for step in range(self.draws)]
-        moments = teacher_moments(steps)
-        penalties = self.penalties(steps[0].layers) if self.lambda_prior else {}
-        masks = {}
-        for name, layer in steps[0].adapters.layers.items():
-            error = rank_error(layer.factors(), moments[name])
-            if self.lambda_prior:
-                m = least_nonnegative(error, self.ridge, penalties[name] * error.c)
-            else:
-                m = least(error, self.ridge)
-            masks[name] = tuple(Masks(r=each) for each in m.float().split(layer.ranks))
-        return masks
+        assert moments is not None
+        error = rank_error(updates, moments)
+        if self.lambda_prior:
+            m = least_nonnegative(error, self.ridge, self.penalty(layer) * error.c)
+        else:
+            m = least(error, self.ridge)
+        return tuple(Masks(r=each) for each in m.float().split(layer.ranks))
 
-    def penalties(self, layers: Mapping[str, Layer]) -> dict[str, Tensor]:
-        """The weight of each entry in lambda_prior * mean(m_dom), by layer."""
+    def penalty(self, layer: Layer) -> Tensor:
+        """Return the weight of each entry in lambda_prior * mean(m_dom)."""
         import torch
 
-        def weights(layer: Layer, dominant: Sequence[int]) -> Tensor:
-            share = self.lambda_prior / max(1, sum(layer.ranks[k] for k in dominant))
-            each = [torch.full((rank,), share * (k in dominant)) for k, rank in enumerate(layer.ranks)]
-            return torch.cat(each).double()
-
-        roles = dominant_roles(self.prior, layers)
-        return {name: weights(layer, layer.of(role) if (role := roles[name]) else ()) for name, layer in layers.items()}
+        role = dominant_role(self.prior, layer)
+        dominant = layer.of(role) if role else ()
+        share = self.lambda_prior / max(1, sum(layer.ranks[k] for k in dominant))
+        each = [torch.full((rank,), share * (k in dominant)) for k, rank in enumerate(layer.ranks)]
+        return torch.cat(each).double()

@@ -1,0 +1,27 @@
+"""A merge whose adapters are weaker, for merges that do not keep their adapters apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from lorabench.data.pairs import Pair, Role
+from lorabench.lora.adapter import Factors, LoRA
+from lorabench.merging.merge import Merge, Merged, MergeEnvironment, MergeItem
+
+
+def merged_at_strength(
+    merge: Merge, loras: Sequence[LoRA], pair: Pair, strength: Mapping[Role, float], env: MergeEnvironment
+) -> Merged:
+    """Merge a pair again, with all adapters of a role scaled; random draws are the same."""
+    weaker = tuple(scaled(lora, strength[role]) for lora, role in zip(loras, pair.roles, strict=True))
+    [result] = merge.merge_pairs([MergeItem(weaker, pair)], env)
+    return result
+
+
+def scaled(lora: LoRA, strength: float) -> LoRA:
+    """Return a LoRA at another strength."""
+
+    def times(parts: Mapping[str, Factors]) -> dict[str, Factors]:
+        return {name: Factors(each.down, each.up * strength) for name, each in parts.items()}
+
+    return LoRA(times(lora), times(lora.text))

@@ -1,0 +1,43 @@
+"""The trainings of B-LoRA (Frenkel et al., ECCV 2024, arXiv 2403.14572): adapters in two blocks only.
+
+Each adapter is trained in the content block and the style block together, on one image with the caption "a [v]": the
+identifier without a class word. The blocks separate content from style, see lorabench/merging/methods/blora.py.
+`ablation=all_images` trains on the images and captions of other methods; `lora=blora` has the published recipe.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from lorabench.config.schemas import LoRASpec
+from lorabench.data.pairs import Concept, Pair
+from lorabench.personalization.schemes.dreambooth import dreambooth
+from lorabench.personalization.training import Output, Training
+
+
+@dataclass(frozen=True, kw_only=True)
+class BLoRATraining(Training):
+    """DreamBooth in two blocks.
+
+    Args:
+        content_block: Module path of the content block, W4 in the paper.
+        style_block: Module path of the style block, W5 in the paper.
+        one_image: Train on the first image only, without a class word in its caption.
+    """
+
+    content_block: str
+    style_block: str
+    one_image: bool
+
+    def outputs(self, pair: Pair, recipe: LoRASpec) -> list[Output]:
+        blocks = [self.content_block, self.style_block]
+        return [
+            dreambooth(self.shown(concept), replace(recipe, blocks=blocks), " in two blocks")
+            for concept in pair.concepts
+        ]
+
+    def shown(self, concept: Concept) -> Concept:
+        """Return the concept with the images that the adapter is trained on."""
+        if not self.one_image:
+            return concept
+        return replace(concept, images=(replace(concept.images[0], prompt=f"a {concept.token}"),))
