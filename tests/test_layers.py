@@ -17,6 +17,7 @@ from lorabench.models.files import model_folder, preset
 from lorabench.models.layer import group
 from lorabench.models.sdxl.model import SDXL
 from lorabench.models.shapes import KNOWN, empty_model, layer_map
+from lorabench.tasks.merge_files import fitting
 
 ROLES = ("content", "style")
 
@@ -108,10 +109,12 @@ def test_loras_alone_give_the_map_of_the_first_known_model_that_they_fit(loras) 
             }
         )
         found[name] = layer_map([lora])
+        assert fitting(lora) == name.replace("koala_1b", "sdxl").replace("koala_700m", "sdxl")
     assert all(found[name] == layer_map(name) for name in ("sdxl", "micro"))
     assert found["koala_1b"] == layer_map("sdxl")  # KOALA's layers are some of SDXL's, with the same widths
     with pytest.raises(UserError, match=r"the LoRAs fit none of the known models .*; use model\.path="):
         layer_map(loras)
+    assert fitting(loras[0]) == "<its model>"
 
 
 def test_loras_that_do_not_fit_name_the_layer(model: SDXL, loras) -> None:

@@ -285,7 +285,7 @@ def test_the_task_trains_checks_and_writes(tiny, hydra, tmp_path: Path, capsys) 
     found = pd.read_csv(folder / "held_out.csv")
     assert set(found["pair"]) == {"mug_1+ink_1"} and len(found) == 3 * 3
     table = (folder / "hypernetwork.md").read_text()
-    assert "predicted masks" in table and "16 rows through the UNet, after" in table and "3 LoRAs" in table
+    assert "predicted masks" in table and "16 rows through the denoiser, after" in table and "3 LoRAs" in table
     assert table in capsys.readouterr().out
     before = (folder / "hypernetwork.safetensors").read_bytes()
     run(cfg, folder)  # all of it is in the store

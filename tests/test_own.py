@@ -146,7 +146,10 @@ def test_several_contents_and_text_encoders(loras, folder, tmp_path) -> None:
         ({"method": "ziplora"}, "learns from the prompt that .*a.safetensors was trained with"),
         ({"method": "nothing"}, "no method is called nothing"),
         ({"method": "ziplora", "fit": {"steps": 0}}, "learns nothing; give steps"),
-        ({"model": "micro"}, "a.safetensors does not fit micro: .*give a LoRA trained on this model"),
+        (
+            {"model": "micro"},
+            "a.safetensors does not fit micro: .*trained on this model, or use model=<its model>",
+        ),
         ({"style": "missing.safetensors"}, "missing.safetensors"),
         ({"device": "tpu"}, "device=tpu is unknown"),
         ({"method": "lora_rar"}, "knows layers of width 96 and 160 and this model has"),

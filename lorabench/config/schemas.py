@@ -43,7 +43,7 @@ class LoRASpec:
     flips: bool = MISSING  # train on mirrored images too
     crops: int = setting(
         MISSING, least=0
-    )  # of each image, told to the UNet; 1 is the centre. 0: the centre, told as a whole image
+    )  # crops per image; 1: the center; 0: the center, conditioned as a whole image
     sample_every: int = setting(MISSING, least=0)  # updates between images drawn to look at; 0 draws none
 
 
@@ -73,7 +73,7 @@ class ModelSpec:
     config: str = MISSING  # of a single file: the folder or hub id of its configurations and tokenizers
     vae: str | None = MISSING  # folder, file or hub id of another autoencoder than its own
     variant: str | None = MISSING  # of the weights' file names, where the folder has it
-    dtype: str = setting(MISSING, options=("fp32", "bf16", "fp16"))  # of UNet and text encoders: fp32 | bf16 | fp16
+    dtype: str = setting(MISSING, options=("fp32", "bf16", "fp16"))  # type of denoiser and text encoders
     vae_dtype: str = setting(MISSING, options=("fp32", "bf16", "fp16"))  # SDXL's own autoencoder overflows in fp16
     resolution: int | None = setting(MISSING, least=8)  # pixels; null is what the model was trained for
     attention: str = setting(MISSING, options=("auto", "sdpa", "math", "sliced"))  # auto | sdpa | math | sliced

@@ -127,7 +127,7 @@ def name_of(row: Row) -> str:
 
 
 def misfits(plan: Plan) -> dict[str, str]:
-    """By name, the rows whose masks do not fit the UNet, with the reason; found before anything is trained."""
+    """By name, the rows whose masks do not fit the model, with the reason; found before anything is trained."""
     try:
         check_methods(plan)
         return {}

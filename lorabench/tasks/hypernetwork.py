@@ -254,6 +254,6 @@ def summary(found: pd.DataFrame, loras: Sequence[dict[str, Any]], own: dict[str,
     notes = [
         f"ZipLoRA's loss on {found['pair'].nunique()} held-out pairs ({', '.join(found['pair'].unique())}).",
         f"Trained for {model} on {pairs} pairs: {own['seconds']:.0f} s and {own['denoiser_passes']:,} rows through "
-        f"the UNet, after {total['seconds']:.0f} s for {len(loras)} LoRAs.",
+        f"the denoiser, after {total['seconds']:.0f} s for {len(loras)} LoRAs.",
     ]
     return "\n".join(lines) + "\n\n" + "\n\n".join(notes) + "\n"

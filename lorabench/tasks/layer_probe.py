@@ -1,4 +1,4 @@
-"""Which layers carry content and which style: what DuoLoRA (arXiv 2504.13206) read off by hand, for any UNet.
+"""Which layers carry content and which style: what DuoLoRA (arXiv 2504.13206) read off by hand, for any model.
 
 In the direct merge of a content and a style LoRA, one of them is scaled down in one block, or in one transformer
 block of

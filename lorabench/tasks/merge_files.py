@@ -27,7 +27,7 @@ from lorabench.data.pairs import Reference
 from lorabench.merging.learned import LearnedMasks
 from lorabench.merging.method import Method, load
 from lorabench.models.files import model_files, preset
-from lorabench.models.shapes import layer_map
+from lorabench.models.shapes import layer_map, model_of
 from lorabench.tasks.user_loras import OwnLoRA, OwnPair
 
 if TYPE_CHECKING:
@@ -36,7 +36,10 @@ if TYPE_CHECKING:
     from lorabench.models.model import DiffusionModel
 
 TEACHERS = GenerateSpec(images=4, steps=30, guidance=5.0, batch=1)
-STEP, IMAGE = 10.0, 2.0  # rows of the UNet that a row of a merging step, or a step of an image, costs; as Item.cost
+STEP, IMAGE = (
+    10.0,
+    2.0,
+)  # rows through the denoiser that a row of a merging step, or a step of an image, costs; as Item.cost
 
 Own = OwnLoRA | Path | str
 Teacher = Callable[["DiffusionModel", OwnLoRA, "LoRA", Callable[[int], None]], Sequence[Reference]]
@@ -96,7 +99,7 @@ def merged(
         try:
             layers.adapted([lora], [role])
         except UserError as error:
-            raise UserError(f"{each.path} does not fit {spec.path}: {error}, or choose another model=") from None
+            raise UserError(f"{each.path} does not fit {spec.path}: {error}, or use model={fitting(lora)}") from None
     merge = method.merge
     if not merge.needs_model:
         [result] = merge.merge_pairs([MergeItem(loras, own.pair())], MergeEnvironment(layers, None, seed, trainer))
@@ -120,6 +123,14 @@ def merged(
     env = MergeEnvironment(base.layers, base, seed, trainer, partial(tell, cost=step_cost(own, method)))
     [result] = merge.merge_pairs([item], env)
     return result
+
+
+def fitting(lora: LoRA) -> str:
+    """Return the known model that a LoRA fits, or a placeholder."""
+    try:
+        return model_of([lora])
+    except UserError:
+        return "<its model>"
 
 
 def work(own: OwnPair, method: Method, teachers: GenerateSpec) -> float:
