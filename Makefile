@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo smoke test slow lint check install
+.PHONY: demo smoke test slow lint check docs install
 
 demo: install
 	$(BIN)/python run.py method=duolora $(SET)
@@ -25,6 +25,9 @@ lint: install
 
 check: lint
 	$(BIN)/pyright
+
+docs: install
+	$(BIN)/python docs/generate.py
 
 install: .venv/installed
 

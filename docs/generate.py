@@ -6,6 +6,7 @@ nothing and exits with 1 if a page differs from what would be written.
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -14,7 +15,22 @@ import pandas as pd
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS.parent))
 
-EXCERPT_ROWS = ("base", "content_only", "style_only", "direct", "ziplora", "duolora", "klora", "ties", "blora", "oracle")
+from lorabench.base import CONF  # noqa: E402
+from lorabench.merging import presets  # noqa: E402
+from lorabench.merging.method import load  # noqa: E402
+
+EXCERPT_ROWS = (
+    "base",
+    "content_only",
+    "style_only",
+    "direct",
+    "ziplora",
+    "duolora",
+    "klora",
+    "ties",
+    "blora",
+    "oracle",
+)
 EXCERPT_METRICS = ("dino/content", "csd/style", "clip_t")
 START, END = "<!-- generated: excerpt -->\n", "<!-- end -->"
 UNMERGED = ("base", "content_only", "style_only", "oracle")
@@ -71,6 +87,35 @@ def results_page() -> str:
     rows = results()
     names, metrics = tuple(dict.fromkeys(rows.row)), tuple(dict.fromkeys(rows.metric))
     return (DOCS / "results" / "page.md").read_text().replace("{table}\n", table(rows, names, metrics))
+
+
+def methods_page() -> str:
+    """Return docs/methods.md: presets with their components, then the options of each component."""
+    lines = [["method", "what it is", *presets.GROUPS, "one LoRA file"], ["---"] * 6]
+    for name in presets.presets():
+        chosen = presets.choices(name)
+        components = [f"`{chosen[group]}`" for group in presets.GROUPS]
+        lines.append([f"`{name}`", title(name), *components, "yes" if load(name).is_file else "no"])
+    text = (DOCS / "methods.template.md").read_text()
+    return text.replace("{table}\n", "".join(f"| {' | '.join(line)} |\n" for line in lines)).replace(
+        "{ablations}\n", ablations_table()
+    )
+
+
+def title(preset: str) -> str:
+    """Return the first comment of a preset's yaml file, with links to arXiv."""
+    first = (CONF / "method" / f"{preset}.yaml").read_text().partition("\n")[0].removeprefix("# ")
+    return re.sub(r"\(arXiv ([\d.]+)\)", r"([\1](https://arxiv.org/abs/\1))", first)
+
+
+def ablations_table() -> str:
+    lines = [["ablation", "changes", "fits"], ["---"] * 3]
+    for name in presets.ablations()[1:]:
+        values = ", ".join(f"`{key}={value}`" for key, value in presets.ablation_values(name).items())
+        fitting = presets.fitting_presets(name)
+        every = len(fitting) == len(presets.presets())
+        lines.append([f"`{name}`", values, "all" if every else ", ".join(f"`{each}`" for each in fitting)])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 if __name__ == "__main__":
