@@ -25,7 +25,6 @@ from lorabench.config.schemas import GenerateSpec, LoRASpec, TrainerSpec
 from lorabench.data.pairs import Concept, Pair, Prompts, Reference
 from lorabench.data.pairs import pair as make_pair
 from lorabench.lora.adapter import Factors, LoRA
-from lorabench.merging import method
 from lorabench.merging.hypernetwork import Hypernetwork
 from lorabench.models.sdxl.model import SDXL
 from lorabench.scoring.description import KINDS
@@ -202,6 +201,5 @@ def hydra() -> Iterator[None]:
 @contextmanager
 def project_config() -> Iterator[None]:
     register()
-    method.register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         yield

@@ -67,19 +67,18 @@ def test_batches_have_one_key_and_a_limit() -> None:
 
 KEYS = """
 import json, sys
-from dataclasses import asdict
 from pathlib import Path
 from lorabench.config.schemas import *
 from lorabench.data.catalogue import load_pairs
 from lorabench.data.pairs import Prompts
 from lorabench.engine.store import Store
-from lorabench.merging import method as methods
 from lorabench.models.files import ModelFiles
 from lorabench.scoring.files import ScorerSet
-from lorabench.tasks.plan import Plan, Row, frame_rows
+from lorabench.tasks.plan import Plan
+from lorabench.tasks.rows import Row, frame_rows
 world = MicroworldSpec("microworld", ["mug_1"], ["ink_1"], None, 2, 2, 2)
 pairs = load_pairs(world, Prompts())
-chosen = [Row(name, "none", asdict(methods.load(name))) for name in ("direct", "duolora")]
+chosen = [Row.of(name) for name in ("direct", "duolora")]
 lora = LoRASpec(rank=2, alpha=2, blocks=[], text_encoders=False, text_lr=1e-3, steps=3, batch=2, accumulate=1,
     optimizer="adamw", lr=1e-3, betas=(0.9, 0.999), weight_decay=0.0, schedule="constant", cycles=1, warmup=0,
     max_grad_norm=None, min_snr=None, prior_weight=0.0, prior_images=0, flips=False, crops=0, sample_every=0)
@@ -120,7 +119,7 @@ def test_reworded_renamed_and_moved_code_changes_no_key(copy: Path) -> None:
     before = keys_in(copy)
     edit(copy, "merging/methods/duolora.py", '"""', '"""Reworded. ')
     edit(copy, "merging/least_squares.py", '"""', '"""Reworded. ')
-    edit(copy, "merging/merge.py", "def item_seed", "def seed_of_item")
+    edit(copy, "merging/masks.py", "def mean_masks", "def masks_mean")
     (copy / "lorabench" / "merging" / "constyle.py").rename(copy / "lorabench" / "merging" / "moved.py")
     for path in (copy / "lorabench").rglob("*.py"):
         path.write_text(path.read_text().replace("lorabench.merging.constyle", "lorabench.merging.moved"))
@@ -131,8 +130,8 @@ def test_reworded_renamed_and_moved_code_changes_no_key(copy: Path) -> None:
     ("file", "old", "new", "changed"),
     [
         (
-            "merging/methods/duolora.py", "class DuoLoRA(Method):\n", "class DuoLoRA(Method):\n    version = 2\n",
-            {"merge of duolora", "generate duolora", "score duolora"},
+            "merging/methods/duolora.py", "    prior: Any\n", "    version = 2\n    prior: Any\n",
+            {"merge of duolora", "generate duolora", "embed duolora", "score duolora"},
         ),
         (
             "tasks/plan.py", '"generate": 2', '"generate": 3',

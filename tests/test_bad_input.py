@@ -31,7 +31,7 @@ def photographs(root: Path) -> Path:
         (["dataset=microwrld"], ["did you mean microworld?"]),
         (
             ["method=ziplora", "ablation=no_cycle"],
-            ["ablation=no_cycle does not fit method=ziplora", "method=<duolora|duolora_released>"],
+            ["ablation=no_cycle changes settings that ziplora does not have", "method=<duolora|duolora_released>"],
         ),
         (["experiments=table9"], ["experiments=table9 is unknown"]),
         (["lora.steps=-5"], ["lora.steps=-5 must be at least 1"]),

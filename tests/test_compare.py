@@ -14,7 +14,6 @@ import pandas as pd
 import pytest
 from conftest import CPU
 from hydra import compose
-from lorabench.merging.methods.lora_switch import LoRASwitch
 from omegaconf import DictConfig
 from rank_jobs import broken, fine, item, plan_at
 
@@ -23,10 +22,12 @@ from lorabench.engine.failures import Incomplete
 from lorabench.engine.garbage import artifact_folders, reachable
 from lorabench.engine.make import make
 from lorabench.engine.store import Store
-from lorabench.merging.method import fitting_methods
+from lorabench.merging.learned import LearnedMasks
 from lorabench.merging.methods.ziprank import ZipRank
+from lorabench.merging.presets import fitting_presets
 from lorabench.report import write_joint_report
 from lorabench.report.folder import RunFolder
+from lorabench.sampling.rules.switch import Switch
 from lorabench.tasks import benchmark as pipeline
 from lorabench.tasks.benchmark import at_one_node
 from lorabench.tasks.compare import name_of, rows_of, run
@@ -92,7 +93,7 @@ def test_a_failing_row_is_listed_and_the_others_are_reported(tiny, folder_of: Pa
 
     cfg = configured(tiny, folder_of, "[direct,lora_switch,ziprank]")
     with monkeypatch.context() as patched:
-        patched.setattr(LoRASwitch, "strengths", broken)
+        patched.setattr(Switch, "scales", broken)
         patched.setattr(ZipRank, "masks", broken)
         with pytest.raises(Incomplete) as end:
             run(cfg, folder_of)
@@ -150,11 +151,12 @@ def test_all_is_every_method_with_every_ablation_that_fits() -> None:
     rows = rows_of("all", fit_steps=2)
     names = [name_of(row) for row in rows]
     assert {"direct", "custom_weights", "duolora_released", "duolora no_cycle"} <= set(names)
-    assert {f"{method} output_masks" for method in fitting_methods("output_masks")} <= set(names)
+    assert {f"{method} output_masks" for method in fitting_presets("output_masks")} <= set(names)
     assert not {"base", "content_only", "oracle", "direct no_cycle"} & set(names)
     assert len(names) == len(set(names)) > 80
     assert "duolora uniform" in names and "ties" in names and "ties uniform" not in names  # has no masks to average
-    assert {row.settings["fit"]["steps"] for row in rows if row.settings and row.settings["fit"]} == {2}
+    learned = [row.own.merge for row in rows if isinstance(row.own.merge, LearnedMasks)]
+    assert {merge.fit.steps for merge in learned} == {2}
 
 
 @pytest.mark.parametrize(
@@ -162,13 +164,13 @@ def test_all_is_every_method_with_every_ablation_that_fits() -> None:
     [
         ("[]", "task.rows is empty; type task.rows="),
         ("null", "task.rows is empty; type task.rows="),
-        ("[direct,duolra]", "no method is called duolra"),
-        ("[direct no_cycel]", "no ablation is called no_cycel"),
-        ("[direct no_cycle]", "ablation=no_cycle fits method=duolora"),
+        ("[direct,duolra]", "method=duolra is unknown, did you mean duolora"),
+        ("[direct no_cycel]", "ablation=no_cycel is unknown, did you mean no_cycle"),
+        ("[direct no_cycle]", "ablation=no_cycle changes settings that direct does not have; use method=<duolora"),
         ("[direct,direct none]", "task.rows names direct twice"),
         ("[content_only]", "frames every table; leave it out"),
-        ("[ties uniform]", "ties uniform, whose method has no masks to average"),
-        ("[direct uniform]", "says nothing of single pairs; type dataset.contents="),
+        ("[ties uniform]", "ablation=uniform changes settings that ties does not have"),
+        ("[direct uniform]", "direct has single pairs; use dataset.contents="),
     ],
 )
 def test_mistakes_are_one_line(tiny, folder_of: Path, rows: str, words: str) -> None:

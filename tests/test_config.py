@@ -18,7 +18,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lorabench.base import UserError
 from lorabench.config.checks import validate
-from lorabench.merging.method import fitting_methods, load
+from lorabench.merging import presets
+from lorabench.merging.method import load
+from lorabench.tasks.composition import method_of
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
@@ -41,14 +43,55 @@ def composed(*overrides: str) -> DictConfig:
     return cfg
 
 
+def check(cfg: DictConfig) -> None:
+    """As the command line does before it runs a task."""
+    validate(cfg)
+    method_of(cfg)
+
+
 @pytest.mark.parametrize(
     "choice",
     [f"{group}={name}" for group in GROUPS for name in options(group)],
 )
 def test_every_choice_composes_and_passes_the_checks(choice: str) -> None:
     cfg = composed(choice)
-    validate(cfg)
+    check(cfg)
     assert not OmegaConf.missing_keys(cfg)
+
+
+COMBINED = [
+    ("method=direct", "method/training=blora"),
+    ("method=blora", "method/merge=ties"),
+    ("method=duolora", "method/sampling=composite"),
+    ("method=dare_ties", "method/training=blora", "method/merge=lora_rar", "method/sampling=klora"),
+]
+
+
+@pytest.mark.parametrize("overrides", COMBINED)
+def test_components_are_groups_that_can_be_exchanged(overrides: tuple[str, ...]) -> None:
+    """The run folder has the components in its name, so that no combination overwrites the preset."""
+    cfg = composed(*overrides)
+    check(cfg)
+    changed = [each.removeprefix("method/").replace("=", ".") for each in overrides[1:]]
+    name = "+".join([overrides[0].removeprefix("method="), *changed])
+    assert cfg.task.folder == f"{name}-none-s0"
+    assert method_of(cfg) == load(name)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["method=ties", "method/sampling=klora"], "method/merge=ties makes one new update"),
+        (["method=dreambooth_joint", "method/merge=svd"], "method/merge=svd has nothing to merge"),
+        (["method=content_only", "method/merge=ties", "method.density=2"], "method.density=2.0 must be"),
+        (["method=duolora", "method.constyle=attached"], "did you mean detached"),
+        (["method=duolora", "method.fit.lr=fast"], "method.fit.lr: Value 'fast'"),
+    ],
+)
+def test_methods_without_sense_are_refused_in_one_line(overrides: list[str], words: str) -> None:
+    with pytest.raises(UserError, match=words) as error:
+        check(composed(*overrides))
+    assert "\n" not in str(error.value)
 
 
 def test_a_value_that_is_no_finite_number_is_refused() -> None:
@@ -71,7 +114,7 @@ def test_every_experiment_composes_and_every_run_of_its_sweep_does(experiment: s
     folders = []
     for run in runs:
         each = composed(f"experiments={experiment}", *run)
-        validate(each)
+        check(each)
         folders.append((str(each.dataset.contents), each.task.folder))
     assert len(set(folders)) == len(runs)  # no run writes over another
 
@@ -90,17 +133,19 @@ def settings(method: str) -> DictConfig:
 @pytest.mark.parametrize("ablation", options("ablation"))
 def test_an_ablation_composes_with_the_methods_it_fits_and_with_no_other(ablation: str) -> None:
     """Presets of one class have the same settings, so the first stands for all; of the others, some drawn at random."""
-    presets = {type(load(name)): name for name in sorted(options("method"), key=len, reverse=True)}.values()
-    fitting = set(fitting_methods(ablation)) & set(presets)
-    others = sorted(set(presets) - fitting)
+    chosen = {type(load(name).merge): name for name in sorted(options("method"), key=len, reverse=True)}.values()
+    fitting = set(presets.fitting_presets(ablation)) & {*chosen, *presets.fitting_presets(ablation)[:3]}
+    others = sorted(set(chosen) - set(presets.fitting_presets(ablation)))
     assert fitting
     changed = False
     for method in fitting:
-        changed |= composed(f"method={method}", f"ablation={ablation}").method != settings(method)
+        cfg = composed(f"method={method}", f"ablation={ablation}")
+        changed |= cfg.method != settings(method) and method_of(cfg) == load(method, ablation)
     assert changed == (ablation != "none")
     for method in random.Random(ablation).sample(others, min(2, len(others))):
-        with pytest.raises(Exception, match=f"In 'ablation/{ablation}'"):
-            composed(f"method={method}", f"ablation={ablation}")
+        cfg = composed(f"method={method}", f"ablation={ablation}")
+        with pytest.raises(UserError, match=f"ablation={ablation} changes settings that {method} does not have"):
+            method_of(cfg)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +170,7 @@ def test_an_ablation_composes_with_the_methods_it_fits_and_with_no_other(ablatio
 )
 def test_values_are_checked(override: str, words: str) -> None:
     with pytest.raises(UserError, match=words) as error:
-        validate(composed(override))
+        check(composed(override))
     assert "\n" not in str(error.value)
 
 

@@ -75,7 +75,7 @@ def test_medians_with_the_least_and_the_greatest() -> None:
     ("override", "words"),
     [
         ("task.methods=[]", "task.methods is empty; type task.methods="),
-        ("task.methods=[direct,duolra]", "no method is called duolra"),
+        ("task.methods=[direct,duolra]", "method=duolra is unknown"),
         ("task.methods=[direct,direct]", "names direct twice"),
         ("task.repeats=0", "task.repeats=0 measures nothing; type task.repeats=3"),
     ],

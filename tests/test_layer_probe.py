@@ -6,12 +6,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import merges
 import pandas as pd
 import pytest
-from conftest import CPU
 
 from lorabench.base import UserError
-from lorabench.merging.merge import MergeItem, merge_all
 from lorabench.merging.method import load
 from lorabench.merging.priors import dominant_roles
 from lorabench.models.files import model_folder
@@ -70,7 +69,7 @@ def test_the_prior_is_one_that_duolora_reads(folder: Path, model: SDXL, loras, p
     found = measure(drawn, "block", ["mid_block", "up_blocks.1"])
     plan = SimpleNamespace(model_name="tiny", pairs=[pair], generation=SimpleNamespace(images=2))
     write_prior(tmp_path / "prior.yaml", found, plan)  # pyright: ignore[reportArgumentType]
-    method: Any = load("duolora", prior=str(tmp_path / "prior.yaml"))
+    method: Any = load("duolora", prior=str(tmp_path / "prior.yaml")).merge
     assert method.prior == {"content": ["mid_block"], "style": ["up_blocks.1"]}
     roles = dominant_roles(method.prior, model.layers.adapted(loras, pair.roles))
     assert {role for layer, role in roles.items() if layer.startswith("mid_block.")} == {"content"}
@@ -81,11 +80,11 @@ def test_the_prior_is_one_that_duolora_reads(folder: Path, model: SDXL, loras, p
 
 def test_custom_weights_scale_roles_and_modules(model: SDXL, loras, pair) -> None:
     method = load("custom_weights", style=0.5, blocks={"mid_block": {"content": 0.25}})
-    [result] = merge_all(model, method, [MergeItem(tuple(loras), pair)], 0, CPU)
+    result = merges.merged(model, method, loras, pair)
     content, style = loras
-    for layer, merged in result.lora.items():
+    for layer, merged in result.file.items():
         weight = 0.25 if layer.startswith("mid_block.") else 1.0
         dense = weight * content[layer].up @ content[layer].down + 0.5 * style[layer].up @ style[layer].down
         assert (merged.up @ merged.down - dense).abs().max() < 1e-5
-    with pytest.raises(UserError, match=r"method\.blocks\.mid_block needs"):
+    with pytest.raises(UserError, match=r"method\.blocks\.mid_block must have content: or style: weights"):
         load("custom_weights", blocks={"mid_block": {"subject": 0.5}})

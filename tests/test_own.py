@@ -12,7 +12,6 @@ import pytest
 import torch
 from commands import Commands
 from conftest import CPU
-from lorabench.merging.combine import combine
 from PIL import Image
 
 from lorabench import OwnLoRA, merge
@@ -124,7 +123,7 @@ def test_a_merge_that_looks_at_no_image_has_none_drawn(files, folder, loras, pai
     done: list[float] = []
     result = merged(own, load("ssr_merge"), preset(folder), 0, CPU, unasked, done.append)
     assert not done or set(done) == {0.0}
-    assert differ(result.lora, export(loras))
+    assert differ(result.file, export(loras))
 
 
 def test_several_contents_and_text_encoders(loras, folder, tmp_path) -> None:
@@ -144,8 +143,8 @@ def test_several_contents_and_text_encoders(loras, folder, tmp_path) -> None:
     ("arguments", "words"),
     [
         ({"method": "ziplora"}, "learns from the prompt that .*a.safetensors was trained with"),
-        ({"method": "nothing"}, "no method is called nothing"),
-        ({"method": "ziplora", "fit": {"steps": 0}}, "learns nothing; give steps"),
+        ({"method": "nothing"}, "method=nothing is unknown"),
+        ({"method": "ziplora", "fit": {"steps": 0}}, "method.fit.steps=0 must be at least 1"),
         (
             {"model": "micro"},
             "a.safetensors does not fit micro: .*trained on this model, or use model=<its model>",
@@ -155,10 +154,10 @@ def test_several_contents_and_text_encoders(loras, folder, tmp_path) -> None:
         ({"method": "lora_rar"}, "knows layers of width 96 and 160 and this model has"),
         (
             {"method": "custom_weights", "blocks": {"nowhere": {"style": 1.0}}},
-            "nowhere is no module with adapted layers",
+            "nowhere must be a module with adapted layers",
         ),
-        ({"method": "custom_weights", "contents": 1.0}, "custom_weights has no such settings: .*contents"),
-        ({"method": "custom_weights", "content_": 1.0}, "conf/method/custom_weights.yaml"),
+        ({"method": "custom_weights", "contents": 1.0}, "method.contents is unknown to .* method/merge=custom_weights"),
+        ({"method": "custom_weights", "content_": 1.0}, "its settings are: blocks, concepts, content, style"),
     ],
 )
 def test_mistakes_in_python(files, folder, arguments, words) -> None:
@@ -170,7 +169,7 @@ def test_mistakes_in_python(files, folder, arguments, words) -> None:
 def test_what_no_file_can_hold_is_refused_and_drawn(
     run, files: tuple[Path, Path], folder, loras, model, tmp_path
 ) -> None:
-    with pytest.raises(UserError, match=r"klora is no single LoRA.* draw with task=generate"):
+    with pytest.raises(UserError, match=r"klora cannot be exported as one LoRA file.* use task=generate"):
         merge(*files, "klora", model=folder)
     result = run("generate", "method=klora", "method.beta=1e9", PROMPTS[-1], "output=images")
     assert result.returncode == 0, result.stderr
@@ -193,8 +192,8 @@ def test_merge_on_the_command_line(run, files, folder, loras, tmp_path) -> None:
 
 
 def test_a_merge_that_its_rank_cuts_says_by_how_much(run, files, folder, loras, model) -> None:
-    method = load("ties", rank=2)
-    _, error = combine(method, loras, model.layers.adapted(loras, ROLES), 0)
+    merge: Any = load("ties", rank=2).merge
+    error = merge.combined(loras, model.layers.adapted(loras, ROLES), 0, {}).error
     result = run("merge", "method=ties", "method.rank=2")
     assert result.returncode == 0, result.stderr
     assert f"ties, relative error {error:.2%} at rank 2, rank 2" in result.stdout and error > 0.01
@@ -215,7 +214,8 @@ def test_a_learned_merge_on_the_command_line_finds_its_images_again(run, files, 
 
 def test_a_sweep_makes_a_file_a_method(run, files, folder, loras, tmp_path) -> None:
     """The switch may stand anywhere; nothing of Hydra's is left beside the files."""
-    result = run("merge", "method=direct,content_only", "-m", "output=merged_${method.name}.safetensors")
+    output = "output=merged_${hydra:runtime.choices.method}.safetensors"
+    result = run("merge", "method=direct,content_only", "-m", output)
     assert (result.returncode, result.stderr) == (0, ""), result.stderr
     assert_same(LoRA.load(tmp_path / "merged_direct.safetensors"), export(loras), rtol=1e-2, atol=1e-3)
     assert_same(LoRA.load(tmp_path / "merged_content_only.safetensors"), loras[0], rtol=1e-2, atol=1e-3)

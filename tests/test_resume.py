@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,8 +24,9 @@ from lorabench.engine.store import Store
 from lorabench.lora.adapter import LoRA
 from lorabench.models.files import model_folder
 from lorabench.personalization.dreambooth import personalize
+from lorabench.personalization.schemes.dreambooth import DreamBoothJob
 from lorabench.personalization.training import Environment
-from lorabench.tasks.jobs import personalise as personalise_task
+from lorabench.tasks.jobs import Personalize
 
 EVERY_2 = replace(CPU, checkpoint_every=2)
 RECIPES = {
@@ -140,5 +140,6 @@ def make(store: Store, folder: Path, spec: LoRASpec, generation: GenerateSpec, p
     images = tuple(reference("mug", "a sks mug", colour) for colour in ("red", "orange"))
     concept = Concept("mug_1", "content", "mug", images, images)
     scratch = store.scratch(artifact("personalize", PARTS))
-    work = partial(personalise_task, model_folder(folder), EVERY_2, concept, spec, 0, generation, None, scratch)
+    job = DreamBoothJob(concept, spec, concept.name)
+    work = Personalize(model_folder(folder), EVERY_2, job, 0, generation, None, scratch)
     return store.get_or_make(artifact("personalize", PARTS), lambda draft: work(draft, progress))

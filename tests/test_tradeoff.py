@@ -109,7 +109,7 @@ def test_strengths_are_drawn_with_the_same_merges(tiny, tmp_path: Path, monkeypa
     ("override", "words"),
     [
         ("task.methods=[]", "task.methods is empty; type task.methods="),
-        ("task.methods=[direct,duolra]", "no method is called duolra"),
+        ("task.methods=[direct,duolra]", "method=duolra is unknown"),
         ("task.methods=[direct,direct]", "names direct twice"),
         ("task.methods=[base]", "has no trade-off; leave it out"),
         *product(("task.strengths=[]", "task.strengths=[0,0.5]", "task.strengths=[1]"), ["type task.strengths="]),
