@@ -1,4 +1,4 @@
-"""The benchmarks compare like with like, and a step of ours is what they say it is."""
+"""The benchmarks compare equal computations, and our steps have the documented passes."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def test_a_step_of_ours_and_of_the_reference_move_the_masks_alike(model, loras) 
     vectors = [mask.only() for masks in ours.module.masks.values() for mask in masks]
     for mine, theirs in zip(vectors, plain.net.masks, strict=True):
         assert not torch.equal(mine, torch.ones_like(mine))
-        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-3)  # of a way of 0.02
-    assert all(type(layer) is torch.nn.Linear for layer in model.layers.trained().values())  # as it was
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-3)  # masks have moved by 0.02
+    assert all(type(layer) is torch.nn.Linear for layer in model.layers.trained().values())  # restored
 
 
 class Forwards:
-    """What enters the UNet: the rows of each forward, each with its image, timestep, prompt, scales and masks."""
+    """Record the rows of each forward pass with image, timestep, prompt, scales and masks."""
 
     def __init__(self, unet, layer):
         self.rows: list[list[tuple]] = []
@@ -74,7 +74,7 @@ class Forwards:
     [("ziplora", 2, 2, 2), ("duolora", 3, 2, 6), ("duolora_released", 4, 6, 2)],
 )
 def test_a_step_makes_each_distinct_pass_once(model, loras, name, forwards, without, with_gradient) -> None:
-    """Teachers without gradients in one forward, everything that has the merge's masks in another."""
+    """Teachers are one forward pass without gradients, all masked rows are another one."""
     ours = Ours(model, loras, load(name).merge)
     ours.attach()
     seen = Forwards(model.unet, next(iter(ours.adapters.layers.values())))
@@ -88,8 +88,8 @@ def test_a_step_makes_each_distinct_pass_once(model, loras, name, forwards, with
     for graph, count in ((False, without), (True, with_gradient)):
         assert sum(len(rows) for rows, has in zip(seen.rows, seen.graphs, strict=True) if has is graph) == count
     masked = [graph for rows, graph in zip(seen.rows, seen.graphs, strict=True) if rows[0][0]]
-    assert masked == [True]  # one forward for all rows with masks
-    assert min(map(len, seen.rows)) >= 2  # content and style images share every forward
+    assert masked == [True]  # one forward pass for all masked rows
+    assert min(map(len, seen.rows)) >= 2  # content and style share all forward passes
 
 
 def refuse(*_: object) -> None:
@@ -97,7 +97,7 @@ def refuse(*_: object) -> None:
 
 
 class NewMatrices(TorchDispatchMode):
-    """The shapes of all matrices that operations make, views of the frozen weights aside."""
+    """Record the shapes of all matrices that operations create, except views of frozen weights."""
 
     def __init__(self, unet, pairs: int = 1):
         super().__init__()
@@ -119,7 +119,7 @@ def dense_shapes(model) -> set[tuple[int, ...]]:
     return shapes | {shape[::-1] for shape in shapes}
 
 
-# Three images of a concept a step, so that no activation [rows * tokens, width] has the shape of an update.
+# With three images per concept and step, no activation [rows * tokens, width] has the shape of an update.
 THREE: dict[str, Any] = {"steps": 1, "lr": 0.01, "batch": 3}
 
 
@@ -154,7 +154,7 @@ def test_no_step_of_several_pairs_forms_a_dense_update(model, loras, pair, name)
 
 @pytest.mark.parametrize("name", REFERENCES)
 def test_the_reference_forms_dense_updates(model, loras, name) -> None:
-    """And so the tests above would see one."""
+    """This shows that the tests above would detect one."""
     overrides, layer, loss = REFERENCES[name]
     plain = Plain(model, loras, load(name, fit=THREE, **overrides).merge, layer, loss)
     plain.attach()
@@ -200,7 +200,7 @@ def test_what_is_measured() -> None:
     assert order == [(name, i) for i in range(3) for name in "ab"]
     memory = measure.Peak(cpu)
     memory.start()
-    torch.ones(50 * 2**18)  # let go of at once: it is the peak that counts
+    torch.ones(50 * 2**18)  # freed immediately; only the peak matters
     found = memory.mib()
     assert found is None or 49 < found < 60
 
@@ -220,7 +220,7 @@ def test_every_pair_of_the_batch_is_another() -> None:
 
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory):
-    """Four folders of two tiny scored pictures, and what the scripts make of them."""
+    """Score four folders of two tiny images with both implementations."""
     root = tmp_path_factory.mktemp("scoring")
     files = {kind: ScorerFiles.of(write_scorer(root / kind, kind)) for kind in KINDS}
     sizes = ["--side", "40", "--contents", "2", "--methods", "1", "--references", "3"]
@@ -236,7 +236,7 @@ def test_scoring_computes_what_the_scripts_do(scored) -> None:
     assert {metric: tuple(values.shape) for metric, values in plain[name].items()} == {
         "dino/content": (2, 3), "clip_i/style": (2, 1), "clip_t": (2, 1), "csd/style": (2, 1),
     }  # fmt: skip
-    rows[name].loc[rows[name]["metric"] == "csd/style", "value"] += 0.01  # and it would see a difference
+    rows[name].loc[rows[name]["metric"] == "csd/style", "value"] += 0.01  # a difference is detected
     assert bench.difference(rows, plain) == pytest.approx(0.01, abs=1e-3)
     rows[name] = rows[name].query("metric != 'csd/style' or image != 0")
     assert bench.difference(rows, plain) == float("inf")
@@ -251,7 +251,7 @@ def test_scripts_load_and_embed_anew_for_every_folder_and_we_once(scored, monkey
     cut = Scorer.embed_cut
     monkeypatch.setattr(Scorer, "embed_cut", lambda self, *args: embedded.append(len(args[0])) or cut(self, *args))
     bench.ours()
-    assert sum(embedded) == 3 * (4 * 2 + 2 * 3 + 2 * 1)  # scorers x (pictures, references of both contents and styles)
+    assert sum(embedded) == 3 * (4 * 2 + 2 * 3 + 2 * 1)  # scorers x (images, references of both contents and styles)
     load = folder_scripts.FolderScripts.load
     monkeypatch.setattr(folder_scripts.FolderScripts, "load", lambda self, kind: built.append(kind) or load(self, kind))
     bench.plain()

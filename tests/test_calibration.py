@@ -1,4 +1,4 @@
-"""Calibration by metrics whose answers are known: the truth itself, nothing at all, the wrong thing, the opposite."""
+"""Calibration of metrics with known results: ground truth, constant, the wrong role, the opposite."""
 
 from __future__ import annotations
 
@@ -82,12 +82,12 @@ def test_style_taken_for_content_is_seen_as_leakage(world: World) -> None:
     wrong = Metric("wrong/content", "test", "content", style, np.full((4, 4, 1), 0.2))
     assert figures(wrong, world, "variance") == pytest.approx({"content": 0, "style": 1, "rest": 0})
     assert figures(wrong, world, "spearman")["all"] == pytest.approx(0.0, abs=1e-9)
-    assert figures(wrong, world, "check")["perfect > style_only other"] == 0.5  # the same style: it cannot tell
+    assert figures(wrong, world, "check")["perfect > style_only other"] == 0.5  # the same style, so values are equal
 
 
 def test_distances_are_the_factors_own(world: World) -> None:
     assert (np.diag(world.content) == 0).all() and (np.diag(world.style) == 0).all()
-    assert world.content[0, 1] < 0.5 < world.content[0, 2]  # another mug is nearer than a cat
+    assert world.content[0, 1] < 0.5 < world.content[0, 2]  # another mug is more similar than a cat
     assert world.text.shape == (3 * 2, 4, 3) and set(np.unique(world.text)) == {0.0, 0.5, 1.0}
 
 

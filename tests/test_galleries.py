@@ -1,4 +1,4 @@
-"""Worst images and disagreements, on values made by hand."""
+"""Worst images and disagreements on hand-written values."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_high_metric_where_the_truth_says_no() -> None:
         subject_r1=[1, 0, 0, 0, 0, 0, 0, 1],
         style_r1=[0, 0, 1, 1, 1, 1, 1, 1],
     )
-    [case] = disagreements(values)  # of the upper quarter of DINO one is right; of CSD's both are
+    [case] = disagreements(values)  # one of two images in DINO's upper quarter is wrong, none in CSD's
     assert (case.image, case.kind) == (1, "dino/content high, subject_r1 0")
     assert case.why == "dino/content 0.800, above 75 % of images, but subject_r1 0"
 

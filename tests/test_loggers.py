@@ -1,4 +1,4 @@
-"""The views of a run: W&B offline without an account, csv, none."""
+"""Views of a run: W&B offline without an account, csv, none."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def finished(folder: Path, method: str = "direct") -> Path:
-    """What a view reads of a finished run: one pair, two images a row."""
+    """Write a finished run with one pair and two images per row."""
     make_run(folder, method, pairs=PAIRS[:1], images=2)
     TABLE.replace("direct", method).to_csv(folder / "table.csv", index=False)
     Image.new("RGB", (8, 8), "teal").save(folder / "grid.png")
@@ -58,7 +58,7 @@ def finished(folder: Path, method: str = "direct") -> Path:
 
 
 def runs_of(folder: Path) -> list[OfflineRun]:
-    """W&B's process writes on for a moment after a run is finished; at exit it is waited for."""
+    """Wait for W&B's process, which writes for a moment after a run has finished."""
     for _ in range(100):
         runs = [OfflineRun(each) for each in sorted((folder / "wandb").glob("offline-run-*"))]
         if all(run.exit_code is not None for run in runs):
@@ -68,7 +68,7 @@ def runs_of(folder: Path) -> list[OfflineRun]:
 
 
 def test_the_runs_of_a_sweep_are_one_group_with_the_same_keys(tmp_path: Path) -> None:
-    """In one process, as the basic launcher runs them."""
+    """Run jobs in one process, as the basic launcher does."""
     folders = [finished(tmp_path / "sweep" / f"{method}-none-s0", method) for method in ("direct", "duolora")]
     for folder, method in zip(folders, ("direct", "duolora"), strict=True):
         with open_view(OFFLINE, folder, method, configured(method)) as view:
@@ -96,7 +96,7 @@ def test_every_image_is_in_the_table_with_its_scores(tmp_path: Path) -> None:
     [run] = runs_of(folder)
     images = run.table("images")
     assert images["columns"] == ["image", "method", "content", "style", "prompt", "noise", "index", *METRICS]
-    assert len(images["data"]) == 5 * 2  # four frame rows and the method
+    assert len(images["data"]) == 5 * 2  # baselines, oracle and the method
     scores = pd.read_parquet(folder / "scores.parquet")
     for image, method, _, _, _, _, index, *values in images["data"]:
         own = scores[(scores["method"] == method) & (scores["image"] == index)]
@@ -107,7 +107,7 @@ def test_every_image_is_in_the_table_with_its_scores(tmp_path: Path) -> None:
             Image.open(folder / "images" / method / "mug_1+halftone_1" / f"{index:02d}.png") as original,
         ):
             assert shown.getpixel((0, 0)) == original.getpixel((0, 0))
-    assert all(path.is_relative_to(folder) for path in run.files["images"].values())  # not in somebody's home
+    assert all(path.is_relative_to(folder) for path in run.files["images"].values())  # not in the user's home
     assert run.table("scores")["columns"] == list(TABLE)[:-1] and len(run.table("scores")["data"]) == 2
     assert list(run.folder.glob("files/media/images/grid_*.png"))
 
@@ -140,7 +140,7 @@ def test_a_resumed_run_continues_and_is_there_once(tmp_path: Path) -> None:
     attempts = []
     for whole in (False, False, True):
         view = open_view(OFFLINE, folder, "a", configured("direct"))
-        view.curves("personalize", "mug_1", {"loss": [1.0, 0.5]})  # from the store, the second time
+        view.curves("personalize", "mug_1", {"loss": [1.0, 0.5]})  # loaded from the store the second time
         if whole:
             view.finish()
         view.close(failed=not whole)
@@ -160,7 +160,7 @@ def test_a_curve_that_was_half_online_is_logged_to_its_end(tmp_path: Path, monke
     assert isinstance(view, WandbView)
     logged: list[dict] = []
     monkeypatch.setattr(view.run, "log", logged.append)
-    view.known = {"merge/a/loss": 0.1, "merge/b/loss": 0.7, "step": 0}  # as W&B has them: a is whole, b is not
+    view.known = {"merge/a/loss": 0.1, "merge/b/loss": 0.7, "step": 0}  # as stored by W&B: a is complete, b is not
     for name, losses in (("a", [0.9, 0.2, 0.1]), ("b", [0.7, 0.6, 0.5]), ("c", [0.3, 0.2])):
         view.curves("merge", name, {"loss": losses})
     view.close(failed=True)

@@ -66,7 +66,7 @@ def test_floats_are_refused_so_nothing_is_divided_by_255_twice(image):
 def test_resize_is_antialiased_and_close_to_pil():
     dino = Preprocess(32, 28, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     checks = (np.indices((128, 192)).sum(0) % 2 * 255).astype(np.uint8)
-    board = np.repeat(checks[..., None], 3, axis=2)  # one-pixel checks: 0.5 everywhere once averaged
+    board = np.repeat(checks[..., None], 3, axis=2)  # checks of one pixel: antialiasing gives 0.5 everywhere
     assert float((dino([board]) - 0.5).abs().max()) < 0.02
     smooth = np.asarray(Image.fromarray(pictures(1, 8)[0]).resize((192, 128), Image.Resampling.BICUBIC))
     pil = Image.fromarray(smooth).resize((48, 32), Image.Resampling.BICUBIC).crop((10, 2, 38, 30))

@@ -1,4 +1,4 @@
-"""The page's data and text without a browser: what it holds, that it fetches nothing, that names stay names."""
+"""Data and text of report.html without a browser: contents, no network requests, escaped names."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GROUPS = [("mug_1+cat_1", "ink_1"), ("mug_1+cat_1+bicycle_3+duck_12", "ink_1+wat
 
 
 class Parsed(HTMLParser):
-    """The elements of a page, what it would fetch or lead to, and the text of its scripts by their id."""
+    """Collect a page's elements, its links and resources, and the text of its scripts by id."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ def test_what_runs_share_is_embedded_once(tmp_path: Path) -> None:
 
 
 def test_values_of_pairs_make_the_mean(run: Path) -> None:
-    """What the page shows of a part of the pairs is the table's mean where the part is all of them."""
+    """The page computes means of the selected pairs; for all pairs they must equal the table's means."""
     for row in parsed(run).data["rows"]:
         assert row["pairs"].keys() == row["scores"].keys() == METRICS.keys()
         for name, pairs in row["pairs"].items():
@@ -157,7 +157,7 @@ def test_several_seeds_of_a_method_are_images_of_one_row(tmp_path: Path) -> None
 
 
 def test_images_of_one_place_are_told_apart(tmp_path: Path) -> None:
-    """Runs of one method and seed with other prompts."""
+    """Two runs with the same method and seed but different prompts."""
     runs = [make_run(tmp_path / name, "direct", pairs=PAIRS[:1], images=1) for name in ("one", "two")]
     scores = pd.read_parquet(runs[1] / "scores.parquet")
     scores.assign(prompt="another").to_parquet(runs[1] / "scores.parquet")
@@ -222,7 +222,7 @@ def test_several_subjects_in_one_picture(tmp_path: Path) -> None:
     page = parsed(folder)
     assert [(pair["content"], pair["style"]) for pair in page.data["pairs"]] == GROUPS
     assert len(page.data["images"]) == len(list(folder.glob("images/*/*/*.png")))
-    assert "mug_1+cat_1 in ink_1</th>" in (folder / "report.html").read_text()  # of its losses
+    assert "mug_1+cat_1 in ink_1</th>" in (folder / "report.html").read_text()  # in the table of losses
 
 
 def test_runs_of_different_pairs_and_the_same_name(tmp_path: Path) -> None:

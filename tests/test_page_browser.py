@@ -1,4 +1,4 @@
-"""The page as its reader uses it: mouse, keyboard, phone, and two thousand images."""
+"""report.html in a browser: mouse, keyboard, narrow screen, and 2,000 images."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def column(page: Page, number: int) -> list[float]:
 
 
 def hover(page: Page, selector: str) -> None:
-    """Scrolling hides what the mouse had shown, so it comes first."""
+    """Scroll first, because scrolling hides the hint that hovering shows."""
     page.locator(selector).first.scroll_into_view_if_needed()
     page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
     page.locator(selector).first.hover()
 
 
 def close_image(page: Page) -> None:
-    """The browser tells of the closing in a task of its own, in which the page puts the focus back."""
+    """Close the image and wait for the close event, in which the page restores the focus."""
     page.keyboard.press("Escape")
     page.wait_for_url(lambda address: "open=" not in address, wait_until="commit")
 
@@ -91,7 +91,7 @@ def test_differences_ranks_and_costs(chromium: Browser, sweep: Path) -> None:
         text = page.locator('tr[data-row="duolora"]').inner_text()
         assert "+0.1" in text and "p" in text
         assert "not separated" in page.locator('tr[data-row="ziplora"]').inner_text()
-        page.keyboard.press("ArrowRight")  # from radio to radio
+        page.keyboard.press("ArrowRight")  # to the next radio button
         assert page.get_by_role("radio", name="ranks").is_checked()
         assert column(page, 3)[1] == 1
         page.keyboard.press("ArrowRight")
@@ -182,16 +182,16 @@ def test_the_matrix_by_keyboard(chromium: Browser, sweep: Path) -> None:
         page.keyboard.press("ArrowDown")
         page.keyboard.press("ArrowRight")
         assert page.evaluate(focused) == "mug_1 in neon_1, base, image 0, seed 0"
-        for _ in range(3):  # as far as the page scrolls
+        for _ in range(3):  # until the page scrolls
             page.keyboard.press("ArrowDown")
             page.wait_for_timeout(60)
-        assert "dino/content" in page.locator("#tip").inner_text()  # on focus as on hover
+        assert "dino/content" in page.locator("#tip").inner_text()  # focus shows the same hint as hovering
         for _ in range(3):
             page.keyboard.press("ArrowUp")
         page.keyboard.press("Enter")
         assert page.locator("#title").inner_text() == "mug_1 in neon_1, base"
         close_image(page)
-        page.keyboard.press("Tab")  # one stop for all images
+        page.keyboard.press("Tab")  # all images are one tab stop
         assert page.evaluate("document.activeElement.closest('#matrix-images')") is None
 
 
@@ -213,7 +213,7 @@ def test_a_view_is_shared_by_its_address(chromium: Browser, sweep: Path) -> None
         at = address[address.index("#") :]
     with opened(chromium, sweep, at=at) as page:
         assert rows(page) == shown
-    with opened(chromium, sweep, at="#x=gone&image=99&show=nothing&row=unknown") as page:  # of another report
+    with opened(chromium, sweep, at="#x=gone&image=99&show=nothing&row=unknown") as page:  # a URL of another report
         assert len(rows(page)) == 7 and page.locator('[data-choice="x"]').input_value() == "dino/content"
 
 
@@ -261,7 +261,7 @@ def test_a_run_of_one_method(chromium: Browser, tmp_path: Path) -> None:
 
 
 def test_hostile_names_do_nothing(chromium: Browser, tmp_path: Path) -> None:
-    """A request, a dialog or a message of the console would fail `opened`."""
+    """`opened` fails on any request, dialog or console message."""
     pairs = [(NASTY.replace("/", ""), "</script><script>alert(2)</script>".replace("/", "")), ("a'b\"c", "&amp;")]
     methods = ["direct", NASTY + "__proto__"]
     runs = [make_run(tmp_path / str(number), method, pairs=pairs, images=2) for number, method in enumerate(methods)]
@@ -285,7 +285,7 @@ def test_hostile_names_do_nothing(chromium: Browser, tmp_path: Path) -> None:
 
 
 def test_two_thousand_images(chromium: Browser, tmp_path: Path) -> None:
-    """Only what is near the window is there as an image, before and after scrolling."""
+    """Only images near the viewport are loaded, before and after scrolling."""
     pairs = [(f"content_{i}", f"style_{j}") for i in range(5) for j in range(5)]
     folder = make_run(tmp_path / "run", pairs=pairs, images=16)
     write_report(folder)
@@ -303,4 +303,4 @@ def test_two_thousand_images(chromium: Browser, tmp_path: Path) -> None:
         page.locator("#strips summary").last.click()
         page.locator("#strips .shot").last.scroll_into_view_if_needed()
         page.locator("#strips .shot").last.click()
-        assert page.locator("#count").inner_text() == "84 of 84"  # 16 images of each row and both pairs of references
+        assert page.locator("#count").inner_text() == "84 of 84"  # 16 images in each of 5 rows, and 4 references

@@ -1,4 +1,4 @@
-"""Protocols: known answers on a hand-made table of scores, for every average and every printed column."""
+"""Protocols: known results on hand-written scores, for each average and each printed column."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lorabench.report.folder import RunFolder
 from lorabench.report.protocols import Column
 from lorabench.report.table import Table
 
-# (content, style, prompt, image): the values of its references. c1 has two references and c2 one; c2 has two prompts.
+# (content, style, prompt, image) -> value by reference. c1 has two references, c2 has one reference and two prompts.
 VALUES = {
     ("c1", "s1", "p", 0): [0.2, 0.4],
     ("c1", "s1", "p", 1): [0.4, 0.6],
@@ -93,7 +93,7 @@ def test_a_product_is_one_of_each_image() -> None:
     assert found == pytest.approx(np.mean(pairs), abs=1e-12)
 
 
-# What each printed column is: metric, backbone, average (macro by its object), scale.
+# Definition of each printed column: metric, backbone, average (macro by its object), scale.
 S16, S8, B8, V2 = "dino@vits16", "dino@vits8", "dino@vitb8", "dinov2@vits14"
 B32, CSD = "clip@vitb32", "csd@vitl14"
 EXPECTED = {
@@ -159,7 +159,7 @@ def test_every_protocol_has_its_test_and_a_source() -> None:
 
 
 def test_weights_are_drawn_with_their_pairs() -> None:
-    """A bootstrap of weighted pairs is one of the pairs as often as their weights say."""
+    """A weighted bootstrap resamples each pair together with its weight."""
     values, weights = np.random.default_rng(0).normal(size=12), np.array([1.0] * 6 + [3.0] * 6)
     at = stats.interval(values, weights)
     assert at.mean == pytest.approx(np.mean([*values[:6], *np.repeat(values[6:], 3)]))
@@ -179,7 +179,7 @@ def test_paired_differences_hold_for_every_average() -> None:
         assert [delta.mean, delta.low, delta.high] == pytest.approx([5.0] * 3)
 
 
-# --- what is missing, and who stands in
+# --- missing and replaced backbones
 
 
 def test_micro_scorers_stand_in_and_say_so() -> None:
@@ -210,7 +210,7 @@ def test_a_protocol_without_its_backbones_is_refused_before_the_run() -> None:
     duolora["columns"] = [{"references": "mean", "average": "pair"} | column for column in duolora["columns"]]
     real = {"path": None, "backbones": ["dino@vits16", "clip@vitb32", "csd@vitl14"]}
     check_protocol(duolora, real)
-    check_protocol(duolora, {"path": "micro", "backbones": []})  # they stand in
+    check_protocol(duolora, {"path": "micro", "backbones": []})  # micro scorers replace them
     with pytest.raises(UserError, match=r"needs csd@vitl14 too; type scorers.backbones=\[dino@vits16,clip@vitb32,csd@"):
         check_protocol(duolora, real | {"backbones": real["backbones"][:2]})
     duolora["columns"][0]["average"] = "median"
@@ -261,7 +261,7 @@ def test_a_report_changes_its_protocol_afterwards(tmp_path: Path, capsys: pytest
     assert klora["Style Sim"].tolist() == pytest.approx((100 * plain["clip_i/style"]).tolist(), rel=1e-4)
     assert "protocol=" not in (folder / "table.md").read_text()
     capsys.readouterr()
-    assert main([str(folder), "--protocol", "blora"]) == 0  # of its two columns one
+    assert main([str(folder), "--protocol", "blora"]) == 0  # scores exist for one of its two columns
     text = (folder / "table.md").read_text()
     assert "Missing: Style alignment; to add them run again with scorers.backbones=[dino@vitb8]." in text
     assert main([str(folder), "--protocol", "nothing"]) == 2
@@ -291,7 +291,7 @@ def test_two_backbones_of_a_metric_are_not_mixed(tmp_path: Path) -> None:
     assert "dino/content" not in table
     picture = RunFolder.load(folder).pictures[0].values
     assert picture["dino/content dino@vitb8"] == pytest.approx(picture["dino/content dino@micro"] + 0.2)
-    write_joint_report([folder, make_run(tmp_path / "direct", "direct")], tmp_path / "joint")  # one of them in common
+    write_joint_report([folder, make_run(tmp_path / "direct", "direct")], tmp_path / "joint")  # they share one backbone
     joint = read_table(tmp_path / "joint")
     assert len(joint["dino/content dino@vitb8"].dropna()) == 5
     assert len(joint["dino/content dino@micro"].dropna()) == len(joint) == 6
@@ -303,8 +303,8 @@ def test_a_paper_s_numbers_stand_in_its_own_columns_alone(tmp_path: Path) -> Non
         name: [own.values for own in Table.of(runs, protocols.load_protocol(name)).reported.get("ziplora", [])]
         for name in ("all", "ziplora", "duolora", "klora", "unziplora")
     }
-    assert len(reported["all"]) == 3 and not reported["unziplora"]  # ZipLoRA's two tables and K-LoRA's
+    assert len(reported["all"]) == 3 and not reported["unziplora"]  # two tables of ZipLoRA and one of K-LoRA
     assert reported["ziplora"][0] == {"Style-alignment": 0.699, "Subject-alignment": 0.42, "Text-alignment": 0.303}
-    assert reported["duolora"] == [{"DINO": 0.53, "CLIP-I": 0.65}]  # these runs have no score of the prompt
+    assert reported["duolora"] == [{"DINO": 0.53, "CLIP-I": 0.65}]  # these runs have no clip_t/prompt
     assert reported["klora"] == [{name: pytest.approx(value) for name, value in zip(
         ("Style Sim", "DINO Score"), (60.4, 35.7), strict=True)}]  # fmt: skip

@@ -1,4 +1,4 @@
-"""What publications report, beside what was measured: found, compared with the run, marked, escaped."""
+"""Numbers of publications: found, compared with the run, marked and escaped."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lorabench.report.published import DIFFERS, MARK, SAME, differences, named
 from lorabench.report.table import Table
 
 METHODS = [path.stem for path in (CONF / "method").glob("*.yaml")]
-# Rows of methods that are not here yet. One that gets its yaml is taken out, and stands under our row from then on.
+# Methods that are not implemented yet. Remove a name when it gets a file in conf/method.
 NOT_HERE = {
     "craft", "custom_diffusion", "dreambooth_lora", "inspiration_tree", "mix_of_show", "styledrop_dreambooth",
     "unziplora",
@@ -104,7 +104,7 @@ def test_reported_rows_stand_under_their_method(tmp_path: Path) -> None:
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text[own : own + 4]]
     assert cells[1] == ["↳ reported: arXiv 2504.13206, table main (a)", "*0.56*", "*0.69*", "*0.314*", *[""] * 4]
     assert cells[2][0] == "↳ reported: arXiv 2504.13206, table Paircustomization (b)"
-    assert cells[3][0] == "oracle"  # the row of the ablation's table is part of the main one's
+    assert cells[3][0] == "oracle"  # the ablation table repeats numbers of the main table
     assert {len(line) for line in cells} == {len(cells[0])}
     assert text[-1].startswith("(a) protocol differs: micro scorers, other average, other text, other base model, ")
     assert any(line.startswith(f"Rows marked {MARK}") for line in text)
@@ -135,7 +135,7 @@ def test_seeds_show_a_publication_once_and_ablations_their_own(tmp_path: Path) -
 
 
 def test_publications_are_shown_whose_methods_are_there(tmp_path: Path) -> None:
-    """Every paper has a number of the direct merge."""
+    """All papers report the direct merge, so only those whose methods are in the runs are shown."""
     direct = RunFolder.load(make_run(tmp_path / "direct", "direct"))
     assert not Table.of([direct]).reported
     both = [direct, RunFolder.load(make_run(tmp_path / "klora", "klora"))]
@@ -149,7 +149,7 @@ def test_publications_are_shown_whose_methods_are_there(tmp_path: Path) -> None:
 
 
 def klora_run(folder: Path, model: str = "sdxl", micro: bool = False, images: int = 10, **dataset: str) -> RunFolder:
-    """A run with K-LoRA's protocol, as far as its publication states it."""
+    """Write a run with K-LoRA's protocol, as far as it is published."""
     make_run(folder, "klora", images=images)
     scores = pd.read_parquet(folder / "scores.parquet")
     real = {} if micro else {"dino@micro": "dino@vits16", "clip@micro": "clip@vitb32"}
@@ -181,14 +181,14 @@ def klora_run(folder: Path, model: str = "sdxl", micro: bool = False, images: in
 def test_whether_the_protocol_matches(tmp_path: Path, changes: dict, why: str) -> None:
     run = klora_run(tmp_path / "run", **changes)
     [own] = Table.of([run], protocols.load_protocol("klora")).reported["klora"]
-    assert own.why == why and not own.comparable  # nobody can say whether these are the same pairs
+    assert own.why == why and not own.comparable  # the publication does not name its pairs
     assert own.standing == (f"{DIFFERS}: {why}" if why else f"{SAME}; unreported: which 18 pairs, backbones")
 
 
 def test_other_columns_do_not_match(tmp_path: Path) -> None:
     run = klora_run(tmp_path / "run")
     of_all = {own.source: own for own in Table.of([run]).reported["klora"]}
-    assert not of_all["arXiv 2502.18461, table 1"].why  # the same backbones and averages, though not in percent
+    assert not of_all["arXiv 2502.18461, table 1"].why  # same backbones and averages, in another scale
     other = run.scores.replace({"backbone": {"clip@vitb32": "clip@vitl14"}})
     other.drop(columns="label").to_parquet(run.path / "scores.parquet")
     [own] = Table.of([RunFolder.load(run.path)]).reported["klora"]
@@ -219,7 +219,7 @@ def test_no_publication_has_our_world(tmp_path: Path) -> None:
 def test_a_number_is_inside_or_outside_of_our_interval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [first, *_] = papers.load_paper("klora").tables
     paper = replace(papers.load_paper("klora"), tables=[replace(first, pairs="lorarar", open=[])])
-    monkeypatch.setattr(papers, "papers", lambda: {"klora": paper})  # as one that says it all would be
+    monkeypatch.setattr(papers, "papers", lambda: {"klora": paper})  # a publication that reports all settings
     run = klora_run(tmp_path / "run", pairs="lorarar")
     table = Table.of([run], protocols.load_protocol("klora"))
     line = {each["metric"]: each for each in table.lines.to_dict("records") if each["label"] == "klora"}
@@ -239,7 +239,7 @@ def test_a_number_is_inside_or_outside_of_our_interval(tmp_path: Path, monkeypat
     ["", "just text", "method: {paper: [{arxiv: '1', dino/content: 0.4}]}", "method: [1", "- 1", "generate: 3"],
 )
 def test_configs_that_say_nothing_match_nothing(tmp_path: Path, config: str) -> None:
-    """Among them those of old run folders, which carried the numbers themselves."""
+    """This includes old run folders, which contain the numbers themselves."""
     folder = make_run(tmp_path / "run", "klora")
     (folder / "config.yaml").write_text(config)
     [own] = Table.of([RunFolder.load(folder)], protocols.load_protocol("klora")).reported["klora"]
@@ -259,7 +259,7 @@ def test_hostile_names_are_escaped(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert r"\input" not in (folder / "table.tex").read_text()
 
 
-# --- a publication's tables beside ours
+# --- comparison with a publication's tables
 
 
 def test_a_paper_s_tables_beside_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -276,7 +276,7 @@ def test_a_paper_s_tables_beside_ours(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "Unreported: which 18 pairs, backbones." in text
     assert not (tmp_path / "sweep" / "table.md").exists()
 
-    assert main([str(tmp_path / "sweep"), "--paper", "duolora"]) == 0  # not one of these runs is in it
+    assert main([str(tmp_path / "sweep"), "--paper", "duolora"]) == 0  # none of these runs is in this publication
     assert "not run" in capsys.readouterr().out
     assert main([str(tmp_path / "sweep"), "--paper", "duolra"]) == 2
     assert "did you mean duolora" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Effective ranks against the dense update, and their figure and table along the network."""
+"""Effective ranks against the dense update, and their figure and table by layer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lorabench.report.ranks import draw_ranks, write_ranks
 
 
 def dense(update: torch.Tensor) -> float:
-    """Roy & Vetterli's definition on the whole matrix."""
+    """Compute Roy & Vetterli's definition on the dense matrix."""
     values = torch.linalg.svdvals(update.double())
     shares = values[values > 0] / values.sum()
     return torch.exp(-(shares * shares.log()).sum()).item()
@@ -42,8 +42,8 @@ def test_effective_rank_counts_equal_directions() -> None:
     down, up = torch.eye(12)[:7], torch.eye(9)[:, :7]
     assert effective_rank(down, 3 * up) == pytest.approx(7)
     assert effective_rank(down[:1], up[:, :1]) == pytest.approx(1)
-    assert effective_rank(down, torch.zeros_like(up)) == 0.0  # an adapter that was never trained
-    assert effective_rank(down[:0], up[:, :0]) == 0.0  # a layer that the adapter leaves alone
+    assert effective_rank(down, torch.zeros_like(up)) == 0.0  # untrained adapter
+    assert effective_rank(down[:0], up[:, :0]) == 0.0  # layer without this adapter
     assert effective_rank(down * torch.nan, up) != effective_rank(down, up)
 
 
@@ -95,7 +95,7 @@ def test_pairs_of_different_adapters_and_layers(tmp_path: Path) -> None:
     write_ranks(tmp_path, ranks, {"a": ["content", "style"], "b": ["content", "content", "style"]}, LAYERS)
     table = pd.read_csv(tmp_path / "figures" / "rank_by_layer.csv", index_col=["layer", "role"])
     assert table.loc[(MIDDLE, "content"), "mean"] == 2.5
-    assert table.loc[(MIDDLE, "style"), ["mean", "pairs"]].tolist() == [4.0, 1]  # a merge that diverged
+    assert table.loc[(MIDDLE, "style"), ["mean", "pairs"]].tolist() == [4.0, 1]  # the other merge diverged
     assert table.loc[(UP, "style"), "pairs"] == 1
 
 

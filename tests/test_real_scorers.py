@@ -28,7 +28,7 @@ NAMES = sorted(backbones())
 
 
 def picture(width, height, seed=0):
-    """A picture with structure at every scale."""
+    """Return an image with structure at all scales."""
     rng = np.random.default_rng(seed)
     layers = [
         np.asarray(Image.fromarray(rng.integers(0, 256, (n, n, 3), dtype=np.uint8)).resize((width, height)), float)
@@ -38,21 +38,21 @@ def picture(width, height, seed=0):
 
 
 def field(resize, mean, std) -> Callable[[Image.Image], torch.Tensor]:
-    """The transform of the field, on a PIL image."""
+    """Return the usual transform of evaluation code, for PIL images."""
     bicubic = transforms.InterpolationMode.BICUBIC
     steps = [transforms.Resize(resize, bicubic), transforms.CenterCrop(224), transforms.ToTensor()]
     return transforms.Compose([*steps, transforms.Normalize(mean, std)])
 
 
 def written(folder, name, state):
-    """A packaged backbone with the weights in a file."""
+    """Save weights and return them with the description of a published backbone."""
     path = folder / "model.safetensors"
     save_file({key: value.clone().contiguous() for key, value in state.items()}, path)
     return ScorerFiles(backbones()[name], path)
 
 
 def same(left, right, tolerance=5e-6):
-    """Unit rows agree, against features that are not normalized yet."""
+    """Compare L2-normalized rows with features that are not normalized."""
     right = F.normalize(right.float(), dim=-1)
     assert left.shape == right.shape
     return float((left - right).abs().max()) < tolerance
@@ -120,7 +120,7 @@ def test_crops_round_to_the_middle_where_the_rest_is_odd():
     image = np.zeros((side, side + 3, 3), np.uint8)
     image[:, 2 : 2 + side] = np.arange(side, dtype=np.uint8)[None, :, None]
     found = Preprocess(side, side, (0, 0, 0), (1, 1, 1))([image])[0] * 255
-    assert torch.equal(found[0, 0].round(), torch.arange(float(side)))  # 1.5 rounds to 2, and is not floored to 1
+    assert torch.equal(found[0, 0].round(), torch.arange(float(side)))  # 1.5 is rounded to 2, not truncated to 1
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "CMYK", "LA", "RGBA", "I;16"])
@@ -151,7 +151,7 @@ def test_floats_are_refused_whatever_their_range():
 
 
 def vit(state, dim, layers, names):
-    """A transformers model's layers filled from timm's names: q, k, v apart, LayerScale where there is one."""
+    """Convert timm's names to a transformers model: separate q, k and v, and LayerScale if present."""
     found = {}
     for i in range(layers):
         at, to = f"blocks.{i}.", names["layer"].format(i)
@@ -214,7 +214,7 @@ def test_dinov2_at_224_has_positions_resampled_as_in_dreambench_pp(tmp_path):
 
 
 def test_clip_in_both_layouts_is_that_of_transformers(tmp_path):
-    """And QuickGELU is on: with GELU the same weights give other features."""
+    """This also checks QuickGELU, because GELU would give other features."""
     from transformers import CLIPConfig, CLIPModel
 
     from lorabench.scoring.layouts import translated
@@ -224,7 +224,7 @@ def test_clip_in_both_layouts_is_that_of_transformers(tmp_path):
         model: Any = CLIPModel(config).eval()
     theirs = random_state({key: tuple(value.shape) for key, value in model.state_dict().items()}, shared_blocks=True)
     model.load_state_dict(theirs, strict=True)
-    counters = {"text_model.embeddings.position_ids": torch.arange(77)[None]}  # in the published file, too
+    counters = {"text_model.embeddings.position_ids": torch.arange(77)[None]}  # the published file has them too
     files = written(tmp_path, "clip@vitb32", theirs | counters)
     scorer: Any = load_scorer(files)
     image = picture(463, 640)
@@ -244,7 +244,7 @@ def test_clip_in_both_layouts_is_that_of_transformers(tmp_path):
 
 
 def plain_tower(state, pixels, heads):
-    """OpenAI's image tower up to ln_post of the class token, by formula; state: names without a prefix."""
+    """Compute OpenAI's image tower up to ln_post of the class token; `state` has names without a prefix."""
     x = F.conv2d(pixels, state["conv1.weight"], stride=state["conv1.weight"].shape[-1]).flatten(2).transpose(1, 2)
     start = state["class_embedding"].expand(len(x), 1, -1)
     x = torch.cat([start, x], dim=1) + state["positional_embedding"]
@@ -268,7 +268,7 @@ def plain_tower(state, pixels, heads):
 
 
 def test_csd_from_its_training_checkpoint_is_the_plain_formula(tmp_path, monkeypatch, capsys):
-    """The pickle with a namespace, a numpy number and an optimizer; the only one that is written at full size."""
+    """The pickle has a namespace, a numpy scalar and an optimizer; it is the only one in full size."""
     from real_weights import csd_shapes
     from test_weight_files import csd_checkpoint
 

@@ -1,4 +1,4 @@
-"""The sampling benchmark draws what its ways stand for, counts their rows, and sees a way that differs."""
+"""The sampling benchmark generates like the product, counts UNet rows, and detects differences."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def test_supervised_contrastive_is_the_papers_sum():
     labels, t = [0, 0, 0, 1, 1, 2], 0.1
     plain = []
     s = (unit @ unit.T).double().numpy() / t
-    for i in range(5):  # the last has no positive
+    for i in range(5):  # the last one has no positive
         positives = [j for j in range(6) if j != i and labels[j] == labels[i]]
         norm = np.log(sum(np.exp(s[i, a]) for a in range(6) if a != i))
         plain.append(-np.mean([s[i, p] - norm for p in positives]))

@@ -1,4 +1,4 @@
-"""Intervals and tests on simulated data, where the truth is known."""
+"""Intervals and tests on simulated data with known true values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lorabench.report import stats
 def simulate(
     effect: float, seed: int, pairs: int = 10, images: int = 4, references: int = 2, shared: bool = True, run: int = 0
 ) -> pd.DataFrame:
-    """Images of one method: difficulty of pair and image (for all methods alike, if `shared`) + own noise + effect."""
+    """Simulate images of one method: difficulty of pair and image (`shared` by all methods) + noise + effect."""
     own = np.random.default_rng([seed, int(1000 * effect) + 7, run])
     common = np.random.default_rng([seed, run]) if shared else own
     rows = []
@@ -34,14 +34,16 @@ def simulate(
 
 
 def ends_of(values: np.ndarray) -> np.ndarray:
-    """stats.limits of tables [n, pairs], in parts of little memory: [4, n]."""
+    """Compute stats.limits of tables [n, pairs] in small parts -> [4, n]."""
     return np.concatenate([stats.limits(part, np.ones(part.shape[1])) for part in np.split(values, 8)], axis=1)
 
 
 @pytest.mark.parametrize("pairs", [8, 20])
 def test_coverage_is_within_a_point_of_nominal(pairs: int) -> None:
-    """Both intervals move with the mean, which in normal data is independent of how values lie about it: given that,
-    the chance to hold the truth is exact.  2000 tables then tell as much as 20000 that hit or miss: to 0.15 points.
+    """Both intervals shift with the mean, which for normal data is independent of the deviations from it.
+
+    So the coverage given the deviations is exact. 2,000 tables are then as precise (0.15 points) as 20,000 tables with
+    a binary result each.
     """
     values = np.random.default_rng(0).normal(size=(2000, pairs))
     ends = ends_of(values - values.mean(axis=1, keepdims=True)) * np.sqrt(pairs)
@@ -57,7 +59,7 @@ def test_skewed_data_is_covered_less_and_by_bca_more() -> None:
 
 
 def test_crossed_pairs_are_covered_as_the_table_in_stats_says() -> None:
-    """4 contents in 2 styles, half of the variance by style."""
+    """Simulate 4 contents in 2 styles; style explains half of the variance."""
     rng = np.random.default_rng(3)
     by_style, own = rng.normal(size=(4000, 1, 2)), rng.normal(size=(4000, 4, 2))
     values = ((by_style + own) / np.sqrt(2)).reshape(4000, 8)
@@ -86,11 +88,11 @@ def test_limits_are_those_of_scipy() -> None:
 
 def test_images_of_a_pair_do_not_count_as_independent() -> None:
     few, many = (stats.mean(simulate(0, seed=3, images=n)) for n in (4, 64))
-    assert many.high - many.low > 0.7 * (few.high - few.low)  # ten pairs stay ten pairs
+    assert many.high - many.low > 0.7 * (few.high - few.low)  # still ten independent pairs
 
 
 def test_more_seeds_are_more_images_of_the_same_pairs() -> None:
-    """Their pair's value is the mean over them; there are as many pairs as before."""
+    """A pair's value is the mean over its seeds; the number of pairs does not change."""
     one, other = simulate(0, seed=3), simulate(0, seed=3, run=1)
     both = pd.concat([one, other])
     means = [stats.pair_values(images)["value"] for images in (one, other, both)]
@@ -111,7 +113,7 @@ def test_intervals_repeat_and_small_cases_are_defined() -> None:
 
 
 def test_pairs_that_differ_all_the_same_are_as_sure_as_a_sign_test() -> None:
-    """As rates of recognition often do; the t test would take them for certain."""
+    """Recognition rates often have equal differences, for which the t test would give p = 0."""
     for same, n in ((0.25, 2), (-0.25, 5), (0.125, 6), (0.0, 8)):
         at, p = stats.interval([same] * n), 1.0 if same == 0 else 2.0 ** (1 - n)
         assert (at.low, at.high, at.bca_low, at.bca_high, at.p) == pytest.approx((same, same, same, same, p))
@@ -132,7 +134,7 @@ def test_pairing_shrinks_the_interval_where_methods_share_their_noise_alone() ->
     paired, alone = widths(shared=True)
     assert paired < 0.2 * alone
     paired, alone = widths(shared=False)
-    assert paired == pytest.approx(np.sqrt(2) * alone, rel=0.35)  # the variances of both add
+    assert paired == pytest.approx(np.sqrt(2) * alone, rel=0.35)  # both variances add up
 
 
 def test_a_shared_effect_is_found() -> None:
@@ -153,8 +155,8 @@ def test_only_what_both_have_is_compared() -> None:
 
 @pytest.mark.parametrize(("pairs", "effect"), [(8, 1.0), (20, 0.5)])
 def test_a_known_effect_is_found_at_the_power_that_theory_says(pairs: int, effect: float) -> None:
-    """effect: in standard deviations of the pair differences; power of the t test by the non-central t."""
-    tables = 20000  # standard error 0.35 points at most
+    """The expected power comes from the non-central t; `effect` is in standard deviations of the differences."""
+    tables = 20000  # standard error of at most 0.35 points
     deltas = np.random.default_rng(4).normal(effect, 1.0, (tables, pairs))
     found = np.mean(stats.p_value(deltas, np.ones(pairs)) <= 0.05)
     limit = scipy_stats.t.ppf(0.975, pairs - 1)
@@ -163,7 +165,7 @@ def test_a_known_effect_is_found_at_the_power_that_theory_says(pairs: int, effec
 
 
 def test_weighted_p_values_are_those_of_a_regression() -> None:
-    """The constant of a weighted regression with heteroscedasticity-robust errors (HC1)."""
+    """Compare with the constant of a weighted regression with heteroscedasticity-robust errors (HC1)."""
     rng = np.random.default_rng(5)
     values, weights = rng.normal(0.3, 1.0, 14), rng.uniform(0.2, 3.0, 14)
     model: Any = sm.WLS

@@ -1,4 +1,4 @@
-"""Where weights are found: a given file, the hub's cache, nowhere; pickles, read without running what is in them."""
+"""Sources of weights (a given file, the hub's cache, none), and pickles read without executing code."""
 
 import argparse
 import logging
@@ -38,14 +38,14 @@ SMALL_CSD = {**read_config(backbones()["csd@vitl14"]), **SMALL}
 
 @pytest.fixture(autouse=True)
 def offline(tmp_path, monkeypatch):
-    """A hub that cannot be reached, and caches of its own."""
+    """Make the hub unreachable and use empty caches."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_ASSETS_CACHE", str(tmp_path / "assets"))
 
 
 def csd_checkpoint(path, state):
-    """A training checkpoint as the published one: wrapped names, optimizer, arguments, a number of an older numpy."""
+    """Write a checkpoint like the published one: prefixed names, optimizer, arguments, a scalar of an old numpy."""
     wrapped = OrderedDict((f"module.{name}", value) for name, value in state.items())
     optimizer = {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": np.float64(1e-4)}]}
     whole = {
@@ -69,7 +69,7 @@ def small_csd():
 
 
 def cached(folder, repository, file, state):
-    """The hub's cache with one file of one repository."""
+    """Write one file of one repository into the hub's cache."""
     root = folder / "hub" / f"models--{repository.replace('/', '--')}"
     snapshot = root / "snapshots" / ("0" * 40)
     snapshot.mkdir(parents=True)
@@ -107,7 +107,7 @@ def test_nothing_here_and_no_connection_is_one_line_that_says_what_to_get():
 
 
 def test_the_hubs_own_warnings_are_not_shown(monkeypatch, caplog):
-    """A host that refuses to talk: the client tries several times and warns of each."""
+    """The host refuses connections; the client would warn about each of its attempts."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{filename}")
     monkeypatch.setattr(logging.getLogger("huggingface_hub"), "propagate", True)  # to caplog
