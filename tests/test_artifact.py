@@ -131,7 +131,7 @@ def test_reworded_renamed_and_moved_code_changes_no_key(copy: Path) -> None:
     [
         (
             "merging/methods/duolora.py", "    prior: Any\n", "    version = 2\n    prior: Any\n",
-            {"merge of duolora", "generate duolora", "embed duolora", "score duolora"},
+            {"merge of duolora", "generate duolora", "score duolora"},
         ),
         (
             "tasks/plan.py", '"generate": 2', '"generate": 3',

@@ -369,3 +369,10 @@ def test_every_method_and_ablation_merges(model, loras, pair, hypernetwork, name
         assert all(0 <= rank <= 3.001 for several in ranks.values() for rank in several)
     else:
         assert result.masks is None and method.merge.parts(loras, pair.roles, None) is None
+
+
+def test_experiment_of_all_methods_has_every_preset_that_merges() -> None:
+    values: Any = OmegaConf.to_container(OmegaConf.load(CONF.parent / "experiments" / "all_methods.yaml"))
+    names = [name.strip() for name in values["hydra"]["sweeper"]["params"]["method"].split(",")]
+    assert len(names) == len(set(names))
+    assert set(names) == set(PRESETS) - {"base", "content_only", "style_only", "custom_weights"}

@@ -228,6 +228,12 @@ class CompareTask(TaskSpec):
 
 
 @dataclass
+class GridTask(TaskSpec):
+    merges: list[str] = MISSING  # options of method/merge, one of each kind
+    fit_steps: int = setting(MISSING, least=1)  # of learned merges
+
+
+@dataclass
 class TradeoffTask(TaskSpec):
     methods: list[str] = MISSING
     strengths: list[float] = MISSING  # of one role while the other's is 1; 1 itself is always there

@@ -31,6 +31,7 @@ from lorabench.tasks.composition import method_of
 TASKS = {
     "benchmark": "lorabench.tasks.benchmark",
     "compare": "lorabench.tasks.compare",
+    "grid": "lorabench.tasks.grid",
     "tradeoff": "lorabench.tasks.tradeoff",
     "calibration": "lorabench.tasks.calibration",
     "cost": "lorabench.tasks.cost",

@@ -1,0 +1,98 @@
+"""Golden outputs: results of a component change only with its version.
+
+pytest tests/test_golden.py -n 0 --write-golden     # after a version was raised
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from merges import merged, sampled
+
+from lorabench.base import seed_of
+from lorabench.config.schemas import LoRASpec, MicroworldSpec, TrainerSpec
+from lorabench.data.catalogue import load_pairs
+from lorabench.data.pairs import ROLES, Prompts
+from lorabench.lora.adapter import LoRA
+from lorabench.merging import presets
+from lorabench.merging.learned import LearnedMasks
+from lorabench.merging.method import Method, load
+from lorabench.personalization.training import Environment
+
+FILE = Path(__file__).parent / "golden.json"
+WORLD = MicroworldSpec("microworld", ["mug_1"], ["ink_1"], None, 2, 2, 1)
+SKIPPED = {"training/given"}  # trains nothing
+EQUAL_RANKS = ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")
+TOLERANCE = 0.01  # relative; another machine rounds differently, and Adam amplifies it
+
+
+def numbers_of(lora: LoRA) -> list[float]:
+    """Return the norm of four updates and their product with a fixed random matrix."""
+    found = []
+    for layer in list(lora)[:: max(1, len(lora) // 4)][:4]:
+        update = (lora[layer].up.double() @ lora[layer].down.double()).cpu()
+        draw = torch.Generator().manual_seed(seed_of("golden", layer))
+        probe = torch.randn(update.shape, generator=draw, dtype=torch.float64)
+        found += [float(update.norm()), float((update * probe).sum() / probe.norm())]
+    return found
+
+
+def of_merge(model, loras, pair, method: Method, hypernetwork: Path) -> list[float]:
+    if isinstance(method.merge, LearnedMasks):
+        method = method.with_settings(fit=replace(method.merge.fit, steps=2))
+    if method.options["merge"] == "lora_rar":
+        method = method.with_settings(weights=str(hypernetwork))
+    if getattr(method.merge, "combination", "") in EQUAL_RANKS:
+        loras = (loras[0], loras[0].replaced({layer: replace(e, up=-e.up) for layer, e in loras[0].items()}))
+    return numbers_of(merged(model, method, loras, pair).file)
+
+
+def of_sampling(model, loras, method: Method) -> list[float]:
+    scales, branches = sampled(model, method, loras, ROLES, 8, 3.0)
+    weights = torch.arange(1, scales.values.numel() + 1, dtype=torch.float64).reshape(scales.values.shape)
+    found = [float((scales.values * weights).sum() / weights.sum())]
+    return found + [number for branch in branches or () for number in (branch.weight, *branch.scales)]
+
+
+def of_training(model, method: Method, spec: LoRASpec, trainer: TrainerSpec) -> list[float]:
+    [pair] = load_pairs(WORLD, Prompts())
+    jobs = {output.job.name: output.job for output in method.training.outputs(pair, spec)}
+    adapters = [each for job in jobs.values() for each in job.run(model, Environment(0, trainer)).values()]
+    return [number for adapter in adapters for number in numbers_of(adapter)]
+
+
+OPTIONS = [f"{group}/{option}" for group in presets.GROUPS for option in presets.options(group)]
+
+
+def version_of(option: str) -> int:
+    group, _, name = option.partition("/")
+    kind: Any = presets.component_class(group, name)
+    return getattr(kind, "version", 1)
+
+
+@pytest.mark.parametrize("option", [each for each in OPTIONS if each not in SKIPPED])
+def test_results_change_only_with_the_version(
+    option: str, model, loras, pair, lora_spec, hypernetwork, request: pytest.FixtureRequest
+) -> None:
+    group, _, name = option.partition("/")
+    method = load(f"direct+{group}.{name}")
+    if group == "merge":
+        found = of_merge(model, loras, pair, method, hypernetwork)
+    elif group == "sampling":
+        found = of_sampling(model, loras, method)
+    else:
+        found = of_training(model, method, lora_spec, TrainerSpec("cpu", "32-true", 0, 1))
+    known = json.loads(FILE.read_text()) if FILE.is_file() else {}
+    if request.config.getoption("--write-golden"):
+        FILE.write_text(json.dumps(known | {option: {"version": version_of(option), "numbers": found}}, indent=1))
+        return
+    assert option in known, f"{option} has no golden output; run pytest tests/test_golden.py -n 0 --write-golden"
+    assert known[option]["version"] == version_of(option), "the version was raised; run with --write-golden"
+    assert found == pytest.approx(known[option]["numbers"], rel=TOLERANCE, abs=1e-6), (
+        f"{option} gives other results under version {version_of(option)}: raise its version"
+    )
