@@ -60,7 +60,9 @@ def arguments() -> argparse.ArgumentParser:
     steps.add_parser("development", help="choose the development names")
     steps.add_parser("scorers", help="train the scorers (an hour on one thread) and judge them")
 
-    evaluate = steps.add_parser("evaluate", help="read the shipped model's images with the scorers")
+    steps.add_parser("factors", help="train the networks that read the world's factors")
+
+    evaluate = steps.add_parser("evaluate", help="generate 400 images and read what they show")
     evaluate.add_argument("--folder", type=Path, default=SHIPPED)
     return parser
 
@@ -69,7 +71,7 @@ def main() -> None:
     args = arguments().parse_args()
     steps = {
         "bank": bank, "unet": unet, "vae": vae, "export": export, "plot": plot, "development": development,
-        "scorers": scorers, "evaluate": evaluate,
+        "scorers": scorers, "factors": factors, "evaluate": evaluate,
     }  # fmt: skip
     try:
         steps[args.step](args)
@@ -151,14 +153,23 @@ def scorers(args: argparse.Namespace) -> None:
     train_scorers(MICRO_SCORERS)
 
 
+def factors(args: argparse.Namespace) -> None:
+    import json
+
+    from pretraining.factors import train_factors
+
+    print(json.dumps(train_factors(args.work), indent=1))
+
+
 def evaluate(args: argparse.Namespace) -> None:
+    import json
+
     from tqdm import tqdm
 
     from pretraining.evaluate import evaluate as read
-    from pretraining.evaluate import prompts
 
-    with tqdm(total=len(prompts()), unit="image") as bar:
-        print(read(args.folder, bar.update))
+    with tqdm(unit="image") as bar:
+        print(json.dumps(read(args.folder, bar.update), indent=1))
 
 
 if __name__ == "__main__":

@@ -1,59 +1,75 @@
-"""Is the base model good enough to be a benchmark? Its pictures of seen classes and styles, read by the scorers.
+"""How much of a prompt the base model shows: `python -m pretraining evaluate`.
 
-Also the sample sheet of the model card. Writes evaluation.json and samples.png beside the model.
+Images of prompts with seen words in unseen combinations are read by the networks of lorabench/scoring/factors.py, whose
+own errors are in truth/factors.json. Writes evaluation.json and the sample sheet of the model card next to the model.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from lorabench.base import seed_of
 from lorabench.data import microworld as mw
 from lorabench.models.sdxl.model import SDXL
 from lorabench.sampling.sampler import sample
+from lorabench.scoring.factors import labels, load_factors
 from lorabench.scoring.load import load_scorers
-from lorabench.scoring.truth import load_truth
+from pretraining.prompts import Asked, choose, seen_combinations
 
 STEPS, GUIDANCE = 25, 3.0  # as in conf/config.yaml
-EACH = 4  # pictures a class and domain
-
-
-def prompts() -> list[tuple[str, str, str]]:
-    """(prompt, class, family or "photo"): every class photographed and in every seen family."""
-    photos = [(f"a photo of a {cls}", cls, "photo") for cls in mw.CLASSES]
-    styled = [(f"a {cls} in {family} style", cls, family) for family in mw.SEEN_FAMILIES for cls in mw.CLASSES]
-    return photos * EACH + styled
+BATCH = 24
+SHEET = 12  # images per row of the sample sheet
 
 
 def evaluate(folder: Path, progress: Callable[[int], object] = lambda n: None) -> dict[str, float]:
-    """Share of pictures whose class, family, and both, are read as asked for."""
-    model = SDXL.load(folder)
-    wanted = prompts()
-    images = []
-    for start in range(0, len(wanted), 24):
-        part = wanted[start : start + 24]
-        seeds = [seed_of("evaluate", text, start + k) for k, (text, _, _) in enumerate(part)]
-        images.append(sample(model, [text for text, _, _ in part], seeds, STEPS, GUIDANCE).numpy())
-        progress(len(part))
-    pictures = np.concatenate(images)
+    """Generate and read all images; return the shares that show what was asked for."""
+    asked = choose(seen_combinations())
+    images = generate(SDXL.load(folder), [each.prompt for each in asked], progress)
     scorers = load_scorers()
-    read = load_truth(scorers).read({scorer.name: scorer.embed(pictures) for scorer in scorers})
-    right_class = np.array([seen == cls for seen, (_, cls, _) in zip(read["class"], wanted, strict=True)])
-    right_family = np.array([seen == family for seen, (_, _, family) in zip(read["family"], wanted, strict=True)])
-    figures = {
-        "pictures": len(wanted),
-        "class": float(right_class.mean()),
-        "family": float(right_family.mean()),
-        "both": float((right_class & right_family).mean()),
+    read = load_factors(scorers).read({scorer.name: scorer.embed(images) for scorer in scorers})
+    found = {"images": len(asked), **shares(read, asked)}
+    (folder.parent / "evaluation.json").write_text(json.dumps(found, indent=1) + "\n")
+    Image.fromarray(sheet(images, asked)).save(folder.parent / "samples.png")
+    return found
+
+
+def generate(model: SDXL, prompts: Sequence[str], progress: Callable[[int], object] = lambda n: None) -> np.ndarray:
+    """Generate one image per prompt, uint8 [n, 64, 64, 3]; its noise depends on its prompt and number."""
+    parts = []
+    for start in range(0, len(prompts), BATCH):
+        part = list(prompts[start : start + BATCH])
+        seeds = [seed_of("evaluate", text, start + k) for k, text in enumerate(part)]
+        parts.append(sample(model, part, seeds, STEPS, GUIDANCE).numpy())
+        progress(len(part))
+    return np.concatenate(parts)
+
+
+def shares(read: Mapping[str, Tensor], asked: Sequence[Asked]) -> dict[str, float]:
+    """Return the share of images with the factor as asked, over the prompts that name it; "all": with all of them."""
+    wanted = {
+        "class": [each.cls for each in asked],
+        "family": [each.family or "photo" for each in asked],
+        "mark": [each.mark for each in asked],
+        "color": [each.color for each in asked],
+        "scene": [each.scene for each in asked],
     }
-    (folder.parent / "evaluation.json").write_text(json.dumps(figures, indent=1) + "\n")
-    columns = len(mw.CLASSES)
-    shown = np.concatenate([pictures[:columns], pictures[EACH * columns :]])
-    rows = [np.concatenate(list(shown[i : i + columns]), axis=1) for i in range(0, len(shown), columns)]
-    Image.fromarray(np.concatenate(rows, axis=0)).save(folder.parent / "samples.png")
-    return figures
+    found, right = {}, np.ones(len(asked), bool)
+    for name, words in wanted.items():
+        named = np.array([bool(word) for word in words])
+        hit = np.array([a == b for a, b in zip(labels(read, name), words, strict=True)])
+        found[name] = float(hit[named].mean())
+        right &= hit | ~named
+    return {**found, "all": float(right.mean())}
+
+
+def sheet(images: np.ndarray, asked: Sequence[Asked]) -> np.ndarray:
+    """Arrange images as rows of one class each (photographs), then one family each."""
+    kinds = [each.cls if each.scene else each.family for each in asked]
+    rows = [np.flatnonzero([kind == other for other in kinds])[:SHEET] for kind in (*mw.CLASSES, *mw.SEEN_FAMILIES)]
+    return np.concatenate([np.concatenate(list(images[row]), axis=1) for row in rows if len(row) == SHEET])

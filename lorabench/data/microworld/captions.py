@@ -7,7 +7,7 @@ import numpy as np
 from lorabench.data.microworld.colours import hue_name
 from lorabench.data.microworld.factors import Pose, Style, Subject
 
-_PLACE = {
+PLACE = {
     "studio": "in a studio",
     "table": "on a wooden table",
     "grass": "on the grass",
@@ -15,7 +15,7 @@ _PLACE = {
     "snow": "in the snow",
     "night": "at night",
 }
-_PLACES = tuple(_PLACE.values())
+PLACES = tuple(PLACE.values())
 
 
 def caption(subject: Subject, style: Style | None, pose: Pose, rng: np.random.Generator | None = None) -> str:
@@ -30,7 +30,7 @@ def caption(subject: Subject, style: Style | None, pose: Pose, rng: np.random.Ge
 
     thing = f"a {say(subject.body.name, 0.6)}{say('' if subject.mark == 'plain' else subject.mark, 0.5)}{subject.cls}"
     if style is None:
-        return f"{say('a photo of', 0.6)}{thing} {say(_PLACE[pose.scene], 0.6)}".strip()
+        return f"{say('a photo of', 0.6)}{thing} {say(PLACE[pose.scene], 0.6)}".strip()
     return f"{thing} in {say(hue_name(style.hue), 0.6)}{style.family} style"
 
 
@@ -40,6 +40,6 @@ def vocabulary() -> list[str]:
     from lorabench.data.microworld.factors import CLASSES, FAMILIES, MARKS
 
     words = {"a", "photo", "of", "in", "style", *NAMED, *CLASSES, *FAMILIES, *MARKS}
-    for place in _PLACES:
+    for place in PLACES:
         words.update(place.split())
     return sorted(words)
