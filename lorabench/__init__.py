@@ -4,16 +4,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lorabench.tasks.merge_files import merge
-    from lorabench.tasks.user_loras import OwnLoRA
+    from lorabench.tasks.user_loras import UserLoRA
 
 __version__ = "0.1.0"
-__all__ = ["OwnLoRA", "merge"]
+__all__ = ["UserLoRA", "merge"]
+ALIASES = {"OwnLoRA": "UserLoRA"}  # names until version 0.1; removed in 0.3
 
 
 def __getattr__(name: str) -> Any:
-    """`lorabench.merge` and `lorabench.OwnLoRA`, imported when they are used: they bring the configuration along."""
-    if name not in __all__:
+    """Import `lorabench.merge` and `lorabench.UserLoRA` when they are used: they bring the configuration along."""
+    if name not in (*__all__, *ALIASES):
         raise AttributeError(f"module 'lorabench' has no attribute {name!r}")
     from lorabench.tasks import merge_files as merging
 
-    return getattr(merging, name)
+    return getattr(merging, ALIASES.get(name, name))

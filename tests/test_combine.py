@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lorabench.base import UserError, seed_of
 from lorabench.lora.adapter import Factors, LoRA
-from lorabench.merging.layerwise import nearest
+from lorabench.lora.compress import nearest
 from lorabench.merging.merge import Merged, MergeItem
 from lorabench.merging.method import Method, load
 from lorabench.merging.moments import from_noise

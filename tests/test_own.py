@@ -14,7 +14,7 @@ from commands import Commands
 from conftest import CPU
 from PIL import Image
 
-from lorabench import OwnLoRA, merge
+from lorabench import UserLoRA, merge
 from lorabench.base import UserError, seed_of
 from lorabench.config.schemas import GenerateSpec
 from lorabench.data.pairs import ROLES
@@ -26,7 +26,7 @@ from lorabench.models.sdxl.model import SDXL
 from lorabench.sampling.generate import generate
 from lorabench.tasks.files import Job
 from lorabench.tasks.merge_files import merged
-from lorabench.tasks.user_loras import OwnPair
+from lorabench.tasks.user_loras import UserPair
 
 TEACHERS = GenerateSpec(images=2, steps=2, guidance=1.0, batch=2)
 PROMPTS = ["content.prompt=a sks mug", "style.prompt=a boat in szn style", "prompt=a sks mug in szn style"]
@@ -89,13 +89,13 @@ def test_others_may_read_a_merge(files, folder, tmp_path) -> None:
 
 
 def test_a_learned_merge_draws_what_it_learns_from(files, folder, loras) -> None:
-    content, style = OwnLoRA(files[0], "a sks mug"), OwnLoRA(files[1], "a boat in szn style")
+    content, style = UserLoRA(files[0], "a sks mug"), UserLoRA(files[1], "a boat in szn style")
     options = {"prompt": "a sks mug in szn style", "model": folder, "device": "cpu", "teachers": TEACHERS}
     fit = {"steps": 3, "lr": 0.1, "batch": 1}
     first = merge(content, style, "ziplora", fit=fit, **options)
     assert_same(first, merge(content, style, "ziplora", fit=fit, **options))
     assert differ(first, export(loras))
-    other = merge(OwnLoRA(files[0], "a boat"), style, "ziplora", fit=fit, **options)
+    other = merge(UserLoRA(files[0], "a boat"), style, "ziplora", fit=fit, **options)
     assert differ(first, other)
 
 
@@ -103,9 +103,9 @@ def test_given_images_are_taken_instead(files, folder, tmp_path) -> None:
     shots = tmp_path / "shots"
     shots.mkdir()
     Image.new("RGB", (80, 70), "teal").save(shots / "0.png")
-    pair = OwnPair(
-        (OwnLoRA(files[0], "a sks mug", shots),),
-        (OwnLoRA(files[1], "a boat in szn style", [shots / "0.png"]),),
+    pair = UserPair(
+        (UserLoRA(files[0], "a sks mug", shots),),
+        (UserLoRA(files[1], "a boat in szn style", [shots / "0.png"]),),
         "a sks mug in szn style",
     )
     done: list[float] = []
@@ -117,8 +117,8 @@ def test_given_images_are_taken_instead(files, folder, tmp_path) -> None:
 
 def test_a_merge_that_looks_at_no_image_has_none_drawn(files, folder, loras, pair, model) -> None:
     """SSR-Merge asks the network for answers to noise under both prompts."""
-    own = OwnPair(
-        (OwnLoRA(files[0], "a sks mug"),), (OwnLoRA(files[1], "a boat in szn style"),), "a sks mug in szn style"
+    own = UserPair(
+        (UserLoRA(files[0], "a sks mug"),), (UserLoRA(files[1], "a boat in szn style"),), "a sks mug in szn style"
     )
     done: list[float] = []
     result = merged(own, load("ssr_merge"), preset(folder), 0, CPU, unasked, done.append)

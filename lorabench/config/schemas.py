@@ -264,20 +264,22 @@ class HypernetworkTask(TaskSpec):
 
 
 @dataclass
-class OwnLoRASpec:
+class UserLoRASpec:
     """The user's LoRA of one role, or several of them: then each field holds a list.  See
     lorabench/tasks/user_loras.py."""
 
     lora: Any = MISSING  # .safetensors
     prompt: Any = MISSING  # that it was trained with, "a sks dog"; only methods that learn need one
-    images: Any = MISSING  # folder of the images it was trained on; null: they are drawn with it
+    images: Any = MISSING  # folder of the images it was trained on; null: they are generated with it
+    embedding: Any = None  # file of token embeddings that were trained with it
+    trigger: Any = None  # what stands for the embedding in prompts; null: as the file names it
 
 
 @dataclass
 class FileTask(TaskSpec):
     """Merging and drawing with the user's own files."""
 
-    format: str = setting(MISSING, options=("diffusers", "kohya"))  # of the merged file: diffusers | kohya
+    format: str = setting(MISSING, options=("kohya", "diffusers"))  # of the merged file
     rank: int | None = setting(MISSING, least=1)  # of the merged file; null is the exact merge, of the ranks' sum
     dtype: str = setting(
         MISSING, options=("same", "float32", "float16", "bfloat16")
@@ -306,6 +308,7 @@ class Config:
     trainer: Any = MISSING
     logger: Any = MISSING
     task: Any = MISSING
-    content: OwnLoRASpec | None = None  # task=merge and task=generate
-    style: OwnLoRASpec | None = None
+    content: UserLoRASpec | None = None  # task=merge and task=generate
+    style: UserLoRASpec | None = None
     prompt: str | None = None
+    weights: list[float] | None = None  # task=merge and task=generate: scale of each LoRA, contents first

@@ -82,6 +82,16 @@ class Adapter(Mapping[str, Factors]):
         text = self.text if text is None else text
         return Adapter(factors, text, self.tokens, self.masks, self.backbone, self.metadata)
 
+    def with_tokens(self, tokens: Mapping[str, Mapping[str, Tensor]]) -> Adapter:
+        """Return the adapter with these token embeddings."""
+        return Adapter(self._factors, self.text, tokens, self.masks, self.backbone, self.metadata)
+
+    def times(self, weight: float) -> Adapter:
+        """Return the adapter at another scale; token embeddings have none."""
+        if weight == 1:
+            return self
+        return self.replaced(_times(self._factors, weight), _times(self.text, weight))
+
     def loaded(self) -> Adapter:
         """Return the adapter with all factors in memory."""
         return self.replaced(dict(self), dict(self.text))
@@ -165,6 +175,10 @@ class Adapter(Mapping[str, Factors]):
         from lorabench.lora.files.read import read
 
         return read(path)
+
+
+def _times(factors: Mapping[str, Factors], weight: float) -> LazyFactors:
+    return LazyFactors(shapes_of(factors), lambda layer: factors[layer].times(weight))
 
 
 LoRA = Adapter  # the name until version 0.1; removed in 0.3

@@ -40,7 +40,7 @@ class Factors:
     @property
     def is_zero(self) -> bool:
         """Whether the update is zero because a factor is."""
-        return not self.rank or not self.up.any() or not self.down.any()
+        return not self.rank or any(not each.norm() and not each.any() for each in (self.up, self.down))
 
     @property
     def trained(self) -> tuple[Tensor, Tensor]:

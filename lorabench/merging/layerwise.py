@@ -5,10 +5,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from lorabench.merging.merge import Merge, Merged, MergeEnvironment, MergeItem
 from lorabench.models.layer import Layer
+from lorabench.models.layer_map import text_layers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class LayerwiseMerge(Merge):
     """One update per layer, made of those of the adapters. Their parts for the text encoders are summed."""
+
+    version: ClassVar[int] = 2  # text encoders go through the merge; dense updates are cut by subspace iteration
 
     @abstractmethod
     def combine(self, updates: Sequence[Factors], layer: Layer, seed: int, moments: Tensor | None) -> Factors | Tensor:
@@ -47,40 +50,59 @@ class LayerwiseMerge(Merge):
                 from lorabench.merging.moments import collect
 
                 moments = collect(self.activations, item, layers, env)
-            results.append(self.combined(item.loras, layers, item.seed(env.seed), moments))
+            text = {} if self.activations else text_layers(item.loras, item.pair.roles)
+            results.append(self.combined(item.loras, layers, item.seed(env.seed), moments, text, env))
         return results
 
     def combined(
-        self, loras: Sequence[LoRA], layers: Mapping[str, Layer], seed: int, moments: Mapping[str, Tensor]
+        self,
+        loras: Sequence[LoRA],
+        layers: Mapping[str, Layer],
+        seed: int,
+        moments: Mapping[str, Tensor],
+        text: Mapping[str, Layer] | None = None,
+        env: MergeEnvironment | None = None,
     ) -> Merged:
         """Merge adapters layer by layer.
 
         The error of the file is ||exact - file||_F / ||exact||_F over all layers as one vector; 0 for exact factors.
+
+        Args:
+            layers: Layers of the denoiser.
+            text: Layers of the text encoders that are merged in the same way; the others are summed.
+            env: Device and progress; the CPU without.
         """
         from torch import Tensor
 
+        from lorabench.lora.compress import nearest, truncated
         from lorabench.lora.export import export, jointly
         from lorabench.merging.masks import updates_at
 
         loras, merged, lost, whole = jointly(loras), {}, 0.0, 0.0
-        for name, layer in layers.items():
+        text = text or {}
+        place, every = device(env.trainer.accelerator if env else "cpu"), {**layers, **text}
+        for done, (name, layer) in enumerate(every.items(), start=1):
             update = self.combine(updates_at(loras, layer), layer, seed, moments.get(name))
+            rank = min(self.file_rank(layer), layer.in_features, layer.out_features)
             if isinstance(update, Tensor):
-                update, cut, total = nearest(update, min(self.file_rank(layer), *update.shape))
+                update, cut, total = nearest(update.to(place), rank)
+                lost, whole = lost + cut, whole + total
+            elif update.rank > rank:
+                update, cut, total = truncated(update, rank)
                 lost, whole = lost + cut, whole + total
             merged[name] = update
+            if env is not None and env.share is not None:
+                env.share(done / len(every))
         error = (lost / whole) ** 0.5 if whole else 0.0
-        others = export([each.replaced({}) for each in loras])  # text encoders and tokens
-        return Merged(others.replaced(merged), error=error)
+        others = export([each.replaced({}) for each in loras])  # tokens, and text encoders that are summed
+        return Merged(
+            others.replaced({name: merged[name] for name in layers}, {name: merged[name] for name in text} or None),
+            error=error,
+        )
 
 
-def nearest(update: Tensor, rank: int) -> tuple[Factors, float, float]:
-    """Return the nearest factors of a rank (Eckart and Young 1936), and the squared norms of the rest and of all."""
+def device(accelerator: str) -> str:
+    """Return where the singular vectors of dense updates are computed."""
     import torch
 
-    from lorabench.lora.adapter import Factors
-
-    u, s, vt = torch.linalg.svd(update.float(), full_matrices=False)
-    squares, root = s.double().square(), s[:rank].sqrt()
-    factors = Factors(root[:, None] * vt[:rank], u[:, :rank] * root)
-    return factors, float(squares[rank:].sum()), float(squares.sum())
+    return "cuda" if accelerator == "gpu" and torch.cuda.is_available() else "cpu"

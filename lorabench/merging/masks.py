@@ -114,7 +114,7 @@ def rebased(loras: Sequence[LoRA], basis: str) -> Sequence[LoRA]:
 def updates_at(loras: Sequence[LoRA], layer: Layer) -> list[Factors]:
     """Return each adapter's factors at a layer, of rank 0 if it does not adapt it."""
     nothing = Factors(torch.zeros(0, layer.in_features), torch.zeros(layer.out_features, 0))
-    return [lora.get(layer.name) or nothing for lora in loras]
+    return [lora.get(layer.name) or lora.text.get(layer.name) or nothing for lora in loras]
 
 
 def effective_ranks(adapters: Sequence[LoRA], masks: AllMasks | None) -> dict[str, list[float]]:

@@ -68,6 +68,7 @@ class MergeEnvironment:
         model: The model; None if `Merge.needs_model` is False.
         seed: Seed of the run.
         progress: Called with the optimizer steps done, summed over the items.
+        share: Called with the share of layers done by merges without optimizer steps.
     """
 
     layers: LayerMap
@@ -75,6 +76,7 @@ class MergeEnvironment:
     seed: int
     trainer: TrainerSpec
     progress: Callable[[int], None] | None = None
+    share: Callable[[float], None] | None = None
 
     def shifted(self, start: int, count: int = 1) -> MergeEnvironment:
         """Return the environment of a part of the work: its steps count `count` times, after `start` steps."""

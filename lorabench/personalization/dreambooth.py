@@ -157,7 +157,7 @@ def personalize(
 
 def folded(factors: Mapping[str, Factors], scale: float) -> dict[str, Factors]:
     """Return trained factors with alpha / rank in `up`."""
-    return {layer: Factors(each.down, each.up * scale) for layer, each in factors.items()}
+    return {layer: each.times(scale) for layer, each in factors.items()}
 
 
 def trainable(adapters: Adapters, scale: float, learned: Sequence[str] = FACTORS) -> list[Tensor]:

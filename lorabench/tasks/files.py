@@ -8,6 +8,8 @@ Images that a merge learns from and that nobody gave are drawn once and kept in 
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from errno import EACCES
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from lorabench import __version__
 from lorabench.base import UserError, seed_of
 from lorabench.config.schemas import FileTask, GenerateSpec, ModelSpec, TrainerSpec
 from lorabench.data.pairs import Reference
@@ -34,7 +37,7 @@ from lorabench.report.folder import label
 from lorabench.tasks.composition import ablation_of, method_of
 from lorabench.tasks.jobs import nothing
 from lorabench.tasks.merge_files import check_file, drawn, image_cost, merged, work
-from lorabench.tasks.user_loras import OwnLoRA, OwnPair
+from lorabench.tasks.user_loras import UserLoRA, UserPair
 
 if TYPE_CHECKING:
     from lorabench.lora.adapter import LoRA
@@ -50,7 +53,7 @@ class Job:
     """What the command line asks for; name: of the method with its ablation, as typed.  root: the store's folder."""
 
     name: str
-    own: OwnPair
+    own: UserPair
     method: Method
     model: ModelSpec
     generation: GenerateSpec
@@ -59,18 +62,19 @@ class Job:
     root: Path
     seed: int
     output: Path
+    settings: Any = None  # of the method
 
     @classmethod
     def of(cls, cfg: DictConfig) -> Job:
         """UserError where a file is missing or a prompt is needed."""
         typed: Any = {name: OmegaConf.to_object(cfg[name]) for name in ("model", "generate", "trainer", "task")}
-        own = OwnPair(own_loras(cfg, "content"), own_loras(cfg, "style"), cfg.prompt)
+        own = UserPair(user_loras(cfg, "content"), user_loras(cfg, "style"), cfg.prompt).weighted(cfg.weights)
         method = method_of(cfg)
         own.check(method)
         name = label(method.name, ablation_of())
         return cls(
             name, own, method, typed["model"], typed["generate"], typed["trainer"], typed["task"], Path(cfg.store),
-            cfg.seed, Path(cfg.output),
+            cfg.seed, Path(cfg.output), OmegaConf.to_container(cfg.method, resolve=True),
         )  # fmt: skip
 
     @cached_property
@@ -87,14 +91,18 @@ class Job:
         cost = image_cost(self.generation)
         return merged(self.own, self.method, self.model, self.seed, self.trainer, self.kept, bar.reach, cost)
 
-    def kept(self, model: DiffusionModel, own: OwnLoRA, lora: LoRA, progress: Callable[[int], None]) -> list[Reference]:
+    def kept(
+        self, model: DiffusionModel, own: UserLoRA, lora: LoRA, progress: Callable[[int], None]
+    ) -> list[Reference]:
         """Images that a LoRA draws of its prompt, from the store."""
         from lorabench.data.images import image_paths, reference
+        from lorabench.lora.files.refuse import resolve
 
         files = self.files
         params = {
             "model": {"weights": self.store.digest(*files.sources()), **files.numbers()},
-            "precision": self.trainer.precision, "lora": sha256(Path(own.path)), "prompt": own.prompt,
+            "precision": self.trainer.precision, "lora": sha256(resolve(own.file)), "weight": own.weight,
+            "prompt": own.prompt,
             "generate": asdict(self.generation), "seed": self.seed,
         }  # fmt: skip
 
@@ -117,25 +125,73 @@ def run(cfg: DictConfig, folder: Path) -> None:
 
 
 def merge(job: Job) -> None:
+    """Merge into one file; layers of a sum go from file to file one at a time."""
+    from lorabench.lora.files.write import check_name
+
     check_file(job.method)
+    check_name(job.output)
     if job.output.suffix != ".safetensors" or job.output.is_dir():
-        raise UserError(f"output={job.output} must be a .safetensors file; type output=merged.safetensors")
+        raise UserError(f"output={job.output} must be a .safetensors file; use output=merged.safetensors")
+    if same := next((each for each in job.own.files if resolved(each) == job.output.resolve()), None):
+        raise UserError(f"output={job.output} must not be an input ({same.path}); use output=merged.safetensors")
     make_folder(job.output.parent)  # before the long work
+    if not job.method.merge.needs_model:
+        use_threads(cores())
     place = job.trainer.accelerator if job.method.merge.needs_model else "cpu"
     with claim_here(place), Bar(work(job.own, job.method, job.generation), "merge") as bar:
         result = job.merged(bar)
-    if not result.file:
-        raise UserError(f"{job.name} leaves nothing of the LoRAs, so there is no file to write; type method=direct")
-    lora, notes = result.file, [f"{len(result.file)} layers, {job.name}"]
+    merged = result.file
+    if merged.is_empty:
+        raise UserError(f"{job.name} leaves nothing of the LoRAs, so there is no file to write; use method=direct")
+    notes = [f"{len(merged)} layers, {job.name}"]
+    if merged.text:
+        how = "" if merges_text(job.method) else " as their sum, because the method masks the denoiser only"
+        notes.append(f"{len(merged.text)} of text encoders{how}")
     if result.error > EXACT:
-        notes.append(f"relative error {result.error:.2%} at rank {lora.rank}")
+        notes.append(f"relative error {result.error:.2%} at rank {merged.rank}")
     if job.task.rank is not None:
-        lora, error = lora.compressed(job.task.rank)
+        merged, error = merged.compressed(job.task.rank)
         notes.append(str(error))
-    origin = {"lorabench.method": job.name, "lorabench.seed": str(job.seed)}
     dtype = None if job.task.dtype == "same" else job.task.dtype
-    lora.save(job.output, origin, job.task.format, dtype)
-    print(f"{job.output}  ({', '.join([*notes, f'rank {lora.rank}', f'{job.output.stat().st_size / 1e6:.1f} MB'])})")
+    merged.save(job.output, origin(job), job.task.format, dtype)
+    notes += [f"token {trigger}" for trigger in merged.tokens]
+    size = job.output.stat().st_size if job.output.exists() else 0  # token embeddings only are in files beside it
+    print(f"{job.output}  ({', '.join([*notes, f'rank {merged.rank}', f'{size / 1e6:.1f} MB'])})")
+
+
+def merges_text(method: Method) -> bool:
+    """Return whether the method's rule applies to text encoders; else their updates are summed."""
+    return not method.merge.needs_model
+
+
+def resolved(own: UserLoRA) -> Path | None:
+    """Return the file of a LoRA, without links; None if there is none."""
+    from lorabench.lora.files.refuse import resolve
+
+    try:
+        return resolve(own.file).resolve()
+    except UserError:
+        return None
+
+
+def origin(job: Job) -> dict[str, str]:
+    """Return metadata of what was merged and how."""
+    inputs = [
+        {"role": role, "name": Path(own.path).name, "sha256": sha256(file), "weight": own.weight}
+        for own, role in zip(job.own.files, job.own.roles, strict=True)
+        if (file := resolved(own)) is not None
+    ]
+    return {
+        "lorabench.version": __version__, "lorabench.method": job.name, "lorabench.seed": str(job.seed),
+        "lorabench.inputs": json.dumps(inputs), "lorabench.settings": json.dumps(job.settings, default=str),
+        "lorabench.model": job.model.name,
+    }  # fmt: skip
+
+
+def cores() -> int:
+    """Return how many cores this process may use, or OMP_NUM_THREADS if it is set."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return int(asked) if asked.isdigit() and int(asked) else len(os.sched_getaffinity(0))
 
 
 def generate(job: Job) -> None:
@@ -146,7 +202,7 @@ def generate(job: Job) -> None:
     from lorabench.tasks.jobs import load_model
 
     if not job.own.prompt:
-        raise UserError("task=generate draws a prompt; type prompt='a sks dog in szn style'")
+        raise UserError("task=generate needs a prompt; use prompt='a sks dog in szn style'")
     make_folder(job.output)
     spec = job.generation
     cost = image_cost(spec)
@@ -179,19 +235,19 @@ def make_folder(folder: Path) -> None:
         raise UserError(unwritable(error.errno or EACCES, str(folder))) from None
 
 
-def own_loras(cfg: DictConfig, role: str, needed: bool = True) -> tuple[OwnLoRA, ...]:
+def user_loras(cfg: DictConfig, role: str, needed: bool = True) -> tuple[UserLoRA, ...]:
     """The LoRAs of a role; with several, prompts and images are lists of as many."""
     spec: Any = OmegaConf.to_container(cfg[role])
     paths = as_list(spec["lora"])
     if not paths and needed:
-        raise UserError(f"task={cfg.task.name} needs a {role} LoRA; type {role}=<file.safetensors>")
-    several = {key: as_list(spec[key]) or [None] * len(paths) for key in ("prompt", "images")}
+        raise UserError(f"task={cfg.task.name} needs a {role} LoRA; use {role}=<file.safetensors>")
+    several = {key: as_list(spec[key]) or [None] * len(paths) for key in ("prompt", "images", "embedding", "trigger")}
     for key, values in several.items():
         if len(values) != len(paths):
             raise UserError(f"{role}.{key} has {len(values)} entries for {len(paths)} LoRAs; give one for each")
     return tuple(
-        OwnLoRA(path, prompt, images or ())
-        for path, prompt, images in zip(paths, several["prompt"], several["images"], strict=True)
+        UserLoRA(str(path), prompt, images or (), embedding, trigger)
+        for path, prompt, images, embedding, trigger in zip(paths, *several.values(), strict=True)
     )
 
 

@@ -20,7 +20,7 @@ from lorabench.base import UserError
 from lorabench.data.pairs import Role
 from lorabench.engine.bar import Bar
 from lorabench.engine.workers import use_threads
-from lorabench.tasks.files import make_folder, own_loras
+from lorabench.tasks.files import make_folder, user_loras
 
 if TYPE_CHECKING:
     from lorabench.lora.adapter import Adapter
@@ -40,7 +40,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
     from lorabench.lora.conflict import meetings
 
     use_threads(cfg.trainer.threads)
-    files = {role: own_loras(cfg, role, needed=False) for role in ROLES}
+    files = {role: user_loras(cfg, role, needed=False) for role in ROLES}
     if not any(files.values()):
         raise UserError("task=inspect needs a file; use content=a.safetensors style=b.safetensors")
     output = Path(cfg.output).with_suffix("")

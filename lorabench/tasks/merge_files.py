@@ -1,10 +1,10 @@
 """Merging the user's own LoRAs by any method: `lorabench.merge`, and what task=merge and task=generate do.
 
-    from lorabench import OwnLoRA, merge
+    from lorabench import UserLoRA, merge
 
     merge("dog.safetensors", "crayon.safetensors").save("merged.safetensors")  # the direct merge, without any model
 
-    dog, crayon = OwnLoRA("dog.safetensors", "a sks dog"), OwnLoRA("crayon.safetensors", "a cat in szn style")
+    dog, crayon = UserLoRA("dog.safetensors", "a sks dog"), UserLoRA("crayon.safetensors", "a cat in szn style")
     merged = merge(dog, crayon, method="duolora", prompt="a sks dog in szn style", device="gpu")
     merged.save("merged.safetensors", format="kohya")
 
@@ -28,7 +28,7 @@ from lorabench.merging.learned import LearnedMasks
 from lorabench.merging.method import Method, load
 from lorabench.models.files import model_files, preset
 from lorabench.models.shapes import layer_map, model_of
-from lorabench.tasks.user_loras import OwnLoRA, OwnPair
+from lorabench.tasks.user_loras import UserLoRA, UserPair
 
 if TYPE_CHECKING:
     from lorabench.lora.adapter import LoRA
@@ -36,13 +36,11 @@ if TYPE_CHECKING:
     from lorabench.models.model import DiffusionModel
 
 TEACHERS = GenerateSpec(images=4, steps=30, guidance=5.0, batch=1)
-STEP, IMAGE = (
-    10.0,
-    2.0,
-)  # rows through the denoiser that a row of a merging step, or a step of an image, costs; as Item.cost
+LAYERS = 1.0  # work of a merge without the model
+STEP, IMAGE = 10.0, 2.0  # denoiser rows that a row of a merging step, or a step of an image, costs; as Item.cost
 
-Own = OwnLoRA | Path | str
-Teacher = Callable[["DiffusionModel", OwnLoRA, "LoRA", Callable[[int], None]], Sequence[Reference]]
+Own = UserLoRA | Path | str
+Teacher = Callable[["DiffusionModel", UserLoRA, "LoRA", Callable[[int], None]], Sequence[Reference]]
 
 
 def merge(
@@ -69,13 +67,13 @@ def merge(
     choose("device", device, ("cpu", "gpu", "auto"))
     chosen = load(method, **settings) if isinstance(method, str) else method
     check_file(chosen)
-    pair = OwnPair(listed(content), listed(style), prompt)
+    pair = UserPair(listed(content), listed(style), prompt)
     trainer = TrainerSpec(accelerator=device, precision="32-true", workers=0, threads=1)
     return merged(pair, chosen, preset(model), seed, trainer, partial(drawn, teachers, seed, trainer)).file
 
 
 def merged(
-    own: OwnPair,
+    own: UserPair,
     method: Method,
     spec: ModelSpec,
     seed: int,
@@ -91,6 +89,7 @@ def merged(
     """
     own.check(method)
     loras = tuple(each.read() for each in own.files)
+    own.check_parts(loras, method)
     given_images = [each.references() for each in own.files]
     from lorabench.merging.merge import MergeEnvironment, MergeItem
 
@@ -102,10 +101,12 @@ def merged(
             raise UserError(f"{each.path} does not fit {spec.path}: {error}, or use model={fitting(lora)}") from None
     merge = method.merge
     if not merge.needs_model:
-        [result] = merge.merge_pairs([MergeItem(loras, own.pair())], MergeEnvironment(layers, None, seed, trainer))
+        env = MergeEnvironment(layers, None, seed, trainer, share=lambda share: progress and progress(share * LAYERS))
+        [result] = merge.merge_pairs([MergeItem(loras, own.pair())], env)
         return result
     from lorabench.tasks.jobs import load_model
 
+    loras = tuple(lora.loaded() for lora in loras)
     base = load_model(model_files(spec), trainer.accelerator)
     images, done = [], 0.0
 
@@ -133,9 +134,11 @@ def fitting(lora: LoRA) -> str:
         return "<its model>"
 
 
-def work(own: OwnPair, method: Method, teachers: GenerateSpec) -> float:
+def work(own: UserPair, method: Method, teachers: GenerateSpec) -> float:
     """What a merge costs, in rows of the UNet while sampling."""
     merge = method.merge
+    if not merge.needs_model:
+        return LAYERS
     lacking = sum(not each.images for each in own.files) if merge.needs_images else 0
     return lacking * teachers.images * image_cost(teachers) + merge.optimizer_steps(own.pair()) * step_cost(own, method)
 
@@ -144,7 +147,7 @@ def image_cost(spec: GenerateSpec) -> float:
     return IMAGE * spec.steps
 
 
-def step_cost(own: OwnPair, method: Method) -> float:
+def step_cost(own: UserPair, method: Method) -> float:
     batch = method.merge.fit.batch if isinstance(method.merge, LearnedMasks) else 1
     return STEP * len(own.files) * batch
 
@@ -154,7 +157,7 @@ def drawn(
     seed: int,
     trainer: TrainerSpec,
     model: DiffusionModel,
-    own: OwnLoRA,
+    own: UserLoRA,
     lora: LoRA,
     progress: Callable[[int], None],
 ) -> list[Reference]:
@@ -185,6 +188,6 @@ def check_file(method: Method) -> None:
         )
 
 
-def listed(owns: Own | Sequence[Own]) -> tuple[OwnLoRA, ...]:
+def listed(owns: Own | Sequence[Own]) -> tuple[UserLoRA, ...]:
     several = owns if isinstance(owns, Sequence) and not isinstance(owns, str) else [owns]
-    return tuple(each if isinstance(each, OwnLoRA) else OwnLoRA(each) for each in several)
+    return tuple(each if isinstance(each, UserLoRA) else UserLoRA(each) for each in several)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,26 +16,58 @@ from lorabench.data.pairs import JOIN, Concept, Pair, Reference, Role, Scene
 from lorabench.merging.method import Method
 
 if TYPE_CHECKING:
-    from lorabench.lora.adapter import LoRA
+    from lorabench.lora.adapter import Adapter
+
+
+PRODUCT_RANK = 64  # to which LoHa and LoKr files are cut
 
 
 @dataclass(frozen=True)
-class OwnLoRA:
-    """A LoRA file.
+class UserLoRA:
+    """A LoRA file, a file of token embeddings, or both.
 
-    prompt: that it was trained with ("a sks dog"), for methods that learn.
-    images: that it was trained on, or the folder of them; none: they are drawn with it.
+    Args:
+        path: Of the LoRA, or of the embeddings.
+        prompt: Prompt that it was trained with ("a sks dog"), for methods that learn.
+        images: Images that it was trained on, or their folder; without, they are generated with it.
+        embedding: File of the token embeddings that were trained with the LoRA.
+        trigger: What stands for the embedding in prompts; if not given, the file names it.
+        weight: Scale of the LoRA, before any method.
     """
 
     path: Path | str
     prompt: str | None = None
     images: Path | str | Sequence[Path | str] = ()
+    embedding: Path | str | None = None
+    trigger: str | None = None
+    weight: float = 1.0
 
-    def read(self) -> LoRA:
-        """The file in whatever format; UserError where it is none that can be merged."""
-        from lorabench.lora.adapter import LoRA
+    @property
+    def file(self) -> Path:
+        """The path with a leading ~ for the home folder."""
+        return Path(self.path) if Path(self.path).exists() else Path(self.path).expanduser()
 
-        return LoRA.load(self.path)
+    def read(self) -> Adapter:
+        """Return the adapter; its factors stay in the file until they are asked for.
+
+        Raises:
+            UserError: If the file cannot be merged.
+        """
+        from lorabench.lora.adapter import Adapter
+        from lorabench.lora.files.read import PRODUCT
+
+        adapter = Adapter.open(self.file)
+        tokens = dict(adapter.tokens)
+        if self.embedding is not None:
+            tokens |= Adapter.open(self.embedding).tokens
+        if self.trigger is not None:
+            if len(tokens) != 1:
+                raise UserError(f"trigger={self.trigger} needs one embedding and {self.path} has {len(tokens)}")
+            tokens = {self.trigger: next(iter(tokens.values()))}
+        if kind := adapter.metadata.get(PRODUCT):
+            adapter, error = adapter.compressed(PRODUCT_RANK)
+            print(f"{self.path}: {kind} cut to rank {PRODUCT_RANK}, {error}", file=sys.stderr)
+        return adapter.times(self.weight).with_tokens(tokens)
 
     def references(self) -> tuple[Reference, ...]:
         """The given images; UserError where there is no such folder or image."""
@@ -55,21 +88,31 @@ class OwnLoRA:
 
 
 @dataclass(frozen=True)
-class OwnPair:
+class UserPair:
     """Content LoRAs and style LoRAs of the user's; prompt: with the identifiers of all, "a sks dog in szn style"."""
 
-    contents: tuple[OwnLoRA, ...]
-    styles: tuple[OwnLoRA, ...]
+    contents: tuple[UserLoRA, ...]
+    styles: tuple[UserLoRA, ...]
     prompt: str | None = None
 
     @property
-    def files(self) -> tuple[OwnLoRA, ...]:
+    def files(self) -> tuple[UserLoRA, ...]:
         """Contents, then styles: the order of the adapters."""
         return self.contents + self.styles
 
     @property
     def roles(self) -> tuple[Role, ...]:
         return ("content",) * len(self.contents) + ("style",) * len(self.styles)
+
+    def weighted(self, weights: Sequence[float] | None) -> UserPair:
+        """Return the pair with a scale for each LoRA, contents first."""
+        if weights is None:
+            return self
+        if len(weights) != len(self.files):
+            raise UserError(f"weights={list(weights)} must have {len(self.files)} numbers; use weights=[0.8,0.6]")
+        files = [replace(each, weight=float(weight)) for each, weight in zip(self.files, weights, strict=True)]
+        count = len(self.contents)
+        return UserPair(tuple(files[:count]), tuple(files[count:]), self.prompt)
 
     def check(self, method: Method) -> None:
         """UserError unless the method has what it needs: what it learns with, and one merge of all."""
@@ -90,6 +133,21 @@ class OwnPair:
                 )
         if not self.prompt:
             raise UserError(f"{method.name} learns from the prompt of both; type prompt='a sks dog in szn style'")
+
+    def check_parts(self, adapters: Sequence[Adapter], method: Method) -> None:
+        """UserError if the adapters were trained on different backbones, or the method cannot merge what they have."""
+        from lorabench.lora.adapter import common_backbone
+
+        common_backbone(adapters)
+        if all(adapter or adapter.text for adapter in adapters):
+            return
+        only = next(
+            own.path for own, adapter in zip(self.files, adapters, strict=True) if not (adapter or adapter.text)
+        )
+        if method.merge.needs_model:
+            raise UserError(
+                f"{only} has token embeddings only, which {method.name} cannot learn from; use method=direct"
+            )
 
     def pair(self, images: Sequence[tuple[Reference, ...]] = ()) -> Pair:
         """The pair with these training images of each file; without, for a merge that looks at no image."""

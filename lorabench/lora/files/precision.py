@@ -31,9 +31,12 @@ class Precision:
         Raises:
             UserError: If numbers are too large or too small even so.
         """
-        if self.dtype in (None, "float32"):
-            return tuple(each if self.dtype is None else each.float() for each in (factors.down, factors.up))  # pyright: ignore[reportReturnType]
-        down, up = factors.down.float(), factors.up.float()
+        down, up = factors.down.detach(), factors.up.detach()
+        if self.dtype is None:
+            return plain(down), plain(up)
+        down, up = down.float(), up.float()
+        if self.dtype == "float32":
+            return plain(down), plain(up)
         if not (self.holds(down) and self.holds(up)):
             power = 2.0 ** round(float(torch.log2(rms(down) / rms(up)) / 2))
             down, up = down / power, up * power
@@ -41,21 +44,23 @@ class Precision:
 
     def vectors(self, key: str, vectors: Tensor) -> Tensor:
         """Return token embeddings in the precision of the file."""
-        plain = vectors.detach().cpu().contiguous().clone()
-        return plain if self.dtype is None else self.cast(key, plain.float())
+        return plain(vectors) if self.dtype is None else self.cast(key, vectors.detach().float())
 
     def holds(self, tensor: Tensor) -> bool:
         """Return whether a cast loses no more than rounding: nothing overflows, and few numbers are tiny."""
         assert self.dtype is not None
         largest = torch.finfo(getattr(torch, self.dtype)).max
         lost = SMALLEST[self.dtype] / 2 * tensor.numel() ** 0.5  # if every number loses half of the smallest step
-        return bool(tensor.abs().max() <= largest) and lost <= ROUNDING[self.dtype] * float(tensor.norm())
+        norm = float(tensor.norm())  # no number is larger
+        return (norm <= largest or bool(tensor.abs().max() <= largest)) and lost <= ROUNDING[self.dtype] * norm
 
     def cast(self, name: str, tensor: Tensor) -> Tensor:
         """UserError if the cast overflows or loses more than MOST."""
         assert self.dtype is not None
-        cast = tensor.to(getattr(torch, self.dtype))
-        if self.dtype == "float32" or self.holds(tensor):
+        if self.dtype == "float32":
+            return plain(tensor)
+        cast = tensor.cpu().to(getattr(torch, self.dtype)).contiguous()
+        if self.holds(tensor):
             return cast
         advice = "use task.dtype=bfloat16 (dtype='bfloat16' in Python)"
         if not torch.isfinite(cast).all():
@@ -64,6 +69,11 @@ class Precision:
         if lost > MOST:
             raise UserError(f"{name} is too small for {self.dtype}, which loses {lost:.0%} of it; {advice}")
         return cast
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """Return a tensor on memory of its own: safetensors refuses tensors that share it."""
+    return tensor.detach().to("cpu", copy=True).contiguous()
 
 
 def rms(tensor: Tensor) -> Tensor:

@@ -10,8 +10,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from lorabench.base import UserError
@@ -19,6 +18,7 @@ from lorabench.lora.adapter import Adapter
 from lorabench.lora.factors import Factors, LazyFactors, Shape
 from lorabench.lora.files import embeddings, lycoris, names, refuse, stored
 from lorabench.lora.files.names import DENOISER
+from lorabench.lora.files.tensors import TensorFile, is_finite
 
 METADATA_KEY = "lora_adapter_metadata"  # where diffusers' save_lora_weights keeps the peft configs of a file
 PRODUCT = "lorabench.product"  # metadata key of an adapter of which layers are a LoHa or LoKr
@@ -38,13 +38,13 @@ def read(path: Path | str) -> Adapter:
     """
     path = refuse.resolve(path)
     try:
-        file = safe_open(path, framework="pt")
-        keys, metadata = list(file.keys()), file.metadata() or {}
-        shapes = {key: tuple(file.get_slice(key).get_shape()) for key in keys}
+        file = TensorFile(path)
+        metadata, shapes = file.metadata, file.shapes
+        keys = list(shapes)
         if embeddings.is_embedding(shapes):
-            return Adapter({}, tokens=embeddings.read_tokens(path, keys, file.get_tensor, metadata), metadata=metadata)
-        masks = stored.masks({key: file.get_tensor(key) for key in keys if stored.is_mask(key)})
-        tokens = embeddings.read_tokens(path, embeddings.bundled(keys), file.get_tensor)
+            return Adapter({}, tokens=embeddings.read_tokens(path, keys, file.tensor, metadata), metadata=metadata)
+        masks = stored.masks({key: file.tensor(key) for key in keys if stored.is_mask(key)})
+        tokens = embeddings.read_tokens(path, embeddings.bundled(keys), file.tensor)
         keys = [key for key in keys if not stored.is_mask(key) and not embeddings.BUNDLE.fullmatch(key)]
         refuse.other_kinds(path, keys)
         layers = _layers(path, keys)
@@ -55,7 +55,7 @@ def read(path: Path | str) -> Adapter:
     scales = stored.scales(metadata)
 
     def factors(layer: str) -> Factors:
-        tensors = {part: file.get_tensor(key) for part, key in layers[layer].items()}
+        tensors = {part: file.tensor(key) for part, key in layers[layer].items()}
         _check_finite(path, layer, tensors)
         if lycoris.kind(tensors):
             return lycoris.factors(tensors)
@@ -196,7 +196,7 @@ def _configs(path: Path, keys: list[str], metadata: Mapping[str, str]) -> dict[s
 
 def _check_finite(path: Path, layer: str, tensors: Mapping[str, Tensor]) -> None:
     for part, tensor in tensors.items():  # diffusers' kohya converter writes alpha as an integer
-        if (part != "alpha" and not tensor.is_floating_point()) or not torch.isfinite(tensor.float()).all():
+        if (part != "alpha" and not tensor.is_floating_point()) or not is_finite(tensor):
             raise UserError(f"{path} has values at {layer} that are not finite floats; download the file again")
 
 

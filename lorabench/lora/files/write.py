@@ -18,7 +18,8 @@ from lorabench.lora.factors import Factors
 from lorabench.lora.files import embeddings, metadata, stored
 from lorabench.lora.files.formats import FORMATS, Format
 from lorabench.lora.files.names import DENOISER
-from lorabench.lora.files.precision import DTYPES, Precision
+from lorabench.lora.files.precision import DTYPES, Precision, plain
+from lorabench.lora.files.tensors import is_finite
 
 LONGEST_NAME = 255  # bytes, on every usual file system
 TEMPORARY = ".part"
@@ -60,7 +61,7 @@ def write(
     if layout.bundles:
         tensors |= {key: precision.vectors(key, each) for key, each in embeddings.bundle(adapter.tokens).items()}
     if layout.keeps_all:
-        tensors |= {key: _plain(each) for key, each in stored.mask_tensors(adapter).items()}
+        tensors |= {key: plain(each) for key, each in stored.mask_tensors(adapter).items()}
     if not tensors and not beside:
         raise UserError(f"{path.name} would hold no update that is not zero; merge other files or use method=direct")
     notes = {
@@ -96,7 +97,7 @@ def _tensors(
     ranks: dict[str, int] = {}
     scales: dict[str, float] = {}
     for layer, factors in named(adapter):
-        if not (torch.isfinite(factors.down).all() and torch.isfinite(factors.up).all()):
+        if not (is_finite(factors.down) and is_finite(factors.up)):
             raise UserError(
                 f"{layer} has values that are not finite numbers: the training diverged; use a smaller lora.lr, or a "
                 "smaller method.fit.lr if a merge is learned"
@@ -108,7 +109,7 @@ def _tensors(
             scales[layer] = factors.scale
         down, up, alpha = keys[layer]
         scaled = factors if alpha is None or factors.rank == alpha else factors.times(factors.rank / alpha)
-        tensors[down], tensors[up] = precision.factors(layer, Factors(_plain(scaled.down), _plain(scaled.up)))
+        tensors[down], tensors[up] = precision.factors(layer, scaled)
         if alpha is not None:
             tensors[f"{down.partition('.')[0]}.alpha"] = torch.tensor(float(alpha))
     return tensors, ranks, scales
@@ -131,8 +132,3 @@ def umask() -> int:
     """Return the umask of the process, which can only be read by setting it."""
     os.umask(mask := os.umask(0o022))
     return mask
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    """Return a tensor on memory of its own: safetensors refuses tensors that share it."""
-    return tensor.detach().to("cpu", copy=True).contiguous()

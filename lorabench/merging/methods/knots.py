@@ -45,7 +45,7 @@ class KnOTS(LayerwiseMerge):
         narrow = [torch.linalg.qr(each.down.double().mT) for each in updates]
         joined = torch.cat([each.up.double() @ qr.R.mT for each, qr in zip(updates, narrow, strict=True)], dim=1)
         p, s, vt = torch.linalg.svd(joined, full_matrices=False)
-        parts = vt.split([each.rank for each in updates], dim=1)
+        parts = vt.split([len(qr.R) for qr in narrow], dim=1)  # a rank above the width spans no more than the width
         shared = [(part @ qr.Q.mT).float() for part, qr in zip(parts, narrow, strict=True)]
         weights = torch.full((len(shared),), self.weight)
         return Factors(ties(shared, weights, self.density, self.sign), (p * s).float())  # pyright: ignore[reportArgumentType]

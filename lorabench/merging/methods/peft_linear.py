@@ -13,7 +13,7 @@ on dense updates are ties.py's methods. Random draws are seeded by pair and laye
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lorabench.base import UserError
 from lorabench.config.settings import setting
@@ -40,6 +40,8 @@ class PeftLinear(LayerwiseMerge):
         sign: How signs are elected, "total" or "frequency".
         rank: Rank of the file, for the types that end in svd; None is the highest rank of the adapters, as in peft.
     """
+
+    version: ClassVar[int] = 3  # alpha / rank of the adapters is peft's scaling, not part of B
 
     combination: str = setting(options=(*APART, "cat", *DENSE))
     weight: float
@@ -68,14 +70,16 @@ class PeftLinear(LayerwiseMerge):
         base.add_module("layer", nn.utils.skip_init(nn.Linear, layer.in_features, layer.out_features, bias=False))
         model: Any = None
         for name, each in present.items():
-            config = LoraConfig(r=each.rank, lora_alpha=each.rank, target_modules=["layer"])
+            alpha: Any = each.rank * each.scale  # peft allows floats
+            config = LoraConfig(r=each.rank, lora_alpha=alpha, target_modules=["layer"])
             if model is None:
                 model = get_peft_model(base, config, adapter_name=name)
             else:
                 model.add_adapter(name, config)
             module = model.base_model.model.layer
-            module.lora_A[name].weight.data = each.down.float()
-            module.lora_B[name].weight.data = each.up.float()
+            down, up = each.trained
+            module.lora_A[name].weight.data = down.float()
+            module.lora_B[name].weight.data = up.float()
         limit = min(self.rank or max(layer.ranks), layer.in_features, layer.out_features)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of("peft", seed, layer.name))

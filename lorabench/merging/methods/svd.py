@@ -33,6 +33,7 @@ class SVD(LayerwiseMerge):
     def file_rank(self, layer: Layer) -> int:
         return self.rank or max(layer.ranks)
 
-    def combine(self, updates: Sequence["Factors"], layer: Layer, seed: int, moments: "Tensor | None") -> "Tensor":
-        total = [each.up.float() @ each.down.float() for each in updates]
-        return sum(total[1:], total[0])
+    def combine(self, updates: Sequence["Factors"], layer: Layer, seed: int, moments: "Tensor | None") -> "Factors":
+        from lorabench.lora.factors import Factors
+
+        return Factors.total(updates)  # cut to `file_rank` from the factors, without the dense sum

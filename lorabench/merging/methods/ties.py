@@ -98,15 +98,32 @@ class Ties(LayerwiseMerge):
     def pruned(self, update: "Tensor", draw: "Generator") -> "Tensor":
         """The update [out, in] with entries set to 0."""
         import torch
-        from peft.utils.merge_utils import prune
 
         if self.prune == "magnitude":
-            return prune(update, self.density, method="magnitude")
+            return keep_largest(update, self.density)
         if self.prune == "band":
-            kept = prune(update, self.density + self.gamma, method="magnitude")
-            return kept - prune(update, self.gamma, method="magnitude") if self.gamma else kept
+            kept = keep_largest(update, self.density + self.gamma)
+            return kept - keep_largest(update, self.gamma) if self.gamma else kept
         keep = torch.full_like(update, self.density)
         if self.prune == "ranked":
             order = update.abs().argsort(dim=1).argsort(dim=1) / max(update.shape[1] - 1, 1)
             keep = self.density - self.epsilon / 2 + self.epsilon * order
         return torch.where(torch.rand(update.shape, generator=draw) < keep, update / keep, 0.0)
+
+
+def keep_largest(update: "Tensor", density: float) -> "Tensor":
+    """Return the update with all but its share `density` of largest |entries| set to 0, as peft's `prune` does.
+
+    By the threshold instead of the order of the entries, which is several times faster; entries at the threshold are
+    kept or not together.
+    """
+    import torch
+
+    sizes = update.abs()
+    count = int(density * sizes.numel())
+    if count >= sizes.numel():
+        return update
+    if not count:
+        return torch.zeros_like(update)
+    threshold = sizes.flatten().kthvalue(sizes.numel() - count + 1).values
+    return torch.where(sizes >= threshold, update, 0.0)
