@@ -17,6 +17,7 @@ import torch
 from commands import Commands
 from hydra import initialize_config_dir
 from PIL import Image
+from shared_model import shared
 from tiny_scorers import write_scorer
 
 from lorabench.base import CONF, seed_of
@@ -95,8 +96,9 @@ def build_koala(path: Path, middle: bool) -> SDXL:
 
 
 @pytest.fixture
-def model(folder: Path) -> SDXL:
-    return SDXL.load(folder)
+def model(folder: Path) -> Iterator[SDXL]:
+    with shared(folder) as model:
+        yield model
 
 
 @pytest.fixture

@@ -85,9 +85,10 @@ def assert_same(plan: Plan, alone: tuple[Plan, dict[str, pd.DataFrame]], scores:
         assert denoiser_passes(plan.path(each)) == denoiser_passes(first.path(each))
 
 
-def test_three_ranks_give_the_scores_of_one(tiny: list[str], tmp_path: Path, hydra: None, alone) -> None:
-    """Also where there are fewer items than ranks: one merge, two LoRAs; every row of images is two units."""
-    plan = composed(tiny, tmp_path, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=3")
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_ranks_give_the_scores_of_one(tiny: list[str], tmp_path: Path, hydra: None, alone, ranks: int) -> None:
+    """Also if there are fewer items than ranks: one merge, two LoRAs; every row of images is two units."""
+    plan = composed(tiny, tmp_path, "trainer=ddp", "trainer.accelerator=cpu", f"trainer.devices={ranks}")
     assert len(plan.artifacts("personalize")) == 2 and len(plan.artifacts("merge")) == 1
     assert_same(plan, alone, made(plan))
 

@@ -32,7 +32,7 @@ def sweep(commands: Commands, tiny: list[str], tmp_path: Path):
     "launcher",
     [
         ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "trainer.workers=1"],  # our processes inside joblib's
-        ["hydra/launcher=submitit_local", "trainer.workers=0"],
+        pytest.param(["hydra/launcher=submitit_local", "trainer.workers=0"], marks=pytest.mark.slow),
     ],
     ids=["joblib", "submitit_local"],
 )

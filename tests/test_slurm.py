@@ -23,6 +23,7 @@ RUN = Path(__file__).parents[1] / "run.py"
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sinfo", "sbatch", "srun", "scontrol")
 lacking = [name for name in PROGRAMS if shutil.which(name) is None]
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(bool(lacking), reason=f"SLURM is not installed: {', '.join(lacking)} missing"),
     pytest.mark.skipif(os.getuid() != 0, reason="only root may start SLURM's daemons"),
 ]
