@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from lorabench.base import ASSETS, CONF, UserError
 from lorabench.config.schemas import ModelSpec
 from lorabench.models.hub import HUB_ID, fetch
-from lorabench.models.sdxl.files import (
+from lorabench.models.sdxl_files import (
     HINT,
     check_configs,
     check_resolution,

@@ -16,7 +16,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from lorabench.base import UserError
 from lorabench.models.files import ModelFiles
-from lorabench.models.sdxl.files import HINT, PARTS
+from lorabench.models.sdxl_files import HINT, PARTS
 
 ENCODERS: dict[str, Any] = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
