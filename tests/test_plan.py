@@ -22,6 +22,7 @@ from lorabench.data.pairs import ROLES, Prompts
 from lorabench.engine.artifact import batches
 from lorabench.engine.store import Store
 from lorabench.models.files import ModelFiles, model_folder
+from lorabench.models.layer import Layer
 from lorabench.scoring.files import ScorerSet, scorer_set
 from lorabench.tasks.checks import check_methods
 from lorabench.tasks.plan import STAGES, Plan
@@ -165,6 +166,27 @@ def test_a_method_is_shown_the_unet_before_any_training(plan: Plan, folder: Path
     with pytest.raises(UserError, match=r"method\.blocks\.nope must be a module"):
         check_methods(replace(plan, rows=[row], model=model_folder(folder)))
     check_methods(replace(plan, model=model_folder(folder)))
+
+
+@pytest.mark.parametrize(
+    ("method", "roles", "ranks", "blocks"),
+    [
+        ("direct", ("content", "style"), (2, 2), ("down_blocks", "mid_block", "up_blocks")),
+        ("dreambooth_joint", ("content",), (2,), ("down_blocks", "mid_block", "up_blocks")),
+        ("blora", ("content", "style"), (2, 2), ("up_blocks.0.attentions.0", "up_blocks.0.attentions.1")),
+    ],
+)
+def test_merge_is_checked_with_the_ranks_roles_and_blocks_of_its_training(
+    plan: Plan, folder: Path, monkeypatch: pytest.MonkeyPatch, method: str, roles: tuple, ranks: tuple, blocks: tuple
+) -> None:
+    seen: list[Layer] = []
+    row = chosen(method)
+    assert row.method is not None
+    monkeypatch.setattr(type(row.method.merge), "check", lambda self, layers: seen.extend(layers.values()))
+    check_methods(replace(plan, rows=[row], model=model_folder(folder)))
+    assert {(layer.roles, layer.ranks) for layer in seen} == {(roles, ranks)}
+    assert {block for block in blocks for layer in seen if layer.name.startswith(block)} == set(blocks)
+    assert all(layer.name.startswith(blocks) for layer in seen)
 
 
 def test_pairs_of_a_batch_are_one_job(plan: Plan) -> None:
