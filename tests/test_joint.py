@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from lorabench.base import UserError, seed_of
 from lorabench.config.schemas import DatasetSpec, DreamBoothStyleDropSpec, MergeSpec, MicroworldSpec
 from lorabench.data import microworld_pairs as world
 from lorabench.data.catalogue import load_pairs
-from lorabench.data.pairs import ROLES, Concept, Prompts, joined
+from lorabench.data.pairs import ROLES, Concept, Pair, Prompts, Reference, Scene, joined
 from lorabench.engine.store import Store
 from lorabench.lora.adapter import LoRA
 from lorabench.models.files import ModelFiles
@@ -59,9 +59,27 @@ def equal(left: LoRA, right: LoRA) -> bool:
 def test_one_concept_of_a_pair_shows_both_as_often() -> None:
     pair = load_pairs(WORLD, Prompts())[0]
     one = joined(pair)
-    prompts = [image.prompt for image in one.images]
-    assert len(prompts) == 12 and prompts.count("a sks mug") == 6
-    assert {image.sha256 for image in one.images} == {i.sha256 for c in pair.concepts for i in c.images}
+    weights = {role: sum(i.weight for i in one.images if i in mine) for role, mine in images_by_role(pair, one).items()}
+    assert weights == {"content": 6, "style": 6}
+    assert [image.sha256 for image in one.images] == [i.sha256 for c in pair.concepts for i in c.images]
+
+
+def images_by_role(pair: Pair, one: Concept) -> dict[str, list[Reference]]:
+    hashes = {concept.role: {image.sha256 for image in concept.images} for concept in pair.concepts}
+    return {role: [image for image in one.images if image.sha256 in mine] for role, mine in hashes.items()}
+
+
+def blank() -> NoReturn:
+    raise AssertionError("no image is loaded")
+
+
+def test_joined_concept_has_each_image_once_even_for_coprime_counts() -> None:
+    images = [Reference("mug", "a mug", f"{number}", blank) for number in range(997 + 1009)]
+    content = Concept("mug", "content", "mug", tuple(images[:997]), ())
+    style = Concept("ink", "style", "ink style", tuple(replace(image, weight=3) for image in images[997:]), ())
+    one = joined(Pair((content,), (style,), Scene("", "")))
+    assert len(one.images) == 997 + 1009
+    assert sum(image.weight for image in one.images[:997]) == sum(image.weight for image in one.images[997:])
 
 
 def test_joint_training_is_one_lora_a_pair_of_both_trainings_steps(tmp_path, lora_spec, generate_spec) -> None:

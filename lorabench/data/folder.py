@@ -1,5 +1,6 @@
 """Subjects and styles of a user's own images, by their manifest (lorabench/data/manifest.py)."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -29,10 +30,11 @@ def subject(manifest: Manifest, name: str, prompts: Prompts, held_out: int = 0) 
     if entry.references:
         references = tuple(reference(shot, word, prompts.content(word)) for shot in entry.references)
     repeats = {image: shot.repeats for (_, image), shot in zip(images, entry.images, strict=True)}
-    often = tuple(image for image in trained for _ in range(repeats[image]))
+    weighted = tuple(replace(image, weight=repeats[image]) for image in trained)
     return Concept(
-        name, "content", word, often, references, live=live(entry), contexts=entry.prompts, token=prompts.content_token
-    )
+        name, "content", word, weighted, references,
+        live=live(entry), contexts=entry.prompts, token=prompts.content_token,
+    )  # fmt: skip
 
 
 def style(manifest: Manifest, name: str, prompts: Prompts) -> Concept:
@@ -44,9 +46,9 @@ def style(manifest: Manifest, name: str, prompts: Prompts) -> Concept:
         return reference(shot, thing, prompts.style(thing))
 
     images = tuple(image(shot) for shot in entry.images)
-    often = tuple(each for each, shot in zip(images, entry.images, strict=True) for _ in range(shot.repeats))
+    weighted = tuple(replace(each, weight=shot.repeats) for each, shot in zip(images, entry.images, strict=True))
     references = tuple(map(image, entry.references)) or images
-    return Concept(name, "style", entry.word, often, references, token=prompts.style_token)
+    return Concept(name, "style", entry.word, weighted, references, token=prompts.style_token)
 
 
 def find(entries: dict[str, Entry], name: str, key: str) -> Entry:

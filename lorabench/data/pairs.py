@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from math import lcm
+from dataclasses import dataclass, replace
+from math import gcd, lcm
 from typing import Any, Literal, NamedTuple
 
 from PIL import Image, ImageOps
@@ -59,12 +59,18 @@ class Reference:
     prompt: the caption it is trained with ("a sks dog", "a house in szn style").
     sha256: identity of the image, what the store's keys are made of.
     load: draws or decodes it (upright RGB, any size); picklable, so that a worker does it.
+    weight: how often training draws it, relative to the other images of its concept.
     """
 
     word: str
     prompt: str
     sha256: str
     load: Callable[[], Image.Image]
+    weight: int = 1
+
+    def identity(self) -> list[Any]:
+        """Return what distinguishes this image from any other in training."""
+        return [self.prompt, self.sha256, *([self.weight] if self.weight != 1 else [])]
 
     def image(self, size: int) -> Image.Image:
         """RGB [size, size]: centre crop to a square, then one antialiased resize."""
@@ -96,10 +102,15 @@ class Concept:
     styled: tuple[Reference, ...] = ()
     token: str = ""
 
+    @property
+    def weight(self) -> int:
+        """Return the sum of the weights of its images; their number, if all are drawn alike."""
+        return sum(image.weight for image in self.images)
+
     def identity(self) -> dict[str, Any]:
         """What tells this concept from any other, for keys: words and image hashes, no path."""
         known = {"images": self.images, **({"styled": self.styled} if self.styled else {})}
-        shown = {kind: [[image.prompt, image.sha256] for image in images] for kind, images in known.items()}
+        shown = {kind: [each.identity() for each in images] for kind, images in known.items()}
         return {"role": self.role, "word": self.word, **shown}
 
 
@@ -210,9 +221,15 @@ def pair(contents: tuple[Concept, ...], styles: tuple[Concept, ...], prompts: Pr
 
 
 def joined(pair: Pair) -> Concept:
-    """All concepts of a pair as one, each with as many images as any other."""
-    each = lcm(*(len(concept.images) for concept in pair.concepts))
-    images = tuple(image for c in pair.concepts for image in c.images * (each // len(c.images)))
+    """Return all concepts of a pair as one, from which training draws as often as from any other."""
+    total = lcm(*(concept.weight for concept in pair.concepts))
+    images = tuple(
+        replace(image, weight=image.weight * (total // concept.weight))
+        for concept in pair.concepts
+        for image in concept.images
+    )
+    common = gcd(*(image.weight for image in images))
+    images = tuple(replace(image, weight=image.weight // common) for image in images)
     return Concept(pair.name, "content", pair.text, images, ())
 
 

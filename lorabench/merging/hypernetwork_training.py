@@ -163,7 +163,7 @@ def item_seed(use: str, pair: Pair, seed: int) -> int:
 
 def epoch_of(pairs: Sequence[Pair]) -> int:
     """Steps of an epoch: the images of the concept that has most."""
-    return max(len(concept.images) for pair in pairs for concept in pair.concepts)
+    return max(concept.weight for pair in pairs for concept in pair.concepts)
 
 
 def held_out(

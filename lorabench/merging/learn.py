@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lorabench.base import seed_of
 from lorabench.data.pairs import Concept, Pair
+from lorabench.data.weights import draw_weighted
 from lorabench.engine.lightning import curve, fit
 from lorabench.lora.adapter import LoRA
 from lorabench.lora.layer import Adapters, AllMasks, Masks, learned_params
@@ -37,7 +38,7 @@ class Draws:
     def step(self, step: int, batch: int, adapters: Adapters, layers: Mapping[str, Layer]) -> MergeStep:
         """`batch` images of each concept; one noise and timestep for an image of each."""
         draw = torch.Generator().manual_seed(seed_of(self.seed, step))
-        picks = [torch.randint(len(each.latents), (batch,), generator=draw) for each in self.concepts]
+        picks = [draw_weighted(each.weights, batch, draw) for each in self.concepts]
         t = self.model.process.timesteps(batch, draw)
         noise = torch.randn(batch, *self.concepts[0].latents.shape[1:], generator=draw).to(self.model.device)
         images = tuple(each.noised(pick, noise, t) for each, pick in zip(self.concepts, picks, strict=True))
@@ -49,7 +50,7 @@ class Images:
     """A concept's training images as latents."""
 
     def __init__(self, model: DiffusionModel, concept: Concept, loras: Sequence[LoRA]):
-        self.model = model
+        self.model, self.weights = model, [reference.weight for reference in concept.images]
         self.latents = model.encode_images(pixels([reference.image(model.resolution) for reference in concept.images]))
         self.prompts = model.encode_prompts([reference.prompt for reference in concept.images], loras)
 
@@ -130,7 +131,7 @@ class Merging(pl.LightningModule):
         super().__init__()
         self.adapters, self.layers, self.merge, self.spec = adapters, layers, merge, merge.fit
         self.draws = draws
-        self.steps = [merge.steps([len(concept.images) for concept in pair.concepts]) for pair in pairs]
+        self.steps = [merge.steps([concept.weight for concept in pair.concepts]) for pair in pairs]
         self.masks, self.shared = parameters(starts, draws[0].model.device)
         for layer, module in adapters.layers.items():
             module.masks, module.masked = self.masks[layer], True

@@ -19,6 +19,7 @@ from torchvision.transforms.functional import resize
 
 from lorabench.base import seed_of
 from lorabench.data.pairs import Reference, square
+from lorabench.data.weights import draw_weighted
 from lorabench.models.model import DiffusionModel, pixels
 
 
@@ -43,15 +44,19 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Views:
-    """All views of some images; the views of an image are equally likely, like the images."""
+    """All views of some images, one image after the other in each pass; the views of an image are equally likely.
+
+    weights: of each image.
+    """
 
     latents: Tensor
     prompts: list[str]
     crops: Tensor
+    weights: Sequence[int]
 
     def draw(self, model: DiffusionModel, count: int, draw: torch.Generator) -> Batch:
         """`count` views with replacement, a noise and a timestep for each."""
-        picks = torch.randint(len(self.latents), (count,), generator=draw)
+        picks = draw_weighted(self.weights, count, draw, len(self.latents) // len(self.weights))
         t = model.process.timesteps(count, draw)
         noise = torch.randn(count, *self.latents.shape[1:], generator=draw).to(model.device)
         return Batch(self.latents[picks], noise, t, [self.prompts[pick] for pick in picks], self.crops[picks])
@@ -89,7 +94,8 @@ def views(model: DiffusionModel, references: Sequence[Reference], flips: bool, c
     count = len(references)
     parts = [model.encode_images(pixels(images[start : start + count])) for start in range(0, len(images), count)]
     prompts = [reference.prompt for reference in references] * len(parts)
-    return Views(torch.cat(parts), prompts, torch.tensor(coordinates, device=model.device))
+    weights = [reference.weight for reference in references]
+    return Views(torch.cat(parts), prompts, torch.tensor(coordinates, device=model.device), weights)
 
 
 def cut_at(image: Image.Image, edge: int, mirrored: bool, seed: int | None) -> Cut:
