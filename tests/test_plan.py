@@ -253,3 +253,24 @@ def test_an_aligned_training_needs_a_dataset_that_has_such_images(plan: Plan) ->
     photos = replace(plan, rows=[chosen("direct+training.pair")], dataset=DreamBoothStyleDropSpec(name="photos"))
     with pytest.raises(UserError, match=r"method/training=pair is trained on .* which dataset=photos does not have"):
         photos.artifacts("personalize")
+
+
+def test_uses_are_sample_sets_of_their_own(plan: Plan) -> None:
+    alone = replace(plan, uses=("joint", "content", "style"))
+    one, all_uses = keys(plan), keys(alone)
+    assert one["merge"] == all_uses["merge"] and one["personalize"] == all_uses["personalize"]
+    assert one["generate"] < all_uses["generate"] and one["score"] < all_uses["score"]
+    assert len(all_uses["generate"]) == 4 * (4 * 3 + 1)  # the oracle has joint images only
+    row, pair = plan.rows[-1], PAIRS[0]
+    content, style = (plan.sample(row, pair, use) for use in ("content", "style"))
+    assert content.params["prompt"] == "a sks mug" and style.params["prompt"] == "a mug in szn style"
+    assert content.params["strength"] == {"content": 1.0, "style": 0.0}
+    assert style.params["strength"] == {"content": 0.0, "style": 1.0}
+    assert plan.score(row, pair, "content").params["scenes"] == [["a sks mug", "a mug"]]
+    assert plan.score(row, pair, "content").params["references"] == plan.score(row, pair).params["references"]
+
+
+def test_use_of_a_merge_without_separate_adapters_changes_its_prompt_only(plan: Plan) -> None:
+    ties = Row.of("ties")
+    content = plan.sample(ties, PAIRS[0], "content")
+    assert "strength" not in content.params and content.params["prompt"] == "a sks mug"

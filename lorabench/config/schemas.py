@@ -292,6 +292,7 @@ class Config:
 
     name: str = MISSING
     seed: int = setting(MISSING, least=0)
+    uses: list[str] = MISSING
     output: str = MISSING
     store: str = MISSING
     mode: str = MISSING

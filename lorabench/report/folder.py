@@ -97,6 +97,7 @@ class RunFolder:
         try:
             manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
             scores = pd.read_parquet(path / "scores.parquet")
+            scores = scores[scores["use"] == "joint"] if "use" in scores else scores  # what tables report
         except ValueError as error:  # of either reader
             raise UserError(f"{path} has a broken manifest.json or scores.parquet; run its command again") from error
         scores, runs = label_rows(scores), []

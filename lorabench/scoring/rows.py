@@ -17,7 +17,7 @@ from lorabench.scoring.embeddings import Embeddings
 from lorabench.scoring.truth import CONTENT, STYLE, Truth
 
 VERSION = "1"  # meaning of the rows; change it if old and new values are not comparable
-KEYS = ("dataset", "world", "content", "style", "prompt", "seed", "image", "method", "ablation", "model")
+KEYS = ("dataset", "world", "content", "style", "use", "prompt", "seed", "image", "method", "ablation", "model")
 COLUMNS = (*KEYS, "metric", "backbone", "role", "reference", "value", "version")
 UNIQUE = (*KEYS, "metric", "backbone", "role", "reference")
 

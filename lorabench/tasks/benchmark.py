@@ -15,8 +15,10 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
+from lorabench.config.choices import choose
 from lorabench.data.catalogue import load_pairs
 from lorabench.data.pairs import Prompts
+from lorabench.data.uses import JOINT, USES, Use
 from lorabench.engine.artifact import Artifact
 from lorabench.engine.devices import device_name
 from lorabench.engine.make import make
@@ -64,7 +66,19 @@ def plan_of(cfg: DictConfig, rows: list[Row] | None = None) -> Plan:
         trainer=typed["trainer"],
         seed=cfg.seed,
         scoring_batch=typed["scorers"].batch,
+        uses=uses_of(cfg),
     )
+
+
+def uses_of(cfg: DictConfig) -> tuple[Use, ...]:
+    """Return the configured uses, joint always among them.
+
+    Raises:
+        UserError: If there is no such use.
+    """
+    for use in cfg.uses:
+        choose("uses", use, USES)
+    return tuple(use for use in USES if use == JOINT or use in cfg.uses)
 
 
 def run(cfg: DictConfig, folder: Path) -> None:

@@ -6,7 +6,7 @@ run recognized, before anything heavy is imported.
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from lorabench.base import seed_of
 from lorabench.config.schemas import DatasetSpec, GenerateSpec, LoRASpec, MergeSpec, TrainerSpec
 from lorabench.data.catalogue import world_version
 from lorabench.data.pairs import ROLES, Concept, Pair, Role, Wording, worded
+from lorabench.data.uses import JOINT, Use, pair_for, strength_for
 from lorabench.engine.artifact import Artifact, Part
 from lorabench.engine.record import key_of
 from lorabench.engine.store import Store
@@ -57,6 +58,7 @@ class Plan:
     trainer: TrainerSpec
     seed: int
     scoring_batch: int = 32
+    uses: tuple[Use, ...] = (JOINT,)
 
     def artifacts(self, stage: str) -> list[Artifact]:
         """Return the artifacts of a stage, each once."""
@@ -65,9 +67,9 @@ class Plan:
         elif stage == "merge":
             made = [self.merge(row, pair) for row, pair in self.cells() if row.is_method]
         elif stage == "generate":
-            made = [self.generate(row, pair) for row, pair in self.cells()]
+            made = [self.generate(*each) for each in self.samples()]
         else:
-            made = [self.score(row, pair) for row, pair in self.cells()]
+            made = [self.score(*each) for each in self.samples()]
             if stage == "embed":
                 made = [each for score in made for each in score.sources() if each.stage == stage]
         return list({each.key: each for each in made}.values())
@@ -90,7 +92,7 @@ class Plan:
 
     def key(self) -> str:
         """What the run is, in one hash: equal keys give equal scores."""
-        return key_of("run", {"scores": [self.score(row, pair).key for row, pair in self.cells()]})
+        return key_of("run", {"scores": [self.score(*each).key for each in self.samples()]})
 
     def model_params(self) -> dict[str, Any]:
         """Return everything about the base model that changes results."""
@@ -172,29 +174,33 @@ class Plan:
             key_of("batch", shared) if learns else None,
         )  # fmt: skip
 
-    def generate(self, row: Row, pair: Pair) -> Artifact:
-        return self.oracle(pair) if row.name == ORACLE else self.sample(row, pair)
+    def generate(self, row: Row, pair: Pair, use: Use = JOINT) -> Artifact:
+        return self.oracle(pair) if row.name == ORACLE else self.sample(row, pair, use)
 
-    def sample(self, row: Row, pair: Pair) -> Artifact:
-        method, seeds = row.own, self.seeds(pair)
-        loras, adapted = self.loras(row, pair), self.adapted(row, pair)
+    def sample(self, row: Row, pair: Pair, use: Use = JOINT) -> Artifact:
+        shown = pair_for(pair, use)
+        method, seeds = row.own, self.seeds(shown)
+        loras, adapted = self.loras(row, pair), pair_for(self.adapted(row, pair), use)
         merged = self.merge(row, pair) if row.is_method else None
+        strength = row.strength
+        if use != JOINT and method.merge.keeps_parts:
+            strength = scaled(row.strength, strength_for(use))
         params = {
             "model": self.model_params(), "sampling": key_of_component(method.sampling),
-            "generate": asdict(self.generation), "prompt": pair.prompt, "seeds": seeds, **scenes_of(pair),
+            "generate": asdict(self.generation), "prompt": shown.prompt, "seeds": seeds, **scenes_of(shown),
         }  # fmt: skip
         if merged is None:
             params["merge"] = row.merge_key(pair)
-        if row.strength:
-            params["strength"] = row.strength
+        if strength:
+            params["strength"] = strength
         if prompts := self.prompts(row, adapted):
-            params["prompts"] = {each: worded(pair.drawn, each) for each in prompts}
+            params["prompts"] = {each: worded(shown.drawn, each) for each in prompts}
         work = units.Generate(
             self.model, self.trainer, method.merge, method.sampling, tuple(self.file(lora) for lora in loras),
-            merged and self.path(merged), adapted, tuple(seeds), self.generation, row.strength, self.seed,
+            merged and self.path(merged), adapted, tuple(seeds), self.generation, strength, self.seed,
         )  # fmt: skip
         return Artifact(
-            "generate", f"{row.name} {pair.name}", VERSIONS["generate"], params, work,
+            "generate", sample_name(row, pair, use), VERSIONS["generate"], params, work,
             {"loras": loras, **({"merged": [merged]} if merged else {})}, len(seeds),
             2.0 * len(seeds) * self.generation.steps,
         )  # fmt: skip
@@ -213,10 +219,18 @@ class Plan:
         names, images = (pair.content_name, pair.style_name), range(self.generation.images)
         return [seed_of("image", *names, scene.prompt, i, self.seed) for scene in pair.drawn for i in images]
 
-    def score(self, row: Row, pair: Pair) -> Artifact:
+    def score(self, row: Row, pair: Pair, use: Use = JOINT) -> Artifact:
+        shown = pair_for(pair, use)
+        return self.scoring.score(sample_name(row, pair, use), shown, self.generate(row, pair, use), self.seeds(shown))
+
+    @cached_property
+    def scoring(self) -> Scoring:
         world = world_version(self.dataset)
-        scoring = Scoring(self.store, self.scorers, self.trainer, self.scorers_digest, world, self.scoring_batch)
-        return scoring.score(f"{row.name} {pair.name}", pair, self.generate(row, pair), self.seeds(pair))
+        return Scoring(self.store, self.scorers, self.trainer, self.scorers_digest, world, self.scoring_batch)
+
+    def samples(self) -> Iterator[tuple[Row, Pair, Use]]:
+        """Yield the sample sets of the run; the oracle has joint ones only."""
+        return ((row, pair, use) for row, pair in self.cells() for use in self.uses if row.method or use == JOINT)
 
     def prompts(self, row: Row, pair: Pair) -> list[Wording]:
         """Return the prompt variants that a row needs besides the prompt."""
@@ -228,6 +242,18 @@ class Plan:
 
     def file(self, lora: Part) -> Path:
         return self.path(lora.artifact) / f"{lora.name}.safetensors"
+
+
+def sample_name(row: Row, pair: Pair, use: Use) -> str:
+    """Return the name of a sample set and of its scores."""
+    return " ".join([row.name, pair.name, *([] if use == JOINT else [use])])
+
+
+def scaled(strength: dict[Role, float] | None, other: dict[Role, float] | None) -> dict[Role, float] | None:
+    """Return the product of two scales by role; None is 1."""
+    if strength is None or other is None:
+        return strength or other
+    return {role: strength[role] * other[role] for role in ROLES}
 
 
 def scenes_of(pair: Pair) -> dict[str, Any]:

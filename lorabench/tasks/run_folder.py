@@ -20,6 +20,7 @@ import yaml
 from lorabench import __version__
 from lorabench.config.schemas import LoggerSpec
 from lorabench.data.catalogue import world_version
+from lorabench.data.uses import JOINT
 from lorabench.engine.artifact import Artifact
 from lorabench.engine.costs import COST_FILE, joined_costs
 from lorabench.engine.failures import FORBIDDEN
@@ -39,6 +40,7 @@ PACKAGES = (
     "timm", "numpy", "pillow",
 )  # fmt: skip
 MANIFEST = "manifest.json"
+USES_FOLDER = "uses"  # images of other uses than joint
 
 
 @dataclass(frozen=True)
@@ -95,13 +97,13 @@ class Outcome:
         from lorabench.report import write_report
 
         (self.path / MANIFEST).unlink(missing_ok=True)
-        for part in ("images", "references", "merged", "figures"):
+        for part in ("images", USES_FOLDER, "references", "merged", "figures"):
             shutil.rmtree(self.path / part, ignore_errors=True)
         (self.path / "config.yaml").write_text(self.config)
-        for row, pair in self.plan.cells():
-            images = self.path / "images" / self.folder_of(row) / pair.name
-            copy(self.plan.path(self.plan.generate(row, pair)), images, "*.png")
-            if row.is_method and row.own.is_file:
+        for row, pair, use in self.plan.samples():
+            place = self.path / ("images" if use == JOINT else f"{USES_FOLDER}/{use}")
+            copy(self.plan.path(self.plan.generate(row, pair, use)), place / self.folder_of(row) / pair.name, "*.png")
+            if use == JOINT and row.is_method and row.own.is_file:
                 merged = self.path / "merged" / (self.folder_of(row) if len(self.chosen) > 1 else "")
                 merged.mkdir(parents=True, exist_ok=True)
                 made = self.plan.path(self.plan.merge(row, pair)) / "merged.safetensors"
@@ -169,8 +171,8 @@ class Outcome:
         import pandas as pd
 
         parts = []
-        for row, pair in self.plan.cells():
-            scores = pd.read_parquet(self.plan.path(self.plan.score(row, pair)) / "scores.parquet")
+        for row, pair, use in self.plan.samples():
+            scores = pd.read_parquet(self.plan.path(self.plan.score(row, pair, use)) / "scores.parquet")
             whose = {
                 "dataset": self.plan.dataset.name,
                 "world": world_version(self.plan.dataset),
@@ -178,6 +180,7 @@ class Outcome:
                 "ablation": row.ablation,
                 **(row.method.options if row.method else dict.fromkeys(GROUPS, "")),
                 "model": self.plan.model_name,
+                "use": use,
             }
             parts.append(scores.assign(**whose)[[*whose, *scores.columns]])
         pd.concat(parts, ignore_index=True).to_parquet(self.path / "scores.parquet", index=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -141,11 +142,23 @@ class Scoring:
     world: str
     batch: int
 
+    @cached_property
+    def digests(self) -> dict[ScorerFiles, str]:
+        return {files: self.store.digest(*files.contents()) for files in self.scorers.scorers}
+
+    @cached_property
+    def names(self) -> dict[ScorerFiles, str]:
+        return {files: read_config(files.config)["name"] for files in self.scorers.scorers}
+
+    @cached_property
+    def with_text(self) -> set[ScorerFiles]:
+        return {files for files in self.scorers.scorers if read_config(files.config)["kind"] == "clip"}
+
     def score(self, name: str, pair: Pair, images: Artifact, seeds: Sequence[int]) -> Artifact:
         """Return the scores of images of a pair, one image per seed."""
         embedded = [self.of_images(files, name, images, len(seeds)) for files in self.scorers.scorers]
         references = [[self.of_references(files, each) for each in pair.concepts] for files in self.scorers.scorers]
-        texts = [self.of_texts(files, pair) if has_text(files) else None for files in self.scorers.scorers]
+        texts = [self.of_texts(files, pair) if files in self.with_text else None for files in self.scorers.scorers]
         inputs: Mapping[str, Sequence[Artifact]] = {
             "images": [images], "embeddings": embedded, "references": [each for of in references for each in of],
             "texts": [each for each in texts if each],
@@ -165,25 +178,25 @@ class Scoring:
 
     def of_images(self, files: ScorerFiles, name: str, images: Artifact, count: int) -> Artifact:
         """Return the embeddings of generated images."""
-        params = {"scorer": self.store.digest(*files.contents()), "images": count, "batch": self.batch}
+        params = {"scorer": self.digests[files], "images": count, "batch": self.batch}
         paths = tuple(self.store.path(images) / file_name(index) for index in range(count))
         work = EmbedImages(files, self.trainer.accelerator, paths, self.batch)
-        return self.embed(f"{name_of(files)} {name}", params, work, {"images": [images]}, count, images.key)
+        return self.embed(f"{self.names[files]} {name}", params, work, {"images": [images]}, count, images.key)
 
     def of_references(self, files: ScorerFiles, concept: Concept) -> Artifact:
         """Return the embeddings of a concept's references, each embedded by itself."""
         images = [each.sha256 for each in concept.references]
-        params = {"scorer": self.store.digest(*files.contents()), "references": images}
+        params = {"scorer": self.digests[files], "references": images}
         work = EmbedImages(files, self.trainer.accelerator, concept.references, 1)
-        name = f"{name_of(files)} {concept.role} {concept.name}"
+        name = f"{self.names[files]} {concept.role} {concept.name}"
         return self.embed(name, params, work, {}, len(images), key_of("batch", {"references": images}))
 
     def of_texts(self, files: ScorerFiles, pair: Pair) -> Artifact:
         """Return the embeddings of a pair's prompts and of their plain words."""
         texts = texts_of(pair)
-        params = {"scorer": self.store.digest(*files.contents()), "texts": list(texts)}
+        params = {"scorer": self.digests[files], "texts": list(texts)}
         work = EmbedTexts(files, self.trainer.accelerator, texts)
-        return self.embed(f"{name_of(files)} texts {pair.name}", params, work, {}, 1, None)
+        return self.embed(f"{self.names[files]} texts {pair.name}", params, work, {}, 1, None)
 
     def embed(
         self, name: str, params: dict[str, Any], work: EmbedImages | EmbedTexts, inputs: dict[str, list[Artifact]],
@@ -195,11 +208,3 @@ class Scoring:
 def texts_of(pair: Pair) -> tuple[str, ...]:
     """Return the texts that images of a pair are compared with."""
     return tuple(dict.fromkeys(text for scene in pair.drawn for text in (scene.text, scene.prompt)))
-
-
-def name_of(files: ScorerFiles) -> str:
-    return read_config(files.config)["name"]
-
-
-def has_text(files: ScorerFiles) -> bool:
-    return read_config(files.config)["kind"] == "clip"

@@ -1,0 +1,47 @@
+"""What a set of generated images is for: the subject in the style, or either of them alone.
+
+    use       prompt               adapters    shows
+    joint     "a sks dog in szn style"  all    what the tables report
+    content   "a sks dog"          content     the subject; its scores of style are what leaks from the style images
+    style     "a dog in szn style" style       the style; its scores of content are what leaks from the subject
+    cross     as joint             all         the content of one training with the style of another
+
+Images of every use are compared with the references of both concepts. `cross` is a joint set of a pair whose adapters
+come from different trainings, so the pair says it and no prompt changes. A merge without separate adapters, such as
+TIES, is used whole.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+from lorabench.data.pairs import ROLES, Pair, Role, Scene
+
+Use = Literal["joint", "content", "style", "cross"]
+USES: tuple[Use, ...] = ("joint", "content", "style")  # of one pair
+JOINT: Use = "joint"
+
+
+def pair_for(pair: Pair, use: Use) -> Pair:
+    """Return the pair with the scenes of a use; its concepts, and so its references, stay."""
+    if use not in ROLES:
+        return pair
+    return replace(pair, alone=scene_for(pair.alone, use), scenes=tuple(scene_for(each, use) for each in pair.scenes))
+
+
+def scene_for(scene: Scene, use: Role) -> Scene:
+    """Return a scene in which only the subject, or only the style, is named.
+
+    >>> scene = Scene("a sks dog in szn style", "a dog in ink style", "a sks dog", "a dog in szn style", "a dog")
+    >>> scene_for(scene, "content")[:2], scene_for(scene, "style")[:2]
+    (('a sks dog', 'a dog'), ('a dog in szn style', 'a dog in ink style'))
+    """
+    if use == "content":
+        return Scene(scene.subject, scene.plain, scene.subject, scene.subject, scene.plain)
+    return Scene(scene.styled, scene.text, scene.plain, scene.styled, scene.plain)
+
+
+def strength_for(use: Use) -> dict[Role, float] | None:
+    """Return the scale of all adapters of a role; None scales none."""
+    return {role: float(role == use) for role in ROLES} if use in ROLES else None
