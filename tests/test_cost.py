@@ -34,9 +34,9 @@ def test_each_measurement_is_fresh_and_warmed_up(tiny, tmp_path: Path, monkeypat
         pools.append(count)
         return Pool(0, threads)
 
-    real = generate.draw
+    real = generate.generate_by_rule
     monkeypatch.setattr(cost, "Pool", pool)
-    monkeypatch.setattr(generate, "draw", lambda *args: drawn.append(args[7].steps) or real(*args))
+    monkeypatch.setattr(generate, "generate_by_rule", lambda *args: drawn.append(args[6].steps) or real(*args))
     monkeypatch.setattr(cost, "load_of_machine", lambda: 1.5)
     run(compose("config", [*tiny, *SMALL, f"output={tmp_path}", f"store={tmp_path}/elsewhere"]), tmp_path)
     assert pools == [1] * (2 + 2 * 2)  # LoRAs, then methods by repeats

@@ -93,7 +93,8 @@ def test_joint_training_is_one_lora_a_pair_of_both_trainings_steps(tmp_path, lor
 
 
 def test_a_training_for_one_pair_is_a_cost_of_its_merge(tmp_path, folder, lora_spec, generate_spec) -> None:
-    for name, learned, passes in (("dreambooth_joint", ("down", "up"), 2 * 3 * 2), ("pair_customization", ("up",), 10)):
+    both = "pair_customization keep_subject"
+    for name, learned, passes in (("dreambooth_joint", ("down", "up"), 2 * 3 * 2), (both, ("up",), 10)):
         plan = plan_of(tmp_path, lora_spec, generate_spec, name)
         plan = replace(plan, model=ModelFiles(folder, folder), pairs=plan.pairs[:1])
         [row], [pair] = plan.rows, plan.pairs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 
@@ -21,8 +21,7 @@ from lorabench.sampling.parts import Parts
 class MaskedMerge(Protocol):
     """A merge whose result is masks and scales of its adapters: `MaskedSum` or `LearnedMasks`."""
 
-    @property
-    def basis(self) -> str: ...
+    basis: ClassVar[str]
 
     @property
     def concepts(self) -> str: ...

@@ -103,7 +103,7 @@ class Plan:
         method = row.own
         check_images(method, self.dataset)
         outputs = method.training.outputs(pair, self.lora)
-        roles = tuple(output.shown.role for output in outputs)
+        roles: tuple[Role, ...] = tuple(output.shown.role for output in outputs)
         sampled = adapters_used(method.sampling, self.context(roles))
         return [
             output

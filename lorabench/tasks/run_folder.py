@@ -166,6 +166,10 @@ class Outcome:
             roles = {pair.name: self.plan.adapted(chosen, pair).roles for pair in self.plan.pairs}
             write_ranks(self.path, ranks, roles, layer_map(self.plan.model))
 
+    def options(self, row: Row) -> dict[str, str]:
+        """Return the training, the merge and the sampling of a row; empty names for the oracle."""
+        return dict(row.method.options) if row.method else dict.fromkeys(GROUPS, "")
+
     def write_scores(self) -> None:
         """scores.parquet: the stored rows of every row and pair, with what they belong to."""
         import pandas as pd
@@ -178,7 +182,7 @@ class Outcome:
                 "world": world_version(self.plan.dataset),
                 "method": row.name,
                 "ablation": row.ablation,
-                **(row.method.options if row.method else dict.fromkeys(GROUPS, "")),
+                **self.options(row),
                 "model": self.plan.model_name,
                 "use": use,
             }
@@ -211,7 +215,7 @@ class Outcome:
             **({"settings": row.own.settings, "label": label(row.name, row.ablation)} if several else {}),
             "method": row.name,
             "ablation": row.ablation,
-            **(row.method.options if row.method else {}),
+            **self.options(row),
             "costs": self.costs(row),
             "losses": {item.name: self.curves(item) for item in plan.artifacts("merge") if self.curves(item)},
             "keys": self.keys(plan.rows),

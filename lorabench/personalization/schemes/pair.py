@@ -33,7 +33,8 @@ class PairJob(Job):
     def run(self, model: DiffusionModel, env: Environment) -> dict[str, LoRA]:
         from lorabench.personalization.aligned import train_aligned
 
-        return dict(train_aligned(model, self.concept, self.recipe, env))
+        loras = train_aligned(model, self.concept, self.recipe, env)
+        return {"content": loras["content"], "style": loras["style"]}
 
     def learned(self, lora: LoRA) -> int:
         return lora.parameters("up")

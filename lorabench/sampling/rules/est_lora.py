@@ -39,7 +39,7 @@ class ESTLoRA(Sampling):
     discrepancy: float = setting(least=0, most=1)
 
     def scales(self, parts: Sequence[LoRA], context: Context) -> Tensor:
-        energies = {
+        energies: dict[str, dict[Role, float]] = {
             name: {role: energy(parts, layer, role) for role in ROLES} for name, layer in context.layers.items()
         }
         content, style = (sum(each[role] for each in energies.values()) for role in ROLES)
@@ -49,7 +49,9 @@ class ESTLoRA(Sampling):
             threshold = (self.alpha * progress + 1 - self.discrepancy) * balance
             return "content" if own["content"] and own["content"] >= threshold * own["style"] else "style"
 
-        chosen = [[choice(own, step / context.steps) for own in energies.values()] for step in range(context.steps)]
+        chosen: list[list[Role]] = [
+            [choice(own, step / context.steps) for own in energies.values()] for step in range(context.steps)
+        ]
         return chosen_scales(chosen, context.roles)
 
 
