@@ -57,6 +57,9 @@ class PeftLinear(LayerwiseMerge):
                 listed = ", ".join(map(str, sorted(ranks)))
                 raise UserError(f"peft's {self.combination} needs LoRAs of one rank, not {listed}; use method=peft_cat")
 
+    def file_rank(self, layer: Layer) -> int:
+        return max(self.rank or 0, sum(layer.ranks))  # peft cuts the types that end in svd itself
+
     def combine(self, updates: Sequence["Factors"], layer: Layer, seed: int, moments: "Tensor | None") -> "Factors":
         import torch
         from peft import LoraConfig, get_peft_model
