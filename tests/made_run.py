@@ -88,6 +88,7 @@ def make_run(
         "costs": {"learned_parameters": 12288, "merge_seconds": 11.4, "seconds_per_image": 0.31},
         "timings": {"personalize": 62.0, "merge": 45.6, "generate": 21.0, "score": 6.0},
         "versions": {"lorabench": "0.1.0", "torch": "2.15.0"},
+        "files": {},
         "losses": {f"{content}+{style}": losses for content, style in pairs},
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))

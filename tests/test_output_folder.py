@@ -117,7 +117,7 @@ def test_single_file_is_added_and_removed_only_if_ours(tmp_path: Path) -> None:
     write(folder.add("curves.csv"), "1")
     mine = write(tmp_path / "error.txt")
     folder.remove("error.txt")
-    with pytest.raises(UserError, match="error.txt was not written by lorabench"):
+    with pytest.raises(UserError, match=r"error\.txt was not written by lorabench"):
         folder.add("error.txt")
     folder.remove("curves.csv")
     assert contents(tmp_path) == {"error.txt": "mine"} and mine.is_file()

@@ -1,9 +1,9 @@
 """Folders that a command fills. Only files of ours are ever replaced or removed there.
 
-`manifest.json` of such a folder lists every file that lorabench wrote into it, with its size. A folder without files and
-a folder with such a manifest are ours; any other folder belongs to the user and is refused. A file that the manifest
-does not list belongs to the user, too, wherever it is. New files are written to a hidden draft folder and moved at the
-end, so a command that fails or is killed leaves the earlier files as they were.
+`manifest.json` of such a folder lists every file that lorabench wrote into it, with its size. A folder without files
+and a folder with such a manifest are ours; any other folder belongs to the user and is refused. A file that the
+manifest does not list belongs to the user, too, wherever it is. New files are written to a hidden draft folder and
+moved at the end, so a command that fails or is killed leaves the earlier files as they were.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Any
 
 from lorabench import __version__
 from lorabench.base import UserError
-from lorabench.engine.artifact import BROKEN, files_of, write_whole
+from lorabench.engine.record import BROKEN, files_of, write_whole
 
 MANIFEST = "manifest.json"
-DRAFT = ".draft"
+DRAFT = ".draft-"  # and which process fills it
 
 
 @dataclass(frozen=True)
@@ -60,21 +60,21 @@ class OutputFolder:
         """
         if os.path.lexists(self.path) and not self.path.is_dir():
             raise UserError(f"{self.path} is not a folder; type {self.instead}")
-        if self.path.is_dir() and not self.manifest():
-            if others := sorted(visible(self.path) - set(ignored)):
-                raise UserError(
-                    f"{self.path} has files that lorabench did not write ({summary(others)}) and is left as it is; "
-                    f"type {self.instead}"
-                )
+        if self.path.is_dir() and not self.manifest() and (others := sorted(visible(self.path) - set(ignored))):
+            raise UserError(
+                f"{self.path} has files that lorabench did not write ({summary(others)}) and is left as it is; "
+                f"type {self.instead}"
+            )
 
-    def check_free(self, names: Iterable[str]) -> None:
-        """Check that files of these names may be written.
+    def check_free(self, names: Iterable[str] = ()) -> None:
+        """Check that a manifest and files of these names may be written, whatever else is in the folder.
 
         Raises:
             UserError: If one of them, or a file in place of its folder, is the user's.
         """
-        listed = self.files()
-        for name in names:
+        known = self.manifest()
+        listed = {MANIFEST, *known["files"]} if known else set()
+        for name in [MANIFEST, *names]:
             if name in listed:
                 continue
             above = [str(folder) for folder in PurePosixPath(name).parents][:-1]
@@ -88,7 +88,7 @@ class OutputFolder:
     def claim(self) -> None:
         """Make the folder ours, so that what a killed command leaves there is known to be ours."""
         if not self.manifest():
-            self.path.mkdir(parents=True, exist_ok=True)
+            self.check_free()
             self.write_manifest({}, {})
 
     def add(self, name: str) -> Path:
@@ -122,9 +122,12 @@ class OutputFolder:
         Raises:
             UserError: If a file of the user's has the name of a new one; nothing is changed then.
         """
-        draft = self.path / DRAFT
-        shutil.rmtree(draft, ignore_errors=True)  # of a killed command
-        draft.mkdir(parents=True)
+        draft = self.path / f"{DRAFT}{os.uname().nodename}-{os.getpid()}"
+        for old in self.path.glob(f"{DRAFT}{os.uname().nodename}-*"):
+            if old == draft or not is_running(old.name.rpartition("-")[2]):  # of a killed command
+                shutil.rmtree(old, ignore_errors=True)
+        self.path.mkdir(parents=True, exist_ok=True)
+        draft.mkdir()
         try:
             yield draft
             self._move(draft, keep)
@@ -143,10 +146,10 @@ class OutputFolder:
         for file in new:
             (self.path / file).parent.mkdir(parents=True, exist_ok=True)
             os.replace(draft / file, self.path / file)
-        for folder in sorted({parent for file in gone for parent in PurePosixPath(file).parents}, key=str, reverse=True):
-            with suppress(OSError):  # it holds other files, or is the folder itself
-                if str(folder) != ".":
-                    (self.path / folder).rmdir()
+        emptied = {folder for file in gone for folder in [*PurePosixPath(file).parents][:-1]}
+        for folder in sorted(emptied, key=lambda each: len(each.parts), reverse=True):
+            with suppress(OSError):  # it holds other files
+                (self.path / folder).rmdir()
         self.write_manifest(own | made if keep else made, old | new if keep else new)
 
     def write_manifest(self, manifest: Mapping[str, Any], files: Mapping[str, int]) -> None:
@@ -156,10 +159,21 @@ class OutputFolder:
         write_whole(self.path / MANIFEST, lambda draft: draft.write_text(json.dumps(whole, indent=1)))
 
 
+def is_running(pid: str) -> bool:
+    """Return whether this machine has a process of that number."""
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def visible(folder: Path) -> set[str]:
     """Return the names in a folder, without hidden ones and folders that hold no file."""
-    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
-    return {name for name in names if not (folder / name).is_dir() or any(files for *_, files in os.walk(folder / name))}
+    paths = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    return {path.name for path in paths if not path.is_dir() or any(files for *_, files in os.walk(path))}
 
 
 def summary(names: list[str], most: int = 3) -> str:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+
+PAGE = "report.html"
+FILES = ("table.md", "table.csv", "table.tex", "grid.png", PAGE)
+OTHER_REPORT = "--out <a folder without files of these names>"
 
 
 def write_report(run_folder: Path | str) -> None:
@@ -28,6 +33,7 @@ def write_joint_report(
         protocol: Name of a file in conf/protocol. None: the protocol of the runs, or all metrics if they differ.
         reference: Label of the row that differences refer to. None: the row named in the runs' configs, if present.
     """
+    from lorabench.engine.output_folder import MANIFEST, OutputFolder
     from lorabench.report import figures, page, protocols
     from lorabench.report.folder import RunFolder, common_protocol
     from lorabench.report.table import Table
@@ -36,9 +42,12 @@ def write_joint_report(
 
     runs = [run for folder in run_folders for run in RunFolder.load_all(folder)]
     table = Table.of(runs, protocols.load_protocol(protocol) if protocol else common_protocol(runs), reference)
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    for ending, write in (("md", write_markdown), ("csv", write_csv), ("tex", write_latex)):
-        (out / f"table.{ending}").write_text(write(table), encoding="utf-8")
-    figures.draw_grid(runs).save(out / "grid.png", optimize=True)
-    (out / "report.html").write_text(page.render(runs, table, out), encoding="utf-8")
+    out = OutputFolder(Path(out), OTHER_REPORT)
+    with out.filled(keep=True) as draft:
+        for ending, write in (("md", write_markdown), ("csv", write_csv), ("tex", write_latex)):
+            (draft / f"table.{ending}").write_text(write(table), encoding="utf-8")
+        figures.draw_grid(runs).save(draft / "grid.png", optimize=True)
+        if protocol or reference:  # another report than that of the run in whose folder it may be
+            (draft / MANIFEST).write_text(json.dumps({"protocol": protocol, "reference": reference}))
+    with out.filled(keep=True) as draft:  # it links to the others, which are there now
+        (draft / PAGE).write_text(page.render(runs, table, out.path), encoding="utf-8")

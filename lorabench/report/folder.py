@@ -183,8 +183,8 @@ def run_folders(folders: Sequence[Path]) -> list[Path]:
     """Run folders, each once: those given, and of a folder that is none the finished runs in it (a sweep's)."""
     found: list[Path] = []
     for folder in folders:
-        below = sorted(file.parent for file in folder.glob("*/manifest.json"))
-        found += [folder] if (folder / "manifest.json").is_file() or not below else below
+        below = sorted(file.parent for file in folder.glob("*/scores.parquet"))
+        found += [folder] if (folder / "scores.parquet").is_file() or not below else below
     return list({folder.resolve(): folder for folder in found}.values())
 
 

@@ -27,9 +27,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from lorabench.base import UserError
 from lorabench.engine.failures import Failed, system_fault
-from lorabench.report import write_joint_report
+from lorabench.engine.output_folder import OutputFolder
+from lorabench.report import FILES, write_joint_report
 
 OWN_TASKS = ("merge", "generate", "inspect")  # have no run folder, `output` is what they make
+MULTIRUN = "multirun.yaml"  # which Hydra writes
 DIED = "its process was killed or died without a word"
 
 
@@ -59,7 +61,14 @@ class JointReport(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(OmegaConf.select(config, "hydra.sweep.dir")).resolve()
+        output = OutputFolder(folder, "hydra.sweep.dir=<an empty folder>")
+        try:
+            output.check_free([*FILES, MULTIRUN])
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)  # an exception would only be a warning of Hydra's
         folder.mkdir(parents=True, exist_ok=True)
+        output.add(MULTIRUN)
         self.register = Path(tempfile.mkdtemp(prefix=".sweep-", dir=folder))
         atexit.register(shutil.rmtree, self.register, ignore_errors=True)  # however the sweep ends
         JointReport.current = self

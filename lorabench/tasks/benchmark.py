@@ -93,6 +93,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
     check_scorers(plan)
     start, artifacts = time.perf_counter(), plan.all_artifacts()
     plan = at_one_node(plan, artifacts)
+    outcome.output.claim()
     with ExitStack() as held:
         with open_view(logger, outcome.path, plan.key(), yaml.safe_load(outcome.config)) as view:
             make(plan.store, plan.trainer, artifacts, partial(show, outcome, view, {}), REPORT_COST)

@@ -133,7 +133,7 @@ class Metric:
     photographs: np.ndarray | None = None
 
 
-def run(cfg: DictConfig, folder: Path) -> None:
+def run(cfg: DictConfig, folder: Path) -> str:
     """Write calibration.csv, calibration.md and calibration.png, and print the tables."""
     from lorabench.engine.devices import device_name
     from lorabench.engine.workers import use_threads
@@ -156,7 +156,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
     (folder / "calibration.md").write_text(text)
     draw_calibration(found, folder / "calibration.png")
     print(text)
-    print(folder / "calibration.png")
+    return "calibration.png"
 
 
 def world_of(spec: MicroworldSpec, prompts: Prompts) -> tuple[World, list[Pair]]:

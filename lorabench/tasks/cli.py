@@ -25,6 +25,7 @@ from lorabench.config.choices import unknown
 from lorabench.config.free_text import as_typed
 from lorabench.config.register import register
 from lorabench.engine.failures import Failed, Incomplete, system_fault, unwritable
+from lorabench.engine.output_folder import OutputFolder
 from lorabench.report.sweep import OWN_TASKS, JointReport
 from lorabench.tasks.composition import method_of
 
@@ -43,7 +44,9 @@ TASKS = {
     "merge": "lorabench.tasks.files",
     "generate": "lorabench.tasks.files",
     "inspect": "lorabench.tasks.inspect_files",
-}  # each has run(cfg, folder)
+}
+# Each has run(cfg, folder), which returns the name of the file to look at; these fill a run folder by themselves:
+RUNS = ("benchmark", "compare")
 LAUNCHERS = ("joblib", "submitit_local", "submitit_slurm")  # of the extra `launch`
 INTERRUPTED = 130
 OVERRIDE = re.compile(r"[+~]*[\w./@]+=")
@@ -79,14 +82,17 @@ def task(cfg: DictConfig) -> Failed | None:
     A launcher may call this in a process of its own, where `main` was never called.
     """
     hydra_config = HydraConfig.get()
-    log = None if cfg.task.name in OWN_TASKS else Path(hydra_config.runtime.output_dir) / ERROR_FILE
-    if log is not None:
-        log.unlink(missing_ok=True)
+    if hydra_config.job.chdir:  # paths of the configuration are relative to where the command was typed
+        os.chdir(hydra_config.runtime.cwd)
     failed, text = attempt(cfg)
     if failed and (failed.code == INTERRUPTED or hydra_config.mode == RunMode.RUN):
         sys.exit(failed.code)
-    if failed and log is not None:
-        with suppress(OSError):  # where nothing can be written, it was that which failed
+    if failed and cfg.task.name not in OWN_TASKS:
+        # Where nothing can be written it was that which failed, and a folder of the user's is left as it is.
+        with suppress(OSError, UserError):
+            output = OutputFolder(Path(hydra_config.runtime.output_dir))
+            output.check()
+            log = output.add(ERROR_FILE)
             log.write_text(f"{' '.join(hydra_config.overrides.task)}\n{failed.line}\n\n{text}")
             return Failed(failed.code, failed.line, str(log))
     return failed
@@ -97,9 +103,7 @@ def attempt(cfg: DictConfig) -> tuple[Failed | None, str]:
     try:
         validate(cfg)
         method_of(cfg)
-        folder = Path(HydraConfig.get().runtime.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        importlib.import_module(TASKS[cfg.task.name]).run(cfg, folder)
+        fill(cfg, OutputFolder(Path(HydraConfig.get().runtime.output_dir)))
         return None, ""
     except UserError as error:
         if traceback_wanted():
@@ -123,6 +127,21 @@ def attempt(cfg: DictConfig) -> tuple[Failed | None, str]:
         if line is None or traceback_wanted():
             print(text, end="", file=sys.stderr)
         return (fail(line) if line else Failed(1, text.strip().split("\n")[-1])), text
+
+
+def fill(cfg: DictConfig, output: OutputFolder) -> None:
+    """Run the task into its folder; UserError where that has files of the user's."""
+    work = importlib.import_module(TASKS[cfg.task.name]).run
+    if cfg.task.name in OWN_TASKS:
+        return work(cfg, output.path)
+    output.check(ignored=[f"{HydraConfig.get().job.name}.log"])  # Hydra's own, where the user asks for it
+    output.path.mkdir(parents=True, exist_ok=True)
+    output.remove(ERROR_FILE)
+    if cfg.task.name in RUNS:
+        return work(cfg, output.path)
+    with output.filled() as draft:
+        shown = work(cfg, draft)
+    print(output.path / shown)
 
 
 def traceback_wanted() -> bool:

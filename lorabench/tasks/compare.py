@@ -11,7 +11,6 @@ command tries it again. Ranks (trainer=ddp) work on all rows together; there the
 
 from __future__ import annotations
 
-import shutil
 import time
 import traceback
 from contextlib import ExitStack
@@ -61,11 +60,13 @@ def run(cfg: DictConfig, folder: Path) -> None:
         return tell(outcome)
     device_name(plan.trainer.accelerator)  # is it there?
     check_scorers(plan)
-    shutil.rmtree(logs, ignore_errors=True)
+    for each in plan.all_artifacts():  # of an earlier attempt
+        (logs / f"{each.key}.txt").unlink(missing_ok=True)
     failures = misfits(plan)
     plan = replace(plan, rows=[row for row in plan.rows if name_of(row) not in failures])
     start, artifacts = time.perf_counter(), plan.all_artifacts()
     plan = at_one_node(plan, artifacts)
+    outcome.output.claim()
     with ExitStack() as held:
         with open_view(logger, folder, plan.key(), yaml.safe_load(outcome.config)) as view:
             names = {plan.merge(row, pair).key: name_of(row) for row, pair in plan.cells() if row.is_method}

@@ -51,7 +51,7 @@ COLUMNS = {
 }
 
 
-def run(cfg: DictConfig, folder: Path) -> None:
+def run(cfg: DictConfig, folder: Path) -> str:
     """Write cost.csv (medians, least, greatest), repeats.csv and cost.md, and print the table."""
     rows = rows_of(list(cfg.task.methods))
     if cfg.task.repeats < 1:
@@ -69,7 +69,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
     text = table(summed, found, cfg.reference, plan, load)
     (folder / "cost.md").write_text(text)
     print(text)
-    print(folder / "cost.md")
+    return "cost.md"
 
 
 def rows_of(names: Sequence[str]) -> list[Row]:

@@ -53,7 +53,7 @@ NAIVE, PREDICTED, MEAN = "direct merge", "predicted masks", "mean of each layer"
 TRAINS_NOTHING = "calibration"  # the experiment that draws every subject in every style and merges none
 
 
-def run(cfg: DictConfig, folder: Path) -> None:
+def run(cfg: DictConfig, folder: Path) -> str:
     """Write hypernetwork.safetensors, held_out.csv and hypernetwork.md, and print the last."""
     task: Any = OmegaConf.to_object(cfg.task)
     plan = plan_of(cfg, [Row.of("direct")])
@@ -74,7 +74,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
     text = summary(found, costs[:-1], costs[-1], plan.model_name, len(pairs))
     (folder / "hypernetwork.md").write_text(text)
     print(text)
-    print(folder / FILE)
+    return FILE
 
 
 def trainings(plan: Plan, pairs: Sequence[Pair]) -> dict[str, Artifact]:

@@ -38,7 +38,7 @@ OFF: dict[Role, str] = {"content": "style_only", "style": "content_only"}
 WHOLE = "custom_weights"
 
 
-def run(cfg: DictConfig, folder: Path) -> None:
+def run(cfg: DictConfig, folder: Path) -> str:
     """Write layer_probe.csv, prior_block.yaml, prior_layer.yaml and layer_probe.png, and print what was found."""
     from lorabench.report.probe import draw_probe
 
@@ -66,7 +66,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
         write_prior(folder / f"prior_{kind}.yaml", rows_of, plan)
     draw_probe(found, folder / "layer_probe.png")
     print(table(found))
-    print(folder / "layer_probe.png")
+    return "layer_probe.png"
 
 
 def names_of(model: ModelFiles, kind: str) -> list[str]:

@@ -40,7 +40,7 @@ COLUMNS = ["model", "step", "checkpointing", *PARTS, "total"]
 Step = tuple[Callable[[], Any], Sequence["Tensor"]]  # a forward, and what it has gradients for
 
 
-def run(cfg: DictConfig, folder: Path) -> None:
+def run(cfg: DictConfig, folder: Path) -> str:
     """Write memory.csv and memory.md, and print the latter."""
     from lorabench.models.shapes import KNOWN
 
@@ -51,7 +51,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
     counts.to_csv(folder / "memory.csv", index=False, float_format="%.4g")
     (folder / "memory.md").write_text(text)
     print(text)
-    print(folder / "memory.md")
+    return "memory.md"
 
 
 def count(model: str, methods: Sequence[str], rank: int) -> pd.DataFrame:

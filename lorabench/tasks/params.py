@@ -24,15 +24,14 @@ from lorabench.merging.presets import presets
 COLUMNS = ["model", "rank", "denoiser_parameters", "layers", "lora_parameters", "method", "learned_parameters"]
 
 
-def run(cfg: DictConfig, folder: Path) -> None:
+def run(cfg: DictConfig, folder: Path) -> str:
     """Write params.csv (a row a model and method) and params.md (a column a model), and print the latter."""
     counts = count(dict(cfg.task.ranks))
     text = table(counts)
-    folder.mkdir(parents=True, exist_ok=True)
     counts.to_csv(folder / "params.csv", index=False)
     (folder / "params.md").write_text(text)
     print(text)
-    print(folder / "params.md")
+    return "params.md"
 
 
 def count(ranks: Mapping[str, int]) -> pd.DataFrame:

@@ -24,7 +24,8 @@ from lorabench.data.uses import JOINT
 from lorabench.engine.artifact import Artifact
 from lorabench.engine.costs import COST_FILE, joined_costs
 from lorabench.engine.failures import FORBIDDEN
-from lorabench.engine.record import files_of, key_of, write_whole
+from lorabench.engine.output_folder import MANIFEST, OutputFolder
+from lorabench.engine.record import key_of
 from lorabench.merging.presets import GROUPS
 from lorabench.personalization.training import is_per_pair
 from lorabench.report.folder import label
@@ -39,7 +40,6 @@ PACKAGES = (
     "torch", "diffusers", "transformers", "peft", "pytorch-lightning", "hydra-core", "open_clip_torch",
     "timm", "numpy", "pillow",
 )  # fmt: skip
-MANIFEST = "manifest.json"
 USES_FOLDER = "uses"  # images of other uses than joint
 
 
@@ -65,6 +65,10 @@ class Outcome:
         """Where the row's images lie, and its merges if there are several rows: by method, and ablation if need be."""
         alone = len(self.chosen) == 1 or row.ablation == "none"
         return row.name if alone else f"{row.name}-{row.ablation}"
+
+    @property
+    def output(self) -> OutputFolder:
+        return OutputFolder(self.path)
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -93,12 +97,18 @@ class Outcome:
             return False
 
     def assemble(self, seconds: float) -> None:
-        """Write everything; `seconds` is what the missing items took just now. Not done before it is sealed."""
+        """Replace the files of an earlier run by those of this one, which is not done before it is sealed.
+
+        Args:
+            seconds: What the missing items took just now.
+        """
+        with self.output.filled() as draft:
+            replace(self, path=draft).write(seconds)
+
+    def write(self, seconds: float) -> None:
+        """Write everything into an empty folder; see `assemble`."""
         from lorabench.report import write_report
 
-        (self.path / MANIFEST).unlink(missing_ok=True)
-        for part in ("images", USES_FOLDER, "references", "merged", "figures"):
-            shutil.rmtree(self.path / part, ignore_errors=True)
         (self.path / "config.yaml").write_text(self.config)
         for row, pair, use in self.plan.samples():
             place = self.path / ("images" if use == JOINT else f"{USES_FOLDER}/{use}")
@@ -111,19 +121,15 @@ class Outcome:
         self.write_references()
         self.write_ranks()
         self.write_scores()
-        self.write_manifest(self.manifest(seconds))
+        self.output.write_manifest(self.manifest(seconds), {})
         write_report(self.path)
 
     def seal(self, logger: LoggerSpec) -> None:
         """Declare the run done: its key, its files, and the logger that has shown it."""
-        manifest = json.loads((self.path / MANIFEST).read_text())
-        files = {file: (self.path / file).stat().st_size for file in self.own_files()}
+        files = {file: (self.path / file).stat().st_size for file in self.output.files()}
         how = {"key": self.plan.key(), "logger": [logger.kind, logger.mode], "protocol": self.protocol}
         how["reference"] = self.reference
-        self.write_manifest(manifest | how | {"files": files})
-
-    def write_manifest(self, manifest: dict[str, Any]) -> None:
-        write_whole(self.path / MANIFEST, lambda draft: draft.write_text(json.dumps(manifest, indent=1)))
+        self.output.write_manifest(self.output.manifest() | how, files)
 
     @property
     def protocol(self) -> dict[str, Any]:
@@ -134,11 +140,6 @@ class Outcome:
     def reference(self) -> str:
         """The row that the table's differences are to."""
         return yaml.safe_load(self.config).get("reference", "direct")
-
-    def own_files(self) -> list[str]:
-        """What the run wrote, without the manifest and the logger's files."""
-        logs = ("wandb/", "curves.csv", MANIFEST)
-        return [file for file in files_of(self.path) if not file.startswith(logs)]
 
     def write_references(self) -> None:
         """The references that were scored against, in the size of the generated images."""

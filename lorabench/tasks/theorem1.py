@@ -22,7 +22,7 @@ TOLERANCE = 1e-6  # relative; the errors are roots of differences in float64, go
 INK, MUTED, RULE, FAIL = "#1c1d21", "#6a6c76", "#d9dae0", "#f6dfe0"
 
 
-def run(cfg: DictConfig, folder: Path) -> None:
+def run(cfg: DictConfig, folder: Path) -> str:
     """Train the LoRAs that the store lacks; write theorem1.csv, theorem1.md and theorem1.png."""
     from lorabench.engine.make import make
     from lorabench.lora.adapter import LoRA
@@ -36,13 +36,12 @@ def run(cfg: DictConfig, folder: Path) -> None:
     parts = {part.key: part for pair in plan.pairs for part in plan.loras(row, pair)}.values()
     loras = {f"{part.artifact.name} {part.name}".removesuffix(" lora"): LoRA.load(plan.file(part)) for part in parts}
     errors = pd.concat([measure(name, lora) for name, lora in loras.items()], ignore_index=True)
-    folder.mkdir(parents=True, exist_ok=True)
     errors.to_csv(folder / "theorem1.csv", index=False)
     text = summary(errors)
     (folder / "theorem1.md").write_text(text)
     draw(errors, folder / "theorem1.png")
     print(text)
-    print(folder / "theorem1.png")
+    return "theorem1.png"
 
 
 def measure(concept: str, lora: LoRA) -> pd.DataFrame:

@@ -58,7 +58,7 @@ class Axis:
         return (values - self.off) / (self.on - self.off)
 
 
-def run(cfg: DictConfig, folder: Path) -> None:
+def run(cfg: DictConfig, folder: Path) -> str:
     """Write tradeoff.csv (points), hypervolume.csv, tradeoff.md and tradeoff.png, and print the table."""
     from lorabench.report.tradeoff import draw_tradeoff
 
@@ -84,7 +84,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
     (folder / "tradeoff.md").write_text(text)
     draw_tradeoff(curves, volumes, {role: axes[role].metric for role in ROLES}, folder / "tradeoff.png")
     print(text)
-    print(folder / "tradeoff.png")
+    return "tradeoff.png"
 
 
 def fan(strengths: Sequence[float]) -> list[Strengths]:

@@ -5,6 +5,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from lorabench.engine.output_folder import OutputFolder
+
 
 class View:
     """Base class, which shows nothing. As a context manager it also receives whether the run failed."""
@@ -27,11 +29,14 @@ class View:
         self.close(failed=kind is not None)
 
 
+CURVES = "curves.csv"
+
+
 class CsvView(View):
     """Write curves.csv with the columns stage, name, term, step, value."""
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / "curves.csv"
+        self.folder = folder
         self.rows: list[tuple[str, str, str, int, float]] = []
 
     def curves(self, stage: str, name: str, curves: dict[str, list[float]]) -> None:
@@ -39,5 +44,5 @@ class CsvView(View):
             self.rows += [(stage, name, term, step, value) for step, value in enumerate(values)]
 
     def finish(self) -> None:
-        with self.path.open("w", newline="") as file:
+        with OutputFolder(self.folder).add(CURVES).open("w", newline="") as file:
             csv.writer(file).writerows([("stage", "name", "term", "step", "value"), *sorted(self.rows)])
