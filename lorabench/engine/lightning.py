@@ -13,6 +13,8 @@ from pytorch_lightning.callbacks import BasePredictionWriter
 from pytorch_lightning.loggers import Logger
 from torch import Tensor, device
 
+from lorabench.engine.environment import clear_environment
+
 Progress = Callable[[int], None]  # called with the number of units done so far
 
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # it reports hardware and tips at each start
@@ -56,16 +58,24 @@ def fit(
     callbacks: Sequence[pl.Callback] = (),
     start: int = 0,
     accumulate: int = 1,
+    is_finished: Callable[[], bool] = lambda: False,
     **options: Any,
 ) -> None:
-    """Run optimiser steps `start` to `steps`; the "batch" of each is its index, from which a module seeds its draws.
+    """Run optimizer steps `start` to `steps`; the "batch" of each is its index, from which a module seeds its draws.
 
-    accumulate: batches a step, whose gradients are averaged; there are steps * accumulate of them.
+    Args:
+        accumulate: Batches per step, whose gradients are averaged; there are steps * accumulate of them.
+        is_finished: Whether the module may have ended before the last step, by a criterion of its own.
+
+    Raises:
+        RuntimeError: If other than the steps asked for were made, so that no stage stores an unfinished training.
     """
     told = [Steps(progress, start)] if progress else []
     options = {"max_steps": steps - start, "accumulate_grad_batches": accumulate, **options}
     trainer = quiet_trainer(place, precision, [*callbacks, *told], logger, **options)
     trainer.fit(module, range(start * accumulate, steps * accumulate))
+    if trainer.global_step != steps - start and not is_finished():
+        raise RuntimeError(f"the training made {trainer.global_step} of {steps - start} optimizer steps")
 
 
 def quiet_trainer(
@@ -79,6 +89,7 @@ def quiet_trainer(
 
     It is an ordinary single process, also in a rank or in a job of SLURM, whose variables it does not look at.
     """
+    clear_environment()  # Lightning would take arguments from it
     return pl.Trainer(
         accelerator="cpu" if place.type == "cpu" else "gpu",
         devices=1 if place.type == "cpu" else [place.index or 0],

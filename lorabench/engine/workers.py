@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from lorabench.base import UserError
+from lorabench.engine.environment import clear_environment
 
 Progress = Callable[[int], None]  # called with the steps of the job done so far
 Job = Callable[[Progress], None]
@@ -148,6 +149,7 @@ def _serve(connection: "Connection[Any, Any]", threads: int, environment: dict[s
     # Ctrl-C and a scheduler's warnings reach the whole group; they are the parent's business, which ends us.
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
+    clear_environment()
     os.environ.update(environment, OMP_NUM_THREADS=str(threads))  # before numpy and torch come in with the first job
     use_threads(threads)
     while True:

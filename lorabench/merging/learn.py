@@ -164,8 +164,12 @@ class Merging(pl.LightningModule):
         for pair, steps in enumerate(self.steps):
             if self.results[pair] is None and (self.stopped[pair] or batch + 1 >= steps):
                 self.results[pair] = self.masks_of(pair)
-        if None not in self.results:
+        if self.is_finished():
             self.trainer.should_stop = True
+
+    def is_finished(self) -> bool:
+        """Return whether every pair has made its steps or met the method's criterion to stop."""
+        return None not in self.results
 
     def masks_of(self, pair: int) -> AllMasks:
         """A pair's masks as they stand, on the CPU."""

@@ -24,6 +24,7 @@ from lorabench.config.checks import validate
 from lorabench.config.choices import unknown
 from lorabench.config.free_text import as_typed
 from lorabench.config.register import register
+from lorabench.engine.environment import clear_environment
 from lorabench.engine.failures import Failed, Incomplete, system_fault, unwritable
 from lorabench.engine.output_folder import OutputFolder
 from lorabench.report.sweep import OWN_TASKS, JointReport
@@ -57,6 +58,8 @@ ERROR_FILE = "error.txt"  # of a failed job of a sweep, in its run folder
 
 def main() -> int:
     """Run the command line of sys.argv; returns the exit code."""
+    if ignored := clear_environment():
+        print(f"note: {', '.join(ignored)} of the environment would change results and is ignored", file=sys.stderr)
     os.environ[TRACEBACK] = os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing, and `main` prints
     words = as_typed(SHORT.sub(r"\1.lora=", word) for word in sys.argv[1:])
@@ -100,6 +103,7 @@ def task(cfg: DictConfig) -> Failed | None:
 
 def attempt(cfg: DictConfig) -> tuple[Failed | None, str]:
     """How a run failed, if it did, and the traceback of what is no mistake of the user's."""
+    clear_environment()  # a scheduler's job may have an environment of its own
     try:
         validate(cfg)
         method_of(cfg)

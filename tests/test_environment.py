@@ -1,0 +1,114 @@
+"""Neither the environment nor the configuration of a library changes results, and no unfinished training is stored."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from conftest import CPU
+from torch import Tensor, nn
+
+from lorabench.base import CONF
+from lorabench.config.schemas import LoRASpec
+from lorabench.data.pairs import Pair
+from lorabench.engine.environment import clear_environment
+from lorabench.engine.lightning import fit
+from lorabench.engine.store import Store
+from lorabench.lora.adapter import LoRA
+from lorabench.merging.merge import MergeItem, merge_pairs
+from lorabench.merging.method import load
+from lorabench.models.sdxl import SDXL
+from lorabench.personalization.dreambooth import personalise
+from lorabench.sampling.generate import generate
+
+SETTINGS = {
+    "FAST_DEV_RUN": "1", "LIMIT_TRAIN_BATCHES": "1", "LIMIT_PREDICT_BATCHES": "1", "OVERFIT_BATCHES": "1",
+    "GRADIENT_CLIP_VAL": "1e-6", "MAX_EPOCHS": "0", "MAX_TIME": "00:00:00:00", "DETECT_ANOMALY": "True",
+    "INFERENCE_MODE": "False", "BAREBONES": "True", "ACCUMULATE_GRAD_BATCHES": "3",
+}  # fmt: skip
+
+
+def test_training_ignores_environment(model: SDXL, pair: Pair, lora_spec: LoRASpec, monkeypatch) -> None:
+    def trained() -> LoRA:
+        return personalise(model, pair.contents[0], lora_spec, 0, CPU)
+
+    expected = trained()
+    for name, value in SETTINGS.items():
+        monkeypatch.setenv(f"PL_TRAINER_{name}", value)
+    found = trained()
+    assert all(torch.equal(found[name].up, expected[name].up) for name in expected)
+    assert any(factors.up.abs().max() > 0 for factors in expected.values())
+
+
+def test_merge_and_images_ignore_environment(
+    model: SDXL, loras: tuple[LoRA, LoRA], pair: Pair, generate_spec, monkeypatch
+) -> None:
+    method = load("ziplora")
+    object.__setattr__(method.fit, "steps", 2)
+
+    def made() -> tuple[LoRA, np.ndarray]:
+        [result] = merge_pairs(model, method, [MergeItem(loras, pair)], 0, CPU)
+        return result.lora, generate(model, [result.lora], [pair.prompt] * 3, [1, 2, 3], generate_spec, CPU)
+
+    expected, images = made()
+    for name, value in SETTINGS.items():
+        monkeypatch.setenv(f"PL_TRAINER_{name}", value)
+    found, again = made()
+    assert all(torch.equal(found[name].up, expected[name].up) for name in expected)
+    assert len(images) == 3 and np.array_equal(images, again)
+
+
+class Number(pl.LightningModule):
+    """One number that learns."""
+
+    def __init__(self, stops_after: int | None = None) -> None:
+        super().__init__()
+        self.number, self.stops_after = nn.Parameter(torch.zeros(())), stops_after
+
+    def training_step(self, step: int) -> Tensor:
+        if step + 1 == self.stops_after:
+            self.trainer.should_stop = True
+        return (self.number - 1).square()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def train(module: Number, folder: Path, **options: object) -> None:
+    fit(module, 5, torch.device("cpu"), "32-true", **options)  # pyright: ignore[reportArgumentType]
+    (folder / "number.txt").write_text(str(module.number.item()))
+
+
+def test_unfinished_training_is_error_and_no_artifact(tmp_path: Path) -> None:
+    store = Store.open(tmp_path)
+    with pytest.raises(RuntimeError, match="made 3 of 5 optimizer steps"):
+        store.get_or_make("personalise", {"a": 1}, partial(train, Number(stops_after=3)))
+    assert store.find("personalise", {"a": 1}) is None
+    store.get_or_make("personalise", {"a": 1}, partial(train, Number()))
+    assert store.find("personalise", {"a": 1}) is not None
+
+
+def test_training_may_end_by_criterion_of_its_own(tmp_path: Path) -> None:
+    module = Number(stops_after=3)
+    train(module, tmp_path, is_finished=lambda: True)
+    assert module.number.item() == pytest.approx(1 - 0.8**3)
+
+
+def test_switches_of_libraries_are_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PL_TRAINER_MAX_TIME", "ONEDNN_DEFAULT_FPMATH_MODE", "DIFFUSERS_ATTN_BACKEND", "MY_PL_NAME"):
+        monkeypatch.setenv(name, "1")
+    assert clear_environment() == ["DIFFUSERS_ATTN_BACKEND", "ONEDNN_DEFAULT_FPMATH_MODE", "PL_TRAINER_MAX_TIME"]
+    assert clear_environment() == []
+
+
+def test_command_names_ignored_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PL_TRAINER_FAST_DEV_RUN", "1")
+    command = [sys.executable, str(CONF.parent / "run.py"), "--cfg", "job", "--package", "lora"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stderr.startswith("note: PL_TRAINER_FAST_DEV_RUN of the environment")
