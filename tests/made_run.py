@@ -59,7 +59,7 @@ def make_run(
                                 "content": content,
                                 "style": style,
                                 "prompt": f"a sks {content} in szn style",
-                                "seed": seed,
+                                "seed": 1000 * seed + image,
                                 "image": image,
                                 "method": row,
                                 "ablation": variant,

@@ -14,7 +14,8 @@ from PIL import Image, ImageFont
 from lorabench.base import UserError
 from lorabench.report import figures, write_joint_report, write_report
 from lorabench.report.__main__ import main
-from lorabench.report.folder import RunFolder, join_pictures, join_scores
+from lorabench.report.folder import RunFolder
+from lorabench.report.pooling import join_pictures, join_scores
 
 
 @pytest.fixture

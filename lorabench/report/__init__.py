@@ -35,19 +35,20 @@ def write_joint_report(
     """
     from lorabench.engine.output_folder import MANIFEST, OutputFolder
     from lorabench.report import figures, page, protocols
-    from lorabench.report.folder import RunFolder, common_protocol
+    from lorabench.report.folder import common_protocol
+    from lorabench.report.pooling import load_runs
     from lorabench.report.table import Table
     from lorabench.report.tex import write_latex
     from lorabench.report.text import write_csv, write_markdown
 
-    runs = [run for folder in run_folders for run in RunFolder.load_all(folder)]
+    runs = load_runs(run_folders)
     table = Table.of(runs, protocols.load_protocol(protocol) if protocol else common_protocol(runs), reference)
-    out = OutputFolder(Path(out), OTHER_REPORT)
-    with out.filled(keep=True) as draft:
+    folder = OutputFolder(Path(out), OTHER_REPORT)
+    with folder.filled(keep=True) as draft:
         for ending, write in (("md", write_markdown), ("csv", write_csv), ("tex", write_latex)):
             (draft / f"table.{ending}").write_text(write(table), encoding="utf-8")
         figures.draw_grid(runs).save(draft / "grid.png", optimize=True)
         if protocol or reference:  # another report than that of the run in whose folder it may be
             (draft / MANIFEST).write_text(json.dumps({"protocol": protocol, "reference": reference}))
-    with out.filled(keep=True) as draft:  # it links to the others, which are there now
-        (draft / PAGE).write_text(page.render(runs, table, out.path), encoding="utf-8")
+    with folder.filled(keep=True) as draft:  # it links to the others, which are there now
+        (draft / PAGE).write_text(page.render(runs, table, folder.path), encoding="utf-8")

@@ -20,7 +20,8 @@ from pathlib import Path
 from lorabench.base import UserError
 from lorabench.engine.failures import system_fault
 from lorabench.report import write_joint_report
-from lorabench.report.folder import RunFolder, run_folders
+from lorabench.report.folder import run_folders
+from lorabench.report.pooling import load_runs
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.paper is not None:
             from lorabench.report.beside import beside
 
-            print(beside(args.paper, [run for folder in folders for run in RunFolder.load_all(folder)]))
+            print(beside(args.paper, load_runs(folders)))
             return 0
         out = args.out or place(args.runs)
         if out.exists() and not out.is_dir():

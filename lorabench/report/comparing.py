@@ -40,17 +40,17 @@ def holm(p: Sequence[float] | np.ndarray | pd.Series) -> np.ndarray:
 def ranks(images: Mapping[str, pd.DataFrame], rule: str = "pair", of: str = "content") -> pd.DataFrame:
     """What stats.image_means gives by method -> by method: rank, rank_low, rank_high (95 %).
 
-    Rank 1 is the greatest mean over the pairs that all share; equal means share the mean of their ranks. NaN without a
-    second method or a shared pair, the interval without a second pair.
+    Rank 1 is the greatest mean over the images that all share; equal means share the mean of their ranks. NaN without a
+    second method or a shared image, the interval without a second pair.
     """
     found = pd.DataFrame(np.nan, index=list(images), columns=["rank", "rank_low", "rank_high"])
-    if len(images) < 2 or (shared := shared_pairs(images.values())).empty:
+    if len(images) < 2 or (shared := shared_images(images.values())).empty:
         return found
-    own = [on_pairs(each, shared, rule, of) for each in images.values()]
+    own = [stats.pair_values(each.loc[shared], rule, of) for each in images.values()]
     values, weights = (np.stack([each[column].to_numpy() for each in own]) for column in ("value", "weight"))
     found["rank"] = order(stats.weighted_mean(values, weights))
     drawn = order(stats.draws(values, weights))
-    found["rank_low"], found["rank_high"] = stats.ends(drawn, len(shared), outward=True)
+    found["rank_low"], found["rank_high"] = stats.ends(drawn, len(own[0]), outward=True)
     return found
 
 
@@ -59,13 +59,6 @@ def order(means: np.ndarray) -> np.ndarray:
     return rankdata(-np.round(means, DECIMALS), axis=0)
 
 
-def shared_pairs(images: Iterable[pd.DataFrame]) -> pd.Index:
-    """The pairs that each of them has, by stats.PAIR."""
-    each = [frame.index.droplevel(stats.WITHIN).unique() for frame in images]
-    return reduce(pd.Index.intersection, each).sort_values()
-
-
-def on_pairs(images: pd.DataFrame, pairs: pd.Index, rule: str, of: str) -> pd.DataFrame:
-    """stats.pair_values of the images of these pairs alone, in their order."""
-    own = images.loc[images.index.droplevel(stats.WITHIN).isin(pairs)]
-    return stats.pair_values(own, rule, of).loc[pairs]
+def shared_images(images: Iterable[pd.DataFrame]) -> pd.Index:
+    """Return the images that each of them has, by stats.UNIT."""
+    return reduce(pd.Index.intersection, [frame.index for frame in images]).sort_values()

@@ -24,8 +24,9 @@ import pandas as pd
 
 from lorabench.report import galleries, protocols, stats
 from lorabench.report.embed import Shelf
-from lorabench.report.folder import FRAMES, Picture, RunFolder, join_scores
+from lorabench.report.folder import FRAMES, Picture, RunFolder
 from lorabench.report.layout import by_cell, standings, with_verdict
+from lorabench.report.pooling import join_scores
 from lorabench.report.protocols import Column
 from lorabench.report.published import MARK
 from lorabench.report.table import COSTS, PEAKS, Table, format_cost, row_order
@@ -158,23 +159,25 @@ def described_images(
     shelf: Shelf,
     beside: Path | None,
 ) -> list[dict[str, Any]]:
-    """Return each image once, ordered by row and pair; images at the same place get distinct `seed` texts."""
-    images, known, places = [], set(), {}
+    """Return each image once, ordered by row and pair; images of one prompt and seed have the same `index`."""
+    images, known = [], set()
+    numbers: dict[
+        tuple[int, str], dict[tuple[str, int], int]
+    ] = {}  # (pair, seed of the run) -> (prompt, seed) -> index
     row_of = {label: number for number, label in enumerate(labels)}
     pair_of = {(pair["content"], pair["style"]): number for number, pair in enumerate(pairs)}
     for run, p in pictures:
-        if (key := (p.label, p.content, p.style, p.prompt, p.seed, p.index)) in known:
+        if p.identity in known:
             continue  # baseline and oracle images that several runs share
-        known.add(key)
+        known.add(p.identity)
         seed, pair = str(run.manifest["seed"]), pair_of[p.content, p.style]
-        place = (p.label, p.content, p.style, seed, p.index)
-        places[place] = nth = places.get(place, 0) + 1
+        of_pair = numbers.setdefault((pair, seed), {})
         images.append(
             {
                 "row": row_of[p.label],
                 "pair": pair,
-                "seed": seed if nth == 1 else f"{seed} ({nth})",
-                "index": p.index,
+                "seed": seed,
+                "index": of_pair.setdefault((p.prompt, p.seed), len(of_pair)),
                 "prompt": pairs[pair]["prompts"].index(p.prompt),
                 "noise": str(p.seed),  # exceeds the exact integers of JavaScript
                 "picture": shelf.at[p.path],

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from lorabench.report.folder import CEILING, FRAMES, Picture, RunFolder, join_pictures
+from lorabench.report.folder import CEILING, FRAMES, Picture, RunFolder
+from lorabench.report.pooling import join_pictures
 
 MERGED = 4  # merged images per row, shared among the methods
 CELL = 144  # pixels; 64 px images are enlarged 2.25 times, 1024 px images are downscaled

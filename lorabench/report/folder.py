@@ -26,7 +26,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import yaml
 
@@ -39,10 +38,6 @@ FLOORS = ("base", "content_only", "style_only")
 CEILING = "oracle"
 FRAMES = (*FLOORS, CEILING)
 RANK_FIGURE = "figures/rank_by_layer.png"
-ONE_VALUE = ["label", "dataset", "content", "style", "prompt", "seed", "image", "metric", "backbone", "reference"]
-ROUNDING = 1e-3  # what the same image may score otherwise when another machine drew it
-OF_ALL = ("dataset", "generate", "lora", "model", "prompts", "scorers", "trainer.precision")  # of all numbers
-OF_METHODS = ("merge", "method")  # of the rows of methods, too
 
 
 def label(method: str, ablation: str = "none") -> str:
@@ -69,14 +64,23 @@ class Picture:
     path: Path
     values: dict[str, float]
 
+    @property
+    def identity(self) -> tuple[str, str, str, str, int]:
+        """What the image is, wherever it is in a run."""
+        return self.label, self.content, self.style, self.prompt, self.seed
+
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A finished run on disk; see the module for its layout."""
+    """A finished run on disk; see the module for its layout.
+
+    variant: What tells its row from those of other runs of the method, see report/pooling.py.
+    """
 
     path: Path
     manifest: dict
     scores: pd.DataFrame
+    variant: str = ""
 
     @classmethod
     def load(cls, path: Path | str) -> RunFolder:
@@ -113,7 +117,20 @@ class RunFolder:
 
     @property
     def label(self) -> str:
-        return label(self.manifest["method"], self.manifest["ablation"])
+        return " ".join(filter(None, [label(self.manifest["method"], self.manifest["ablation"]), self.variant]))
+
+    def named(self, settings: Sequence[str]) -> RunFolder:
+        """Return the run with these settings ("fit.steps=50") in the label of its row, unless that is a baseline."""
+        if not settings or self.label in FRAMES:
+            return self
+        own = replace(self, variant=" ".join(settings))
+        mine = self.scores["label"] == self.label
+        return replace(own, scores=self.scores.assign(label=self.scores["label"].mask(mine, own.label)))
+
+    @property
+    def method(self) -> dict[str, Any]:
+        """The settings of the method."""
+        return self.manifest.get("settings") or self.settings.get("method") or {}
 
     @property
     def config(self) -> str:
@@ -192,52 +209,3 @@ def common_protocol(runs: list[RunFolder]) -> ProtocolSpec:
     """The protocol that all runs were made with; that of all metrics where they differ."""
     found = [protocols.of_config(run.config) for run in runs]
     return found[0] if all(each == found[0] for each in found) else protocols.ALL
-
-
-def join_scores(runs: list[RunFolder]) -> pd.DataFrame:
-    """Scores of several runs that can be compared, in one table; the frame rows that they share come once.
-
-    Raises UserError where they cannot be compared, and where two have other values for the same image.
-    """
-    scores = pd.concat([run.scores.assign(run=number) for number, run in enumerate(runs)], ignore_index=True)
-    for column in ("dataset", "world", "model"):
-        if len(values := scores[column].astype(str).unique()) > 1:
-            raise UserError(f"these runs differ in {column} ({', '.join(values)}); give folders of one {column}")
-    for metric, backbones in scores.groupby("metric")["backbone"].unique().items():
-        each = [set(run.scores.loc[run.scores["metric"] == metric, "backbone"]) for run in runs]
-        if not set.intersection(*(known for known in each if known)):
-            raise UserError(f"{metric} was scored by {' and '.join(backbones)}; give folders of one scorer")
-    check_repeats(runs, scores)
-    return scores.drop_duplicates(ONE_VALUE).drop(columns="run")
-
-
-def check_repeats(runs: list[RunFolder], scores: pd.DataFrame) -> None:
-    """UserError where the same image has another value in another run, whose number is in the column `run`."""
-    repeated = scores.loc[scores.duplicated(ONE_VALUE, keep=False)]
-    first = repeated.groupby(ONE_VALUE, sort=False, dropna=False)[["run", "value"]].transform("first")
-    other = repeated.index[np.abs(repeated["value"] - first["value"]) > ROUNDING]
-    if other.empty:
-        return
-    name = repeated.at[other[0], "label"]
-    one, two = (runs[each.at[other[0], "run"]] for each in (first, repeated))
-    if keys := different(one.settings, two.settings, OF_ALL if name in FRAMES else (*OF_ALL, *OF_METHODS)):
-        why = f"their configs differ in {', '.join(keys)}"
-    else:
-        why = "though their configs agree, other code, weights or another machine made them"
-    raise UserError(f"{one.path} and {two.path} have other values in the row {name}: {why}; type one of them alone")
-
-
-def different(one: dict[str, Any], two: dict[str, Any], groups: Sequence[str]) -> list[str]:
-    """The keys that two configs have otherwise, of these groups, as they are typed."""
-    left, right = (pd.json_normalize([each]).to_dict("records")[0] for each in (one, two))
-    starts = tuple(f"{group}." for group in groups)
-    return [key for key in left | right if f"{key}.".startswith(starts) and left.get(key) != right.get(key)]
-
-
-def join_pictures(runs: list[RunFolder]) -> list[Picture]:
-    """Pictures of several runs, the frames that they share once."""
-    unique: dict[tuple, Picture] = {}
-    for picture in (picture for run in runs for picture in run.pictures):
-        at = (picture.label, picture.content, picture.style, picture.prompt, picture.seed, picture.index)
-        unique.setdefault(at, picture)
-    return list(unique.values())

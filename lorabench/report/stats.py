@@ -50,7 +50,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 PAIR = ["dataset", "content", "style"]
-WITHIN = ["prompt", "seed", "image"]  # keys of an image within its pair
+WITHIN = ["prompt", "seed"]  # keys of an image within its pair
 UNIT = [*PAIR, *WITHIN]
 
 LEVEL = 0.95

@@ -14,7 +14,8 @@ import pandas as pd
 from lorabench.config.choices import choose
 from lorabench.config.schemas import ProtocolSpec
 from lorabench.report import comparing, protocols, published, stats
-from lorabench.report.folder import CEILING, FLOORS, FRAMES, RunFolder, join_scores, label_rows
+from lorabench.report.folder import CEILING, FLOORS, FRAMES, RunFolder, label_rows
+from lorabench.report.pooling import join_scores, rounding_notes
 from lorabench.report.protocols import Column
 from lorabench.report.published import Published
 
@@ -32,7 +33,7 @@ PEAKS = ("merge_peak_gpu_bytes", "merge_peak_bytes")
 COMPARED = ["difference", "difference_low", "difference_high", "p"]
 LINE = [
     "label", "metric", "backbone", "digits", "mean", "low", "high", "bca_low", "bca_high", "pairs", "images",
-    *COMPARED, "p_holm", "separated", "rank", "rank_low", "rank_high",
+    *COMPARED, "shared_pairs", "shared_images", "p_holm", "separated", "rank", "rank_low", "rank_high",
 ]  # fmt: skip
 
 
@@ -69,6 +70,7 @@ class Table:
         spent = costs(runs)
         reported = published.published_results(runs, columns, protocol.arxiv)
         notes = [*footnotes(lines, scores, columns, reference), *said]
+        notes += rounding_notes(runs)
         if "lora_seconds" in spent:
             notes.append(SHARED)
         if reported:
@@ -105,7 +107,7 @@ def summary(scores: pd.DataFrame, columns: list[Column], reference: str | None =
     itself, and where both share less than two pairs; `separated` (True, False, or NaN without a difference) is after
     Holm's correction over all methods of the column. Ranks are among the methods.
     """
-    scores = label_rows(scores)
+    scores = scores if "label" in scores else label_rows(scores)
     labels = row_order(scores["label"].unique().tolist())
     by_label = dict(iter(scores.groupby("label", sort=False)))
     parts = []
@@ -140,7 +142,8 @@ def column_lines(images: dict[str, pd.DataFrame], column: Column, reference: str
         }
         if name in methods and reference in images and name != reference:
             delta = stats.difference(own, images[reference], *column.rule)
-            if not isnan(delta.low):  # a pair or none in common tells nothing apart, nor together
+            line |= {"shared_pairs": delta.pairs, "shared_images": len(own.index.intersection(images[reference].index))}
+            if not isnan(delta.low):  # comparing takes two shared pairs
                 line |= dict(zip(COMPARED, (delta.mean, delta.low, delta.high, delta.p), strict=True))
         lines.append(line)
     frame = pd.DataFrame(lines).reindex(columns=LINE).set_index("label", drop=False).rename_axis(None)
@@ -176,10 +179,22 @@ def format_score(line: dict | None) -> str:
 
 
 def format_difference(line: dict | None) -> str:
-    if line is None or isnan(line["difference"]):
+    """A difference with its interval and, unless it is over all images of the row, how many of them it is over."""
+    if line is None or isnan(line["shared_pairs"]):
         return ""
+    if isnan(line["difference"]):
+        return f"- ({shared(line)})" if shared(line) else ""
     mean, low, high = (f"{line[part]:+.{line['digits']}f}" for part in COMPARED[:3])
-    return f"{mean} [{low}, {high}]" + (" ~" if line["separated"] is False else "")
+    over = f" ({shared(line)})" if shared(line) else ""
+    return f"{mean} [{low}, {high}]" + (" ~" if line["separated"] is False else "") + over
+
+
+def shared(line: dict) -> str:
+    """Return how much of a row its difference is over; empty for all of it."""
+    for what in ("pairs", "images"):
+        if line[f"shared_{what}"] < line[what]:
+            return f"{line[f'shared_{what}']:.0f} of {line[what]} {what}"
+    return ""
 
 
 def format_rank(line: dict | None) -> str:
@@ -222,10 +237,10 @@ def footnotes(lines: pd.DataFrame, scores: pd.DataFrame, columns: list[Column], 
         notes[0] += f" With {min(pairs)} pairs the interval is at most their range and too narrow; take 6 or more."
     used = {(column.spec.metric, column.backbone) for column in columns}
     shown = [of in used for of in zip(scores["metric"], scores["backbone"], strict=True)]
-    cells = scores[shown].groupby(["metric", "label"])[stats.PAIR]
+    cells = scores[shown].groupby(["metric", "label"])[[*stats.PAIR, "prompt"]]
     covered = cells.apply(lambda pairs: frozenset(pairs.drop_duplicates().itertuples(index=False, name=None)))
     if any(covered.groupby(level="metric").nunique() > 1):
-        notes[0] += " Not all rows average over the same pairs: their means cannot be compared."
+        notes[0] += " Not all rows average over the same pairs and prompts: their means cannot be compared."
     notes[0] += crossed(scores)
     notes.append(f"Scored by {', '.join(backbones)}.")
     if any(name.endswith("@micro") for name in backbones):
@@ -241,7 +256,7 @@ def footnotes(lines: pd.DataFrame, scores: pd.DataFrame, columns: list[Column], 
             "correction."
         )
     if lines["rank"].notna().to_numpy().any():
-        notes.append("Rank 1 has the greatest mean of the pairs that all methods share; its interval is 95 %.")
+        notes.append("Rank 1 has the greatest mean of the images that all methods share; its interval is 95 %.")
     return notes
 
 
@@ -254,7 +269,7 @@ def crossed(scores: pd.DataFrame) -> str:
     of = " and ".join(f"{count} {role}{'s' * (count > 1)}" for role, count in counts.items())
     return (
         f" The {len(pairs)} pairs of {of} are taken as independent: intervals are too narrow, and p too small, where "
-        "what a method scales differs by content or by style."
+        "what a method gains differs by content or by style."
     )
 
 

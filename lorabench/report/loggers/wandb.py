@@ -100,7 +100,7 @@ class WandbView(View):
 
     def images(self, runs: list[Any]) -> Any:
         """Return a table with one row per image: the image, its keys and its scores."""
-        from lorabench.report.folder import join_pictures
+        from lorabench.report.pooling import join_pictures
 
         pictures = join_pictures(runs)
         metrics = list(dict.fromkeys(name for picture in pictures for name in picture.values))

@@ -1,0 +1,185 @@
+"""Which runs may share a table, and which may share a row of it.
+
+A table compares rows that were made alike: the same model, recipe, references, scorers and sampling settings. A row
+pools runs that differ in nothing but the seed and the pairs. An image is known by its pair, prompt and seed, wherever
+it is in a run, so baseline images that several runs share count once. What differs is an error that names the keys;
+runs of one method whose settings of the method differ become rows of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lorabench.base import UserError
+from lorabench.report.folder import FRAMES, Picture, RunFolder
+
+ONE_VALUE = ["label", "dataset", "content", "style", "prompt", "seed", "metric", "backbone", "reference"]
+ROUNDING = 1e-3  # difference between scores of the same image that another machine or batch size can make
+OF_ALL = ("dataset", "generate", "lora", "model", "prompts", "trainer.precision")  # what all rows are made with
+OF_METHODS = ("method", "merge")
+# Which pairs, scenes and images there are; images are compared by pair, prompt and seed. Where files are.
+COVERAGE = (
+    "dataset.subjects", "dataset.styles", "dataset.contents", "dataset.pairs", "dataset.count", "dataset.pairs_seed",
+    "dataset.root", "dataset.style_root", "dataset.manifest", "generate.images", "prompts.contexts",
+    "lora.sample_every",
+)  # fmt: skip
+FILES = ("model.path", "model.config", "model.vae", "model.variant")  # known by their contents, where these are
+LAST_DIGITS = ("generate.batch", "scorers.batch", "merge.pairs_per_batch", "model.attention")  # within ROUNDING
+COST_ONLY = ("model.offload", "model.checkpointing")
+INPUTS = "inputs"  # of the manifest: digests of files and images
+
+
+def load_runs(folders: Iterable[Path | str]) -> list[RunFolder]:
+    """Load runs, with labels that tell runs of one method apart whose settings differ.
+
+    Raises:
+        UserError: If a folder is not a finished run.
+    """
+    return distinguished([run for folder in folders for run in RunFolder.load_all(folder)])
+
+
+def distinguished(runs: list[RunFolder]) -> list[RunFolder]:
+    """Return the runs with the settings of the method in the label, where runs of one label differ in them."""
+    found = []
+    for run in runs:
+        alike = [other for other in runs if other.label == run.label]
+        keys = dict.fromkeys(key for other in alike for key in differing(alike[0], other, OF_METHODS, missing=True))
+        values = flat({"method": run.method, "merge": run.settings.get("merge")})
+        found.append(run.named([f"{key.partition('.')[2]}={values.get(key)}" for key in keys]))
+    return found
+
+
+def join_scores(runs: list[RunFolder]) -> pd.DataFrame:
+    """Return the scores of several runs as one table with a column `label`, each value once.
+
+    Raises:
+        UserError: If the runs cannot be compared, or two have other values for the same image.
+    """
+    scores = pd.concat([run.scores.assign(run=number) for number, run in enumerate(runs)], ignore_index=True)
+    for column in ("dataset", "world", "model"):
+        if len(values := scores[column].astype(str).unique()) > 1:
+            raise UserError(f"these runs differ in {column} ({', '.join(values)}); give folders of one {column}")
+    check_scorers(runs, scores)
+    check_repeats(runs, scores)
+    check_references(runs, scores)
+    for run in runs[1:]:
+        refuse(runs[0], run, differing(runs[0], run, OF_ALL), "cannot be compared")
+    for _, alike in groupby(sorted(runs, key=lambda run: run.label), lambda run: run.label):
+        first, *others = alike
+        for run in others:
+            keys = [*differing(first, run, OF_METHODS, missing=True), *other_scenes(first, run)]
+            refuse(first, run, keys, f"cannot share the row {first.label}")
+    return scores.drop_duplicates(ONE_VALUE).drop(columns="run")
+
+
+def refuse(one: RunFolder, two: RunFolder, keys: Sequence[str], why: str) -> None:
+    """Raise UserError if there are keys."""
+    if keys:
+        raise UserError(f"{one.path} and {two.path} {why}: they differ in {', '.join(keys)}; give one of them only")
+
+
+def check_scorers(runs: list[RunFolder], scores: pd.DataFrame) -> None:
+    """Raise UserError unless every metric has a backbone that all runs with the metric share, in one version."""
+    for metric, backbones in scores.groupby("metric")["backbone"].unique().items():
+        each = [set(run.scores.loc[run.scores["metric"] == metric, "backbone"]) for run in runs]
+        if not set.intersection(*(known for known in each if known)):
+            raise UserError(f"{metric} was scored by {' and '.join(backbones)}; give folders of one scorer")
+    if "version" in scores:
+        for (metric, backbone), versions in scores.groupby(["metric", "backbone"])["version"].unique().items():
+            if len(versions) > 1:
+                raise UserError(
+                    f"{metric} was scored by other versions of {backbone} ({', '.join(map(str, versions))}); "
+                    "run the older ones again"
+                )
+
+
+def check_references(runs: list[RunFolder], scores: pd.DataFrame) -> None:
+    """Raise UserError where runs scored the same pair against other references, or a prompt against another text."""
+    at = ["content", "style", "prompt", "metric", "backbone"]
+    known = scores.drop_duplicates([*at, "run", "reference"]).groupby([*at, "run"])["reference"].agg(frozenset)
+    for (content, style, _, metric, _), per_run in known.groupby(level=at):
+        if per_run.nunique() > 1:
+            numbers = per_run.drop_duplicates().index.get_level_values("run")[:2]
+            one, two = (runs[number] for number in numbers)
+            counts = " and ".join(str(len(references)) for references in per_run.drop_duplicates()[:2])
+            raise UserError(
+                f"{one.path} and {two.path} cannot be compared: {metric} of {content}+{style} has other references "
+                f"({counts}; dataset.references); give one of them only"
+            )
+
+
+def check_repeats(runs: list[RunFolder], scores: pd.DataFrame) -> None:
+    """Raise UserError where the same image has another value in another run, whose number is in the column `run`."""
+    repeated = scores.loc[scores.duplicated(ONE_VALUE, keep=False)]
+    first = repeated.groupby(ONE_VALUE, sort=False, dropna=False)[["run", "value"]].transform("first")
+    other = repeated.index[np.abs(repeated["value"] - first["value"]) > ROUNDING]
+    if other.empty:
+        return
+    name = repeated.at[other[0], "label"]
+    one, two = (runs[each.at[other[0], "run"]] for each in (first, repeated))
+    if keys := differing(one, two, OF_ALL if name in FRAMES else (*OF_ALL, *OF_METHODS)):
+        why = f"their configs differ in {', '.join(keys)}"
+    else:
+        why = "though their configs agree, other code, weights or another machine made them"
+    raise UserError(f"{one.path} and {two.path} have other values in the row {name}: {why}; give one of them only")
+
+
+def differing(one: RunFolder, two: RunFolder, groups: Sequence[str], missing: bool = False) -> list[str]:
+    """Return the keys of these groups in which two runs differ, as they are typed, and the inputs, as they are named.
+
+    Args:
+        missing: Whether a key that only one has is a difference.
+    """
+    left, right = (flat(run.settings | {"method": run.method}) for run in (one, two))
+    starts = tuple(f"{group}." for group in groups)
+    keys = [key for key in left | right if f"{key}.".startswith(starts) and (missing or {key} <= left.keys() & right)]
+    inputs = one.manifest.get(INPUTS) or {}, two.manifest.get(INPUTS) or {}
+    ignored = {*COVERAGE, *LAST_DIGITS, *COST_ONLY, *(FILES if all(inputs) else ())}
+    found = [key for key in keys if key not in ignored and left.get(key) != right.get(key)]
+    if groups[0] == OF_ALL[0]:
+        found += [name for name in inputs[0] if name in inputs[1] and inputs[0][name] != inputs[1][name]]
+    return found
+
+
+def other_scenes(one: RunFolder, two: RunFolder) -> list[str]:
+    """Return the key of the scenes if the own rows of two runs have other prompts for a pair that both have."""
+    prompts = [
+        run.scores[run.scores["label"] == run.label].groupby(["content", "style"])["prompt"].agg(frozenset)
+        for run in (one, two)
+    ]
+    shared = prompts[0].index.intersection(prompts[1].index)
+    return ["prompts.contexts"] if any(prompts[0][pair] != prompts[1][pair] for pair in shared) else []
+
+
+def rounding_notes(runs: list[RunFolder]) -> Iterator[str]:
+    """Yield a sentence for each setting that changes the last digits and in which the runs differ."""
+    values: dict[str, list[str]] = {}
+    for run in runs:
+        known = flat(run.settings)
+        for key in LAST_DIGITS:
+            if key in known:
+                values.setdefault(key, []).append(str(known[key]))
+        for place in run.manifest.get("computed_on", []):
+            values.setdefault("the machine or its threads", []).append(place)
+    for key, found in values.items():
+        if len(distinct := list(dict.fromkeys(found))) > 1:
+            yield f"Runs or their parts differ in {key} ({'; '.join(distinct)}), which changes last digits of scores."
+
+
+def flat(values: Any) -> dict[str, Any]:
+    """Return nested settings as one level, with dotted keys."""
+    return pd.json_normalize([values]).to_dict("records")[0] if values else {}
+
+
+def join_pictures(runs: list[RunFolder]) -> list[Picture]:
+    """Return the images of several runs, each once."""
+    unique: dict[tuple, Picture] = {}
+    for picture in (picture for run in runs for picture in run.pictures):
+        unique.setdefault(picture.identity, picture)
+    return list(unique.values())
