@@ -23,6 +23,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lorabench.base import ASSETS, UserError
+from lorabench.engine.environment import clear_environment
 from pretraining.curve import Curve
 from pretraining.encoded import EncodedBank
 from pretraining.unet import Denoiser, VLoss
@@ -167,6 +168,7 @@ def pretrain(
     until = anneal_from + anneal if anneal else samples
     out.mkdir(parents=True, exist_ok=True)
     keeper = Keeper(out, every, until, Curve(out / "curve.csv", begun, heldout))
+    clear_environment()  # Lightning would take arguments from it
     trainer = pl.Trainer(
         accelerator="auto",
         devices=devices,

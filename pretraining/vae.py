@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, TensorDataset
 
+from lorabench.engine.environment import clear_environment
 from pretraining import bank
 from pretraining.architecture import build_vae
 from pretraining.encoded import CODE
@@ -76,6 +77,7 @@ def distil(work: Path, steps: int, decay: int, batch: int, lr: float, every: int
     torch.manual_seed(0)  # the weights to start from
     module = Distillation(bank.load(work / "bank"), PatchPCA.load(CODE), batch, lr, steps, decay)
     out, last = work / "vae", work / "vae" / "last.ckpt"
+    clear_environment()  # Lightning would take arguments from it
     trainer = pl.Trainer(
         accelerator="auto",
         devices=1,
@@ -87,5 +89,7 @@ def distil(work: Path, steps: int, decay: int, batch: int, lr: float, every: int
     )
     epoch = DataLoader(TensorDataset(torch.arange(every)))  # an epoch ends with its checkpoint
     trainer.fit(module, epoch, ckpt_path=last if last.exists() else None)
+    if trainer.global_step != steps:
+        raise RuntimeError(f"the training made {trainer.global_step} of {steps} optimizer steps")
     module.vae.save_pretrained(out / "model")
     return module.vae

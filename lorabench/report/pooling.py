@@ -123,7 +123,7 @@ def check_repeats(runs: list[RunFolder], scores: pd.DataFrame) -> None:
         return
     name = repeated.at[other[0], "label"]
     one, two = (runs[each.at[other[0], "run"]] for each in (first, repeated))
-    if keys := differing(one, two, OF_ALL if name in FRAMES else (*OF_ALL, *OF_METHODS)):
+    if keys := differing(one, two, OF_ALL if name in FRAMES else (*OF_ALL, *OF_METHODS), missing=True):
         why = f"their configs differ in {', '.join(keys)}"
     else:
         why = "though their configs agree, other code, weights or another machine made them"
@@ -138,7 +138,7 @@ def differing(one: RunFolder, two: RunFolder, groups: Sequence[str], missing: bo
     """
     left, right = (flat(run.settings | {"method": run.method}) for run in (one, two))
     starts = tuple(f"{group}." for group in groups)
-    keys = [key for key in left | right if f"{key}.".startswith(starts) and (missing or {key} <= left.keys() & right)]
+    keys = [key for key in left | right if f"{key}.".startswith(starts) and (missing or (key in left and key in right))]
     inputs = one.manifest.get(INPUTS) or {}, two.manifest.get(INPUTS) or {}
     ignored = {*COVERAGE, *LAST_DIGITS, *COST_ONLY, *(FILES if all(inputs) else ())}
     found = [key for key in keys if key not in ignored and left.get(key) != right.get(key)]
