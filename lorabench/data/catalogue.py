@@ -10,6 +10,9 @@ from lorabench.config.schemas import DatasetSpec, DreamBoothStyleDropSpec, Folde
 from lorabench.data.contexts import with_scenes
 from lorabench.data.pairs import Concept, Pair, Prompts, Role, pair
 
+NAME_MAX = 255  # bytes that file systems allow
+LONGEST_ENDING = ".safetensors"
+
 
 @dataclass(frozen=True)
 class Shelf:
@@ -42,10 +45,28 @@ def load_pairs(spec: DatasetSpec, prompts: Prompts) -> list[Pair]:
             raise UserError(f"{twice.pop()} is a subject and a style; rename the style's file or folder")
         found = pair(tuple(load("content", n) for n in contents), tuple(load("style", n) for n in styles), prompts)
         pairs.append(with_scenes(found, prompts, shelf.contexts))
+    for found in pairs:
+        check_name(found.name)
     images = {image.sha256: image for p in pairs for c in p.concepts for image in (*c.images, *c.references)}
     for image in images.values():
         image.load()
     return pairs
+
+
+def check_name(name: str) -> None:
+    """Check that files of a run can have the name of a pair.
+
+    Raises:
+        UserError: If it is too long or not UTF-8.
+    """
+    try:
+        size = len(f"{name}{LONGEST_ENDING}".encode())
+    except UnicodeEncodeError:
+        shown = name.encode(errors="backslashreplace").decode()
+        raise UserError(f"the name {shown} must be UTF-8; rename the file or folder") from None
+    if size > NAME_MAX:
+        over = size - NAME_MAX
+        raise UserError(f"the name {name} must be shorter by {over} bytes, for files of a run; rename file or folder")
 
 
 def microworld(spec: MicroworldSpec, prompts: Prompts) -> list[Pair]:

@@ -71,15 +71,18 @@ def prompt_list(code: str, path: Path, start: int) -> list[str]:
     """The templates of one list, read without running it; `start` is its line in the file."""
     try:
         [assign] = ast.parse(code).body
-        assert isinstance(assign, ast.Assign) and isinstance(assign.value, ast.List)
+        if not (isinstance(assign, ast.Assign) and isinstance(assign.value, ast.List)):
+            raise ValueError("not a list")
         found = []
         for item in assign.value.elts:
-            assert isinstance(item, ast.Call) and isinstance(item.func, ast.Attribute)
+            if not (isinstance(item, ast.Call) and isinstance(item.func, ast.Attribute)):
+                raise ValueError("not a call")
             template = ast.literal_eval(item.func.value)
-            assert template.count("{0} {1}") == 1
+            if template.count("{0} {1}") != 1:
+                raise ValueError("not a template")
             found.append(template.replace("{0} {1}", "{}"))
         return found
-    except (SyntaxError, ValueError, AssertionError, AttributeError) as error:
+    except (SyntaxError, ValueError, AttributeError) as error:
         raise UserError(
             f"{path}:{start}: not a list of 'a {{0}} {{1}} ...'.format(unique_token, class_token); restore the original"
         ) from error

@@ -11,7 +11,7 @@ from lorabench.config.choices import unknown
 from lorabench.data.images import read_image
 from lorabench.data.manifest import Entry, Manifest, Shot
 from lorabench.data.packaged import is_live
-from lorabench.data.pairs import Concept, Prompts, Reference
+from lorabench.data.pairs import Concept, Prompts, Reference, distinct
 from lorabench.data.splits import split
 from lorabench.data.styledrop import PICTURE
 from lorabench.engine.record import sha256
@@ -28,7 +28,7 @@ def subject(manifest: Manifest, name: str, prompts: Prompts, held_out: int = 0) 
     images = [(str(i), reference(shot, word, prompts.content(word))) for i, shot in enumerate(entry.images)]
     trained, references = split(name, images, 0 if entry.references else held_out)
     if entry.references:
-        references = tuple(reference(shot, word, prompts.content(word)) for shot in entry.references)
+        references = distinct(reference(shot, word, prompts.content(word)) for shot in entry.references)
     repeats = {image: shot.repeats for (_, image), shot in zip(images, entry.images, strict=True)}
     weighted = tuple(replace(image, weight=repeats[image]) for image in trained)
     return Concept(
@@ -47,7 +47,7 @@ def style(manifest: Manifest, name: str, prompts: Prompts) -> Concept:
 
     images = tuple(image(shot) for shot in entry.images)
     weighted = tuple(replace(each, weight=shot.repeats) for each, shot in zip(images, entry.images, strict=True))
-    references = tuple(map(image, entry.references)) or images
+    references = distinct(map(image, entry.references)) or distinct(images)
     return Concept(name, "style", entry.word, weighted, references, token=prompts.style_token)
 
 

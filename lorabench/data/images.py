@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from lorabench.base import UserError
 from lorabench.data.pairs import Reference
 from lorabench.engine.record import sha256
 
+MOST_PIXELS = 512_000_000
 ORIENTATION = 0x0112  # EXIF tag
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -47,12 +50,28 @@ def images_in(folder: Path) -> list[Path]:
 
     Other files, except captions and settings, are counted and named on the error stream, once per folder.
     """
-    files = sorted(path for path in folder.iterdir() if path.is_file() and not is_hidden(path))
-    images = [path for path in files if path.suffix.lower() in suffixes()]
+    found = [path for path in folder.iterdir() if not is_hidden(path)]
+    for path in found:
+        check_utf8(path)
+    files = sorted(path for path in found if path.is_file() or not path.exists())  # a link to nothing is left out
+    images = [path for path in files if path.suffix.lower() in suffixes() and path.is_file()]
     others = [path for path in files if path not in images and path.suffix.lower() not in COMPANIONS]
     if others:
         report(folder, len(images), tuple(path.name for path in others))
     return images
+
+
+def check_utf8(path: Path) -> None:
+    """Check that the name of a file can be written in reports and keys.
+
+    Raises:
+        UserError: If it is not UTF-8.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        shown = str(path).encode(errors="backslashreplace").decode()
+        raise UserError(f"the name {shown} must be UTF-8; rename it") from None
 
 
 @cache
@@ -60,6 +79,15 @@ def report(folder: Path, used: int, others: tuple[str, ...]) -> None:
     """Print which files of a folder are left out."""
     names = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
     print(f"{folder}: used {used} of {used + len(others)} files, left out {names}{advice(others)}", file=sys.stderr)
+
+
+@cache
+def report_folders(folder: Path) -> None:
+    """Print which folders in a folder of images hold images too, since these are not used."""
+    below = [path.name for path in sorted(folder.iterdir()) if path.is_dir() and not is_hidden(path)]
+    if full := [name for name in below if any(path.suffix.lower() in suffixes() for path in (folder / name).iterdir())]:
+        names = ", ".join(full[:3]) + (f" and {len(full) - 3} more" if len(full) > 3 else "")
+        print(f"{folder}: left out the images of {len(full)} folders in it, {names}", file=sys.stderr)
 
 
 def advice(names: tuple[str, ...]) -> str:
@@ -70,7 +98,9 @@ def advice(names: tuple[str, ...]) -> str:
 
 def image_paths(folder: Path) -> list[Path]:
     """As `images_in`; raises UserError if there are none."""
-    if not (paths := images_in(folder)):
+    paths = images_in(folder)
+    report_folders(folder)
+    if not paths:
         raise UserError(f"{folder} must hold an image (.jpg, .png, .webp or another that Pillow reads); put some there")
     return paths
 
@@ -78,13 +108,29 @@ def image_paths(folder: Path) -> list[Path]:
 def read_image(path: Path) -> Image.Image:
     """As `flat`; raises UserError for a broken file."""
     try:
-        with warnings.catch_warnings(), Image.open(path) as opened:
+        with warnings.catch_warnings(), any_size(), Image.open(path) as opened:
             warnings.simplefilter("ignore", UserWarning)  # about odd metadata
+            if (pixels := opened.width * opened.height) > MOST_PIXELS:
+                raise UserError(
+                    f"{path} has {pixels / 1e6:.0f} megapixels and must have {MOST_PIXELS / 1e6:.0f} at most; resize it"
+                )
             return flat(opened)
+    except UserError:
+        raise
     except Exception as error:  # decoders raise anything: struct.error, IndexError, zlib.error, ...
         if isinstance(error, MemoryError):
             raise
         raise UserError(f"{path} is not a readable image ({kind(error)}); replace it or remove it") from error
+
+
+@contextmanager
+def any_size() -> Iterator[None]:
+    """Let Pillow open images above its limit, which protects servers from strangers' files."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
 
 def kind(error: Exception) -> str:

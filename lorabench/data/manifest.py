@@ -17,6 +17,8 @@
           - {file: crayon/house.jpg, shows: house, repeats: 3}
           - {file: crayon/me.jpg, caption: a portrait in szn style}   # the whole caption it is trained with
 
+An image without a `caption` takes that beside it, `me.txt` or the folder's `metadata.jsonl` (data/captions.py).
+
 Every mistake is told with the line it stands in.
 """
 
@@ -32,8 +34,9 @@ import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from lorabench.base import UserError
+from lorabench.data.captions import caption_of
 from lorabench.data.contexts import template
-from lorabench.data.images import images_in
+from lorabench.data.images import images_in, report_folders
 from lorabench.data.pairs import JOIN
 
 ENTRY = {
@@ -160,7 +163,8 @@ class Reading:
                 paths, more = self.files(keys["file"]), (known[0] or shows, known[1], times)
             else:
                 paths, more = self.files(item), (shows, None, repeats)
-            found += [Shot(path, self.where(item), *more) for path in paths]
+            shown, caption, times = more
+            found += [Shot(path, self.where(item), shown, caption or caption_of(path), times) for path in paths]
         if not found:
             self.fail(node, "the list is empty; write the images' files")
         seen: set[Path] = set()
@@ -174,6 +178,7 @@ class Reading:
         """The image at a path, or all images of a folder."""
         path = self.path.parent / Path(self.text(node)).expanduser()
         if path.is_dir():
+            report_folders(path)
             if not (paths := images_in(path)):
                 self.fail(node, f"{path} holds no image; put some there or name another folder")
             return paths

@@ -220,6 +220,11 @@ def pair(contents: tuple[Concept, ...], styles: tuple[Concept, ...], prompts: Pr
     return Pair(contents, styles, prompts.scene(words, [style.word for style in styles]), couples)
 
 
+def distinct(references: Iterable[Reference]) -> tuple[Reference, ...]:
+    """Return each image once: a file that is there under two names is one reference."""
+    return tuple({reference.sha256: reference for reference in references}.values())
+
+
 def joined(pair: Pair) -> Concept:
     """Return all concepts of a pair as one, from which training draws as often as from any other."""
     total = lcm(*(concept.weight for concept in pair.concepts))

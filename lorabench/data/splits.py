@@ -8,7 +8,7 @@ source) go to the same side: otherwise the copy of a training image would be amo
 from collections.abc import Sequence
 
 from lorabench.base import UserError, seed_of
-from lorabench.data.pairs import Reference
+from lorabench.data.pairs import Reference, distinct
 
 Images = tuple[Reference, ...]
 
@@ -23,7 +23,7 @@ def split(
     """
     everything = tuple(image for _, image in images)
     if not held_out:
-        return everything, everything
+        return everything, distinct(everything)
     groups = clusters(images, near)
     ranked = sorted(groups, key=lambda group: seed_of("held out", name, *group))
     ways: dict[int, frozenset[str]] = {0: frozenset()}  # number of images -> the first way to have so many
@@ -40,7 +40,7 @@ def split(
     kept = ways[held_out]
     return (
         tuple(image for stem, image in images if stem not in kept),
-        tuple(image for stem, image in images if stem in kept),
+        distinct(image for stem, image in images if stem in kept),
     )
 
 

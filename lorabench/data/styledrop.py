@@ -11,12 +11,13 @@ from pathlib import Path
 
 from lorabench.base import UserError
 from lorabench.config.choices import unknown
-from lorabench.data.images import images_in, is_hidden, reference
+from lorabench.data.images import images_in, is_hidden, reference, suffixes
 from lorabench.data.packaged import packaged
-from lorabench.data.pairs import Concept, Prompts
+from lorabench.data.pairs import Concept, Prompts, distinct
 
 MANIFEST = "data.json"
 REPOSITORY = ("styledrop", "StyleDrop-PyTorch", "StyleDrop-PyTorch-main", "styles")
+FOLDER = "-folder"  # ends the name of a folder that has the name of an image beside it
 PICTURE = "picture"  # what an image shows of which nothing is known
 
 
@@ -53,7 +54,7 @@ def plain(folder: Path) -> dict[str, tuple[Path, ...]]:
         found[path.stem if path.stem not in found else path.name] = (path,)  # the second of a stem by its whole name
     for below in sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path)):
         if paths := images_in(below):
-            found[below.name if below.name not in found else f"{below.name}/"] = tuple(paths)
+            found[below.name if below.name not in found else f"{below.name}{FOLDER}"] = tuple(paths)
     return found
 
 
@@ -75,7 +76,7 @@ def style(styles: dict[str, Look], name: str, prompts: Prompts) -> Concept:
     if missing := next((path for path in look.paths if not path.is_file()), None):
         raise UserError(f"{missing} is missing; put it there or leave {name} out of dataset.styles")
     images = tuple(reference(path, look.thing, prompts.style(look.thing)) for path in look.paths)
-    return Concept(name, "style", look.phrase, images, images, token=prompts.style_token)
+    return Concept(name, "style", look.phrase, images, distinct(images), token=prompts.style_token)
 
 
 def read_manifest(path: Path) -> dict[str, Look]:
@@ -103,5 +104,7 @@ def phrase_of(name: str) -> str:
     >>> phrase_of("oil_painting2"), phrase_of("kid crayon style")
     ('oil painting style', 'kid crayon style')
     """
+    name = name.removesuffix(FOLDER)
+    name = Path(name).stem if Path(name).suffix.lower() in suffixes() else name
     words = re.sub(r"[\s_-]*\d+$", "", name).replace("_", " ").replace("-", " ").strip() or name
     return words if words.endswith("style") else f"{words} style"

@@ -1,0 +1,61 @@
+"""Captions beside images, as trainers of LoRAs read them: `1.txt` beside `1.jpg`, or a `metadata.jsonl` of the folder.
+
+`metadata.jsonl` is that of the imagefolder layout of Hugging Face datasets: one JSON object per line, with `file_name`
+and `text`.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+
+from lorabench.base import UserError
+
+ENDINGS = (".txt", ".caption")
+METADATA = "metadata.jsonl"
+TEXT = ("text", "caption", "prompt")  # names of the caption in metadata.jsonl
+
+
+def caption_of(image: Path) -> str | None:
+    """Return the caption beside an image, or None.
+
+    Raises:
+        UserError: If the caption is empty or cannot be read, or if two captions of the image differ.
+    """
+    found = {path: read(path) for ending in ENDINGS if (path := image.with_suffix(ending)).is_file()}
+    listed = metadata(image.parent).get(image.name)
+    if listed is not None:
+        found[image.parent / METADATA] = listed
+    if len(set(found.values())) > 1:
+        raise UserError(f"{image} has two captions, in {' and '.join(map(str, found))}; keep one of them")
+    return next(iter(found.values()), None)
+
+
+def read(path: Path) -> str:
+    try:
+        text = " ".join(path.read_text(encoding="utf-8-sig").split())
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} must be text in UTF-8; save it in that encoding") from error
+    if not text:
+        raise UserError(f"{path} must hold a caption; write one or remove the file")
+    return text
+
+
+@cache
+def metadata(folder: Path) -> dict[str, str]:
+    """Return the captions of a folder's metadata.jsonl by file name; entries without a caption are left out."""
+    path, found = folder / METADATA, dict[str, str]()
+    if not path.is_file():
+        return found
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            name, texts = entry["file_name"], [entry[key] for key in TEXT if entry.get(key)]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(f'{path}:{number}: must be {{"file_name": ..., "text": ...}}; correct the line') from None
+        if texts:
+            found[str(name)] = " ".join(str(texts[0]).split())
+    return found
