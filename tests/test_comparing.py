@@ -17,7 +17,7 @@ KEY = stats.UNIT
 def images(values: np.ndarray, pairs: list[str] | None = None) -> pd.DataFrame:
     """What stats.image_means gives of one image a pair."""
     names = pairs or [f"c{number}" for number in range(len(values))]
-    rows = [("world", name, "s", "p", 0, 0) for name in names]
+    rows = [("world", name, "s", "p", 0) for name in names]
     return pd.DataFrame({"value": values, "count": 1}, index=pd.MultiIndex.from_tuples(rows, names=KEY))
 
 
@@ -96,7 +96,7 @@ def test_ranks_are_of_the_pairs_that_all_share() -> None:
 
 def test_ranks_weigh_pairs_as_the_column_does() -> None:
     """Two pairs of one object and one of another: by pairs a leads, by objects b."""
-    of = [("world", content, style, "p", 0, 0) for content, style in (("x", "s"), ("x", "t"), ("y", "s"))]
+    of = [("world", content, style, "p", 0) for content, style in (("x", "s"), ("x", "t"), ("y", "s"))]
     index = pd.MultiIndex.from_tuples(of, names=KEY)
     a = pd.DataFrame({"value": [1.0, 1.0, 0.0], "count": 1}, index=index)
     b = pd.DataFrame({"value": [0.5, 0.5, 0.8], "count": 1}, index=index)

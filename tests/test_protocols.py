@@ -39,7 +39,7 @@ RULES = {"pair": PAIR, "content": BY_CONTENT, "style": BY_STYLE, "micro": MICRO}
 def table(metric: str, backbone: str, add: float = 0.0, method: str = "direct") -> pd.DataFrame:
     rows = [
         {
-            "dataset": "d", "world": "", "content": content, "style": style, "prompt": prompt, "seed": 0,
+            "dataset": "d", "world": "", "content": content, "style": style, "prompt": prompt, "seed": image,
             "image": image, "method": method, "ablation": "none", "model": "m", "metric": metric, "backbone": backbone,
             "reference": f"r{number}", "value": value + add,
         }
