@@ -23,7 +23,7 @@ from lorabench.engine.store import Store
 from lorabench.lora.adapter import LoRA
 from lorabench.merging.merge import MergeItem, merge_pairs
 from lorabench.merging.method import load
-from lorabench.models.sdxl import SDXL
+from lorabench.models.sdxl.model import SDXL
 from lorabench.personalization.dreambooth import personalise
 from lorabench.sampling.generate import generate
 

@@ -34,8 +34,8 @@ def with_scenes(pair: Pair, prompts: Prompts, lists: Mapping[str, Sequence[str]]
             kind = "live" if live else "object"
             chosen = lists.get(kind) or packaged("contexts")[kind]
     words, styles = [content.word for content in pair.contents], [style.word for style in pair.styles]
-    scenes = tuple(prompts.scene(words, styles, template(context)) for context in dict.fromkeys(chosen))
-    return replace(pair, scenes=scenes)
+    scenes = tuple(prompts.scene(words, styles, template(context)) for context in chosen)
+    return replace(pair, scenes=tuple({scene.prompt: scene for scene in scenes}.values()))
 
 
 def template(context: str) -> str:
@@ -44,7 +44,8 @@ def template(context: str) -> str:
     >>> template("in the snow"), template("a red {}")
     ('a {} in the snow', 'a red {}')
     """
-    text = context.strip() if "{}" in context else f"a {{}} {context.strip()}"
+    words = " ".join(context.split())
+    text = words if "{}" in words else f"a {{}} {words}"
     if text.count("{}") != 1 or "{" in text.replace("{}", "") or text == "a {} ":
         raise UserError(f"the context {context!r} is not of the form 'a {{}} in the snow'; {{}} is the subject, once")
     return text

@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 
 from lorabench.base import UserError
 
+NO_SCENE = "a {}"
 JOIN = "+"  # between names of what is drawn together
 Role = Literal["content", "style"]
 Wording = Literal["prompt", "subject", "styled", "plain"]
@@ -34,7 +35,7 @@ class Prompts:
     def style(self, word: str) -> str:
         return f"a {word} in {self.style_token} style"
 
-    def scene(self, words: Sequence[str], styles: Sequence[str], context: str = "a {}") -> Scene:
+    def scene(self, words: Sequence[str], styles: Sequence[str], context: str = NO_SCENE) -> Scene:
         """Subjects of these class words in a context, and styles of these phrases.
 
         Each subject has its identifier; that of the styles is the same for all and comes once.
@@ -48,7 +49,8 @@ class Prompts:
         named = listed(f"{before}{self.content_token} {word}" for word in words) + after
         plain = listed(f"{before}{word}" for word in words) + after
         look = f" in {self.style_token} style"
-        return Scene(named + look, f"{plain} in {listed(styles)}", named, plain + look, plain)
+        text, place = f"{plain} in {listed(styles)}", "" if context == NO_SCENE else context
+        return Scene(named + look, text, named, plain + look, plain, place)
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,8 @@ class Scene(NamedTuple):
     subject: without the style ("a sks dog in the snow").
     styled: the subject by its class word alone ("a dog in the snow in szn style").
     plain: neither identifier nor style ("a dog in the snow").
-    The last three are for methods that draw with them; "" where they are not known, as of a user's own prompt.
+    context: the scene for any subject ("a {} in the snow").
+    The three before it are for methods that draw with them; "" where they are not known, as of a user's own prompt.
     """
 
     prompt: str
@@ -130,6 +133,7 @@ class Scene(NamedTuple):
     subject: str = ""
     styled: str = ""
     plain: str = ""
+    context: str = ""
 
     def worded(self, wording: Wording) -> str:
         """The prompt in a wording, as it stands where that is not known."""

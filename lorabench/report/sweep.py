@@ -61,14 +61,15 @@ class JointReport(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(OmegaConf.select(config, "hydra.sweep.dir")).resolve()
-        output = OutputFolder(folder, "hydra.sweep.dir=<an empty folder>")
-        try:
-            output.check_free([*FILES, MULTIRUN])
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)  # an exception would only be a warning of Hydra's
+        if OmegaConf.select(config, "task.name") not in OWN_TASKS:  # whose folder is the store
+            output = OutputFolder(folder, "hydra.sweep.dir=<an empty folder>")
+            try:
+                output.check_free([*FILES, MULTIRUN])
+            except UserError as error:
+                print(f"error: {error}", file=sys.stderr)
+                sys.exit(2)  # an exception would only be a warning of Hydra's
+            output.add(MULTIRUN)
         folder.mkdir(parents=True, exist_ok=True)
-        output.add(MULTIRUN)
         self.register = Path(tempfile.mkdtemp(prefix=".sweep-", dir=folder))
         atexit.register(shutil.rmtree, self.register, ignore_errors=True)  # however the sweep ends
         JointReport.current = self

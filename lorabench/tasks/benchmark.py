@@ -30,6 +30,7 @@ from lorabench.scoring.files import scorer_set
 from lorabench.tasks.checks import check_methods, check_scorers
 from lorabench.tasks.composition import ablation_of, method_of
 from lorabench.tasks.plan import Plan
+from lorabench.tasks.prompts import fitting, readers_of, scorer_readers
 from lorabench.tasks.rows import Row, check_uniform, frame_rows
 from lorabench.tasks.run_folder import Outcome
 
@@ -45,7 +46,9 @@ def plan_of(cfg: DictConfig, rows: list[Row] | None = None) -> Plan:
     groups = ("model", "scorers", "dataset", "lora", "generate", "merge", "trainer")
     typed: Any = {name: OmegaConf.to_object(cfg[name]) for name in groups}
     model, scorers = model_files(typed["model"]), scorer_set(typed["scorers"])
-    pairs = load_pairs(typed["dataset"], Prompts(**cfg.prompts))
+    prompts = Prompts(**cfg.prompts)
+    pairs = load_pairs(typed["dataset"], prompts)
+    pairs = fitting(pairs, prompts, readers_of(model, cfg.model.name), scorer_readers(scorers))
     if rows is None:
         chosen = Row.chosen(method_of(cfg), ablation_of())
         check_uniform([chosen], pairs)

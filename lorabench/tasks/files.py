@@ -28,6 +28,7 @@ from lorabench.engine.artifact import Artifact
 from lorabench.engine.bar import Bar
 from lorabench.engine.devices import claim_here
 from lorabench.engine.failures import unwritable
+from lorabench.engine.output_folder import MANIFEST, OutputFolder
 from lorabench.engine.record import sha256
 from lorabench.engine.store import Store
 from lorabench.engine.workers import use_threads
@@ -37,6 +38,7 @@ from lorabench.report.folder import label
 from lorabench.tasks.composition import ablation_of, method_of
 from lorabench.tasks.jobs import nothing
 from lorabench.tasks.merge_files import check_file, drawn, image_cost, merged, work
+from lorabench.tasks.prompts import check_style_kept, readers_of
 from lorabench.tasks.user_loras import UserLoRA, UserPair
 
 if TYPE_CHECKING:
@@ -63,6 +65,7 @@ class Job:
     seed: int
     output: Path
     settings: Any = None  # of the method
+    style_token: str = ""
 
     @classmethod
     def of(cls, cfg: DictConfig) -> Job:
@@ -74,8 +77,15 @@ class Job:
         name = label(method.name, ablation_of())
         return cls(
             name, own, method, typed["model"], typed["generate"], typed["trainer"], typed["task"], Path(cfg.store),
-            cfg.seed, Path(cfg.output), OmegaConf.to_container(cfg.method, resolve=True),
+            cfg.seed, Path(cfg.output), OmegaConf.to_container(cfg.method, resolve=True), cfg.prompts.style_token,
         )  # fmt: skip
+
+    def check_prompts(self) -> None:
+        """Warn of prompts that the model does not read to their end; UserError where the style is lost."""
+        readers = readers_of(self.files, self.model.name)
+        words = [self.style_token, *(word for own in self.own.styles for word in (own.prompt or "").split())]
+        for prompt in filter(None, [self.own.prompt, *(own.prompt for own in self.own.files)]):
+            check_style_kept(prompt, words, readers)
 
     @cached_property
     def store(self) -> Store:
@@ -137,6 +147,8 @@ def merge(job: Job) -> None:
     make_folder(job.output.parent)  # before the long work
     if not job.method.merge.needs_model:
         use_threads(cores())
+    if job.method.merge.needs_model:
+        job.check_prompts()
     place = job.trainer.accelerator if job.method.merge.needs_model else "cpu"
     with claim_here(place), Bar(work(job.own, job.method, job.generation), "merge") as bar:
         result = job.merged(bar)
@@ -204,6 +216,9 @@ def generate(job: Job) -> None:
     if not job.own.prompt:
         raise UserError("task=generate needs a prompt; use prompt='a sks dog in szn style'")
     make_folder(job.output)
+    output = OutputFolder(job.output, "output=<an empty folder>")
+    output.check()
+    job.check_prompts()
     spec = job.generation
     cost = image_cost(spec)
     before = work(job.own, job.method, spec)
@@ -221,8 +236,11 @@ def generate(job: Job) -> None:
             base, job.method.sampling, result.file, parts, [job.own.prompt] * spec.images, seeds, spec, job.trainer,
             lambda count: bar.reach(before + count * cost),
         )  # fmt: skip
-    for index, image in enumerate(images):
-        Image.fromarray(image).save(job.output / f"{index:02d}.png")
+    made = {"task": "generate", "method": job.name, "prompt": job.own.prompt, "seed": job.seed}
+    with output.filled() as draft:
+        for index, image in enumerate(images):
+            Image.fromarray(image).save(draft / f"{index:02d}.png")
+        (draft / MANIFEST).write_text(json.dumps(made))
     print(f"{job.output}  ({len(images)} images, {job.name})")
 
 

@@ -1,0 +1,93 @@
+"""Prompts are checked against the text encoders before anything is trained.
+
+An encoder reads a fixed number of tokens, and the words of the style come last, so a prompt that is too long would
+lose its style without a word. Scenes of a packaged or public list that do not fit are left out, and named; every other
+prompt that does not fit is an error.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from lorabench.base import UserError
+from lorabench.data.pairs import Pair, Prompts, Scene
+from lorabench.data.prompt_length import TextReader, check_prompts, clip_reader, cut, model_readers
+from lorabench.models.files import ModelFiles
+from lorabench.scoring.files import ScorerSet, read_config
+
+
+def readers_of(model: ModelFiles, name: str) -> list[TextReader]:
+    """Return what reads the prompts of a model; name: of the model, for messages."""
+    return model_readers(model.config, f"model={name}")
+
+
+def scorer_readers(scorers: ScorerSet) -> list[TextReader]:
+    """Return the text encoders of CLIP-T."""
+    known = [(files, read_config(files.config)) for files in scorers.scorers]
+    clips = [(files, config) for files, config in known if config["kind"] == "clip"]
+    return [clip_reader(config["name"], config["architecture"], files.config.parent) for files, config in clips]
+
+
+def fitting(
+    pairs: Sequence[Pair], prompts: Prompts, model: Sequence[TextReader], scorers: Sequence[TextReader]
+) -> list[Pair]:
+    """Return the pairs without listed scenes that are too long; print which these are.
+
+    Args:
+        pairs: With all scenes.
+        prompts: Of the configuration; its `contexts` names a list or holds scenes of the user.
+        model: What reads prompts and captions.
+        scorers: What reads prompts and plain words of scenes, for CLIP-T.
+
+    Raises:
+        UserError: For another prompt or caption that is not read to its end.
+    """
+    own = {scene for pair in pairs if any(content.contexts for content in pair.contents) for scene in pair.scenes}
+    listed = isinstance(prompts.contexts, str)
+    lost: dict[str, str] = {}
+    for pair in pairs if listed else ():
+        for scene in pair.scenes:
+            if scene not in own and (problem := problem_of(scene, model, scorers)):
+                lost.setdefault(scene.context, problem)
+    left = [replace(pair, scenes=tuple(each for each in pair.scenes if each.context not in lost)) for pair in pairs]
+    if any(pair.scenes and not rest.scenes for pair, rest in zip(pairs, left, strict=True)):
+        raise UserError(f"no scene of prompts.contexts={prompts.contexts} can be read: {next(iter(lost.values()))}")
+    if lost:
+        print(f"{len(lost)} scenes are left out: {'; '.join(lost.values())}", file=sys.stderr)
+    for pair in left:
+        check_prompts(captions(pair), model)
+        for scene in pair.drawn:
+            if problem := problem_of(scene, model, scorers):
+                raise UserError(problem)
+    return left
+
+
+def problem_of(scene: Scene, model: Sequence[TextReader], scorers: Sequence[TextReader]) -> str | None:
+    """Return what of a scene is not read by the model or the scorers; None if all of it is."""
+    return cut(scene.prompt, [*model, *scorers]) or cut(scene.text, scorers)
+
+
+def captions(pair: Pair) -> Iterable[str]:
+    """Yield what a pair is trained and merged with."""
+    yield pair.prompt
+    for concept in pair.concepts:
+        yield from (image.prompt for image in (*concept.images, *concept.styled))
+
+
+def check_style_kept(prompt: str, style_words: Iterable[str], readers: Iterable[TextReader]) -> None:
+    """Warn of a prompt of the user that is cut.
+
+    Args:
+        style_words: Words of which none may be lost.
+
+    Raises:
+        UserError: If one of the style's words is lost, or a character cannot be read.
+    """
+    for reader in readers:
+        if problem := cut(prompt, [reader]):
+            if not reader.lost(prompt) or set(reader.lost(prompt).lower().split()) & {*map(str.lower, style_words)}:
+                raise UserError(problem)
+            print(f"warning: {problem}", file=sys.stderr)
+            return
