@@ -12,6 +12,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from conftest import CPU
+from merges import merged
 from torch import Tensor, nn
 
 from lorabench.base import CONF
@@ -21,7 +22,6 @@ from lorabench.engine.environment import clear_environment
 from lorabench.engine.lightning import fit
 from lorabench.engine.store import Store
 from lorabench.lora.adapter import LoRA
-from lorabench.merging.merge import MergeItem, merge_pairs
 from lorabench.merging.method import load
 from lorabench.models.sdxl.model import SDXL
 from lorabench.personalization.dreambooth import personalise
@@ -49,12 +49,11 @@ def test_training_ignores_environment(model: SDXL, pair: Pair, lora_spec: LoRASp
 def test_merge_and_images_ignore_environment(
     model: SDXL, loras: tuple[LoRA, LoRA], pair: Pair, generate_spec, monkeypatch
 ) -> None:
-    method = load("ziplora")
-    object.__setattr__(method.fit, "steps", 2)
+    method = load("ziplora", fit={"steps": 2, "lr": 0.01, "batch": 1})
 
     def made() -> tuple[LoRA, np.ndarray]:
-        [result] = merge_pairs(model, method, [MergeItem(loras, pair)], 0, CPU)
-        return result.lora, generate(model, [result.lora], [pair.prompt] * 3, [1, 2, 3], generate_spec, CPU)
+        file = merged(model, method, loras, pair).file
+        return file, generate(model, [file], [pair.prompt] * 3, [1, 2, 3], generate_spec, CPU)
 
     expected, images = made()
     for name, value in SETTINGS.items():

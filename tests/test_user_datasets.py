@@ -132,3 +132,14 @@ def test_large_photograph_is_read_and_larger_one_is_named(tmp_path: Path, monkey
     monkeypatch.setattr(images, "MOST_PIXELS", 1000)
     with pytest.raises(UserError, match="must have 0 at most; resize it"):
         read_image(tmp_path / "a.png")
+
+
+def test_name_is_found_in_either_form_of_unicode(tmp_path: Path) -> None:
+    dreambooth(tmp_path, {"cafe\u0301": "cup"})
+    paint(tmp_path / "styles" / "e\u0301cru.jpg", 7)
+    spec = DreamBoothStyleDropSpec(
+        name="dreambooth_styledrop", root=str(tmp_path), style_root=str(tmp_path / "styles"), subjects=["caf\u00e9"],
+        styles=["\u00e9cru"], references="same", **CHOICE,
+    )  # fmt: skip
+    [pair] = load_pairs(spec, Prompts())
+    assert pair.name == "caf\u00e9+\u00e9cru"

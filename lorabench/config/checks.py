@@ -35,6 +35,7 @@ def validate(cfg: DictConfig) -> None:
     check_contexts(values["prompts"]["contexts"])
     check_protocol(values["protocol"], values["scorers"])
     check_reference(values["reference"])
+    check_logger(values["logger"])
     if values["prompts"]["content_token"] == values["prompts"]["style_token"]:
         raise UserError("prompts.content_token and prompts.style_token must differ")
 
@@ -76,6 +77,19 @@ def check_reference(label: str) -> None:
         choose(f"reference={method} with ablation", ablation, known["ablation"])
 
 
+def check_logger(logger: dict[str, Any]) -> None:
+    """Check the name of a W&B project, which W&B itself would report as a failed connection.
+
+    Raises:
+        UserError: If the name has a character that W&B does not take, or is too long.
+    """
+    project = logger.get("project", "")
+    if logger["kind"] == "wandb" and (set(project) & set(r"/\#?%:") or not 0 < len(project) <= 128):
+        raise UserError(
+            f"logger.project={project} must have 1 to 128 characters and none of /\\#?%:; type logger.project=lorabench"
+        )
+
+
 def check_dataset(dataset: dict[str, Any]) -> None:
     """UserError where names are no lists, or name something twice."""
     for group in ("contents", "subjects", "styles"):
@@ -83,7 +97,8 @@ def check_dataset(dataset: dict[str, Any]) -> None:
             continue
         names = [names] if isinstance(names, str) else names
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise UserError(f"dataset.{group}={names} is no list of names; type dataset.{group}=[a,b]")
+            example = ",".join(f"'{name}'" for name in names) if isinstance(names, list) and names else "a,b"
+            raise UserError(f'dataset.{group}={names} must be a list of names; type "dataset.{group}=[{example}]"')
         if not names:
             raise UserError(f"dataset.{group} is empty; type dataset.{group}=[a,b]")
         for together in (names, *(name.split("+") for name in names)):

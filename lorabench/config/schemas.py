@@ -172,7 +172,11 @@ class MergeSpec:
 
 @dataclass
 class TrainerSpec:
-    """Where and how wide a run is computed; only `precision` changes the numbers."""
+    """Where and how wide a run is computed; `precision` is part of every key.
+
+    The device and `threads` change last digits (about 1e-7 of a weight, one gray level), so the manifest of a run has
+    them and a table says where they differ. Nothing else here changes a number.
+    """
 
     accelerator: str = setting(MISSING, options=("cpu", "gpu", "auto"))
     precision: str = setting(MISSING, options=("32-true", "bf16-mixed", "16-mixed"))

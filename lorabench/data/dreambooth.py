@@ -6,6 +6,7 @@ Ruiz et al., DreamBooth, CVPR 2023; github.com/google/dreambooth.
 import ast
 from dataclasses import dataclass
 from pathlib import Path
+from unicodedata import normalize
 
 from lorabench.base import UserError
 from lorabench.config.choices import unknown
@@ -90,7 +91,13 @@ def prompt_list(code: str, path: Path, start: int) -> list[str]:
 
 def subjects(dataset: Path, manifest: Manifest) -> dict[str, str]:
     """Subject -> class word, of the manifest's subjects that have a folder, in its order."""
-    return {name: word for name, word in manifest.classes.items() if (dataset / name).is_dir()}
+    return {normalize("NFC", name): word for name, word in manifest.classes.items() if folder_of(dataset, name)}
+
+
+def folder_of(dataset: Path, name: str) -> Path | None:
+    """Return the folder of a subject, in whichever form of Unicode its name is written; None if there is none."""
+    forms = [dataset / each for each in (name, normalize("NFC", name), normalize("NFD", name))]
+    return next((folder for folder in forms if folder.is_dir()), None)
 
 
 def subject(dataset: Path, manifest: Manifest, name: str, prompts: Prompts, held_out: int = 0) -> Concept:
@@ -99,7 +106,9 @@ def subject(dataset: Path, manifest: Manifest, name: str, prompts: Prompts, held
     if name not in present:
         raise UserError(unknown("dataset.subjects", name, sorted(present)))
     word = present[name]
-    paths = image_paths(dataset / name)
+    folder = folder_of(dataset, name)
+    assert folder is not None
+    paths = image_paths(folder)
     stems = [path.stem for path in paths]  # the second of a stem is known by its whole name
     names = [path.name if path.stem in stems[:i] else path.stem for i, path in enumerate(paths)]
     images = [(each, reference(path, word, prompts.content(word))) for each, path in zip(names, paths, strict=True)]

@@ -7,6 +7,7 @@ the smaller.
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from typing import Any
+from unicodedata import normalize
 
 from lorabench.base import UserError, seed_of
 from lorabench.config.choices import choose
@@ -59,6 +60,7 @@ def groups(key: str, names: Any, sets: Mapping[str, Iterable[str]], together: bo
                 raise UserError(f"dataset.{key}={names} names none of the {key} that are here; type their names")
             return [(name,) for name in members]
         names = [names]
+    names = [normalize("NFC", name) for name in names]  # as the names of files are
     return [tuple(names)] if together else [tuple(name.split(JOIN)) for name in names]
 
 

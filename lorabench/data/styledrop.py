@@ -8,6 +8,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from unicodedata import normalize
 
 from lorabench.base import UserError
 from lorabench.config.choices import unknown
@@ -51,10 +52,12 @@ def plain(folder: Path) -> dict[str, tuple[Path, ...]]:
     """Name -> images, of the images and of the folders of images in a folder."""
     found: dict[str, tuple[Path, ...]] = {}
     for path in images_in(folder):
-        found[path.stem if path.stem not in found else path.name] = (path,)  # the second of a stem by its whole name
+        stem, whole = normalize("NFC", path.stem), normalize("NFC", path.name)
+        found[stem if stem not in found else whole] = (path,)  # the second of a stem by its whole name
     for below in sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path)):
         if paths := images_in(below):
-            found[below.name if below.name not in found else f"{below.name}{FOLDER}"] = tuple(paths)
+            name = normalize("NFC", below.name)
+            found[name if name not in found else f"{name}{FOLDER}"] = tuple(paths)
     return found
 
 
@@ -84,7 +87,7 @@ def read_manifest(path: Path) -> dict[str, Look]:
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
         return {
-            Path(file).stem: Look((path.parent / file,), bare(thing), phrase.removeprefix("in "))
+            normalize("NFC", Path(file).stem): Look((path.parent / file,), bare(thing), phrase.removeprefix("in "))
             for file, (thing, phrase) in entries.items()
         }
     except json.JSONDecodeError as error:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 COST_FILE = "cost.json"
+COMPUTED_ON = "computed_on"  # the device, on a CPU with its threads
 SLACK = 1 << 24  # bytes: by so much the two readings of a process's memory may differ, as counters are kept by core
 
 
@@ -43,6 +44,7 @@ def measured(costs: dict[str, Any], network: nn.Module | None = None) -> Iterato
     seconds: of the clock.
     denoiser_passes: rows that went forward through the network; a batch of four counts four, a guided step of one
         image two.
+    computed_on: the device, which changes last digits, as does the number of threads of a CPU.
     peak_gpu_bytes: most memory that tensors held at once, on a GPU.
     peak_bytes: most memory that the process held at once, the interpreter and its libraries included, where the
         system tells (Linux).
@@ -67,6 +69,8 @@ def measured(costs: dict[str, Any], network: nn.Module | None = None) -> Iterato
         if hook is not None:
             hook.remove()
     costs["seconds"] = time.perf_counter() - start
+    threads = torch.get_num_threads()
+    costs[COMPUTED_ON] = torch.cuda.get_device_name() if on_gpu else f"cpu, threads={threads}"
     if network is not None:
         costs["denoiser_passes"] = passes
     if on_gpu:
@@ -78,7 +82,13 @@ def measured(costs: dict[str, Any], network: nn.Module | None = None) -> Iterato
 def joined_costs(costs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Of work that was done in parts, wherever: what adds up is summed, of peaks the highest."""
     names = [name for name in costs[0] if all(name in cost for cost in costs)]
-    return {name: (max if name.startswith("peak") else sum)(cost[name] for cost in costs) for name in names}
+    numbers = [name for name in names if name != COMPUTED_ON]
+    found: dict[str, Any] = {
+        name: (max if name.startswith("peak") else sum)(cost[name] for cost in costs) for name in numbers
+    }
+    if COMPUTED_ON in names:
+        found[COMPUTED_ON] = "; ".join(sorted({cost[COMPUTED_ON] for cost in costs}))
+    return found
 
 
 def reset_peak() -> bool:

@@ -5,7 +5,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from errno import EACCES, EDQUOT, EFBIG, ENOSPC, ENOTDIR, EPERM, EROFS
+from errno import EACCES, EDQUOT, EFBIG, ENAMETOOLONG, ENOSPC, ENOTDIR, EPERM, EROFS
 from pathlib import Path
 
 from lorabench.base import UserError
@@ -45,7 +45,7 @@ def system_fault(error: BaseException, place: str, draft: Path | None = None, in
         return gone(place) if isinstance(unread, FileNotFoundError) and has_lost(place, str(unread)) else None
     for each in chain(error):
         number = each.errno if isinstance(each, OSError) else None
-        if number not in (*FULL, *FORBIDDEN, ENOTDIR):
+        if number not in (*FULL, *FORBIDDEN, ENOTDIR, ENAMETOOLONG):
             number = next((number for words, number in WORDS.items() if words in str(each)), None)
         if number is not None:
             file = getattr(each, "filename2", None) or getattr(each, "filename", None)  # the second of a copy
@@ -60,6 +60,8 @@ def system_fault(error: BaseException, place: str, draft: Path | None = None, in
 
 def unwritable(number: int, place: str, instead: str = ELSEWHERE) -> str:
     """A file or folder that cannot be made or written to, by the system's error number."""
+    if number == ENAMETOOLONG:
+        return f"the name of {place} is too long for the file system; type a shorter one (name=, output=)"
     if number in FULL:
         return f"no space is left to write {place}; make some and type the same command again, what is finished is kept"
     return f"cannot write to {place}: {os.strerror(number)}; type {instead}"

@@ -103,7 +103,8 @@ def learn(
     with model.attach(loras, dtype=torch.float32) as adapters:
         draws = [Draws(model, item.pair, seed, item.loras) for item, seed in zip(items, seeds, strict=True)]
         module = Merging(adapters, layers, merge, starts, [item.pair for item in items], draws)
-        fit(module, max(module.steps), model.device, env.trainer.precision, env.progress)
+        steps, is_finished = max(module.steps), module.is_finished
+        fit(module, steps, model.device, env.trainer.precision, env.progress, is_finished=is_finished)
     return [
         Learned(masks, learned_params(start), {name: curve(values) for name, values in losses.items()})
         for start, masks, losses in zip(starts, module.results, module.losses, strict=True)

@@ -25,7 +25,7 @@ from lorabench.engine.make import make
 from lorabench.engine.store import Store
 from lorabench.models.files import model_files
 from lorabench.report.loggers.view import View
-from lorabench.report.loggers.views import open_view
+from lorabench.report.loggers.views import logger_of, open_view
 from lorabench.scoring.files import scorer_set
 from lorabench.tasks.checks import check_methods, check_scorers
 from lorabench.tasks.composition import ablation_of, method_of
@@ -87,7 +87,7 @@ def uses_of(cfg: DictConfig) -> tuple[Use, ...]:
 def run(cfg: DictConfig, folder: Path) -> None:
     """The whole benchmark of the configured method into its run folder; prints the table."""
     plan = plan_of(cfg)
-    logger: Any = OmegaConf.to_object(cfg.logger)
+    logger = logger_of(cfg)
     outcome = Outcome(folder, plan, OmegaConf.to_yaml(cfg, resolve=True))
     if outcome.is_done(logger):
         return tell(outcome)

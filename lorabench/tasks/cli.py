@@ -29,6 +29,7 @@ from lorabench.engine.failures import Failed, Incomplete, system_fault, unwritab
 from lorabench.engine.output_folder import OutputFolder
 from lorabench.report.sweep import OWN_TASKS, JointReport
 from lorabench.tasks.composition import method_of
+from lorabench.tasks.typed import ambiguous, mistake
 
 TASKS = {
     "benchmark": "lorabench.tasks.benchmark",
@@ -62,6 +63,8 @@ def main() -> int:
         print(f"note: {', '.join(ignored)} of the environment would change results and is ignored", file=sys.stderr)
     os.environ[TRACEBACK] = os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing, and `main` prints
+    if line := mistake(sys.argv[1:]):
+        return fail(line).code
     words = as_typed(SHORT.sub(r"\1.lora=", word) for word in sys.argv[1:])
     sys.argv[1:] = sorted(words, key=lambda word: not OVERRIDE.match(word))  # argparse takes none after a flag
     register()
@@ -192,6 +195,8 @@ def missing_choice(error: MissingConfigException) -> str:
 
 def wrong_override(error: Exception) -> str:
     """An unknown key, a value of a wrong type, or an override that cannot be read."""
+    if line := ambiguous(str(error)):
+        return line
     if isinstance(error, OverrideParseException):
         return f"{error.override} must be key=value; use quotes around text with special characters: key=\"'a, b'\""
     cause = error.__cause__

@@ -29,7 +29,7 @@ from lorabench.engine.make import make
 from lorabench.merging import presets
 from lorabench.merging.learned import LearnedMasks
 from lorabench.report.folder import label
-from lorabench.report.loggers.views import open_view
+from lorabench.report.loggers.views import logger_of, open_view
 from lorabench.tasks.benchmark import (
     REPORT_COST,
     at_one_node,
@@ -54,7 +54,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
     check_uniform(rows, plan.pairs)
     frames = frame_rows(rows[0], plan.dataset, plan.pairs)[:-1]
     plan, logs = replace(plan, rows=[*frames, *rows]), folder / FAILED
-    logger: Any = OmegaConf.to_object(cfg.logger)
+    logger = logger_of(cfg)
     outcome = Outcome(folder, plan, config_of(cfg))
     if outcome.is_done(logger):
         return tell(outcome)

@@ -7,7 +7,7 @@ are then kept apart by row. The manifest is written last; its key and its list o
 import json
 import platform
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -22,7 +22,7 @@ from lorabench.config.schemas import LoggerSpec
 from lorabench.data.catalogue import world_version
 from lorabench.data.uses import JOINT
 from lorabench.engine.artifact import Artifact
-from lorabench.engine.costs import COST_FILE, joined_costs
+from lorabench.engine.costs import COMPUTED_ON, COST_FILE, joined_costs
 from lorabench.engine.failures import FORBIDDEN
 from lorabench.engine.output_folder import MANIFEST, OutputFolder
 from lorabench.engine.record import key_of
@@ -205,8 +205,21 @@ class Outcome:
             "seed": self.plan.seed,
             "timings": {stage: sum(self.cost(item).get("seconds", 0.0) for item in stages[stage]) for stage in STAGES},
             "wall_seconds": seconds,
+            "inputs": self.inputs(),
+            "computed_on": self.computed_on(stages),
             "versions": versions(),
         }
+
+    def inputs(self) -> dict[str, str]:
+        """Return digests of what the config only names: runs with others cannot be compared (report/pooling.py)."""
+        concepts = {concept.name: concept for pair in self.plan.pairs for concept in pair.concepts}
+        images = {f"the images of {name}": key_of("images", each.identity()) for name, each in concepts.items()}
+        return {"the weights of the model": self.plan.weights, **images}
+
+    def computed_on(self, stages: Mapping[str, Sequence[Artifact]]) -> list[str]:
+        """Return the devices and numbers of threads that computed the artifacts: they change last digits."""
+        costs = [self.cost(each) for artifacts in stages.values() for each in artifacts]
+        return sorted({place for cost in costs for place in cost.get(COMPUTED_ON, "").split("; ") if place})
 
     def of_row(self, row: Row) -> dict[str, Any]:
         """What the manifest says of one method; where it is the only one, with the keys of the frame rows."""

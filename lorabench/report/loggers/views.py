@@ -1,14 +1,26 @@
 """Open the view that shows the curves, images and table of a run."""
 
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
 
 from lorabench.config.schemas import LoggerSpec
 from lorabench.report.loggers.view import CsvView, View
 
 
+def logger_of(cfg: DictConfig) -> LoggerSpec:
+    """Return the logger of a config; none where the environment disables W&B (WANDB_MODE=disabled)."""
+    spec: Any = OmegaConf.to_object(cfg.logger)
+    if spec.kind == "wandb" and os.environ.get("WANDB_MODE") == "disabled":
+        return replace(spec, kind="none")
+    return spec
+
+
 def open_view(spec: LoggerSpec, folder: Path, key: str = "", config: dict[str, Any] | None = None) -> View:
-    """Open the view that the config selects for a run folder.
+    """Open the view that the config selects for a run folder; see `logger_of`.
 
     Args:
         spec: Settings of the view.

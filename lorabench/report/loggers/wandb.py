@@ -64,7 +64,9 @@ class WandbView(View):
             )
         except Error as error:
             reason = str(error).split("\n")[0]
-            raise UserError(f"W&B cannot be reached ({reason}); run wandb login first, or use mode=offline") from error
+            advice = "run wandb login first, or use mode=offline" if spec.mode == "online" else "use logger=csv"
+            how = "be reached" if spec.mode == "online" else "start offline"
+            raise UserError(f"W&B cannot {how} ({reason}); {advice}") from error
         self.known: dict[str, Any] = dict(self.run.summary)  # last values of an earlier attempt that was online
         self.run.define_metric("step")
         self.run.define_metric("*", step_metric="step")
