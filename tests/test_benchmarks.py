@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import random_lora
+from conftest import CPU, random_lora
 from test_merge import recoloured, short
 from tiny_scorers import write_scorer
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -17,6 +17,7 @@ from benchmarks.sequential import ColumnMasked, RankMasked
 from benchmarks.sizes import plain_pair
 from lorabench.lora.adapter import LoRA, in_basis
 from lorabench.merging.learn import Draws, Merging
+from lorabench.merging.merge import MergeEnvironment
 from lorabench.merging.method import load
 from lorabench.models.sdxl.denoiser_only import DenoiserOnly
 from lorabench.scoring.description import KINDS, ScorerFiles
@@ -50,7 +51,7 @@ def test_a_step_of_ours_and_of_the_reference_move_the_masks_alike(model, loras) 
     for mine, theirs in zip(vectors, plain.net.masks, strict=True):
         assert not torch.equal(mine, torch.ones_like(mine))
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-3)  # masks have moved by 0.02
-    assert all(type(layer) is torch.nn.Linear for layer in model.layers.trained().values())  # restored
+    assert all(type(model.denoiser.get_submodule(name)) is torch.nn.Linear for name in model.layers)  # restored
 
 
 class Forwards:
@@ -182,7 +183,10 @@ def test_the_extra_passes_are_those_between_the_steps(model, loras) -> None:
 
 def test_merges_in_a_batch_are_those_alone(model) -> None:
     items = [merge_batch.item(model, str(number)) for number in range(2)]
-    assert merge_batch.difference(model, short("duolora"), items) < merge_batch.TOLERANCE
+    assert (
+        merge_batch.difference(short("duolora").merge, MergeEnvironment(model.layers, model, 0, CPU), items)
+        < merge_batch.TOLERANCE
+    )
 
 
 def test_what_is_measured() -> None:

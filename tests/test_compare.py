@@ -94,7 +94,7 @@ def test_a_failing_row_is_listed_and_the_others_are_reported(tiny, folder_of: Pa
     cfg = configured(tiny, folder_of, "[direct,lora_switch,ziprank]")
     with monkeypatch.context() as patched:
         patched.setattr(Switch, "scales", broken)
-        patched.setattr(ZipRank, "masks", broken)
+        patched.setattr(ZipRank, "check", broken)
         with pytest.raises(Incomplete) as end:
             run(cfg, folder_of)
     out, told = capsys.readouterr().out, str(end.value)
