@@ -249,7 +249,7 @@ def assert_drawn(model: SDXL, lora: LoRA, images: Path) -> None:
 @pytest.mark.parametrize(
     ("task", "overrides", "words"),
     [
-        ("merge", ["style=null"], "task=merge needs a style LoRA; type style=<file.safetensors>"),
+        ("merge", ["style=null"], "task=merge needs a style LoRA; use style=<file.safetensors>"),
         (
             "merge",
             ["content=[a.safetensors,b.safetensors]", "content.prompt=[x]"],
@@ -257,11 +257,11 @@ def assert_drawn(model: SDXL, lora: LoRA, images: Path) -> None:
         ),
         ("merge", ["method=ziprank"], "type content.prompt='a sks dog'"),
         ("merge", ["method=direct", "output=merged.ckpt"], "must be a .safetensors file"),
-        ("merge", ["method=direct", "task.format=a1111"], "type task.format=<diffusers|kohya>"),
+        ("merge", ["method=direct", "task.format=a1111"], "type task.format=<kohya|diffusers>"),
         ("merge", ["method=direct", "task.rank=0"], "task.rank=0 must be at least 1"),
         ("merge", ["method=ziprank", *PROMPTS, "content.images=nowhere"], "nowhere is no folder"),
         ("merge", ["method=direct", "output=a.safetensors/merged.safetensors"], "cannot write to a.safetensors: File"),
-        ("generate", ["method=direct"], "task=generate draws a prompt"),
+        ("generate", ["method=direct"], "task=generate needs a prompt"),
         ("generate", ["method=direct", PROMPTS[-1], "output=b.safetensors"], "cannot write to b.safetensors: File"),
     ],
 )
