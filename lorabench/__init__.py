@@ -2,11 +2,13 @@
 
 from typing import TYPE_CHECKING, Any
 
+from lorabench.base import __version__ as __version__
+
 if TYPE_CHECKING:
     from lorabench.tasks.merge_files import merge
     from lorabench.tasks.user_loras import UserLoRA
 
-__version__ = "0.1.0"
+
 __all__ = ["UserLoRA", "merge"]
 ALIASES = {"OwnLoRA": "UserLoRA"}  # names until version 0.1; removed in 0.3
 

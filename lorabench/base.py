@@ -4,6 +4,8 @@ import hashlib
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
+__version__ = "0.1.0"
+
 ASSETS = PACKAGE / "assets"
 # conf/ and experiments/ are inside the package in a wheel, next to it in a checkout.
 CONF_ROOT = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent

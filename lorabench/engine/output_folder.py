@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from lorabench import __version__
-from lorabench.base import UserError
+from lorabench.base import UserError, __version__
 from lorabench.engine.record import BROKEN, files_of, write_whole
 
 MANIFEST = "manifest.json"

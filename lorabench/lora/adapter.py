@@ -174,7 +174,7 @@ class Adapter(Mapping[str, Factors]):
         """As `load`, but factors are read from the file each time they are asked for."""
         from lorabench.lora.files.read import read
 
-        return read(path)
+        return cls(**read(path))
 
 
 def _times(factors: Mapping[str, Factors], weight: float) -> LazyFactors:

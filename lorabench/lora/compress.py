@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lorabench.base import UserError
-from lorabench.lora.adapter import Adapter
 from lorabench.lora.factors import Factors
+
+if TYPE_CHECKING:
+    from lorabench.lora.adapter import Adapter
 
 SMALL = 4  # times the rank: up to this size the whole SVD is computed
 EXTRA, ITERATIONS = 16, 4  # of subspace iteration: further vectors, and passes over the update

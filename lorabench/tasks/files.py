@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from lorabench import __version__
-from lorabench.base import UserError, seed_of
+from lorabench.base import UserError, __version__, seed_of
 from lorabench.config.schemas import FileTask, GenerateSpec, ModelSpec, TrainerSpec
 from lorabench.data.pairs import Reference
 from lorabench.engine.artifact import Artifact

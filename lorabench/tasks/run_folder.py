@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from lorabench import __version__
+from lorabench.base import __version__
 from lorabench.config.schemas import LoggerSpec
 from lorabench.data.catalogue import world_version
 from lorabench.data.uses import JOINT

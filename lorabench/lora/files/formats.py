@@ -11,11 +11,14 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from lorabench.base import UserError
-from lorabench.lora.adapter import Adapter
 from lorabench.lora.files import names
 from lorabench.lora.files.names import DENOISER
+
+if TYPE_CHECKING:
+    from lorabench.lora.adapter import Adapter
 
 Keys = dict[str, tuple[str, str, int | None]]  # by component and layer: down, up, alpha
 PEFT_METADATA = "lora_adapter_metadata"  # where diffusers keeps the peft configs of a file

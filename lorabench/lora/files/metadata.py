@@ -6,11 +6,14 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from lorabench.lora.adapter import Adapter
+if TYPE_CHECKING:
+    from lorabench.lora.adapter import Adapter
+
 
 BASE = "ss_base_model_version"
 SDXL = "sdxl_base_v1-0"

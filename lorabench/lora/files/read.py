@@ -14,7 +14,6 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from lorabench.base import UserError
-from lorabench.lora.adapter import Adapter
 from lorabench.lora.factors import Factors, LazyFactors, Shape
 from lorabench.lora.files import embeddings, lycoris, names, refuse, stored
 from lorabench.lora.files.names import DENOISER
@@ -26,12 +25,15 @@ PEFT_PREFIX = "base_model.model."
 PEFT_CONFIG = "adapter_config.json"  # where peft keeps the config of a file in the same folder
 
 
-def read(path: Path | str) -> Adapter:
-    """Return the adapter in a .safetensors file, or in a folder as diffusers or peft write it.
+def read(path: Path | str) -> dict[str, Any]:
+    """Return the parts of the adapter in a .safetensors file, or in a folder as diffusers or peft write it.
 
     Names, shapes and metadata are checked here; factors are read from the file, in fp32, when they are asked for.
     Factors are paired by name. alpha / rank is folded into `up`: the `.alpha` of a layer (kohya), else peft's config in
     the file's metadata or beside it, else alpha = rank, which is what every reader assumes then.
+
+    Returns:
+        The arguments of `Adapter`.
 
     Raises:
         UserError: If the file is not an adapter for linear layers of a model of the SDXL family, see refuse.py.
@@ -42,7 +44,8 @@ def read(path: Path | str) -> Adapter:
         metadata, shapes = file.metadata, file.shapes
         keys = list(shapes)
         if embeddings.is_embedding(shapes):
-            return Adapter({}, tokens=embeddings.read_tokens(path, keys, file.tensor, metadata), metadata=metadata)
+            tokens = embeddings.read_tokens(path, keys, file.tensor, metadata)
+            return {"factors": {}, "tokens": tokens, "metadata": metadata}
         masks = stored.masks({key: file.tensor(key) for key in keys if stored.is_mask(key)})
         tokens = embeddings.read_tokens(path, embeddings.bundled(keys), file.tensor)
         keys = [key for key in keys if not stored.is_mask(key) and not embeddings.BUNDLE.fullmatch(key)]
@@ -71,17 +74,17 @@ def read(path: Path | str) -> Adapter:
     if kinds:
         metadata = {**metadata, PRODUCT: " and ".join(sorted(kinds))}
     head = f"{DENOISER}."
-    return Adapter(
-        LazyFactors(
+    return {
+        "factors": LazyFactors(
             {layer.removeprefix(head): size for layer, size in sizes.items() if layer.startswith(head)},
             lambda layer: factors(head + layer),
         ),
-        LazyFactors({layer: size for layer, size in sizes.items() if not layer.startswith(head)}, factors),
-        tokens,
-        masks,
-        metadata.get(stored.BACKBONE),
-        metadata,
-    )
+        "text": LazyFactors({layer: size for layer, size in sizes.items() if not layer.startswith(head)}, factors),
+        "tokens": tokens,
+        "masks": masks,
+        "backbone": metadata.get(stored.BACKBONE),
+        "metadata": metadata,
+    }
 
 
 def _layers(path: Path, keys: list[str]) -> dict[str, dict[str, str]]:

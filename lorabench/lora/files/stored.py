@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from lorabench.lora.adapter import Adapter
 from lorabench.lora.masks import Masks
+
+if TYPE_CHECKING:
+    from lorabench.lora.adapter import Adapter
 
 BACKBONE = "lorabench.backbone"  # metadata key
 SCALES = "lorabench.scales"  # metadata key, JSON by component and layer

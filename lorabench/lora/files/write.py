@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -13,13 +14,15 @@ from torch import Tensor
 
 from lorabench.base import UserError
 from lorabench.engine.failures import system_fault
-from lorabench.lora.adapter import Adapter
 from lorabench.lora.factors import Factors
 from lorabench.lora.files import embeddings, metadata, stored
 from lorabench.lora.files.formats import FORMATS, Format
 from lorabench.lora.files.names import DENOISER
 from lorabench.lora.files.precision import DTYPES, Precision, plain
 from lorabench.lora.files.tensors import is_finite
+
+if TYPE_CHECKING:
+    from lorabench.lora.adapter import Adapter
 
 LONGEST_NAME = 255  # bytes, on every usual file system
 TEMPORARY = ".part"
