@@ -66,7 +66,7 @@ def test_store_keeps_every_part_bitwise(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("format", ["kohya", "diffusers"])
-def test_formats_without_a_place_refuse_masks_and_backbone(tmp_path: Path, format: str) -> None:
+def test_formats_without_place_refuse_masks_and_backbone(tmp_path: Path, format: str) -> None:
     adapter = whole()
     with pytest.raises(UserError, match=f"the {format} format has no place for learned masks"):
         adapter.save(tmp_path / FILE, format=format)
@@ -82,7 +82,7 @@ def test_store_bundles_tokens(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("format", ["kohya", "diffusers"])
-def test_tokens_are_in_a_file_beside_the_layers(tmp_path: Path, format: str) -> None:
+def test_tokens_are_in_file_beside_layers(tmp_path: Path, format: str) -> None:
     """diffusers 0.42 refuses a LoRA file that has embeddings inside."""
     adapter = whole()
     adapter.masks, adapter.backbone = {}, None
@@ -139,7 +139,7 @@ def test_equal_triggers_of_different_embeddings_are_renamed() -> None:
     assert torch.equal(together["<s0>_2"]["text_encoder"], two["<s0>"]["text_encoder"])
 
 
-def test_export_joins_the_parts() -> None:
+def test_export_joins_parts() -> None:
     first = whole()
     second = Adapter({LAYER: factors(1, 7)}, tokens={"<s1>": first.tokens["<s0>"]}, backbone=first.backbone)
     merged = export([first, second])

@@ -29,7 +29,7 @@ def dense(base: nn.Linear, x, factors, masks, scales):
 
 @pytest.mark.parametrize("kinds", ["", "o", "r", "i", "or", "ri", "ori"])
 @pytest.mark.parametrize("both", [True, False])
-def test_every_mask_equals_the_dense_formula(factors, kinds, both) -> None:
+def test_every_mask_equals_dense_formula(factors, kinds, both) -> None:
     sizes = {"o": lambda k: OUT, "r": lambda k: RANKS[k], "i": lambda k: IN}
     masks = [Masks(**{kind: torch.randn(sizes[kind](k)) for kind in kinds}) for k in (0, 1)]
     if not both:
@@ -49,7 +49,7 @@ def test_without_rows_every_adapter_is_at_full_strength(factors) -> None:
     torch.testing.assert_close(MaskedLoRA(base, factors)(x), expected)
 
 
-def test_a_layer_may_move_after_its_rows_are_set(factors) -> None:
+def test_layer_may_move_after_its_rows_are_set(factors) -> None:
     """As text encoders do that wait elsewhere until they are used."""
     with attach(nn.Sequential(nn.Linear(IN, OUT)), [LoRA({"0": each}) for each in factors]) as adapters:
         adapters.rows(torch.ones(1, 2))
@@ -73,7 +73,7 @@ def run(model, rows: int = 2):
 
 
 @pytest.mark.parametrize("kinds", ["o", "r", "i", "ori"])
-def test_the_exported_merge_equals_the_live_one(model, loras, kinds) -> None:
+def test_exported_merge_equals_live_one(model, loras, kinds) -> None:
     masks = random_masks(loras, kinds)
     with model.attach(loras, masks) as adapters:
         adapters.rows(torch.tensor([[0.7, 1.2]]))
@@ -84,7 +84,7 @@ def test_the_exported_merge_equals_the_live_one(model, loras, kinds) -> None:
         torch.testing.assert_close(run(model), live, rtol=1e-5, atol=1e-5)
 
 
-def test_detaching_restores_the_very_layers(model, loras) -> None:
+def test_detaching_restores_very_layers(model, loras) -> None:
     before, expected = dict(model.denoiser.named_modules()), run(model)
     with pytest.raises(RuntimeError, match="stop"), model.attach(loras):
         assert not torch.allclose(run(model), expected)
@@ -105,7 +105,7 @@ def test_adapters_may_cover_different_layers(model, loras) -> None:
         torch.testing.assert_close(run(model), live, rtol=1e-5, atol=1e-5)
 
 
-def test_a_row_sees_its_own_scales_only(model, loras) -> None:
+def test_row_sees_its_own_scales_only(model, loras) -> None:
     with model.attach(loras) as adapters:
         adapters.rows(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
         mixed = run(model)
@@ -114,7 +114,7 @@ def test_a_row_sees_its_own_scales_only(model, loras) -> None:
             torch.testing.assert_close(run(model)[row], mixed[row], rtol=1e-5, atol=1e-5)
 
 
-def test_a_lora_of_another_model_is_refused(model, loras) -> None:
+def test_lora_of_another_model_is_refused(model, loras) -> None:
     layer = loras[0].layers[0]
     with pytest.raises(UserError, match="no linear layer"):
         model.attach([LoRA({"mid_block.nowhere": loras[0][layer]})])

@@ -39,7 +39,7 @@ def test_closure_has_each_artifact_once_after_its_inputs() -> None:
     assert list(closure([IMAGES, MERGE]).values()) == [*LORAS, MERGE, IMAGES]
 
 
-def test_waves_are_stages_in_the_order_of_need() -> None:
+def test_waves_are_stages_in_order_of_need() -> None:
     oracle = artifact("generate", {"oracle": True})
     scores = [artifact("score", {}, inputs={"images": [each]}) for each in (oracle, IMAGES)]
     assert waves(scores) == [LORAS, [MERGE], [oracle, IMAGES], scores]
@@ -59,7 +59,7 @@ class Pairs(BatchWork):
         """Compute nothing."""
 
 
-def test_batches_have_one_key_and_a_limit() -> None:
+def test_batches_have_one_key_and_limit() -> None:
     keys = ["a", "a", "a", "b", None, None]
     merges = [artifact("merge", {"n": n}, Pairs(), batch_key=key) for n, key in enumerate(keys)]
     assert [len(batch) for batch in batches(merges)] == [2, 1, 1, 1, 1]

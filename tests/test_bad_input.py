@@ -36,17 +36,17 @@ def photographs(root: Path) -> Path:
         (["experiments=table9"], ["experiments=table9 is unknown"]),
         (["lora.steps=-5"], ["lora.steps=-5 must be at least 1"]),
         (["lora.steps=many"], ["lora.steps=many", "could not be converted to Integer"]),
-        (["lora.stepz=5"], ["the key lora.stepz is unknown; type one of lora.steps"]),
+        (["lora.stepz=5"], ["the key lora.stepz is unknown; use one of lora.steps"]),
         (["method"], ["Error parsing override 'method'"]),
         (["model.path=nowhere"], ["nowhere is not a diffusers model folder", "model.path="]),
         (["dataset.subjects=[mug_99]"], ["mug_99", "mug_"]),
         (["dataset=dreambooth_styledrop", "dataset.root=nowhere"], ["nowhere", "dataset.root="]),
         pytest.param(
             ["trainer=gpu"],
-            ["PyTorch finds no GPU here", "type trainer=cpu"],
+            ["PyTorch finds no GPU here", "use trainer=cpu"],
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),
         ),
-        (["output=/proc/lorabench"], ["cannot write to", "type output="]),
+        (["output=/proc/lorabench"], ["cannot write to", "use output="]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -80,7 +80,7 @@ def test_bad_photographs(commands: Commands, tmp_path: Path, tiny: list[str], sp
     assert words in result.stderr
 
 
-def test_a_model_that_is_not_sdxl(commands: Commands, tmp_path: Path, tiny: list[str]) -> None:
+def test_model_that_is_not_sdxl(commands: Commands, tmp_path: Path, tiny: list[str]) -> None:
     (tmp_path / "sd15").mkdir()
     (tmp_path / "sd15" / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
     result = commands.run(*tiny, f"output={tmp_path / 'out'}", f"model.path={tmp_path / 'sd15'}")
@@ -89,7 +89,7 @@ def test_a_model_that_is_not_sdxl(commands: Commands, tmp_path: Path, tiny: list
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="no folder is read-only to root")
-def test_a_read_only_output_folder(commands: Commands, tmp_path: Path, tiny: list[str]) -> None:
+def test_read_only_output_folder(commands: Commands, tmp_path: Path, tiny: list[str]) -> None:
     tmp_path.chmod(0o500)
     result = commands.run(*tiny, f"output={tmp_path}")
     tmp_path.chmod(0o700)
@@ -97,7 +97,7 @@ def test_a_read_only_output_folder(commands: Commands, tmp_path: Path, tiny: lis
     assert f"cannot write to {tmp_path}" in result.stderr
 
 
-def test_a_faulty_command_harms_nothing_stored(commands: Commands, tmp_path: Path, tiny: list[str]) -> None:
+def test_faulty_command_harms_nothing_stored(commands: Commands, tmp_path: Path, tiny: list[str]) -> None:
     kept = tmp_path / "store" / "personalize" / "abc" / "lora.safetensors"
     kept.parent.mkdir(parents=True)
     kept.write_bytes(b"weights")

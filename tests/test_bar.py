@@ -9,7 +9,7 @@ from lorabench.engine.bar import Bar
 from lorabench.engine.job import Make
 
 
-def test_it_appears_with_the_first_work_done(capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_appears_with_first_work_done(capsys: pytest.CaptureFixture[str]) -> None:
     with Bar(4.0) as bar:
         bar.start("merge", [Make(None, (item(number, fine),)) for number in range(2)])  # pyright: ignore[reportArgumentType]
         bar.advance(0, 0)
@@ -25,7 +25,7 @@ def test_it_appears_with_the_first_work_done(capsys: pytest.CaptureFixture[str])
     assert last.startswith("report ") and "100%" in last and "left" in last
 
 
-def test_an_error_before_any_work_has_no_bar(capsys: pytest.CaptureFixture[str]) -> None:
+def test_error_before_any_work_has_no_bar(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ValueError), Bar(1.0, "merge"):
         raise ValueError
     assert capsys.readouterr().err == ""

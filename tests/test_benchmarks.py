@@ -30,7 +30,7 @@ REFERENCES = {
 
 @pytest.mark.parametrize("name", REFERENCES)
 @pytest.mark.parametrize("bare", [False, True], ids=["pipeline", "denoiser_only"])
-def test_the_reference_has_our_losses_and_gradients(model, loras, name, bare) -> None:
+def test_reference_has_our_losses_and_gradients(model, loras, name, bare) -> None:
     overrides, layer, loss = REFERENCES[name]
     method: Any = load(name, **overrides).merge
     network = DenoiserOnly(model.unet) if bare else model
@@ -38,7 +38,7 @@ def test_the_reference_has_our_losses_and_gradients(model, loras, name, bare) ->
     assert max(far.values()) < 1e-4
 
 
-def test_a_step_of_ours_and_of_the_reference_move_the_masks_alike(model, loras) -> None:
+def test_step_of_ours_and_of_reference_move_masks_alike(model, loras) -> None:
     overrides, layer, loss = REFERENCES["ziplora"]
     method: Any = load("ziplora", **overrides).merge
     ours, plain = Ours(model, loras, method), Plain(model, loras, method, layer, loss)
@@ -74,7 +74,7 @@ class Forwards:
     ("name", "forwards", "without", "with_gradient"),
     [("ziplora", 2, 2, 2), ("duolora", 3, 2, 6), ("duolora_released", 4, 6, 2)],
 )
-def test_a_step_makes_each_distinct_pass_once(model, loras, name, forwards, without, with_gradient) -> None:
+def test_step_makes_each_distinct_pass_once(model, loras, name, forwards, without, with_gradient) -> None:
     """Teachers are one forward pass without gradients, all masked rows are another one."""
     ours = Ours(model, loras, load(name).merge)
     ours.attach()
@@ -125,7 +125,7 @@ THREE: dict[str, Any] = {"steps": 1, "lr": 0.01, "batch": 3}
 
 
 @pytest.mark.parametrize("name", ["ziplora", "ziprank", "duolora", "duolora_released"])
-def test_no_step_forms_a_dense_update(model, loras, name) -> None:
+def test_no_step_forms_dense_update(model, loras, name) -> None:
     ours = Ours(model, loras, load(name, fit=THREE).merge)
     dense = dense_shapes(model)
     ours.attach()
@@ -136,7 +136,7 @@ def test_no_step_forms_a_dense_update(model, loras, name) -> None:
 
 
 @pytest.mark.parametrize("name", ["ziplora", "duolora"])
-def test_no_step_of_several_pairs_forms_a_dense_update(model, loras, pair, name) -> None:
+def test_no_step_of_several_pairs_forms_dense_update(model, loras, pair, name) -> None:
     method: Any = load(name, fit=THREE).merge
     dense = dense_shapes(model)
     others = [random_lora(model, 3, "other"), random_lora(model, 2, "look")]
@@ -154,7 +154,7 @@ def test_no_step_of_several_pairs_forms_a_dense_update(model, loras, pair, name)
 
 
 @pytest.mark.parametrize("name", REFERENCES)
-def test_the_reference_forms_dense_updates(model, loras, name) -> None:
+def test_reference_forms_dense_updates(model, loras, name) -> None:
     """This shows that the tests above would detect one."""
     overrides, layer, loss = REFERENCES[name]
     plain = Plain(model, loras, load(name, fit=THREE, **overrides).merge, layer, loss)
@@ -165,7 +165,7 @@ def test_the_reference_forms_dense_updates(model, loras, name) -> None:
     assert dense_shapes(model) <= seen.shapes | {shape[::-1] for shape in seen.shapes}
 
 
-def test_the_extra_passes_are_those_between_the_steps(model, loras) -> None:
+def test_extra_passes_are_those_between_steps(model, loras) -> None:
     made = builders(model, loras)
     counts = {}
     for name in ("ZipLoRA", "DuoLoRA", EXTRA_DUOLORA):
@@ -181,7 +181,7 @@ def test_the_extra_passes_are_those_between_the_steps(model, loras) -> None:
     assert counts["ZipLoRA"] + counts[EXTRA_DUOLORA] == counts["DuoLoRA"]
 
 
-def test_merges_in_a_batch_are_those_alone(model) -> None:
+def test_merges_in_batch_are_those_alone(model) -> None:
     items = [merge_batch.item(model, str(number)) for number in range(2)]
     assert (
         merge_batch.difference(short("duolora").merge, MergeEnvironment(model.layers, model, 0, CPU), items)
@@ -218,7 +218,7 @@ def test_goals_compare_what_they_name() -> None:
     assert (duo["value"], duo["met"]) == (1.25, False) and slower["met"]
 
 
-def test_every_pair_of_the_batch_is_another() -> None:
+def test_every_pair_of_batch_is_another() -> None:
     assert len({tuple(each.sha256 for each in plain_pair(str(i)).contents[0].images) for i in range(8)}) == 8
 
 
@@ -232,7 +232,7 @@ def scored(tmp_path_factory):
     return bench, *bench.plain()
 
 
-def test_scoring_computes_what_the_scripts_do(scored) -> None:
+def test_scoring_computes_what_scripts_do(scored) -> None:
     bench, plain, parts = scored
     rows, _ = bench.ours()
     assert len(plain) == 4 and bench.difference(rows, plain) < 1e-5

@@ -23,7 +23,7 @@ W4, W5 = "up_blocks.0.attentions.0.", "up_blocks.0.attentions.1."
 
 
 @pytest.mark.parametrize("squared", [False, True])
-def test_the_merge_is_one_block_of_each(model, loras, pair, squared) -> None:
+def test_merge_is_one_block_of_each(model, loras, pair, squared) -> None:
     method = load("blora", content=0.9, style=1.1, squared=squared)
     [result] = merge_all(model, method, [MergeItem(loras, pair)])
     expected = {W4: (loras[0], 0.9), W5: (loras[1], 1.1)}
@@ -55,7 +55,7 @@ def test_it_trains_on_one_image_under_its_identifier() -> None:
         assert trained_on("blora", "all_images", concept) == trained_on("direct", "none", concept) == concept
 
 
-def test_a_block_that_is_not_there_is_named(model, loras) -> None:
+def test_block_that_is_not_there_is_named(model, loras) -> None:
     method: Any = load("blora", style_block="up_blocks.0.attentions.7")
     with pytest.raises(
         UserError, match=r"method.style_block=up_blocks.0.attentions.7 must have a layer that a style LoRA"
@@ -63,7 +63,7 @@ def test_a_block_that_is_not_there_is_named(model, loras) -> None:
         method.merge.check(model.layers.adapted(loras, ROLES))
 
 
-def test_a_lora_without_its_block_is_told(model, loras) -> None:
+def test_lora_without_its_block_is_told(model, loras) -> None:
     """Else the merge would be empty."""
     swapped = [
         LoRA({layer: each for layer, each in lora.items() if layer.startswith(block)})

@@ -47,7 +47,7 @@ def ideal(world: World, name: str) -> Metric:
 
 
 @pytest.mark.parametrize("name", ["content", "style", "text"])
-def test_the_truth_is_perfectly_calibrated(world: World, name: str) -> None:
+def test_truth_is_perfectly_calibrated(world: World, name: str) -> None:
     metric = ideal(world, name)
     for figure in ("spearman", "kendall"):
         assert list(figures(metric, world, figure).values()) == pytest.approx([1.0] * (1 if name == "text" else 2))
@@ -56,12 +56,12 @@ def test_the_truth_is_perfectly_calibrated(world: World, name: str) -> None:
     assert set(checks["of"]) == {f"{better} > {worse}" for better, worse in CHECKS[name]}
 
 
-def test_leakage_of_the_truth_is_none(world: World) -> None:
+def test_leakage_of_truth_is_none(world: World) -> None:
     assert figures(ideal(world, "content"), world, "variance") == pytest.approx({"content": 1, "style": 0, "rest": 0})
     assert figures(ideal(world, "style"), world, "variance") == pytest.approx({"content": 0, "style": 1, "rest": 0})
 
 
-def test_a_constant_has_no_order_and_answers_by_chance(world: World) -> None:
+def test_constant_has_no_order_and_answers_by_chance(world: World) -> None:
     dead = replace(ideal(world, "content"), drawings=np.ones((4, 4, 3)), photographs=np.ones((4, 4, 1)))
     assert np.isnan(list(figures(dead, world, "spearman").values())).all()
     assert np.isnan(list(figures(dead, world, "variance").values())).all()
@@ -69,7 +69,7 @@ def test_a_constant_has_no_order_and_answers_by_chance(world: World) -> None:
     assert set(calibrate(dead, world, 0.95).query("figure == 'check'")["passes"]) == {False}
 
 
-def test_the_opposite_of_the_truth_fails_everywhere(world: World) -> None:
+def test_opposite_of_truth_fails_everywhere(world: World) -> None:
     truth = ideal(world, "content")
     assert truth.photographs is not None
     swapped = replace(truth, drawings=-truth.drawings, photographs=-truth.photographs)
@@ -85,14 +85,14 @@ def test_style_taken_for_content_is_seen_as_leakage(world: World) -> None:
     assert figures(wrong, world, "check")["perfect > style_only other"] == 0.5  # the same style, so values are equal
 
 
-def test_distances_are_the_factors_own(world: World) -> None:
+def test_distances_are_factors_own(world: World) -> None:
     assert (np.diag(world.content) == 0).all() and (np.diag(world.style) == 0).all()
     assert world.content[0, 1] < 0.5 < world.content[0, 2]  # another mug is more similar than a cat
     assert world.text.shape == (3 * 2, 4, 3) and set(np.unique(world.text)) == {0.0, 0.5, 1.0}
 
 
 @pytest.mark.usefixtures("hydra")
-def test_a_run_writes_all_three_files(scorers: Path, tmp_path: Path, capsys) -> None:
+def test_run_writes_all_three_files(scorers: Path, tmp_path: Path, capsys) -> None:
     run(compose("config", [*SMALL, f"scorers.path={scorers}", f"output={tmp_path}"]), tmp_path)
     found = pd.read_csv(tmp_path / "calibration.csv")
     metrics = {"dino/content", "clip_i/content", "clip_i/style", "clip_t", "csd/content", "csd/style"}
@@ -108,7 +108,7 @@ def test_a_run_writes_all_three_files(scorers: Path, tmp_path: Path, capsys) -> 
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("dataset=folder", "only the microworld has; type dataset=microworld"),
+        ("dataset=folder", "only the microworld has; use dataset=microworld"),
         ("dataset.subjects=[mug_1,cat_1]", "dataset.subjects has 2, too few to rank"),
         ("dataset.styles=[ink_1]", "dataset.styles has 1, too few to rank"),
         ("dataset.subjects=[mug_1+cat_1,mug_2,cat_2]", "one subject and one style a pair"),

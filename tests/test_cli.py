@@ -45,7 +45,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny: list[str]) -> tuple[Path
     return output, arguments, done.stdout
 
 
-def test_the_run_folder_is_complete(run: tuple[Path, list[str], str]) -> None:
+def test_run_folder_is_complete(run: tuple[Path, list[str], str]) -> None:
     output, _, printed = run
     folder = output / FOLDER
     files = {"config.yaml", "manifest.json", "scores.parquet", "table.md", "table.csv", "grid.png", "report.html"}
@@ -72,7 +72,7 @@ def test_the_run_folder_is_complete(run: tuple[Path, list[str], str]) -> None:
     assert (folder / "table.md").read_text().strip() in printed
 
 
-def test_the_scores_are_tidy_rows(run: tuple[Path, list[str], str]) -> None:
+def test_scores_are_tidy_rows(run: tuple[Path, list[str], str]) -> None:
     import pandas as pd
 
     scores = pd.read_parquet(run[0] / FOLDER / "scores.parquet")
@@ -85,13 +85,13 @@ def test_the_scores_are_tidy_rows(run: tuple[Path, list[str], str]) -> None:
     assert set(seeds) == {1}  # every row starts from the same noise
 
 
-def test_the_merged_lora_loads_in_diffusers(run: tuple[Path, list[str], str], folder: Path) -> None:
+def test_merged_lora_loads_in_diffusers(run: tuple[Path, list[str], str], folder: Path) -> None:
     pipeline = StableDiffusionXLPipeline.from_pretrained(folder)
     pipeline.load_lora_weights(str(run[0] / FOLDER / "merged"), weight_name=f"{PAIRS[0]}.safetensors")
     assert pipeline.get_active_adapters()
 
 
-def test_the_same_command_again_finds_everything_done(run: tuple[Path, list[str], str]) -> None:
+def test_same_command_again_finds_everything_done(run: tuple[Path, list[str], str]) -> None:
     output, arguments, printed = run
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()}
     code = (
@@ -106,9 +106,7 @@ def test_the_same_command_again_finds_everything_done(run: tuple[Path, list[str]
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()} == before
 
 
-def test_a_second_method_finds_the_loras_and_the_frame_rows(
-    run: tuple[Path, list[str], str], commands: Commands
-) -> None:
+def test_second_method_finds_loras_and_frame_rows(run: tuple[Path, list[str], str], commands: Commands) -> None:
     output, arguments, _ = run
     made = {path.parent.name for path in output.glob("store/*/*/key.json")}
     done = commands.run(*[a for a in arguments if a not in DUOLORA], "method=direct", "trainer.workers=0")
@@ -118,7 +116,7 @@ def test_a_second_method_finds_the_loras_and_the_frame_rows(
     assert (output / FOLDER / "report.html").is_file()
 
 
-def test_killed_and_resumed_in_this_process_gives_the_same(
+def test_killed_and_resumed_in_this_process_gives_same(
     run: tuple[Path, list[str], str], commands: Commands, tmp_path: Path
 ) -> None:
     """Killed with the LoRAs under way; resumed without workers, so their number does not matter either."""

@@ -58,7 +58,7 @@ def flat(kind: str, m: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("ranks", RANKS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_masks_are_the_dense_least_squares_solution(kind, ranks) -> None:
+def test_masks_are_dense_least_squares_solution(kind, ranks) -> None:
     factors, inputs = problem(ranks)
     error = KINDS[kind](factors, moments_of(kind, factors, inputs))
     matrix, target = dense(kind, factors, inputs)
@@ -75,7 +75,7 @@ def test_masks_are_the_dense_least_squares_solution(kind, ranks) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_ridge_pulls_towards_one(kind) -> None:
+def test_ridge_pulls_towards_one(kind) -> None:
     factors, inputs = problem((3, 2))
     error = KINDS[kind](factors, moments_of(kind, factors, inputs))
     matrix, target = dense(kind, factors, inputs)
@@ -89,7 +89,7 @@ def test_the_ridge_pulls_towards_one(kind) -> None:
 
 @pytest.mark.parametrize("ranks", RANKS)
 @pytest.mark.parametrize("strength", [0.01, 0.3, 3.0])
-def test_the_lasso_is_optimal(ranks, strength) -> None:
+def test_lasso_is_optimal(ranks, strength) -> None:
     factors, inputs = problem(ranks, seed=1)
     error = rank_error(factors, moments_of("rank", factors, inputs))
     penalty = torch.zeros(sum(ranks), dtype=torch.float64)
@@ -111,7 +111,7 @@ def test_the_lasso_is_optimal(ranks, strength) -> None:
     torch.testing.assert_close(m, torch.from_numpy(found.x), rtol=1e-2, atol=1e-2)
 
 
-def test_a_heavy_prior_switches_the_dominant_adapter_off_and_no_other() -> None:
+def test_heavy_prior_switches_dominant_adapter_off_and_no_other() -> None:
     factors, inputs = problem((3, 2), seed=2)
     error = rank_error(factors, moments_of("rank", factors, inputs))
     m = least_nonnegative(error, 1e-6, torch.tensor([1e6, 1e6, 1e6, 0, 0], dtype=torch.float64))
@@ -134,7 +134,7 @@ def test_adapters_that_do_not_meet_keep_masks_of_one(kind) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_identical_adapters_share_the_work(kind) -> None:
+def test_identical_adapters_share_work(kind) -> None:
     factors, inputs = problem((3, 3))
     twins = [factors[0], factors[0]]
     error = KINDS[kind](twins, moments_of(kind, twins, inputs))
@@ -195,7 +195,7 @@ def test_moments_are_those_of_each_lora_alone_on_its_own_images(model, loras, pa
             torch.testing.assert_close(moment[k].float(), rows.mT @ rows / len(rows), rtol=1e-4, atol=1e-5)
 
 
-def test_hooks_are_removed_after_a_failure(model, loras, pair) -> None:
+def test_hooks_are_removed_after_failure(model, loras, pair) -> None:
     with model.attach(loras) as adapters:
         [step] = few_steps(model, pair, adapters, 1)
         with pytest.raises(RuntimeError):
@@ -213,7 +213,7 @@ CLOSED = [
 
 
 @pytest.mark.parametrize(("name", "overrides", "kind", "count"), CLOSED)
-def test_a_merge_has_the_least_local_error(model, loras, pair, name, overrides, kind, count) -> None:
+def test_merge_has_least_local_error(model, loras, pair, name, overrides, kind, count) -> None:
     """The regularized error is below that of ones and of trained masks, on the draws that the masks were made from."""
     method: Any = load(name, draws=2, batch=2, ridge=1e-4, **overrides)
     result = merged(model, method, loras, pair)
@@ -244,7 +244,7 @@ def test_a_merge_has_the_least_local_error(model, loras, pair, name, overrides, 
             assert all((mask.only() >= 0).all() for mask in result.masks[layer])
 
 
-def test_the_prior_makes_the_dominant_masks_smaller(model, loras, pair) -> None:
+def test_prior_makes_dominant_masks_smaller(model, loras, pair) -> None:
     layers = model.layers.adapted(loras, pair.roles)
 
     def size(strength: float) -> tuple[float, float]:
@@ -257,14 +257,14 @@ def test_the_prior_makes_the_dominant_masks_smaller(model, loras, pair) -> None:
     assert strong[0] < weak[0] and strong[1] > weak[1]
 
 
-def test_a_merge_is_repeatable(model, loras, pair) -> None:
+def test_merge_is_repeatable(model, loras, pair) -> None:
     method = load("ziprank_closed", draws=1, batch=1)
     first, again = merged(model, method, loras, pair), merged(model, method, loras, pair)
     assert all(torch.equal(first.file[layer].up, again.file[layer].up) for layer in first.file)
 
 
 @pytest.mark.parametrize(("name", "overrides"), [each[:2] for each in CLOSED])
-def test_a_merge_takes_more_than_two(model, loras, pair, name, overrides) -> None:
+def test_merge_takes_more_than_two(model, loras, pair, name, overrides) -> None:
     cat = replace(pair.contents[0], name="cat_1")
     three = replace(pair, contents=(pair.contents[0], cat))
     method = load(name, draws=1, batch=1, **overrides)

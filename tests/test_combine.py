@@ -45,7 +45,7 @@ def close(left: Tensor, right: Tensor, tolerance: float = 1e-5) -> None:
 
 @pytest.mark.parametrize("sign", ["total", "frequency"])
 @pytest.mark.parametrize("name", ["ties", "magnitude_prune"])
-def test_prunings_are_peft_s_on_the_dense_update(model, loras, name, sign) -> None:
+def test_prunings_are_peft_s_on_dense_update(model, loras, name, sign) -> None:
     lora, error = merged(model, name, loras, density=0.3, weight=0.8, sign=sign, **FULL)
     weights = torch.tensor([0.8, 0.8])
     for layer in loras[0]:
@@ -80,7 +80,7 @@ def test_random_prunings_are_their_dense_formula(model, loras, name, density) ->
         close(dense(lora, layer), 0.8 * merge(pruned))
 
 
-def test_dare_keeps_the_expectation(model, loras) -> None:
+def test_dare_keeps_expectation(model, loras) -> None:
     layer = model.layers.adapted(loras, ROLES)[loras[0].layers[0]]
     method: Any = load("dare_linear", density=0.5).merge
     updates = [lora[layer.name] for lora in loras]
@@ -121,7 +121,7 @@ def test_np_lora_is_its_dense_formula(model, loras, hard) -> None:
 
 
 @pytest.mark.parametrize("hard", [False, True])
-def test_np_lora_projects_off_the_update_and_not_off_its_factors(model, loras, hard) -> None:
+def test_np_lora_projects_off_update_and_not_off_its_factors(model, loras, hard) -> None:
     """Rows of `down` that `up` drops, or that are there twice, are nothing that the style reads."""
     content, style = loras
     idle = LoRA({
@@ -137,7 +137,7 @@ def test_np_lora_projects_off_the_update_and_not_off_its_factors(model, loras, h
         close(dense(found, layer), dense(alone, layer), 1e-4)
 
 
-def test_knots_is_ties_in_the_shared_basis(model, loras) -> None:
+def test_knots_is_ties_in_shared_basis(model, loras) -> None:
     lora, _ = merged(model, "knots", loras, density=0.4)
     for layer in loras[0]:
         both = [dense(each, layer) for each in loras]
@@ -203,7 +203,7 @@ def test_equal_loras_merge_to_themselves(model, loras, name) -> None:
         close(dense(lora, layer), dense(loras[0], layer), 1e-4)
 
 
-def test_the_flat_spectrum_of_equal_loras_has_their_directions_alone(model, loras) -> None:
+def test_flat_spectrum_of_equal_loras_has_their_directions_alone(model, loras) -> None:
     lora, _ = merged(model, "iso_c", [loras[0], loras[0]])
     for layer, each in loras[0].items():
         u, s, vt = torch.linalg.svd(2 * dense(loras[0], layer), full_matrices=False)
@@ -211,7 +211,7 @@ def test_the_flat_spectrum_of_equal_loras_has_their_directions_alone(model, lora
 
 
 @pytest.mark.parametrize("rank", [1, 3, None])
-def test_svd_is_the_nearest_and_tells_its_error(model, loras, rank) -> None:
+def test_svd_is_nearest_and_tells_its_error(model, loras, rank) -> None:
     lora, error = merged(model, "svd", loras, rank=rank)
     lost = whole = 0.0
     for layer in loras[0]:
@@ -231,7 +231,7 @@ PRUNED = {  # peft's own functions of tensors, weights, density and sign
 
 @pytest.mark.parametrize("sign", ["total", "frequency"])
 @pytest.mark.parametrize("name", PRUNED)
-def test_peft_types_on_the_dense_update(model, loras, name, sign) -> None:
+def test_peft_types_on_dense_update(model, loras, name, sign) -> None:
     lora, _ = merged(model, f"peft_{name}_svd", loras, density=0.3, weight=0.8, sign=sign, **FULL)
     for layer in loras[0].layers[:8]:
         both = [dense(each, layer).float() for each in loras]
@@ -339,7 +339,7 @@ def test_ssr_merge_answers_each_prompt_as_its_lora_does(model, loras, pair) -> N
     assert checked > 3
 
 
-def test_a_merge_that_is_no_masked_sum_is_stored_whole(model, loras, pair, tmp_path) -> None:
+def test_merge_that_is_no_masked_sum_is_stored_whole(model, loras, pair, tmp_path) -> None:
     [result] = merge_all(model, load("svd", rank=2), [MergeItem(loras, pair)])
     result.save(tmp_path)
     again = Merged.load(tmp_path)
@@ -383,7 +383,7 @@ def test_settings_that_make_no_sense(name, settings, words) -> None:
         load(name, **settings)
 
 
-def test_the_nearest_factors_are_balanced() -> None:
+def test_nearest_factors_are_balanced() -> None:
     update = torch.randn(6, 9)
     factors, lost, whole = nearest(update, 6)
     assert lost < 1e-6 * whole and torch.allclose(factors.up @ factors.down, update, atol=1e-5)

@@ -87,7 +87,7 @@ def test_rows_of_one_run_are_told_apart_everywhere(tiny, tmp_path: Path, folder_
     assert (tmp_path / "again" / "table.csv").read_text() == (folder_of / "table.csv").read_text()
 
 
-def test_a_failing_row_is_listed_and_the_others_are_reported(tiny, folder_of: Path, capsys, monkeypatch) -> None:
+def test_failing_row_is_listed_and_others_are_reported(tiny, folder_of: Path, capsys, monkeypatch) -> None:
     def broken(*_: object) -> None:
         raise ZeroDivisionError("no steps to take turns in")
 
@@ -128,7 +128,7 @@ def test_of_several_nodes_one_goes_on(tmp_path: Path, lora_spec, monkeypatch) ->
     assert at_one_node(alone, []) is alone and made == [2]
 
 
-def test_one_process_at_a_time_fills_a_run_folder(tmp_path: Path, lora_spec, monkeypatch) -> None:
+def test_one_process_at_time_fills_run_folder(tmp_path: Path, lora_spec, monkeypatch) -> None:
     plan, inside = plan_at(tmp_path, CPU, lora_spec), []
 
     def fill(number: int) -> None:
@@ -162,8 +162,8 @@ def test_all_is_every_method_with_every_ablation_that_fits() -> None:
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ("[]", "task.rows is empty; type task.rows="),
-        ("null", "task.rows is empty; type task.rows="),
+        ("[]", "task.rows is empty; use task.rows="),
+        ("null", "task.rows is empty; use task.rows="),
         ("[direct,duolra]", "method=duolra is unknown, did you mean duolora"),
         ("[direct no_cycel]", "ablation=no_cycel is unknown, did you mean no_cycle"),
         ("[direct no_cycle]", "ablation=no_cycle changes settings that direct does not have; use method=<duolora"),

@@ -30,7 +30,7 @@ def by_hand(p: list[float]) -> list[float]:
     return adjusted
 
 
-def test_holm_is_the_formula() -> None:
+def test_holm_is_formula() -> None:
     p = [0.01, 0.04, 0.03, 0.005, 0.5, 0.03]
     assert comparing.holm(p).tolist() == pytest.approx(by_hand(p))
     library: Any = multipletests(p, method="holm")
@@ -72,7 +72,7 @@ def test_ranks_of_methods_that_are_alike_are_open_and_equal_ones_share_theirs() 
     assert (same.to_numpy() == 2).all()
 
 
-def test_rank_intervals_hold_the_true_rank() -> None:
+def test_rank_intervals_hold_true_rank() -> None:
     rng, held = np.random.default_rng(9), []
     for _ in range(60):
         column = {
@@ -83,7 +83,7 @@ def test_rank_intervals_hold_the_true_rank() -> None:
     assert np.mean(held) > 0.92  # whole numbers: more than 95 %
 
 
-def test_ranks_are_of_the_pairs_that_all_share() -> None:
+def test_ranks_are_of_pairs_that_all_share() -> None:
     a = images(np.array([0.1, 0.2, 0.9]), ["x", "y", "only a"])
     b = images(np.array([0.3, 0.2]), ["y", "x"])
     found = comparing.ranks({"a": a, "b": b})
@@ -94,7 +94,7 @@ def test_ranks_are_of_the_pairs_that_all_share() -> None:
         assert comparing.ranks(column)["rank"].isna().to_numpy().all()
 
 
-def test_ranks_weigh_pairs_as_the_column_does() -> None:
+def test_ranks_weigh_pairs_as_column_does() -> None:
     """Two pairs of one object and one of another: by pairs a leads, by objects b."""
     of = [("world", content, style, "p", 0) for content, style in (("x", "s"), ("x", "t"), ("y", "s"))]
     index = pd.MultiIndex.from_tuples(of, names=KEY)

@@ -53,7 +53,7 @@ def check(cfg: DictConfig) -> None:
     "choice",
     [f"{group}={name}" for group in GROUPS for name in options(group)],
 )
-def test_every_choice_composes_and_passes_the_checks(choice: str) -> None:
+def test_every_choice_composes_and_passes_checks(choice: str) -> None:
     cfg = composed(choice)
     check(cfg)
     assert not OmegaConf.missing_keys(cfg)
@@ -94,12 +94,12 @@ def test_methods_without_sense_are_refused_in_one_line(overrides: list[str], wor
     assert "\n" not in str(error.value)
 
 
-def test_a_value_that_is_no_finite_number_is_refused() -> None:
+def test_value_that_is_no_finite_number_is_refused() -> None:
     with pytest.raises(UserError, match=r"method\.lambda_cycle=inf must be a finite number"):
         validate(composed("method=duolora", "method.lambda_cycle=inf"))
 
 
-def test_the_modules_of_custom_weights_are_typed_by_the_user() -> None:
+def test_modules_of_custom_weights_are_typed_by_user() -> None:
     cfg = composed("method=custom_weights", "method.blocks={mid_block: {style: 0.5}}")
     assert cfg.method.blocks == {"mid_block": {"style": 0.5}}
 
@@ -131,7 +131,7 @@ def settings(method: str) -> DictConfig:
 
 
 @pytest.mark.parametrize("ablation", options("ablation"))
-def test_an_ablation_composes_with_the_methods_it_fits_and_with_no_other(ablation: str) -> None:
+def test_ablation_composes_with_methods_it_fits_and_with_no_other(ablation: str) -> None:
     """Presets of one class have the same settings, so the first stands for all; of the others, some drawn at random."""
     chosen = {type(load(name).merge): name for name in sorted(options("method"), key=len, reverse=True)}.values()
     fitting = set(presets.fitting_presets(ablation)) & {*chosen, *presets.fitting_presets(ablation)[:3]}
@@ -161,11 +161,11 @@ def test_an_ablation_composes_with_the_methods_it_fits_and_with_no_other(ablatio
         ("trainer.workers=-1", "trainer.workers=-1 must be at least 0"),
         ("trainer.accelerator=gpus", "did you mean gpu"),
         ("mode=onlin", "did you mean online"),
-        ("dataset.styles=[]", "type dataset.styles="),
+        ("dataset.styles=[]", "use dataset.styles="),
         ("dataset.styles=[ink_1,ink_1]", "name each once"),
         ("prompts.style_token=sks", "must differ"),
         *((f"prompts.contexts={contexts}", "no list of scenes") for contexts in ("[]", "null", "3", "[' ']", "{a: b}")),
-        ("name=???", "type name="),
+        ("name=???", "use name="),
     ],
 )
 def test_values_are_checked(override: str, words: str) -> None:
@@ -174,12 +174,12 @@ def test_values_are_checked(override: str, words: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_the_store_and_the_folders_follow_the_output() -> None:
+def test_store_and_folders_follow_output() -> None:
     cfg = composed("output=/somewhere")
     assert cfg.store == "/somewhere/store"
 
 
-def test_printing_the_config_imports_nothing_heavy() -> None:
+def test_printing_config_imports_nothing_heavy() -> None:
     code = (
         "import runpy, sys; sys.argv = ['run.py', '--cfg', 'job']\n"
         "try: runpy.run_path('run.py', run_name='__main__')\n"

@@ -52,7 +52,7 @@ def test_each_measurement_is_fresh_and_warmed_up(tiny, tmp_path: Path, monkeypat
     assert "The machine was not idle (load 1.5 beforehand)" in text
 
 
-def test_a_warm_up_is_the_same_with_two_steps(tiny, tmp_path: Path) -> None:
+def test_warm_up_is_same_with_two_steps(tiny, tmp_path: Path) -> None:
     [row] = cost.rows_of(["duolora"])
     plan = plan_of(compose("config", [*tiny, *SMALL, f"output={tmp_path}"]), [row])
     (tmp_path / "loras").mkdir()
@@ -62,7 +62,7 @@ def test_a_warm_up_is_the_same_with_two_steps(tiny, tmp_path: Path) -> None:
     assert short.store.root != tmp_path / "run"
 
 
-def test_medians_with_the_least_and_the_greatest() -> None:
+def test_medians_with_least_and_greatest() -> None:
     found = pd.DataFrame(
         {"method": ["direct"] * 3, "repeat": [0, 1, 2], "merge_seconds": [3.0, 1.0, 1.5], "lora_seconds": [9.0] * 3}
     )
@@ -74,10 +74,10 @@ def test_medians_with_the_least_and_the_greatest() -> None:
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("task.methods=[]", "task.methods is empty; type task.methods="),
+        ("task.methods=[]", "task.methods is empty; use task.methods="),
         ("task.methods=[direct,duolra]", "method=duolra is unknown"),
         ("task.methods=[direct,direct]", "names direct twice"),
-        ("task.repeats=0", "task.repeats=0 measures nothing; type task.repeats=3"),
+        ("task.repeats=0", "task.repeats=0 measures nothing; use task.repeats=3"),
     ],
 )
 def test_mistakes_are_one_line(tiny, tmp_path: Path, override: str, words: str) -> None:

@@ -32,13 +32,13 @@ def test_passes_are_rows_and_guidance_doubles_them(model, tmp_path: Path) -> Non
     assert not model.unet._forward_pre_hooks
 
 
-def test_a_block_that_fails_leaves_no_hook_and_no_file(model, tmp_path: Path) -> None:
+def test_block_that_fails_leaves_no_hook_and_no_file(model, tmp_path: Path) -> None:
     with pytest.raises(ValueError), cost(tmp_path, model.unet):
         raise ValueError
     assert not model.unet._forward_pre_hooks and not list(tmp_path.iterdir())
 
 
-def test_the_peak_is_of_the_block_alone() -> None:
+def test_peak_is_of_block_alone() -> None:
     if not tells_peaks():
         pytest.skip("this system does not tell the peak of a block")
     before: dict[str, float] = {}
@@ -51,7 +51,7 @@ def test_the_peak_is_of_the_block_alone() -> None:
 
 
 @pytest.mark.skipif(not STATUS.is_file(), reason="only Linux tells the peak of a process")
-def test_a_peak_of_something_else_is_not_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peak_of_something_else_is_not_noted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some kernels take the order to forget it and go on as before."""
     np.ones(FLOATS)
     monkeypatch.setattr(Path, "write_text", lambda *_: 1)

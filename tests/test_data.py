@@ -61,14 +61,14 @@ def test_microworld_pairs_are_all_pairs_with_their_prompts() -> None:
     assert len({image.sha256 for image in everything}) == len(everything)
 
 
-def test_a_concept_does_not_depend_on_the_rest_of_the_run() -> None:
+def test_concept_does_not_depend_on_rest_of_run() -> None:
     alone = load_pairs(MicroworldSpec("microworld", ["cat_1"], ["ink_1"], None, 3, 2, 2), PROMPTS)[0]
     among = load_pairs(WORLD, PROMPTS)[3]
     assert alone.contents[0].identity() == among.contents[0].identity()
     assert alone.styles[0].identity() == among.styles[0].identity()
 
 
-def test_microworld_images_are_the_same_in_another_process() -> None:
+def test_microworld_images_are_same_in_another_process() -> None:
     pair = load_pairs(WORLD, PROMPTS)[1]
     for reference in (pair.contents[0].images[0], pair.styles[0].images[1]):
         again = pickle.loads(pickle.dumps(reference))
@@ -76,7 +76,7 @@ def test_microworld_images_are_the_same_in_another_process() -> None:
         assert reference.image(64).size == (64, 64)
 
 
-def test_the_oracle_draws_the_subject_in_the_style_in_other_poses() -> None:
+def test_oracle_draws_subject_in_style_in_other_poses() -> None:
     pair = load_pairs(WORLD, PROMPTS)[0]
     first, second = (np.asarray(microworld_pairs.oracle(pair, index)) for index in (0, 1))
     assert first.shape == (64, 64, 3)
@@ -88,7 +88,7 @@ def test_other_identifiers() -> None:
     assert pair.prompt == "a xyz mug in abc style"
 
 
-def test_photographs_in_the_public_layouts(photos: Path) -> None:
+def test_photographs_in_public_layouts(photos: Path) -> None:
     pairs = load_pairs(spec(photos), PROMPTS)
     assert [pair.name for pair in pairs] == ["dog+image_01_05", "cat2+image_01_05"]
     assert pairs[1].prompt == "a sks cat in szn style"
@@ -97,7 +97,7 @@ def test_photographs_in_the_public_layouts(photos: Path) -> None:
     assert pairs[0].contents[0].images[0].image(16).size == (16, 16)
 
 
-def test_keys_follow_the_bytes_and_not_the_path(photos: Path, tmp_path: Path) -> None:
+def test_keys_follow_bytes_and_not_path(photos: Path, tmp_path: Path) -> None:
     before = load_pairs(spec(photos), PROMPTS)[0].contents[0].identity()
     moved = photos.rename(tmp_path.with_name("elsewhere"))
     assert load_pairs(spec(moved), PROMPTS)[0].contents[0].identity() == before
@@ -117,7 +117,7 @@ def test_exif_orientation_and_transparency(tmp_path: Path) -> None:
     assert images.read_image(tmp_path / "c.png").getpixel((0, 0)) == (7, 7, 7)
 
 
-def test_square_crops_the_centre() -> None:
+def test_square_crops_centre() -> None:
     image = Image.new("RGB", (30, 10), "black")
     image.paste((255, 0, 0), (10, 0, 20, 10))
     assert square(image, 10).getcolors() == [(100, (255, 0, 0))]
@@ -147,7 +147,7 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-200])
 
 
-def test_unknown_names_are_told_the_nearest(photos: Path) -> None:
+def test_unknown_names_are_told_nearest(photos: Path) -> None:
     with pytest.raises(UserError, match="did you mean dog"):
         load_pairs(spec(photos, subjects=["dgo"]), PROMPTS)
     with pytest.raises(UserError, match="image_01_05"):
@@ -158,7 +158,7 @@ def test_unknown_names_are_told_the_nearest(photos: Path) -> None:
         load_pairs(MicroworldSpec("microworld", ["mug_9"], ["ink_1"], None, 1, 1, 1), PROMPTS)
 
 
-def test_every_subject_with_a_folder_meets_every_style(photos: Path) -> None:
+def test_every_subject_with_folder_meets_every_style(photos: Path) -> None:
     styles = photos / "styledrop" / "data"
     Image.new("RGB", (20, 50), "navy").save(styles / "image_03_03.jpg")
     looks = {"image_01_05.jpg": ["A village", "in oil painting style"], "image_03_03.jpg": ["A car", "in neon style"]}

@@ -57,7 +57,7 @@ def line(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline().strip()
 
 
-def test_processes_get_a_device_each_and_the_third_waits(holders) -> None:
+def test_processes_get_device_each_and_third_waits(holders) -> None:
     first, second = holders(1), holders(1)
     assert {line(first), line(second)} == {"0", "1"}
     third = holders(1)
@@ -71,7 +71,7 @@ def test_processes_get_a_device_each_and_the_third_waits(holders) -> None:
         assert held == ["0", "1"]
 
 
-def test_one_that_wants_both_is_not_starved_nor_a_deadlock(holders) -> None:
+def test_one_that_wants_both_is_not_starved_nor_deadlock(holders) -> None:
     first = holders(1)
     assert line(first)
     both = holders(2)
@@ -85,7 +85,7 @@ def test_one_that_wants_both_is_not_starved_nor_a_deadlock(holders) -> None:
     late.communicate("")
 
 
-def test_claims_within_a_process_exclude_each_other_and_an_error_frees_them() -> None:
+def test_claims_within_process_exclude_each_other_and_error_frees_them() -> None:
     with pytest.raises(ValueError), claim("gpu", 1, lambda: PAIR) as held, claim("auto", 1, lambda: PAIR) as other:
         assert (held, other) == (["0"], ["1"])
         raise ValueError
@@ -93,13 +93,13 @@ def test_claims_within_a_process_exclude_each_other_and_an_error_frees_them() ->
         assert len(held) == 2
 
 
-def test_the_same_gpu_by_another_name_is_the_same(holders) -> None:
+def test_same_gpu_by_another_name_is_same(holders) -> None:
     assert line(holders(1)) == "0"
     with claim("gpu", 1, lambda: {"GPU-a": "GPU-a", "GPU-b": "GPU-b"}) as held:
         assert held == ["GPU-b"]
 
 
-def test_a_cpu_and_a_machine_without_gpus_claim_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cpu_and_machine_without_gpus_claim_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     start = time.monotonic()
     with claim("cpu", 3, lambda: PAIR) as held:
         assert held == []
@@ -108,11 +108,11 @@ def test_a_cpu_and_a_machine_without_gpus_claim_nothing(monkeypatch: pytest.Monk
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert gpus() == {}
     assert time.monotonic() - start < 60
-    with pytest.raises(UserError, match=r"type trainer\.devices=2"), claim("gpu", 3, lambda: PAIR):
+    with pytest.raises(UserError, match=r"use trainer\.devices=2"), claim("gpu", 3, lambda: PAIR):
         pass
 
 
-def test_a_process_computes_on_the_gpu_that_it_holds_and_comes_back_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_process_computes_on_gpu_that_it_holds_and_comes_back_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
     current: list[int] = []
     monkeypatch.setattr("torch.cuda.set_device", current.append)
     monkeypatch.setattr(devices, "SETTLED", set())
@@ -126,7 +126,7 @@ def test_a_process_computes_on_the_gpu_that_it_holds_and_comes_back_to_it(monkey
         assert held == []
 
 
-def test_jobs_of_this_process_compute_on_a_claimed_gpu(tmp_path: Path, lora_spec, monkeypatch) -> None:
+def test_jobs_of_this_process_compute_on_claimed_gpu(tmp_path: Path, lora_spec, monkeypatch) -> None:
     claimed: list[str] = []
 
     @contextmanager

@@ -86,7 +86,7 @@ def assert_same(plan: Plan, alone: tuple[Plan, dict[str, pd.DataFrame]], scores:
 
 
 @pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_ranks_give_the_scores_of_one(tiny: list[str], tmp_path: Path, hydra: None, alone, ranks: int) -> None:
+def test_ranks_give_scores_of_one(tiny: list[str], tmp_path: Path, hydra: None, alone, ranks: int) -> None:
     """Also if there are fewer items than ranks: one merge, two LoRAs; every row of images is two units."""
     plan = composed(tiny, tmp_path, "trainer=ddp", "trainer.accelerator=cpu", f"trainer.devices={ranks}")
     assert len(plan.artifacts("personalize")) == 2 and len(plan.artifacts("merge")) == 1
@@ -97,7 +97,7 @@ def denoiser_passes(path: Path) -> int | None:
     return json.loads((path / "cost.json").read_text()).get("denoiser_passes")
 
 
-def test_batch_sizes_change_nothing_but_the_last_digits(tiny: list[str], tmp_path: Path, hydra: None) -> None:
+def test_batch_sizes_change_nothing_but_last_digits(tiny: list[str], tmp_path: Path, hydra: None) -> None:
     """Scores to 1e-5 for other batches of scoring, to 2e-3 for other batches of drawing: grey levels that round off."""
     tables: dict[tuple[int, int], pd.DataFrame] = {}
     for drawn, scored in ((1, 1), (1, 4), (1, 8), (4, 8), (8, 8)):
@@ -114,7 +114,7 @@ def table(scores: dict[str, pd.DataFrame]) -> pd.DataFrame:
     return pd.concat([frame.assign(row=name) for name, frame in scores.items()], ignore_index=True)
 
 
-def test_shares_keep_neighbours_together_and_cost_the_same() -> None:
+def test_shares_keep_neighbours_together_and_cost_same() -> None:
     cut = shares([4, 4, 1], [8.0, 8.0, 1.0], 2)
     assert cut == [[[0, 1, 2, 3], [], []], [[], [0, 1, 2, 3], [0]]]
     many = shares([1, 1], [1.0, 1.0], 5)
@@ -148,7 +148,7 @@ def until(condition: Callable[[], object], seconds: float) -> None:
         (killed, UserError, r"^rank \d was killed by SIGKILL, most likely for want of memory; .* to resume"),
     ],
 )
-def test_a_failing_rank_ends_the_others_and_shows_its_own_error(
+def test_failing_rank_ends_others_and_shows_its_own_error(
     plan: Plan, log: Path, capfd: pytest.CaptureFixture[str], work: Job, kind: type[Exception], line: str
 ) -> None:
     """One rank is in the middle of a job of a minute when the other fails."""
@@ -210,7 +210,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def test_two_nodes_share_a_run(commands: Commands, tiny: list[str], tmp_path: Path, hydra: None, alone) -> None:
+def test_two_nodes_share_run(commands: Commands, tiny: list[str], tmp_path: Path, hydra: None, alone) -> None:
     """The same command twice: the one that has rank 0 assembles the run folder.  Two ranks, with the scores of one."""
     output, port = tmp_path / "output", free_port()
     nodes = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=1", "trainer.nodes=2"]
@@ -233,7 +233,7 @@ def test_two_nodes_share_a_run(commands: Commands, tiny: list[str], tmp_path: Pa
 
 def test_nodes_with_different_commands_are_told_so() -> None:
     group = Group(1, 2, cast(Any, None), ("localhost", 1))
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match="given different commands; type the"):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match="given different commands; use the"):
         patch.setattr(Group, "told", lambda self, mine: "what rank 0 has to make")
         check_same(group, [[item(0, fine)]])
 
@@ -242,8 +242,8 @@ def test_nodes_with_different_commands_are_told_so() -> None:
     ("overrides", "line"),
     [
         (["trainer.devices=-1"], "trainer.devices=-1 must be at least 0"),
-        (["trainer.nodes=2"], "trainer.nodes=2 needs ranks on each; type trainer=ddp trainer.devices="),
-        (["trainer=ddp", "trainer.nodes=2"], "trainer.rendezvous=None is no place to meet; type trainer.rendezvous="),
+        (["trainer.nodes=2"], "trainer.nodes=2 needs ranks on each; use trainer=ddp trainer.devices="),
+        (["trainer=ddp", "trainer.nodes=2"], "trainer.rendezvous=None is no place to meet; use trainer.rendezvous="),
         (["trainer=ddp", "trainer.nodes=2", "trainer.rendezvous=node7"], "trainer.rendezvous=node7 is no place"),
         (["scorers.batch=0"], "scorers.batch=0 must be at least 1"),
     ],

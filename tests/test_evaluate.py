@@ -30,7 +30,7 @@ def read_right(asked: list[Asked]) -> dict[str, torch.Tensor]:
     }
 
 
-def test_prompts_cover_all_kinds_in_words_of_the_world(asked):
+def test_prompts_cover_all_kinds_in_words_of_world(asked):
     known = set(mw.vocabulary())
     assert len(asked) == 400 == len({(each.prompt, i) for i, each in enumerate(asked)})
     assert all(set(each.prompt.split()) <= known for each in asked)
@@ -71,6 +71,6 @@ def test_images_follow_from_prompt_and_number(model):
     assert np.array_equal(generate(model, ["a mug"])[0], one[0])
 
 
-def test_sheet_has_a_row_per_class_and_family(asked):
+def test_sheet_has_row_per_class_and_family(asked):
     images = np.zeros((len(asked), 64, 64, 3), np.uint8)
     assert sheet(images, asked).shape == ((12 + 13) * 64, SHEET * 64, 3)

@@ -41,7 +41,7 @@ def uneven(koala: SDXL) -> tuple[LoRA, ...]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_uneven_loras_on_a_smaller_unet(koala: SDXL, uneven, pair, hypernetwork: Path, name: str) -> None:
+def test_uneven_loras_on_smaller_unet(koala: SDXL, uneven, pair, hypernetwork: Path, name: str) -> None:
     method = load(name, **({"weights": str(hypernetwork)} if name == "lora_rar" else {}))
     if isinstance(method.merge, LearnedMasks):
         method = method.with_settings(fit=replace(method.merge.fit, steps=1))
@@ -62,7 +62,7 @@ def test_uneven_loras_on_a_smaller_unet(koala: SDXL, uneven, pair, hypernetwork:
     assert np.array_equal(image, drawn("base")) == (name == "base")
 
 
-def test_a_block_that_koala_lacks_is_named(koala: SDXL, uneven, pair) -> None:
+def test_block_that_koala_lacks_is_named(koala: SDXL, uneven, pair) -> None:
     method = load("blora", content_block="up_blocks.0.attentions.2")
     with pytest.raises(UserError, match=r"method.content_block=up_blocks.0.attentions.2 must have a layer that"):
         merge_all(koala, method, [MergeItem(uneven, pair)])

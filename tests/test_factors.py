@@ -27,7 +27,7 @@ def read_right(things: list[training.Thing]) -> dict[str, torch.Tensor]:
     }
 
 
-def test_distances_are_the_true_ones_if_all_is_read_right():
+def test_distances_are_true_ones_if_all_is_read_right():
     subjects, styles = [mw.subject(n) for n in NAMES[0]], [mw.style(n) for n in NAMES[1]]
     pairs = [(subjects[i % len(subjects)], style, mw.Pose()) for i, style in enumerate(styles)]
     read = read_right(pairs)
@@ -57,7 +57,7 @@ def test_examples_are_never_named_ones():
     assert families == set(mw.UNSEEN_FAMILIES)
 
 
-def test_targets_leave_out_what_an_image_does_not_show():
+def test_targets_leave_out_what_image_does_not_show():
     subject = mw.subject("mug_1")
     photo, drawing = (subject, None, mw.Pose(scene="snow")), (subject, mw.style("ink_1"), mw.Pose())
     wanted = training.targets([photo, drawing])

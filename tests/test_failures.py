@@ -21,7 +21,7 @@ def test_what_may_not_be_read_is_told_from_what_may_not_be_written(tmp_path: Pat
     photo = tmp_path / "photos" / "1.jpg"
     error = PermissionError(EACCES, "Permission denied", str(photo))
     line = system_fault(error, "/store")
-    assert line == f"cannot write to {photo}: Permission denied; type output=<a folder you can write to>, and {STORE}"
+    assert line == f"cannot write to {photo}: Permission denied; use output=<a folder you can write to>, and {STORE}"
     monkeypatch.setattr(failures.os, "access", lambda file, mode: str(file) != str(tmp_path))  # whoever runs this test
     assert system_fault(error, "/store") == f"cannot read {photo}: Permission denied; make it readable, or {ANOTHER}"
     assert "cannot write" in str(system_fault(OSError(EROFS, "Read-only file system", "/usr/x"), "/store"))
@@ -32,7 +32,7 @@ STORE = "store= where you gave one"
 ANOTHER = "name another one"
 
 
-def test_a_file_that_an_artifact_never_had_is_no_deletion(tmp_path: Path) -> None:
+def test_file_that_artifact_never_had_is_no_deletion(tmp_path: Path) -> None:
     store = Store(tmp_path)
     path = store.get_or_make(artifact("merge", {"n": 0}), write)
 
@@ -41,7 +41,7 @@ def test_a_file_that_an_artifact_never_had_is_no_deletion(tmp_path: Path) -> Non
 
     assert fault(path / "never.json") is None
     (path / "deep" / "result.txt").unlink()
-    gone = f"what was stored in {tmp_path} is no more; type the same command again to make it anew"
+    gone = f"what was stored in {tmp_path} is no more; use the same command again to make it anew"
     assert fault(path / "never.json") == fault(tmp_path / "score" / "0" / "scores.parquet") == gone
     (tmp_path / ".drafts" / "0").mkdir(parents=True)
     assert fault(tmp_path / ".drafts" / "0" / "part") is None and fault(tmp_path / ".drafts" / "1" / "part") == gone
@@ -66,7 +66,7 @@ def attempt(tmp_path: Path, monkeypatch) -> Callable[[BaseException], tuple[Fail
 
 
 @pytest.mark.parametrize("wanted", ["0", "1"])
-def test_the_traceback_of_a_fault_is_there_for_who_asks(wanted: str, attempt, monkeypatch, capsys) -> None:
+def test_traceback_of_fault_is_there_for_who_asks(wanted: str, attempt, monkeypatch, capsys) -> None:
     monkeypatch.setenv(cli.TRACEBACK, wanted)
     failed, text = attempt(OSError(ENOSPC, "No space left on device", "/full/x"))
     assert failed and failed.code == 2 and "raise error" in text
@@ -74,7 +74,7 @@ def test_the_traceback_of_a_fault_is_there_for_who_asks(wanted: str, attempt, mo
     assert ("Traceback" in told) == (wanted == "1") and told.splitlines()[-1].startswith("error: no space is left")
 
 
-def test_a_run_of_which_some_failed_does_not_end_the_sweep(attempt, capsys) -> None:
+def test_run_of_which_some_failed_does_not_end_sweep(attempt, capsys) -> None:
     why = "1 of 2 rows failed\n  direct: no"
     assert attempt(Incomplete(why)) == (Failed(1, "1 of 2 rows failed"), why)
     assert capsys.readouterr().err == f"error: {why}\n"

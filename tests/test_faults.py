@@ -88,7 +88,7 @@ def test_killed_run_resumes_with_equal_scores(command_line: list[str], tmp_path:
     assert count < 20 or len({kill["stage"].split()[0] for kill in kills}) >= 2
 
 
-def test_a_full_disk_and_then_a_read_only_one(run: Run, disk: Callable[[str], Path], expected: bytes) -> None:
+def test_full_disk_and_then_read_only_one(run: Run, disk: Callable[[str], Path], expected: bytes) -> None:
     place = disk("size=100k")
     code, line = run(place)
     full = f"error: no space is left to write {place}/"
@@ -99,19 +99,19 @@ def test_a_full_disk_and_then_a_read_only_one(run: Run, disk: Callable[[str], Pa
     assert list(place.glob("store/*/*/key.json")) and not list(place.glob("store/.drafts/*"))
     disk("size=900k,ro")
     code, line = run(place)
-    assert code == 2 and line.startswith("error: cannot write to") and "Read-only file system; type output=" in line
+    assert code == 2 and line.startswith("error: cannot write to") and "Read-only file system; use output=" in line
     disk("size=100m,rw")
     assert run(place)[0] == 0
     assert scores(place) == expected
 
 
-def test_a_full_disk_under_a_worker_process(run: Run, disk: Callable[[str], Path]) -> None:
+def test_full_disk_under_worker_process(run: Run, disk: Callable[[str], Path]) -> None:
     place = disk("size=100k")
     code, line = run(place, "trainer.workers=1")
     assert code == 2 and line.startswith(f"error: no space is left to write {place}/")
 
 
-def test_a_store_that_is_deleted_under_a_run(run: Run, tmp_path: Path, expected: bytes) -> None:
+def test_store_that_is_deleted_under_run(run: Run, tmp_path: Path, expected: bytes) -> None:
     def delete(command: Command) -> None:
         command.wait_for(lambda: list(tmp_path.glob("out/store/merge/*/key.json")))
         while (tmp_path / "out" / "store").exists():  # the run may be writing into it
@@ -123,13 +123,13 @@ def test_a_store_that_is_deleted_under_a_run(run: Run, tmp_path: Path, expected:
     assert scores(tmp_path / "out") == expected
 
 
-def test_a_worker_killed_for_memory(run: Run, tmp_path: Path, expected: bytes) -> None:
+def test_worker_killed_for_memory(run: Run, tmp_path: Path, expected: bytes) -> None:
     def kill_worker(command: Command) -> None:
         command.wait_for(lambda: list(tmp_path.glob("out/store/personalize/*/key.json")))
         worker = next(p for p in psutil.Process(command.pid).children() if "spawn_main" in " ".join(p.cmdline()))
         worker.send_signal(signal.SIGKILL)  # as the kernel does
 
     code, line = run(tmp_path / "out", "trainer.workers=1", meanwhile=kill_worker)
-    assert code == 2 and "most likely for want of memory; type the same command" in line
+    assert code == 2 and "most likely for want of memory; use the same command" in line
     assert run(tmp_path / "out")[0] == 0
     assert scores(tmp_path / "out") == expected

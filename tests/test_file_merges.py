@@ -57,7 +57,7 @@ def dense(adapter: Adapter) -> dict[str, Tensor]:
     return {name: each.up @ each.down for name, each in [*adapter.items(), *adapter.text.items()]}
 
 
-def test_text_encoders_are_merged_by_the_same_rule(pair, folder: Path) -> None:
+def test_text_encoders_are_merged_by_same_rule(pair, folder: Path) -> None:
     """`svd` of rank 2 cuts them too, to the nearest update."""
     exact, cut = dense(merge(*pair, model=folder)), merge(*pair, "svd", model=folder, rank=2)
     assert set(cut.text) == set(TEXT) and {each.rank for each in cut.text.values()} == {2}
@@ -67,7 +67,7 @@ def test_text_encoders_are_merged_by_the_same_rule(pair, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("method", "settings"), [("slerp", {"t": 0.0}), ("content_only", {})])
-def test_merge_that_is_the_content_has_its_text_encoders(pair, folder: Path, method: str, settings) -> None:
+def test_merge_that_is_content_has_its_text_encoders(pair, folder: Path, method: str, settings) -> None:
     content, found = Adapter.load(pair[0]), merge(*pair, method, model=folder, **settings)
     for name, update in dense(content).items():
         torch.testing.assert_close(dense(found)[name], update, rtol=1e-4, atol=1e-5)
@@ -133,7 +133,7 @@ def test_text_layers_that_do_not_fit_are_refused(pair, folder: Path, tmp_path: P
         merge(saved(adapter, tmp_path / "wide.safetensors"), pair[1], model=folder)
 
 
-def test_weights_scale_the_inputs_of_any_method(pair, folder: Path) -> None:
+def test_weights_scale_inputs_of_any_method(pair, folder: Path) -> None:
     content, style = (dense(Adapter.load(path)) for path in pair)
     halves = merge(UserLoRA(pair[0], weight=0.5), UserLoRA(pair[1], weight=2.0), "tsv", model=folder)
     whole = merge(*pair, model=folder)
@@ -160,12 +160,12 @@ def test_token_embeddings_are_joined(spec: ModelSpec, pair, folder: Path, tmp_pa
         merge(UserLoRA(embedding, "a"), UserLoRA(pair[1], "b"), "ziplora", prompt="c", model=folder)
 
 
-def test_own_lora_is_an_alias_for_one_version() -> None:
+def test_own_lora_is_alias_for_one_version() -> None:
     assert lorabench.OwnLoRA is UserLoRA
 
 
 @pytest.mark.parametrize("rank", [700, 20])
-def test_rank_above_the_width_is_merged(spec: ModelSpec, folder: Path, tmp_path: Path, rank: int) -> None:
+def test_rank_above_width_is_merged(spec: ModelSpec, folder: Path, tmp_path: Path, rank: int) -> None:
     """`knots` of density 1 gives the mean of equal updates: the update."""
     adapter = drawn(spec, 0, rank)
     path = saved(adapter, tmp_path / "a.safetensors")
@@ -176,7 +176,7 @@ def test_rank_above_the_width_is_merged(spec: ModelSpec, folder: Path, tmp_path:
 
 
 @pytest.mark.parametrize("rank", [4, 40, 150])
-def test_nearest_factors_are_those_of_the_svd(rank: int) -> None:
+def test_nearest_factors_are_those_of_svd(rank: int) -> None:
     """By subspace iteration for a small rank, whose squared error is within 0.5 % of the least for noise."""
     torch.manual_seed(0)
     update = torch.randn(200, 30) @ torch.randn(30, 300) + torch.randn(200, 300)
@@ -187,7 +187,7 @@ def test_nearest_factors_are_those_of_the_svd(rank: int) -> None:
     assert float(squares[rank:].sum()) * 0.999 <= cut <= float(squares[rank:].sum()) * 1.005
 
 
-def test_truncated_factors_are_those_of_the_svd() -> None:
+def test_truncated_factors_are_those_of_svd() -> None:
     torch.manual_seed(0)
     factors = Factors(torch.randn(9, 30), torch.randn(20, 9))
     u, s, vt = torch.linalg.svd(factors.up @ factors.down)

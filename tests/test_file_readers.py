@@ -62,7 +62,7 @@ def comfy_layers(keys: list[str]) -> set[str]:
     return {known[stem] for key in keys if (stem := FACTOR_ENDINGS.sub("", key)) in known}
 
 
-def test_comfyui_reads_every_layer_of_the_default_format(tmp_path: Path) -> None:
+def test_comfyui_reads_every_layer_of_default_format(tmp_path: Path) -> None:
     adapter().save(tmp_path / FILE)
     assert comfy_layers(list(load_file(tmp_path / FILE))) == {*linears(*SDXL), *TEXT}
 
@@ -75,7 +75,7 @@ def test_comfyui_reads_no_attention_layer_of_diffusers_format(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("dtype", [None, "float16"])
-def test_kohya_alpha_and_rank_give_the_update(tmp_path: Path, dtype: str | None) -> None:
+def test_kohya_alpha_and_rank_give_update(tmp_path: Path, dtype: str | None) -> None:
     """up @ down * alpha / rank, as sd-scripts, A1111, Forge and ComfyUI compute it."""
     adapter(ranks=(1, 3, 8)).save(tmp_path / FILE, dtype=dtype)
     tensors = load_file(tmp_path / FILE)
@@ -139,13 +139,13 @@ def test_peft_metadata_names_every_component(tmp_path: Path) -> None:
         ([LAYER], False, False),  # SD1.5 has this layer too
     ],
 )
-def test_a1111_shows_the_file_for_sdxl(tmp_path: Path, format: str, layers, text: bool, sdxl: bool) -> None:
+def test_a1111_shows_file_for_sdxl(tmp_path: Path, format: str, layers, text: bool, sdxl: bool) -> None:
     """A1111 hides a file with metadata unless `ss_base_model_version` starts with "sdxl_" (NetworkOnDisk)."""
     adapter(layers=layers, text=text).save(tmp_path / FILE, format=format)
     assert metadata(tmp_path / FILE).get("ss_base_model_version", "").startswith("sdxl_") == sdxl
 
 
-def test_metadata_describe_the_file(tmp_path: Path) -> None:
+def test_metadata_describe_file(tmp_path: Path) -> None:
     """The hash is that of the data after the header, as kohya's trainer writes and A1111 computes it."""
     adapter(ranks=(4,)).save(tmp_path / "Dog in crayon.safetensors", dtype="float16")
     notes = metadata(tmp_path / "Dog in crayon.safetensors")
@@ -183,7 +183,7 @@ def test_half_precision_keeps_large_factors(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("value", "words"), [(1e6, "reaches 1e\\+06, too large"), (1e-9, "too small for float16")])
-def test_precision_that_cannot_hold_a_layer_is_refused(tmp_path: Path, value: float, words: str) -> None:
+def test_precision_that_cannot_hold_layer_is_refused(tmp_path: Path, value: float, words: str) -> None:
     factors = Factors(torch.full((4, 8), value), torch.full((8, 4), value))
     with pytest.raises(UserError, match=f"{LAYER} .*{words}.*use task.dtype=bfloat16"):
         Adapter({LAYER: factors}).save(tmp_path / FILE, dtype="float16")
@@ -207,6 +207,6 @@ def test_zero_updates_are_left_out(tmp_path: Path, format: str) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
 
 
-def test_name_longer_than_a_file_system_allows_is_refused(tmp_path: Path) -> None:
+def test_name_longer_than_file_system_allows_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="must have at most 250 bytes"):
         adapter().save(tmp_path / f"{'あ' * 100}.safetensors")

@@ -42,7 +42,7 @@ def test_other_words_are_kept(word: str) -> None:
     assert as_typed([word]) == [word]
 
 
-def test_commas_are_a_sweep_with_the_switch_only() -> None:
+def test_commas_are_sweep_with_switch_only() -> None:
     assert as_typed(["prompt=a,b", "-m"]) == ["prompt=a,b", "-m"]
     assert as_typed(["prompt=a,b"]) == ["prompt='a,b'"]
 

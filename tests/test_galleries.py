@@ -14,7 +14,7 @@ def images(**columns: Sequence[float]) -> pd.DataFrame:
     return pd.DataFrame({name.replace("__", "/"): values for name, values in columns.items()}, dtype=float)
 
 
-def test_the_worst_is_far_below_in_one_of_both() -> None:
+def test_worst_is_far_below_in_one_of_both() -> None:
     values = images(dino__content=[0.8, 0.8, 0.2, 0.8], csd__style=[0.5, 0.1, 0.6, 0.55])
     found = worst(values)
     assert [case.image for case in found[:2]] == [1, 2] or [case.image for case in found[:2]] == [2, 1]
@@ -29,12 +29,12 @@ def test_images_keep_their_number_where_others_have_no_score() -> None:
     assert [case.image for case in worst(values)] == [2, 1]
 
 
-def test_nothing_is_worst_without_a_metric_of_each_role_or_a_difference() -> None:
+def test_nothing_is_worst_without_metric_of_each_role_or_difference() -> None:
     assert not worst(images(dino__content=[0.1, 0.2]))
     assert not worst(images(dino__content=[0.1, 0.2], csd__style=[0.5, 0.5]))
 
 
-def test_a_high_metric_where_the_truth_says_no() -> None:
+def test_high_metric_where_truth_says_no() -> None:
     values = images(
         dino__content=[0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2],
         csd__style=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8],
@@ -46,18 +46,18 @@ def test_a_high_metric_where_the_truth_says_no() -> None:
     assert case.why == "dino/content 0.800, above 75 % of images, but subject_r1 0"
 
 
-def test_the_highest_comes_first_and_each_metric_has_its_own() -> None:
+def test_highest_comes_first_and_each_metric_has_its_own() -> None:
     values = images(clip_i__style=list(range(8)), csd__style=list(range(8))[::-1], style_r1=[0] * 8)
     found = [(case.kind.split()[0], case.image) for case in disagreements(values)]
     assert found == [("csd/style", 0), ("csd/style", 1), ("clip_i/style", 7), ("clip_i/style", 6)]
 
 
-def test_several_backbones_of_a_metric() -> None:
+def test_several_backbones_of_metric() -> None:
     values = images(**{"dino/content dino@a": [1, 2, 3, 4], "dino/content dino@b": [4, 3, 2, 1], "subject_r1": [0] * 4})
     assert [case.image for case in disagreements(values)] == [3, 0]
 
 
-def test_without_truth_the_two_judges_are_compared() -> None:
+def test_without_truth_two_judges_are_compared() -> None:
     values = images(dino__content=[0.9, 0.1, 0.5, 0.6], csd__style=[0.1, 0.9, 0.5, 0.6])
     found = disagreements(values)
     assert [case.image for case in found] == [0, 1]

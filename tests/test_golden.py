@@ -76,7 +76,7 @@ def version_of(option: str) -> int:
 
 
 @pytest.mark.parametrize("option", [each for each in OPTIONS if each not in SKIPPED])
-def test_results_change_only_with_the_version(
+def test_results_change_only_with_version(
     option: str, model, loras, pair, lora_spec, hypernetwork, request: pytest.FixtureRequest
 ) -> None:
     group, _, name = option.partition("/")

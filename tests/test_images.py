@@ -80,7 +80,7 @@ def test_deep_greyscale_keeps_its_transparency(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "ending", ["jpg", "jpeg", "jfif", "png", "bmp", "webp", "gif", "tif", "tiff", "ppm", "tga", "ico"]
 )
-def test_every_format_of_a_folder_is_used(tmp_path: Path, ending: str) -> None:
+def test_every_format_of_folder_is_used(tmp_path: Path, ending: str) -> None:
     Image.new("RGB", (32, 32), "teal").save(tmp_path / f"a.{ending}")
     [path] = images_in(tmp_path)
     assert np.abs(np.asarray(read_image(path)).astype(int) - (0, 128, 128)).max() <= 6

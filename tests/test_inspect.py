@@ -31,7 +31,7 @@ def update(outputs: tuple[int, ...], inputs: tuple[int, ...], weight: float = 1.
     return Factors(unit(6, *inputs).mT, weight * unit(5, *outputs))
 
 
-def test_norms_cosine_and_angles_are_those_of_the_updates() -> None:
+def test_norms_cosine_and_angles_are_those_of_updates() -> None:
     content = Adapter({Q: update((0, 1), (0, 1), 3.0), K: update((0,), (0,))})
     turned = math.sqrt(0.5) * (unit(6, 0) + unit(6, 3)).mT  # 45 degrees from an input that the content reads
     style = Adapter({Q: Factors(turned, 2.0 * unit(5, 0))}, {TEXT: update((1,), (2,))})
@@ -46,13 +46,13 @@ def test_norms_cosine_and_angles_are_those_of_the_updates() -> None:
     assert (key.content, key.style, key.shared) == (1.0, 0.0, 0.0) and text.style == 1.0
 
 
-def test_several_files_of_a_role_are_summed() -> None:
+def test_several_files_of_role_are_summed() -> None:
     twice = Adapter({Q: update((0,), (0,))})
     [found] = meetings([twice, twice], [Adapter({Q: update((1,), (1,))})])
     assert found.content == pytest.approx(2) and found.cosine == 0 and found.shared == 0
 
 
-def test_commands_follow_from_the_conflict() -> None:
+def test_commands_follow_from_conflict() -> None:
     strong, weak = Adapter({Q: update((0,), (0,), 8.0)}), Adapter({Q: update((0,), (0,), 2.0)})
     report = conflict(meetings([strong], [weak]), "content=a", "style=b")
     assert report["dominant"] == "content" and report["both"] == 1
@@ -76,14 +76,14 @@ def test_description_has_ranks_scales_and_training(tmp_path: Path) -> None:
     assert facts["norm"] == pytest.approx(float(torch.ones(5, 6).norm()))
 
 
-def test_norm_of_an_adapter_is_that_of_its_dense_updates() -> None:
+def test_norm_of_adapter_is_that_of_its_dense_updates() -> None:
     torch.manual_seed(0)
     adapter = Adapter({name: Factors(torch.randn(3, 6), torch.randn(5, 3)) for name in (Q, K)})
     dense = torch.cat([(each.up @ each.down).flatten() for each in adapter.values()])
     assert norm(adapter) == pytest.approx(float(dense.norm()), rel=1e-5)
 
 
-def test_blocks_are_in_the_order_of_the_forward_pass() -> None:
+def test_blocks_are_in_order_of_forward_pass() -> None:
     layers = ["text_encoder_2.text_model.x", Q, "up_blocks.1.attentions.0.proj_in",
               "down_blocks.2.attentions.1.proj_in", "time_embedding.linear_1"]  # fmt: skip
     assert blocks(layers) == ["down_blocks.2.attentions.1", "mid_block.attentions.0", "up_blocks.1.attentions.0",
@@ -91,7 +91,7 @@ def test_blocks_are_in_the_order_of_the_forward_pass() -> None:
     assert block_of("down_blocks.1.resnets.0.time_emb_proj") == "down_blocks.1"
 
 
-def test_inspect_on_the_command_line(commands: Commands, loras, tmp_path: Path) -> None:
+def test_inspect_on_command_line(commands: Commands, loras, tmp_path: Path) -> None:
     for lora, name in zip(loras, "ab", strict=True):
         lora.save(tmp_path / f"{name}.safetensors")
     files = ["content=a.safetensors", "style=b.safetensors"]

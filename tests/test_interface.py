@@ -54,7 +54,7 @@ def scheduler_folder(folder: Path, target: Path, name: str, **settings: Any) -> 
 
 
 @pytest.mark.parametrize("name", STOCHASTIC)
-def test_stochastic_schedulers_are_refused_with_a_deterministic_one(folder: Path, tmp_path: Path, name: str) -> None:
+def test_stochastic_schedulers_are_refused_with_deterministic_one(folder: Path, tmp_path: Path, name: str) -> None:
     target = scheduler_folder(folder, tmp_path / "model", name)
     with pytest.raises(UserError, match=f"samples with {name}, which adds random noise .*; use {STOCHASTIC[name]} "):
         model_folder(target)
@@ -71,7 +71,7 @@ def test_stochastic_settings_and_unknown_schedulers_are_refused(folder: Path, tm
         model_folder(scheduler_folder(folder, tmp_path / "mine", "MyScheduler"))
 
 
-def test_a_stochastic_scheduler_that_was_set_afterwards_is_refused(model) -> None:
+def test_stochastic_scheduler_that_was_set_afterwards_is_refused(model) -> None:
     model.pipeline.scheduler = EulerAncestralDiscreteScheduler.from_config(model.pipeline.scheduler.config)
     with pytest.raises(UserError, match="use EulerDiscreteScheduler"):
         sample_latents(model, ["a mug"], [0], 2, 1.0)
@@ -120,7 +120,7 @@ def test_text_adapters_apply_in_their_block_and_with_their_scales(model, loras) 
             torch.testing.assert_close(model.encode_prompts(["a mug"]).tensors[0], expected)
 
 
-def test_noise_is_the_noise_that_was_added(model) -> None:
+def test_noise_is_noise_that_was_added(model) -> None:
     t, x0 = torch.tensor([20, 700]), torch.randn(2, 12, 4, 4)
     eps = torch.randn_like(x0)
     for predicts in ("epsilon", "v_prediction"):
@@ -139,7 +139,7 @@ def prediction(model, adapters, prompt: str = "a mug", own=None, **options: Any)
         return model.predict(xt, torch.tensor([20, 700]), model.encode_prompts([prompt] * 2), rows)
 
 
-def test_backbone_is_a_change_of_the_base_weights(model, loras) -> None:
+def test_backbone_is_change_of_base_weights(model, loras) -> None:
     before = {name: weight.clone() for name, weight in model.denoiser.state_dict().items()}
     few = Adapter(dict(list(loras[1].items())[:5]))
     found = prediction(model, [loras[0]], backbone=few)
@@ -184,7 +184,7 @@ def test_own_prompts_survive_gradient_checkpointing(folder: Path, loras) -> None
     torch.testing.assert_close(*gradients)
 
 
-def test_guidance_scale_is_refused_without_an_embedding(model) -> None:
+def test_guidance_scale_is_refused_without_embedding(model) -> None:
     assert model.guidance == "cfg"
     with pytest.raises(ValueError, match="no guidance embedding"):
         model.predict(torch.zeros(1, *model.latent_shape), torch.tensor([1]), model.encode_prompts([""]), guidance=3.5)

@@ -56,7 +56,7 @@ def equal(left: LoRA, right: LoRA) -> bool:
     return all(torch.equal(left[s].up, right[s].up) and torch.equal(left[s].down, right[s].down) for s in left)
 
 
-def test_one_concept_of_a_pair_shows_both_as_often() -> None:
+def test_one_concept_of_pair_shows_both_as_often() -> None:
     pair = load_pairs(WORLD, Prompts())[0]
     one = joined(pair)
     weights = {role: sum(i.weight for i in one.images if i in mine) for role, mine in images_by_role(pair, one).items()}
@@ -82,7 +82,7 @@ def test_joined_concept_has_each_image_once_even_for_coprime_counts() -> None:
     assert sum(image.weight for image in one.images[:997]) == sum(image.weight for image in one.images[997:])
 
 
-def test_joint_training_is_one_lora_a_pair_of_both_trainings_steps(tmp_path, lora_spec, generate_spec) -> None:
+def test_joint_training_is_one_lora_pair_of_both_trainings_steps(tmp_path, lora_spec, generate_spec) -> None:
     plan = plan_of(tmp_path, lora_spec, generate_spec, "dreambooth_joint")
     items, [row] = plan.artifacts("personalize"), plan.rows
     assert [item.steps for item in items] == [6] * 4 and len({item.key for item in items}) == 4
@@ -92,7 +92,7 @@ def test_joint_training_is_one_lora_a_pair_of_both_trainings_steps(tmp_path, lor
     assert plan.sample(row, pair).params["prompt"] == "a sks mug in szn style"
 
 
-def test_a_training_for_one_pair_is_a_cost_of_its_merge(tmp_path, folder, lora_spec, generate_spec) -> None:
+def test_training_for_one_pair_is_cost_of_its_merge(tmp_path, folder, lora_spec, generate_spec) -> None:
     both = "pair_customization keep_subject"
     for name, learned, passes in (("dreambooth_joint", ("down", "up"), 2 * 3 * 2), (both, ("up",), 10)):
         plan = plan_of(tmp_path, lora_spec, generate_spec, name)
@@ -108,7 +108,7 @@ def test_a_training_for_one_pair_is_a_cost_of_its_merge(tmp_path, folder, lora_s
         assert costs["merge_denoiser_passes"] == passes and "lora_seconds" not in costs
 
 
-def test_aligned_pictures_differ_in_the_style_alone() -> None:
+def test_aligned_pictures_differ_in_style_alone() -> None:
     pair = load_pairs(WORLD, Prompts())[0]
     found = world.aligned(pair.contents[0], pair.styles[0], 1, pair.prompt)
     [before], [after] = found.images, found.styled
@@ -123,7 +123,7 @@ def test_aligned_pictures_differ_in_the_style_alone() -> None:
     assert not any(np.array_equal(drawing, oracle) for oracle in oracles)  # what is scored is another pose
 
 
-def test_aligned_loras_are_of_a_couple(tmp_path, lora_spec, generate_spec) -> None:
+def test_aligned_loras_are_of_couple(tmp_path, lora_spec, generate_spec) -> None:
     plan = plan_of(tmp_path, lora_spec, replace(generate_spec, guidance=5.0), "pair_customization keep_subject")
     row, pair = plan.rows[0], plan.pairs[0]
     content, style = plan.loras(row, pair)
@@ -163,7 +163,7 @@ def test_bases_are_orthonormal_and_disjoint(model: SDXL) -> None:
         disjoint(layers, 33, 7)
 
 
-def test_the_content_s_training_does_not_know_the_style(model: SDXL, concept: Concept, lora_spec) -> None:
+def test_content_s_training_does_not_know_style(model: SDXL, concept: Concept, lora_spec) -> None:
     found = train_aligned(model, concept, replace(lora_spec, steps=6), Environment(0, CPU))
     other = replace(concept, styled=tuple(reference("mug", "a sks mug in szn style", c) for c in ("green", "gray")))
     also = train_aligned(model, other, replace(lora_spec, steps=6), Environment(0, CPU))
@@ -225,7 +225,7 @@ def test_both_adapters_are_trained_as_two_dense_updates_by_two_optimisers(model,
             torch.testing.assert_close(found[role][layer].up, each.scale * each.ups[k].detach(), atol=2e-4, rtol=1e-3)
 
 
-def test_gradients_are_the_optimiser_s_before_they_are_unscaled(model, concept, lora_spec) -> None:
+def test_gradients_are_optimiser_s_before_they_are_unscaled(model, concept, lora_spec) -> None:
     """What half precision on a GPU does between the backward pass and the step, by hand."""
     starts = disjoint(model.layers.trained(), lora_spec.rank, BASIS_SEED)
     with model.attach(starts, dtype=torch.float32) as adapters:
@@ -257,7 +257,7 @@ def test_it_may_go_unclipped(model, concept, lora_spec) -> None:
 
 
 @pytest.mark.parametrize("killed", [2, 5])
-def test_a_killed_aligned_training_goes_on(model, concept, lora_spec, tmp_path, killed) -> None:
+def test_killed_aligned_training_goes_on(model, concept, lora_spec, tmp_path, killed) -> None:
     spec, trainer = replace(lora_spec, steps=5, accumulate=2), replace(CPU, checkpoint_every=1)
     whole = train_aligned(model, concept, spec, Environment(0, CPU))
 
@@ -274,7 +274,7 @@ def test_a_killed_aligned_training_goes_on(model, concept, lora_spec, tmp_path, 
 
 
 @pytest.mark.parametrize("method", ["dreambooth_joint", "pair_customization", "qr_lora", "blora"])
-def test_a_whole_run_of_loras_that_are_a_method_s_own(commands, tiny, tmp_path, method) -> None:
+def test_whole_run_of_loras_that_are_method_s_own(commands, tiny, tmp_path, method) -> None:
     """To the report, whose parts may count the LoRAs of a pair."""
     pair = ["dataset.subjects=[mug_1]", "dataset.styles=[ink_1]"]
     result = commands.run(*tiny, *pair, f"method={method}", f"output={tmp_path}", cwd=tmp_path)

@@ -25,7 +25,7 @@ def koala(request: pytest.FixtureRequest, tmp_path: Path) -> SDXL:
     return build_koala(tmp_path, middle=request.param == "koala_1b")
 
 
-def test_layers_are_those_of_the_model_card(koala: SDXL) -> None:
+def test_layers_are_those_of_model_card(koala: SDXL) -> None:
     blocks = {layer.partition(".transformer_blocks")[0] for layer in koala.layers.trained()}
     middle = {"mid_block.attentions.0"} if koala.unet.mid_block is not None else set()
     both = {f"up_blocks.{block}.attentions.{index}" for block in (0, 1) for index in (0, 1)}
@@ -34,7 +34,7 @@ def test_layers_are_those_of_the_model_card(koala: SDXL) -> None:
 
 
 @pytest.mark.parametrize("method", ["direct", "ziplora", "duolora", "ziprank_closed"])
-def test_from_images_to_an_image(koala: SDXL, pair, lora_spec, method: str) -> None:
+def test_from_images_to_image(koala: SDXL, pair, lora_spec, method: str) -> None:
     loras = tuple(personalize(koala, concept, lora_spec, Environment(0, CPU)) for concept in pair.concepts)
     settings: dict[str, Any] = {"fit": FIT} if hasattr(load(method).merge, "fit") else {}
     chosen = load(method, **settings)
@@ -44,7 +44,7 @@ def test_from_images_to_an_image(koala: SDXL, pair, lora_spec, method: str) -> N
     assert sample(koala, ["a dog"], [0], 2, 2.0).shape == (1, 64, 64, 3)
 
 
-def test_a_lora_of_sdxl_does_not_fit(koala: SDXL, loras, pair) -> None:
+def test_lora_of_sdxl_does_not_fit(koala: SDXL, loras, pair) -> None:
     with pytest.raises(UserError, match="no linear layer here; give a LoRA trained on this model"):
         merge_all(koala, load("direct"), [MergeItem(tuple(loras), pair)])
 

@@ -36,7 +36,7 @@ def sweep(commands: Commands, tiny: list[str], tmp_path: Path):
     ],
     ids=["joblib", "submitit_local"],
 )
-def test_a_failing_job_is_named_and_the_others_make_the_table(launcher: list[str], sweep, tmp_path: Path) -> None:
+def test_failing_job_is_named_and_others_make_table(launcher: list[str], sweep, tmp_path: Path) -> None:
     code, out, err = sweep("-m", *launcher, "method=direct,base", "seed=0,-1")
     folder = tmp_path / "adhoc"
     assert code == 2 and "error: 2 of 4 runs failed:" in err, err
@@ -50,7 +50,7 @@ def test_a_failing_job_is_named_and_the_others_make_the_table(launcher: list[str
     assert not list(folder.glob(".sweep-*")) and "Traceback" not in err
 
 
-def test_a_launcher_that_cannot_start_is_one_line(sweep) -> None:
+def test_launcher_that_cannot_start_is_one_line(sweep) -> None:
     code, out, err = sweep("-m", "hydra/launcher=submitit_local", "hydra.launcher.nodes=2", "seed=0,1")
     assert code == 1 and out == ""
     assert (
@@ -58,10 +58,10 @@ def test_a_launcher_that_cannot_start_is_one_line(sweep) -> None:
     )
 
 
-def test_a_launcher_that_is_not_installed_says_how_to_install_it() -> None:
+def test_launcher_that_is_not_installed_says_how_to_install_it() -> None:
     error = MissingConfigException("no such file", "hydra/launcher/joblib", ["basic"])
-    assert "type " in (line := missing_choice(error)) and line.endswith(
+    assert "run " in (line := missing_choice(error)) and line.endswith(
         "-m pip install -c constraints.txt -e '.[launch]'"
     )
     error = MissingConfigException("no such file", "hydra/launcher/job", ["basic", "joblib"])
-    assert missing_choice(error).endswith("did you mean joblib? Type hydra/launcher=<basic|joblib>")
+    assert missing_choice(error).endswith("did you mean joblib? Use hydra/launcher=<basic|joblib>")

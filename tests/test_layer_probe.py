@@ -45,7 +45,7 @@ def drawn() -> dict[str, pd.DataFrame]:
     }
 
 
-def test_shares_are_of_what_the_whole_lora_gives(drawn) -> None:
+def test_shares_are_of_what_whole_lora_gives(drawn) -> None:
     found: Any = measure(drawn, "block", ["mid_block", "up_blocks.1"])
     assert found["content"].tolist() == pytest.approx([0.75, 0.0])
     assert found["style"].tolist() == pytest.approx([0.1, 0.75])
@@ -53,19 +53,19 @@ def test_shares_are_of_what_the_whole_lora_gives(drawn) -> None:
     assert "| mid_block | 0.75 [0.75, 0.75] | 0.10 [0.10, 0.10] | content |" in table(found)
 
 
-def test_a_lora_that_does_nothing_has_no_layers_to_tell_apart(drawn) -> None:
+def test_lora_that_does_nothing_has_no_layers_to_tell_apart(drawn) -> None:
     with pytest.raises(UserError, match="without the style LoRA csd/style does not fall"):
         measure(drawn | {"content_only": scores(0.8, 0.9)}, "block", ["mid_block"])
 
 
-def test_modules_in_the_order_of_the_forward_pass(folder: Path) -> None:
+def test_modules_in_order_of_forward_pass(folder: Path) -> None:
     assert names_of(model_folder(folder), "block") == BLOCKS
     layers = names_of(model_folder(folder), "layer")
     assert layers[0] == "down_blocks.1.attentions.0.transformer_blocks.0"
     assert len(layers) == len(set(layers)) and all(".attn" not in name for name in layers)
 
 
-def test_the_prior_is_one_that_duolora_reads(folder: Path, model: SDXL, loras, pair, drawn, tmp_path: Path) -> None:
+def test_prior_is_one_that_duolora_reads(folder: Path, model: SDXL, loras, pair, drawn, tmp_path: Path) -> None:
     found = measure(drawn, "block", ["mid_block", "up_blocks.1"])
     plan = SimpleNamespace(model_name="tiny", pairs=[pair], generation=SimpleNamespace(images=2))
     write_prior(tmp_path / "prior.yaml", found, plan)  # pyright: ignore[reportArgumentType]

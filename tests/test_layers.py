@@ -32,7 +32,7 @@ def linears(module: nn.Module) -> dict[str, tuple[int, int]]:
     return {name: (each.in_features, each.out_features) for name, each in found.items()}
 
 
-def test_map_has_every_linear_layer_of_a_live_model_in_the_order_of_its_forward_pass(any_model: SDXL) -> None:
+def test_map_has_every_linear_layer_of_live_model_in_order_of_its_forward_pass(any_model: SDXL) -> None:
     layers = any_model.layers
     assert {name: (each.in_features, each.out_features) for name, each in layers.items()} == linears(any_model.unet)
     assert {name: (each.in_features, each.out_features) for name, each in layers.text.items()} == linears(
@@ -58,20 +58,20 @@ def test_known_maps_are_those_of_their_configurations(name: str) -> None:
     assert model.layers.denoiser == layer_map(name).denoiser
 
 
-def test_map_of_files_is_the_map_of_the_loaded_model(any_model: SDXL, folder: Path) -> None:
+def test_map_of_files_is_map_of_loaded_model(any_model: SDXL, folder: Path) -> None:
     path = Path(any_model.pipeline.config["_name_or_path"])
     assert layer_map(model_folder(path)) == any_model.layers == layer_map(preset(path))
 
 
 @pytest.mark.parametrize("name", ["sdxl", "koala_1b", "koala_700m"])
-def test_presets_on_the_hub_are_known_without_a_connection(name: str) -> None:
+def test_presets_on_hub_are_known_without_connection(name: str) -> None:
     layers = layer_map(preset(name))
     assert layers == layer_map(name)
     attention = len(layers.trained_text())
     assert attention == 4 * (12 + 32) and len(layers.text) == 6 * (12 + 32) + 1  # CLIP-L, OpenCLIP bigG
 
 
-def test_depth_is_the_resolution_between_the_finest_and_the_coarsest_with_attention() -> None:
+def test_depth_is_resolution_between_finest_and_coarsest_with_attention() -> None:
     layers = layer_map("sdxl")
     fine = {name.split(".attentions")[0] for name, layer in layers.trained().items() if layer.depth == 0}
     assert fine == {"down_blocks.1", "up_blocks.1"} and {each.depth for each in layers.trained().values()} == {0.0, 1.0}
@@ -89,7 +89,7 @@ def test_blocks_are_named_in_order() -> None:
     assert layers.in_order(shuffled) == list(layers)
 
 
-def test_group_is_an_exact_path() -> None:
+def test_group_is_exact_path() -> None:
     names = ["blocks.1.to_q", "blocks.10.to_q", "single_blocks.1.to_q"]
     assert group(names, "blocks.1", "lora.blocks") == ["blocks.1.to_q"]
     with pytest.raises(
@@ -98,7 +98,7 @@ def test_group_is_an_exact_path() -> None:
         group(names, "blocks.7", "lora.blocks", ["blocks.1", "blocks.10"])
 
 
-def test_loras_alone_give_the_map_of_the_first_known_model_that_they_fit(loras) -> None:
+def test_loras_alone_give_map_of_first_known_model_that_they_fit(loras) -> None:
     found = {}
     for name in KNOWN:
         layers = layer_map(name).trained()
@@ -117,7 +117,7 @@ def test_loras_alone_give_the_map_of_the_first_known_model_that_they_fit(loras) 
     assert fitting(loras[0]) == "<its model>"
 
 
-def test_loras_that_do_not_fit_name_the_layer(model: SDXL, loras) -> None:
+def test_loras_that_do_not_fit_name_layer(model: SDXL, loras) -> None:
     adapted = model.layers.adapted(loras, ROLES)
     assert list(adapted) == sorted(model.layers.trained()) and {each.ranks for each in adapted.values()} == {(3, 2)}
     first = next(iter(loras[0]))

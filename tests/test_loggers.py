@@ -67,7 +67,7 @@ def runs_of(folder: Path) -> list[OfflineRun]:
     raise TimeoutError(folder)
 
 
-def test_the_runs_of_a_sweep_are_one_group_with_the_same_keys(tmp_path: Path) -> None:
+def test_runs_of_sweep_are_one_group_with_same_keys(tmp_path: Path) -> None:
     """Run jobs in one process, as the basic launcher does."""
     folders = [finished(tmp_path / "sweep" / f"{method}-none-s0", method) for method in ("direct", "duolora")]
     for folder, method in zip(folders, ("direct", "duolora"), strict=True):
@@ -89,7 +89,7 @@ def test_the_runs_of_a_sweep_are_one_group_with_the_same_keys(tmp_path: Path) ->
     assert [(row["step"], row[term]) for row in one.history if term in row] == [(0, 1.0), (1, 0.5), (2, 0.25)]
 
 
-def test_every_image_is_in_the_table_with_its_scores(tmp_path: Path) -> None:
+def test_every_image_is_in_table_with_its_scores(tmp_path: Path) -> None:
     folder = finished(tmp_path / "sweep" / "direct-none-s0")
     with open_view(OFFLINE, folder, "a", configured("direct")) as view:
         view.finish()
@@ -122,7 +122,7 @@ def test_large_images_are_reduced(tmp_path: Path) -> None:
     assert (large["width"], large["height"]) == (512, 384)
 
 
-def test_a_failed_run_is_marked_and_the_next_of_the_process_is_its_own(tmp_path: Path) -> None:
+def test_failed_run_is_marked_and_next_of_process_is_its_own(tmp_path: Path) -> None:
     folders = [tmp_path / "sweep" / "direct-none-s0", finished(tmp_path / "sweep" / "duolora-none-s0", "duolora")]
     folders[0].mkdir()
     with pytest.raises(RuntimeError), open_view(OFFLINE, folders[0], "a", configured("direct")) as view:
@@ -135,7 +135,7 @@ def test_a_failed_run_is_marked_and_the_next_of_the_process_is_its_own(tmp_path:
     assert "personalize/mug_1/loss" in failed.summary and "personalize/mug_1/loss" not in whole.summary
 
 
-def test_a_resumed_run_continues_and_is_there_once(tmp_path: Path) -> None:
+def test_resumed_run_continues_and_is_there_once(tmp_path: Path) -> None:
     folder = finished(tmp_path / "sweep" / "direct-none-s0")
     attempts = []
     for whole in (False, False, True):
@@ -155,7 +155,7 @@ def test_a_resumed_run_continues_and_is_there_once(tmp_path: Path) -> None:
     assert list(kept.glob("*.synced"))
 
 
-def test_a_curve_that_was_half_online_is_logged_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_curve_that_was_half_online_is_logged_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     view = open_view(OFFLINE, finished(tmp_path / "sweep" / "direct-none-s0"), "a", configured("direct"))
     assert isinstance(view, WandbView)
     logged: list[dict] = []
@@ -181,7 +181,7 @@ def test_uploaded_files_are_kept_and_other_settings_are_another_run(tmp_path: Pa
     assert len(ids) == 2 and first.id in ids
 
 
-def test_a_run_of_several_methods_says_whose_numbers_they_are(tmp_path: Path) -> None:
+def test_run_of_several_methods_says_whose_numbers_they_are(tmp_path: Path) -> None:
     folder = finished(tmp_path / "sweep" / "compare-s0")
     manifest = json.loads((folder / "manifest.json").read_text())
     own = [{"method": name, "ablation": "none", "costs": {"merge_seconds": 2.0}} for name in ("direct", "duolora")]

@@ -14,7 +14,7 @@ from lorabench.lora.layer import export
 LAYER = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 
 
-def test_saves_and_loads_the_same_factors(loras, tmp_path: Path) -> None:
+def test_saves_and_loads_same_factors(loras, tmp_path: Path) -> None:
     content, _ = loras
     content.save(tmp_path / "content.safetensors", {"concept": "mug_1"})
     loaded = LoRA.load(tmp_path / "content.safetensors")
@@ -25,7 +25,7 @@ def test_saves_and_loads_the_same_factors(loras, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("extra", [{}, {"use_rslora": True}])
-def test_folds_the_alpha_that_diffusers_writes(loras, tmp_path: Path, extra) -> None:
+def test_folds_alpha_that_diffusers_writes(loras, tmp_path: Path, extra) -> None:
     content, _ = loras
     layers = {f"{LAYER}.lora_A.weight": content[LAYER].down, f"{LAYER}.lora_B.weight": content[LAYER].up}
     StableDiffusionXLPipeline.save_lora_weights(
@@ -35,7 +35,7 @@ def test_folds_the_alpha_that_diffusers_writes(loras, tmp_path: Path, extra) -> 
     torch.testing.assert_close(loaded[LAYER].up, content[LAYER].up * (6 / 3**0.5 if extra else 2))
 
 
-def test_an_alpha_pattern_beats_the_alpha(loras, tmp_path: Path) -> None:
+def test_alpha_pattern_beats_alpha(loras, tmp_path: Path) -> None:
     content, _ = loras
     layers = {f"{LAYER}.lora_A.weight": content[LAYER].down, f"{LAYER}.lora_B.weight": content[LAYER].up}
     metadata = {"r": 3, "lora_alpha": 6, "alpha_pattern": {"attn1.to_q": 12}}
@@ -44,7 +44,7 @@ def test_an_alpha_pattern_beats_the_alpha(loras, tmp_path: Path) -> None:
     torch.testing.assert_close(loaded[LAYER].up, content[LAYER].up * 4)
 
 
-def test_rank_is_the_highest_of_any_layer() -> None:
+def test_rank_is_highest_of_any_layer() -> None:
     def factors(rank: int) -> Factors:
         return Factors(torch.zeros(rank, 4), torch.zeros(4, rank))
 
@@ -52,7 +52,7 @@ def test_rank_is_the_highest_of_any_layer() -> None:
 
 
 @pytest.mark.parametrize("rank", [1, 3, 4, 9])
-def test_compression_is_the_truncated_svd(rank: int) -> None:
+def test_compression_is_truncated_svd(rank: int) -> None:
     """Against the SVD of the dense updates: the best of that rank, and the norm of what is cut off (Eckart-Young)."""
     torch.manual_seed(0)
     shapes = {"a": (7, 12, 9), "b": (4, 5, 30), "c": (2, 6, 6)}
@@ -77,11 +77,11 @@ def test_compression_is_the_truncated_svd(rank: int) -> None:
     assert f"relative error {error.overall:.2%}" in str(error)
 
 
-def test_an_exported_merge_of_low_rank_compresses_without_error(loras) -> None:
+def test_exported_merge_of_low_rank_compresses_without_error(loras) -> None:
     content, _ = loras
     small, error = export([content, content]).compressed(content.rank)
     assert error.overall < 1e-6 and small.rank == content.rank
     for layer, each in content.items():
         torch.testing.assert_close(small[layer].up @ small[layer].down, 2 * each.up @ each.down, rtol=1e-4, atol=1e-5)
-    with pytest.raises(UserError, match="type a rank"):
+    with pytest.raises(UserError, match="use a rank"):
         content.compressed(0)

@@ -161,14 +161,14 @@ def test_alpha_is_folded_in_before_rounding(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [None, "float16"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_diverged_lora_is_not_written(tmp_path: Path, value: float, dtype: str | None) -> None:
+def test_diverged_lora_is_not_written(tmp_path: Path, value: float, dtype: str | None) -> None:
     lora = lora_of({"unet.mid_block.attentions.0.proj_in": (torch.ones(1, 2), torch.full((2, 1), value), None)})
     with pytest.raises(UserError, match=r"proj_in has values .*the training diverged; use a smaller lora\.lr"):
         lora.save(tmp_path / FILE, dtype=dtype)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_number_that_half_precision_cannot_hold_is_named(tmp_path: Path) -> None:
+def test_number_that_half_precision_cannot_hold_is_named(tmp_path: Path) -> None:
     lora = lora_of({"unet.mid_block.attentions.0.proj_in": (torch.full((1, 2), 1e6), torch.full((2, 1), 1e6), None)})
     with pytest.raises(UserError, match="1e\\+06, too large for float16"):
         lora.save(tmp_path / FILE, dtype="float16")
@@ -227,14 +227,14 @@ def test_block_numbers_are_written_where_they_are_certain(tmp_path: Path, layers
         assert file.metadata()["ss_base_model_version"] == "sdxl_base_v1-0"
 
 
-def test_factors_in_the_shape_of_a_convolution_are_matrices(tmp_path: Path) -> None:
+def test_factors_in_shape_of_convolution_are_matrices(tmp_path: Path) -> None:
     triples = draw(1, alphas=False)
     tensors = {key: each[..., None, None].contiguous() for key, each in conventions.kohya(triples).items()}
     save_file(tensors, tmp_path / FILE)
     assert_same(LoRA.load(tmp_path / FILE), lora_of(triples))
 
 
-def test_the_config_beside_a_peft_file_counts(tmp_path: Path) -> None:
+def test_config_beside_peft_file_counts(tmp_path: Path) -> None:
     triples = draw(2, allowed("base_model"), alphas=False)
     save_file(conventions.base_model(triples), tmp_path / "adapter_model.safetensors")
     bare = lora_of(triples)
@@ -251,7 +251,7 @@ def test_the_config_beside_a_peft_file_counts(tmp_path: Path) -> None:
             LoRA.load(tmp_path / "adapter_model.safetensors")
 
 
-def test_an_export_carries_the_text_encoders(tmp_path: Path) -> None:
+def test_export_carries_text_encoders(tmp_path: Path) -> None:
     """As the sum of the updates, in the factors side by side."""
 
     def factors(rank: int, name: int) -> Factors:

@@ -135,7 +135,7 @@ def test_alphas_that_differ_by_layer(folder: Path, model: SDXL, tmp_path: Path) 
     assert_same(ours(folder, tmp_path / "kohya.safetensors"), theirs(folder, tmp_path / "folded.safetensors"))
 
 
-def test_the_kohya_files_of_diffusers_own_converter(model: SDXL, tmp_path: Path) -> None:
+def test_kohya_files_of_diffusers_own_converter(model: SDXL, tmp_path: Path) -> None:
     """Its alphas are integers, and since transformers 5 its first encoder has no `text_model`."""
     triples = draw(model, "converted", ranks=(2, 4))
     expected = lora_of(triples)
@@ -150,7 +150,7 @@ def test_the_kohya_files_of_diffusers_own_converter(model: SDXL, tmp_path: Path)
 
 
 @pytest.mark.parametrize("rslora", [False, True])
-def test_a_file_of_peft_adapters_with_their_config(folder: Path, tmp_path: Path, rslora: bool) -> None:
+def test_file_of_peft_adapters_with_their_config(folder: Path, tmp_path: Path, rslora: bool) -> None:
     """Adapters as a training script makes and saves them, against the very network that they were saved from."""
     trained = SDXL.load(folder)
     pipeline = trained.pipeline
@@ -173,7 +173,7 @@ def test_a_file_of_peft_adapters_with_their_config(folder: Path, tmp_path: Path,
     assert_same(ours(folder, tmp_path / "pytorch_lora_weights.safetensors"), outputs(trained), bare)
 
 
-def test_an_exported_and_a_compressed_merge_in_diffusers(folder: Path, model: SDXL, tmp_path: Path) -> None:
+def test_exported_and_compressed_merge_in_diffusers(folder: Path, model: SDXL, tmp_path: Path) -> None:
     loras = [lora_of(draw(model, name, ranks=(rank,), only=ATTENTION)) for name, rank in (("content", 3), ("style", 2))]
     torch.manual_seed(0)
     masks = {layer: (Masks(r=torch.rand(3)), Masks(r=torch.tensor([1.0, 0.0]))) for layer in loras[0]}

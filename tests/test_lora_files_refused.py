@@ -88,12 +88,12 @@ def test_other_content_is_named(tmp_path: Path, found: str) -> None:
     assert str(error.value).startswith(str(tmp_path / FILE)) and "\n" not in str(error.value)
 
 
-def test_the_good_part_of_those_files_is_read(tmp_path: Path) -> None:
+def test_good_part_of_those_files_is_read(tmp_path: Path) -> None:
     save_file(GOOD, tmp_path / FILE)
     assert LoRA.load(tmp_path / FILE).layers == [LAYER]
 
 
-def test_the_base_model_in_kohyas_metadata_counts(tmp_path: Path) -> None:
+def test_base_model_in_kohyas_metadata_counts(tmp_path: Path) -> None:
     for model, right in (("sdxl_base_v1-0", True), ("sd_v1", False), ("sd3_m", False), ("", True)):
         save_file(GOOD, tmp_path / FILE, metadata={"ss_base_model_version": model})
         if right:
@@ -106,7 +106,7 @@ def test_the_base_model_in_kohyas_metadata_counts(tmp_path: Path) -> None:
 def test_files_that_are_no_safetensors(tmp_path: Path) -> None:
     path = tmp_path / FILE
     refused = {
-        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n": "Git LFS pointer; type git lfs pull",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n": "Git LFS pointer; use git lfs pull",
         b"<!doctype html><html></html>": "web page; download the file itself",
         b"": "truncated or another format: download",
         struct.pack("<Q", 10**9) + b"{}": "truncated or another format: download",
@@ -119,7 +119,7 @@ def test_files_that_are_no_safetensors(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match="truncated or another format: download"):
         LoRA.load(path)
-    with pytest.raises(UserError, match="no such file; type the path"):
+    with pytest.raises(UserError, match="no such file; use the path"):
         LoRA.load(tmp_path / "nowhere.safetensors")
     with pytest.raises(UserError, match=r"is a folder.*type the path"):
         LoRA.load(tmp_path)
@@ -139,7 +139,7 @@ def test_pickles_are_never_opened(tmp_path: Path, name: str) -> None:
         LoRA.load(tmp_path / name)
 
 
-def test_the_command_that_converts_a_pickle_works(tmp_path: Path) -> None:
+def test_command_that_converts_pickle_works(tmp_path: Path) -> None:
     torch.save(GOOD, tmp_path / "lora.bin")
     with pytest.raises(UserError) as error:
         LoRA.load(tmp_path / "lora.bin")

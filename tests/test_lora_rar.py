@@ -90,17 +90,17 @@ def check(lora: LoRA, path: Path, contents: list[LoRA], styles: list[LoRA]) -> N
         assert lora[layer].rank == sum(each[layer].rank for each in (*contents, *styles) if layer in each)
 
 
-def test_the_merge_is_the_formula_column_by_column(model, method, weights, loras, pair) -> None:
+def test_merge_is_formula_column_by_column(model, method, weights, loras, pair) -> None:
     check(merged(model, method, loras, pair), weights, [loras[0]], [loras[1]])
 
 
-def test_a_layer_that_one_lora_leaves_alone(model, method, weights, loras, pair) -> None:
+def test_layer_that_one_lora_leaves_alone(model, method, weights, loras, pair) -> None:
     content = LoRA({layer: each for layer, each in loras[0].items() if "up_blocks" in layer})
     style = LoRA({layer: each for layer, each in loras[1].items() if "down_blocks.2" not in layer})
     check(merged(model, method, (content, style), pair), weights, [content], [style])
 
 
-def test_of_several_of_a_role_the_sum_counts(model, method, weights, loras, pair) -> None:
+def test_of_several_of_role_sum_counts(model, method, weights, loras, pair) -> None:
     from lorabench.data.pairs import Prompts
     from lorabench.data.pairs import pair as make_pair
 
@@ -115,7 +115,7 @@ def test_on_koala(koala, method, weights, pair) -> None:
     check(merged(koala, method, loras, pair), weights, [loras[0]], [loras[1]])
 
 
-def test_masks_of_one_are_the_naive_sum(model, loras, pair, tmp_path: Path) -> None:
+def test_masks_of_one_are_naive_sum(model, loras, pair, tmp_path: Path) -> None:
     made = network(16)
     torch.nn.init.zeros_(made.last.weight)
     torch.nn.init.ones_(made.last.bias)
@@ -125,7 +125,7 @@ def test_masks_of_one_are_the_naive_sum(model, loras, pair, tmp_path: Path) -> N
     assert all(torch.equal(ours[layer].down, plain[layer].down) for layer in plain)
 
 
-def test_its_size_on_sdxl_is_the_papers() -> None:
+def test_its_size_on_sdxl_is_papers() -> None:
     layers = layer_map("sdxl").planned(4, ROLES)
     masked = [layer for name, layer in layers.items() if is_masked(name)]
     assert len(masked) == 280 and all(layer.in_features == layer.out_features for layer in masked)
@@ -136,7 +136,7 @@ def test_its_size_on_sdxl_is_the_papers() -> None:
 # --- the file
 
 
-def test_a_file_says_what_it_is(tmp_path: Path) -> None:
+def test_file_says_what_it_is(tmp_path: Path) -> None:
     made, path = network(8, 16), tmp_path / "a.safetensors"
     made.save(path, {"model": "tiny", "epochs": 3}, torch.float16)
     assert about(path) == {"kind": "lora_rar", "model": "tiny", "epochs": 3, "widths": [8, 16]}
@@ -148,7 +148,7 @@ def test_a_file_says_what_it_is(tmp_path: Path) -> None:
     assert load(path).widths == [32]  # a changed file is read again
 
 
-def test_what_is_shipped_fits_the_micro_model() -> None:
+def test_what_is_shipped_fits_micro_model() -> None:
     path = SHIPPED / "micro.safetensors"
     known = about(path)
     layers = layer_map("micro").planned(16, ROLES)
@@ -174,9 +174,9 @@ def spoilt(tmp_path: Path, kind: str) -> str:
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("absent", "method.weights=.*absent.* is unknown; type method.weights=<micro|a file of task=hypernetwork>"),
+        ("absent", "method.weights=.*absent.* is unknown; use method.weights=<micro|a file of task=hypernetwork>"),
         ("pickle", "is no safetensors file"),
-        ("lora", "holds no hypernetwork of LoRA.rar; type task=hypernetwork"),
+        ("lora", "holds no hypernetwork of LoRA.rar; use task=hypernetwork"),
         ("torn", "is no whole hypernetwork"),
     ],
 )
@@ -191,13 +191,13 @@ def test_widths_that_are_lacking_are_named(tmp_path: Path, known: list[int]) -> 
     path = tmp_path / "h.safetensors"
     network(*known).save(path, {})
     lacking = "640 and 1280" if 96 in known else "1280"
-    told = rf"knows layers of width {' and '.join(map(str, known))} and this model has {lacking}; type method.weights="
+    told = rf"knows layers of width {' and '.join(map(str, known))} and this model has {lacking}; use method.weights="
     method = load_method("lora_rar", weights=str(path))
     with pytest.raises(UserError, match=told):
         method.merge.check(layer_map("sdxl").planned(4, ROLES))  # before any LoRA is trained
 
 
-def test_what_the_file_holds_decides_and_not_its_name(pair, tmp_path: Path) -> None:
+def test_what_file_holds_decides_and_not_its_name(pair, tmp_path: Path) -> None:
     def key(path: Path) -> Any:
         return Row.of("lora_rar", weights=str(path)).merge_key(pair)
 
@@ -220,7 +220,7 @@ def trained(model, pair: Pair, loras, epochs: int, progress: Callable[[int], Non
     return train(model, pairs, known, epochs, 0.01, zip_loss(0.01), 0, CPU, progress, checkpoint, curves), curves.values
 
 
-def test_training_lowers_the_loss_on_its_pairs(model, loras, pair) -> None:
+def test_training_lowers_loss_on_its_pairs(model, loras, pair) -> None:
     before, _ = trained(model, pair, loras, 1)
     after, curves = trained(model, pair, loras, 12)
     assert set(curves) == {"content", "style", "similarity"} and len(curves["content"]) == 24  # two images an epoch
@@ -234,7 +234,7 @@ def test_training_lowers_the_loss_on_its_pairs(model, loras, pair) -> None:
     assert all(type(model.denoiser.get_submodule(name)) is torch.nn.Linear for name in model.layers)
 
 
-def test_resumed_is_the_same_bit_by_bit(model, loras, pair, tmp_path: Path) -> None:
+def test_resumed_is_same_bit_by_bit(model, loras, pair, tmp_path: Path) -> None:
     whole, curves = trained(model, pair, loras, 4)
     with pytest.raises(Killed):
         trained(model, pair, loras, 4, kill_at(5), tmp_path)
@@ -244,7 +244,7 @@ def test_resumed_is_the_same_bit_by_bit(model, loras, pair, tmp_path: Path) -> N
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
 
 
-def test_a_step_is_ziploras_of_the_merge_as_a_file(model, loras, pair, weights, method) -> None:
+def test_step_is_ziploras_of_merge_as_file(model, loras, pair, weights, method) -> None:
     """The loss of predicted masks is that of the exported merge, and gradients reach every tensor of the network."""
     made = load(weights)
     predict = lambda updates, layer: made(updates, layer.roles)  # noqa: E731
@@ -275,7 +275,7 @@ SMALL = [
 ]  # fmt: skip
 
 
-def test_the_task_trains_checks_and_writes(tiny, hydra, tmp_path: Path, capsys) -> None:
+def test_task_trains_checks_and_writes(tiny, hydra, tmp_path: Path, capsys) -> None:
     cfg = compose("config", [*tiny, *SMALL, f"output={tmp_path}"])
     folder = tmp_path / "run"
     folder.mkdir()
@@ -299,8 +299,8 @@ def test_the_task_trains_checks_and_writes(tiny, hydra, tmp_path: Path, capsys) 
         ("dataset.styles=[neon_1]", r"the dataset has neon_1, .* leave it out of task\.styles"),
         ("task.subjects=[lamp_4]", r"experiments=\w+ has lamp_4, .* leave it out of task\.subjects"),
         ("task.styles=[ink_1]", r"the dataset has ink_1"),
-        ("task.subjects=[vase_1,vase_1]", r"each once; type task\.subjects="),
-        ("task.styles=[]", r"type task\.styles="),
+        ("task.subjects=[vase_1,vase_1]", r"each once; use task\.subjects="),
+        ("task.styles=[]", r"use task\.styles="),
         ("task.subjects=[teapot_1+vase_1]", r"teapot_1\+vase_1\+neon_1 is no single pair"),
     ],
 )
@@ -311,7 +311,7 @@ def test_what_is_held_out_is_not_trained_on(tiny, hydra, tmp_path: Path, overrid
     assert not list(tmp_path.glob("store/personalize/*"))
 
 
-def test_the_default_training_is_new_to_every_experiment(hydra) -> None:
+def test_default_training_is_new_to_every_experiment(hydra) -> None:
     from omegaconf import OmegaConf
 
     from lorabench.data.catalogue import load_pairs

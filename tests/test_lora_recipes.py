@@ -44,12 +44,12 @@ def recipe(name: str, *overrides: str) -> LoRASpec:
     return found
 
 
-def test_there_is_a_recipe_of_every_paper_asked_for() -> None:
+def test_there_is_recipe_of_every_paper_asked_for() -> None:
     assert set(RECIPES) == {"default", *PAPERS}
 
 
 @pytest.mark.parametrize("name", PAPERS)
-def test_numbers_of_the_papers(name: str) -> None:
+def test_numbers_of_papers(name: str) -> None:
     spec = recipe(name)
     assert (spec.rank, len(spec.blocks), spec.lr, spec.steps, spec.batch * spec.accumulate) == PAPERS[name]
     assert (spec.alpha, spec.schedule, spec.warmup, spec.text_encoders) == (spec.rank, "constant", 0, False)
@@ -65,7 +65,7 @@ def test_trains(name: str, model, pair) -> None:
     assert set(lora) == {layer for layer in layers if not spec.blocks or layer.startswith(tuple(spec.blocks))}
 
 
-def test_the_micro_recipe_asks_for_nothing_new() -> None:
+def test_micro_recipe_asks_for_nothing_new() -> None:
     """Its results are in the documents: what came later is switched off."""
     spec = recipe("default")
     assert (spec.blocks, spec.text_encoders, spec.accumulate, spec.optimizer) == ([], False, 1, "adamw")
@@ -74,7 +74,7 @@ def test_the_micro_recipe_asks_for_nothing_new() -> None:
     assert {field.name for field in fields(LoRASpec)} == set(compose("config").lora)
 
 
-def test_a_run_with_class_images_and_samples(tmp_path: Path, tiny: list[str]) -> None:
+def test_run_with_class_images_and_samples(tmp_path: Path, tiny: list[str]) -> None:
     """Two subjects of a class share their class images; what a training kept for a restart is gone."""
     plan = planned(
         *tiny, f"output={tmp_path}", "lora=ziplora", "lora.rank=2", "lora.steps=2", "lora.prior_weight=1",
@@ -94,7 +94,7 @@ def test_a_run_with_class_images_and_samples(tmp_path: Path, tiny: list[str]) ->
     assert not list((plan.store.root / ".partial").iterdir())
 
 
-def test_what_a_lora_is_found_by(tmp_path: Path, tiny: list[str]) -> None:
+def test_what_lora_is_found_by(tmp_path: Path, tiny: list[str]) -> None:
     """Not by how often it is saved; by its class images where it has some."""
 
     def keys(*overrides: str) -> list[str]:
@@ -123,7 +123,7 @@ def planned(*overrides: str) -> Plan:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_a_mistake_is_one_line(
+def test_mistake_is_one_line(
     commands: Commands, tmp_path: Path, tiny: list[str], overrides: list[str], words: str
 ) -> None:
     result = commands.run(*tiny, *overrides, f"output={tmp_path}")

@@ -118,11 +118,11 @@ CASES: list[tuple[str, str, dict[str, Any], Callable[..., Terms]]] = [
 
 
 @pytest.mark.parametrize(("name", "ablation", "overrides", "expected"), CASES)
-def test_every_term_and_its_gradient_equal_the_dense_formula(model, loras, pair, name, ablation, overrides, expected):
+def test_every_term_and_its_gradient_equal_dense_formula(model, loras, pair, name, ablation, overrides, expected):
     check(model, loras, pair, load(name, ablation, fit={"steps": 1, "lr": 0.01, "batch": 2}, **overrides), expected)
 
 
-def test_the_terms_of_two_subjects_and_a_style(model, three, trio) -> None:  # noqa: F811
+def test_terms_of_two_subjects_and_style(model, three, trio) -> None:  # noqa: F811
     for name, expected in (("ziprank", reconstruction), ("duolora", duolora)):
         check(model, three, trio, short(name), expected)
 
@@ -147,7 +147,7 @@ def check(model, loras, pair, method, expected) -> None:
             torch.testing.assert_close(mask.only().grad, leaf.grad, rtol=1e-3, atol=2e-5)
 
 
-def test_the_prior_of_the_released_code_by_hand() -> None:
+def test_prior_of_released_code_by_hand() -> None:
     """Two layers with all-ones masks of rank 64: L5 = lambda * 64; the "nuclear norm" of a vector is its length."""
     from test_methods import layer
 
@@ -168,7 +168,7 @@ def test_the_prior_of_the_released_code_by_hand() -> None:
     assert float(hinged.layer_prior(layers, masks)) == pytest.approx((128 + 64) / 2)
 
 
-def test_the_community_codes_similarity_starts_at_its_known_value() -> None:
+def test_community_codes_similarity_starts_at_its_known_value() -> None:
     """0.01 * 560 layers = 5.6 on SDXL, the value that its users report; 5.544 after 100 steps of 5e-5."""
     from test_methods import layer
 
@@ -182,7 +182,7 @@ def test_the_community_codes_similarity_starts_at_its_known_value() -> None:
 
 
 @pytest.mark.parametrize("name", ["ziplora", "duolora", "duolora_released"])
-def test_terms_of_a_pair_do_not_depend_on_its_company(model, loras, pair, name) -> None:
+def test_terms_of_pair_do_not_depend_on_its_company(model, loras, pair, name) -> None:
     from lorabench.lora.adapter import LoRA, in_basis
     from lorabench.merging.learn import Draws, Merging
 

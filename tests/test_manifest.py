@@ -59,7 +59,7 @@ def pairs(folder: Path, contexts: Any = "none", **changes: Any) -> list[Pair]:
     return load_pairs(FolderSpec(**values | changes), Prompts(contexts=contexts))
 
 
-def test_subjects_and_styles_of_a_manifest(folder: Path) -> None:
+def test_subjects_and_styles_of_manifest(folder: Path) -> None:
     rex, mug, fox = pairs(folder)
     assert [each.name for each in (rex, mug, fox)] == ["rex+crayon", "mug+crayon", "fox+crayon"]
     assert (rex.prompt, rex.text) == ("a sks dog in szn style", "a dog in kid crayon drawing style")
@@ -71,7 +71,7 @@ def test_subjects_and_styles_of_a_manifest(folder: Path) -> None:
     assert (rex.contents[0].live, mug.contents[0].live, fox.contents[0].live) == (True, False, True)
 
 
-def test_a_style_phrase_may_have_its_preposition(folder: Path) -> None:
+def test_style_phrase_may_have_its_preposition(folder: Path) -> None:
     (folder / "own.yaml").write_text(MANIFEST.replace("style: kid", "style: in kid"))
     assert pairs(folder)[0].text == "a dog in kid crayon drawing style"
 
@@ -83,7 +83,7 @@ def test_repeats_are_trained_on_more_often_and_scored_once(folder: Path) -> None
     assert len(mug.references) == len({image.sha256 for image in mug.references}) == 2
 
 
-def test_a_subject_s_own_scenes(folder: Path) -> None:
+def test_subject_s_own_scenes(folder: Path) -> None:
     rex, mug, fox = pairs(folder, contexts="auto")
     assert [scene.text for scene in rex.scenes] == [
         "a dog at home in kid crayon drawing style", "a wet dog in kid crayon drawing style",
@@ -138,7 +138,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("old", "new", "line", "words"), MISTAKES)
-def test_a_mistake_is_told_with_its_line(folder: Path, old: str, new: str, line: int, words: str) -> None:
+def test_mistake_is_told_with_its_line(folder: Path, old: str, new: str, line: int, words: str) -> None:
     assert old in MANIFEST
     (folder / "own.yaml").write_text(MANIFEST.replace(old, new, 1))
     with pytest.raises(UserError, match=rf"own\.yaml:{line}: .*{words}") as error:
@@ -151,7 +151,7 @@ def test_a_mistake_is_told_with_its_line(folder: Path, old: str, new: str, line:
     [("", "own.yaml:1: the manifest is empty"), ("- a", "own.yaml:1: the manifest must have keys"),
      ("subjects: {}\nstyles: {}", "own.yaml:1: subjects: names nothing"), ("subjects: 3\nstyles: 4", "own.yaml:1: ")],
 )  # fmt: skip
-def test_a_file_of_another_form(folder: Path, text: str, words: str) -> None:
+def test_file_of_another_form(folder: Path, text: str, words: str) -> None:
     (folder / "own.yaml").write_text(text)
     with pytest.raises(UserError, match=words):
         pairs(folder)
@@ -159,11 +159,11 @@ def test_a_file_of_another_form(folder: Path, text: str, words: str) -> None:
     with pytest.raises(UserError, match=r"own\.yaml:2: no text in UTF-8"):
         pairs(folder)
     (folder / "own.yaml").unlink()
-    with pytest.raises(UserError, match=r"type dataset\.manifest="):
+    with pytest.raises(UserError, match=r"use dataset\.manifest="):
         pairs(folder)
 
 
-def test_a_broken_image_is_told_with_its_line(folder: Path) -> None:
+def test_broken_image_is_told_with_its_line(folder: Path) -> None:
     (folder / "crayon" / "b.jpg").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"own\.yaml:23: .*b\.jpg is not a readable image") as error:
         pairs(folder)

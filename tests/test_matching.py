@@ -36,7 +36,7 @@ def test_matched_pairs_depend_on_seed_and_not_on_order_of_names():
     assert select_world(replace(SPEC, count=8)) == select_world(SPEC)[:8]
 
 
-def test_crossed_pairs_are_the_product_in_order_of_names():
+def test_crossed_pairs_are_product_in_order_of_names():
     spec = replace(SPEC, pairs="crossed", subjects=["mug_1", "cat_1"], styles=["ink_1", "neon_1"])
     assert select_world(spec) == [((s,), (t,)) for s in ("mug_1", "cat_1") for t in ("ink_1", "neon_1")]
 
@@ -47,7 +47,7 @@ def test_typed_pairs_are_taken_as_they_are():
     assert [len(pair.contents) for pair in pairs] == [2, 1]
 
 
-def test_development_names_are_a_set():
+def test_development_names_are_set():
     spec = replace(SPEC, pairs="crossed", subjects="development", styles="development")
     pairs = select_world(spec)
     assert len(pairs) == len(mw.DEVELOPMENT_SUBJECTS) * len(mw.DEVELOPMENT_STYLES)

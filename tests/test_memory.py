@@ -38,7 +38,7 @@ def test_shapes_keep_what_numbers_keep(model, checkpointing) -> None:
     assert counted.largest == real.largest
 
 
-def test_what_a_chain_of_known_size_keeps() -> None:
+def test_what_chain_of_known_size_keeps() -> None:
     """relu keeps its output, x * x keeps x once: 100 + 100 floats; a weight counts nothing."""
     layer = torch.nn.Linear(10, 10)
     with Kept(layer, []) as kept:
@@ -47,7 +47,7 @@ def test_what_a_chain_of_known_size_keeps() -> None:
     assert kept.bytes == 4 * (100 + 100)
 
 
-def test_checkpointing_keeps_a_fraction() -> None:
+def test_checkpointing_keeps_fraction() -> None:
     counts: Any = count("koala_700m", ["ziplora"], 64)
     assert list(counts) == COLUMNS and list(counts["step"]) == [TRAINING] * 2 + ["ziplora"] * 2
     assert counts["total"].tolist() == pytest.approx(counts[PARTS].sum(axis=1).tolist())

@@ -50,7 +50,7 @@ def three(model, loras) -> tuple[LoRA, ...]:
     return loras[0], random_lora(model, 4, "cat"), loras[1]
 
 
-def test_gradients_reach_the_masks_and_nothing_else(model, loras, pair) -> None:
+def test_gradients_reach_masks_and_nothing_else(model, loras, pair) -> None:
     for name in ("ziplora", "ziprank", "duolora"):
         module = merging(model, loras, pair, short(name))
         module.loss(0)["style"].sum().backward()
@@ -85,7 +85,7 @@ def test_teachers_are_each_lora_alone(model, loras, pair) -> None:
             torch.testing.assert_close(model.predict(noised.x, step.t, noised.prompt), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_predictions_do_not_depend_on_what_shares_the_forward(model, loras, pair) -> None:
+def test_predictions_do_not_depend_on_what_shares_forward(model, loras, pair) -> None:
     module = merging(model, loras, pair, short("duolora"))
     step = module.draw(0)
     inputs = (*step.images, step.images[0].under(step.both))
@@ -110,7 +110,7 @@ def test_content_and_style_share_noise_and_timestep(model, loras, pair) -> None:
             assert min(float((row - image).abs().max()) for image in images.latents) < 1e-2
 
 
-def test_a_merge_leaves_model_and_loras_alone_and_is_repeatable(model, loras, pair) -> None:
+def test_merge_leaves_model_and_loras_alone_and_is_repeatable(model, loras, pair) -> None:
     weights = {name: value.clone() for name, value in model.unet.state_dict().items()}
     factors = [{layer: each.up.clone() for layer, each in lora.items()} for lora in loras]
     done: list[int] = []
@@ -129,7 +129,7 @@ def test_a_merge_leaves_model_and_loras_alone_and_is_repeatable(model, loras, pa
 
 
 @pytest.mark.parametrize("name", ["ziplora", "ziprank", "duolora", "duolora_released"])
-def test_pairs_side_by_side_are_the_pairs_one_by_one(model, loras, pair, name) -> None:
+def test_pairs_side_by_side_are_pairs_one_by_one(model, loras, pair, name) -> None:
     """And keep being it whatever else is in the batch."""
     method = short(name)
     others = [random_lora(model, 3, "other"), random_lora(model, 2, "look")]
@@ -149,7 +149,7 @@ def test_pairs_side_by_side_are_the_pairs_one_by_one(model, loras, pair, name) -
                 torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-4)
 
 
-def test_loras_of_other_shapes_get_a_batch_of_their_own(model, loras, pair) -> None:
+def test_loras_of_other_shapes_get_batch_of_their_own(model, loras, pair) -> None:
     method = short("ziprank")
     wide = (random_lora(model, 5, "other"), loras[1])
     items = [MergeItem(tuple(loras), pair), MergeItem(wide, pair), MergeItem(tuple(loras), recoloured(pair, "cup_1"))]
@@ -165,7 +165,7 @@ def test_three_adapters_are_one_merge(model, three, trio) -> None:
     assert result.learned_params == len({layer.rpartition(".attn")[0] for layer in three[0]}) * 2 * 9
 
 
-def test_uniform_is_the_mean_of_the_merges_of_each_content_with_the_style(model, three, trio) -> None:
+def test_uniform_is_mean_of_merges_of_each_content_with_style(model, three, trio) -> None:
     for name in ("direct", "ziplora", "duolora"):
         method = short(name, "uniform") if name != "direct" else load(name, "uniform")
         result = merged(model, method, three, trio)
@@ -176,7 +176,7 @@ def test_uniform_is_the_mean_of_the_merges_of_each_content_with_the_style(model,
             torch.testing.assert_close(result.file[layer].up @ result.file[layer].down, dense, rtol=1e-4, atol=1e-5)
 
 
-def test_uniform_copes_with_a_layer_that_one_subject_alone_adapts(model, three, trio) -> None:
+def test_uniform_copes_with_layer_that_one_subject_alone_adapts(model, three, trio) -> None:
     bare = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
     without = [LoRA({layer: each for layer, each in lora.items() if layer != bare}) for lora in (three[0], three[2])]
     method, picked = short("ziplora", "uniform"), (without[0], three[1], without[1])
@@ -191,7 +191,7 @@ def test_there_is_no_mean_of_merges_without_masks(name) -> None:
         load(name, "uniform")
 
 
-def test_an_adapter_that_lacks_a_layer_leaves_it_alone(model, loras, pair) -> None:
+def test_adapter_that_lacks_layer_leaves_it_alone(model, loras, pair) -> None:
     half = LoRA({layer: each for i, (layer, each) in enumerate(loras[0].items()) if i % 2})
     method = short("ziprank")
     result = merged(model, method, (half, loras[1]), pair)
@@ -200,7 +200,7 @@ def test_an_adapter_that_lacks_a_layer_leaves_it_alone(model, loras, pair) -> No
     assert result.file[bare].rank == 2 and ranks[bare][0] == 0 and set(result.file) == set(loras[0])
 
 
-def test_a_pair_stops_by_itself(model, loras, pair) -> None:
+def test_pair_stops_by_itself(model, loras, pair) -> None:
     few = recoloured(pair, "cup_1")
     few = replace(few, contents=(replace(few.contents[0], images=pair.contents[0].images * 2),))
     method = load("duolora", "early_stop", fit={"steps": 4, "lr": 0.01, "batch": 1})
@@ -213,7 +213,7 @@ def test_a_pair_stops_by_itself(model, loras, pair) -> None:
     assert len(stopped.losses["content"]) == 1
 
 
-def test_a_result_comes_back_from_disk(model, loras, pair, tmp_path) -> None:
+def test_result_comes_back_from_disk(model, loras, pair, tmp_path) -> None:
     for name in ("direct", "ziplora", "duolora", "duolora_released"):
         result = merged(model, short(name) if name != "direct" else load(name), loras, pair)
         folder = tmp_path / name
@@ -231,7 +231,7 @@ def test_a_result_comes_back_from_disk(model, loras, pair, tmp_path) -> None:
                     assert all(torch.equal(left.named()[kind], mask) for kind, mask in right.named().items())
 
 
-def test_the_merged_lora_is_the_live_merge(model, loras, pair) -> None:
+def test_merged_lora_is_live_merge(model, loras, pair) -> None:
     method = short("duolora")
     result = merged(model, method, loras, pair)
     sample, t = torch.randn(1, model.unet.config.in_channels, 16, 16), torch.tensor([500])
@@ -242,7 +242,7 @@ def test_the_merged_lora_is_the_live_merge(model, loras, pair) -> None:
         torch.testing.assert_close(model.predict(sample, t, prompt), live, rtol=1e-5, atol=1e-5)
 
 
-def test_the_direct_merge_is_the_sum(model, loras, pair) -> None:
+def test_direct_merge_is_sum(model, loras, pair) -> None:
     result = merged(model, load("direct"), loras, pair)
     assert result.masks is None and result.learned_params == 0 and result.losses == {}
     for layer, each in result.file.items():

@@ -39,14 +39,14 @@ def start(method: Method, *layers: Layer, seed: int = 0) -> AllMasks:
     return merge.masks(named, seed)
 
 
-def test_every_component_has_an_option_of_its_name() -> None:
+def test_every_component_has_option_of_its_name() -> None:
     for group in GROUPS:
         classes = set(components(*presets.PACKAGES[group]))
         assert classes <= set(presets.options(group))
         assert {component_name(presets.component_class(group, each)) for each in presets.options(group)} == classes
 
 
-def test_every_option_has_a_value_for_every_setting_and_no_other() -> None:
+def test_every_option_has_value_for_every_setting_and_no_other() -> None:
     for group in GROUPS:
         for option in presets.options(group):
             expected = presets.settings_of({group: presets.component_class(group, option)})
@@ -60,7 +60,7 @@ def test_every_preset_is_three_options_and_nothing_else() -> None:
         assert load(name).name == name and load(name).options == presets.choices(name)
 
 
-def test_components_share_only_settings_that_mean_the_same() -> None:
+def test_components_share_only_settings_that_mean_same() -> None:
     """One value reaches every component that has the key, so a shared name must be one setting with one default."""
     keys = {
         group: set().union(
@@ -81,7 +81,7 @@ def test_components_are_at_most_two_classes_deep() -> None:
             assert len(ours) <= 3 and ours[-1] is base, kind  # the component, its kind, and the base of all
 
 
-def test_a_file_is_derived_from_the_hooks_and_not_declared() -> None:
+def test_file_is_derived_from_hooks_and_not_declared() -> None:
     """A rule that changes scales or guidance cannot be sampled as a file, whatever it declares or forgets."""
     from lorabench.sampling.rules.plain import Plain
 
@@ -116,7 +116,7 @@ def test_every_ablation_changes_little_and_fits_something() -> None:
         assert presets.fitting_presets(name)
 
 
-def test_an_ablation_of_another_method_does_not_fit() -> None:
+def test_ablation_of_another_method_does_not_fit() -> None:
     assert presets.fitting_presets("no_cycle") == ["duolora", "duolora_released"]
     assert presets.fitting_presets("none") == PRESETS
     assert presets.fitting_presets("short_content_lora") == ["duolora", "duolora_released"]
@@ -128,7 +128,7 @@ def test_an_ablation_of_another_method_does_not_fit() -> None:
         load("duolora", "no_circle")
 
 
-def test_a_method_is_built_from_its_settings() -> None:
+def test_method_is_built_from_its_settings() -> None:
     for name in PRESETS:
         method = load(name)
         assert build(method.options, method.settings, name) == method
@@ -168,13 +168,13 @@ def test_combinations_without_sense_are_refused_in_one_line(name: str, words: st
     assert "\n" not in str(error.value)
 
 
-def test_errors_name_the_method_that_was_typed() -> None:
+def test_errors_name_method_that_was_typed() -> None:
     with pytest.raises(UserError, match="dare_ties does not have") as error:
         load("dare_ties", "uniform")
     assert " ties" not in str(error.value)
 
 
-def test_the_short_spelling_reaches_the_one_component_that_has_the_key() -> None:
+def test_short_spelling_reaches_one_component_that_has_key() -> None:
     method = load("duolora", content_lora_steps=0.5, lambda_cycle=0.3)
     assert values_of(method.training)["content_lora_steps"] == 0.5 and values_of(method.merge)["lambda_cycle"] == 0.3
     both = load("blora", content_block="mid_block")
@@ -190,7 +190,7 @@ DEPARTURES = (
 )  # fmt: skip
 
 
-def test_the_released_preset_is_all_departures_at_once() -> None:
+def test_released_preset_is_all_departures_at_once() -> None:
     switched, preset = load("duolora", "released"), load("duolora_released")
     assert switched.settings == preset.settings
     paper = load("duolora").settings
@@ -230,7 +230,7 @@ CYCLES = {"style_cycle", "content_cycle"}
         ("duolora_released", "none", RECONSTRUCTION | CYCLES | {"prior"}, 3),
     ],
 )
-def test_terms_and_forwards_of_a_step(model, loras, pair, name, ablation, terms, forwards) -> None:
+def test_terms_and_forwards_of_step(model, loras, pair, name, ablation, terms, forwards) -> None:
     module = merging(model, loras, pair, short(name, ablation))
     count = []
     hook = model.unet.register_forward_hook(lambda *_: count.append(1))
@@ -239,7 +239,7 @@ def test_terms_and_forwards_of_a_step(model, loras, pair, name, ablation, terms,
     module.adapters.detach()
 
 
-def test_duolora_starts_with_more_ones_in_the_dominant_mask() -> None:
+def test_duolora_starts_with_more_ones_in_dominant_mask() -> None:
     method = load("duolora", dominant_ones=0.75, minor_ones=0.25, lambda_prior=0.0)  # a layer may then be neutral
     for depth, ones in ((1.0, [6, 2]), (0.0, [2, 6]), (0.5, [8, 8])):
         [masks] = start(method, layer(depth), seed=1).values()
@@ -253,12 +253,12 @@ def test_duolora_starts_with_more_ones_in_the_dominant_mask() -> None:
     assert all((mask.only() == 1).all() for mask in masks)
 
 
-def test_every_subject_has_the_share_of_its_role() -> None:
+def test_every_subject_has_share_of_its_role() -> None:
     [masks] = start(load("duolora", minor_ones=0.25), layer(0.0, (8, 4, 8))).values()
     assert [int(mask.only().sum()) for mask in masks] == [2, 1, 8]
 
 
-def test_the_gaussian_start_of_the_released_code() -> None:
+def test_gaussian_start_of_released_code() -> None:
     """Kept values are r itself, the supports are nested, and about half and an eighth of the entries are kept."""
     method = load("duolora", "gaussian_init")
     layers = {f"layer{i}": layer(1.0, (64, 64), f"layer{i}") for i in range(200)}
@@ -295,13 +295,13 @@ def short_of(name: str) -> Any:
     return load(name).merge
 
 
-def test_an_epoch_of_one_step() -> None:
+def test_epoch_of_one_step() -> None:
     released, paper = (short_of(name) for name in ("duolora_released", "duolora"))
     assert [released.steps([n, 1]) for n in (1, 4, 5, 6)] == [100, 25, 20, 17]
     assert paper.steps([5, 1]) == 100
 
 
-def test_the_content_lora_of_the_released_scripts_is_short(pair, lora_spec) -> None:
+def test_content_lora_of_released_scripts_is_short(pair, lora_spec) -> None:
     def steps(name: str) -> list[int]:
         return [output.job.steps for output in load(name).training.outputs(pair, lora_spec)]
 
@@ -310,7 +310,7 @@ def test_the_content_lora_of_the_released_scripts_is_short(pair, lora_spec) -> N
     assert (content.job, style.job) == (same.job, too.job)
 
 
-def test_zip_masks_have_the_size_of_the_papers_dimension() -> None:
+def test_zip_masks_have_size_of_papers_dimension() -> None:
     def sizes(method: Method) -> list[tuple[int, ...]]:
         [masks] = start(method, layer(0.0, (3, 2))).values()
         return [tuple(mask.only().shape) for mask in masks]
@@ -320,8 +320,8 @@ def test_zip_masks_have_the_size_of_the_papers_dimension() -> None:
     assert sizes(load("ziprank")) == [(3,), (2,)]
 
 
-def test_a_prior_needs_a_layer_that_it_is_about() -> None:
-    with pytest.raises(UserError, match="type ablation=no_layer_prior"):
+def test_prior_needs_layer_that_it_is_about() -> None:
+    with pytest.raises(UserError, match="use ablation=no_layer_prior"):
         start(load("duolora"), layer(0.5))
     assert start(load("duolora", "no_layer_prior"), layer(0.5))
 

@@ -16,7 +16,7 @@ from lorabench.scoring.load import load_scorer
 from lorabench.scoring.preprocess import Preprocess, to_uint8
 
 
-def test_cosine_matrix_is_the_plain_formula():
+def test_cosine_matrix_is_plain_formula():
     rng = np.random.default_rng(1)
     a, b = rng.normal(size=(5, 7)), rng.normal(size=(3, 7))
     plain = (a / np.linalg.norm(a, axis=1, keepdims=True)) @ (b / np.linalg.norm(b, axis=1, keepdims=True)).T
@@ -36,7 +36,7 @@ def test_identical_permuted_and_constant_features():
         cosine.cosine_matrix(a, constant)
 
 
-def test_leave_group_out_ignores_the_own_group():
+def test_leave_group_out_ignores_own_group():
     unit = torch.tensor([[1.0, 0.0], [0.99, 0.1], [0.9, 0.3], [0.0, 1.0]])
     labels, groups = torch.tensor([0, 1, 0, 1]), torch.tensor([0, 0, 1, 1])
     # 0 -> 2 right; 1 -> 2 wrong; 2 -> 0 or 1, nearest is 1: wrong; 3 -> 1 right
@@ -113,7 +113,7 @@ def test_scorers_load_strictly_and_embed_unit_rows(tmp_path, kind):
         assert "\n" not in str(error.value)
 
 
-def test_a_file_that_is_no_safetensors_or_no_config_is_one_line(tmp_path):
+def test_file_that_is_no_safetensors_or_no_config_is_one_line(tmp_path):
     folder = write_scorer(tmp_path / "dino", "dino")
     (folder / "w.safetensors").write_bytes(b"<html>not found</html>")
     with pytest.raises(UserError, match="not a readable safetensors"):
@@ -132,14 +132,14 @@ def test_a_file_that_is_no_safetensors_or_no_config_is_one_line(tmp_path):
         read_config(folder / "config.json")
 
 
-def test_csd_has_the_structure_of_the_released_checkpoint(tmp_path):
+def test_csd_has_structure_of_released_checkpoint(tmp_path):
     names = load_scorer(ScorerFiles.of(write_scorer(tmp_path / "csd", "csd"))).network.state_dict()
     assert names["last_layer_style"].shape == names["last_layer_content"].shape == (32, 16)
     assert "backbone.proj" not in names
     assert "backbone.conv1.weight" in names
 
 
-def test_clip_scores_texts_in_the_space_of_images(tmp_path):
+def test_clip_scores_texts_in_space_of_images(tmp_path):
     from lorabench.scoring.clip import Clip
 
     clip = load_scorer(ScorerFiles.of(write_scorer(tmp_path / "clip", "clip")))

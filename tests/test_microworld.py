@@ -16,7 +16,7 @@ def subject(cls: str) -> mw.Subject:
     return mw.subject(f"{cls}_1")
 
 
-def test_pictures_of_a_version_never_change():
+def test_pictures_of_version_never_change():
     """A failure here means that the pictures changed: raise VERSION, so that no table mixes two worlds."""
     pictures = [mw.render(mw.subject("mug_1"), None, POSE), mw.render(mw.subject("cat_2"), mw.style("neon_1"), POSE)]
     thumbs = [p.reshape(8, 8, 8, 8, 3).mean(axis=(1, 3)).round().astype(int) for p in pictures]
@@ -34,19 +34,19 @@ def test_every_class_is_visible_in_every_family(family):
         assert all(np.abs(one - other).mean() > 2 for other in drawn[:i])
 
 
-def test_rendering_is_a_function_of_its_arguments():
+def test_rendering_is_function_of_its_arguments():
     args = (subject("duck"), mw.style("crayon_2"), mw.Pose(rotation=5, flip=True))
     assert np.array_equal(mw.render(*args), mw.render(*args))
 
 
-def test_larger_pictures_show_the_same_thing():
+def test_larger_pictures_show_same_thing():
     small = mw.render(subject("house"), mw.style("poster_1"), POSE)
     large = mw.render(subject("house"), mw.style("poster_1"), POSE, size=128)
     shrunk = large.reshape(64, 2, 64, 2, 3).mean(axis=(1, 3))
     assert np.abs(small - shrunk).mean() < 6
 
 
-def test_identity_survives_the_scene():
+def test_identity_survives_scene():
     """The subject's pixels stay when the scene around them changes."""
     rng = np.random.default_rng(0)
     one = mw.sample_subject(rng, "lamp")

@@ -40,7 +40,7 @@ def draw(model: SDXL) -> torch.Tensor:
     return sample_latents(model, ["a dog"], [1], 2, 3.0)
 
 
-def test_a_single_file_is_the_same_model_as_its_folder(both) -> None:
+def test_single_file_is_same_model_as_its_folder(both) -> None:
     folder, file = both
     files = model_files(replace(SPEC, path=str(file), config=str(folder)))
     ours, theirs = SDXL.load(files), SDXL.load(folder)
@@ -51,7 +51,7 @@ def test_a_single_file_is_the_same_model_as_its_folder(both) -> None:
     assert torch.equal(draw(ours), draw(theirs))
 
 
-def test_file_that_the_model_does_not_use_changes_no_digest(both, tmp_path: Path) -> None:
+def test_file_that_model_does_not_use_changes_no_digest(both, tmp_path: Path) -> None:
     """Another variant that is downloaded later, a model card, weights in another format."""
     store, folder = Store(tmp_path / "store"), tmp_path / "model"
     shutil.copytree(both[0], folder)
@@ -73,7 +73,7 @@ def test_file_that_the_model_does_not_use_changes_no_digest(both, tmp_path: Path
 @pytest.mark.parametrize(
     "name", ["model_index.json", "scheduler/scheduler_config.json", "tokenizer_2/tokenizer.json", "unet/config.json"]
 )
-def test_every_file_that_the_model_uses_is_in_its_digest(both, tmp_path: Path, name: str) -> None:
+def test_every_file_that_model_uses_is_in_its_digest(both, tmp_path: Path, name: str) -> None:
     store, folder = Store(tmp_path / "store"), tmp_path / "model"
     shutil.copytree(both[0], folder)
     files = model_files(replace(SPEC, path=str(folder)))
@@ -83,7 +83,7 @@ def test_every_file_that_the_model_uses_is_in_its_digest(both, tmp_path: Path, n
     assert {file.name for file in files.sources()} >= {"diffusion_pytorch_model.safetensors", "model.safetensors"}
 
 
-def test_a_single_file_in_half_precision_keeps_its_autoencoder_whole(both) -> None:
+def test_single_file_in_half_precision_keeps_its_autoencoder_whole(both) -> None:
     folder, file = both
     model = SDXL.load(model_files(replace(SPEC, path=str(file), config=str(folder), dtype="bf16")))
     assert {model.unet.dtype, *(each.dtype for each in model.text.values())} == {torch.bfloat16}
@@ -100,7 +100,7 @@ def test_half_precision_is_near(folder) -> None:
     torch.testing.assert_close(draw(half), draw(whole), atol=0.15, rtol=0.05)
 
 
-def test_another_autoencoder_replaces_the_models_own(both, tmp_path) -> None:
+def test_another_autoencoder_replaces_models_own(both, tmp_path) -> None:
     folder, _ = both
     shutil.copytree(folder / "vae", tmp_path / "vae")
     file = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
@@ -112,7 +112,7 @@ def test_another_autoencoder_replaces_the_models_own(both, tmp_path) -> None:
         model_files(replace(SPEC, path=str(folder), vae=str(tmp_path / "nothing")))
 
 
-def test_a_variant_is_found_where_there_is_one(both, tmp_path) -> None:
+def test_variant_is_found_where_there_is_one(both, tmp_path) -> None:
     folder, _ = both
     shutil.copytree(folder, tmp_path / "half")
     for file in (tmp_path / "half").rglob("*.safetensors"):
@@ -123,7 +123,7 @@ def test_a_variant_is_found_where_there_is_one(both, tmp_path) -> None:
     assert torch.equal(draw(SDXL.load(files)), draw(SDXL.load(folder)))
 
 
-def test_encoders_that_wait_elsewhere_give_the_same(folder) -> None:
+def test_encoders_that_wait_elsewhere_give_same(folder) -> None:
     model, waiting = SDXL.load(folder), SDXL.load(replace(model_folder(folder), offload="encoders"))
     moved = []
     for part in (*waiting.text.values(), waiting.vae):
@@ -139,7 +139,7 @@ def test_encoders_that_wait_elsewhere_give_the_same(folder) -> None:
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "sliced"])
-def test_attention_in_another_way_is_the_same(folder, attention) -> None:
+def test_attention_in_another_way_is_same(folder, attention) -> None:
     other = SDXL.load(replace(model_folder(folder), attention=attention))
     torch.testing.assert_close(draw(other), draw(SDXL.load(folder)), atol=1e-4, rtol=1e-4)
 
@@ -152,7 +152,7 @@ def test_another_resolution(folder) -> None:
         model_files(replace(SPEC, path=str(folder), resolution=40))
 
 
-def test_only_what_changes_the_numbers_is_in_the_key(folder) -> None:
+def test_only_what_changes_numbers_is_in_key(folder) -> None:
     files = model_folder(folder)
     assert files.numbers() == replace(files, attention="sliced", offload="encoders", checkpointing=True).numbers() == {}
     assert replace(files, dtype="bf16", resolution=32).numbers() == {"dtype": "bf16", "resolution": 32}
@@ -241,13 +241,13 @@ def test_folders_that_lack_something(both, tmp_path, spoil, words) -> None:
         SDXL.load(model_files(replace(SPEC, path=str(folder))))
 
 
-def test_a_file_that_is_no_autoencoder(both, tmp_path) -> None:
+def test_file_that_is_no_autoencoder(both, tmp_path) -> None:
     save_file({"unet.x": torch.zeros(1)}, tmp_path / "lora.safetensors")
     with pytest.raises(UserError, match="cannot be read as an autoencoder"):
         SDXL.load(model_files(replace(SPEC, path=str(both[0]), vae=str(tmp_path / "lora.safetensors"))))
 
 
-def test_the_shapes_of_a_single_file_are_those_of_its_configurations(both) -> None:
+def test_shapes_of_single_file_are_those_of_its_configurations(both) -> None:
     folder, file = both
     found = layer_map(replace(SPEC, name="sdxl", path=str(file), config=str(folder)))
     assert found == layer_map(model_folder(folder)) != layer_map("sdxl")
@@ -255,7 +255,7 @@ def test_the_shapes_of_a_single_file_are_those_of_its_configurations(both) -> No
         layer_map(replace(SPEC, name="sdxl", path="nowhere"))
 
 
-def test_a_text_encoder_is_whole(both, tmp_path) -> None:
+def test_text_encoder_is_whole(both, tmp_path) -> None:
     folder, _ = both
     other = shutil.copytree(folder, tmp_path / "folder")
     file = other / "text_encoder" / "model.safetensors"

@@ -40,14 +40,14 @@ def diffusers_rates(name: str, warmup: int, steps: int, updates: int) -> list[fl
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_without_a_warmup_rates_are_diffusers(name: str, lora_spec) -> None:
+def test_without_warmup_rates_are_diffusers(name: str, lora_spec) -> None:
     spec = replace(lora_spec, schedule=name, warmup=0, steps=12, cycles=2)
     ours = rates(schedule(torch.optim.SGD([weight()], lr=spec.lr), spec), 12)
     assert ours == pytest.approx(diffusers_rates(name, 0, 12, 12), rel=1e-6)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_with_a_warmup_the_update_at_rate_zero_is_left_out(name: str, lora_spec) -> None:
+def test_with_warmup_update_at_rate_zero_is_left_out(name: str, lora_spec) -> None:
     spec = replace(lora_spec, schedule=name, warmup=3, steps=12, cycles=2)
     ours = rates(schedule(torch.optim.SGD([weight()], lr=spec.lr), spec), 12)
     theirs = diffusers_rates(name, 4, 13, 13)
@@ -56,7 +56,7 @@ def test_with_a_warmup_the_update_at_rate_zero_is_left_out(name: str, lora_spec)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_a_warmup_longer_than_the_training(name: str, lora_spec) -> None:
+def test_warmup_longer_than_training(name: str, lora_spec) -> None:
     spec = replace(lora_spec, schedule=name, warmup=10, steps=3)
     ours = rates(schedule(torch.optim.SGD([weight()], lr=spec.lr), spec), 4)
     assert ours == pytest.approx([spec.lr * step / 11 for step in (1, 2, 3, 4)])
@@ -83,7 +83,7 @@ def test_prodigy_is_prodigyopts_with_diffusers_settings(lora_spec, capsys: pytes
     assert torch.equal(ours, theirs) and not torch.equal(ours, weight())
 
 
-def test_prodigy_trains_a_lora(model, pair, lora_spec) -> None:
+def test_prodigy_trains_lora(model, pair, lora_spec) -> None:
     pytest.importorskip("prodigyopt")
     spec = replace(lora_spec, optimizer="prodigy", lr=1.0, steps=6, text_encoders=True, text_lr=1.0)
     lora = personalize(model, pair.contents[0], spec, Environment(0, CPU))
@@ -106,9 +106,9 @@ def test_8_bit_adamw_is_close_to_adamw(lora_spec) -> None:
 
 
 @pytest.mark.parametrize(("name", "package"), [("prodigy", "prodigyopt"), ("adamw8bit", "bitsandbytes")])
-def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, lora_spec, name: str, package: str) -> None:
+def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, lora_spec, name: str, package: str) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UserError, match=rf"{package}, which is not installed; type pip install lorabench\[{name}\]"):
+    with pytest.raises(UserError, match=rf"{package}, which is not installed; run pip install lorabench\[{name}\]"):
         check_recipe(replace(lora_spec, optimizer=name))
 
 

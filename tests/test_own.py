@@ -71,7 +71,7 @@ def differ(left: LoRA, right: LoRA) -> bool:
     return any(not torch.allclose(one, two) for one, two in pairs)
 
 
-def test_the_naive_sum_needs_no_weights(files, folder, tmp_path, monkeypatch) -> None:
+def test_naive_sum_needs_no_weights(files, folder, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("lorabench.tasks.jobs.load_model", None)
     ours = updates(merge(*files, model=folder))
     one, two = (updates(LoRA.load(path)) for path in files)
@@ -81,14 +81,14 @@ def test_the_naive_sum_needs_no_weights(files, folder, tmp_path, monkeypatch) ->
         torch.testing.assert_close(update, torch.stack(parts).sum(0))
 
 
-def test_others_may_read_a_merge(files, folder, tmp_path) -> None:
+def test_others_may_read_merge(files, folder, tmp_path) -> None:
     before = os.umask(0o022)
     merge(*files, model=folder).save(tmp_path / "m.safetensors")
     assert stat.S_IMODE((tmp_path / "m.safetensors").stat().st_mode) == 0o644
     assert os.umask(before) == 0o022
 
 
-def test_a_learned_merge_draws_what_it_learns_from(files, folder, loras) -> None:
+def test_learned_merge_draws_what_it_learns_from(files, folder, loras) -> None:
     content, style = UserLoRA(files[0], "a sks mug"), UserLoRA(files[1], "a boat in szn style")
     options = {"prompt": "a sks mug in szn style", "model": folder, "device": "cpu", "teachers": TEACHERS}
     fit = {"steps": 3, "lr": 0.1, "batch": 1}
@@ -115,7 +115,7 @@ def test_given_images_are_taken_instead(files, folder, tmp_path) -> None:
     assert done[-1] == 2 * 10.0 * 2
 
 
-def test_a_merge_that_looks_at_no_image_has_none_drawn(files, folder, loras, pair, model) -> None:
+def test_merge_that_looks_at_no_image_has_none_drawn(files, folder, loras, pair, model) -> None:
     """SSR-Merge asks the network for answers to noise under both prompts."""
     own = UserPair(
         (UserLoRA(files[0], "a sks mug"),), (UserLoRA(files[1], "a boat in szn style"),), "a sks mug in szn style"
@@ -176,7 +176,7 @@ def test_what_no_file_can_hold_is_refused_and_drawn(
     assert_drawn(model, loras[1], tmp_path / "images")  # so much weight on the style leaves it alone
 
 
-def test_merge_on_the_command_line(run, files, folder, loras, tmp_path) -> None:
+def test_merge_on_command_line(run, files, folder, loras, tmp_path) -> None:
     result = run("merge", "method=direct", "task.dtype=float32")
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("merged.safetensors  (") and result.stderr == ""
@@ -191,7 +191,7 @@ def test_merge_on_the_command_line(run, files, folder, loras, tmp_path) -> None:
     assert_same(LoRA.load(tmp_path / "out" / "small.safetensors"), small, rtol=1e-2, atol=1e-3)
 
 
-def test_a_merge_that_its_rank_cuts_says_by_how_much(run, files, folder, loras, model) -> None:
+def test_merge_that_its_rank_cuts_says_by_how_much(run, files, folder, loras, model) -> None:
     merge: Any = load("ties", rank=2).merge
     error = merge.combined(loras, model.layers.adapted(loras, ROLES), 0, {}).error
     result = run("merge", "method=ties", "method.rank=2")
@@ -200,7 +200,7 @@ def test_a_merge_that_its_rank_cuts_says_by_how_much(run, files, folder, loras, 
     assert "relative error" not in run("merge", "method=ties", "method.rank=1000").stdout
 
 
-def test_a_learned_merge_on_the_command_line_finds_its_images_again(run, files, folder, tmp_path) -> None:
+def test_learned_merge_on_command_line_finds_its_images_again(run, files, folder, tmp_path) -> None:
     options = ["method=ziprank", "method.fit.steps=2", *PROMPTS]
     first = run("merge", *options)
     assert first.returncode == 0, first.stderr
@@ -212,7 +212,7 @@ def test_a_learned_merge_on_the_command_line_finds_its_images_again(run, files, 
     assert_same(LoRA.load(tmp_path / "merged.safetensors"), before, rtol=0, atol=0)
 
 
-def test_a_sweep_makes_a_file_a_method(run, files, folder, loras, tmp_path) -> None:
+def test_sweep_makes_file_method(run, files, folder, loras, tmp_path) -> None:
     """The switch may stand anywhere; nothing of Hydra's is left beside the files."""
     output = "output=merged_${hydra:runtime.choices.method}.safetensors"
     result = run("merge", "method=direct,content_only", "-m", output)
@@ -223,13 +223,13 @@ def test_a_sweep_makes_a_file_a_method(run, files, folder, loras, tmp_path) -> N
     assert {path.name for path in tmp_path.iterdir()} == {*files, "store"}
 
 
-def test_a_method_that_leaves_nothing_has_no_file(run, files, folder, tmp_path) -> None:
+def test_method_that_leaves_nothing_has_no_file(run, files, folder, tmp_path) -> None:
     result = run("merge", "method=base", "output=merged.safetensors")
     assert result.returncode == 2 and "leaves nothing of the LoRAs" in result.stderr
     assert not (tmp_path / "merged.safetensors").exists()
 
 
-def test_generate_on_the_command_line(run, files, folder, loras, model, tmp_path) -> None:
+def test_generate_on_command_line(run, files, folder, loras, model, tmp_path) -> None:
     result = run("generate", "method=direct", PROMPTS[-1], "output=images")
     assert result.returncode == 0, result.stderr
     assert_drawn(model, export(loras), tmp_path / "images")
@@ -265,7 +265,7 @@ def assert_drawn(model: SDXL, lora: LoRA, images: Path) -> None:
         ("generate", ["method=direct", PROMPTS[-1], "output=b.safetensors"], "cannot write to b.safetensors: File"),
     ],
 )
-def test_mistakes_on_the_command_line(run, files, folder, tmp_path, task, overrides, words) -> None:
+def test_mistakes_on_command_line(run, files, folder, tmp_path, task, overrides, words) -> None:
     result = run(task, *overrides)
     assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
     assert words in result.stderr

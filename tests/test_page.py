@@ -112,7 +112,7 @@ def test_every_image_is_there_once_with_its_scores(run: Path) -> None:
     assert image["scores"] == {name: round(own.loc[own["metric"] == name, "value"].mean(), 4) for name in METRICS}
 
 
-def test_references_of_a_pair_are_those_of_its_concepts(run: Path) -> None:
+def test_references_of_pair_are_those_of_its_concepts(run: Path) -> None:
     page = parsed(run)
     for pair in page.data["pairs"]:
         for role in ("content", "style"):
@@ -137,7 +137,7 @@ def test_what_runs_share_is_embedded_once(tmp_path: Path) -> None:
     assert page.data["rows"][0]["scores"]["clip_t"]["difference"] is None
 
 
-def test_values_of_pairs_make_the_mean(run: Path) -> None:
+def test_values_of_pairs_make_mean(run: Path) -> None:
     """The page computes means of the selected pairs; for all pairs they must equal the table's means."""
     for row in parsed(run).data["rows"]:
         assert row["pairs"].keys() == row["scores"].keys() == METRICS.keys()
@@ -147,7 +147,7 @@ def test_values_of_pairs_make_the_mean(run: Path) -> None:
             assert np.average(values, weights=weights) == pytest.approx(row["scores"][name]["mean"], abs=1e-5)
 
 
-def test_several_seeds_of_a_method_are_images_of_one_row(tmp_path: Path) -> None:
+def test_several_seeds_of_method_are_images_of_one_row(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / f"s{seed}", "direct", pairs=PAIRS[:1], images=2, seed=seed) for seed in (0, 1)]
     write_joint_report(runs, tmp_path)
     data = parsed(tmp_path).data
@@ -168,7 +168,7 @@ def test_images_of_one_place_are_told_apart(tmp_path: Path) -> None:
     assert data["pairs"][0]["prompts"] == ["a sks mug_1 in szn style", "another"]
 
 
-def test_a_backbone_stands_once_above_its_column(tmp_path: Path) -> None:
+def test_backbone_stands_once_above_its_column(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", pairs=PAIRS[:2])
     scores = pd.read_parquet(folder / "scores.parquet")
     other = scores[scores["metric"] == "dino/content"].assign(backbone="dino@vits8")
@@ -199,7 +199,7 @@ def test_hostile_names_are_text(tmp_path: Path) -> None:
     assert hostile.data["pairs"][0]["prompts"] == [f"</script>{NASTY}"]
 
 
-def test_pictures_of_the_world_are_embedded_as_they_are(tmp_path: Path) -> None:
+def test_pictures_of_world_are_embedded_as_they_are(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", pairs=PAIRS[:1], images=1)
     pose = mw.sample_pose(np.random.default_rng(0))
     oracle = folder / "images" / "oracle" / "mug_1+halftone_1" / "00.png"
@@ -225,7 +225,7 @@ def test_several_subjects_in_one_picture(tmp_path: Path) -> None:
     assert "mug_1+cat_1 in ink_1</th>" in (folder / "report.html").read_text()  # in the table of losses
 
 
-def test_runs_of_different_pairs_and_the_same_name(tmp_path: Path) -> None:
+def test_runs_of_different_pairs_and_same_name(tmp_path: Path) -> None:
     runs = [
         make_run(tmp_path / "one" / "direct-none-s0", "direct", images=1),
         make_run(tmp_path / "one" / "duolora-none-s0", pairs=PAIRS[:1], images=1),
@@ -240,7 +240,7 @@ def test_runs_of_different_pairs_and_the_same_name(tmp_path: Path) -> None:
     assert [row["run"] for row in Parsed(text).data["rows"]][3:5] == [0, 1]
 
 
-def test_the_same_runs_give_the_same_bytes(tmp_path: Path) -> None:
+def test_same_runs_give_same_bytes(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", pairs=PAIRS[:2])
     write_report(folder)
     before = (folder / "report.html").read_bytes()

@@ -130,7 +130,7 @@ def test_filters_act_on_everything(chromium: Browser, sweep: Path) -> None:
         assert "duolora" in rows(page) and page.locator("#table-status").inner_text() == ""
 
 
-def test_the_image_of_every_cell_is_switched_at_once(chromium: Browser, sweep: Path) -> None:
+def test_image_of_every_cell_is_switched_at_once(chromium: Browser, sweep: Path) -> None:
     with opened(chromium, sweep) as page:
         labels = "all => all.filter(shot => shot.dataset.image).map(shot => shot.getAttribute('aria-label'))"
         before = page.locator(MATRIX).evaluate_all(labels)
@@ -147,7 +147,7 @@ def test_the_image_of_every_cell_is_switched_at_once(chromium: Browser, sweep: P
         assert page.locator('[data-choice="image"]').input_value() == "2"
 
 
-def test_an_image_opens_and_arrows_step(chromium: Browser, sweep: Path) -> None:
+def test_image_opens_and_arrows_step(chromium: Browser, sweep: Path) -> None:
     with opened(chromium, sweep) as page:
         shot = page.locator('#matrix-images .shot[aria-label^="mug_1 in halftone_1, direct"]')
         hover(page, '#matrix-images .shot[aria-label^="mug_1 in halftone_1, direct"]')
@@ -171,7 +171,7 @@ def test_an_image_opens_and_arrows_step(chromium: Browser, sweep: Path) -> None:
         assert page.evaluate("document.activeElement.getAttribute('aria-label')").startswith(names[3])
 
 
-def test_the_matrix_by_keyboard(chromium: Browser, sweep: Path) -> None:
+def test_matrix_by_keyboard(chromium: Browser, sweep: Path) -> None:
     with opened(chromium, sweep) as page:
         assert page.locator('#matrix-images .shot[tabindex="0"]').count() == 1
         page.locator('[data-choice="turn"]').focus()
@@ -195,7 +195,7 @@ def test_the_matrix_by_keyboard(chromium: Browser, sweep: Path) -> None:
         assert page.evaluate("document.activeElement.closest('#matrix-images')") is None
 
 
-def test_a_view_is_shared_by_its_address(chromium: Browser, sweep: Path) -> None:
+def test_view_is_shared_by_its_address(chromium: Browser, sweep: Path) -> None:
     with opened(chromium, sweep) as page:
         header(page, "clip_t").get_by_role("button").click()
         page.locator('[data-filter="row"] summary').click()
@@ -217,7 +217,7 @@ def test_a_view_is_shared_by_its_address(chromium: Browser, sweep: Path) -> None
         assert len(rows(page)) == 7 and page.locator('[data-choice="x"]').input_value() == "dino/content"
 
 
-def test_a_method_leads_to_its_config(chromium: Browser, sweep: Path) -> None:
+def test_method_leads_to_its_config(chromium: Browser, sweep: Path) -> None:
     with opened(chromium, sweep) as page:
         page.locator('#scores-table tr[data-row="duolora"] th a').click()
         details = page.locator("#run-1")
@@ -234,7 +234,7 @@ def test_plots_name_their_points(chromium: Browser, sweep: Path) -> None:
         assert page.locator("#tradeoff-plot .mark").count() == 7
 
 
-def test_on_a_phone_nothing_sticks_out(chromium: Browser, sweep: Path) -> None:
+def test_on_phone_nothing_sticks_out(chromium: Browser, sweep: Path) -> None:
     with opened(chromium, sweep, 390, 844) as page:
         for summary in page.locator("main summary").all():
             summary.click()
@@ -249,7 +249,7 @@ def test_on_a_phone_nothing_sticks_out(chromium: Browser, sweep: Path) -> None:
         assert box and box["x"] >= 0 and box["x"] + box["width"] <= 390
 
 
-def test_a_run_of_one_method(chromium: Browser, tmp_path: Path) -> None:
+def test_run_of_one_method(chromium: Browser, tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", pairs=PAIRS[:1], images=1)
     write_report(folder)
     with opened(chromium, folder) as page:

@@ -27,7 +27,7 @@ def counts() -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_unets_have_the_published_sizes(name: str) -> None:
+def test_unets_have_published_sizes(name: str) -> None:
     parameters = list(empty_model(name).denoiser.parameters())
     assert all(parameter.is_meta for parameter in parameters)
     millions = sum(parameter.numel() for parameter in parameters) // 10**6
@@ -39,7 +39,7 @@ def learned(counts: pd.DataFrame, model: str, method: str) -> int:
     return int(rows["learned_parameters"].item())
 
 
-def test_sdxl_at_rank_64_learns_what_the_papers_state(counts) -> None:
+def test_sdxl_at_rank_64_learns_what_papers_state(counts) -> None:
     assert learned(counts, "sdxl", "duolora") == 71_680
     assert learned(counts, "sdxl", "ziprank") == 71_680
     assert learned(counts, "sdxl", "ziplora (out)") == 1_331_200
@@ -47,7 +47,7 @@ def test_sdxl_at_rank_64_learns_what_the_papers_state(counts) -> None:
 
 
 @pytest.mark.parametrize("model", SIZES)
-def test_counts_follow_from_the_layers(counts, model: str) -> None:
+def test_counts_follow_from_layers(counts, model: str) -> None:
     layers = layer_map(model).trained().values()
     rank = 16 if model == "micro" else 64
     widths = [(layer.in_features, layer.out_features) for layer in layers]

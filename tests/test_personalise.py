@@ -25,7 +25,7 @@ def same(left, right) -> bool:
     return all(torch.equal(left[layer].up, right[layer].up) for layer in left)
 
 
-def test_trains_the_factors_and_nothing_else(model: SDXL, pair, lora_spec) -> None:
+def test_trains_factors_and_nothing_else(model: SDXL, pair, lora_spec) -> None:
     before = {name: value.clone() for name, value in model.unet.state_dict().items()}
     done: list[int] = []
     lora = personalize(model, pair.contents[0], lora_spec, Environment(0, CPU, done.append))
@@ -37,7 +37,7 @@ def test_trains_the_factors_and_nothing_else(model: SDXL, pair, lora_spec) -> No
     assert not any(parameter.requires_grad for parameter in model.unet.parameters())
 
 
-def test_draws_belong_to_the_concept_and_the_seed(model, pair, lora_spec) -> None:
+def test_draws_belong_to_concept_and_seed(model, pair, lora_spec) -> None:
     first = personalize(model, pair.contents[0], lora_spec, Environment(0, CPU))
     personalize(model, pair.styles[0], lora_spec, Environment(0, CPU))  # another item in between changes nothing
     assert same(first, personalize(model, pair.contents[0], lora_spec, Environment(0, CPU)))
@@ -58,7 +58,7 @@ def test_alpha_over_rank_is_folded_in(model, pair, lora_spec) -> None:
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_the_loss_is_the_denoising_loss_of_the_models_own_target(model, pair, lora_spec, prediction_type) -> None:
+def test_loss_is_denoising_loss_of_models_own_target(model, pair, lora_spec, prediction_type) -> None:
     model.process.predicts = prediction_type
     concept: Concept = replace(pair.contents[0], images=pair.contents[0].images[:1])
     with model.attach([initial(model.layers.trained(), 2, 0)]) as adapters:
@@ -77,7 +77,7 @@ def test_the_loss_is_the_denoising_loss_of_the_models_own_target(model, pair, lo
     torch.testing.assert_close(loss, ((prediction - target) ** 2).mean())
 
 
-def test_training_lowers_the_loss(model, pair, lora_spec) -> None:
+def test_training_lowers_loss(model, pair, lora_spec) -> None:
     spec = replace(lora_spec, steps=40, batch=4, rank=4)
     trained = personalize(model, pair.contents[0], spec, Environment(0, CPU))
 
@@ -101,7 +101,7 @@ def test_min_snr_weights_follow_diffusers_snr(model: SDXL, lora_spec, prediction
     assert model.process.loss_weight(t, lora_spec) is None
 
 
-def test_the_prior_term_is_weighted_by_its_weight_alone(model: SDXL, pair, lora_spec) -> None:
+def test_prior_term_is_weighted_by_its_weight_alone(model: SDXL, pair, lora_spec) -> None:
     """Its timesteps are not: min-SNR weighs the concept's images only, as in diffusers."""
     spec = replace(lora_spec, min_snr=0.5, prior_weight=3.0)
     prior = [reference("mug", "a mug", "gray")]
@@ -133,7 +133,7 @@ def test_accumulated_forwards_are_one_update(model: SDXL, pair, lora_spec) -> No
     assert all(factors.up.abs().max() < 1.5 * 2.0 * lora_spec.lr for factors in four.values())
 
 
-def test_only_the_blocks_asked_for_are_adapted(model: SDXL, pair, lora_spec) -> None:
+def test_only_blocks_asked_for_are_adapted(model: SDXL, pair, lora_spec) -> None:
     blocks = ["up_blocks.0.attentions.0", "up_blocks.0.attentions.1"]
     lora = personalize(model, pair.contents[0], replace(lora_spec, blocks=blocks), Environment(0, CPU))
     expected = {layer for layer in model.layers.trained() if any(layer.startswith(f"{block}.") for block in blocks)}
@@ -162,7 +162,7 @@ def test_text_encoders_learn_and_are_left_as_they_were(model: SDXL, pair, lora_s
 
 
 @pytest.mark.parametrize("text", [False, True], ids=["unet", "text_encoders"])
-def test_samples_show_the_training_and_do_not_change_it(
+def test_samples_show_training_and_do_not_change_it(
     tmp_path: Path, model: SDXL, pair, lora_spec, generate_spec, text: bool
 ) -> None:
     spec = replace(lora_spec, sample_every=2, steps=4, text_encoders=text, text_lr=1e-2)
@@ -174,12 +174,12 @@ def test_samples_show_the_training_and_do_not_change_it(
     assert len(list(look.folder.iterdir())) == 2
 
 
-def test_class_prompts_are_the_captions_in_plain_words(pair) -> None:
+def test_class_prompts_are_captions_in_plain_words(pair) -> None:
     assert class_prompts(pair.contents[0]) == ("a mug",)
     assert class_prompts(pair.styles[0]) == ("a boat in halftone style", "a tree in halftone style")
 
 
-def test_the_model_may_be_in_half_precision_and_checkpointed(folder: Path, model: SDXL, pair, lora_spec) -> None:
+def test_model_may_be_in_half_precision_and_checkpointed(folder: Path, model: SDXL, pair, lora_spec) -> None:
     """Factors stay in fp32, whose updates at a rate of 5e-5 bf16 would round away; checkpointing changes no number."""
     spec = replace(lora_spec, text_encoders=True, crops=1)
     files = model_folder(folder)

@@ -52,20 +52,20 @@ def keys(plan: Plan) -> dict[str, set[str]]:
     return {stage: {item.key for item in plan.artifacts(stage)} for stage in STAGES}
 
 
-def test_subjects_and_styles_cost_a_sum_and_not_a_product(plan: Plan) -> None:
+def test_subjects_and_styles_cost_sum_and_not_product(plan: Plan) -> None:
     assert {stage: len(plan.artifacts(stage)) for stage in STAGES} == {
         "personalize": 2 + 2, "merge": 4, "generate": 5 * 4, "embed": 3 * (5 * 4 + 2 + 2) + 4, "score": 5 * 4,
     }  # fmt: skip
 
 
-def test_another_method_shares_the_loras_and_the_frame_rows(plan: Plan) -> None:
+def test_another_method_shares_loras_and_frame_rows(plan: Plan) -> None:
     one, other = keys(plan), keys(replace(plan, rows=frame_rows(chosen("ziplora"), WORLD, PAIRS)))
     assert one["personalize"] == other["personalize"]
     assert not one["merge"] & other["merge"]
     assert len(one["generate"] & other["generate"]) == len(one["score"] & other["score"]) == 4 * 4
 
 
-def test_a_method_trains_on_images_of_its_own_choice(plan: Plan) -> None:
+def test_method_trains_on_images_of_its_own_choice(plan: Plan) -> None:
     """Both in the same two blocks."""
     own, shared = (
         keys(replace(plan, rows=[chosen("blora", ablation)]))["personalize"] for ablation in ("none", "all_images")
@@ -73,12 +73,12 @@ def test_a_method_trains_on_images_of_its_own_choice(plan: Plan) -> None:
     assert len(own) == len(shared) == 4 and not own & shared and not shared & keys(plan)["personalize"]
 
 
-def test_an_ablation_changes_the_merge(plan: Plan) -> None:
+def test_ablation_changes_merge(plan: Plan) -> None:
     ablated = keys(replace(plan, rows=frame_rows(chosen("duolora", "no_cycle"), WORLD, PAIRS)))
     assert not keys(plan)["merge"] & ablated["merge"]
 
 
-def test_what_the_key_depends_on(plan: Plan) -> None:
+def test_what_key_depends_on(plan: Plan) -> None:
     trainer = TrainerSpec("auto", "32-true", 7, 3, devices=4, nodes=2, rendezvous="a:1")
     elsewhere = replace(
         plan, trainer=trainer, model=ModelFiles(Path("/elsewhere"), Path("/elsewhere")), store=Store(Path("/other"))
@@ -103,7 +103,7 @@ def test_other_scorers_draw_nothing_anew(plan: Plan) -> None:
     assert not one["score"] & other["score"]
 
 
-def test_the_scoring_batch_is_in_the_key_of_scores_alone(plan: Plan) -> None:
+def test_scoring_batch_is_in_key_of_scores_alone(plan: Plan) -> None:
     one, other = keys(plan), keys(replace(plan, scoring_batch=8))
     assert not one.pop("score") & other.pop("score")
     assert len(one["embed"] & other["embed"]) == 3 * (2 + 2) + 4  # references and texts do not share a batch
@@ -126,26 +126,26 @@ def test_images_go_through_all_backbones_in_one_batch(plan: Plan) -> None:
     assert len(images) == 5 * 4 and all(len(group) == 3 for group in images)
 
 
-def test_every_method_starts_from_the_same_noise(plan: Plan) -> None:
+def test_every_method_starts_from_same_noise(plan: Plan) -> None:
     seeds = [plan.seeds(pair) for pair in plan.pairs]
     assert len({seed for row in seeds for seed in row}) == 4 * plan.generation.images
     more = replace(plan, generation=replace(plan.generation, images=5), pairs=plan.pairs[::-1])
     assert more.seeds(plan.pairs[0])[:2] == seeds[0]
 
 
-def test_a_frame_row_that_is_the_chosen_method_stands_once(plan: Plan) -> None:
+def test_frame_row_that_is_chosen_method_stands_once(plan: Plan) -> None:
     rows = [row.name for row in frame_rows(chosen("base"), WORLD, PAIRS)]
     assert rows == ["content_only", "style_only", "oracle", "base"]
     assert not replace(plan, rows=frame_rows(chosen("base"), WORLD, PAIRS)).artifacts("merge")
 
 
-def test_a_method_that_wants_its_own_lora_trains_that_one_besides(plan: Plan) -> None:
+def test_method_that_wants_its_own_lora_trains_that_one_besides(plan: Plan) -> None:
     row = chosen("duolora", "short_content_lora")
     short = replace(plan, rows=frame_rows(row, WORLD, PAIRS), lora=replace(plan.lora, steps=30))
     assert [item.steps for item in short.artifacts("personalize")] == [30, 3, 30, 3, 30, 30]
 
 
-def test_several_subjects_have_no_oracle_and_the_kind_of_merge_is_in_the_key(plan: Plan) -> None:
+def test_several_subjects_have_no_oracle_and_kind_of_merge_is_in_key(plan: Plan) -> None:
     spec = replace(WORLD, contents=["mug_1", "cat_1"])
     pairs = load_pairs(spec, Prompts())
     rows = frame_rows(chosen("duolora"), spec, pairs)
@@ -158,7 +158,7 @@ def test_several_subjects_have_no_oracle_and_the_kind_of_merge_is_in_the_key(pla
     assert keys(replace(plan, rows=alone)) == keys(plan)
 
 
-def test_a_method_is_shown_the_unet_before_any_training(plan: Plan, folder: Path) -> None:
+def test_method_is_shown_unet_before_any_training(plan: Plan, folder: Path) -> None:
     row = Row.of("duolora", prior={"content": ["nope"], "style": ["mid_block"]})
     with pytest.raises(UserError, match=r"content layers \(nope\) are not"):
         check_methods(replace(plan, rows=[row], model=model_folder(folder)))
@@ -176,7 +176,7 @@ def test_a_method_is_shown_the_unet_before_any_training(plan: Plan, folder: Path
         ("blora", ("content", "style"), (2, 2), ("up_blocks.0.attentions.0", "up_blocks.0.attentions.1")),
     ],
 )
-def test_merge_is_checked_with_the_ranks_roles_and_blocks_of_its_training(
+def test_merge_is_checked_with_ranks_roles_and_blocks_of_its_training(
     plan: Plan, folder: Path, monkeypatch: pytest.MonkeyPatch, method: str, roles: tuple, ranks: tuple, blocks: tuple
 ) -> None:
     seen: list[Layer] = []
@@ -189,7 +189,7 @@ def test_merge_is_checked_with_the_ranks_roles_and_blocks_of_its_training(
     assert all(layer.name.startswith(blocks) for layer in seen)
 
 
-def test_pairs_of_a_batch_are_one_job(plan: Plan) -> None:
+def test_pairs_of_batch_are_one_job(plan: Plan) -> None:
     together = replace(plan, merging=MergeSpec(3))
     merges = together.artifacts("merge")
     assert [len(batch) for batch in batches(merges)] == [3, 1]
@@ -204,7 +204,7 @@ def test_baseline_images_depend_only_on_loras_that_they_use(plan: Plan) -> None:
     assert not replace(plan, rows=[rows["base"]]).artifacts("personalize")
 
 
-def test_how_many_pairs_share_a_batch_is_in_the_key_where_masks_are_learned(plan: Plan) -> None:
+def test_how_many_pairs_share_batch_is_in_key_where_masks_are_learned(plan: Plan) -> None:
     alone, together = keys(plan), keys(replace(plan, merging=MergeSpec(3)))
     assert alone["personalize"] == together["personalize"] and not alone["merge"] & together["merge"]
     assert "pairs_per_batch" not in plan.artifacts("merge")[0].parts
@@ -225,7 +225,7 @@ def test_another_component_is_another_row_and_shares_what_it_can(plan: Plan) -> 
 
 
 @pytest.mark.parametrize("name", ["direct", "klora", "duolora", "ties", "blora", "style_only"])
-def test_uses_agrees_with_the_scales_of_the_merge(name: str, folder: Path, plan: Plan) -> None:
+def test_uses_agrees_with_scales_of_merge(name: str, folder: Path, plan: Plan) -> None:
     from lorabench.models.shapes import layer_map
     from lorabench.tasks.checks import adapted_layers
 
@@ -236,7 +236,7 @@ def test_uses_agrees_with_the_scales_of_the_merge(name: str, folder: Path, plan:
         assert method.merge.uses(role) == any(scales)
 
 
-def test_a_version_is_in_the_key_of_its_stage(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_version_is_in_key_of_its_stage(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     row = chosen("klora")
     before = keys(replace(plan, rows=[row]))
     monkeypatch.setattr(type(row.own.sampling), "version", 2)
@@ -249,7 +249,7 @@ def test_a_version_is_in_the_key_of_its_stage(plan: Plan, monkeypatch: pytest.Mo
     assert not before["personalize"] & keys(replace(plan, rows=[row]))["personalize"]
 
 
-def test_an_aligned_training_needs_a_dataset_that_has_such_images(plan: Plan) -> None:
+def test_aligned_training_needs_dataset_that_has_such_images(plan: Plan) -> None:
     photos = replace(plan, rows=[chosen("direct+training.pair")], dataset=DreamBoothStyleDropSpec(name="photos"))
     with pytest.raises(UserError, match=r"method/training=pair is trained on .* which dataset=photos does not have"):
         photos.artifacts("personalize")
@@ -270,7 +270,7 @@ def test_uses_are_sample_sets_of_their_own(plan: Plan) -> None:
     assert plan.score(row, pair, "content").params["references"] == plan.score(row, pair).params["references"]
 
 
-def test_use_of_a_merge_without_separate_adapters_changes_its_prompt_only(plan: Plan) -> None:
+def test_use_of_merge_without_separate_adapters_changes_its_prompt_only(plan: Plan) -> None:
     ties = Row.of("ties")
     content = plan.sample(ties, PAIRS[0], "content")
     assert "strength" not in content.params and content.params["prompt"] == "a sks mug"

@@ -47,7 +47,7 @@ def narrow(monkeypatch):
     monkeypatch.setattr("pretraining.unet.build_unet", small)
 
 
-def test_every_word_of_the_world_is_one_token():
+def test_every_word_of_world_is_one_token():
     tokenizer = build_tokenizer()
     for word in [*mw.vocabulary(), *IDENTIFIERS]:
         assert len(tokenizer.tokenize(word)) == 1, word
@@ -55,7 +55,7 @@ def test_every_word_of_the_world_is_one_token():
     assert tokenizer.unk_token_id not in tokenizer("an oil painting of a dog, 3-d", add_special_tokens=False).input_ids
 
 
-def test_patch_code_is_the_best_linear_one(pictures):
+def test_patch_code_is_best_linear_one(pictures):
     """Reconstruction error equals the variance of the components left out; with all 48 nothing is lost."""
     images = to_tensor(pictures)
     whole = PatchPCA.fit(pictures, channels=48)
@@ -72,19 +72,19 @@ def test_patch_code_is_the_best_linear_one(pictures):
     assert (linear - images).square().sum().item() == pytest.approx(spread[12:].sum().item(), rel=1e-2)
 
 
-def test_bank_latents_match_the_code(pictures):
+def test_bank_latents_match_code(pictures):
     pca = PatchPCA.fit(pictures)
     expected = pca.encode(to_tensor(pictures))
     assert torch.allclose(encode_bank(pca, [pictures]).float(), expected, atol=2e-2)
 
 
-def test_the_last_step_is_noise_alone():
+def test_last_step_is_noise_alone():
     """Terminal SNR: SDXL's own schedule would leave the mean colour visible (SNR 0.005)."""
     alpha_bar = build_scheduler().alphas_cumprod[-1]
     assert alpha_bar / (1 - alpha_bar) < 1e-4
 
 
-def test_unet_has_the_blocks_of_sdxl():
+def test_unet_has_blocks_of_sdxl():
     names = {name.split(".transformer_blocks")[0] for name, _ in build_unet().named_modules() if "attn2" in name}
     expected = {f"down_blocks.{b}.attentions.{i}" for b in (1, 2) for i in (0, 1)}
     expected |= {f"up_blocks.{b}.attentions.{i}" for b in (0, 1) for i in (0, 1, 2)} | {"mid_block.attentions.0"}
@@ -194,7 +194,7 @@ class Predicts(torch.nn.Module):
         return self.factor * noisy
 
 
-def test_heldout_loss_is_the_error_of_v():
+def test_heldout_loss_is_error_of_v():
     """With v predicted as zero, the mean of v^2 is abar + (1 - abar) E[x0^2] for independent noise."""
     x0 = 0.5 * torch.randn(128, 12, 16, 16, generator=torch.Generator().manual_seed(1))
     losses = heldout_losses(Predicts(0.0), x0, torch.zeros(128, 32))  # pyright: ignore[reportArgumentType]
@@ -210,7 +210,7 @@ def test_heldout_pictures_are_outside_every_bank():
     assert latents.shape == (2, 12, 16, 16) and ids.shape == (2, 32)
 
 
-def test_shipped_code_is_the_latent_space_of_the_shipped_vae(pictures):
+def test_shipped_code_is_latent_space_of_shipped_vae(pictures):
     vae = AutoencoderKL.from_pretrained(SHIPPED / "vae")
     with torch.no_grad():
         mean = vae.encode(to_tensor(pictures[:8])).latent_dist.mean
@@ -253,7 +253,7 @@ def test_checkpoint_is_exported_as_loadable_pipeline(work):
     assert (loaded.process.predicts, loaded.resolution) == ("v_prediction", 64)
 
 
-def test_loss_is_the_error_of_v_with_a_capped_weight():
+def test_loss_is_error_of_v_with_capped_weight():
     clean = torch.randn(4, 12, 16, 16, generator=torch.Generator().manual_seed(0))
     model = Predicts(0.0)
     loss = VLoss()(model, clean, torch.zeros(4, 32).long(), 3, slice(0, 4), torch.device("cpu"))

@@ -22,14 +22,14 @@ def roles(prior) -> list[str]:
     return ["" if role is None else role[0] for role in dominant_roles(read_prior(prior), SDXL).values()]
 
 
-def test_presets_on_the_blocks_of_sdxl() -> None:
+def test_presets_on_blocks_of_sdxl() -> None:
     assert roles(RESOLUTION) == ["s", "c", "c", "c", "s"]
     assert roles("paper_names") == ["s", "c", "c", "", "s"]
     assert roles("released") == ["s", "c", "", "", "s"]
     assert [by_depth(layer(depth)) for depth in (1.0, 0.0, 0.5)] == ["content", "style", None]
 
 
-def test_a_file_is_a_prior_and_its_blocks_are_in_the_settings(tmp_path: Path) -> None:
+def test_file_is_prior_and_its_blocks_are_in_settings(tmp_path: Path) -> None:
     file = tmp_path / "prior.yaml"
     file.write_text("content: [mid_block]\nstyle: [up_blocks.1, down_blocks.1.attentions.0]\n")
     assert roles(str(file)) == ["s", "", "c", "", "s"]

@@ -137,7 +137,7 @@ def test_scenes_that_are_equal_as_prompts_are_sampled_once(tmp_path: Path) -> No
     assert [scene.prompt for scene in pairs[0].scenes] == ["a sks dog in the snow in szn style"]
 
 
-def test_read_of_a_folder_without_tokenizer_has_no_limit(tmp_path: Path) -> None:
+def test_read_of_folder_without_tokenizer_has_no_limit(tmp_path: Path) -> None:
     (tmp_path / "tokenizer").mkdir()
     (tmp_path / "tokenizer" / "vocab.json").write_text(json.dumps({"a": 0}))
     assert model_readers(tmp_path, "m") == []

@@ -67,7 +67,7 @@ def mean_of(scores: pd.DataFrame, **spec: Any) -> float:
         ("dino/content", {"scale": 100.0}, 100 * PAIR),
     ],
 )
-def test_every_average_on_the_hand_made_table(metric: str, spec: dict, expected: float) -> None:
+def test_every_average_on_hand_made_table(metric: str, spec: dict, expected: float) -> None:
     scores = table(metric, "b")
     assert mean_of(scores, metric=metric, backbone="b", **spec) == pytest.approx(expected, abs=1e-12)
     mixed = pd.concat([scores, table(metric, "other", 0.3), table("other", "b", 0.3)])
@@ -82,7 +82,7 @@ def test_clipscore_is_cut_at_zero_before_it_is_scaled() -> None:
     assert mean_of(low, metric="clip_t", backbone="b", scale=2.5, floor=0.0) == pytest.approx(expected, abs=1e-12)
 
 
-def test_a_product_is_one_of_each_image() -> None:
+def test_product_is_one_of_each_image() -> None:
     scores = pd.concat([table("clip_i/content", "b"), table("clip_i/style", "b", 0.1)])
     images = {of: float(np.mean(values) * (np.mean(values) + 0.1)) for of, values in VALUES.items()}
     pairs = [
@@ -150,7 +150,7 @@ def test_dreambench_pp_scores_against_one_image() -> None:
         assert found == pytest.approx(100 * (first + OFFSETS[expected[column.name]]))
 
 
-def test_every_protocol_has_its_test_and_a_source() -> None:
+def test_every_protocol_has_its_test_and_source() -> None:
     names = {file.stem for file in (CONF / "protocol").glob("*.yaml")}
     assert names == {*EXPECTED, "all"}
     for name in EXPECTED:
@@ -205,20 +205,20 @@ def test_another_real_backbone_never_stands_in() -> None:
         protocols.load_protocol("duolra")
 
 
-def test_a_protocol_without_its_backbones_is_refused_before_the_run() -> None:
+def test_protocol_without_its_backbones_is_refused_before_run() -> None:
     duolora = yaml.safe_load((CONF / "protocol" / "duolora.yaml").read_text())
     duolora["columns"] = [{"references": "mean", "average": "pair"} | column for column in duolora["columns"]]
     real = {"path": None, "backbones": ["dino@vits16", "clip@vitb32", "csd@vitl14"]}
     check_protocol(duolora, real)
     check_protocol(duolora, {"path": "micro", "backbones": []})  # micro scorers replace them
-    with pytest.raises(UserError, match=r"needs csd@vitl14 too; type scorers.backbones=\[dino@vits16,clip@vitb32,csd@"):
+    with pytest.raises(UserError, match=r"needs csd@vitl14 too; use scorers.backbones=\[dino@vits16,clip@vitb32,csd@"):
         check_protocol(duolora, real | {"backbones": real["backbones"][:2]})
     duolora["columns"][0]["average"] = "median"
     with pytest.raises(UserError, match="average=median is unknown"):
         check_protocol(duolora, real)
 
 
-def test_all_metrics_name_the_backbone_where_there_are_several() -> None:
+def test_all_metrics_name_backbone_where_there_are_several() -> None:
     columns, notes = protocols.columns(protocols.ALL, EVERYTHING)
     names = [column.name for column in columns]
     assert notes == [] and names[:4] == [f"dino/content {backbone}" for backbone in (S16, S8, B8, V2)]
@@ -226,7 +226,7 @@ def test_all_metrics_name_the_backbone_where_there_are_several() -> None:
     assert not {"clip_t/prompt", "dino/style"} & {column.spec.metric for column in columns}
 
 
-def test_a_protocol_is_read_from_a_run_s_config() -> None:
+def test_protocol_is_read_from_run_s_config() -> None:
     own = {"name": "mine", "arxiv": None, "columns": [{"name": "D", "metric": "dino/content", "backbone": "b"}]}
     assert protocols.of_config(yaml.safe_dump({"protocol": own})) == ProtocolSpec(
         "mine", None, [ColumnSpec("D", "dino/content", "b")]
@@ -246,7 +246,7 @@ def with_protocol(folder: Path, name: str) -> Path:
     return folder
 
 
-def test_a_report_changes_its_protocol_afterwards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_changes_its_protocol_afterwards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = with_protocol(make_run(tmp_path / "run"), "ziplora")
     write_report(folder)
     printed = ["Style-alignment", "Subject-alignment", "Text-alignment"]
@@ -277,7 +277,7 @@ def test_percent_has_one_digit(tmp_path: Path) -> None:
     )
 
 
-def test_two_backbones_of_a_metric_are_not_mixed(tmp_path: Path) -> None:
+def test_two_backbones_of_metric_are_not_mixed(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run")
     scores = pd.read_parquet(folder / "scores.parquet")
     dino = scores[scores["metric"] == "dino/content"]
@@ -297,7 +297,7 @@ def test_two_backbones_of_a_metric_are_not_mixed(tmp_path: Path) -> None:
     assert len(joint["dino/content dino@micro"].dropna()) == len(joint) == 6
 
 
-def test_a_paper_s_numbers_stand_in_its_own_columns_alone(tmp_path: Path) -> None:
+def test_paper_s_numbers_stand_in_its_own_columns_alone(tmp_path: Path) -> None:
     runs = [RunFolder.load(make_run(tmp_path / method, method)) for method in ("ziplora", "klora")]
     reported = {
         name: [own.values for own in Table.of(runs, protocols.load_protocol(name)).reported.get("ziplora", [])]

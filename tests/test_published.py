@@ -38,7 +38,7 @@ def lines(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", sorted(papers.papers()))
-def test_every_number_has_a_known_metric_and_its_method(name: str) -> None:
+def test_every_number_has_known_metric_and_its_method(name: str) -> None:
     paper = papers.load_paper(name)
     assert re.fullmatch(r"\d{4}\.\d{5}", paper.arxiv) and paper.title and paper.tables
     names = [table.name for table in paper.tables]
@@ -64,7 +64,7 @@ def test_every_number_has_a_known_metric_and_its_method(name: str) -> None:
         assert set(table.own) <= used
 
 
-def test_methods_that_a_publication_proposes_exist_and_have_one_publication() -> None:
+def test_methods_that_publication_proposes_exist_and_have_one_publication() -> None:
     proposed = [name for paper in papers.papers().values() for name in paper.methods]
     assert set(proposed) <= {*METHODS, *NOT_HERE}
     assert len(set(proposed)) == len(proposed)
@@ -88,7 +88,7 @@ def test_our_rows_find_what_is_reported_of_them(tmp_path: Path, method: str, abl
 
 
 @pytest.mark.parametrize("wrong", [{"tabels": []}, {"tables": [{"rows": [{"values": {"dino/content": "high"}}]}]}])
-def test_a_publication_of_a_wrong_form_is_refused(wrong: dict) -> None:
+def test_publication_of_wrong_form_is_refused(wrong: dict) -> None:
     with pytest.raises(OmegaConfBaseException):
         papers.typed({"arxiv": "0", "title": "x"} | wrong)
 
@@ -118,7 +118,7 @@ def test_reported_rows_stand_under_their_method(tmp_path: Path) -> None:
     assert table.loc["duolora", "learned_parameters"] == 12288
 
 
-def test_seeds_show_a_publication_once_and_ablations_their_own(tmp_path: Path) -> None:
+def test_seeds_show_publication_once_and_ablations_their_own(tmp_path: Path) -> None:
     runs = [
         make_run(tmp_path / "a"),
         make_run(tmp_path / "b", seed=1),
@@ -178,7 +178,7 @@ def klora_run(folder: Path, model: str = "sdxl", micro: bool = False, images: in
         ({"model": "koala_1b", "pairs": "all"}, "other base model, other pairs"),
     ],
 )
-def test_whether_the_protocol_matches(tmp_path: Path, changes: dict, why: str) -> None:
+def test_whether_protocol_matches(tmp_path: Path, changes: dict, why: str) -> None:
     run = klora_run(tmp_path / "run", **changes)
     [own] = Table.of([run], protocols.load_protocol("klora")).reported["klora"]
     assert own.why == why and not own.comparable  # the publication does not name its pairs
@@ -216,7 +216,7 @@ def test_no_publication_has_our_world(tmp_path: Path) -> None:
     assert table.dataset is None and "other dataset" in list(differences(table, run, []))
 
 
-def test_a_number_is_inside_or_outside_of_our_interval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_number_is_inside_or_outside_of_our_interval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [first, *_] = papers.load_paper("klora").tables
     paper = replace(papers.load_paper("klora"), tables=[replace(first, pairs="lorarar", open=[])])
     monkeypatch.setattr(papers, "papers", lambda: {"klora": paper})  # a publication that reports all settings
@@ -262,7 +262,7 @@ def test_hostile_names_are_escaped(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 # --- comparison with a publication's tables
 
 
-def test_a_paper_s_tables_beside_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_paper_s_tables_beside_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     klora_run(tmp_path / "sweep" / "klora")
     assert main([str(tmp_path / "sweep"), "--paper", "klora"]) == 0
     text = capsys.readouterr().out
@@ -283,7 +283,7 @@ def test_a_paper_s_tables_beside_ours(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize("name", sorted(papers.papers()))
-def test_every_number_of_a_publication_is_shown(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_number_of_publication_is_shown(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     make_run(tmp_path / "run", images=1)
     assert main([str(tmp_path / "run"), "--paper", name]) == 0
     shown = capsys.readouterr().out.splitlines()

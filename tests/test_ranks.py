@@ -33,7 +33,7 @@ def factors(rank: int, size_in: int, size_out: int, seed: int = 0) -> Factors:
 
 
 @pytest.mark.parametrize("rank, size_in, size_out", [(4, 96, 64), (1, 8, 8), (16, 5, 40), (16, 40, 5), (8, 4, 6)])
-def test_effective_rank_is_that_of_the_dense_update(rank: int, size_in: int, size_out: int) -> None:
+def test_effective_rank_is_that_of_dense_update(rank: int, size_in: int, size_out: int) -> None:
     own = factors(rank, size_in, size_out)
     assert effective_rank(own.down, own.up) == pytest.approx(dense(own.up.double() @ own.down.double()), rel=1e-9)
 
@@ -104,7 +104,7 @@ def test_no_merges_no_figure(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_the_page_shows_the_figure_of_each_run_that_has_one(tmp_path: Path) -> None:
+def test_page_shows_figure_of_each_run_that_has_one(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / name, name, images=1) for name in ("direct", "duolora")]
     write_ranks(runs[0], {"a": {MIDDLE: [1.0, 4.0]}}, ["content", "style"], LAYERS)
     picture = base64.b64encode((runs[0] / "figures" / "rank_by_layer.png").read_bytes()).decode()

@@ -89,7 +89,7 @@ def test_weights_of_another_backbone_are_refused_by_their_header(tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_preprocessing_is_that_of_the_field(name):
+def test_preprocessing_is_that_of_field(name):
     config = read_config(backbones()[name])
     kind = config["kind"]
     resize, norm = (256, IMAGENET) if kind == "dino" else (224, OPENAI)
@@ -115,7 +115,7 @@ def test_dino_is_not_resized_as_timm_would():
     assert float((theirs - ours).abs().mean()) > 0.01
 
 
-def test_crops_round_to_the_middle_where_the_rest_is_odd():
+def test_crops_round_to_middle_where_rest_is_odd():
     side = 224
     image = np.zeros((side, side + 3, 3), np.uint8)
     image[:, 2 : 2 + side] = np.arange(side, dtype=np.uint8)[None, :, None]
@@ -135,7 +135,7 @@ def test_pictures_of_every_mode_become_rgb(mode):
         assert np.abs(found.astype(int) - np.asarray(colours)).max() <= 1
 
 
-def test_half_transparent_pixels_are_laid_on_white_and_exif_turns_the_picture():
+def test_half_transparent_pixels_are_laid_on_white_and_exif_turns_picture():
     half = to_uint8(Image.new("RGBA", (2, 2), (0, 0, 0, 128)))
     assert abs(int(half[0, 0, 0]) - 127) <= 1
     sideways = picture(40, 30)
@@ -176,7 +176,7 @@ def vit(state, dim, layers, names):
 
 
 @pytest.mark.parametrize("name", ["dino@vits16", "dino@vits8"])
-def test_dino_is_the_class_token_of_a_second_implementation(tmp_path, name):
+def test_dino_is_class_token_of_second_implementation(tmp_path, name):
     from transformers import ViTConfig, ViTModel
 
     patch = int(name.removeprefix("dino@vits"))
@@ -267,7 +267,7 @@ def plain_tower(state, pixels, heads):
     return norm(x[:, 0], "ln_post")
 
 
-def test_csd_from_its_training_checkpoint_is_the_plain_formula(tmp_path, monkeypatch, capsys):
+def test_csd_from_its_training_checkpoint_is_plain_formula(tmp_path, monkeypatch, capsys):
     """The pickle has a namespace, a numpy scalar and an optimizer; it is the only one in full size."""
     from real_weights import csd_shapes
     from test_weight_files import csd_checkpoint
@@ -295,7 +295,7 @@ def test_descriptions_say_where_weights_come_from():
             assert config["architecture"]["model"].endswith("-quickgelu")
 
 
-def test_every_published_backbone_has_its_key_on_the_command_line():
+def test_every_published_backbone_has_its_key_on_command_line():
     from omegaconf import OmegaConf
 
     from lorabench.base import CONF

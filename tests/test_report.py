@@ -41,7 +41,7 @@ def test_table_equals_plain_pandas(run: Path) -> None:
     assert pd.isna(table.loc["oracle", "merge_seconds"])
 
 
-def test_macro_average_gives_each_pair_the_same_weight(tmp_path: Path) -> None:
+def test_macro_average_gives_each_pair_same_weight(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run")
     scores = pd.read_parquet(folder / "scores.parquet")
     few = (scores["content"] == "mug_1") | (scores["image"] == 0)  # bird pairs keep one image of three
@@ -75,7 +75,7 @@ def test_one_pair_has_no_interval_and_says_so(tmp_path: Path) -> None:
     assert "Of one pair (" in text and "[" not in text and "95 %" not in text
 
 
-def test_grid_has_a_row_a_pair(run: Path) -> None:
+def test_grid_has_row_pair(run: Path) -> None:
     with Image.open(run / "grid.png") as grid:
         assert grid.width > grid.height > 4 * 100
         colours = {colour for _, colour in grid.convert("RGB").getcolors(1 << 20) or []}
@@ -120,7 +120,7 @@ def test_incomplete_folder_is_one_line(tmp_path: Path, lost: str, capsys: pytest
 
 
 @pytest.mark.parametrize("broken", ["scores.parquet", "manifest.json"])
-def test_a_broken_file_is_one_line(tmp_path: Path, broken: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_broken_file_is_one_line(tmp_path: Path, broken: str, capsys: pytest.CaptureFixture[str]) -> None:
     folder = make_run(tmp_path / "run")
     (folder / broken).write_bytes((folder / broken).read_bytes()[:100])
     assert main([str(folder)]) == 2
@@ -128,9 +128,9 @@ def test_a_broken_file_is_one_line(tmp_path: Path, broken: str, capsys: pytest.C
     assert error.count("\n") == 1 and "broken" in error
 
 
-def test_a_place_that_is_a_file_is_one_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_place_that_is_file_is_one_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(run), "--out", str(run / "table.md")]) == 2
-    assert "table.md is a file; type --out" in capsys.readouterr().err
+    assert "table.md is a file; use --out" in capsys.readouterr().err
 
 
 def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def otherwise(run: Path, off: float, **settings: object) -> Path:
     return run
 
 
-def test_runs_with_other_values_for_the_same_images_are_refused(tmp_path: Path, capsys) -> None:
+def test_runs_with_other_values_for_same_images_are_refused(tmp_path: Path, capsys) -> None:
     one, two = make_run(tmp_path / "a"), make_run(tmp_path / "b")
     otherwise(two, 0.2, name="b", lora={"rank": 8}, method={"name": "duolora", "basis": "raw"})
     assert main([str(one), str(two)]) == 2
@@ -189,7 +189,7 @@ def test_several_subjects_in_one_picture(tmp_path: Path) -> None:
         assert paint(*names).getpixel((0, 0)) in colours
 
 
-def test_long_names_stay_beside_the_pictures_of_the_grid() -> None:
+def test_long_names_stay_beside_pictures_of_grid() -> None:
     assert figures.wrap("mug_1", 168, 17) == ["mug_1"]
     for text, size in ((GROUPS[1][0], 17), (f"in {GROUPS[1][1]}", 15), ("grey_sloth_plushie+colorful_sneaker", 17)):
         lines = figures.wrap(text, 168, size)
@@ -212,7 +212,7 @@ def test_runs_of_different_pairs_side_by_side(tmp_path: Path) -> None:
     assert "~" not in text  # a pair or none in common with direct: nothing to tell apart
 
 
-def test_rows_of_the_same_pairs_need_no_warning(tmp_path: Path) -> None:
+def test_rows_of_same_pairs_need_no_warning(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / "direct", "direct"), make_run(tmp_path / "seed1", "direct", seed=1)]
     runs.append(make_run(tmp_path / "duolora"))
     write_joint_report(runs, tmp_path)
@@ -220,12 +220,12 @@ def test_rows_of_the_same_pairs_need_no_warning(tmp_path: Path) -> None:
     assert "Mean over 4 pairs (12 to 24 images a row" in text and "same pairs" not in text
 
 
-def test_a_place_without_rights_is_one_line(tmp_path: Path, capsys, monkeypatch) -> None:
+def test_place_without_rights_is_one_line(tmp_path: Path, capsys, monkeypatch) -> None:
     def forbid(path: Path, *_: object, **__: object) -> None:
         raise PermissionError(EACCES, "Permission denied", str(path))
 
     run = make_run(tmp_path / "run", images=1)
     monkeypatch.setattr(Path, "mkdir", forbid)
     assert main([str(run), "--out", "/usr/report"]) == 2
-    line = "error: cannot write to /usr/report: Permission denied; type --out <a folder you can write to>\n"
+    line = "error: cannot write to /usr/report: Permission denied; use --out <a folder you can write to>\n"
     assert capsys.readouterr().err == line

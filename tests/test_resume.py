@@ -59,7 +59,7 @@ def equal(left: LoRA, right: LoRA) -> bool:
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_resumed_is_the_same_bit_by_bit(tmp_path: Path, model, pair, lora_spec, recipe: str) -> None:
+def test_resumed_is_same_bit_by_bit(tmp_path: Path, model, pair, lora_spec, recipe: str) -> None:
     if recipe in PACKAGES:
         pytest.importorskip(PACKAGES[recipe])
     spec, concept = replace(lora_spec, **{"steps": 7, **RECIPES[recipe]}), pair.contents[0]
@@ -83,7 +83,7 @@ def test_saving_changes_nothing_and_leaves_one_file(tmp_path: Path, model, pair,
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:500], lambda data: b"", lambda data: b"no checkpoint" * 99])
-def test_damaged_checkpoint_is_discarded_with_a_warning(tmp_path: Path, model, pair, lora_spec, caplog, damage) -> None:
+def test_damaged_checkpoint_is_discarded_with_warning(tmp_path: Path, model, pair, lora_spec, caplog, damage) -> None:
     spec, file = replace(lora_spec, steps=5), tmp_path / FILE
     whole = personalize(model, pair.contents[0], spec, Environment(0, EVERY_2, scratch=tmp_path))
     file.write_bytes(damage(file.read_bytes()))
@@ -96,7 +96,7 @@ def test_damaged_checkpoint_is_discarded_with_a_warning(tmp_path: Path, model, p
     )
 
 
-def test_samples_from_before_the_kill_are_there(tmp_path: Path, folder: Path, generate_spec, lora_spec) -> None:
+def test_samples_from_before_kill_are_there(tmp_path: Path, folder: Path, generate_spec, lora_spec) -> None:
     spec, store = replace(lora_spec, steps=5, sample_every=1), Store(tmp_path)
     with pytest.raises(Killed):
         make(store, folder, spec, generate_spec, kill_at(4))
@@ -106,7 +106,7 @@ def test_samples_from_before_the_kill_are_there(tmp_path: Path, folder: Path, ge
     assert not store.scratch(artifact("personalize", PARTS)).exists()
 
 
-def test_kill_9_and_the_same_again(tmp_path: Path, folder: Path, generate_spec, lora_spec) -> None:
+def test_kill_9_and_same_again(tmp_path: Path, folder: Path, generate_spec, lora_spec) -> None:
     spec = replace(lora_spec, steps=400)
     code = (
         "import sys; from pathlib import Path; from lorabench.config.schemas import *\n"

@@ -38,7 +38,7 @@ def any_model(request, folder) -> SDXL:
 
 
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
-def test_equals_the_diffusers_pipeline_with_a_loaded_lora(any_model, loras, tmp_path, guidance) -> None:
+def test_equals_diffusers_pipeline_with_loaded_lora(any_model, loras, tmp_path, guidance) -> None:
     lora = export(loras)
     lora.save(tmp_path / "lora.safetensors")
     with any_model.attach([lora]):
@@ -57,7 +57,7 @@ def test_equals_the_diffusers_pipeline_with_a_loaded_lora(any_model, loras, tmp_
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-def test_images_equal_those_of_the_pipeline(model) -> None:
+def test_images_equal_those_of_pipeline(model) -> None:
     ours = sample(model, PROMPTS, [3, 4], 2, 1.0)
     pipeline: Any = model.pipeline
     pipeline.set_progress_bar_config(disable=True)
@@ -84,7 +84,7 @@ def test_images_do_not_depend_on_their_batch(model, loras, generate_spec) -> Non
 @pytest.mark.parametrize(
     ("frame", "used"), [("base", []), ("content_only", [0]), ("style_only", [1]), ("direct", [0, 1])]
 )
-def test_baselines_are_the_adapters_they_name(model, loras, generate_spec, frame, used) -> None:
+def test_baselines_are_adapters_they_name(model, loras, generate_spec, frame, used) -> None:
     scales, _ = sampled(model, load(frame), loras, ROLES, generate_spec.steps)
     images = generate(model, loras, PROMPTS, [1, 2], generate_spec, CPU, scales=scales)
     with model.attach([loras[k] for k in used]):
@@ -106,7 +106,7 @@ def test_scales_may_differ_by_layer_and_step(model, loras) -> None:
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_noise_target_and_clean_estimate_are_the_schedulers_own(model, prediction_type) -> None:
+def test_noise_target_and_clean_estimate_are_schedulers_own(model, prediction_type) -> None:
     scheduler: Any = DDPMScheduler(
         beta_schedule="linear", beta_start=1e-4, beta_end=0.02, prediction_type=prediction_type, clip_sample=False
     )
@@ -136,7 +136,7 @@ def test_clean_estimate_is_finite_without_signal(model) -> None:
     torch.testing.assert_close(again, noise - 0.1, rtol=1e-3, atol=1e-3)
 
 
-def test_a_folder_that_is_no_sdxl_model_is_refused(tmp_path) -> None:
+def test_folder_that_is_no_sdxl_model_is_refused(tmp_path) -> None:
     with pytest.raises(UserError, match="not a diffusers model folder"):
         SDXL.load(tmp_path / "nowhere")
     (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
@@ -147,7 +147,7 @@ def test_a_folder_that_is_no_sdxl_model_is_refused(tmp_path) -> None:
         SDXL.load(tmp_path)
 
 
-def test_strengths_of_roles_multiply_those_of_the_method(model, loras, pair, generate_spec) -> None:
+def test_strengths_of_roles_multiply_those_of_method(model, loras, pair, generate_spec) -> None:
     seeds, prompts = [1, 2], [pair.prompt] * 2
     item, ends = MergeItem(loras, pair), []
     for name in ("direct", "ziplora", "klora"):  # a file, a learned one, a switch

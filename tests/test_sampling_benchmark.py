@@ -27,7 +27,7 @@ def test_every_way_is_what_it_stands_for(model, uneven_loras) -> None:
     assert {ways[name].rows for name in (PLAIN, LIVE, "klora", "blora")} == {2} and ways["lora_composite"].rows == 4
 
 
-def test_a_way_that_ignores_its_scales_is_seen(model, uneven_loras, monkeypatch) -> None:
+def test_way_that_ignores_its_scales_is_seen(model, uneven_loras, monkeypatch) -> None:
     ways, _ = ways_of(model, uneven_loras, ["klora"], 4)
     ones = torch.ones(2)
     monkeypatch.setattr(StepScales, "at", lambda self, *_: dict.fromkeys(self.layers, ones[None]))
@@ -35,7 +35,7 @@ def test_a_way_that_ignores_its_scales_is_seen(model, uneven_loras, monkeypatch)
 
 
 @pytest.mark.parametrize("name", ["klora", "lora_composite", "blora"])
-def test_a_way_draws_as_the_product_does(model, uneven_loras, name) -> None:
+def test_way_draws_as_product_does(model, uneven_loras, name) -> None:
     method = load(name)
     ways, _ = ways_of(model, uneven_loras, [name], 3)
     with model.attach(ways[name].loras) as adapters:
@@ -46,7 +46,7 @@ def test_a_way_draws_as_the_product_does(model, uneven_loras, name) -> None:
     assert abs((mine * 255).round() - torch.from_numpy(theirs).float()).max() <= 1
 
 
-def test_layers_of_equal_scales_share_a_tensor(model, uneven_loras) -> None:
+def test_layers_of_equal_scales_share_tensor(model, uneven_loras) -> None:
     scales, _ = sampled(model, load("klora"), uneven_loras, ROLES, 4)
     with model.attach(uneven_loras) as adapters:
         values = dict(zip(scales.layers, map(tuple, scales.values[1].tolist()), strict=True))
@@ -59,7 +59,7 @@ def test_layers_of_equal_scales_share_a_tensor(model, uneven_loras) -> None:
             assert module.scale.tolist() == [[content] * 3 + [style] * 2]
 
 
-def test_the_table_tells_ratios_within_rounds(model, uneven_loras) -> None:
+def test_table_tells_ratios_within_rounds(model, uneven_loras) -> None:
     ways, before = ways_of(model, uneven_loras, ["klora"], 4)
     times = {PLAIN: [1.0, 2.0, 4.0], LIVE: [1.0, 2.0, 4.0], "klora": [1.1, 2.2, 4.0]}
     [line] = [line for line in table(times, ways, before).splitlines() if line.startswith("| klora")]

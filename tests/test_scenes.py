@@ -47,7 +47,7 @@ def plan(tmp_path: Path, lora_spec: LoRASpec, generate_spec: GenerateSpec) -> Pl
     )  # fmt: skip
 
 
-def test_a_pair_without_scenes_is_drawn_as_its_prompt_says(plan: Plan) -> None:
+def test_pair_without_scenes_is_drawn_as_its_prompt_says(plan: Plan) -> None:
     assert PAIR.drawn == (
         Scene("a sks mug in szn style", "a mug in ink style", "a sks mug", "a mug in szn style", "a mug"),
     )
@@ -71,7 +71,7 @@ def test_scenes_change_images_and_scores_and_no_merge(plan: Plan) -> None:
         assert len({build(row, pair).key for pair in (PAIR, DRAWN, retold, replace(PAIR, scenes=SCENES[:2]))}) == 4
 
 
-def test_images_are_scored_in_their_order_beyond_a_hundred(tmp_path: Path, scorers: Path, plan: Plan) -> None:
+def test_images_are_scored_in_their_order_beyond_hundred(tmp_path: Path, scorers: Path, plan: Plan) -> None:
     """ "100.png" stands before "11.png" by name."""
     scenes = (Scene(f"a sks mug {number} in szn style", f"a mug {number} in ink style") for number in range(51))
     pair = replace(PAIR, scenes=tuple(scenes))
@@ -91,7 +91,7 @@ def test_images_are_scored_in_their_order_beyond_a_hundred(tmp_path: Path, score
     assert rows["reference"].equals(rows["prompt"]) and rows["seed"].tolist() == list(range(102))
 
 
-def test_a_config_tells_one_report_from_another(plan: Plan, tmp_path: Path) -> None:
+def test_config_tells_one_report_from_another(plan: Plan, tmp_path: Path) -> None:
     configs = [OmegaConf.to_yaml({"protocol": {"name": name, "arxiv": None, "columns": []}}) for name in ("all", "b")]
     one, other = (Outcome(tmp_path, plan, config).protocol for config in configs)
     assert one["name"] == "all" and one != other and Outcome(tmp_path, plan, "a: b").protocol == {}

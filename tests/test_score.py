@@ -110,7 +110,7 @@ def test_one_row_per_image_metric_and_reference(scorers):
         check_unique([*rows, rows[0]])
 
 
-def test_each_image_meets_the_text_of_its_own_scene(scorers):
+def test_each_image_meets_text_of_its_own_scene(scorers):
     scenes = (Scene("a sks mug in the snow in szn style", "a mug in the snow in ink style"),
               Scene("a sks mug on the beach in szn style", "a mug on the beach in ink style"))  # fmt: skip
     pair = replace(pair_of(pictures(1, seed=1), pictures(1, seed=2)), scenes=scenes)
@@ -124,14 +124,14 @@ def test_each_image_meets_the_text_of_its_own_scene(scorers):
     assert len(texts) == 2  # the same text, other images
 
 
-def test_an_image_scores_one_against_itself(scorers):
+def test_image_scores_one_against_itself(scorers):
     images = pictures(1)
     rows = run(scorers, images, pair_of(images, images))
     assert all(row["value"] == pytest.approx(1, abs=1e-5) for row in rows if not row["metric"].startswith("clip_t"))
 
 
 @pytest.mark.parametrize("batch", [1, 2, 4, 8])
-def test_scores_do_not_depend_on_the_batch(scorers, batch):
+def test_scores_do_not_depend_on_batch(scorers, batch):
     """The rows are the same and in the same order; their values to rounding."""
     images, pair = pictures(9), pair_of(pictures(2, seed=1), pictures(1, seed=2))
     whole, other = run(scorers, images, pair), run(scorers, images, pair, batch=batch)
@@ -142,7 +142,7 @@ def test_scores_do_not_depend_on_the_batch(scorers, batch):
     np.testing.assert_allclose([r["value"] for r in whole], [r["value"] for r in other], atol=1e-5)
 
 
-def test_paths_score_as_the_pictures_in_them(scorers, tmp_path):
+def test_paths_score_as_pictures_in_them(scorers, tmp_path):
     images, pair = pictures(2), pair_of(pictures(1, seed=1), pictures(1, seed=2))
     paths = [tmp_path / f"{i}.png" for i in range(2)]
     for path, image in zip(paths, images, strict=True):
@@ -189,7 +189,7 @@ def named(root, name, seed):
     return load_scorer(ScorerFiles.of(folder))
 
 
-def test_several_backbones_of_a_kind_score_side_by_side(scorers, tmp_path):
+def test_several_backbones_of_kind_score_side_by_side(scorers, tmp_path):
     both = [*scorers, named(tmp_path, "dino@other", 1)]
     images, pair = pictures(3), pair_of(pictures(2, seed=1), pictures(1, seed=2))
     rows = run(both, images, pair)
@@ -206,7 +206,7 @@ def test_several_backbones_of_a_kind_score_side_by_side(scorers, tmp_path):
 
 
 @pytest.mark.parametrize("missing", ["dino/style", "clip_t", "class_acc", "style_r1"])
-def test_metric_missing_from_all_images_is_an_error(micro_scorers, missing):
+def test_metric_missing_from_all_images_is_error(micro_scorers, missing):
     pair = pair_of(pictures(1, seed=1), pictures(1, seed=2), (mw.subject("mug_1"), mw.style("ink_1")))
     rows = [row for row in run(micro_scorers, pictures(2), pair, truth=truth()) if row["metric"] != missing]
     images = images_of(pair, pair.shots(2), (0, 1), KEYS)
@@ -215,7 +215,7 @@ def test_metric_missing_from_all_images_is_an_error(micro_scorers, missing):
         check_rows(rows, images, expected)
 
 
-def test_pictures_are_resized_once_for_all_that_want_the_same_size(scorers, monkeypatch):
+def test_pictures_are_resized_once_for_all_that_want_same_size(scorers, monkeypatch):
     from lorabench.scoring.preprocess import Preprocess
 
     cut, sizes = Preprocess.cut, []
@@ -224,7 +224,7 @@ def test_pictures_are_resized_once_for_all_that_want_the_same_size(scorers, monk
     assert sizes.count(3) == 1
 
 
-def test_keys_that_an_item_lacks_are_left_out(scorers):
+def test_keys_that_item_lacks_are_left_out(scorers):
     pair = pair_of(pictures(1, seed=1), pictures(1, seed=2))
     keys = {"prompt": "p", "seed": 0, "image": 0}
     texted = replace(pair, scenes=(Scene("p", "a mug in ink style"),))
@@ -233,7 +233,7 @@ def test_keys_that_an_item_lacks_are_left_out(scorers):
     assert rows[0]["content"] == "mug_1"
 
 
-def test_truth_is_read_where_the_factors_are_known(micro_scorers):
+def test_truth_is_read_where_factors_are_known(micro_scorers):
     pair = pair_of(pictures(1, seed=1), pictures(1, seed=2), (mw.subject("mug_1"), mw.style("ink_1")))
     rows = run(micro_scorers, pictures(2), pair, truth=truth())
     read = {row["metric"]: row["value"] for row in rows if row["backbone"] != "clip@micro" and "/" not in row["metric"]}

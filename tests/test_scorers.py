@@ -39,7 +39,7 @@ def test_blocks_are_grids_without_heldout_things():
         assert min(mw.content_distance(subject, mw.subject(n)) for n in mw.HELDOUT_SUBJECTS) > 0.01
 
 
-def test_bank_holds_what_the_factors_say_and_continues(bank):
+def test_bank_holds_what_factors_say_and_continues(bank):
     block = draw_block(1)
     picture = mw.render(block.subjects[5], block.style_of(2), block.poses[5][2], 64)
     np.testing.assert_array_equal(bank.pixels[1, 5, 2], picture)
@@ -67,7 +67,7 @@ def test_degrading_leaves_some_pictures_alone():
     assert 4 < int(same.sum()) < 32
 
 
-def test_supervised_contrastive_is_the_papers_sum():
+def test_supervised_contrastive_is_papers_sum():
     unit = torch.nn.functional.normalize(torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), dim=1)
     labels, t = [0, 0, 0, 1, 1, 2], 0.1
     plain = []
@@ -94,7 +94,7 @@ def test_image_text_contrastive_reduces_to_clips_loss_and_forgives_equal_texts()
     )
 
 
-def test_disagreement_is_zero_for_the_true_order():
+def test_disagreement_is_zero_for_true_order():
     angles = torch.tensor([0.0, 0.4, 1.1, 1.5])
     unit = torch.stack([angles.cos(), angles.sin()], dim=1)
     distances = 1 - unit @ unit.T
@@ -117,7 +117,7 @@ def test_distance_matrix_and_targets_know_photographs():
     assert losses.subject_targets([mw.subject("mug_1")]).shape == (1, 18)
 
 
-def test_interrupted_training_ends_with_the_same_weights(bank, tmp_path, monkeypatch):
+def test_interrupted_training_ends_with_same_weights(bank, tmp_path, monkeypatch):
     from safetensors.torch import load_file
 
     monkeypatch.setattr(training, "SAVE_EVERY", 1)
@@ -156,7 +156,7 @@ def test_clip_task_learns_from_captions(bank, tmp_path):
     assert all(p.grad is not None for name, p in task.network.named_parameters() if "token_embedding" in name)
 
 
-def test_the_packaged_scorers_are_small_named_and_fit_together():
+def test_packaged_scorers_are_small_named_and_fit_together():
     scorers = load_scorers()
     assert [s.name for s in scorers] == ["dino@micro", "clip@micro", "csd@micro"]
     assert sum(path.stat().st_size for path in MICRO_SCORERS.rglob("*") if path.is_file()) < 9e6
@@ -171,7 +171,7 @@ def test_the_packaged_scorers_are_small_named_and_fit_together():
     assert read["family"].count("ink") >= len(names) - 1
 
 
-def test_the_packaged_clip_tells_sentences_apart():
+def test_packaged_clip_tells_sentences_apart():
     clip = load_scorers()[1]
     assert isinstance(clip, Clip)
     image = mw.render(mw.subject("rocket_1"), mw.style("neon_1"), mw.Pose())
@@ -179,7 +179,7 @@ def test_the_packaged_clip_tells_sentences_apart():
     assert int((clip.embed(image[None])["content"] @ texts.T).argmax()) == 0
 
 
-def test_clip_version_and_digest_change_with_the_tokenizer(tmp_path):
+def test_clip_version_and_digest_change_with_tokenizer(tmp_path):
     shutil.copytree(MICRO_SCORERS / "clip", tmp_path / "clip")
     files = ScorerFiles.of(tmp_path / "clip")
     before = load_scorer(files).version
@@ -190,7 +190,7 @@ def test_clip_version_and_digest_change_with_the_tokenizer(tmp_path):
     assert merges in ScorerSet((files,)).sources()
 
 
-def test_a_readout_of_other_weights_is_refused():
+def test_readout_of_other_weights_is_refused():
     scorers = load_scorers()
     scorers[0].version = "00000000"
     with pytest.raises(UserError, match="does not fit dino@micro 00000000"):

@@ -129,7 +129,7 @@ def memory_mib() -> int:
     return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 0.9 / 2**20)
 
 
-def test_a_sweep_of_four_jobs_into_one_store(cluster: dict[str, str], tiny: list[str], tmp_path: Path) -> None:
+def test_sweep_of_four_jobs_into_one_store(cluster: dict[str, str], tiny: list[str], tmp_path: Path) -> None:
     small = [
         "dataset.subjects=[mug_1]", "dataset.styles=[ink_1]", "dataset.content_images=2", "dataset.style_images=2",
         "dataset.references=2", "generate.images=1", "trainer.workers=0",

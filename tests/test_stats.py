@@ -39,7 +39,7 @@ def ends_of(values: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("pairs", [8, 20])
-def test_coverage_is_within_a_point_of_nominal(pairs: int) -> None:
+def test_coverage_is_within_point_of_nominal(pairs: int) -> None:
     """Both intervals shift with the mean, which for normal data is independent of the deviations from it.
 
     So the coverage given the deviations is exact. 2,000 tables are then as precise (0.15 points) as 20,000 tables with
@@ -58,7 +58,7 @@ def test_skewed_data_is_covered_less_and_by_bca_more() -> None:
     assert 0.91 < percentile < 0.94 and bca > percentile + 0.005  # an exact 95 % interval does not exist here
 
 
-def test_crossed_pairs_are_covered_as_the_table_in_stats_says() -> None:
+def test_crossed_pairs_are_covered_as_table_in_stats_says() -> None:
     """Simulate 4 contents in 2 styles; style explains half of the variance."""
     rng = np.random.default_rng(3)
     by_style, own = rng.normal(size=(4000, 1, 2)), rng.normal(size=(4000, 4, 2))
@@ -86,12 +86,12 @@ def test_limits_are_those_of_scipy() -> None:
             assert (low[row], high[row]) == pytest.approx(tuple(other.confidence_interval), abs=0.08 * width)
 
 
-def test_images_of_a_pair_do_not_count_as_independent() -> None:
+def test_images_of_pair_do_not_count_as_independent() -> None:
     few, many = (stats.mean(simulate(0, seed=3, images=n)) for n in (4, 64))
     assert many.high - many.low > 0.7 * (few.high - few.low)  # still ten independent pairs
 
 
-def test_more_seeds_are_more_images_of_the_same_pairs() -> None:
+def test_more_seeds_are_more_images_of_same_pairs() -> None:
     """A pair's value is the mean over its seeds; the number of pairs does not change."""
     one, other = simulate(0, seed=3), simulate(0, seed=3, run=1)
     both = pd.concat([one, other])
@@ -112,7 +112,7 @@ def test_intervals_repeat_and_small_cases_are_defined() -> None:
     assert (two.low, two.high, two.bca_low, two.bca_high) == pytest.approx((0.2, 0.6, 0.2, 0.6))  # their range
 
 
-def test_pairs_that_differ_all_the_same_are_as_sure_as_a_sign_test() -> None:
+def test_pairs_that_differ_all_same_are_as_sure_as_sign_test() -> None:
     """Recognition rates often have equal differences, for which the t test would give p = 0."""
     for same, n in ((0.25, 2), (-0.25, 5), (0.125, 6), (0.0, 8)):
         at, p = stats.interval([same] * n), 1.0 if same == 0 else 2.0 ** (1 - n)
@@ -125,7 +125,7 @@ def test_pairs_that_differ_all_the_same_are_as_sure_as_a_sign_test() -> None:
 # --- paired differences
 
 
-def test_pairing_shrinks_the_interval_where_methods_share_their_noise_alone() -> None:
+def test_pairing_shrinks_interval_where_methods_share_their_noise_alone() -> None:
     def widths(shared: bool) -> tuple[float, float]:
         a, b = simulate(0.02, seed=1, shared=shared, pairs=30), simulate(0.0, seed=1, shared=shared, pairs=30)
         paired, alone = stats.difference(a, b), stats.mean(a)
@@ -137,7 +137,7 @@ def test_pairing_shrinks_the_interval_where_methods_share_their_noise_alone() ->
     assert paired == pytest.approx(np.sqrt(2) * alone, rel=0.35)  # both variances add up
 
 
-def test_a_shared_effect_is_found() -> None:
+def test_shared_effect_is_found() -> None:
     a, b = simulate(0.02, seed=1), simulate(0.0, seed=1)
     paired = stats.difference(a, b)
     assert paired.separated and paired.p < 0.001 and paired.mean == pytest.approx(0.02, abs=0.005)
@@ -154,7 +154,7 @@ def test_only_what_both_have_is_compared() -> None:
 
 
 @pytest.mark.parametrize(("pairs", "effect"), [(8, 1.0), (20, 0.5)])
-def test_a_known_effect_is_found_at_the_power_that_theory_says(pairs: int, effect: float) -> None:
+def test_known_effect_is_found_at_power_that_theory_says(pairs: int, effect: float) -> None:
     """The expected power comes from the non-central t; `effect` is in standard deviations of the differences."""
     tables = 20000  # standard error of at most 0.35 points
     deltas = np.random.default_rng(4).normal(effect, 1.0, (tables, pairs))
@@ -164,7 +164,7 @@ def test_a_known_effect_is_found_at_the_power_that_theory_says(pairs: int, effec
     assert 0.5 < expected < 0.7 and found == pytest.approx(expected, abs=0.015)
 
 
-def test_weighted_p_values_are_those_of_a_regression() -> None:
+def test_weighted_p_values_are_those_of_regression() -> None:
     """Compare with the constant of a weighted regression with heteroscedasticity-robust errors (HC1)."""
     rng = np.random.default_rng(5)
     values, weights = rng.normal(0.3, 1.0, 14), rng.uniform(0.2, 3.0, 14)

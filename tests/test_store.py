@@ -47,7 +47,7 @@ def test_key_is_order_free_and_tells_stages_and_values_apart() -> None:
     assert len(set(keys)) == 3
 
 
-def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
+def test_failure_leaves_nothing(tmp_path: Path) -> None:
     store = Store(tmp_path)
 
     def fail(folder: Path) -> None:
@@ -61,12 +61,12 @@ def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
     assert store.get_or_make(artifact("merge", PARTS), write) == store.find(artifact("merge", PARTS))
 
 
-def test_a_stage_that_makes_no_file_is_refused(tmp_path: Path) -> None:
+def test_stage_that_makes_no_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="made no file"):
         Store(tmp_path).get_or_make(artifact("merge", PARTS), lambda folder: None)
 
 
-def test_a_damaged_artifact_is_made_anew(tmp_path: Path) -> None:
+def test_damaged_artifact_is_made_anew(tmp_path: Path) -> None:
     store = Store(tmp_path)
     path = store.get_or_make(artifact("merge", PARTS), write)
     (path / "deep" / "result.txt").write_text("")
@@ -89,7 +89,7 @@ def test_two_at_once_make_it_once(tmp_path: Path) -> None:
     assert len(set(paths)) == 1
 
 
-def test_killed_in_the_middle_is_made_by_the_next(tmp_path: Path) -> None:
+def test_killed_in_middle_is_made_by_next(tmp_path: Path) -> None:
     code = """
 import sys, time
 from pathlib import Path
@@ -112,7 +112,7 @@ Store(Path(sys.argv[1])).get_or_make(Artifact("merge", "", 1, {"lr": 0.1, "image
     assert files_of(store.get_or_make(artifact("merge", PARTS), write)) == ["deep/result.txt", "key.json"]
 
 
-def test_digest_follows_the_weights_and_not_the_place(tmp_path: Path) -> None:
+def test_digest_follows_weights_and_not_place(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     for name, weight in (("a", b"1"), ("b", b"1"), ("c", b"2")):
         (tmp_path / name / "unet").mkdir(parents=True)
@@ -143,7 +143,7 @@ def flip(file: Path, keep_time: bool) -> None:
         os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
-def test_a_flipped_bit_is_found_and_the_artifact_made_anew(tmp_path: Path) -> None:
+def test_flipped_bit_is_found_and_artifact_made_anew(tmp_path: Path) -> None:
     store = Store(tmp_path)
     path = store.get_or_make(artifact("merge", PARTS), write)
     flip(path / "deep" / "result.txt", keep_time=False)
@@ -152,7 +152,7 @@ def test_a_flipped_bit_is_found_and_the_artifact_made_anew(tmp_path: Path) -> No
     assert (path / "deep" / "result.txt").read_text() == "made"
 
 
-def test_a_bit_that_rots_is_found_by_check(tmp_path: Path, capsys) -> None:
+def test_bit_that_rots_is_found_by_check(tmp_path: Path, capsys) -> None:
     store = Store(tmp_path)
     path = store.get_or_make(artifact("merge", PARTS), write)
     flip(path / "deep" / "result.txt", keep_time=True)
@@ -165,7 +165,7 @@ def test_a_bit_that_rots_is_found_by_check(tmp_path: Path, capsys) -> None:
     assert "1 artifacts read, 0 damaged" in capsys.readouterr().out
 
 
-def test_another_key_in_the_record_is_damage(tmp_path: Path) -> None:
+def test_another_key_in_record_is_damage(tmp_path: Path) -> None:
     store = Store(tmp_path)
     path = store.get_or_make(artifact("merge", PARTS), write)
     record = (path / "key.json").read_text()
@@ -173,7 +173,7 @@ def test_another_key_in_the_record_is_damage(tmp_path: Path) -> None:
     assert store.find(artifact("merge", PARTS)) is None
 
 
-def test_an_unchanged_file_is_hashed_once(tmp_path: Path, monkeypatch) -> None:
+def test_unchanged_file_is_hashed_once(tmp_path: Path, monkeypatch) -> None:
     store, hashed = Store(tmp_path), []
     path = store.get_or_make(artifact("merge", PARTS), write)
     monkeypatch.setattr("lorabench.engine.record.sha256", lambda file: hashed.append(file.name) or sha256(file))
@@ -186,7 +186,7 @@ def test_an_unchanged_file_is_hashed_once(tmp_path: Path, monkeypatch) -> None:
     assert hashed == ["result.txt"]
 
 
-def test_an_artifact_without_checksums_goes_by_its_sizes(tmp_path: Path, capsys) -> None:
+def test_artifact_without_checksums_goes_by_its_sizes(tmp_path: Path, capsys) -> None:
     store = Store(tmp_path)
     path = store.get_or_make(artifact("merge", PARTS), write)
     record = json.loads((path / "key.json").read_text())
@@ -242,7 +242,7 @@ store.get_or_make_all([Artifact("together", "", 1, {"n": number}, make) for numb
     assert main(["check", "--store", str(tmp_path / "store")]) == 0
 
 
-def test_hundreds_at_once_and_a_failure_keeps_none(tmp_path: Path) -> None:
+def test_hundreds_at_once_and_failure_keeps_none(tmp_path: Path) -> None:
     store, wanted = Store(tmp_path), [artifact("merge", {"n": number}) for number in range(300)]
     asked = []
 
@@ -264,7 +264,7 @@ def test_hundreds_at_once_and_a_failure_keeps_none(tmp_path: Path) -> None:
     assert asked == [300, 299] and all(store.find(each) for each in wanted)
 
 
-def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch) -> None:
+def test_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch) -> None:
     def flock(*_: object) -> None:
         raise OSError(ENOLCK, os.strerror(ENOLCK))
 
@@ -274,7 +274,7 @@ def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch) -> 
 
 
 @pytest.mark.parametrize("says", [None, RuntimeError("a library's own words"), UserError("a file is broken")])
-def test_deleted_in_the_middle(tmp_path: Path, says: Exception | None) -> None:
+def test_deleted_in_middle(tmp_path: Path, says: Exception | None) -> None:
     store = Store.open(tmp_path / "store")
 
     def vanish(folder: Path) -> None:
@@ -283,7 +283,7 @@ def test_deleted_in_the_middle(tmp_path: Path, says: Exception | None) -> None:
             raise says
         write(folder)
 
-    with pytest.raises(UserError, match=r"what was stored in .*store is no more; type the same command again"):
+    with pytest.raises(UserError, match=r"what was stored in .*store is no more; use the same command again"):
         store.get_or_make(artifact("merge", PARTS), vanish)
 
     def read(folder: Path) -> None:
@@ -313,7 +313,7 @@ def mounted(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_full_disk_harms_nothing(mounted: Path) -> None:
+def test_full_disk_harms_nothing(mounted: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
@@ -332,17 +332,17 @@ def test_a_full_disk_harms_nothing(mounted: Path) -> None:
     store.get_or_make(artifact("merge", {"n": 0}), write)
 
 
-def test_a_read_only_store_can_be_read(mounted: Path) -> None:
+def test_read_only_store_can_be_read(mounted: Path) -> None:
     kept = Store.open(mounted).get_or_make(artifact("merge", PARTS), write)
     (mounted / INTACT / kept.name).unlink()  # as another machine would find it
     subprocess.run(["mount", "-o", "remount,ro", str(mounted)], check=True)
     store = Store.open(mounted)
     assert store.find(artifact("merge", PARTS)) == store.get_or_make(artifact("merge", PARTS), write) == kept
-    with pytest.raises(UserError, match=r"cannot write to .*Read-only file system; type output=.*store="):
+    with pytest.raises(UserError, match=r"cannot write to .*Read-only file system; use output=.*store="):
         store.get_or_make(artifact("merge", {"n": 1}), write)
 
 
-def test_a_lock_that_gc_removed_under_a_waiting_process_still_keeps_two_apart(tmp_path: Path) -> None:
+def test_lock_that_gc_removed_under_waiting_process_still_keeps_two_apart(tmp_path: Path) -> None:
     store = Store(tmp_path)
     with store.lock("k"), ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(lambda: store.lock("k").acquire())

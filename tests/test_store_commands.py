@@ -32,7 +32,7 @@ def run_of(store: Store, folder: Path, rank: int) -> tuple[Path, Path, Path]:
     return folder, merge, lora
 
 
-def test_why_names_the_parts_that_differ(tmp_path: Path) -> None:
+def test_why_names_parts_that_differ(tmp_path: Path) -> None:
     store = Store(tmp_path)
     left = store.get_or_make(artifact("merge", {"lora": {"rank": 4, "lr": 1}}), write)
     right = store.get_or_make(artifact("merge", {"lora": {"rank": 8, "lr": 1}, "seed": 0}), write)
@@ -41,7 +41,7 @@ def test_why_names_the_parts_that_differ(tmp_path: Path) -> None:
         why(left, tmp_path)
 
 
-def test_why_takes_runs_and_the_beginnings_of_keys(tmp_path: Path, capsys) -> None:
+def test_why_takes_runs_and_beginnings_of_keys(tmp_path: Path, capsys) -> None:
     store = Store(tmp_path / "store")
     (one, merge, lora), (other, *_) = (run_of(store, tmp_path / f"run{rank}", rank) for rank in (4, 8))
     at = ["--store", str(store.root)]
@@ -57,7 +57,7 @@ def test_why_takes_runs_and_the_beginnings_of_keys(tmp_path: Path, capsys) -> No
     assert capsys.readouterr().err.count("error: ") == 2
 
 
-def test_a_run_of_several_methods_needs_and_names_what_its_rows_do(tmp_path: Path, capsys) -> None:
+def test_run_of_several_methods_needs_and_names_what_its_rows_do(tmp_path: Path, capsys) -> None:
     store = Store(tmp_path / "store")
     for rank in (4, 8):
         run, *made = run_of(store, tmp_path / f"run{rank}", rank)
@@ -73,7 +73,7 @@ def test_a_run_of_several_methods_needs_and_names_what_its_rows_do(tmp_path: Pat
     assert lines[0].startswith("personalize mug_1: ") and lines[2].startswith("merge duolora no_cycle: mug_1+ink_1: ")
 
 
-def test_a_manifest_that_cannot_be_read_is_no_reason_to_remove_what_it_names(tmp_path: Path, capsys) -> None:
+def test_manifest_that_cannot_be_read_is_no_reason_to_remove_what_it_names(tmp_path: Path, capsys) -> None:
     store = Store(tmp_path / "store")
     run, *made = run_of(store, tmp_path / "run", 4)
     old(store, *made)
@@ -101,7 +101,7 @@ def test_what_was_made_or_found_anew_meanwhile_stays(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["{", "[]", "{}", '{"stage": "merge", "parts": {}}', '{"stage": "merge", "files": {}}']
 )
-def test_a_spoilt_key_is_damage_and_no_traceback(tmp_path: Path, capsys, text: str) -> None:
+def test_spoilt_key_is_damage_and_no_traceback(tmp_path: Path, capsys, text: str) -> None:
     store = Store(tmp_path)
     path = store.get_or_make(artifact("merge", {"n": 0}), write)
     (path / "key.json").write_text(text)
@@ -112,7 +112,7 @@ def test_a_spoilt_key_is_damage_and_no_traceback(tmp_path: Path, capsys, text: s
     assert capsys.readouterr().out == "0 artifacts, 0 B; 1 damaged, type python -m lorabench.engine check\n"
 
 
-def test_a_store_that_may_only_be_read_is_one_line(tmp_path: Path, capsys, monkeypatch) -> None:
+def test_store_that_may_only_be_read_is_one_line(tmp_path: Path, capsys, monkeypatch) -> None:
     def forbid(path: str, *_: object) -> None:
         raise OSError(EROFS, "Read-only file system", path)
 
@@ -121,7 +121,7 @@ def test_a_store_that_may_only_be_read_is_one_line(tmp_path: Path, capsys, monke
     assert main(["gc", "--delete", "--store", str(tmp_path)]) == 2
     told = capsys.readouterr().err
     assert told.startswith(f"error: cannot write to {tmp_path}/.locks/") and told.count("\n") == 1
-    assert told.strip().endswith("type --store <a store that you can write to>")
+    assert told.strip().endswith("use --store <a store that you can write to>")
 
 
 def test_ls_says_what_there_is(tmp_path: Path, capsys) -> None:
@@ -138,7 +138,7 @@ def old(store: Store, *artifacts: Path) -> None:
         os.utime(store.root / INTACT / path.name, (week_ago, week_ago))
 
 
-def test_gc_takes_what_nobody_needs_and_leaves_the_rest(tmp_path: Path, capsys) -> None:
+def test_gc_takes_what_nobody_needs_and_leaves_rest(tmp_path: Path, capsys) -> None:
     store, at = Store(tmp_path / "store"), ["--store", str(tmp_path / "store")]
     run, merge, lora = run_of(store, tmp_path / "runs", 4)
     stray, fresh = (store.get_or_make(artifact("merge", {"n": number}), write) for number in range(2))

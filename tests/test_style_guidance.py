@@ -30,7 +30,7 @@ SCENES = [
 W = 5.0
 
 
-def test_scenes_are_worded_and_strings_say_the_same_in_all() -> None:
+def test_scenes_are_worded_and_strings_say_same_in_all() -> None:
     assert worded([*SCENES[:1], "a cat"], "plain") == ["a mug", "a cat"]
     assert worded([Scene("a sks dog by hand", "a dog")], "styled") == ["a sks dog by hand"]
 
@@ -52,7 +52,7 @@ def close(left: Tensor, right: Tensor) -> None:
     torch.testing.assert_close(left, right, atol=5e-4, rtol=2e-3)
 
 
-def test_styledrop_is_the_style_lora_under_the_class_word(model, loras) -> None:
+def test_styledrop_is_style_lora_under_class_word(model, loras) -> None:
     found = one_step(model, loras, load("styledrop"))
     with model.attach([loras[1]]):
         close(found, sample_latents(model, worded(SCENES, "styled"), SEEDS, 1, W))
@@ -67,18 +67,18 @@ def test_two_terms_weigh_text_and_lora_apart(model, loras, share) -> None:
     close(found, u + W * (c - u) + share * W * (s - c))
 
 
-def test_style_guidance_is_the_publication_s_sum(model, loras) -> None:
+def test_style_guidance_is_publication_s_sum(model, loras) -> None:
     u, c, s = alone(model, [], None), alone(model, [], "plain"), alone(model, [loras[1]], "styled")
     close(one_step(model, loras, load("pair_customization")), u + W * (c - u) + 3.0 * (s - c))
 
 
-def test_style_guidance_with_the_subject(model, loras) -> None:
+def test_style_guidance_with_subject(model, loras) -> None:
     content = [loras[0]]
     u, c, s = alone(model, content, None), alone(model, content, "subject"), alone(model, loras, "prompt")
     close(one_step(model, loras, load("pair_customization", "keep_subject")), u + W * (c - u) + 3.0 * (s - c))
 
 
-def test_every_style_of_a_blend_has_a_term(model, loras) -> None:
+def test_every_style_of_blend_has_term(model, loras) -> None:
     other = LoRA({layer: replace(each, up=-0.5 * each.up) for layer, each in loras[1].items()})
     u, c = alone(model, [], None), alone(model, [], "plain")
     one, two = (alone(model, [style], "styled") for style in (loras[1], other))
@@ -86,7 +86,7 @@ def test_every_style_of_a_blend_has_a_term(model, loras) -> None:
     close(found, u + W * (c - u) + 3.0 * (one - c) + 3.0 * (two - c))
 
 
-def test_a_style_weight_of_nothing_is_the_base(model, loras, generate_spec) -> None:
+def test_style_weight_of_nothing_is_base(model, loras, generate_spec) -> None:
     method = load("pair_customization", share=0.0)
     found = draw(model, method, lambda: loras, ROLES, None, SCENES, SEEDS, generate_spec)
     base = generate(model, [], worded(SCENES, "plain"), SEEDS, generate_spec, CPU)
@@ -104,7 +104,7 @@ def test_branches_of_no_weight_are_not_drawn(model, loras, share, generate_spec)
 
 
 @pytest.mark.parametrize("method", ["styledrop", "pair_customization"])
-def test_the_content_s_text_encoders_are_left_out_too(model, loras, method, generate_spec) -> None:
+def test_content_s_text_encoders_are_left_out_too(model, loras, method, generate_spec) -> None:
     """Of both methods no branch knows the content's LoRA, in the UNet or beside it."""
     name, layer = next(
         (name, layer) for name, layer in model.pipeline.text_encoder.named_modules() if name.endswith("q_proj")
@@ -118,7 +118,7 @@ def test_the_content_s_text_encoders_are_left_out_too(model, loras, method, gene
     np.testing.assert_array_equal(silent, outspoken)
 
 
-def test_the_core_s_basis_is_that_of_the_greatest_singular_values(model: SDXL) -> None:
+def test_core_s_basis_is_that_of_greatest_singular_values(model: SDXL) -> None:
     """(W - QR) + Q (R + dR) = W + Q dR, for the released code's own Q and R."""
     layers = model.layers.trained()
     for layer, factors in core(model.denoiser, layers, 3).items():

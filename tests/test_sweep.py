@@ -44,7 +44,7 @@ def app(cfg):
                 time.sleep(0.1)
             time.sleep(1)
             os.kill(os.getpid(), signal.SIGKILL)
-        return Failed(2, "that is wrong; type this", str(folder / "error.txt"))
+        return Failed(2, "that is wrong; use this", str(folder / "error.txt"))
     if cfg.method == cfg.slow:
         time.sleep(8)
     if not (folder / "manifest.json").is_file():
@@ -97,7 +97,7 @@ def rows(folder: Path) -> list[str]:
     return [name for name in methods if name not in frames and not name.startswith("↳")]  # published numbers
 
 
-def test_a_sweep_ends_with_one_table(program: Path, tmp_path: Path) -> None:
+def test_sweep_ends_with_one_table(program: Path, tmp_path: Path) -> None:
     make_run(tmp_path / "sweep" / "stale-s0", "ziprank", images=1)  # of an earlier sweep
     code, out, err = start(program, "method=direct,duolora")
     assert code == 0, err
@@ -110,7 +110,7 @@ def test_a_sweep_ends_with_one_table(program: Path, tmp_path: Path) -> None:
     assert (folder / "report.html").read_bytes() == before
 
 
-def test_one_table_a_folder_in_the_order_of_the_jobs(program: Path, tmp_path: Path) -> None:
+def test_one_table_folder_in_order_of_jobs(program: Path, tmp_path: Path) -> None:
     code, out, err = start(program, "name=b,a", "method=duolora,direct", "seed=0,1")
     assert code == 0, err
     for name in ("a", "b"):
@@ -120,31 +120,31 @@ def test_one_table_a_folder_in_the_order_of_the_jobs(program: Path, tmp_path: Pa
     assert out.count("report.html") == 2 and not (tmp_path / "sweep" / "table.md").exists()
 
 
-def test_a_failed_run_does_not_hide_the_finished_ones(program: Path, tmp_path: Path) -> None:
+def test_failed_run_does_not_hide_finished_ones(program: Path, tmp_path: Path) -> None:
     (tmp_path / "sweep").mkdir()
     make_run(tmp_path / "sweep" / "ziplora-s0", "ziplora", images=1)  # done once with other settings
     code, out, err = start(program, "method=direct,ziplora,duolora", "broken=[ziplora]")
     assert code == 2 and "1 of 3 runs failed" in err
     log = tmp_path / "sweep" / "ziplora-s0" / "error.txt"
-    assert err.strip().endswith(f"  method=ziplora: that is wrong; type this ({log})")
+    assert err.strip().endswith(f"  method=ziplora: that is wrong; use this ({log})")
     assert rows(tmp_path / "sweep") == ["direct", "duolora"] and "| duolora |" in out
 
 
-def test_a_single_run_and_a_sweep_of_one_have_no_joint_report(program: Path, tmp_path: Path) -> None:
+def test_single_run_and_sweep_of_one_have_no_joint_report(program: Path, tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=60, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert start(program, "method=direct")[:2] == (0, "")
     assert not (tmp_path / "sweep" / "table.md").exists() and not list((tmp_path / "sweep").glob(".sweep-*"))
 
 
-def test_a_stopped_sweep_leaves_no_register(program: Path, tmp_path: Path) -> None:
+def test_stopped_sweep_leaves_no_register(program: Path, tmp_path: Path) -> None:
     code, _, err = start(program, "method=direct,raising", "broken=[raising]")
     assert code == 1 and (tmp_path / "sweep" / "direct-s0").is_dir()
     assert "method=raising: ValueError: a fault" in err
     assert not list((tmp_path / "sweep").glob(".sweep-*"))
 
 
-def test_a_job_killed_under_joblib_is_told_beside_the_finished_ones(program: Path, tmp_path: Path) -> None:
+def test_job_killed_under_joblib_is_told_beside_finished_ones(program: Path, tmp_path: Path) -> None:
     """joblib then ends its other processes and the sweep."""
     launcher = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "broken=[dying]", "slow=ziplora")
     code, out, err = start(program, *launcher, "method=direct,duolora,dying,ziplora")
@@ -156,7 +156,7 @@ def test_a_job_killed_under_joblib_is_told_beside_the_finished_ones(program: Pat
     assert not list((tmp_path / "sweep").glob(".sweep-*"))
 
 
-def test_a_job_killed_under_submitit_is_told_and_the_others_are_waited_for(program: Path, tmp_path: Path) -> None:
+def test_job_killed_under_submitit_is_told_and_others_are_waited_for(program: Path, tmp_path: Path) -> None:
     launcher = ("hydra/launcher=submitit_local", "broken=[dying]", "slow=ziplora")
     code, _, err = start(program, *launcher, "method=dying,direct,duolora,ziplora")
     assert code == 1 and "1 of 4 runs failed" in err
@@ -165,7 +165,7 @@ def test_a_job_killed_under_submitit_is_told_and_the_others_are_waited_for(progr
     assert rows(tmp_path / "sweep") == ["direct", "duolora", "ziplora"]
 
 
-def test_a_scheduler_may_ask_a_running_job_to_pack_itself_up(tmp_path: Path) -> None:
+def test_scheduler_may_ask_running_job_to_pack_itself_up(tmp_path: Path) -> None:
     """submitit pickles the callback again where a job has reached its time limit and is to be started anew."""
     report = JointReport()
     report.register = tmp_path
@@ -191,7 +191,7 @@ def test_runs_that_cannot_be_compared_are_one_line(tmp_path: Path, capsys: pytes
     assert printed.out == "" and printed.err.count("\n") == 1 and "differ in world" in printed.err
 
 
-def test_a_job_that_would_overwrite_another_is_refused(program: Path, tmp_path: Path) -> None:
+def test_job_that_would_overwrite_another_is_refused(program: Path, tmp_path: Path) -> None:
     code, _, err = start(program, "method=direct,duolora", "slow=none,0")
     folder = tmp_path / "sweep" / "direct-s0"
     assert code == 2 and err.count("\n") == 1 and f"another run of this sweep goes to {folder} too" in err
@@ -199,7 +199,7 @@ def test_a_job_that_would_overwrite_another_is_refused(program: Path, tmp_path: 
     assert (folder / "manifest.json").is_file() and not (tmp_path / "sweep" / "duolora-s0").exists()
 
 
-def test_a_report_that_fails_hides_no_failed_run(tmp_path: Path, capsys, monkeypatch) -> None:
+def test_report_that_fails_hides_no_failed_run(tmp_path: Path, capsys, monkeypatch) -> None:
     def broken(*_: object) -> None:
         raise ZeroDivisionError("no rows")
 

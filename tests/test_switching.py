@@ -48,7 +48,7 @@ def test_klora_is_its_rule(model, loras, ablation) -> None:
     assert chosen == {True, False}
 
 
-def test_layers_far_from_the_mean_are_left_out_of_klora_s_balance(model, loras) -> None:
+def test_layers_far_from_mean_are_left_out_of_klora_s_balance(model, loras) -> None:
     content, style = loras
     layer = next(iter(content))
     loud = LoRA({**content, layer: Factors(content[layer].down * 1e4, content[layer].up)})
@@ -96,19 +96,19 @@ def test_limits_are_one_lora_alone(model, loras, method, settings, alone) -> Non
     assert np.abs(images.astype(int) - expected).max() <= 1
 
 
-def test_est_lora_ends_with_the_style_alone(model, loras) -> None:
+def test_est_lora_ends_with_style_alone(model, loras) -> None:
     for own in scales(model, load("est_lora", alpha=1e9, discrepancy=0.0), loras, 4).values():
         assert own[1:] == [(0.0, 1.0)] * 3  # at the first step, where p is 0, energies decide
 
 
-def test_a_layer_of_one_role_is_that_role_s_whatever_the_threshold(model, loras) -> None:
+def test_layer_of_one_role_is_that_role_s_whatever_threshold(model, loras) -> None:
     style = [LoRA({}), loras[1]]
     found = scales(model, load("est_lora", discrepancy=1.0), style, 2)
     assert all(own == [(0.0, 1.0)] * 2 for own in found.values())
 
 
 @pytest.mark.parametrize("method", ["lora_switch", "lora_composite"])
-def test_the_lora_scale_is_that_of_every_lora(model, loras, method, generate_spec) -> None:
+def test_lora_scale_is_that_of_every_lora(model, loras, method, generate_spec) -> None:
     weak = [LoRA({layer: replace(each, up=0.8 * each.up) for layer, each in lora.items()}) for lora in loras]
     scaled, own = (
         draw(model, load(method, ablation), lambda used=used: used, ROLES, None, ["a mug"], [3], generate_spec, CPU)

@@ -86,7 +86,7 @@ def test_what_is_separated_alone_need_not_be_among_many(tmp_path: Path) -> None:
     assert few.loc[one, "separated"] is True and many.loc[one, "separated"] is False
 
 
-def test_the_reference_is_typed_or_configured_or_absent(tmp_path: Path) -> None:
+def test_reference_is_typed_or_configured_or_absent(tmp_path: Path) -> None:
     runs = made(tmp_path, "direct", "duolora", "duolora no_cycle")
     loaded = [RunFolder.load(run) for run in runs]
     assert Table.of(loaded).reference == "direct"
@@ -103,7 +103,7 @@ def test_the_reference_is_typed_or_configured_or_absent(tmp_path: Path) -> None:
         Table.of(loaded, reference="duolra")
 
 
-def test_a_reference_that_cannot_be_a_row_is_refused_before_the_run() -> None:
+def test_reference_that_cannot_be_row_is_refused_before_run() -> None:
     for label in ("direct", "content_only", "duolora no_cycle"):
         check_reference(label)
     for label, near in (("dirct", "direct"), ("duolora no_cycl", "no_cycle")):
@@ -111,7 +111,7 @@ def test_a_reference_that_cannot_be_a_row_is_refused_before_the_run() -> None:
             check_reference(label)
 
 
-def test_the_command_takes_folders_of_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_takes_folders_of_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [*made(tmp_path / "a", "direct", "ziplora"), *made(tmp_path / "b", "duolora")]
     assert run_folders([tmp_path / "a", runs[2], runs[0]]) == [*sorted(runs[:2]), runs[2]]  # each once
     assert main([str(tmp_path / "a"), str(tmp_path / "b"), "--reference", "ziplora"]) == 0
@@ -121,7 +121,7 @@ def test_the_command_takes_folders_of_runs(tmp_path: Path, capsys: pytest.Captur
     assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "joint" / "report.html")
     assert main([str(tmp_path / "a")]) == 0 and (tmp_path / "a" / "table.tex").is_file()  # into the sweep's own folder
     assert main([str(runs[0]), "--reference", "nothing"]) == 2
-    assert "type --reference=<base|" in capsys.readouterr().err.replace("Type", "type")
+    assert "use --reference=<base|" in capsys.readouterr().err.replace("Use", "use")
     assert main([str(tmp_path)]) == 2  # a folder of folders of runs
     assert "is no finished run" in capsys.readouterr().err
 
@@ -138,7 +138,7 @@ def test_the_command_takes_folders_of_runs(tmp_path: Path, capsys: pytest.Captur
         ([("a", "x"), ("a", "y"), ("b", "x"), ("b", "y")], "The 4 pairs of 2 contents and 2 styles are taken"),
     ],
 )
-def test_pairs_that_share_a_concept_have_a_note(tmp_path: Path, pairs: list[tuple[str, str]], said: str | None) -> None:
+def test_pairs_that_share_concept_have_note(tmp_path: Path, pairs: list[tuple[str, str]], said: str | None) -> None:
     of = Table.of([RunFolder.load(make_run(tmp_path / "run", pairs=pairs, images=1))])
     for text in (write_markdown(of), write_latex(of), " ".join(layout.notes(of))):  # the page shows these
         assert ("taken as independent" in text) == (said is not None) and (said or "") in text
@@ -147,7 +147,7 @@ def test_pairs_that_share_a_concept_have_a_note(tmp_path: Path, pairs: list[tupl
 # --- several seeds
 
 
-def test_seeds_of_a_method_are_images_of_the_same_pairs(tmp_path: Path) -> None:
+def test_seeds_of_method_are_images_of_same_pairs(tmp_path: Path) -> None:
     runs = [RunFolder.load(make_run(tmp_path / str(seed), seed=seed)) for seed in (0, 1)]
     one, both = (Table.of(some).lines.set_index(["label", "metric"]) for some in (runs[:1], runs))
     at = ("duolora", "clip_t")
@@ -195,7 +195,7 @@ def test_costs_are_means_over_seeds_and_blank_where_unknown(tmp_path: Path) -> N
         ({PROCESS: 3 * 2**30, GPU: 2**30}, {}, GPU),
     ],
 )
-def test_one_peak_of_memory_is_shown_the_greatest(tmp_path: Path, first: dict, second: dict, shown: str) -> None:
+def test_one_peak_of_memory_is_shown_greatest(tmp_path: Path, first: dict, second: dict, shown: str) -> None:
     spent = costs([with_costs(tmp_path / "a", "ziplora", **first), with_costs(tmp_path / "b", "ziplora", **second)])
     assert list(spent) == [shown]
     greatest = max(first.get(shown, 0), second.get(shown, 0))
@@ -205,7 +205,7 @@ def test_one_peak_of_memory_is_shown_the_greatest(tmp_path: Path, first: dict, s
 # --- formats
 
 
-def test_the_csv_has_every_number(tmp_path: Path) -> None:
+def test_csv_has_every_number(tmp_path: Path) -> None:
     of = table(tmp_path, "direct", "duolora")
     (tmp_path / "table.csv").write_text(write_csv(of))
     found = read_table(tmp_path)

@@ -71,7 +71,7 @@ def close(ours: Tensor, expected: list[float]) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_the_svd_basis_against_the_dense_svd(name: str) -> None:
+def test_svd_basis_against_dense_svd(name: str) -> None:
     update, rank = dense(ALL[name]), ALL[name].rank
     values = torch.linalg.svdvals(update)
     close(svd_rank_errors(ALL[name]), [relative(values[k:], values) for k in range(1, rank + 1)])
@@ -111,7 +111,7 @@ def test_trained_factors_against_every_subset_of_terms(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_no_violation_in_the_svd_basis(name: str) -> None:
+def test_no_violation_in_svd_basis(name: str) -> None:
     e_svd, e_raw, e_out = svd_rank_errors(ALL[name]), raw_rank_errors(ALL[name]), out_errors(ALL[name])
     assert (e_svd[: len(e_out)] <= e_out + 1e-7).all()
     assert (e_svd <= e_raw + 1e-7).all()
@@ -122,14 +122,14 @@ def test_equality_for_orthogonal_rows() -> None:
     torch.testing.assert_close(svd_rank_errors(orthogonal_rows()), out_errors(orthogonal_rows()))
 
 
-def test_the_trained_factors_can_violate_it_and_another_basis_of_them_does_not() -> None:
+def test_trained_factors_can_violate_it_and_another_basis_of_them_does_not() -> None:
     each = cancelling()
     assert out_errors(each)[0] < 1e-7
     assert raw_rank_errors(each)[0] == pytest.approx(0.995, abs=5e-4)  # what docs/theorem1.md says
     torch.testing.assert_close(raw_rank_errors(each.svd()), svd_rank_errors(each), atol=1e-5, rtol=0)
 
 
-def test_half_the_rows_can_beat_half_the_ranks() -> None:
+def test_half_rows_can_beat_half_ranks() -> None:
     up = torch.zeros(8, 4)
     up[:4] = torch.eye(4)
     each = Factors(torch.eye(4, 6), up)
@@ -137,7 +137,7 @@ def test_half_the_rows_can_beat_half_the_ranks() -> None:
     assert svd_rank_errors(each)[1] == pytest.approx(0.5**0.5)  # 2 of 4 ranks
 
 
-def test_a_merge_is_beyond_the_theorem() -> None:
+def test_merge_is_beyond_theorem() -> None:
     """Two output entries answer both LoRAs' inputs exactly, two rank entries do not (docs/theorem1.md)."""
     v_c, v_s = torch.tensor([1.0, 0.5]), torch.tensor([0.5, 1.0])
     updates = torch.stack([torch.outer(v_c, v_c), torch.outer(v_s, v_s)])
@@ -151,7 +151,7 @@ def test_a_merge_is_beyond_the_theorem() -> None:
     torch.testing.assert_close(torch.cat([rows @ x for x in inputs]), wanted)
 
 
-def test_above_the_exact_rank_the_error_is_an_upper_bound(monkeypatch) -> None:
+def test_above_exact_rank_error_is_upper_bound(monkeypatch) -> None:
     each = factors(8, 20, 12)
     exact = raw_rank_errors(each)
     monkeypatch.setattr("lorabench.merging.mask_errors.EXACT_RANK", 7)
@@ -163,7 +163,7 @@ def test_above_the_exact_rank_the_error_is_an_upper_bound(monkeypatch) -> None:
     assert wide.isfinite().all() and wide[-1] < 1e-6
 
 
-def test_the_study_counts_and_names_violations(tmp_path) -> None:
+def test_study_counts_and_names_violations(tmp_path) -> None:
     layer, other = (f"down_blocks.1.attentions.0.transformer_blocks.0.attn1.{name}" for name in ("to_q", "to_out.0"))
     errors = measure("mug_1", LoRA({layer: cancelling(), other: factors(3, 9, 9)}))
     assert list(errors.columns) == ["layer", "concept", "k", "e_rank_svd", "e_rank_raw", "e_out"]

@@ -41,7 +41,7 @@ def measured(points: dict[str, list[tuple[float, float]]], spread: float = 0.0) 
     }
 
 
-def test_hypervolumes_are_areas_from_the_floors() -> None:
+def test_hypervolumes_are_areas_from_floors() -> None:
     found = measured({"direct": [(0.8, 0.2), (0.6, 0.6), (0.2, 0.8)], "better": [(0.8, 0.2), (0.9, 0.9), (0.2, 0.8)]})
     volumes = volumes_of(found, AXES, "direct").set_index("method")
     assert volumes["hypervolume"].tolist() == pytest.approx([0.8 * 0.2 + 0.6 * 0.4 + 0.2 * 0.2, 0.81])
@@ -50,7 +50,7 @@ def test_hypervolumes_are_areas_from_the_floors() -> None:
     assert volumes["low"].tolist() == pytest.approx(volumes["hypervolume"].tolist())  # pairs that are all the same
 
 
-def test_intervals_are_paired_over_the_same_resamples() -> None:
+def test_intervals_are_paired_over_same_resamples() -> None:
     points = {"direct": [(0.8, 0.2), (0.6, 0.6), (0.2, 0.8)]}
     found = measured({**points, "twin": points["direct"]}, spread=0.2)
     volumes = volumes_of(found, AXES, "direct").set_index("method")
@@ -59,12 +59,12 @@ def test_intervals_are_paired_over_the_same_resamples() -> None:
     assert not volumes.loc["twin", "separated"]
 
 
-def test_points_below_the_floors_add_nothing() -> None:
+def test_points_below_floors_add_nothing() -> None:
     found = measured({"direct": [(-0.2, 0.9), (0.5, 0.5), (0.9, -0.1)]})
     assert volumes_of(found, AXES, "direct")["hypervolume"].item() == pytest.approx(0.25)
 
 
-def test_fronts_of_a_method_and_of_all(tmp_path: Path) -> None:
+def test_fronts_of_method_and_of_all(tmp_path: Path) -> None:
     found = measured({"direct": [(0.8, 0.2), (0.6, 0.6), (0.5, 0.5)], "better": [(0.9, 0.3), (0.7, 0.7), (0.1, 0.9)]})
     curves = curves_of(found, AXES)
     assert curves["front"].tolist() == [True, True, False, True, True, True]
@@ -79,18 +79,18 @@ def test_fronts_of_a_method_and_of_all(tmp_path: Path) -> None:
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_lora_that_does_nothing_spans_no_axis() -> None:
+def test_lora_that_does_nothing_spans_no_axis() -> None:
     alone = {"content_only": by_pair("content", [0.5, 0.5]), "style_only": by_pair("content", [0.5, 0.6])}
     with pytest.raises(UserError, match="no better with the content LoRA alone"):
         axis_of("content", "dino/content", alone)
 
 
-def test_the_fan_has_the_whole_point_in_its_middle() -> None:
+def test_fan_has_whole_point_in_its_middle() -> None:
     assert fan([0.75, 0.25, 1]) == [(1, 0.25), (1, 0.75), (1, 1), (0.75, 1), (0.25, 1)]
 
 
 @pytest.mark.usefixtures("hydra")
-def test_strengths_are_drawn_with_the_same_merges(tiny, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_strengths_are_drawn_with_same_merges(tiny, tmp_path: Path, monkeypatch, capsys) -> None:
     """Random weights give no LoRA that is worth its name, so the axes are set by hand."""
     monkeypatch.setattr(tradeoff, "axis_of", lambda role, metric, alone: Axis(metric, -1.0, 1.0))
     run(compose("config", [*tiny, *SMALL, f"output={tmp_path}"]), tmp_path)
@@ -108,11 +108,11 @@ def test_strengths_are_drawn_with_the_same_merges(tiny, tmp_path: Path, monkeypa
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("task.methods=[]", "task.methods is empty; type task.methods="),
+        ("task.methods=[]", "task.methods is empty; use task.methods="),
         ("task.methods=[direct,duolra]", "method=duolra is unknown"),
         ("task.methods=[direct,direct]", "names direct twice"),
         ("task.methods=[base]", "has no trade-off; leave it out"),
-        *product(("task.strengths=[]", "task.strengths=[0,0.5]", "task.strengths=[1]"), ["type task.strengths="]),
+        *product(("task.strengths=[]", "task.strengths=[0,0.5]", "task.strengths=[1]"), ["use task.strengths="]),
         ("task.content=csd/style", "task.content=csd/style is unknown"),
         ("task.style=lpips/style", "task.style=lpips/style is unknown"),
     ],

@@ -19,23 +19,23 @@ def test_group_without_choice_names_key_and_choices(group: str) -> None:
     first = min(path.stem for path in (CONF / group).glob("*.yaml"))
     for value in ("null", ""):
         line = mistake(["seed=1", f"{group}={value}"])
-        assert line is not None and line.startswith(f"{group}={value} is unknown") and f"type {group}=<{first}|" in line
+        assert line is not None and line.startswith(f"{group}={value} is unknown") and f"use {group}=<{first}|" in line
     assert mistake([f"{group}={first}", "experiments=null", "ablation=null", "model.vae=null"]) is None
 
 
 def test_several_choices_without_m_are_told_to_take_it() -> None:
-    line = "method=direct,ziplora has several choices, each of which is a run; type -m method=direct,ziplora"
+    line = "method=direct,ziplora has several choices, each of which is a run; use -m method=direct,ziplora"
     assert mistake(["method=direct,ziplora"]) == line
     assert mistake(["method=direct,ziplora", "-m"]) is None
     message = "Ambiguous value for argument 'lora.rank=4,8'\n1. To use it as a list, use key=[value1,value2]"
     assert ambiguous(message) == (
-        "lora.rank=4,8 has several values; type lora.rank=[4,8] for a list, or -m lora.rank=4,8 for a run of each"
+        "lora.rank=4,8 has several values; use lora.rank=[4,8] for a list, or -m lora.rank=4,8 for a run of each"
     )
 
 
 def test_numbers_as_names_are_shown_with_quotes() -> None:
     dataset = {"contents": None, "subjects": ["mug_1"], "styles": [1, 2], "references": 4}
-    with pytest.raises(UserError, match=r"type \"dataset\.styles=\['1','2'\]\""):
+    with pytest.raises(UserError, match=r"use \"dataset\.styles=\['1','2'\]\""):
         check_dataset(dataset)
 
 
@@ -60,5 +60,5 @@ def test_long_name_of_run_is_told_as_such() -> None:
     from errno import ENAMETOOLONG
 
     assert unwritable(ENAMETOOLONG, "/x").startswith(
-        "the name of /x is too long for the file system; type a shorter one"
+        "the name of /x is too long for the file system; use a shorter one"
     )

@@ -34,14 +34,14 @@ def reference(image: Image.Image, prompt: str = "a sks mug") -> Reference:
     return Reference("mug", prompt, str(image.size), lambda: image)
 
 
-def test_the_centre_of_a_wide_image_that_needs_no_resize() -> None:
+def test_centre_of_wide_image_that_needs_no_resize() -> None:
     cut = cut_at(gradient(100, 64), 64, mirrored=False, seed=None)
     assert cut.image.size == (64, 64)
     assert corner(cut.image) == (0, 18)  # (100 - 64) / 2
     assert cut.crop == (64, 100, 0, 18, 64, 64)  # height before width
 
 
-def test_a_tall_image_is_resized_by_its_shorter_side() -> None:
+def test_tall_image_is_resized_by_its_shorter_side() -> None:
     image = Image.new("RGB", (128, 201), "red")
     cut = cut_at(image, 64, mirrored=False, seed=None)
     assert cut.crop == (201, 128, 18, 0, 64, 64)  # 201 * 64 / 128 = 100 rows, of which 36 are left over
@@ -49,7 +49,7 @@ def test_a_tall_image_is_resized_by_its_shorter_side() -> None:
     assert small.image.size == (64, 64) and small.crop == (32, 32, 0, 0, 64, 64)
 
 
-def test_a_mirror_image_is_cut_after_it_is_mirrored() -> None:
+def test_mirror_image_is_cut_after_it_is_mirrored() -> None:
     """As in diffusers: the corner is one of the image that the UNet sees."""
     cut = cut_at(gradient(101, 64), 64, mirrored=True, seed=None)
     left = round(37 / 2)
@@ -78,7 +78,7 @@ def test_views_are_every_crop_and_its_mirror_image(model: SDXL) -> None:
     torch.testing.assert_close(found.latents[[1, 7]], expected)
 
 
-def test_without_crops_the_centre_counts_as_a_whole_image(model: SDXL) -> None:
+def test_without_crops_centre_counts_as_whole_image(model: SDXL) -> None:
     wide = gradient(100, 64)
     found = views(model, [reference(wide)], flips=False, crops=0, seed=5)
     assert found.crops.tolist() == [[64, 64, 0, 0, 64, 64]] and len(found.latents) == 1
@@ -86,7 +86,7 @@ def test_without_crops_the_centre_counts_as_a_whole_image(model: SDXL) -> None:
     assert batch.crops.shape == (4, 6) and batch.latents.shape[0] == len(batch.prompts) == 4
 
 
-def test_the_unet_is_told_the_crop_of_each_row(model: SDXL, pair, lora_spec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unet_is_told_crop_of_each_row(model: SDXL, pair, lora_spec, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of the concept with their own size and corner, rows of its class as whole images."""
     told: list[torch.Tensor] = []
     unet, forward = model.unet, model.unet.forward

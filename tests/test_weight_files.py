@@ -84,14 +84,14 @@ def one_line(error, *words):
     assert "\n" not in text and all(word in text for word in words), text
 
 
-def test_weights_come_from_the_hubs_cache_without_a_connection(tmp_path):
+def test_weights_come_from_hubs_cache_without_connection(tmp_path):
     path = cached(tmp_path, "timm/vit_small_patch16_224.dino", "model.safetensors", {"x": torch.zeros(1)})
     found = scorer_set(SPEC)
     assert [files.weights for files in found.scorers] == [path] and found.truth is None
     assert found.sources() == [backbones()["dino@vits16"], path]
 
 
-def test_a_given_file_goes_before_the_cache(tmp_path):
+def test_given_file_goes_before_cache(tmp_path):
     cached(tmp_path, "timm/vit_small_patch16_224.dino", "model.safetensors", {"x": torch.zeros(1)})
     save_file({"x": torch.zeros(1)}, tmp_path / "own.safetensors")
     own = replace(SPEC, weights={"dino_vits16": str(tmp_path / "own.safetensors")})
@@ -106,7 +106,7 @@ def test_nothing_here_and_no_connection_is_one_line_that_says_what_to_get():
     )
 
 
-def test_the_hubs_own_warnings_are_not_shown(monkeypatch, caplog):
+def test_hubs_own_warnings_are_not_shown(monkeypatch, caplog):
     """The host refuses connections; the client would warn about each of its attempts."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{filename}")
@@ -147,7 +147,7 @@ def test_folders_and_published_backbones_score_together(tmp_path):
     assert scorer_set(replace(SPEC, path="micro", backbones=[])).truth is not None
 
 
-def test_a_pickle_of_weights_is_converted_once(tmp_path):
+def test_pickle_of_weights_is_converted_once(tmp_path):
     state = random_state(dino_shapes(*DINO["vits16"]), shared_blocks=True)
     path = tmp_path / "dino_deitsmall16_pretrain.pth"
     torch.save(state, path)
@@ -214,7 +214,7 @@ def test_what_is_no_csd_checkpoint_is_one_line(tmp_path):
     assert not target.exists() and not (tmp_path / "opened").exists()
 
 
-def test_another_file_under_the_published_name_is_refused(tmp_path):
+def test_another_file_under_published_name_is_refused(tmp_path):
     config = read_config(backbones()["csd@vitl14"])
     path = cached(tmp_path, config["weights"]["hub"], config["weights"]["file"], {"x": torch.zeros(1)})
     with pytest.raises(UserError) as error:
@@ -222,13 +222,13 @@ def test_another_file_under_the_published_name_is_refused(tmp_path):
     one_line(error, str(path), "sha256", config["weights"]["sha256"][:12])
 
 
-def test_the_command_says_what_to_type(tmp_path, capsys):
+def test_command_says_what_to_type(tmp_path, capsys):
     assert main(["", "checkpoint.pth"]) == 2 and "csd.safetensors" in capsys.readouterr().err
     assert main(["", str(tmp_path / "checkpoint.pth"), str(tmp_path / "csd.safetensors")]) == 2
     assert "checkpoint not found" in capsys.readouterr().err
 
 
-def test_a_run_compares_headers_before_it_trains(tmp_path):
+def test_run_compares_headers_before_it_trains(tmp_path):
     from types import SimpleNamespace
 
     from lorabench.tasks.benchmark import check_scorers

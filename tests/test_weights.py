@@ -24,7 +24,7 @@ def test_equal_weights_draw_as_no_weights() -> None:
     assert torch.equal(draw_weighted([1] * 4, 100, torch.Generator().manual_seed(1), passes=2), plain)
 
 
-def test_each_pass_has_the_weights() -> None:
+def test_each_pass_has_weights() -> None:
     found = Counter(draw_weighted((1, 9), 4000, torch.Generator().manual_seed(0), passes=2).tolist())
     assert sorted(found) == [0, 1, 2, 3] and 6 < found[1] / found[0] < 13 and 6 < found[3] / found[2] < 13
 

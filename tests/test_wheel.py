@@ -55,13 +55,13 @@ def files(loras: tuple[LoRA, LoRA], tmp_path: Path) -> list[str]:
     return ["a.safetensors", "b.safetensors"]
 
 
-def test_wheel_gives_the_python_interface_without_the_checkout(environment: Path, tmp_path: Path) -> None:
+def test_wheel_gives_python_interface_without_checkout(environment: Path, tmp_path: Path) -> None:
     code = "import lorabench; from lorabench import merge; print(lorabench.__file__, merge.__name__)"
     file, name = run([str(environment / "python"), "-c", code], tmp_path).split()
     assert Path(file).is_relative_to(environment.parent) and name == "merge"
 
 
-def test_console_command_composes_the_configuration(environment: Path, tmp_path: Path) -> None:
+def test_console_command_composes_configuration(environment: Path, tmp_path: Path) -> None:
     printed = run([str(environment / "lorabench"), "--cfg", "job", "experiments=smoke"], tmp_path)
     assert "name: smoke\n" in printed
     assert "output: outputs\n" in printed

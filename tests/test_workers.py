@@ -43,7 +43,7 @@ def ignore(index: int, steps: int) -> None:
     return
 
 
-def test_results_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
+def test_results_do_not_depend_on_number_of_workers(tmp_path: Path) -> None:
     texts = []
     seen: list[tuple[int, int]] = []
     for count in (0, 2):
@@ -66,20 +66,20 @@ def pool() -> Iterator[Pool]:
         yield pool
 
 
-def test_a_mistake_of_the_user_passes_through(pool: Pool) -> None:
+def test_mistake_of_user_passes_through(pool: Pool) -> None:
     for each in (pool, Pool(0, threads=1)):
-        with pytest.raises(UserError, match="type that"):
-            list(each.run([Fail(UserError("this is wrong; type that"))], ignore))
+        with pytest.raises(UserError, match="use that"):
+            list(each.run([Fail(UserError("this is wrong; use that"))], ignore))
 
 
-def test_a_fault_arrives_as_what_it_is_with_its_traceback(pool: Pool) -> None:
+def test_fault_arrives_as_what_it_is_with_its_traceback(pool: Pool) -> None:
     with pytest.raises(ValueError, match="odd") as raised:
         list(pool.run([Fail(ValueError("odd"))], ignore))
     assert isinstance(raised.value.__cause__, WorkerError)
     assert "in __call__\n    raise self.error" in str(raised.value.__cause__)
 
 
-def test_an_error_of_the_system_keeps_its_number_and_file(pool: Pool) -> None:
+def test_error_of_system_keeps_its_number_and_file(pool: Pool) -> None:
     with pytest.raises(OSError) as raised:
         list(pool.run([Fail(OSError(errno.ENOSPC, "No space left on device", "/full/file"))], ignore))
     assert (raised.value.errno, raised.value.filename) == (errno.ENOSPC, "/full/file")
@@ -102,9 +102,7 @@ def test_what_cannot_be_sent_arrives_as_its_traceback(pool: Pool) -> None:
     assert str(raised.value.__cause__).strip().endswith("Stubborn: left")
 
 
-def test_workers_take_their_environment_and_leave_a_scheduler_s_signals_to_the_parent(
-    pool: Pool, tmp_path: Path
-) -> None:
+def test_workers_take_their_environment_and_leave_scheduler_s_signals_to_parent(pool: Pool, tmp_path: Path) -> None:
     assert list(pool.run([partial(note_signals, tmp_path / "note")], ignore)) == [0]
     assert (tmp_path / "note").read_text() == "3"
 
@@ -115,17 +113,17 @@ def note_signals(file: Path, progress: Progress) -> None:
     file.write_text(os.environ["CUDA_VISIBLE_DEVICES"])
 
 
-def test_a_worker_killed_at_work_is_noticed_and_none_is_left() -> None:
+def test_worker_killed_at_work_is_noticed_and_none_is_left() -> None:
     start = time.monotonic()
     with Pool(2, threads=1) as pool:
-        with pytest.raises(UserError, match="want of memory; type"):
+        with pytest.raises(UserError, match="want of memory; run"):
             list(pool.run([die, sleep], ignore))
         processes = [worker.process for worker in pool.workers]
     assert time.monotonic() - start < 30
     assert len(processes) == 2 and not any(process.is_alive() for process in processes)
 
 
-def test_a_failure_ends_a_job_inside_lightning_at_once(tmp_path: Path) -> None:
+def test_failure_ends_job_inside_lightning_at_once(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="ours"), Pool(2, threads=1) as pool:
         list(
             pool.run([partial(each(tmp_path), tmp_path) for each in (Predicting, partial(After, work=broken))], ignore)
@@ -146,7 +144,7 @@ def sleep(progress: Progress) -> None:
     ("number", "kind", "text"),
     [(signal.SIGKILL, UserError, "want of memory"), (signal.SIGABRT, WorkerError, "ended by SIGABRT")],
 )
-def test_a_worker_that_died_idle_is_noticed(number: int, kind: type[Exception], text: str) -> None:
+def test_worker_that_died_idle_is_noticed(number: int, kind: type[Exception], text: str) -> None:
     with Pool(1, threads=1) as pool:
         assert list(pool.run([], ignore)) == []
         pool.workers.append(_Worker.start(1, {}))

@@ -23,7 +23,7 @@ def validate(cfg: DictConfig) -> None:
 
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
-        raise UserError(f"{missing[0]} has no value; type {missing[0]}=...")
+        raise UserError(f"{missing[0]} has no value; use {missing[0]}=...")
     values: Any = OmegaConf.to_container(cfg, resolve=True)
     for path, value in leaves(values):
         if isinstance(value, float) and not math.isfinite(value):
@@ -62,10 +62,10 @@ def check_nodes(trainer: dict[str, Any]) -> None:
     """UserError where several machines could not find each other."""
     nodes, meet = trainer["nodes"], trainer["rendezvous"]
     if nodes > 1 and not trainer["devices"]:
-        raise UserError(f"trainer.nodes={nodes} needs ranks on each; type trainer=ddp trainer.devices=<ranks a node>")
+        raise UserError(f"trainer.nodes={nodes} needs ranks on each; use trainer=ddp trainer.devices=<ranks a node>")
     host, _, port = (meet or "").rpartition(":")
     if nodes > 1 and not (host and port.isdigit() and 0 < int(port) < 65536):
-        raise UserError(f"trainer.rendezvous={meet} is no place to meet; type trainer.rendezvous=<host>:<port>")
+        raise UserError(f"trainer.rendezvous={meet} is no place to meet; use trainer.rendezvous=<host>:<port>")
 
 
 def check_reference(label: str) -> None:
@@ -86,7 +86,7 @@ def check_logger(logger: dict[str, Any]) -> None:
     project = logger.get("project", "")
     if logger["kind"] == "wandb" and (set(project) & set(r"/\#?%:") or not 0 < len(project) <= 128):
         raise UserError(
-            f"logger.project={project} must have 1 to 128 characters and none of /\\#?%:; type logger.project=lorabench"
+            f"logger.project={project} must have 1 to 128 characters and none of /\\#?%:; use logger.project=lorabench"
         )
 
 
@@ -98,22 +98,22 @@ def check_dataset(dataset: dict[str, Any]) -> None:
         names = [names] if isinstance(names, str) else names
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             example = ",".join(f"'{name}'" for name in names) if isinstance(names, list) and names else "a,b"
-            raise UserError(f'dataset.{group}={names} must be a list of names; type "dataset.{group}=[{example}]"')
+            raise UserError(f'dataset.{group}={names} must be a list of names; use "dataset.{group}=[{example}]"')
         if not names:
-            raise UserError(f"dataset.{group} is empty; type dataset.{group}=[a,b]")
+            raise UserError(f"dataset.{group} is empty; use dataset.{group}=[a,b]")
         for together in (names, *(name.split("+") for name in names)):
             if len(set(together)) < len(together):
                 raise UserError(f"dataset.{group} names something twice: {', '.join(together)}; name each once")
     references = dataset["references"]
     if references != "same" and (isinstance(references, bool) or not isinstance(references, int)):
-        raise UserError(f"dataset.references={references} is neither same nor a number; type dataset.references=same")
+        raise UserError(f"dataset.references={references} is neither same nor a number; use dataset.references=same")
 
 
 def check_contexts(contexts: Any) -> None:
     """UserError unless they are a name, or a list of texts; which names there are is told in data/contexts.py."""
     texts = contexts if isinstance(contexts, list) else [contexts]
     if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
-        raise UserError(f"prompts.contexts={contexts} is no list of scenes; type prompts.contexts=['in the snow']")
+        raise UserError(f"prompts.contexts={contexts} is no list of scenes; use prompts.contexts=['in the snow']")
 
 
 def check_protocol(protocol: dict[str, Any], scorers: dict[str, Any]) -> None:
@@ -125,7 +125,7 @@ def check_protocol(protocol: dict[str, Any], scorers: dict[str, Any]) -> None:
     needed = dict.fromkeys([*scorers["backbones"], *(column["backbone"] for column in protocol["columns"])])
     if scorers["path"] is None and len(needed) > len(scorers["backbones"]):
         lacking = ", ".join(list(needed)[len(scorers["backbones"]) :])
-        raise UserError(f"protocol={protocol['name']} needs {lacking} too; type scorers.backbones=[{','.join(needed)}]")
+        raise UserError(f"protocol={protocol['name']} needs {lacking} too; use scorers.backbones=[{','.join(needed)}]")
 
 
 def leaves(value: Any, path: str = "") -> Iterable[tuple[str, Any]]:

@@ -16,11 +16,11 @@ def unknown(key: str, value: str, options: Iterable[str]) -> str:
     """One line on a name that does not exist: the nearest one, and all of them.
 
     >>> unknown("method", "duolra", ["direct", "duolora"])
-    'method=duolra is unknown, did you mean duolora? Type method=<direct|duolora>'
+    'method=duolra is unknown, did you mean duolora? Use method=<direct|duolora>'
     """
     options = list(options)
     if not options:
         return f"{key}={value} is unknown; there is no {key} to choose, leave it out"
     near = difflib.get_close_matches(value, options, n=1)
     hint = f", did you mean {near[0]}?" if near else ";"
-    return f"{key}={value} is unknown{hint} {'Type' if near else 'type'} {key}=<{'|'.join(options)}>"
+    return f"{key}={value} is unknown{hint} {'Use' if near else 'use'} {key}=<{'|'.join(options)}>"

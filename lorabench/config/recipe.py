@@ -14,12 +14,12 @@ def check_recipe(spec: LoRASpec) -> None:
     if package and find_spec(package) is None:
         raise UserError(
             f"lora.optimizer={spec.optimizer} needs {package}, which is not installed; "
-            f"type pip install lorabench[{spec.optimizer}]"
+            f"run pip install lorabench[{spec.optimizer}]"
         )
     if len(spec.betas) != 2 or max(spec.betas) >= 1:
         raise UserError(f"lora.betas={list(spec.betas)} must be two numbers less than 1")
     if spec.optimizer == "prodigy" and spec.text_encoders and spec.text_lr != spec.lr:
         raise UserError(
             f"lora.optimizer=prodigy has one step size for all it trains, not lora.lr={spec.lr} and "
-            f"lora.text_lr={spec.text_lr}; type lora.text_lr={spec.lr}"
+            f"lora.text_lr={spec.text_lr}; use lora.text_lr={spec.lr}"
         )

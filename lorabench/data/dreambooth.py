@@ -35,7 +35,7 @@ def find(root: Path) -> Path:
             if (folder / MANIFEST).is_file():
                 return folder
     raise UserError(
-        f"{root / 'dreambooth' / 'dataset' / MANIFEST} is missing; type dataset.root=<a clone of "
+        f"{root / 'dreambooth' / 'dataset' / MANIFEST} is missing; use dataset.root=<a clone of "
         "github.com/google/dreambooth, or the folder that holds it>"
     )
 

@@ -81,7 +81,7 @@ def read(path: Path) -> Manifest:
     """Read and check a manifest; every image it names is there. UserError with the line of the first mistake."""
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "is missing"
-        raise UserError(f"{path} {what}; type dataset.manifest=<your yaml file>, its form is in docs/sdxl.md")
+        raise UserError(f"{path} {what}; use dataset.manifest=<your yaml file>, its form is in docs/sdxl.md")
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:

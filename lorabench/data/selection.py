@@ -57,7 +57,7 @@ def groups(key: str, names: Any, sets: Mapping[str, Iterable[str]], together: bo
     if isinstance(names, str):
         if names in sets:
             if not (members := list(sets[names])):
-                raise UserError(f"dataset.{key}={names} names none of the {key} that are here; type their names")
+                raise UserError(f"dataset.{key}={names} names none of the {key} that are here; use their names")
             return [(name,) for name in members]
         names = [names]
     names = [normalize("NFC", name) for name in names]  # as the names of files are

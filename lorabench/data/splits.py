@@ -35,7 +35,7 @@ def split(
         possible = [str(count) for count in sorted(ways) if 0 < count < len(images)] or ["same"]
         raise UserError(
             f"dataset.references={held_out} does not go with the images of {name} (near-duplicates together: {sizes}), "
-            f"of which some must be left to train on; type dataset.references=<{'|'.join(possible)}>"
+            f"of which some must be left to train on; use dataset.references=<{'|'.join(possible)}>"
         )
     kept = ways[held_out]
     return (

@@ -43,7 +43,7 @@ def find(root: Path) -> Path:
             if folder.is_dir() and plain(folder):
                 return folder
     raise UserError(
-        f"{root / 'styledrop' / 'data' / MANIFEST} is missing; type dataset.style_root=<a clone of "
+        f"{root / 'styledrop' / 'data' / MANIFEST} is missing; use dataset.style_root=<a clone of "
         "github.com/zideliu/StyleDrop-PyTorch, a folder of style images, or a folder that holds one>"
     )
 

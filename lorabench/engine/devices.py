@@ -36,7 +36,7 @@ def claim(accelerator: str, count: int, visible: Callable[[], dict[str, str]] | 
         yield []
         return
     if count > len(devices):
-        raise UserError(f"{count} GPUs are asked for and {len(devices)} are here; type trainer.devices={len(devices)}")
+        raise UserError(f"{count} GPUs are asked for and {len(devices)} are here; use trainer.devices={len(devices)}")
     with ExitStack() as held:
         yield gather(devices, count, held)
 
@@ -140,6 +140,6 @@ def device_name(accelerator: str) -> str:
 
     if accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError(
-            'trainer.accelerator=gpu, but PyTorch finds no GPU here; type trainer=cpu (in Python device="cpu")'
+            'trainer.accelerator=gpu, but PyTorch finds no GPU here; use trainer=cpu (in Python device="cpu")'
         )
     return "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"

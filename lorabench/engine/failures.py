@@ -61,10 +61,10 @@ def system_fault(error: BaseException, place: str, draft: Path | None = None, in
 def unwritable(number: int, place: str, instead: str = ELSEWHERE) -> str:
     """A file or folder that cannot be made or written to, by the system's error number."""
     if number == ENAMETOOLONG:
-        return f"the name of {place} is too long for the file system; type a shorter one (name=, output=)"
+        return f"the name of {place} is too long for the file system; use a shorter one (name=, output=)"
     if number in FULL:
         return f"no space is left to write {place}; make some and type the same command again, what is finished is kept"
-    return f"cannot write to {place}: {os.strerror(number)}; type {instead}"
+    return f"cannot write to {place}: {os.strerror(number)}; use {instead}"
 
 
 def is_readable(file: str) -> bool:
@@ -88,7 +88,7 @@ def has_lost(place: str, text: str) -> bool:
 
 
 def gone(place: str) -> str:
-    return f"what was stored in {place} is no more; type the same command again to make it anew"
+    return f"what was stored in {place} is no more; use the same command again to make it anew"
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:

@@ -121,7 +121,7 @@ def reachable(store: Store, outputs: Sequence[Path]) -> set[str]:
     waiting: set[str] = set()
     for folder in outputs:
         if not folder.is_dir():
-            raise UserError(f"there is no folder {folder}; type --unused <a folder of runs>")
+            raise UserError(f"there is no folder {folder}; use --unused <a folder of runs>")
         for manifest in manifests(folder):
             waiting |= set(KEY.findall(json.dumps(read_manifest(manifest))))
     paths = {path.name: path for path in artifact_folders(store)}
@@ -139,7 +139,7 @@ def manifests(folder: Path) -> Iterator[Path]:
 
     def unread(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError):  # what a run has removed meanwhile is none
-            raise UserError(f"{error.filename} cannot be read ({error.strerror}); type a folder that can") from error
+            raise UserError(f"{error.filename} cannot be read ({error.strerror}); use a folder that can") from error
 
     return (Path(place) / MANIFEST for place, _, files in os.walk(folder, onerror=unread) if MANIFEST in files)
 
@@ -150,7 +150,7 @@ def read_manifest(file: Path) -> Any:
         return json.loads(file.read_text())
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is broken"
-        raise UserError(f"{file} cannot be read ({reason}); type the run's command again, or remove it") from error
+        raise UserError(f"{file} cannot be read ({reason}); use the run's command again, or remove it") from error
 
 
 def keys_in(path: Path) -> set[str]:

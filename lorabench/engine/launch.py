@@ -207,7 +207,7 @@ def failure(error: BaseException, trainer: TrainerSpec) -> BaseException:
 
     if isinstance(error, RendezvousError):
         return UserError(
-            f"{trainer.nodes} nodes did not meet at {trainer.rendezvous}; type the same command on each within "
+            f"{trainer.nodes} nodes did not meet at {trainer.rendezvous}; use the same command on each within "
             f"{MEET // 60} minutes, with trainer.rendezvous=<the name of one of them>:<a free port there>"
         )
     if not isinstance(error, ChildFailedError):

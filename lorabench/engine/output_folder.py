@@ -58,11 +58,11 @@ class OutputFolder:
             UserError: If it is not a folder, or if it holds files but no manifest of ours.
         """
         if os.path.lexists(self.path) and not self.path.is_dir():
-            raise UserError(f"{self.path} is not a folder; type {self.instead}")
+            raise UserError(f"{self.path} is not a folder; use {self.instead}")
         if self.path.is_dir() and not self.manifest() and (others := sorted(visible(self.path) - set(ignored))):
             raise UserError(
                 f"{self.path} has files that lorabench did not write ({summary(others)}) and is left as it is; "
-                f"type {self.instead}"
+                f"use {self.instead}"
             )
 
     def check_free(self, names: Iterable[str] = ()) -> None:
@@ -81,7 +81,7 @@ class OutputFolder:
             if taken or os.path.lexists(self.path / name):
                 raise UserError(
                     f"{self.path / (taken or name)} was not written by lorabench and is left as it is; move it, or "
-                    f"type {self.instead}"
+                    f"use {self.instead}"
                 )
 
     def claim(self) -> None:

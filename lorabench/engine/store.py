@@ -209,5 +209,5 @@ def check_locks(root: Path) -> None:
         except OSError as error:
             raise UserError(
                 f"files in {root} cannot be locked ({error.strerror}), which keeps runs that share a store apart; "
-                "type store=<a folder on another file system>"
+                "use store=<a folder on another file system>"
             ) from error

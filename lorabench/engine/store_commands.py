@@ -137,7 +137,7 @@ def keys_of(manifest: Path) -> dict[str, dict[str, str]]:
                 own = {f"{row['label']}: {name}": key for name, key in keys.items()}
                 found.setdefault(stage, {}).update(own)
     except BROKEN as error:
-        raise UserError(f"{manifest} names no keys; type a run folder of task=benchmark or task=compare") from error
+        raise UserError(f"{manifest} names no keys; use a run folder of task=benchmark or task=compare") from error
     return found
 
 
@@ -153,7 +153,7 @@ def read_key(path: Path) -> dict[str, Any]:
         known = {key: value for key, value in parts.items() if key not in ("params", "inputs")}
         return {"stage": record["stage"], **known, **parts.get("params", {}), **parts.get("inputs", {})}
     except BROKEN as error:
-        raise UserError(f"{path} is no artifact of a store; type the folder that holds a {KEY_FILE}") from error
+        raise UserError(f"{path} is no artifact of a store; use the folder that holds a {KEY_FILE}") from error
 
 
 def flat(value: Any, name: str = "") -> Iterable[tuple[str, Any]]:
@@ -173,7 +173,7 @@ def resolve(store: Store, name: str) -> Path:
     found = [path for path in store.root.glob(f"{stage or '*'}/{prefix}*") if (path / KEY_FILE).is_file()]
     if len(found) != 1:
         said = "several artifacts begin" if found else "no artifact or run begins"
-        raise UserError(f"{said} with {name} in {store.root}; type python -m lorabench.engine ls --store {store.root}")
+        raise UserError(f"{said} with {name} in {store.root}; run python -m lorabench.engine ls --store {store.root}")
     return found[0]
 
 
@@ -210,7 +210,7 @@ def gc(store: Store, delete: bool, outputs: Sequence[Path] | None, days: float |
         else:
             lines.append(f"{each.why}: {each.path.relative_to(store.root)} ({bytes_of(size)})")
     lines += [f"{kind}: {count} files" for kind, count in small.items()]
-    done = "removed" if delete else "to remove; type --delete as well"
+    done = "removed" if delete else "to remove; use --delete as well"
     kept = [f"{busy} in use, kept"] if busy else []
     return [*lines, "; ".join([f"{bytes_of(total)} {done}" if lines else "nothing to remove", *kept])]
 
@@ -254,7 +254,7 @@ def main(arguments: list[str]) -> int:
     }
     try:
         if options.command != "why" and not store.root.is_dir():
-            raise UserError(f"there is no store in {store.root}; type --store <its folder>")
+            raise UserError(f"there is no store in {store.root}; use --store <its folder>")
         lines = commands[options.command]()
     except (UserError, OSError) as error:
         line = str(error) if isinstance(error, UserError) else system_fault(error, str(store.root), instead=INSTEAD)
@@ -270,6 +270,6 @@ def differences(store: Store, one: str, other: str) -> list[str]:
     left, right = resolve(store, one), resolve(store, other)
     runs = [(path / MANIFEST).is_file() for path in (left, right)]
     if runs[0] != runs[1]:
-        raise UserError("type two run folders, or two artifacts")
+        raise UserError("two run folders or two artifacts are needed")
     lines = why_runs(store, left, right) if all(runs) else why(left, right)
     return lines or ["the keys are equal"]

@@ -69,7 +69,7 @@ def check_same(group: Group, groups: Sequence[Sequence[Artifact]]) -> None:
     """
     mine = key_of("run", {"keys": [[each.key for each in artifacts] for artifacts in groups]})
     if group.told(mine) != mine:
-        raise UserError("the nodes were given different commands; type the same one on each, with the same files there")
+        raise UserError("the nodes were given different commands; use the same one on each, with the same files there")
 
 
 def make_units(group: Group, store: Store, artifacts: Sequence[Artifact], teller: Teller) -> None:

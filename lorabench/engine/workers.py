@@ -125,11 +125,11 @@ class _Worker:
         code = self.process.exitcode
         if code == -signal.SIGKILL:
             return UserError(
-                "a worker process was killed, most likely for want of memory; type the same command with fewer at a "
+                "a worker process was killed, most likely for want of memory; run the same command with fewer at a "
                 "time (trainer.workers=1) or a smaller batch: what is finished is kept"
             )
         if code in (0, -signal.SIGTERM):  # Lightning makes a 0 of SIGTERM
-            return UserError("a worker process was ended from outside; type the same command to go on")
+            return UserError("a worker process was ended from outside; use the same command to go on")
         how = f"by {signal.Signals(-code).name}" if code and code < 0 else f"with code {code}"
         return WorkerError(f"a worker process ended {how}")
 

@@ -56,7 +56,7 @@ class Hypernetwork(nn.Module):
         if lacking := sorted(set(layers) - set(self.widths)):
             raise UserError(
                 f"method.weights={name} knows layers of width {listed(self.widths)} and this model has "
-                f"{listed(lacking)}; type method.weights=<file> of this model, which task=hypernetwork trains"
+                f"{listed(lacking)}; use method.weights=<file> of this model, which task=hypernetwork trains"
             )
 
     def save(self, path: Path, about: Mapping[str, Any], dtype: torch.dtype = torch.float32) -> None:
@@ -72,10 +72,10 @@ def about(path: Path) -> dict[str, Any]:
             return json.loads((file.metadata() or {})[KEY])
     except (OSError, SafetensorError):
         raise UserError(
-            f"{path} is no safetensors file, which is all that is read; type task=hypernetwork to train one"
+            f"{path} is no safetensors file, which is all that is read; use task=hypernetwork to train one"
         ) from None
     except (KeyError, ValueError):
-        raise UserError(f"{path} holds no hypernetwork of LoRA.rar; type task=hypernetwork to train one") from None
+        raise UserError(f"{path} holds no hypernetwork of LoRA.rar; use task=hypernetwork to train one") from None
 
 
 def load(path: Path) -> Hypernetwork:
@@ -94,7 +94,7 @@ def _load(path: Path, changed: int, size: int) -> Hypernetwork:
         network.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[-1].strip()
-        raise UserError(f"{path} is no whole hypernetwork ({reason}); type task=hypernetwork to train one") from None
+        raise UserError(f"{path} is no whole hypernetwork ({reason}); use task=hypernetwork to train one") from None
     return network.requires_grad_(False).eval()
 
 

@@ -91,7 +91,7 @@ def dominant_roles(prior: str | Blocks, layers: Mapping[str, Layer]) -> dict[str
 def leads_somewhere(roles: Mapping[str, Role | None]) -> None:
     """UserError unless some layer has a dominant role."""
     if not any(roles.values()):
-        raise UserError("the prior has no layer of this UNet; type ablation=no_layer_prior or another method.prior")
+        raise UserError("the prior has no layer of this UNet; use ablation=no_layer_prior or another method.prior")
 
 
 def by_depth(layer: Layer) -> Role | None:

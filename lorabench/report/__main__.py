@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         out = args.out or place(args.runs)
         if out.exists() and not out.is_dir():
-            raise UserError(f"{out} is a file; type --out <a folder>")
+            raise UserError(f"{out} is a file; use --out <a folder>")
         write_joint_report(folders, out, args.protocol, args.reference)
     except (UserError, OSError) as error:
         line = str(error)

@@ -97,7 +97,7 @@ class RunFolder:
         path = Path(path)
         for name in ("manifest.json", "scores.parquet"):
             if not (path / name).is_file():
-                raise UserError(f"{path} is no finished run (no {name}); type the folder that `python run.py` printed")
+                raise UserError(f"{path} is no finished run (no {name}); use the folder that `python run.py` printed")
         try:
             manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
             scores = pd.read_parquet(path / "scores.parquet")

@@ -125,7 +125,7 @@ class JointReport(Callback):
         code = self.finish()
         print(
             f"error: the launcher ended: {reason.splitlines()[0]}\n"
-            "runs that are named nowhere were not started, or wait in a queue; type the same command to go on",
+            "runs that are named nowhere were not started, or wait in a queue; use the same command to go on",
             file=sys.stderr,
         )
         return code or 1

@@ -142,7 +142,7 @@ def run(cfg: DictConfig, folder: Path) -> str:
     from lorabench.tasks.jobs import load_scorer
 
     if not isinstance(spec := OmegaConf.to_object(cfg.dataset), MicroworldSpec):
-        raise UserError("calibration needs the truth, which only the microworld has; type dataset=microworld")
+        raise UserError("calibration needs the truth, which only the microworld has; use dataset=microworld")
     use_threads(cfg.trainer.threads)
     world, pairs = world_of(spec, Prompts(**cfg.prompts))
     typed: object = OmegaConf.to_object(cfg.scorers)

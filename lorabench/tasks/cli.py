@@ -185,11 +185,9 @@ def missing_choice(error: MissingConfigException) -> str:
     group, _, name = (error.missing_cfg_file or "").rpartition("/")
     options = [option for option in error.options or [] if option != "schema"]
     if group == "hydra/launcher" and name in LAUNCHERS:
-        return (
-            f"{group}={name} is not installed; type {sys.executable} -m pip install -c constraints.txt -e '.[launch]'"
-        )
+        return f"{group}={name} is not installed; run {sys.executable} -m pip install -c constraints.txt -e '.[launch]'"
     if not group:
-        return f"{str(error).splitlines()[0]}; type python run.py --info defaults to see every group"
+        return f"{str(error).splitlines()[0]}; run python run.py --info defaults to see every group"
     return unknown(group, name, options)
 
 
@@ -204,9 +202,9 @@ def wrong_override(error: Exception) -> str:
         group = cause.full_key.rpartition(".")[0]
         known = [f"{group}.{name}" if group else str(name) for name in cause.parent_node]
         if not known:
-            return f"the key {cause.full_key} is unknown; type python run.py --cfg job to see every key"
+            return f"the key {cause.full_key} is unknown; run python run.py --cfg job to see every key"
         near = difflib.get_close_matches(cause.full_key, known, n=1)
-        return f"the key {cause.full_key} is unknown; type one of {', '.join(near or known)}"
+        return f"the key {cause.full_key} is unknown; use one of {', '.join(near or known)}"
     reason = str(cause if isinstance(cause, OmegaConfBaseException) else "").split("\n")[0]
     text = "; ".join(filter(None, [str(error).split("\n")[0], reason]))
-    return f"{text}; type python run.py --cfg job to see every key"
+    return f"{text}; run python run.py --cfg job to see every key"

@@ -55,7 +55,7 @@ def run(cfg: DictConfig, folder: Path) -> str:
     """Write cost.csv (medians, least, greatest), repeats.csv and cost.md, and print the table."""
     rows = rows_of(list(cfg.task.methods))
     if cfg.task.repeats < 1:
-        raise UserError(f"task.repeats={cfg.task.repeats} measures nothing; type task.repeats=3")
+        raise UserError(f"task.repeats={cfg.task.repeats} measures nothing; use task.repeats=3")
     load = load_of_machine()
     with TemporaryDirectory(prefix="store-", dir=folder) as temporary:
         root = Path(temporary)

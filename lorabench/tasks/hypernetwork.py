@@ -88,7 +88,7 @@ def training_pairs(task: HypernetworkTask, dataset: DatasetSpec, prompts: Prompt
     """Every training subject in every training style, of the same dataset."""
     for key, names in (("subjects", task.subjects), ("styles", task.styles)):
         if not names or len(set(names)) < len(names):
-            raise UserError(f"task.{key}={list(names)} must name at least one, each once; type task.{key}=[a,b]")
+            raise UserError(f"task.{key}={list(names)} must name at least one, each once; use task.{key}=[a,b]")
     chosen: dict[str, Any] = {"contents": None, "subjects": task.subjects, "styles": task.styles}
     chosen["pairs"] = "crossed" if isinstance(dataset, MicroworldSpec) else "all"
     return load_pairs(replace(dataset, **chosen), prompts)

@@ -43,7 +43,7 @@ def run(cfg: DictConfig, folder: Path) -> str:
     from lorabench.report.probe import draw_probe
 
     if not cfg.task.by:
-        raise UserError("task.by is empty; type task.by=[block,layer]")
+        raise UserError("task.by is empty; use task.by=[block,layer]")
     for kind in cfg.task.by:
         choose("task.by", kind, KINDS)
     plan = plan_of(cfg, [])
@@ -111,7 +111,7 @@ def lost(scores: Mapping[str, pd.DataFrame], role: Role, scaled: str) -> pd.Seri
     if unit <= 0:
         raise UserError(
             f"without the {role} LoRA {METRIC[role]} does not fall (by {unit:.3f}), so nothing can be told of its "
-            "layers; type more lora.steps or other dataset.subjects"
+            "layers; use more lora.steps or other dataset.subjects"
         )
     return (whole - low) / unit
 

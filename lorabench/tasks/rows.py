@@ -86,7 +86,7 @@ def check_rows(key: str, names: Sequence[str], example: str, floors: str | None 
         UserError: If it is empty, names a row twice, or names a baseline that is not allowed.
     """
     if not names:
-        raise UserError(f"{key} is empty; type {key}={example}")
+        raise UserError(f"{key} is empty; use {key}={example}")
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"{key} names {twice} twice; name each once")
     if floors and (floor := next((name for name in names if name.partition(" ")[0] in FLOORS), None)):

@@ -95,7 +95,7 @@ def fan(strengths: Sequence[float]) -> list[Strengths]:
     """
     steps = sorted({float(value) for value in strengths} - {1.0})
     if not steps or steps[0] <= 0:
-        raise UserError("task.strengths needs values greater than 0 other than 1; type task.strengths=[0.25,0.5,0.75]")
+        raise UserError("task.strengths needs values greater than 0 other than 1; use task.strengths=[0.25,0.5,0.75]")
     return [*((1.0, step) for step in steps), (1.0, 1.0), *((step, 1.0) for step in reversed(steps))]
 
 
@@ -134,7 +134,7 @@ def axis_of(role: Role, metric: str, alone: Mapping[str, pd.Series]) -> Axis:
     if on <= off:
         raise UserError(
             f"{metric} is no better with the {role} LoRA alone ({on:.3f}) than without it ({off:.3f}), so there is no "
-            "trade-off to measure; type more lora.steps or other dataset.subjects"
+            "trade-off to measure; use more lora.steps or other dataset.subjects"
         )
     return Axis(metric, off, on)
 

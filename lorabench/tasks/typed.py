@@ -22,7 +22,7 @@ def mistake(words: Sequence[str]) -> str | None:
         if value.strip() in ("", "null") and key not in OPTIONAL:
             return unknown(key, value, options)
         if "," in value and not set(words) & set(SWEEPS) and all(name in options for name in value.split(",")):
-            return f"{word} has several choices, each of which is a run; type -m {word}"
+            return f"{word} has several choices, each of which is a run; use -m {word}"
     return None
 
 
@@ -32,4 +32,4 @@ def ambiguous(message: str) -> str | None:
         return None
     word = message.removeprefix(AMBIGUOUS).partition("'")[0]
     key, _, value = word.partition("=")
-    return f"{word} has several values; type {key}=[{value}] for a list, or -m {word} for a run of each"
+    return f"{word} has several values; use {key}=[{value}] for a list, or -m {word} for a run of each"

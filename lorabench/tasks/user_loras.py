@@ -118,10 +118,10 @@ class UserPair:
         """UserError unless the method has what it needs: what it learns with, and one merge of all."""
         if not self.contents or not self.styles:
             raise UserError(
-                "a merge needs a content LoRA and a style LoRA; type content=a.safetensors style=b.safetensors"
+                "a merge needs a content LoRA and a style LoRA; use content=a.safetensors style=b.safetensors"
             )
         if getattr(method.merge, "concepts", "joint") == "uniform" and len(self.files) > 2:
-            raise UserError("method.concepts=uniform needs a prompt for each couple; type method.concepts=joint")
+            raise UserError("method.concepts=uniform needs a prompt for each couple; use method.concepts=joint")
         if not method.merge.needs_model:
             return
         for role, owns in (("content", self.contents), ("style", self.styles)):
@@ -129,10 +129,10 @@ class UserPair:
                 example = "a sks dog" if role == "content" else "a cat in szn style"
                 raise UserError(
                     f"{method.name} learns from the prompt that {lacking[0].path} was trained with; "
-                    f"type {role}.prompt='{example}'"
+                    f"use {role}.prompt='{example}'"
                 )
         if not self.prompt:
-            raise UserError(f"{method.name} learns from the prompt of both; type prompt='a sks dog in szn style'")
+            raise UserError(f"{method.name} learns from the prompt of both; use prompt='a sks dog in szn style'")
 
     def check_parts(self, adapters: Sequence[Adapter], method: Method) -> None:
         """UserError if the adapters were trained on different backbones, or the method cannot merge what they have."""

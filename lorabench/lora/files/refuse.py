@@ -52,7 +52,7 @@ def resolve(path: Path | str) -> Path:
             raise UserError(f"{path} is a folder; {EXPECTED}: type the path of the .safetensors file")
         return found[0]
     if not path.is_file():
-        raise UserError(f"{path} cannot be read as a LoRA: there is no such file; type the path of a .safetensors file")
+        raise UserError(f"{path} cannot be read as a LoRA: there is no such file; use the path of a .safetensors file")
     return path
 
 
@@ -62,7 +62,7 @@ def broken(path: Path, error: Exception) -> UserError:
         with path.open("rb") as file:
             start = file.read(64)
     except OSError:
-        return UserError(f"{path} cannot be read as a LoRA ({error}); type the path of a file that you may read")
+        return UserError(f"{path} cannot be read as a LoRA ({error}); use the path of a file that you may read")
     if start.startswith((b"PK\x03\x04", b"\x80")) or path.suffix in {".pt", ".pth", ".bin", ".ckpt"}:
         return UserError(
             f"{path} is a pickle (.pt, .bin, .ckpt), which is not opened since it can run code; convert it: python -c "
@@ -70,7 +70,7 @@ def broken(path: Path, error: Exception) -> UserError:
             f'{str(path.with_suffix(".safetensors"))!r})"'
         )
     if start.startswith(b"version https://git-lfs"):
-        return UserError(f"{path} cannot be read as a LoRA: it is a Git LFS pointer; type git lfs pull where it lies")
+        return UserError(f"{path} cannot be read as a LoRA: it is a Git LFS pointer; use git lfs pull where it lies")
     if start.lstrip()[:1] == b"<":
         return UserError(f"{path} cannot be read as a LoRA: it is a web page; download the file itself")
     return UserError(
