@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import CPU
 
 from lorabench.engine.costs import cost, measured, reset_peak
+from lorabench.merging import masks
+from lorabench.merging.method import load
+from lorabench.models.files import model_folder
 from lorabench.sampling.sampler import sample
+from lorabench.tasks.jobs import MergePair
 
 FLOATS = 40_000_000  # 320 MB
 STATUS = Path("/proc/self/status")
@@ -59,3 +65,22 @@ def test_peak_of_something_else_is_not_noted(monkeypatch: pytest.MonkeyPatch) ->
     with measured(costs):
         pass
     assert set(costs) == {"seconds"} | ({"peak_gpu_bytes"} if torch.cuda.is_available() else set())
+
+
+@pytest.mark.parametrize("method", ["direct", "ziprank_closed", "ties"])
+def test_merge_seconds_are_without_diagnostics(tmp_path: Path, folder: Path, loras, pair, monkeypatch, method) -> None:
+    """Effective ranks take longer than a cheap merge."""
+    late, clock, diagnose = [0.0], time.perf_counter, masks.effective_ranks
+
+    def slowly(*args):
+        late[0] += 1e6  # seconds
+        return diagnose(*args)
+
+    monkeypatch.setattr(time, "perf_counter", lambda: clock() + late[0])
+    monkeypatch.setattr(masks, "effective_ranks", slowly)
+    files = tuple(tmp_path / f"{number}.safetensors" for number in range(2))
+    for lora, file in zip(loras, files, strict=True):
+        lora.save(file)
+    MergePair(model_folder(folder), CPU, load(method).merge, files, pair, 0)(tmp_path, lambda steps: None)
+    costs, ranks = (json.loads((tmp_path / name).read_text()) for name in ("cost.json", "merge.json"))
+    assert costs["seconds"] < 1e6 and bool(late[0]) == bool(ranks["ranks"]) == (method != "ties")
