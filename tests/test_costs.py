@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import CPU
 
-from lorabench.engine.costs import cost, measured, reset_peak
+from lorabench.engine.costs import cost, measured, reset_peak, shared_cost
 from lorabench.merging import masks
 from lorabench.merging.method import load
 from lorabench.models.files import model_folder
@@ -64,7 +64,7 @@ def test_peak_of_something_else_is_not_noted(monkeypatch: pytest.MonkeyPatch) ->
     costs: dict[str, float] = {}
     with measured(costs):
         pass
-    assert set(costs) == {"seconds"} | ({"peak_gpu_bytes"} if torch.cuda.is_available() else set())
+    assert set(costs) - {"computed_on"} == {"seconds"} | ({"peak_gpu_bytes"} if torch.cuda.is_available() else set())
 
 
 @pytest.mark.parametrize("method", ["direct", "ziprank_closed", "ties"])
@@ -84,3 +84,13 @@ def test_merge_seconds_are_without_diagnostics(tmp_path: Path, folder: Path, lor
     MergePair(model_folder(folder), CPU, load(method).merge, files, pair, 0)(tmp_path, lambda steps: None)
     costs, ranks = (json.loads((tmp_path / name).read_text()) for name in ("cost.json", "merge.json"))
     assert costs["seconds"] < 1e6 and bool(late[0]) == bool(ranks["ranks"]) == (method != "ties")
+
+
+def test_shared_cost_divides_only_what_adds_up(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in "ab"]
+    for folder in folders:
+        folder.mkdir()
+    with shared_cost(folders):
+        time.sleep(0.05)
+    one, two = (json.loads((folder / "cost.json").read_text()) for folder in folders)
+    assert one == two and 0.02 < one["seconds"] < 0.05 and isinstance(one["computed_on"], str)

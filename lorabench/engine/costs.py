@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 COST_FILE = "cost.json"
+SHARED = ("seconds", "denoiser_passes")  # costs that add up
 COMPUTED_ON = "computed_on"  # the device, on a CPU with its threads
 SLACK = 1 << 24  # bytes: by so much the two readings of a process's memory may differ, as counters are kept by core
 
@@ -32,7 +33,7 @@ def shared_cost(folders: Sequence[Path], network: nn.Module | None = None) -> It
     costs: dict[str, Any] = {}
     with measured(costs, network):
         yield
-    shares = {name: value if name.startswith("peak") else value / len(folders) for name, value in costs.items()}
+    shares = {name: value / len(folders) if name in SHARED else value for name, value in costs.items()}
     for folder in folders:
         (folder / COST_FILE).write_text(json.dumps(shares))
 
