@@ -24,7 +24,8 @@ import pandas as pd
 
 from lorabench.report import galleries, protocols, stats
 from lorabench.report.embed import Shelf
-from lorabench.report.folder import FRAMES, Picture, RunFolder
+from lorabench.report.folder import Picture, RunFolder
+from lorabench.report.labels import FRAMES
 from lorabench.report.layout import by_cell, standings, with_verdict
 from lorabench.report.pooling import join_scores
 from lorabench.report.protocols import Column

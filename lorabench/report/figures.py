@@ -9,7 +9,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from lorabench.report.folder import CEILING, FRAMES, Picture, RunFolder
+from lorabench.report.folder import Picture, RunFolder
+from lorabench.report.labels import CEILING, FRAMES
 from lorabench.report.pooling import join_pictures
 
 MERGED = 4  # merged images per row, shared among the methods

@@ -32,17 +32,10 @@ import yaml
 from lorabench.base import UserError
 from lorabench.config.schemas import ProtocolSpec
 from lorabench.report import protocols
+from lorabench.report.labels import FRAMES, label
 
 REQUIRED = ("method", "ablation", "dataset", "model", "seed")
-FLOORS = ("base", "content_only", "style_only")
-CEILING = "oracle"
-FRAMES = (*FLOORS, CEILING)
 RANK_FIGURE = "figures/rank_by_layer.png"
-
-
-def label(method: str, ablation: str = "none") -> str:
-    """Name of a table row: the method, with its ablation where there is one."""
-    return method if method in FRAMES or ablation == "none" else f"{method} {ablation}"
 
 
 def label_rows(scores: pd.DataFrame) -> pd.DataFrame:

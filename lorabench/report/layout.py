@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lorabench.report import published
-from lorabench.report.folder import FRAMES
+from lorabench.report.labels import FRAMES
 from lorabench.report.table import (
     COSTS,
     Table,

@@ -17,7 +17,8 @@ import numpy as np
 import pandas as pd
 
 from lorabench.base import UserError
-from lorabench.report.folder import FRAMES, Picture, RunFolder
+from lorabench.report.folder import Picture, RunFolder
+from lorabench.report.labels import FRAMES
 
 ONE_VALUE = ["label", "dataset", "content", "style", "prompt", "seed", "metric", "backbone", "reference"]
 ROUNDING = 1e-3  # difference between scores of the same image that another machine or batch size can make

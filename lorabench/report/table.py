@@ -14,7 +14,8 @@ import pandas as pd
 from lorabench.config.choices import choose
 from lorabench.config.schemas import ProtocolSpec
 from lorabench.report import comparing, protocols, published, stats
-from lorabench.report.folder import CEILING, FLOORS, FRAMES, RunFolder, label_rows
+from lorabench.report.folder import RunFolder, label_rows
+from lorabench.report.labels import CEILING, FLOORS, FRAMES
 from lorabench.report.pooling import join_scores, rounding_notes
 from lorabench.report.protocols import Column
 from lorabench.report.published import Published

@@ -28,7 +28,7 @@ from lorabench.engine.failures import Incomplete
 from lorabench.engine.make import make
 from lorabench.merging import presets
 from lorabench.merging.learned import LearnedMasks
-from lorabench.report.folder import label
+from lorabench.report.labels import label
 from lorabench.report.loggers.views import logger_of, open_view
 from lorabench.tasks.benchmark import (
     REPORT_COST,

@@ -33,7 +33,7 @@ from lorabench.engine.store import Store
 from lorabench.engine.workers import use_threads
 from lorabench.merging.method import Method
 from lorabench.models.files import ModelFiles, model_files
-from lorabench.report.folder import label
+from lorabench.report.labels import label
 from lorabench.tasks.composition import ablation_of, method_of
 from lorabench.tasks.jobs import nothing
 from lorabench.tasks.merge_files import check_file, drawn, image_cost, merged, work

@@ -13,9 +13,8 @@ from lorabench.engine.record import sha256
 from lorabench.merging.learned import LearnedMasks
 from lorabench.merging.masked import MaskedSum
 from lorabench.merging.method import Method, key_of_component, load
-
-FLOORS = ("base", "content_only", "style_only")
-ORACLE = "oracle"
+from lorabench.report.labels import CEILING as ORACLE
+from lorabench.report.labels import FLOORS
 
 
 @dataclass(frozen=True)

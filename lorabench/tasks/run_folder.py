@@ -28,7 +28,7 @@ from lorabench.engine.output_folder import MANIFEST, OutputFolder
 from lorabench.engine.record import key_of
 from lorabench.merging.presets import GROUPS
 from lorabench.personalization.training import is_per_pair
-from lorabench.report.folder import label
+from lorabench.report.labels import label
 from lorabench.tasks.jobs import CURVES_FILE
 from lorabench.tasks.plan import STAGES, Plan
 from lorabench.tasks.rows import FLOORS, ORACLE, Row
