@@ -58,7 +58,7 @@ def test_runs_made_otherwise_are_refused_with_key(tmp_path: Path, one: dict, two
     for pair in (runs, others):
         for run, groups in zip(pair, (one, two), strict=True):
             configured(run, **groups)
-        with pytest.raises(UserError, match=f"differ in {key}; give one of them only"):
+        with pytest.raises(UserError, match=f"differ in {key}; use only one of them"):
             write_joint_report(pair, tmp_path / "joint")
     assert not (tmp_path / "joint").exists()
 
@@ -92,14 +92,14 @@ def test_other_references_of_same_images_are_refused(tmp_path: Path) -> None:
     """Whatever configs say: by the references that scores name."""
     runs = [make_run(tmp_path / name, name, images=1) for name in ("direct", "duolora")]
     rescored(runs[1], lambda scores: scores[scores["reference"] == "0"])
-    with pytest.raises(UserError, match=r"has other references \(2 and 1; dataset\.references\)"):
+    with pytest.raises(UserError, match=r"has different references \(2 and 1; dataset\.references\)"):
         write_joint_report(runs, tmp_path / "joint")
 
 
 def test_other_version_of_scorer_is_refused(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / name, name, images=1) for name in ("direct", "duolora")]
     rescored(runs[1], lambda scores: scores.assign(version="2"))
-    with pytest.raises(UserError, match=r"other versions of .* \(1, 2\)"):
+    with pytest.raises(UserError, match=r"different versions of .* \(1, 2\)"):
         write_joint_report(runs, tmp_path / "joint")
 
 
@@ -134,7 +134,7 @@ def test_difference_over_part_of_row_says_so(tmp_path: Path) -> None:
     assert format_difference(at["duolora"]).endswith("(2 of 3 pairs)")
     assert format_difference(at["ziplora"]).endswith("(4 of 6 images)")
     assert format_difference(at["klora"]) == "- (1 of 2 pairs)"
-    assert "Not all rows average over the same pairs and prompts" in write_markdown(table)
+    assert "Rows average over different pairs or prompts" in write_markdown(table)
 
 
 def test_runs_of_one_row_with_other_scenes_are_refused(tmp_path: Path) -> None:

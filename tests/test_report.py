@@ -57,7 +57,7 @@ def test_macro_average_gives_each_pair_same_weight(tmp_path: Path) -> None:
 
 def test_markdown_names_backbones_and_warns_of_micro_scorers(run: Path) -> None:
     text = (run / "table.md").read_text()
-    assert "dino@micro" in text and "must not be put beside" in text
+    assert "dino@micro" in text and "are not comparable with those of published backbones" in text
     assert text.splitlines()[0].startswith("| method | dino/content | clip_i/style | clip_t | subject_r1 |")
 
 
@@ -72,7 +72,7 @@ def test_one_pair_has_no_interval_and_says_so(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", pairs=[("mug_1", "ink_1")])
     write_report(folder)
     text = (folder / "table.md").read_text()
-    assert "Of one pair (" in text and "[" not in text and "95 %" not in text
+    assert "One pair (" in text and "[" not in text and "95 %" not in text
 
 
 def test_grid_has_row_pair(run: Path) -> None:
@@ -140,7 +140,7 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="dino@micro and dino@vits16"):
         write_joint_report(runs, tmp_path / "joint")
     scores.assign(world="2").to_parquet(runs[1] / "scores.parquet")
-    with pytest.raises(UserError, match="differ in world"):
+    with pytest.raises(UserError, match="must have the same world"):
         write_joint_report(runs, tmp_path / "joint")
     assert main([*map(str, runs)]) == 2
 
@@ -159,8 +159,8 @@ def test_runs_with_other_values_for_same_images_are_refused(tmp_path: Path, caps
     otherwise(two, 0.2, name="b", lora={"rank": 8}, method={"name": "duolora", "basis": "raw"})
     assert main([str(one), str(two)]) == 2
     error = capsys.readouterr().err
-    assert f"{one} and {two} have other values in the row base: their configs differ in lora.rank;" in error
-    with pytest.raises(UserError, match=r"row base: though their configs agree"):
+    assert f"{one} and {two} have different values in the row base: their configs differ in lora.rank;" in error
+    with pytest.raises(UserError, match=r"row base: their configs agree"):
         join_scores([RunFolder.load(one), RunFolder.load(otherwise(make_run(tmp_path / "c"), 0.2))])
     own = [replace(run, scores=run.scores[run.scores["label"] == "duolora"]) for run in map(RunFolder.load, (one, two))]
     with pytest.raises(UserError, match=r"row duolora: their configs differ in lora\.rank, method\.basis"):
@@ -208,8 +208,8 @@ def test_runs_of_different_pairs_side_by_side(tmp_path: Path) -> None:
     ]
     write_joint_report(runs, tmp_path)
     text = (tmp_path / "table.md").read_text()
-    assert "Mean over 2 to 6 pairs" in text and "Not all rows average over the same pairs" in text
-    assert "~" not in text  # a pair or none in common with direct: nothing to tell apart
+    assert "Mean over 2 to 6 pairs" in text and "Rows average over different pairs" in text
+    assert "~" not in text  # less than two pairs in common with direct
 
 
 def test_rows_of_same_pairs_need_no_warning(tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_rows_of_same_pairs_need_no_warning(tmp_path: Path) -> None:
     runs.append(make_run(tmp_path / "duolora"))
     write_joint_report(runs, tmp_path)
     text = (tmp_path / "table.md").read_text()
-    assert "Mean over 4 pairs (12 to 24 images a row" in text and "same pairs" not in text
+    assert "Mean over 4 pairs (12 to 24 images per row" in text and "different pairs" not in text
 
 
 def test_place_without_rights_is_one_line(tmp_path: Path, capsys, monkeypatch) -> None:
@@ -227,5 +227,5 @@ def test_place_without_rights_is_one_line(tmp_path: Path, capsys, monkeypatch) -
     run = make_run(tmp_path / "run", images=1)
     monkeypatch.setattr(Path, "mkdir", forbid)
     assert main([str(run), "--out", "/usr/report"]) == 2
-    line = "error: cannot write to /usr/report: Permission denied; use --out <a folder you can write to>\n"
+    line = "error: cannot write to /usr/report: Permission denied; use --out <writable folder>\n"
     assert capsys.readouterr().err == line

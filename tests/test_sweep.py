@@ -188,13 +188,13 @@ def test_runs_that_cannot_be_compared_are_one_line(tmp_path: Path, capsys: pytes
     scores.assign(world="2").to_parquet(runs[1] / "scores.parquet")
     report(runs)
     printed = capsys.readouterr()
-    assert printed.out == "" and printed.err.count("\n") == 1 and "differ in world" in printed.err
+    assert printed.out == "" and printed.err.count("\n") == 1 and "must have the same world" in printed.err
 
 
 def test_job_that_would_overwrite_another_is_refused(program: Path, tmp_path: Path) -> None:
     code, _, err = start(program, "method=direct,duolora", "slow=none,0")
     folder = tmp_path / "sweep" / "direct-s0"
-    assert code == 2 and err.count("\n") == 1 and f"another run of this sweep goes to {folder} too" in err
+    assert code == 2 and err.count("\n") == 1 and f"another run of this sweep also writes to {folder}" in err
     assert "'hydra.sweep.subdir=${task.folder}-${hydra:job.num}'" in err
     assert (folder / "manifest.json").is_file() and not (tmp_path / "sweep" / "duolora-s0").exists()
 
@@ -215,7 +215,7 @@ def test_report_that_fails_hides_no_failed_run(tmp_path: Path, capsys, monkeypat
     assert joint.finish() == 2
     first, *lines = capsys.readouterr().err.splitlines()
     assert first.startswith(
-        f"error: no joint report in {tmp_path}: ZeroDivisionError: no rows; the runs are kept, type "
+        f"error: no joint report in {tmp_path}: ZeroDivisionError: no rows; the runs are kept; run "
     )
     assert lines == ["error: 1 of 3 runs failed:", "  method=ziplora: wrong", first]
 
@@ -224,4 +224,4 @@ def test_two_runs_in_one_folder_are_told(tmp_path: Path, capsys: pytest.CaptureF
     run = make_run(tmp_path / "run", images=1)
     report([run, run])
     printed = capsys.readouterr()
-    assert printed.out == "" and "2 runs went to" in printed.err
+    assert printed.out == "" and "2 runs wrote to" in printed.err

@@ -123,7 +123,7 @@ def test_command_takes_folders_of_runs(tmp_path: Path, capsys: pytest.CaptureFix
     assert main([str(runs[0]), "--reference", "nothing"]) == 2
     assert "use --reference=<base|" in capsys.readouterr().err.replace("Use", "use")
     assert main([str(tmp_path)]) == 2  # a folder of folders of runs
-    assert "is no finished run" in capsys.readouterr().err
+    assert "is not a finished run" in capsys.readouterr().err
 
 
 # --- crossed pairs
@@ -134,14 +134,14 @@ def test_command_takes_folders_of_runs(tmp_path: Path, capsys: pytest.CaptureFix
     [
         ([("a", "x"), ("b", "y"), ("c", "z")], None),
         ([("a", "x")], None),
-        ([("a", "x"), ("b", "x")], "The 2 pairs of 2 contents and 1 style are taken as independent"),
-        ([("a", "x"), ("a", "y"), ("b", "x"), ("b", "y")], "The 4 pairs of 2 contents and 2 styles are taken"),
+        ([("a", "x"), ("b", "x")], "The 2 pairs of 2 contents and 1 style are treated as independent"),
+        ([("a", "x"), ("a", "y"), ("b", "x"), ("b", "y")], "The 4 pairs of 2 contents and 2 styles are treated"),
     ],
 )
 def test_pairs_that_share_concept_have_note(tmp_path: Path, pairs: list[tuple[str, str]], said: str | None) -> None:
     of = Table.of([RunFolder.load(make_run(tmp_path / "run", pairs=pairs, images=1))])
     for text in (write_markdown(of), write_latex(of), " ".join(layout.notes(of))):  # the page shows these
-        assert ("taken as independent" in text) == (said is not None) and (said or "") in text
+        assert ("treated as independent" in text) == (said is not None) and (said or "") in text
 
 
 # --- several seeds
@@ -181,8 +181,8 @@ def test_costs_are_means_over_seeds_and_blank_where_unknown(tmp_path: Path) -> N
         "400", "", "", ""
     ]  # fmt: skip
     head, *_ = write_markdown(Table.of(runs)).splitlines()
-    assert head.endswith("| s a LoRA (shared) | s to merge | denoiser passes to merge |")
-    assert any("methods share them" in note for note in Table.of(runs).notes)
+    assert head.endswith("| s per LoRA (shared) | s to merge | denoiser passes to merge |")
+    assert any("LoRAs that methods share" in note for note in Table.of(runs).notes)
     assert list(costs(runs[3:])) == []
 
 

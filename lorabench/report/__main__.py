@@ -1,12 +1,12 @@
-"""Redraw a run's report, join several, or put a publication's tables beside what was measured.
+"""Write a report again, join several runs, or compare them with a publication's tables.
 
-    python -m lorabench.report outputs/adhoc/duolora-none-s0                  # its own report anew
-    python -m lorabench.report outputs/adhoc outputs/duolora_main             # runs, or folders of runs: a sweep's
-    python -m lorabench.report outputs/duolora_main --protocol klora          # other columns, from the same scores
+    python -m lorabench.report outputs/adhoc/duolora-none-s0                  # write the report again
+    python -m lorabench.report outputs/adhoc outputs/duolora_main             # runs, or folders of runs
+    python -m lorabench.report outputs/duolora_main --protocol klora          # columns of a publication
     python -m lorabench.report outputs/duolora_ablation --reference "duolora masks_only"
     python -m lorabench.report outputs/duolora_main --paper duolora           # paper | ours | verdict
 
-A report is table.md, .csv, .tex, grid.png and report.html; nothing is computed anew but the statistics.
+A report is table.md, .csv, .tex, grid.png and report.html. Only statistics are recomputed.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m lorabench.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="finished run folder, or a folder of them")
-    parser.add_argument("--out", type=Path, help="where to write; default: the folder, or `joint` beside several")
-    parser.add_argument("--protocol", metavar="NAME", help="columns of a publication; default: those of the runs")
-    parser.add_argument("--reference", metavar="ROW", help="what differences are to; default: the runs' `reference`")
-    parser.add_argument("--paper", metavar="NAME", help="print a publication's tables beside the runs, write no report")
+    parser.add_argument("--out", type=Path, help="where to write; default: the folder, or `joint` next to several")
+    parser.add_argument("--protocol", metavar="NAME", help="protocol of the columns; default: that of the runs")
+    parser.add_argument("--reference", metavar="ROW", help="row for differences; default: the runs' `reference`")
+    parser.add_argument("--paper", metavar="NAME", help="only print a publication's tables with our numbers")
     args = parser.parse_args(argv)
     try:
         folders = run_folders(args.runs)
@@ -43,12 +43,12 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         out = args.out or place(args.runs)
         if out.exists() and not out.is_dir():
-            raise UserError(f"{out} is a file; use --out <a folder>")
+            raise UserError(f"{out} is a file; use --out <folder>")
         write_joint_report(folders, out, args.protocol, args.reference)
     except (UserError, OSError) as error:
         line = str(error)
         if not isinstance(error, UserError):
-            line = system_fault(error, str(args.out or place(args.runs)), instead="--out <a folder you can write to>")
+            line = system_fault(error, str(args.out or place(args.runs)), instead="--out <writable folder>")
         if line is None:
             raise
         print(f"error: {line}", file=sys.stderr)
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def place(given: Sequence[Path]) -> Path:
-    """Where a report goes: into the one folder, or into a folder `joint` beside several."""
+    """Return the folder of the report: the only given folder, or `joint` next to several."""
     if len(given) == 1:
         return given[0]
     return Path(os.path.commonpath([folder.resolve().parent for folder in given])) / "joint"

@@ -1,11 +1,11 @@
-"""Several methods in one column: which differences hold when many are looked at, and how sure the order is.
+"""Comparison of several methods in one column: p-values corrected for multiple tests, and ranks with intervals.
 
-A table of ten methods makes nine comparisons with the reference, of which one in twenty looks separated by chance.
-Holm's procedure (Scandinavian Journal of Statistics 6, 1979) keeps the chance of any false one at 5 %, whatever the
-dependence among them; here they all share the reference's images.
+A table with ten methods makes nine comparisons with the reference, and one in twenty is separated by chance. Holm's
+procedure (Scandinavian Journal of Statistics 6, 1979) limits the probability of any false one to 5 %. It allows
+dependent comparisons, which these are, because all share the reference's images.
 
-The order of a table is as uncertain as its means. A rank's interval comes from one bootstrap over the pairs that all
-methods share, which draws the same pairs for all: a pair that is hard for every method moves no rank.
+Ranks are as uncertain as means. Their intervals come from one bootstrap over the pairs that all methods share. All
+methods use the same resamples, so a pair that is difficult for all methods changes no rank.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from scipy.stats import rankdata
 
 from lorabench.report import stats
 
-ALPHA = 0.05  # the chance of any false difference in a column
-DECIMALS = 12  # means that agree so far are the same
+ALPHA = 0.05  # probability of any false difference in a column
+DECIMALS = 12  # means that agree to so many decimals are equal
 
 
 def holm(p: Sequence[float] | np.ndarray | pd.Series) -> np.ndarray:
-    """Holm's adjusted p values [n] of a family; a NaN is no comparison and stays one.
+    """Adjust a family of p-values [n] with Holm's procedure; NaN entries are ignored and stay NaN.
 
-    The k-th least p times the number of p values from it on, and never less than the one before.  (statsmodels has it
-    too, and collects garbage at every call: a second or two a table.)
+    The k-th smallest of m p-values is multiplied by m - k + 1, and adjusted values never decrease. statsmodels has
+    this too, but runs the garbage collector in every call, which takes a second or two per table.
     """
     given = np.asarray(p, dtype=float)
     adjusted = np.full(len(given), np.nan)
@@ -38,10 +38,16 @@ def holm(p: Sequence[float] | np.ndarray | pd.Series) -> np.ndarray:
 
 
 def ranks(images: Mapping[str, pd.DataFrame], rule: str = "pair", of: str = "content") -> pd.DataFrame:
-    """What stats.image_means gives by method -> by method: rank, rank_low, rank_high (95 %).
+    """Rank methods by their mean over the images that all of them share.
 
-    Rank 1 is the greatest mean over the images that all share; equal means share the mean of their ranks. NaN without a
-    second method or a shared image, the interval without a second pair.
+    Args:
+        images: Method -> result of stats.image_means.
+        rule: See stats.pair_values.
+        of: See stats.pair_values.
+
+    Returns:
+        By method: rank, rank_low, rank_high (95 %). Rank 1 is the largest mean; equal means share the mean of their
+        ranks. Ranks are NaN for less than two methods or without shared images, intervals for less than two pairs.
     """
     found = pd.DataFrame(np.nan, index=list(images), columns=["rank", "rank_low", "rank_high"])
     if len(images) < 2 or (shared := shared_images(images.values())).empty:
@@ -55,10 +61,10 @@ def ranks(images: Mapping[str, pd.DataFrame], rule: str = "pair", of: str = "con
 
 
 def order(means: np.ndarray) -> np.ndarray:
-    """Ranks among the methods, of means [methods, ...]."""
+    """Return the ranks of means [methods, ...] among the methods."""
     return rankdata(-np.round(means, DECIMALS), axis=0)
 
 
 def shared_images(images: Iterable[pd.DataFrame]) -> pd.Index:
-    """Return the images that each of them has, by stats.UNIT."""
+    """Return the images that all methods have, indexed by stats.UNIT."""
     return reduce(pd.Index.intersection, [frame.index for frame in images]).sort_values()

@@ -1,20 +1,20 @@
-"""What a report is made from: the run folder, and the pictures that its scores name.
+"""Read a run folder: scores, manifest, config, and the images that the scores belong to.
 
-    scores.parquet                                     tidy rows, one an image x metric x reference
+    scores.parquet                                     one row per image, metric, backbone and reference
     manifest.json                                      method, ablation, dataset, model, seed, and
-        costs       {learned_parameters, merge_seconds (a pair), seconds_per_image}
+        costs       {learned_parameters, merge_seconds (per pair), seconds_per_image}
         timings     {stage: seconds}
         versions    {package: version}
-        losses      {"<content>+<style>": {term: [a value a step]}}
-    config.yaml                                        shown as it is
-    images/<method or frame>/<content>+<style>/<index:02d>.png
-                                                       <method>-<ablation>, where there are several rows of methods
+        losses      {"<content>+<style>": {term: [value per step]}}
+    config.yaml                                        resolved config
+    images/<row>/<content>+<style>/<index:02d>.png
+                                                       <method>-<ablation> if the run has several methods
     references/{content,style}/<name>/<i>.png
-    figures/rank_by_layer.png                          where there were merges
+    figures/rank_by_layer.png                          if the run has merges
 
-A content may be several subjects in one picture and is then called "mug_1+cat_1", everywhere; styles likewise.
-A run of several methods (task=compare) has `rows` in its manifest: method, ablation, costs and losses of each.
-Of the manifest only the first five keys are required; without costs or losses the report is shorter.
+A content of several subjects in one image has a name such as "mug_1+cat_1"; the same applies to styles. The manifest
+of a run with several methods (task=compare) has `rows` with method, ablation, costs and losses of each. Only the first
+five keys of the manifest are required; without costs or losses the report is shorter.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ RANK_FIGURE = "figures/rank_by_layer.png"
 
 
 def label_rows(scores: pd.DataFrame) -> pd.DataFrame:
-    """The scores with their column `label`."""
+    """Add the column `label` to scores."""
     labels = [label(m, a) for m, a in zip(scores["method"], scores["ablation"], strict=True)]
     return scores.assign(label=labels)
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One generated image with its scores, averaged over its references; values: by metric, as Table names them."""
+    """One generated image; `values` are its scores by column of the table, averaged over the references."""
 
     label: str
     content: str
@@ -59,15 +59,16 @@ class Picture:
 
     @property
     def identity(self) -> tuple[str, str, str, str, int]:
-        """What the image is, wherever it is in a run."""
+        """Return the keys that identify the image across runs."""
         return self.label, self.content, self.style, self.prompt, self.seed
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A finished run on disk; see the module for its layout.
+    """A finished run on disk, in the layout described above.
 
-    variant: What tells its row from those of other runs of the method, see report/pooling.py.
+    Attributes:
+        variant: Settings that distinguish its row from other runs of the method (report/pooling.py).
     """
 
     path: Path
@@ -77,25 +78,26 @@ class RunFolder:
 
     @classmethod
     def load(cls, path: Path | str) -> RunFolder:
-        """The finished run of one method."""
+        """Read the finished run of one method."""
         [run] = cls.load_all(path)
         return run
 
     @classmethod
     def load_all(cls, path: Path | str) -> list[RunFolder]:
-        """Read manifest and scores; of a run of several methods (task=compare) each as if it had run alone.
+        """Read manifest and scores; a run with several methods (task=compare) gives one RunFolder per method.
 
-        A folder that is no finished run is the user's mistake.
+        Raises:
+            UserError: If the folder is not a finished run.
         """
         path = Path(path)
         for name in ("manifest.json", "scores.parquet"):
             if not (path / name).is_file():
-                raise UserError(f"{path} is no finished run (no {name}); use the folder that `python run.py` printed")
+                raise UserError(f"{path} is not a finished run (no {name}); use a folder that run.py printed")
         try:
             manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
             scores = pd.read_parquet(path / "scores.parquet")
-            scores = scores[scores["use"] == "joint"] if "use" in scores else scores  # what tables report
-        except ValueError as error:  # of either reader
+            scores = scores[scores["use"] == "joint"] if "use" in scores else scores  # tables show only joint images
+        except ValueError as error:  # from json or pandas
             raise UserError(f"{path} has a broken manifest.json or scores.parquet; run its command again") from error
         scores, runs = label_rows(scores), []
         several = manifest.pop("rows", [])
@@ -122,18 +124,18 @@ class RunFolder:
 
     @property
     def method(self) -> dict[str, Any]:
-        """The settings of the method."""
+        """Return the settings of the method."""
         return self.manifest.get("settings") or self.settings.get("method") or {}
 
     @property
     def config(self) -> str:
-        """The resolved config as text; empty when the folder has none."""
+        """Return the resolved config as text, or "" if the folder has none."""
         file = self.path / "config.yaml"
         return file.read_text(encoding="utf-8") if file.is_file() else ""
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """The resolved config; empty when the folder has none that can be read."""
+        """Return the resolved config, or {} if the folder has none that can be read."""
         try:
             found = yaml.safe_load(self.config)
         except yaml.YAMLError:
@@ -142,27 +144,27 @@ class RunFolder:
 
     @property
     def losses(self) -> dict[str, dict[str, list[float]]]:
-        """Pair -> loss term -> a value a step."""
+        """Return pair -> loss term -> values by step."""
         return self.manifest.get("losses") or {}
 
     @property
     def rank_figure(self) -> Path | None:
-        """Ranks along the network (report/ranks.py)."""
+        """Return the figure of ranks by layer (report/ranks.py), or None."""
         path = self.path / RANK_FIGURE
         return path if path.is_file() else None
 
     def images_of(self, method: str, ablation: str) -> Path:
-        """Where a row's images lie; an ablation's beside those of others have a folder of their own."""
+        """Return the folder of a row's images; in runs with several methods its name includes the ablation."""
         own = self.path / "images" / f"{method}-{ablation}"
         return own if own.is_dir() else self.path / "images" / method
 
     def references(self, role: str, name: str) -> list[Path]:
-        """Reference images of a concept, role "content" or "style"."""
+        """Return the reference images of a concept with role "content" or "style"."""
         return sorted((self.path / "references" / role / name).glob("*.png"))
 
     @cached_property
     def pictures(self) -> list[Picture]:
-        """Every scored image, in the order of the scores."""
+        """Return all scored images in the order of the scores."""
         key = ["method", "ablation", "label", "content", "style", "prompt", "seed", "image"]
         columns, _ = protocols.columns(protocols.ALL, self.scores)
         names = {(column.spec.metric, column.backbone): column.name for column in columns}
@@ -190,7 +192,7 @@ class RunFolder:
 
 
 def run_folders(folders: Sequence[Path]) -> list[Path]:
-    """Run folders, each once: those given, and of a folder that is none the finished runs in it (a sweep's)."""
+    """Return run folders without duplicates; a folder of runs, as of a sweep, is replaced by its finished runs."""
     found: list[Path] = []
     for folder in folders:
         below = sorted(file.parent for file in folder.glob("*/scores.parquet"))
@@ -199,6 +201,6 @@ def run_folders(folders: Sequence[Path]) -> list[Path]:
 
 
 def common_protocol(runs: list[RunFolder]) -> ProtocolSpec:
-    """The protocol that all runs were made with; that of all metrics where they differ."""
+    """Return the protocol of all runs, or the one of all metrics if they differ."""
     found = [protocols.of_config(run.config) for run in runs]
     return found[0] if all(each == found[0] for each in found) else protocols.ALL

@@ -1,9 +1,9 @@
-"""Which runs may share a table, and which may share a row of it.
+"""Rules for joining runs: which may share a table, and which may share a row.
 
-A table compares rows that were made alike: the same model, recipe, references, scorers and sampling settings. A row
-pools runs that differ in nothing but the seed and the pairs. An image is known by its pair, prompt and seed, wherever
-it is in a run, so baseline images that several runs share count once. What differs is an error that names the keys;
-runs of one method whose settings of the method differ become rows of their own.
+Runs in one table must have the same model, recipe, references, scorers and sampling settings. Runs in one row may
+differ only in seed and pairs. An image is identified by its pair, prompt and seed, so baseline images that several runs
+share count once. Other differences are an error that names the keys. Runs of one method with different settings of the
+method get separate rows.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from lorabench.report.folder import Picture, RunFolder
 from lorabench.report.labels import FRAMES
 
 ONE_VALUE = ["label", "dataset", "content", "style", "prompt", "seed", "metric", "backbone", "reference"]
-ROUNDING = 1e-3  # difference between scores of the same image that another machine or batch size can make
-OF_ALL = ("dataset", "generate", "lora", "model", "prompts", "trainer.precision")  # what all rows are made with
+ROUNDING = 1e-3  # largest score difference of an image between machines or batch sizes
+OF_ALL = ("dataset", "generate", "lora", "model", "prompts", "trainer.precision")  # they affect all rows
 OF_METHODS = ("method", "merge")
-# Which pairs, scenes and images there are; images are compared by pair, prompt and seed. Where files are.
+# Selection of pairs, scenes and images, which are matched by pair, prompt and seed; and paths of files.
 COVERAGE = (
     "dataset.subjects", "dataset.styles", "dataset.contents", "dataset.pairs", "dataset.count", "dataset.pairs_seed",
     "dataset.root", "dataset.style_root", "dataset.manifest", "generate.images", "prompts.contexts",
     "lora.sample_every",
 )  # fmt: skip
-FILES = ("model.path", "model.config", "model.vae", "model.variant")  # known by their contents, where these are
+FILES = ("model.path", "model.config", "model.vae", "model.variant")  # compared by content digests, if known
 LAST_DIGITS = ("generate.batch", "scorers.batch", "merge.pairs_per_batch", "model.attention")  # within ROUNDING
 COST_ONLY = ("model.offload", "model.checkpointing")
-INPUTS = "inputs"  # of the manifest: digests of files and images
+INPUTS = "inputs"  # key of the manifest: digests of files and images
 
 
 def load_runs(folders: Iterable[Path | str]) -> list[RunFolder]:
-    """Load runs, with labels that tell runs of one method apart whose settings differ.
+    """Load runs; labels of runs of one method contain the settings in which they differ.
 
     Raises:
         UserError: If a folder is not a finished run.
@@ -46,7 +46,7 @@ def load_runs(folders: Iterable[Path | str]) -> list[RunFolder]:
 
 
 def distinguished(runs: list[RunFolder]) -> list[RunFolder]:
-    """Return the runs with the settings of the method in the label, where runs of one label differ in them."""
+    """Return the runs with the settings in which runs of one label differ added to the label."""
     found = []
     for run in runs:
         alike = [other for other in runs if other.label == run.label]
@@ -57,15 +57,15 @@ def distinguished(runs: list[RunFolder]) -> list[RunFolder]:
 
 
 def join_scores(runs: list[RunFolder]) -> pd.DataFrame:
-    """Return the scores of several runs as one table with a column `label`, each value once.
+    """Join the scores of several runs in one table with a column `label`; shared values appear once.
 
     Raises:
-        UserError: If the runs cannot be compared, or two have other values for the same image.
+        UserError: If the runs are not comparable or have different values for the same image.
     """
     scores = pd.concat([run.scores.assign(run=number) for number, run in enumerate(runs)], ignore_index=True)
     for column in ("dataset", "world", "model"):
         if len(values := scores[column].astype(str).unique()) > 1:
-            raise UserError(f"these runs differ in {column} ({', '.join(values)}); give folders of one {column}")
+            raise UserError(f"runs must have the same {column}, not {', '.join(values)}; use folders of one {column}")
     check_scorers(runs, scores)
     check_repeats(runs, scores)
     check_references(runs, scores)
@@ -80,28 +80,28 @@ def join_scores(runs: list[RunFolder]) -> pd.DataFrame:
 
 
 def refuse(one: RunFolder, two: RunFolder, keys: Sequence[str], why: str) -> None:
-    """Raise UserError if there are keys."""
+    """Raise a UserError if there are differing keys."""
     if keys:
-        raise UserError(f"{one.path} and {two.path} {why}: they differ in {', '.join(keys)}; give one of them only")
+        raise UserError(f"{one.path} and {two.path} {why}: they differ in {', '.join(keys)}; use only one of them")
 
 
 def check_scorers(runs: list[RunFolder], scores: pd.DataFrame) -> None:
-    """Raise UserError unless every metric has a backbone that all runs with the metric share, in one version."""
+    """Raise a UserError unless each metric has a backbone that all runs with the metric share, in one version."""
     for metric, backbones in scores.groupby("metric")["backbone"].unique().items():
         each = [set(run.scores.loc[run.scores["metric"] == metric, "backbone"]) for run in runs]
         if not set.intersection(*(known for known in each if known)):
-            raise UserError(f"{metric} was scored by {' and '.join(backbones)}; give folders of one scorer")
+            raise UserError(f"{metric} must have one backbone, not {' and '.join(backbones)}; use runs of one scorer")
     if "version" in scores:
         for (metric, backbone), versions in scores.groupby(["metric", "backbone"])["version"].unique().items():
             if len(versions) > 1:
                 raise UserError(
-                    f"{metric} was scored by other versions of {backbone} ({', '.join(map(str, versions))}); "
+                    f"{metric} was scored by different versions of {backbone} ({', '.join(map(str, versions))}); "
                     "run the older ones again"
                 )
 
 
 def check_references(runs: list[RunFolder], scores: pd.DataFrame) -> None:
-    """Raise UserError where runs scored the same pair against other references, or a prompt against another text."""
+    """Raise a UserError if runs scored a pair with different references, or a prompt with different texts."""
     at = ["content", "style", "prompt", "metric", "backbone"]
     known = scores.drop_duplicates([*at, "run", "reference"]).groupby([*at, "run"])["reference"].agg(frozenset)
     for (content, style, _, metric, _), per_run in known.groupby(level=at):
@@ -110,13 +110,13 @@ def check_references(runs: list[RunFolder], scores: pd.DataFrame) -> None:
             one, two = (runs[number] for number in numbers)
             counts = " and ".join(str(len(references)) for references in per_run.drop_duplicates()[:2])
             raise UserError(
-                f"{one.path} and {two.path} cannot be compared: {metric} of {content}+{style} has other references "
-                f"({counts}; dataset.references); give one of them only"
+                f"{one.path} and {two.path} cannot be compared: {metric} of {content}+{style} has different references "
+                f"({counts}; dataset.references); use only one of them"
             )
 
 
 def check_repeats(runs: list[RunFolder], scores: pd.DataFrame) -> None:
-    """Raise UserError where the same image has another value in another run, whose number is in the column `run`."""
+    """Raise a UserError if runs, numbered in the column `run`, have different values for the same image."""
     repeated = scores.loc[scores.duplicated(ONE_VALUE, keep=False)]
     first = repeated.groupby(ONE_VALUE, sort=False, dropna=False)[["run", "value"]].transform("first")
     other = repeated.index[np.abs(repeated["value"] - first["value"]) > ROUNDING]
@@ -127,15 +127,15 @@ def check_repeats(runs: list[RunFolder], scores: pd.DataFrame) -> None:
     if keys := differing(one, two, OF_ALL if name in FRAMES else (*OF_ALL, *OF_METHODS), missing=True):
         why = f"their configs differ in {', '.join(keys)}"
     else:
-        why = "though their configs agree, other code, weights or another machine made them"
-    raise UserError(f"{one.path} and {two.path} have other values in the row {name}: {why}; give one of them only")
+        why = "their configs agree, but code, weights or machine differ"
+    raise UserError(f"{one.path} and {two.path} have different values in the row {name}: {why}; use only one of them")
 
 
 def differing(one: RunFolder, two: RunFolder, groups: Sequence[str], missing: bool = False) -> list[str]:
-    """Return the keys of these groups in which two runs differ, as they are typed, and the inputs, as they are named.
+    """Return the keys of these groups, and the names of the inputs, in which two runs differ.
 
     Args:
-        missing: Whether a key that only one has is a difference.
+        missing: Count keys that only one run has.
     """
     left, right = (flat(run.settings | {"method": run.method}) for run in (one, two))
     starts = tuple(f"{group}." for group in groups)
@@ -149,7 +149,7 @@ def differing(one: RunFolder, two: RunFolder, groups: Sequence[str], missing: bo
 
 
 def other_scenes(one: RunFolder, two: RunFolder) -> list[str]:
-    """Return the key of the scenes if the own rows of two runs have other prompts for a pair that both have."""
+    """Return the key of the scenes if the rows of two runs have different prompts for a shared pair."""
     prompts = [
         run.scores[run.scores["label"] == run.label].groupby(["content", "style"])["prompt"].agg(frozenset)
         for run in (one, two)
@@ -159,7 +159,7 @@ def other_scenes(one: RunFolder, two: RunFolder) -> list[str]:
 
 
 def rounding_notes(runs: list[RunFolder]) -> Iterator[str]:
-    """Yield a sentence for each setting that changes the last digits and in which the runs differ."""
+    """Yield a sentence for each differing setting that changes only the last digits."""
     values: dict[str, list[str]] = {}
     for run in runs:
         known = flat(run.settings)
@@ -174,7 +174,7 @@ def rounding_notes(runs: list[RunFolder]) -> Iterator[str]:
 
 
 def flat(values: Any) -> dict[str, Any]:
-    """Return nested settings as one level, with dotted keys."""
+    """Flatten nested settings to dotted keys."""
     return pd.json_normalize([values]).to_dict("records")[0] if values else {}
 
 

@@ -1,9 +1,9 @@
-"""The end of a sweep: one table of all its runs and one line for each that failed, without a second command.
+"""End of a sweep: one table of all its runs, and one line per failed run.
 
-Switched on as a callback of Hydra's (`hydra.callbacks` in conf/config.yaml). A sweep's jobs may run in other processes
-and on other machines, and its folders may hold runs of earlier sweeps; so every job notes what it is in a register, a
-hidden folder below the sweep's that lasts as long as the sweep, and holds a lock there as long as it runs. A job that
-is killed leaves a note without an end and a free lock.
+This is a Hydra callback (`hydra.callbacks` in conf/config.yaml). Jobs of a sweep may run in other processes and on
+other machines, and its folder may contain runs of earlier sweeps. Therefore each job writes a note into a register, a
+hidden folder that exists during the sweep, and holds a lock there while it runs. A killed job leaves a note without an
+exit code and a free lock.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from lorabench.engine.failures import Failed, system_fault
 from lorabench.engine.output_folder import OutputFolder
 from lorabench.report import FILES, write_joint_report
 
-OWN_TASKS = ("merge", "generate", "inspect")  # have no run folder, `output` is what they make
+OWN_TASKS = ("merge", "generate", "inspect")  # tasks without a run folder; they write to `output`
 MULTIRUN = "multirun.yaml"  # which Hydra writes
-DIED = "its process was killed or died without a word"
+DIED = "its process was killed or ended without an error message"
 
 
 @dataclass
 class Note:
-    """What a job tells of itself; code: None as long as it runs, and for ever if it dies."""
+    """Note of a job; its exit code is None while it runs, and also after it was killed."""
 
     folder: str
     overrides: list[str]
-    log: str | None  # of whoever started its process
+    log: str | None  # output file of its process, if submitit started it
     code: int | None = None
     line: str = DIED
 
@@ -52,11 +52,11 @@ class Note:
 
 
 class JointReport(Callback):
-    """Collects what became of a sweep's jobs; travels to them with what `on_multirun_start` found."""
+    """Collect the results of a sweep's jobs. The instance is pickled to the jobs after `on_multirun_start`."""
 
-    register: Path | None = None  # none in a single run
-    current: ClassVar[JointReport | None] = None  # of the sweep that this process started
-    running: ClassVar[FileLock | None] = None  # of this process's job; not of the instance, which must travel
+    register: Path | None = None  # None in a single run
+    current: ClassVar[JointReport | None] = None  # instance of the sweep that this process started
+    running: ClassVar[FileLock | None] = None  # lock of this process's job; not in the instance, which is pickled
     note: Note
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -67,15 +67,15 @@ class JointReport(Callback):
                 output.check_free([*FILES, MULTIRUN])
             except UserError as error:
                 print(f"error: {error}", file=sys.stderr)
-                sys.exit(2)  # an exception would only be a warning of Hydra's
+                sys.exit(2)  # Hydra turns exceptions of callbacks into warnings
             output.add(MULTIRUN)
         folder.mkdir(parents=True, exist_ok=True)
         self.register = Path(tempfile.mkdtemp(prefix=".sweep-", dir=folder))
-        atexit.register(shutil.rmtree, self.register, ignore_errors=True)  # however the sweep ends
+        atexit.register(shutil.rmtree, self.register, ignore_errors=True)  # also after a failure
         JointReport.current = self
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """In the job's process, which ends where another job of the sweep has the same folder."""
+        """Write the job's note (in its process); exit if another job of the sweep has the same folder."""
         if self.register is not None:
             made = "output" if OmegaConf.select(config, "task.name") in OWN_TASKS else "hydra.runtime.output_dir"
             folder = Path(OmegaConf.select(config, made)).resolve()
@@ -89,10 +89,10 @@ class JointReport(Callback):
                 self.note.code, self.note.line = 2, shared_folder(folder, made == "output")
                 self.note.write(file)
                 print(f"error: {self.note.line}", file=sys.stderr)
-                sys.exit(2)  # an exception would only be a warning of Hydra's
+                sys.exit(2)  # Hydra turns exceptions of callbacks into warnings
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """In the job's process."""
+        """Complete the job's note (in its process)."""
         if self.register is not None:
             returned = job_return._return_value
             if (
@@ -113,9 +113,9 @@ class JointReport(Callback):
             sys.exit(code)
 
     def broken(self, reason: str) -> int:
-        """The end of a sweep whose launcher gave up, which it does when the process of a job dies: the exit code.
+        """End a sweep whose launcher failed, as it does if the process of a job is killed; return the exit code.
 
-        Jobs that run elsewhere are waited for; those that the launcher never started cannot be known here.
+        Jobs that still run are waited for. Jobs that the launcher never started are unknown here.
         """
         while any(self.is_running(file) for file in self.files()):
             time.sleep(1)
@@ -125,13 +125,13 @@ class JointReport(Callback):
         code = self.finish()
         print(
             f"error: the launcher ended: {reason.splitlines()[0]}\n"
-            "runs that are named nowhere were not started, or wait in a queue; use the same command to go on",
+            "runs that are not listed were not started or wait in a queue; run the same command again to resume",
             file=sys.stderr,
         )
         return code or 1
 
     def files(self) -> list[Path]:
-        """The notes, in the order of the jobs."""
+        """Return the note files in the order of the jobs."""
         return sorted(self.register.glob("*.json")) if self.register is not None else []
 
     def is_running(self, file: Path) -> bool:
@@ -144,7 +144,7 @@ class JointReport(Callback):
             return True
 
     def finish(self) -> int:
-        """Name the failed runs, report the finished ones; the greatest of the exit codes."""
+        """List the failed runs, report the finished ones, and return the largest exit code."""
         notes = [Note(**json.loads(file.read_text())) for file in self.files()]
         failed = [note for note in notes if note.code != 0]
         if failed:
@@ -153,21 +153,21 @@ class JointReport(Callback):
             for note in failed:
                 name = " ".join(each for each in note.overrides if each not in shared) or note.folder
                 print(f"  {name}: {note.line}{f' ({note.log})' if note.log else ''}", file=sys.stderr)
-        told = report([Path(note.folder) for note in notes if note.code == 0])
-        return max([int(not told), *(1 if note.code is None else note.code for note in failed)])
+        reported = report([Path(note.folder) for note in notes if note.code == 0])
+        return max([int(not reported), *(1 if note.code is None else note.code for note in failed)])
 
 
 def shared_folder(folder: Path, is_output: bool) -> str:
-    """The line on a folder that two jobs would write; is_output: `output` names it."""
+    """Return the message on a folder that two jobs would write; `is_output`: it is set by `output`."""
     job = "${hydra:job.num}"
     apart = (
         f"'output={folder.stem}-{job}{folder.suffix}'" if is_output else f"'hydra.sweep.subdir=${{task.folder}}-{job}'"
     )
-    return f"another run of this sweep goes to {folder} too; give each its own, such as {apart}"
+    return f"another run of this sweep also writes to {folder}; use {apart} to give each run its own folder"
 
 
 def scheduler_log() -> str | None:
-    """The file that takes what this process prints, where submitit started it."""
+    """Return the file with the output of this process if submitit started it, else None."""
     if "SUBMITIT_EXECUTOR" not in os.environ:
         return None
     from submitit import JobEnvironment
@@ -176,18 +176,20 @@ def scheduler_log() -> str | None:
 
 
 def report(folders: list[Path]) -> bool:
-    """Write and print one joint report into each folder that several of these run folders lie in.
+    """Write and print one joint report for each folder that contains several of these run folders.
 
-    False where one could not be written: Hydra would make a warning of an exception. Runs that nobody can compare need
-    none.
+    Runs that are not comparable get no report.
+
+    Returns:
+        False if a report could not be written; an exception would become a warning of Hydra.
     """
     for folder in dict.fromkeys(folders):
         if (count := folders.count(folder)) > 1:
             print(
-                f"note: {count} runs went to {folder} and only the last is left; give each its own name= or output=",
+                f"note: {count} runs wrote to {folder}, only the last is left; use another name= or output= for each",
                 file=sys.stderr,
             )
-    told = True
+    complete = True
     runs = [folder for folder in dict.fromkeys(folders) if (folder / "scores.parquet").is_file()]
     for parent, below in groupby(sorted(runs, key=lambda run: run.parent), lambda run: run.parent):
         if len(together := list(below)) > 1:
@@ -198,8 +200,8 @@ def report(folders: list[Path]) -> bool:
             except UserError as error:
                 print(f"no joint report in {parent}: {error}", file=sys.stderr)
             except Exception as error:
-                told = False
+                complete = False
                 reason = system_fault(error, str(parent)) or f"{type(error).__name__}: {error}".splitlines()[0]
-                again = f"the runs are kept, type python -m lorabench.report {parent}"
+                again = f"the runs are kept; run python -m lorabench.report {parent}"
                 print(f"error: no joint report in {parent}: {reason}; {again}", file=sys.stderr)
-    return told
+    return complete

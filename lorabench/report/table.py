@@ -1,6 +1,6 @@
-"""The table: a row a method between the frame rows, with 95 % intervals, costs, and what is not separated.
+"""The table of a report: one row per method, between baseline and oracle rows, with 95 % intervals and costs.
 
-Under a method stands what publications report of it, marked as such.
+Numbers that publications report for a method are below its row and marked as reported.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from lorabench.report.published import Published
 
 COSTS = {
     "learned_parameters": "learned parameters",
-    "lora_seconds": "s a LoRA (shared)",
+    "lora_seconds": "s per LoRA (shared)",
     "merge_seconds": "s to merge",
     "merge_denoiser_passes": "denoiser passes to merge",
     "merge_peak_gpu_bytes": "GiB of the GPU to merge",
     "merge_peak_bytes": "GiB of the process to merge",
-    "seconds_per_image": "s an image",
-    "denoiser_passes_per_image": "denoiser passes an image",
+    "seconds_per_image": "s per image",
+    "denoiser_passes_per_image": "denoiser passes per image",
 }
 PEAKS = ("merge_peak_gpu_bytes", "merge_peak_bytes")
 COMPARED = ["difference", "difference_low", "difference_high", "p"]
@@ -40,11 +40,15 @@ LINE = [
 
 @dataclass(frozen=True)
 class Table:
-    """What is shown of one or several runs, whatever the format.
+    """The table of one or several runs, for all output formats.
 
-    lines: as `summary` makes them; `metric` is the name of a column.  spent: as `costs` makes them.
-    reported: by label, the publications' rows.  notes: paragraphs under the table.  columns: what `metric` stands for.
-    reference: the label that differences are to; None where no row has the label that the runs' configs ask for.
+    Attributes:
+        lines: Result of `summary`; `metric` is the name of a column.
+        spent: Result of `costs`.
+        reported: Rows of publications by label.
+        notes: Paragraphs below the table.
+        columns: Definitions of the columns.
+        reference: Label of the row that differences refer to; None if the row in the runs' configs is missing.
     """
 
     lines: pd.DataFrame
@@ -56,9 +60,15 @@ class Table:
 
     @classmethod
     def of(cls, runs: list[RunFolder], protocol: ProtocolSpec = protocols.ALL, reference: str | None = None) -> Table:
-        """reference: a label; None is that of the runs' configs, if it is there.
+        """Build the table of runs.
 
-        Raises UserError where the runs cannot be compared, have no score that the protocol shows, or no such label.
+        Args:
+            runs: The runs.
+            protocol: Definition of the columns.
+            reference: Label of the reference row. None: the one in the runs' configs, if present.
+
+        Raises:
+            UserError: If the runs are not comparable, have no score for the protocol, or no row `reference`.
         """
         scores = join_scores(runs)
         labels = row_order(scores["label"].tolist())
@@ -66,11 +76,11 @@ class Table:
             choose("--reference", reference, labels)
         elif (configured := common_reference(runs)) in labels:
             reference = configured
-        columns, said = protocols.columns(protocol, scores)
+        columns, column_notes = protocols.columns(protocol, scores)
         lines = summary(scores, columns, reference)
         spent = costs(runs)
         reported = published.published_results(runs, columns, protocol.arxiv)
-        notes = [*footnotes(lines, scores, columns, reference), *said]
+        notes = [*footnotes(lines, scores, columns, reference), *column_notes]
         notes += rounding_notes(runs)
         if "lora_seconds" in spent:
             notes.append(SHARED)
@@ -84,29 +94,29 @@ class Table:
 
     @property
     def backbones(self) -> dict[str, str]:
-        """Metric -> who scored it, in the order of the columns."""
+        """Return metric -> backbone, in the order of the columns."""
         return dict(zip(self.lines["metric"], self.lines["backbone"], strict=True))
 
 
 def row_order(labels: list[str]) -> list[str]:
-    """Floors first, then the methods as they come, the ceiling last."""
+    """Order labels: baselines first, then methods in their given order, the oracle last."""
     unique = list(dict.fromkeys(labels))
     methods = [name for name in unique if name not in FRAMES]
     return [f for f in FLOORS if f in unique] + methods + [CEILING] * (CEILING in unique)
 
 
 def common_reference(runs: list[RunFolder]) -> str:
-    """What the runs' configs call `reference`; `direct` where they differ or do not say."""
+    """Return `reference` of the runs' configs, or "direct" if they differ or have none."""
     found = {str(run.settings.get("reference", "direct")) for run in runs}
     return found.pop() if len(found) == 1 else "direct"
 
 
 def summary(scores: pd.DataFrame, columns: list[Column], reference: str | None = None) -> pd.DataFrame:
-    """Scores of one or several methods -> one line a row and column, of the columns LINE.
+    """Summarize scores as one line per row and column, with the columns LINE.
 
-    Of each method there is the paired difference to the reference, which is missing of the frames, of the reference
-    itself, and where both share less than two pairs; `separated` (True, False, or NaN without a difference) is after
-    Holm's correction over all methods of the column. Ranks are among the methods.
+    Methods have a paired difference to the reference, except for the reference itself and for methods that share less
+    than two pairs with it. `separated` is True or False after Holm's correction over the methods of a column, or NaN
+    without a difference. Ranks are among the methods.
     """
     scores = scores if "label" in scores else label_rows(scores)
     labels = row_order(scores["label"].unique().tolist())
@@ -123,7 +133,7 @@ def summary(scores: pd.DataFrame, columns: list[Column], reference: str | None =
 
 
 def column_lines(images: dict[str, pd.DataFrame], column: Column, reference: str | None) -> pd.DataFrame:
-    """The lines of one column; images: what protocols.image_values gives, by label."""
+    """Return the lines of one column; `images`: label -> result of protocols.image_values."""
     methods = {name: own for name, own in images.items() if name not in FRAMES}
     lines = []
     for name, own in images.items():
@@ -144,7 +154,7 @@ def column_lines(images: dict[str, pd.DataFrame], column: Column, reference: str
         if name in methods and reference in images and name != reference:
             delta = stats.difference(own, images[reference], *column.rule)
             line |= {"shared_pairs": delta.pairs, "shared_images": len(own.index.intersection(images[reference].index))}
-            if not isnan(delta.low):  # comparing takes two shared pairs
+            if not isnan(delta.low):  # comparing needs at least two shared pairs
                 line |= dict(zip(COMPARED, (delta.mean, delta.low, delta.high, delta.p), strict=True))
         lines.append(line)
     frame = pd.DataFrame(lines).reindex(columns=LINE).set_index("label", drop=False).rename_axis(None)
@@ -157,9 +167,9 @@ def column_lines(images: dict[str, pd.DataFrame], column: Column, reference: str
 
 
 def costs(runs: list[RunFolder]) -> pd.DataFrame:
-    """Costs by label, means over the runs (seeds) of a method, of a peak the greatest; the COSTS that any run has.
+    """Return the COSTS that any run has by label: means over the runs (seeds) of a method, maxima of memory peaks.
 
-    Of the two peaks that of the GPU, if every run that has one has it too.
+    Of the two memory peaks only one is kept: the GPU's if all runs with a peak have it, else the process's.
     """
     rows = pd.DataFrame([{"label": run.label, **run.manifest.get("costs", {})} for run in runs])
     known = [cost for cost in COSTS if cost in rows and rows[cost].notna().to_numpy().any()]
@@ -180,7 +190,7 @@ def format_score(line: dict | None) -> str:
 
 
 def format_difference(line: dict | None) -> str:
-    """A difference with its interval and, unless it is over all images of the row, how many of them it is over."""
+    """Format a difference with its interval and, if it does not cover the whole row, the number of pairs or images."""
     if line is None or isnan(line["shared_pairs"]):
         return ""
     if isnan(line["difference"]):
@@ -191,10 +201,10 @@ def format_difference(line: dict | None) -> str:
 
 
 def shared(line: dict) -> str:
-    """Return how much of a row its difference is over; empty for all of it."""
-    for what in ("pairs", "images"):
-        if line[f"shared_{what}"] < line[what]:
-            return f"{line[f'shared_{what}']:.0f} of {line[what]} {what}"
+    """Return the number of pairs or images that a difference covers, or "" if it covers the whole row."""
+    for unit in ("pairs", "images"):
+        if line[f"shared_{unit}"] < line[unit]:
+            return f"{line[f'shared_{unit}']:.0f} of {line[unit]} {unit}"
     return ""
 
 
@@ -215,67 +225,67 @@ def format_cost(spent: pd.DataFrame, name: str, cost: str) -> str:
 
 
 def format_reported(own: Published, metric: str) -> str:
-    """A publication's number with the digits that it gives."""
+    """Format a publication's number with its printed digits."""
     return f"{own.values[metric]:g}" if metric in own.values else ""
 
 
 SHARED = (
-    "Training the LoRAs is no cost of a merge: methods share them; a training for one pair alone is. Costs of a merge "
-    "are those of one pair, memory is the most that any pair took."
+    "Merge costs do not include training LoRAs that methods share, but include training for a single pair. They are "
+    "per pair; memory is the maximum over the pairs."
 )
 
 
 def footnotes(lines: pd.DataFrame, scores: pd.DataFrame, columns: list[Column], reference: str | None) -> list[str]:
-    """Paragraphs under the table."""
+    """Return the paragraphs below the table."""
     pairs, backbones = lines["pairs"].tolist(), list(dict.fromkeys(lines["backbone"]))
     rules = {column.rule[0] for column in columns}
     order = "; averaged by reference, image, pair in this order" if rules == {"pair"} else ""
-    images = f"{span(lines['images'].tolist())} images a row{order}"
-    notes = [f"Mean over {span(pairs)} pairs ({images}) with the 95 % interval of a bootstrap over pairs."]
+    images = f"{span(lines['images'].tolist())} images per row{order}"
+    notes = [f"Mean over {span(pairs)} pairs ({images}) with a 95 % bootstrap interval over pairs."]
     if max(pairs) == 1:
-        notes = [f"Of one pair ({images}), which has no interval; take 6 or more."]
+        notes = [f"One pair ({images}), so there are no intervals; use 6 or more pairs."]
     elif min(pairs) < 6:
-        notes[0] += f" With {min(pairs)} pairs the interval is at most their range and too narrow; take 6 or more."
+        notes[0] += f" With {min(pairs)} pairs, intervals cannot exceed their range and are too narrow; use 6 or more."
     used = {(column.spec.metric, column.backbone) for column in columns}
     shown = [of in used for of in zip(scores["metric"], scores["backbone"], strict=True)]
     cells = scores[shown].groupby(["metric", "label"])[[*stats.PAIR, "prompt"]]
     covered = cells.apply(lambda pairs: frozenset(pairs.drop_duplicates().itertuples(index=False, name=None)))
     if any(covered.groupby(level="metric").nunique() > 1):
-        notes[0] += " Not all rows average over the same pairs and prompts: their means cannot be compared."
+        notes[0] += " Rows average over different pairs or prompts, so their means are not comparable."
     notes[0] += crossed(scores)
     notes.append(f"Scored by {', '.join(backbones)}.")
     if any(name.endswith("@micro") for name in backbones):
         notes[1] += (
-            " These are small scorers trained on the microworld: "
-            "their numbers must not be put beside those of the real backbones."
+            " These are small scorers trained on the microworld; "
+            "their scores are not comparable with those of published backbones."
         )
     if compared := lines[lines["p"].notna()].groupby("metric").size().tolist():
         notes.append(
             f"~ not separated from {reference}: a t test of the differences, paired by (pair, prompt, seed), has p "
             f"above {comparing.ALPHA:g} after Holm's correction over the {span(compared)} compared methods of a "
-            "column; where all pairs differ by the same, a sign test. Intervals of differences are 95 % each, without "
-            "correction."
+            "column. If the differences of all pairs are equal, it is a sign test. Intervals of differences are 95 % "
+            "each, without correction."
         )
     if lines["rank"].notna().to_numpy().any():
-        notes.append("Rank 1 has the greatest mean of the images that all methods share; its interval is 95 %.")
+        notes.append("Rank 1 has the largest mean over the images that all methods share; intervals of ranks are 95 %.")
     return notes
 
 
 def crossed(scores: pd.DataFrame) -> str:
-    """A sentence where pairs share a content or a style, else nothing."""
+    """Return a sentence if pairs share a content or a style, else ""."""
     pairs = scores[["content", "style"]].drop_duplicates()
     counts = {role: len(set(pairs[role])) for role in pairs}
     if min(counts.values()) == len(pairs):
         return ""
     of = " and ".join(f"{count} {role}{'s' * (count > 1)}" for role, count in counts.items())
     return (
-        f" The {len(pairs)} pairs of {of} are taken as independent: intervals are too narrow, and p too small, where "
-        "what a method gains differs by content or by style."
+        f" The {len(pairs)} pairs of {of} are treated as independent: intervals are too narrow and p-values too small "
+        "if the effect of a method depends on the content or the style."
     )
 
 
 def span(counts: list[int]) -> str:
-    """The count, or from least to greatest where rows differ.
+    """Format a count, or its range if rows differ.
 
     >>> span([4, 4]), span([4, 2])
     ('4', '2 to 4')
