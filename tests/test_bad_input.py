@@ -37,7 +37,7 @@ def photographs(root: Path) -> Path:
         (["lora.steps=-5"], ["lora.steps=-5 must be at least 1"]),
         (["lora.steps=many"], ["lora.steps=many", "could not be converted to Integer"]),
         (["lora.stepz=5"], ["the key lora.stepz is unknown; use one of lora.steps"]),
-        (["method"], ["Error parsing override 'method'"]),
+        (["method"], ["method must be key=value"]),
         (["model.path=nowhere"], ["nowhere is not a diffusers model folder", "model.path="]),
         (["dataset.subjects=[mug_99]"], ["mug_99", "mug_"]),
         (["dataset=dreambooth_styledrop", "dataset.root=nowhere"], ["nowhere", "dataset.root="]),
