@@ -6,5 +6,5 @@ FRAMES = (*FLOORS, CEILING)
 
 
 def label(method: str, ablation: str = "none") -> str:
-    """Name of a table row: the method, with its ablation where there is one."""
+    """Return the label of a table row: the method, followed by its ablation if there is one."""
     return method if method in FRAMES or ablation == "none" else f"{method} {ablation}"
