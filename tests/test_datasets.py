@@ -240,7 +240,7 @@ def test_split_follows_from_names_alone() -> None:
 
 def test_equal_files_belong_together_and_groups_are_joined() -> None:
     assert clusters(some(5, same=(0, 3)), [["01", "02"], ["02", "03"], ["09"]]) == [["00", "01", "02", "03"], ["04"]]
-    with pytest.raises(UserError, match=r"together: 1\+4\), .*type dataset.references=<1\|4>"):
+    with pytest.raises(UserError, match=r"together: 1\+4\), .*use dataset.references=<1\|4>"):
         split("dog", some(5, same=(0, 1, 2, 3)), 2)
     with pytest.raises(UserError, match=r"use dataset.references=<same>"):
         split("dog", some(1), 1)

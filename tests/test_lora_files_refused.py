@@ -121,7 +121,7 @@ def test_files_that_are_no_safetensors(tmp_path: Path) -> None:
         LoRA.load(path)
     with pytest.raises(UserError, match="no such file; use the path"):
         LoRA.load(tmp_path / "nowhere.safetensors")
-    with pytest.raises(UserError, match=r"is a folder.*type the path"):
+    with pytest.raises(UserError, match=r"is a folder.*use the path"):
         LoRA.load(tmp_path)
 
 

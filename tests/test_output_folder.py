@@ -47,7 +47,7 @@ def test_files_replace_those_of_earlier_command_only(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["images/dog.png", "notes.txt", "manifest.json", "table.md"])
 def test_folder_of_user_is_refused(tmp_path: Path, name: str) -> None:
     write(tmp_path / name, '{"files": {"notes.txt": 4}}')
-    with pytest.raises(UserError, match=r"has files that lorabench did not write .* type hydra.run.dir="):
+    with pytest.raises(UserError, match=r"has files that lorabench did not write .* use hydra.run.dir="):
         OutputFolder(tmp_path).check()
 
 

@@ -70,7 +70,7 @@ def sample(contents: list[Names], styles: list[Names], count: int, seed: int) ->
     if count > len(pairs):
         raise UserError(
             f"{count} pairs cannot be drawn from {len(contents)} subjects and {len(styles)} styles; name more of them "
-            f"in dataset.subjects and dataset.styles, or type dataset.pairs=random dataset.count={len(pairs)}"
+            f"in dataset.subjects and dataset.styles, or use dataset.pairs=random dataset.count={len(pairs)}"
         )
     ranked = sorted(pairs, key=lambda pair: seed_of("pair", JOIN.join(pair[0]), JOIN.join(pair[1]), seed))
     return [pair for pair in pairs if pair in set(ranked[:count])]
@@ -94,5 +94,5 @@ def published(pairs: str, style: str, image: str, known: Sequence[str]) -> str:
             return name
     raise UserError(
         f"dataset.pairs={pairs} needs the style {style} ({image}), which is not here; put its image, named {style}, "
-        "among the style images, or type dataset.pairs=all and name subjects and styles"
+        "among the style images, or use dataset.pairs=all and name subjects and styles"
     )

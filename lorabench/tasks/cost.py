@@ -46,8 +46,8 @@ COLUMNS = {
     "merge_denoiser_passes": ("denoiser passes to merge", 1, False),
     "merge_peak_bytes": ("GB to merge", 1e9, False),
     "merge_peak_gpu_bytes": ("GB of the GPU to merge", 1e9, False),
-    "seconds_per_image": ("s an image", 1, True),
-    "denoiser_passes_per_image": ("denoiser passes an image", 1, False),
+    "seconds_per_image": ("s per image", 1, True),
+    "denoiser_passes_per_image": ("denoiser passes per image", 1, False),
 }
 
 
