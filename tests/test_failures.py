@@ -56,9 +56,10 @@ def attempt(tmp_path: Path, monkeypatch) -> Callable[[BaseException], tuple[Fail
         def run(*_: object) -> None:
             raise error
 
-        there = OmegaConf.create({"runtime": {"output_dir": str(tmp_path)}})
+        there = OmegaConf.create({"runtime": {"output_dir": str(tmp_path / "run")}, "job": {"name": "run"}})
         monkeypatch.setattr(cli.HydraConfig, "get", lambda: there)
         monkeypatch.setattr(cli, "validate", lambda cfg: None)
+        monkeypatch.setattr(cli, "method_of", lambda cfg: None)
         monkeypatch.setattr("lorabench.tasks.params.run", run)
         return cli.attempt(OmegaConf.create({"task": {"name": "params"}, "store": str(tmp_path / "store")}))
 

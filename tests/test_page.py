@@ -15,6 +15,7 @@ import pytest
 from made_run import METRICS, PAIRS, make_run
 from PIL import Image
 
+from lorabench.base import UserError
 from lorabench.data import microworld as mw
 from lorabench.report import write_joint_report, write_report
 
@@ -156,16 +157,12 @@ def test_several_seeds_of_method_are_images_of_one_row(tmp_path: Path) -> None:
     assert [(image["seed"], image["index"]) for image in own] == [("0", 0), ("0", 1), ("1", 0), ("1", 1)]
 
 
-def test_images_of_one_place_are_told_apart(tmp_path: Path) -> None:
-    """Two runs with the same method and seed but different prompts."""
+def test_runs_of_other_prompts_do_not_share_a_row(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / name, "direct", pairs=PAIRS[:1], images=1) for name in ("one", "two")]
     scores = pd.read_parquet(runs[1] / "scores.parquet")
     scores.assign(prompt="another").to_parquet(runs[1] / "scores.parquet")
-    write_joint_report(runs, tmp_path)
-    data = parsed(tmp_path).data
-    places = [(image["row"], image["pair"], image["seed"], image["index"]) for image in data["images"]]
-    assert len(set(places)) == len(places) and data["seeds"] == ["0", "0 (2)"]
-    assert data["pairs"][0]["prompts"] == ["a sks mug_1 in szn style", "another"]
+    with pytest.raises(UserError, match=r"cannot share the row direct: they differ in prompts\.contexts"):
+        write_joint_report(runs, tmp_path)
 
 
 def test_backbone_stands_once_above_its_column(tmp_path: Path) -> None:
@@ -189,7 +186,7 @@ def test_hostile_names_are_text(tmp_path: Path) -> None:
     scores.assign(prompt=f"</script>{NASTY}").to_parquet(folder / "scores.parquet")
     (folder / "config.yaml").write_text("</pre><script>alert(2)</script>")
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["versions"] = {"</dl><iframe>": "<b>", "torch": "<i>"}
+    manifest["versions"] |= {"</dl><iframe>": "<b>", "torch": "<i>"}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     plain = make_run(tmp_path / "plain", "foo", pairs=[("a", "b")])
     for each in (folder, plain):
