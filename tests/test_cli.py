@@ -112,7 +112,7 @@ def test_second_method_finds_loras_and_frame_rows(run: tuple[Path, list[str], st
     done = commands.run(*[a for a in arguments if a not in DUOLORA], "method=direct", "trainer.workers=0")
     assert done.returncode == 0, done.stderr
     new = [path for path in output.glob("store/*/*/key.json") if path.parent.name not in made]
-    assert sorted(path.parts[-3] for path in new) == ["generate"] * 2 + ["merge"] * 2 + ["score"] * 2
+    assert sorted(path.parts[-3] for path in new) == ["embed"] * 6 + ["generate"] * 2 + ["merge"] * 2 + ["score"] * 2
     assert (output / FOLDER / "report.html").is_file()
 
 

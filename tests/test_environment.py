@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from artifacts import artifact
 from conftest import CPU
 from merges import merged
 from torch import Tensor, nn
@@ -24,7 +25,8 @@ from lorabench.engine.store import Store
 from lorabench.lora.adapter import LoRA
 from lorabench.merging.method import load
 from lorabench.models.sdxl.model import SDXL
-from lorabench.personalization.dreambooth import personalise
+from lorabench.personalization.dreambooth import personalize
+from lorabench.personalization.training import Environment
 from lorabench.sampling.generate import generate
 
 SETTINGS = {
@@ -36,7 +38,7 @@ SETTINGS = {
 
 def test_training_ignores_environment(model: SDXL, pair: Pair, lora_spec: LoRASpec, monkeypatch) -> None:
     def trained() -> LoRA:
-        return personalise(model, pair.contents[0], lora_spec, 0, CPU)
+        return personalize(model, pair.contents[0], lora_spec, Environment(0, CPU))
 
     expected = trained()
     for name, value in SETTINGS.items():
@@ -87,10 +89,10 @@ def train(module: Number, folder: Path, **options: object) -> None:
 def test_unfinished_training_is_error_and_no_artifact(tmp_path: Path) -> None:
     store = Store.open(tmp_path)
     with pytest.raises(RuntimeError, match="made 3 of 5 optimizer steps"):
-        store.get_or_make("personalise", {"a": 1}, partial(train, Number(stops_after=3)))
-    assert store.find("personalise", {"a": 1}) is None
-    store.get_or_make("personalise", {"a": 1}, partial(train, Number()))
-    assert store.find("personalise", {"a": 1}) is not None
+        store.get_or_make(artifact("personalize", {"a": 1}), partial(train, Number(stops_after=3)))
+    assert store.find(artifact("personalize", {"a": 1})) is None
+    store.get_or_make(artifact("personalize", {"a": 1}), partial(train, Number()))
+    assert store.find(artifact("personalize", {"a": 1})) is not None
 
 
 def test_training_may_end_by_criterion_of_its_own(tmp_path: Path) -> None:

@@ -130,6 +130,6 @@ def test_worker_killed_for_memory(run: Run, tmp_path: Path, expected: bytes) -> 
         worker.send_signal(signal.SIGKILL)  # as the kernel does
 
     code, line = run(tmp_path / "out", "trainer.workers=1", meanwhile=kill_worker)
-    assert code == 2 and "most likely for want of memory; use the same command" in line
+    assert code == 2 and "most likely for want of memory; run the same command" in line
     assert run(tmp_path / "out")[0] == 0
     assert scores(tmp_path / "out") == expected

@@ -42,7 +42,7 @@ def test_failing_job_is_named_and_others_make_table(launcher: list[str], sweep, 
     assert code == 2 and "error: 2 of 4 runs failed:" in err, err
     log = folder / "direct-none-s-1" / "error.txt"
     assert f"  method=direct seed=-1: seed=-1 must be at least 0; use seed=0 ({log})" in err
-    assert "seed=-1 must be at least 0" in log.read_text().splitlines()
+    assert "seed=-1 must be at least 0; use seed=0" in log.read_text().splitlines()
     assert {"direct", "base"} <= set(pd.read_csv(folder / "table.csv")["method"])
     assert (folder / "table.md").read_text() in out
     made = sorted(path.parts[-3] for path in (tmp_path / "store").glob("*/*/key.json"))

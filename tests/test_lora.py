@@ -83,5 +83,5 @@ def test_exported_merge_of_low_rank_compresses_without_error(loras) -> None:
     assert error.overall < 1e-6 and small.rank == content.rank
     for layer, each in content.items():
         torch.testing.assert_close(small[layer].up @ small[layer].down, 2 * each.up @ each.down, rtol=1e-4, atol=1e-5)
-    with pytest.raises(UserError, match="must be at least 1; use task.rank=8"):
+    with pytest.raises(UserError, match=r"must be at least 1; use task\.rank=8"):
         content.compressed(0)

@@ -186,7 +186,7 @@ def test_hostile_names_are_text(tmp_path: Path) -> None:
     scores.assign(prompt=f"</script>{NASTY}").to_parquet(folder / "scores.parquet")
     (folder / "config.yaml").write_text("</pre><script>alert(2)</script>")
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["versions"] |= {"</dl><iframe>": "<b>", "torch": "<i>"}
+    manifest["versions"] = {"lorabench": "<i>", "</dl><iframe>": "<b>"}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     plain = make_run(tmp_path / "plain", "foo", pairs=[("a", "b")])
     for each in (folder, plain):

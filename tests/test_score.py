@@ -22,7 +22,7 @@ from lorabench.scoring.rows import COLUMNS, Embedded, ScoredImage, images_of
 from lorabench.scoring.score import score_rows
 from lorabench.scoring.truth import Readout, Truth
 
-KEYS = {"dataset": "d", "world": "1", "method": "direct", "ablation": "none", "model": "micro"}
+KEYS = {"dataset": "d", "world": "1", "use": "joint", "method": "direct", "ablation": "none", "model": "micro"}
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ def simulate(
             noise = common.normal(0, 0.05)
             for reference in range(references):
                 value = 0.5 + effect + difficulty + noise + own.normal(0, 0.01)
-                rows.append(("world", f"c{pair}", f"s{pair}", "p", run, image, reference, value))
+                rows.append(("world", f"c{pair}", f"s{pair}", "p", 1000 * run + image, reference, value))
     return stats.image_means(pd.DataFrame(rows, columns=[*stats.UNIT, "reference", "value"]))
 
 
@@ -150,7 +150,7 @@ def test_only_what_both_have_is_compared() -> None:
     a, b = simulate(0.02, seed=1), simulate(0.0, seed=1)
     half = b.query("content in ['c0', 'c1', 'c2', 'c3', 'c4']")
     assert stats.difference(a, half).pairs == 5
-    assert np.isnan(stats.difference(a, b.rename(index={0: 9}, level="seed")).mean)
+    assert np.isnan(stats.difference(a, b.rename(index=lambda seed: seed + 9, level="seed")).mean)
 
 
 @pytest.mark.parametrize(("pairs", "effect"), [(8, 1.0), (20, 0.5)])

@@ -63,7 +63,9 @@ def unwritable(number: int, place: str, instead: str = ELSEWHERE) -> str:
     if number == ENAMETOOLONG:
         return f"the name of {place} is too long for the file system; use a shorter one (name=, output=)"
     if number in FULL:
-        return f"no space is left to write {place}; free some and run the same command again; finished artifacts are kept"
+        return (
+            f"no space is left to write {place}; free some and run the same command again; finished artifacts are kept"
+        )
     return f"cannot write to {place}: {os.strerror(number)}; use {instead}"
 
 

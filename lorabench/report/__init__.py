@@ -44,6 +44,7 @@ def write_joint_report(
     runs = load_runs(run_folders)
     table = Table.of(runs, protocols.load_protocol(protocol) if protocol else common_protocol(runs), reference)
     folder = OutputFolder(Path(out), OTHER_REPORT)
+    folder.check_free(FILES)  # all of them, before the first is written
     with folder.filled(keep=True) as draft:
         for ending, write in (("md", write_markdown), ("csv", write_csv), ("tex", write_latex)):
             (draft / f"table.{ending}").write_text(write(table), encoding="utf-8")
