@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -62,6 +62,8 @@ def run(cfg: DictConfig, folder: Path) -> None:
     check_scorers(plan)
     for each in plan.all_artifacts():  # of an earlier attempt
         (logs / f"{each.key}.txt").unlink(missing_ok=True)
+    with suppress(OSError):  # there is none, or it holds logs of other rows
+        logs.rmdir()
     failures = misfits(plan)
     plan = replace(plan, rows=[row for row in plan.rows if name_of(row) not in failures])
     start, artifacts = time.perf_counter(), plan.all_artifacts()
