@@ -269,3 +269,16 @@ def test_export_carries_text_encoders(tmp_path: Path) -> None:
         parts = [lora.text[layer] for lora in (first, second) if layer in lora.text]
         torch.testing.assert_close(each.up @ each.down, torch.stack([part.up @ part.down for part in parts]).sum(0))
     assert list(first.svd().text) == list(first.text)
+
+
+@pytest.mark.parametrize("format", ["store", "kohya", "diffusers"])
+def test_equal_adapters_give_equal_files(tmp_path: Path, format: str) -> None:
+    """Also with metadata beyond ASCII and with characters that JSON escapes."""
+    adapter = LoRA(
+        {"mid_block.attentions.0.transformer_blocks.0.attn1.to_q": Factors(torch.ones(2, 8), torch.ones(8, 2))}
+    )
+    files = [tmp_path / name / "merged.safetensors" for name in "ab"]
+    for file in files:
+        file.parent.mkdir()
+        adapter.save(file, {f"note {i}": 'über "日本"\n\\' for i in range(9)}, format=format)
+    assert files[0].read_bytes() == files[1].read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -123,6 +124,7 @@ def _save(tensors: Mapping[str, Tensor], path: Path, notes: Mapping[str, str]) -
     part = path.with_name(path.name + TEMPORARY)
     try:
         save_file(dict(tensors), part, metadata={"format": "pt", **notes})
+        _sort_metadata(part)
         part.chmod(0o666 & ~umask())  # safetensors leaves a file to its owner only
         part.replace(path)
     except (OSError, SafetensorError) as error:
@@ -135,3 +137,15 @@ def umask() -> int:
     """Return the umask of the process, which can only be read by setting it."""
     os.umask(mask := os.umask(0o022))
     return mask
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put the metadata in order, since safetensors writes them in a random one: equal adapters give equal files."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)
+        if len(text) == size:  # else it escapes characters in another way, and stays as it is
+            file.seek(8)
+            file.write(text)
