@@ -66,7 +66,10 @@ def test_trains_what_peft_trains(tmp_path: Path, folder: Path, lora_spec, recipe
             errors[layer] = (ours_here - trained[factor]).norm()
             moves[layer] = (trained[factor] - starts[layer][factor]).norm()
         assert moves["unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"] > spec.lr
-        # On some processors Adam makes the rounding of one layer's tiny gradient large: 6e-3 was seen, of all others 2e-4.
-        ratios = sorted(float(errors[layer] / max(moves[layer], spec.lr)) for layer in theirs)
-        assert ratios[-2] < 2e-3 and ratios[-1] < 2e-2
-        assert torch.stack(list(errors.values())).norm() < 1e-4 * torch.stack(list(moves.values())).norm()
+        # Adam can make the rounding of one layer's tiny gradient large: on one processor 6e-3, all others 2e-4.
+        ratios = {layer: float(errors[layer] / max(moves[layer], spec.lr)) for layer in theirs}
+        worst = max(ratios, key=ratios.__getitem__)
+        assert ratios[worst] < 2e-2 and all(ratio < 2e-3 for layer, ratio in ratios.items() if layer != worst)
+        others = [layer for layer in theirs if layer != worst]
+        error, move = (torch.stack([each[layer] for layer in others]).norm() for each in (errors, moves))
+        assert error < 1e-4 * move
