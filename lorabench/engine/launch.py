@@ -213,7 +213,7 @@ def failure(error: BaseException, trainer: TrainerSpec) -> BaseException:
     if not isinstance(error, ChildFailedError):
         return error
     rank, first = error.get_first_failure()
-    again = "what is finished is kept, type the same command to resume"
+    again = "what is finished is kept; run the same command to resume"
     if first.exitcode == LOST:
         return UserError(f"another node failed, its own output says why; {again}")
     if first.exitcode < 0:

@@ -167,7 +167,7 @@ def fail(line: str) -> Failed:
 
 
 def interrupted() -> int:
-    print("\ninterrupted; what is finished is kept, type the same command to resume", file=sys.stderr)
+    print("\ninterrupted; what is finished is kept; run the same command to resume", file=sys.stderr)
     return INTERRUPTED
 
 

@@ -49,7 +49,7 @@ def resolve(path: Path | str) -> Path:
     if path.is_dir():
         found = [path / name for name in WEIGHT_FILES if (path / name).is_file()]
         if len(found) != 1:
-            raise UserError(f"{path} is a folder; {EXPECTED}: type the path of the .safetensors file")
+            raise UserError(f"{path} is a folder; {EXPECTED}; use the path of the .safetensors file")
         return found[0]
     if not path.is_file():
         raise UserError(f"{path} cannot be read as a LoRA: there is no such file; use the path of a .safetensors file")
