@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorabench.base import UserError
-from lorabench.config.schemas import GenerateSpec, LoRASpec, MergeSpec, MicroworldSpec, TrainerSpec
+from lorabench.config.dataset_schemas import MicroworldSpec
+from lorabench.config.schemas import GenerateSpec, LoRASpec, MergeSpec, TrainerSpec
 from lorabench.engine.artifact import Artifact
 from lorabench.engine.store import Store
 from lorabench.engine.work import Progress

@@ -11,7 +11,7 @@ import pytest
 from hydra import compose
 
 from lorabench.base import UserError
-from lorabench.config.schemas import MicroworldSpec
+from lorabench.config.dataset_schemas import MicroworldSpec
 from lorabench.data.pairs import Prompts
 from lorabench.tasks.calibration import CHECKS, Metric, World, calibrate, ideals, run, world_of
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from lorabench.base import UserError
-from lorabench.config.schemas import DreamBoothStyleDropSpec, MicroworldSpec
+from lorabench.config.dataset_schemas import DreamBoothStyleDropSpec, MicroworldSpec
 from lorabench.data import images, microworld_pairs
 from lorabench.data.catalogue import load_pairs
 from lorabench.data.pairs import Prompts, square

@@ -12,7 +12,7 @@ import pytest
 from photos import paint
 
 from lorabench.base import UserError
-from lorabench.config.schemas import DreamBoothStyleDropSpec
+from lorabench.config.dataset_schemas import DreamBoothStyleDropSpec
 from lorabench.data import dreambooth, styledrop
 from lorabench.data.catalogue import load_pairs
 from lorabench.data.contexts import with_scenes

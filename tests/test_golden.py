@@ -15,7 +15,8 @@ import torch
 from merges import merged, sampled
 
 from lorabench.base import seed_of
-from lorabench.config.schemas import LoRASpec, MicroworldSpec, TrainerSpec
+from lorabench.config.dataset_schemas import MicroworldSpec
+from lorabench.config.schemas import LoRASpec, TrainerSpec
 from lorabench.data.catalogue import load_pairs
 from lorabench.data.pairs import ROLES, Prompts
 from lorabench.lora.adapter import LoRA

@@ -15,7 +15,8 @@ from torch.nn.functional import mse_loss
 from torch.nn.utils.parametrize import register_parametrization
 
 from lorabench.base import UserError, seed_of
-from lorabench.config.schemas import DatasetSpec, DreamBoothStyleDropSpec, MergeSpec, MicroworldSpec
+from lorabench.config.dataset_schemas import DatasetSpec, DreamBoothStyleDropSpec, MicroworldSpec
+from lorabench.config.schemas import MergeSpec
 from lorabench.data import microworld_pairs as world
 from lorabench.data.catalogue import load_pairs
 from lorabench.data.pairs import ROLES, Concept, Pair, Prompts, Reference, Scene, joined

@@ -9,7 +9,7 @@ import pytest
 from photos import paint
 
 from lorabench.base import UserError
-from lorabench.config.schemas import FolderSpec
+from lorabench.config.dataset_schemas import FolderSpec
 from lorabench.data.catalogue import load_pairs
 from lorabench.data.pairs import Pair, Prompts
 

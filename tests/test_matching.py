@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from lorabench.base import UserError
-from lorabench.config.schemas import MicroworldSpec
+from lorabench.config.dataset_schemas import MicroworldSpec
 from lorabench.data import microworld as mw
 from lorabench.data.catalogue import load_pairs
 from lorabench.data.matching import select_world

@@ -8,15 +8,8 @@ from pathlib import Path
 import pytest
 
 from lorabench.base import UserError
-from lorabench.config.schemas import (
-    DreamBoothStyleDropSpec,
-    GenerateSpec,
-    LoRASpec,
-    MergeSpec,
-    MicroworldSpec,
-    ScorerSpec,
-    TrainerSpec,
-)
+from lorabench.config.dataset_schemas import DreamBoothStyleDropSpec, MicroworldSpec
+from lorabench.config.schemas import GenerateSpec, LoRASpec, MergeSpec, ScorerSpec, TrainerSpec
 from lorabench.data.catalogue import load_pairs
 from lorabench.data.pairs import ROLES, Prompts
 from lorabench.engine.artifact import batches

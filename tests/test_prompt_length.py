@@ -12,7 +12,7 @@ from photos import dreambooth, styledrop
 from transformers import CLIPTokenizer
 
 from lorabench.base import ASSETS, UserError
-from lorabench.config.schemas import DreamBoothStyleDropSpec
+from lorabench.config.dataset_schemas import DreamBoothStyleDropSpec
 from lorabench.data.catalogue import load_pairs
 from lorabench.data.packaged import packaged
 from lorabench.data.pairs import Pair, Prompts

@@ -13,7 +13,8 @@ from PIL import Image
 from tiny_scorers import pictures
 
 from lorabench.base import seed_of
-from lorabench.config.schemas import GenerateSpec, LoRASpec, MergeSpec, MicroworldSpec, ScorerSpec, TrainerSpec
+from lorabench.config.dataset_schemas import MicroworldSpec
+from lorabench.config.schemas import GenerateSpec, LoRASpec, MergeSpec, ScorerSpec, TrainerSpec
 from lorabench.data.catalogue import load_pairs
 from lorabench.data.pairs import Prompts, Scene
 from lorabench.engine.make import make

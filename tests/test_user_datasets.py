@@ -12,7 +12,7 @@ from photos import dreambooth, paint, styledrop
 from PIL import Image
 
 from lorabench.base import UserError
-from lorabench.config.schemas import DreamBoothStyleDropSpec, FolderSpec
+from lorabench.config.dataset_schemas import DreamBoothStyleDropSpec, FolderSpec
 from lorabench.data import images
 from lorabench.data.captions import caption_of
 from lorabench.data.catalogue import load_pairs

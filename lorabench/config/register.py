@@ -7,28 +7,20 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 
 from lorabench.base import CONF_ROOT
-from lorabench.config.schemas import (
+from lorabench.config.dataset_schemas import DreamBoothStyleDropSpec, FolderSpec, MicroworldSpec
+from lorabench.config.schemas import Config, LoggerSpec, LoRASpec, ModelSpec, ProtocolSpec, ScorerSpec, TrainerSpec
+from lorabench.config.task_schemas import (
     CalibrationTask,
     CompareTask,
-    Config,
     CostTask,
-    DreamBoothStyleDropSpec,
     FileTask,
-    FolderSpec,
     GridTask,
     HypernetworkTask,
     LayerProbeTask,
-    LoggerSpec,
-    LoRASpec,
     MemoryTask,
-    MicroworldSpec,
-    ModelSpec,
     ParamsTask,
-    ProtocolSpec,
-    ScorerSpec,
     TaskSpec,
     TradeoffTask,
-    TrainerSpec,
 )
 
 SCHEMAS = {

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from lorabench.base import UserError
-from lorabench.config.schemas import DatasetSpec, DreamBoothStyleDropSpec, FolderSpec, MicroworldSpec
+from lorabench.config.dataset_schemas import DatasetSpec, DreamBoothStyleDropSpec, FolderSpec, MicroworldSpec
 from lorabench.data.contexts import with_scenes
 from lorabench.data.pairs import Concept, Pair, Prompts, Role, pair
 

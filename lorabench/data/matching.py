@@ -12,7 +12,7 @@ from itertools import product, zip_longest
 
 from lorabench.base import UserError, seed_of
 from lorabench.config.choices import choose
-from lorabench.config.schemas import MicroworldSpec
+from lorabench.config.dataset_schemas import MicroworldSpec
 from lorabench.data import microworld as mw
 from lorabench.data.pairs import JOIN
 from lorabench.data.selection import Names, groups

@@ -11,7 +11,7 @@ from unicodedata import normalize
 
 from lorabench.base import UserError, seed_of
 from lorabench.config.choices import choose
-from lorabench.config.schemas import PhotoSpec
+from lorabench.config.dataset_schemas import PhotoSpec
 from lorabench.data.packaged import packaged
 from lorabench.data.pairs import JOIN
 

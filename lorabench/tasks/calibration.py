@@ -44,7 +44,7 @@ from omegaconf import DictConfig, OmegaConf
 from scipy.stats import kendalltau, spearmanr
 
 from lorabench.base import UserError
-from lorabench.config.schemas import MicroworldSpec
+from lorabench.config.dataset_schemas import MicroworldSpec
 from lorabench.data.pairs import ROLES, Concept, Pair, Prompts
 from lorabench.engine.devices import claim_here
 from lorabench.report import stats

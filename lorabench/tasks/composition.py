@@ -7,7 +7,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from lorabench.base import UserError
-from lorabench.config.schemas import DatasetSpec, MicroworldSpec
+from lorabench.config.dataset_schemas import DatasetSpec, MicroworldSpec
 from lorabench.merging.method import Method, composed, named
 
 

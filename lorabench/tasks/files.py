@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from lorabench.base import UserError, __version__, seed_of
-from lorabench.config.schemas import FileTask, GenerateSpec, ModelSpec, TrainerSpec
+from lorabench.config.schemas import GenerateSpec, ModelSpec, TrainerSpec
+from lorabench.config.task_schemas import FileTask
 from lorabench.data.pairs import Reference
 from lorabench.engine.artifact import Artifact
 from lorabench.engine.bar import Bar

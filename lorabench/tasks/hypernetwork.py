@@ -24,7 +24,9 @@ import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
 from lorabench.base import EXPERIMENTS, UserError
-from lorabench.config.schemas import DatasetSpec, HypernetworkTask, MicroworldSpec, TrainerSpec
+from lorabench.config.dataset_schemas import DatasetSpec, MicroworldSpec
+from lorabench.config.schemas import TrainerSpec
+from lorabench.config.task_schemas import HypernetworkTask
 from lorabench.data.catalogue import load_pairs
 from lorabench.data.pairs import Pair, Prompts
 from lorabench.engine.artifact import Artifact

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from lorabench.base import seed_of
-from lorabench.config.schemas import DatasetSpec, GenerateSpec, LoRASpec, MergeSpec, TrainerSpec
+from lorabench.config.dataset_schemas import DatasetSpec
+from lorabench.config.schemas import GenerateSpec, LoRASpec, MergeSpec, TrainerSpec
 from lorabench.data.catalogue import world_version
 from lorabench.data.pairs import ROLES, Concept, Pair, Role, Wording, worded
 from lorabench.data.uses import JOINT, Use, pair_for, strength_for

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorabench.base import UserError
-from lorabench.config.schemas import DatasetSpec, MicroworldSpec
+from lorabench.config.dataset_schemas import DatasetSpec, MicroworldSpec
 from lorabench.data.pairs import Pair, Role
 from lorabench.engine.record import sha256
 from lorabench.merging.learned import LearnedMasks

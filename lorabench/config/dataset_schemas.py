@@ -1,0 +1,54 @@
+"""Types of the datasets' settings (conf/dataset/)."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import MISSING
+
+from lorabench.config.settings import setting
+
+
+@dataclass
+class MicroworldSpec:
+    name: str = MISSING
+    subjects: Any = MISSING  # names, or a set: all (held out) | development; "a+b": both in one image
+    styles: Any = MISSING  # names, or a set as for `subjects`; "a+b": a blend of both
+    contents: list[str] | None = MISSING  # one group of subjects, instead of `subjects`
+    content_images: int = setting(MISSING, least=1)  # training photos per subject
+    style_images: int = setting(MISSING, least=1)  # training images per style
+    references: int = setting(MISSING, least=1)  # further images per subject and style, for scoring
+    pairs: Any = "crossed"  # crossed | matched, or a list of subject/style; see lorabench/data/matching.py
+    count: int = setting(32, least=1)  # number of pairs if pairs=matched
+    pairs_seed: int = setting(0, least=0)  # seed of the choice if pairs=matched
+
+
+@dataclass
+class PhotoSpec:
+    """Settings of all datasets of photographs: pairs and reference images."""
+
+    name: str = MISSING
+    contents: list[str] | None = MISSING  # one group of subjects, instead of `subjects`
+    subjects: Any = MISSING  # names, or a set: all | live | object; "a+b": both in one image
+    styles: Any = MISSING  # names, or all
+    pairs: str = MISSING  # all | random | the list of a publication, see lorabench/data/pair_lists.yaml
+    count: int = setting(MISSING, least=1)  # number of pairs if pairs=random
+    pairs_seed: int = setting(MISSING, least=0)  # seed of random pairs
+    references: Any = setting(MISSING, least=1)  # held-out images per subject; same: score against the training images
+
+    @property
+    def held_out(self) -> int:
+        return 0 if self.references == "same" else int(self.references)
+
+
+@dataclass
+class DreamBoothStyleDropSpec(PhotoSpec):
+    root: str = MISSING  # a clone of google/dreambooth, or a folder that holds it
+    style_root: str | None = MISSING  # a clone of StyleDrop-PyTorch, or a folder of images; null: root
+
+
+@dataclass
+class FolderSpec(PhotoSpec):
+    manifest: str = MISSING  # see lorabench/data/manifest.py
+
+
+DatasetSpec = MicroworldSpec | DreamBoothStyleDropSpec | FolderSpec

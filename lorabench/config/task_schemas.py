@@ -1,0 +1,102 @@
+"""Types of the tasks' settings (conf/task/)."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import MISSING
+
+from lorabench.config.settings import setting
+
+
+@dataclass
+class TaskSpec:
+    """A command.
+
+    Args:
+        folder: Folder of the results in `output/name`.
+    """
+
+    name: str = MISSING
+    folder: str = MISSING
+
+
+@dataclass
+class ParamsTask(TaskSpec):
+    ranks: dict[str, int] = MISSING  # rank of both LoRAs by model
+
+
+@dataclass
+class MemoryTask(TaskSpec):
+    models: list[str] = MISSING
+    methods: list[str] = MISSING
+    rank: int = setting(MISSING, least=1)  # rank of both LoRAs
+
+
+@dataclass
+class LayerProbeTask(TaskSpec):
+    scale: float = MISSING  # scale of the LoRA in the probed layers
+    by: list[str] = MISSING  # "block" or "layer" (a transformer block)
+
+
+@dataclass
+class CompareTask(TaskSpec):
+    rows: Any = MISSING  # methods, each with an optional ablation ("duolora no_cycle"), or all
+    fit_steps: int | None = MISSING  # optimizer steps of learned merges; null: as the method sets
+
+
+@dataclass
+class GridTask(TaskSpec):
+    merges: list[str] = MISSING  # options of method/merge
+    fit_steps: int = setting(MISSING, least=1)  # optimizer steps of learned merges
+
+
+@dataclass
+class TradeoffTask(TaskSpec):
+    methods: list[str] = MISSING
+    strengths: list[float] = MISSING  # scales of one role while the other has 1; 1 is always included
+    content: str = MISSING  # metric of the first axis, "dino/content"
+    style: str = MISSING  # metric of the second axis
+
+
+@dataclass
+class CalibrationTask(TaskSpec):
+    holds: float = MISSING  # share of cases in which the known answer must hold
+
+
+@dataclass
+class CostTask(TaskSpec):
+    methods: list[str] = MISSING
+    repeats: int = MISSING  # repeats per merge and set of images, each in a new process
+
+
+@dataclass
+class HypernetworkTask(TaskSpec):
+    subjects: list[str] = MISSING  # training subjects; the subjects of the dataset are held out
+    styles: list[str] = MISSING
+    epochs: int = setting(MISSING, least=1)  # random pairs to train on
+    lr: float = setting(MISSING, above=0)
+    lambda_similarity: float = setting(MISSING, least=0)
+    layers: str = MISSING  # reduction of the similarity over layers: sum or mean
+    draws: int = setting(MISSING, least=1)  # draws of noise and images for the loss on a held-out pair
+
+
+@dataclass
+class UserLoRASpec:
+    """The user's LoRA of one role. For several LoRAs, each field holds a list. See lorabench/tasks/user_loras.py."""
+
+    lora: Any = MISSING  # .safetensors
+    prompt: Any = MISSING  # training prompt, as "a sks dog"; needed by methods that learn
+    images: Any = MISSING  # folder of the training images; null: the LoRA generates images
+    embedding: Any = None  # file of token embeddings trained with the LoRA
+    trigger: Any = None  # word for the embedding in prompts; null: as in the file
+
+
+@dataclass
+class FileTask(TaskSpec):
+    """Merge, and generate with, the user's own files."""
+
+    format: str = setting(MISSING, options=("kohya", "diffusers"))  # format of the merged file
+    rank: int | None = setting(MISSING, least=1)  # rank of the merged file; null: exact merge with the sum of the ranks
+    dtype: str = setting(
+        MISSING, options=("same", "float32", "float16", "bfloat16")
+    )  # type of the merged file; same: as the LoRAs
