@@ -45,7 +45,7 @@ from lorabench.tasks.scores import SCORES, Scoring
 
 BACKBONES = {"dino": "dino@vits16", "clip": "clip@vitb32", "csd": "csd@vitl14"}
 TRAINER = TrainerSpec(accelerator="cpu", precision="32-true", workers=0, threads=1)
-TOLERANCE = 1e-4  # of a cosine: fp32 products summed in another order
+TOLERANCE = 1e-4  # cosine difference from another order of fp32 sums
 CPU = torch.device("cpu")
 MEASURED = [(Dino, "features"), (Clip, "features"), (Clip, "embed_text"), (CSD, "features")]
 PARTS = ("loading", "reading", "references", "images")  # parts of the scripts' time; the last two run networks

@@ -33,7 +33,7 @@ from pretraining.evaluate_scorers import PHOTO, heldout_views
 from pretraining.scorer_models import degrade
 
 BLOCK = 4000  # examples
-BLOCKS = 2  # of the bank; one more has the unseen families
+BLOCKS = 2  # blocks of the bank; one more has the unseen families
 EPOCHS, BATCH, PEAK_LR = 20, 128, 1.5e-3
 Thing = tuple[mw.Subject, mw.Style | None, mw.Pose]
 

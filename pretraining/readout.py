@@ -17,7 +17,7 @@ from lorabench.scoring.load import load_scorer
 from lorabench.scoring.truth import CONTENT, PHOTO, STYLE
 from pretraining.scorer_bank import STYLES, SUBJECTS, VIEWS, ScorerBank
 
-HEAD_ROWS = (0, SUBJECTS // 2)  # of each block: one subject of either class
+HEAD_ROWS = (0, SUBJECTS // 2)  # rows per block: one subject of either class
 PHOTOS_A_SUBJECT, DRAWINGS_A_SUBJECT, DRAWINGS_A_STYLE = 8, 24, 32
 
 

@@ -54,7 +54,7 @@ def test_any_false_difference_is_as_rare_as_promised(shared: float, least: float
 
 def test_ranks_of_methods_that_are_far_apart_are_sure() -> None:
     rng = np.random.default_rng(7)
-    hard = rng.normal(0, 1.0, 10)  # of a pair, for all of them: it moves no rank
+    hard = rng.normal(0, 1.0, 10)  # one offset per pair for all methods changes no rank
     column = {
         name: images(level + hard + rng.normal(0, 0.01, 10)) for name, level in zip("abc", (0.1, 0.5, 0.3), strict=True)
     }

@@ -44,7 +44,7 @@ def test_each_measurement_is_fresh_and_warmed_up(tiny, tmp_path: Path, monkeypat
     assert not (tmp_path / "elsewhere").exists() and not list(tmp_path.glob("store-*"))
     repeats = pd.read_csv(tmp_path / "repeats.csv")
     assert repeats.groupby("method").size().to_dict() == {"direct": 2, "ziprank_closed": 2}
-    assert set(repeats["denoiser_passes_per_image"]) == {3 * 2}  # of the measured images, not of the warm-up
+    assert set(repeats["denoiser_passes_per_image"]) == {3 * 2}  # without the images of the warm-up
     passes = repeats.set_index("method")["merge_denoiser_passes"]
     assert set(passes["direct"]) == {0} and min(passes["ziprank_closed"]) > 0
     text = (tmp_path / "cost.md").read_text()

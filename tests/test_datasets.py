@@ -234,7 +234,7 @@ def test_split_follows_from_names_alone() -> None:
     _, held = split("teapot", images, 2)
     assert set(held) == set(split("teapot", images[::-1], 2)[1])
     others = {frozenset(image.sha256 for image in split(f"s{i}", images, 2)[1]) for i in range(40)}
-    assert len(others) > 8  # of 15: not always the first two
+    assert len(others) > 8  # more than 8 of 15 differ: not always the first two
     assert split("teapot", images, 0)[0] == split("teapot", images, 0)[1] == tuple(image for _, image in images)
 
 

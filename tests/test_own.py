@@ -277,7 +277,7 @@ def test_what_is_kept_is_kept_where_files_can_be_locked(tmp_path: Path, monkeypa
         raise UserError("cannot be locked")
 
     monkeypatch.setattr("lorabench.engine.store.check_locks", no_locks)
-    none: Any = None  # of what is not looked at
+    none: Any = None  # fields that are not read
     job = Job("direct", none, none, none, none, none, none, tmp_path / "store", 0, tmp_path)
     assert not (tmp_path / "store").exists()
     with pytest.raises(UserError, match="cannot be locked"):

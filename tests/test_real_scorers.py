@@ -219,7 +219,7 @@ def test_clip_in_both_layouts_is_that_of_transformers(tmp_path):
 
     from lorabench.scoring.layouts import translated
 
-    config = CLIPConfig()  # of openai/clip-vit-base-patch32
+    config = CLIPConfig()  # the configuration of openai/clip-vit-base-patch32
     with Unfilled():
         model: Any = CLIPModel(config).eval()
     theirs = random_state({key: tuple(value.shape) for key, value in model.state_dict().items()}, shared_blocks=True)

@@ -171,7 +171,7 @@ def test_rounding_of_another_machine_is_not_another_value(tmp_path: Path) -> Non
     runs = [RunFolder.load(make_run(tmp_path / "a")), RunFolder.load(otherwise(make_run(tmp_path / "b"), 1e-5))]
     pd.testing.assert_frame_equal(join_scores(runs), runs[0].scores)
     shown = [picture.path for picture in join_pictures(runs)]
-    assert shown == [picture.path for picture in runs[0].pictures]  # of the run whose scores are shown
+    assert shown == [picture.path for picture in runs[0].pictures]  # images of the run whose scores are shown
 
 
 GROUPS = [("mug_1+cat_1", "ink_1"), ("mug_1+cat_1+bicycle_3+duck_12", "ink_1+watercolor_2")]

@@ -98,7 +98,7 @@ def rows(folder: Path) -> list[str]:
 
 
 def test_sweep_ends_with_one_table(program: Path, tmp_path: Path) -> None:
-    make_run(tmp_path / "sweep" / "stale-s0", "ziprank", images=1)  # of an earlier sweep
+    make_run(tmp_path / "sweep" / "stale-s0", "ziprank", images=1)  # left from an earlier sweep
     code, out, err = start(program, "method=direct,duolora")
     assert code == 0, err
     folder = tmp_path / "sweep"

@@ -69,7 +69,7 @@ def test_what_is_separated_alone_need_not_be_among_many(tmp_path: Path) -> None:
     """Seven methods as good as direct, one with p of about 0.02 in one column."""
     runs = made(tmp_path, "direct", "ziplora", *[f"duolora {name}" for name in ("a", "b", "c", "d", "e", "f")])
     at = [RunFolder.load(run) for run in runs]
-    offsets = np.array([0.006, 0.001, 0.007, 0.002]) + 0.001  # of the four pairs
+    offsets = np.array([0.006, 0.001, 0.007, 0.002]) + 0.001  # offsets of the four pairs
     for run in at[1:]:
         base = at[0].scores[at[0].scores["method"] == "direct"]
         names = list(zip(base["content"], base["style"], strict=True))

@@ -94,7 +94,7 @@ def test_strengths_are_drawn_with_same_merges(tiny, tmp_path: Path, monkeypatch,
     """Random weights give no LoRA that is worth its name, so the axes are set by hand."""
     monkeypatch.setattr(tradeoff, "axis_of", lambda role, metric, alone: Axis(metric, -1.0, 1.0))
     run(compose("config", [*tiny, *SMALL, f"output={tmp_path}"]), tmp_path)
-    assert len(list((tmp_path / "store" / "merge").iterdir())) == 2  # of two pairs: klora samples with the direct merge
+    assert len(list((tmp_path / "store" / "merge").iterdir())) == 2  # one per pair: klora samples with the direct merge
     assert len(list((tmp_path / "store" / "generate").iterdir())) == (2 + 2 * 3) * 2
     curves = pd.read_csv(tmp_path / "tradeoff.csv")
     assert curves.groupby("method").size().to_dict() == {"direct": 3, "klora": 3}

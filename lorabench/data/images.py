@@ -24,7 +24,17 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
 NO_PHOTOGRAPHS = {"PDF", "MPEG", "EPS", "WMF", "BUFR", "GRIB", "HDF5", "FITS"}  # documents, video, and formats of stubs
-COMPANIONS = {".txt", ".caption", ".json", ".yaml", ".yml", ".md", ".csv", ".npz", ".safetensors"}  # of a data set
+COMPANIONS = {
+    ".txt",
+    ".caption",
+    ".json",
+    ".yaml",
+    ".yml",
+    ".md",
+    ".csv",
+    ".npz",
+    ".safetensors",
+}  # other files of a dataset
 HEIC = {".heic", ".heif", ".hif"}
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 SPECIAL = 2  # tokens at the start and the end
 END = "<|endoftext|>"
 PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-OPEN_CLIP_MERGES = 49152 - 256 - 2  # of open_clip's own file
+OPEN_CLIP_MERGES = 49152 - 256 - 2  # merges that open_clip reads from its file
 
 
 @dataclass(frozen=True)

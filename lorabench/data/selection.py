@@ -15,7 +15,7 @@ from lorabench.config.dataset_schemas import PhotoSpec
 from lorabench.data.packaged import packaged
 from lorabench.data.pairs import JOIN
 
-Names = tuple[str, ...]  # of what is drawn together
+Names = tuple[str, ...]  # subjects or styles that are shown together
 
 
 def select(spec: PhotoSpec, subjects: dict[str, bool], styles: Sequence[str]) -> list[tuple[Names, Names]]:

@@ -19,7 +19,7 @@ from typing import Literal
 from lorabench.data.pairs import ROLES, Pair, Role, Scene
 
 Use = Literal["joint", "content", "style", "cross"]
-USES: tuple[Use, ...] = ("joint", "content", "style")  # of one pair
+USES: tuple[Use, ...] = ("joint", "content", "style")  # uses of the sample sets of a pair
 JOINT: Use = "joint"
 
 

@@ -17,7 +17,7 @@ from lorabench.base import UserError
 from lorabench.engine.record import BROKEN, KEY_FILE, is_whole, read_record
 from lorabench.engine.store import DIGESTS, DRAFTS, INTACT, LOCKS, PARTIAL, Store
 
-MANIFEST = "manifest.json"  # of a run folder
+MANIFEST = "manifest.json"  # file name of the manifest of a run folder
 KEY = re.compile(r"[0-9a-f]{32}")
 OLD = ("embeddings",)  # folders that were no artifacts
 UNUSED_DAYS = 7.0  # a run that is going on has no manifest yet; what it has looked at lately is kept for it

@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 MEET = 900  # seconds that a node waits for the others
 CLOSE = 5  # seconds for ranks to end before they are killed
 SHOW_EVERY = 1.0  # seconds between two looks at the store
-LAUNCHES = 0  # of this process: a task may need several, each meets anew
+LAUNCHES = 0  # launches of this process; each needs a new rendezvous
 
 Show = Callable[[Artifact], None]
-Groups = Sequence[Sequence[Artifact]]  # of artifact.waves
+Groups = Sequence[Sequence[Artifact]]  # result of artifact.waves
 
 
 def make_by_ranks(store: Store, trainer: TrainerSpec, groups: Groups, show: Show | None, extra: float) -> None:
@@ -170,7 +170,7 @@ def environment(trainer: TrainerSpec, gpus: list[str]) -> Iterator[None]:
     """What ranks inherit; as it was afterwards."""
     before = dict(os.environ)
     os.environ["OMP_NUM_THREADS"] = str(trainer.threads)
-    os.environ["LOGLEVEL"] = "CRITICAL"  # of torch's launcher: what failed is told once, by us
+    os.environ["LOGLEVEL"] = "CRITICAL"  # torch's launcher must not repeat our message
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if gpus:
         os.environ[VISIBLE] = ",".join(gpus)

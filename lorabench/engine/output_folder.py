@@ -123,7 +123,7 @@ class OutputFolder:
         """
         draft = self.path / f"{DRAFT}{os.uname().nodename}-{os.getpid()}"
         for old in self.path.glob(f"{DRAFT}{os.uname().nodename}-*"):
-            if old == draft or not is_running(old.name.rpartition("-")[2]):  # of a killed command
+            if old == draft or not is_running(old.name.rpartition("-")[2]):  # left by a killed command
                 shutil.rmtree(old, ignore_errors=True)
         self.path.mkdir(parents=True, exist_ok=True)
         draft.mkdir()

@@ -119,7 +119,7 @@ class Store:
                 held.close()
                 yield None
                 return
-            shutil.rmtree(draft, ignore_errors=True)  # of a process that was killed: we hold its lock
+            shutil.rmtree(draft, ignore_errors=True)  # left by a killed process: we hold its lock
             draft.mkdir(parents=True)
             try:
                 with self.explained(draft):

@@ -44,7 +44,7 @@ class Listed:
         """Raises one of BROKEN where key.json is spoilt."""
         record = read_record(path)
         made = (path / KEY_FILE).stat().st_mtime
-        what = record["name"] if "name" in record else canonical(record["parts"])[:WIDTH]  # of an older store
+        what = record["name"] if "name" in record else canonical(record["parts"])[:WIDTH]  # written by an older version
         return cls(path, record["stage"], made, sum(record["files"].values()), what)
 
 

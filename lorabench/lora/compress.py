@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lorabench.lora.adapter import Adapter
 
 SMALL = 4  # times the rank: up to this size the whole SVD is computed
-EXTRA, ITERATIONS = 16, 4  # of subspace iteration: further vectors, and passes over the update
+EXTRA, ITERATIONS = 16, 4  # subspace iteration: extra vectors, and passes over the update
 
 
 @dataclass(frozen=True)

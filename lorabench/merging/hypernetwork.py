@@ -25,7 +25,7 @@ from lorabench.data.pairs import ROLES, Role
 from lorabench.lora.adapter import Factors
 
 HIDDEN = 128
-KEY = "lorabench.hypernetwork"  # of the metadata: a json of what a file is
+KEY = "lorabench.hypernetwork"  # metadata key that describes the file in JSON
 
 
 class Hypernetwork(nn.Module):

@@ -8,7 +8,7 @@ from lorabench.config.recipe import check_recipe
 from lorabench.config.schemas import LoRASpec
 from lorabench.data.pairs import ROLES, Role
 
-STYLE_FROM = 1 / 3  # of the steps
+STYLE_FROM = 1 / 3  # share of the steps
 
 
 def updates(steps: int) -> int:

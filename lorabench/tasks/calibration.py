@@ -301,7 +301,7 @@ def answers(metric: Metric, world: World) -> Lines:
             shares = [exceeds(own[better], own[worse]) for own in by_pair.values()]
             lines["check", f"{better} > {worse}"] = np.array(shares)
         for (figure, of), found in lines.items():
-            if not np.isnan(found).all():  # of a photograph no sentence, say
+            if not np.isnan(found).all():  # a photograph has no sentence, for example
                 means = pd.Series(pd.Series(found).groupby(anchors.ravel()).mean())
                 yield figure, of, kind, means.to_numpy()
 

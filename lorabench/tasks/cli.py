@@ -49,12 +49,12 @@ TASKS = {
 }
 # Each has run(cfg, folder), which returns the name of the file to look at; these fill a run folder by themselves:
 RUNS = ("benchmark", "compare")
-LAUNCHERS = ("joblib", "submitit_local", "submitit_slurm")  # of the extra `launch`
+LAUNCHERS = ("joblib", "submitit_local", "submitit_slurm")  # launchers of the extra `launch`
 INTERRUPTED = 130
 OVERRIDE = re.compile(r"[+~]*[\w./@]+=")
-SHORT = re.compile(r"^(content|style)=")  # of content.lora=, beside which content.prompt= can stand
+SHORT = re.compile(r"^(content|style)=")  # short for content.lora=, so that content.prompt= can be given as well
 TRACEBACK = "LORABENCH_FULL_ERROR"  # what HYDRA_FULL_ERROR was, for the processes of a launcher too
-ERROR_FILE = "error.txt"  # of a failed job of a sweep, in its run folder
+ERROR_FILE = "error.txt"  # in the run folder of a failed job of a sweep
 
 
 def main() -> int:
@@ -73,7 +73,7 @@ def main() -> int:
         return 0
     except KeyboardInterrupt:
         return interrupted()
-    except Exception as error:  # of composing or of a launcher: `task` raises none
+    except Exception as error:  # from composition or a launcher; `task` raises none
         if traceback_wanted():
             raise
         if JointReport.current is not None and of_launcher(error):
@@ -127,7 +127,7 @@ def attempt(cfg: DictConfig) -> tuple[Failed | None, str]:
             return Failed(interrupted(), "interrupted"), ""
         if error.code:  # submitit's, whose scheduler asks for the place
             raise
-        return None, ""  # of a node that has done its share
+        return None, ""  # a node that has finished its share
     except Exception as error:
         text = traceback.format_exc()
         line = system_fault(error, str(cfg.store))

@@ -60,7 +60,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
         return tell(outcome)
     device_name(plan.trainer.accelerator)  # is it there?
     check_scorers(plan)
-    for each in plan.all_artifacts():  # of an earlier attempt
+    for each in plan.all_artifacts():  # artifacts of an earlier attempt
         (logs / f"{each.key}.txt").unlink(missing_ok=True)
     with suppress(OSError):  # there is none, or it holds logs of other rows
         logs.rmdir()

@@ -64,7 +64,7 @@ class Job:
     root: Path
     seed: int
     output: Path
-    settings: Any = None  # of the method
+    settings: Any = None  # settings of the method
     style_token: str = ""
 
     @classmethod

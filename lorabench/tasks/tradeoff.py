@@ -41,9 +41,9 @@ from lorabench.tasks.plan import Plan
 from lorabench.tasks.rows import Row, check_rows
 
 ALONE: dict[Role, str] = {"content": "content_only", "style": "style_only"}  # the row that has one role's LoRA
-METRICS = {"dino": "dino", "clip": "clip_i", "csd": "csd"}  # of each kind of scorer
+METRICS = {"dino": "dino", "clip": "clip_i", "csd": "csd"}  # metric by kind of scorer
 
-Strengths = tuple[float, float]  # of content and style
+Strengths = tuple[float, float]  # scales of content and style
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from lorabench.config.choices import unknown
 
 OPTIONAL = ("experiments", "ablation")  # groups that may be null
 SWEEPS = ("-m", "--multirun")
-AMBIGUOUS = "Ambiguous value for argument '"  # of Hydra
+AMBIGUOUS = "Ambiguous value for argument '"  # a message of Hydra
 
 
 def mistake(words: Sequence[str]) -> str | None:

@@ -31,7 +31,7 @@ NAMES = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}  # as they are wr
 UNNAMED = re.compile(r"emb_params|string_to_param\..+")
 BUNDLE = re.compile(r"bundle_emb\.(?P<trigger>.+)\.(?P<part>clip_l|clip_g|emb_params|string_to_param\..+)")
 TRIGGER = "lorabench.trigger"  # metadata key
-WIDE = 1280  # of SDXL's second encoder; the first has 768, as has the only one of SD1.5
+WIDE = 1280  # width of SDXL's second encoder; its first, and SD1.5's only one, have 768
 
 
 def is_embedding(shapes: Mapping[str, Sequence[int]]) -> bool:

@@ -211,7 +211,7 @@ def _factors(
     fp32 before the fold: alpha / rank of 1/128 would push half-precision values below what they can hold.
     """
     down, up = (tensors[part].float().flatten(1) for part in ("down", "up"))
-    if layer in scales and "alpha" not in tensors:  # of the store: `up` holds it already
+    if layer in scales and "alpha" not in tensors:  # files of the store: `up` contains the scale
         return Factors(down, up, scales[layer])
     rank = down.shape[0]
     component, _, module = layer.partition(".")

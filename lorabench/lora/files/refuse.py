@@ -40,7 +40,7 @@ KINDS = (
 
 CONVOLUTION = re.compile(r"(^|\.)(conv\d?|conv_in|conv_out|conv_shortcut)$")
 OLD_BLOCKS = re.compile(r"down_blocks\.0\.attentions\.|up_blocks\.2\.attentions\.|up_blocks\.3\.")
-OLD_WIDTHS = {768: "SD1.5", 1024: "SD2"}  # of the text that cross-attention reads; 2048 on SDXL
+OLD_WIDTHS = {768: "SD1.5", 1024: "SD2"}  # widths of the text states; SDXL has 2048
 
 
 def resolve(path: Path | str) -> Path:
