@@ -141,4 +141,4 @@ def test_ctrl_c_says_how_to_resume(run: tuple[Path, list[str], str], commands: C
     done = command.end()
     assert done.returncode == 130, done.stderr
     assert "Traceback" not in done.stderr
-    assert done.stderr.strip().endswith("interrupted; what is finished is kept; run the same command to resume")
+    assert done.stderr.strip().endswith("interrupted; finished artifacts are kept; run the same command to resume")

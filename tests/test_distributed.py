@@ -197,7 +197,7 @@ def test_ranks_end_with_their_parent(tmp_path: Path, log: Path, number: signal.S
         os.killpg(process.pid, number)
         _, err = process.communicate(timeout=20)
         assert process.returncode == 130 and "Traceback" not in err
-        assert err.splitlines()[-1].startswith("interrupted; what is finished is kept")
+        assert err.splitlines()[-1].startswith("interrupted; finished artifacts are kept")
     else:
         process.kill()
         process.communicate(timeout=60)

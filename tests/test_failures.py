@@ -28,8 +28,8 @@ def test_what_may_not_be_read_is_told_from_what_may_not_be_written(tmp_path: Pat
     assert "no space is left" in str(system_fault(OSError(ENOSPC, "No space", str(photo)), "/store"))
 
 
-STORE = "store= where you gave one"
-ANOTHER = "name another one"
+STORE = "store= if you gave one"
+ANOTHER = "use another file"
 
 
 def test_file_that_artifact_never_had_is_no_deletion(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_file_that_artifact_never_had_is_no_deletion(tmp_path: Path) -> None:
 
     assert fault(path / "never.json") is None
     (path / "deep" / "result.txt").unlink()
-    gone = f"what was stored in {tmp_path} is no more; use the same command again to make it anew"
+    gone = f"stored files in {tmp_path} were deleted; run the same command again to recompute them"
     assert fault(path / "never.json") == fault(tmp_path / "score" / "0" / "scores.parquet") == gone
     (tmp_path / ".drafts" / "0").mkdir(parents=True)
     assert fault(tmp_path / ".drafts" / "0" / "part") is None and fault(tmp_path / ".drafts" / "1" / "part") == gone

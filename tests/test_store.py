@@ -66,7 +66,7 @@ def test_stage_that_makes_no_file_is_refused(tmp_path: Path) -> None:
         Store(tmp_path).get_or_make(artifact("merge", PARTS), lambda folder: None)
 
 
-def test_damaged_artifact_is_made_anew(tmp_path: Path) -> None:
+def test_damaged_artifact_is_recomputed(tmp_path: Path) -> None:
     store = Store(tmp_path)
     path = store.get_or_make(artifact("merge", PARTS), write)
     (path / "deep" / "result.txt").write_text("")
@@ -283,7 +283,7 @@ def test_deleted_in_middle(tmp_path: Path, says: Exception | None) -> None:
             raise says
         write(folder)
 
-    with pytest.raises(UserError, match=r"what was stored in .*store is no more; use the same command again"):
+    with pytest.raises(UserError, match=r"stored files in .*store were deleted; run the same command again"):
         store.get_or_make(artifact("merge", PARTS), vanish)
 
     def read(folder: Path) -> None:
@@ -296,7 +296,7 @@ def test_deleted_in_middle(tmp_path: Path, says: Exception | None) -> None:
             raise UserError("the LoRA is broken") from None
 
     for made_of in (read, misread):  # what is gone
-        with pytest.raises(UserError, match="is no more"):
+        with pytest.raises(UserError, match="were deleted"):
             store.get_or_make(artifact("merge", PARTS), made_of)
     assert store.get_or_make(artifact("merge", PARTS), write) == store.find(artifact("merge", PARTS))
 

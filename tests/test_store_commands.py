@@ -16,9 +16,10 @@ from artifacts import artifact
 from test_store import write
 
 from lorabench.base import UserError
+from lorabench.engine.differences import why
 from lorabench.engine.garbage import garbage, remove
 from lorabench.engine.store import DIGESTS, DRAFTS, INTACT, LOCKS, Store
-from lorabench.engine.store_commands import main, why
+from lorabench.engine.store_commands import main
 
 
 def run_of(store: Store, folder: Path, rank: int) -> tuple[Path, Path, Path]:
@@ -37,7 +38,7 @@ def test_why_names_parts_that_differ(tmp_path: Path) -> None:
     left = store.get_or_make(artifact("merge", {"lora": {"rank": 4, "lr": 1}}), write)
     right = store.get_or_make(artifact("merge", {"lora": {"rank": 8, "lr": 1}, "seed": 0}), write)
     assert why(left, right) == ["lora.rank: 4 -> 8", "seed: absent -> 0"]
-    with pytest.raises(UserError, match="no artifact"):
+    with pytest.raises(UserError, match="not an artifact"):
         why(left, tmp_path)
 
 
@@ -109,7 +110,7 @@ def test_spoilt_key_is_damage_and_no_traceback(tmp_path: Path, capsys, text: str
     assert main(["check", *at]) == 1
     assert capsys.readouterr().out == f"damaged: merge/{path.name} (key.json)\n1 artifacts read, 1 damaged\n"
     assert main(["ls", *at]) == 0
-    assert capsys.readouterr().out == "0 artifacts, 0 B; 1 damaged, type python -m lorabench.engine check\n"
+    assert capsys.readouterr().out == "0 artifacts, 0 B; 1 damaged; run python -m lorabench.engine check\n"
 
 
 def test_store_that_may_only_be_read_is_one_line(tmp_path: Path, capsys, monkeypatch) -> None:

@@ -1,1 +1,1 @@
-"""Artifacts, store, processes and devices; knows nothing of diffusion."""
+"""Artifacts, store, processes and devices; independent of diffusion models."""

@@ -1,4 +1,4 @@
-"""`python -m lorabench.engine ls|why|check|gc`."""
+"""Command line for stores: `python -m lorabench.engine ls|why|check|gc`."""
 
 import sys
 

@@ -1,9 +1,9 @@
-"""The graph of a run: artifacts, each made of parameters and of other artifacts.
+"""The graph of a run: an artifact is computed from parameters and from other artifacts.
 
 The key of an artifact is the hash of its stage, its version, its parameters and the keys of its inputs. Keys are known
-before anything is computed, and a finished run is recognized without heavy imports. They do not depend on source text:
-`version` is a number to raise when results change. Then the artifact and everything made of it is recomputed, and
-nothing else is.
+before anything is computed, so a finished run is recognized without heavy imports. They do not depend on source text:
+`version` is a number to raise when results change. Then the artifact and all artifacts that depend on it are
+recomputed, and no others.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lorabench.engine.work import BatchWork, Work
 
 @dataclass(frozen=True)
 class Artifact:
-    """One folder of the store, and how to compute it.
+    """A folder of the store and the function that computes it.
 
     Args:
         stage: Kind of artifact, the folder in the store.
@@ -27,10 +27,10 @@ class Artifact:
         version: Number to raise when the same parameters and inputs give other results.
         params: Everything else that changes the result, as JSON.
         inputs: The artifacts that `work` reads, by purpose and in order.
-        work: Writes the files into an empty folder.
-        steps: Number at which the progress of `work` ends.
+        work: Function that writes the files into an empty folder.
+        steps: Value of the progress of `work` at its end.
         cost: Share of the progress bar.
-        batch_key: Artifacts with the same key can be computed together by one `BatchWork`; None: each by itself.
+        batch_key: Artifacts with the same key can be computed together by one `BatchWork`. None: one at a time.
     """
 
     stage: str
@@ -45,23 +45,24 @@ class Artifact:
 
     @cached_property
     def parts(self) -> dict[str, Any]:
-        """Return everything that the key is the hash of, as it is recorded in key.json."""
+        """Return the version, parameters and input keys: the record in key.json, whose hash is the key."""
         inputs = {name: [each.key for each in several] for name, several in self.inputs.items()}
         return {"version": self.version, "params": dict(self.params), "inputs": inputs}
 
     @cached_property
     def key(self) -> str:
         return key_of(self.stage, self.parts)
+        """Return the key: 32 hexadecimal digits."""
 
     def sources(self) -> Iterator[Artifact]:
-        """Yield the artifacts that this one is made of."""
+        """Yield the artifacts that this one is computed from."""
         for several in self.inputs.values():
             yield from (each.artifact if isinstance(each, Part) else each for each in several)
 
 
 @dataclass(frozen=True)
 class Part:
-    """One of several results of an artifact, by its name."""
+    """One of several results of an artifact, chosen by its name."""
 
     artifact: Artifact
     name: str
@@ -72,7 +73,7 @@ class Part:
 
 
 def closure(targets: Iterable[Artifact]) -> dict[str, Artifact]:
-    """Return the targets and everything that they are made of by key, each once and after its inputs."""
+    """Return the targets and all their direct and indirect inputs, by key. An artifact comes after its inputs."""
     found: dict[str, Artifact] = {}
 
     def visit(artifact: Artifact) -> None:
@@ -87,10 +88,10 @@ def closure(targets: Iterable[Artifact]) -> dict[str, Artifact]:
 
 
 def waves(targets: Iterable[Artifact]) -> list[list[Artifact]]:
-    """Return the closure of the targets in groups of one stage that can be computed one after the other.
+    """Return the closure of the targets in groups of one stage, in an order in which they can be computed.
 
-    No artifact needs another one of its group or of a later group. A stage is one group unless some of its artifacts
-    need others of the same stage.
+    An artifact never needs another one of its group or of a later group. A stage is one group unless some of its
+    artifacts need others of the same stage.
     """
     left, groups = closure(targets), list[list[Artifact]]()
     while left:
@@ -104,7 +105,7 @@ def waves(targets: Iterable[Artifact]) -> list[list[Artifact]]:
 
 
 def batches(artifacts: Sequence[Artifact]) -> list[tuple[Artifact, ...]]:
-    """Return the artifacts in groups for one call each: those with the same `batch_key`, up to the batch size."""
+    """Return the artifacts in groups for one call each. A group has one `batch_key` and at most the batch size."""
     groups: list[list[Artifact]] = []
     current: dict[str, list[Artifact]] = {}  # the group of each key that still has room
     for each in artifacts:

@@ -11,7 +11,7 @@ LAYOUT = "{desc:<18} {percentage:3.0f}% |{bar:30}| {elapsed}, {remaining} left"
 
 
 class Job(Protocol):
-    """What the bar counts: `steps` of progress that together have a `cost`."""
+    """A piece of work on the bar: `steps` of progress that together have a `cost`."""
 
     @property
     def steps(self) -> int: ...
@@ -21,13 +21,13 @@ class Job(Protocol):
 
 
 class Bar:
-    """A context manager that draws the bar.
+    """Context manager for the progress bar.
 
-    It appears with the first work done, so that a mistake is a single line.
+    The bar appears with the first progress, so that a mistake found before prints a single line.
 
     Args:
         work: Cost of all jobs together.
-        name: Text before the first stage has begun.
+        name: Text before the first stage begins.
     """
 
     def __init__(self, work: float, name: str = "") -> None:
@@ -46,45 +46,49 @@ class Bar:
             self.bar.close()
 
     def start(self, stage: str, jobs: Sequence[Job]) -> None:
-        """Begin the next stage; its jobs are called by their index from now on."""
+        """Begin the next stage. From now on, an index means a job of this stage."""
         self.jobs, self.done, self.finished = jobs, {}, 0
         self.describe(stage, 0, len(jobs))
         self.stage = stage
 
     def advance(self, index: int, steps: int) -> None:
+        """Set the steps done by a job. Progress never goes back."""
         job = self.jobs[index]
         before = self.done.get(index, 0.0)
         self.done[index] = max(job.cost * min(steps / max(job.steps, 1), 1.0), before)
         self.reach(self.reached + self.done[index] - before)
 
     def complete(self, index: int) -> None:
+        """Mark a job as finished."""
         self.advance(index, max(self.jobs[index].steps, 1))
         self.finished += 1
         self.describe(self.stage, self.finished, len(self.jobs))
 
     def reach(self, work: float) -> None:
-        """So much of the whole is done."""
+        """Advance the bar to this cost of finished work."""
         step = min(work, self.work) - self.reached
         if step <= 0:
             return
         if self.bar is None:
-            every = 0.2 if self.live else 10  # seconds: a log file is not a screen
+            every = 0.2 if self.live else 10  # seconds; fewer lines in a log file
             self.bar = tqdm(total=self.work, desc=self.text, bar_format=LAYOUT, smoothing=0.05, mininterval=every)
-            self.bar.start_t = self.began  # the elapsed time is that of the whole
+            self.bar.start_t = self.began  # elapsed time since the start, not since the first progress
         self.reached += step
         self.bar.update(step)
 
     def finish(self) -> None:
+        """Advance the bar to its end, for the report."""
         self.describe("report", 0, 0)
         self.reach(self.work)
 
     def clear(self) -> None:
-        """Take it off the screen."""
+        """Remove the bar from the screen."""
         if self.bar is not None:
             self.bar.leave = False
             self.bar.close()
 
     def describe(self, stage: str, finished: int, count: int) -> None:
+        """Set the text of the bar: the stage, and finished and all jobs if `count` is not 0."""
         numbers = f" {finished}/{count}" if count else ""
         self.text = f"{stage}{numbers}"
         if self.bar is not None:

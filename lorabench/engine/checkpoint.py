@@ -1,7 +1,7 @@
-"""A killed training goes on from its last saved update, to the bit-same result.
+"""Checkpoints of a training, from which an interrupted training resumes with bit-identical results.
 
-Every draw of a training is seeded by its forward's index, so the factors, the optimiser, its schedule and the number of
-updates done are all its state.
+Every random draw of a training is seeded by the index of its forward pass. So the state consists of the factors, the
+optimizer, its schedule and the number of updates.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """Return the state of a training; None, with a warning, if the file is damaged, so that training starts again."""
+    """Return the state of a training, or None with a warning if the file is damaged, so that training starts again."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         if isinstance(state, dict) and state.keys() >= KEYS:
@@ -38,9 +38,14 @@ def read(path: Path) -> dict[str, Any] | None:
 
 
 class Checkpoint(pl.Callback):
-    """Saves a training every few updates into a folder, and puts what it finds there into the next one.
+    """Lightning callback that saves a training every few updates and restores the saved state at the start.
 
-    module: has `factors`, the tensors trained, and takes `batch`es by their index, `accumulate` an update.
+    The module must have `factors`, the list of trained tensors. Its batches are indices, `accumulate` per update.
+
+    Args:
+        folder: Folder of the checkpoint; it is read if it has one.
+        every: Updates between two checkpoints.
+        curves: Loss curves to save and restore too.
     """
 
     def __init__(self, folder: Path, every: int, curves: Curves | None = None):
@@ -49,7 +54,7 @@ class Checkpoint(pl.Callback):
 
     @property
     def done(self) -> int:
-        """Updates made before this training."""
+        """Return the number of updates in the restored checkpoint, or 0."""
         return self.state["done"] if self.state else 0
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
@@ -65,15 +70,15 @@ class Checkpoint(pl.Callback):
             self.curves.values.update(self.state["curves"])
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: int, batch_idx: int) -> None:
-        # Before the next forward and not after the last one, whose loss Lightning logs only after its callbacks.
+        # Before the next forward pass: Lightning logs the loss of the last one only after its callbacks.
         done, within = divmod(batch, trainer.accumulate_grad_batches)
         if not within and done > self.done and done % self.every == 0:
             self.save(trainer, list(module.factors), done)
 
     def save(self, trainer: pl.Trainer, factors: list[Tensor], done: int) -> None:
-        """Whole or absent: a kill in the middle leaves the one before."""
+        """Write the checkpoint to a new file and rename it, so that an interruption leaves the previous one intact."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.path.with_suffix(".new")
+        new = self.path.with_suffix(".new")
         state = {
             "done": done,
             "factors": [factor.detach() for factor in factors],
@@ -82,5 +87,5 @@ class Checkpoint(pl.Callback):
             "precision": trainer.precision_plugin.state_dict(),
             "curves": self.curves.values if self.curves is not None else {},
         }
-        torch.save(state, beside)
-        os.replace(beside, self.path)
+        torch.save(state, new)
+        os.replace(new, self.path)

@@ -1,4 +1,4 @@
-"""What a stage costs: seconds, denoiser passes, peak memory; written beside what it made as cost.json."""
+"""Costs of an artifact: seconds, denoiser passes, peak memory. They are stored as cost.json with its other files."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 COST_FILE = "cost.json"
 SHARED = ("seconds", "denoiser_passes")  # costs that add up
-COMPUTED_ON = "computed_on"  # the device, on a CPU with its threads
-SLACK = 1 << 24  # bytes: by so much the two readings of a process's memory may differ, as counters are kept by core
+COMPUTED_ON = "computed_on"  # name of the device; for a CPU also the number of threads
+SLACK = 1 << 24  # bytes: largest difference of two readings of a process's memory, as Linux counts per core
 
 
 @contextmanager
 def cost(folder: Path, network: nn.Module | None = None) -> Iterator[dict[str, Any]]:
-    """Write cost.json of the block into the folder, with what else the block puts into the costs."""
+    """Measure the block and write cost.json into the folder. The block may add costs to the yielded dict."""
     costs: dict[str, Any] = {}
     with measured(costs, network):
         yield costs
@@ -29,7 +29,7 @@ def cost(folder: Path, network: nn.Module | None = None) -> Iterator[dict[str, A
 
 @contextmanager
 def shared_cost(folders: Sequence[Path], network: nn.Module | None = None) -> Iterator[None]:
-    """Write cost.json into several folders that the block fills together; each has an equal share of the time."""
+    """Measure a block that fills several folders and write cost.json into each, with an equal share of the time."""
     costs: dict[str, Any] = {}
     with measured(costs, network):
         yield
@@ -40,15 +40,18 @@ def shared_cost(folders: Sequence[Path], network: nn.Module | None = None) -> It
 
 @contextmanager
 def measured(costs: dict[str, Any], network: nn.Module | None = None) -> Iterator[None]:
-    """Note what the block takes.
+    """Measure the block and write its costs into `costs`.
 
-    seconds: of the clock.
-    denoiser_passes: rows that went forward through the network; a batch of four counts four, a guided step of one
-        image two.
-    computed_on: the device, which changes last digits, as does the number of threads of a CPU.
-    peak_gpu_bytes: most memory that tensors held at once, on a GPU.
-    peak_bytes: most memory that the process held at once, the interpreter and its libraries included, where the
-        system tells (Linux).
+    seconds: wall-clock time.
+    denoiser_passes: batch rows of all forward passes of `network`: four for a batch of four, two for a step of one
+        image with classifier-free guidance.
+    computed_on: the device. It changes the last digits of results, as does the number of threads of a CPU.
+    peak_gpu_bytes: maximum memory of tensors on the GPU.
+    peak_bytes: maximum memory of the process, with the interpreter and its libraries; on Linux only.
+
+    Args:
+        costs: Dict to write to.
+        network: The denoiser; None: its passes are not counted.
     """
     import torch
 
@@ -61,7 +64,7 @@ def measured(costs: dict[str, Any], network: nn.Module | None = None) -> Iterato
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    told = reset_peak()
+    is_reset = reset_peak()
     hook = network.register_forward_pre_hook(count) if network is not None else None
     start = time.perf_counter()
     try:
@@ -76,12 +79,12 @@ def measured(costs: dict[str, Any], network: nn.Module | None = None) -> Iterato
         costs["denoiser_passes"] = passes
     if on_gpu:
         costs["peak_gpu_bytes"] = torch.cuda.max_memory_allocated()
-    if told:
+    if is_reset:
         costs["peak_bytes"] = memory("VmHWM")
 
 
 def joined_costs(costs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Of work that was done in parts, wherever: what adds up is summed, of peaks the highest."""
+    """Return the costs of work done in several parts: the maximum of peaks, and the sum of all other numbers."""
     names = [name for name in costs[0] if all(name in cost for cost in costs)]
     numbers = [name for name in names if name != COMPUTED_ON]
     found: dict[str, Any] = {
@@ -93,7 +96,7 @@ def joined_costs(costs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def reset_peak() -> bool:
-    """Let the system's peak of this process's memory begin anew; False where it cannot, or only says that it did."""
+    """Reset the peak memory that Linux records for this process; return False if that is not possible."""
     try:
         Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM
     except OSError:
@@ -102,7 +105,7 @@ def reset_peak() -> bool:
 
 
 def memory(name: str) -> int:
-    """Bytes that this process holds: VmRSS now, VmHWM at most since `reset_peak`."""
+    """Return the memory of this process in bytes: VmRSS is the current one, VmHWM the maximum since `reset_peak`."""
     lines = Path("/proc/self/status").read_text().splitlines()
     [line] = [line for line in lines if line.startswith(f"{name}:")]
     return int(line.split()[1]) * 1024

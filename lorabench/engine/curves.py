@@ -1,4 +1,4 @@
-"""A Lightning logger that keeps the curves of one fit, for the store."""
+"""A Lightning logger that keeps the loss curves of one fit, for the store."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from pytorch_lightning.loggers import Logger
 
 
 class Curves(Logger):
-    """term -> its logged values in order."""
+    """Logger whose `values` has the logged values of each loss term, in order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class Curves(Logger):
         return ""
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """The resolved config of the run holds them."""
+        """Ignore hyperparameters; the resolved configuration of the run has them."""
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         for term, value in metrics.items():

@@ -1,8 +1,8 @@
-"""GPUs are taken before they are used, so that runs side by side on one machine do not share one by accident.
+"""Claims on GPUs, so that runs on one machine do not share a GPU by accident.
 
-A claim is a file lock for each GPU, named by the GPU's own id, in a folder that all our processes of a user share. The
-system gives it back when its holder ends, however it ends. `claim` does not initialise CUDA: which GPUs a process sees
-is settled when it does, and that is for the processes that the caller starts.
+A claim is a file lock per GPU, named by the GPU's UUID, in a folder that all our processes of a user share. The system
+releases it when its holder ends, for whatever reason. `claim` does not initialize CUDA, because that would fix the
+GPUs that child processes see.
 """
 
 import os
@@ -19,31 +19,38 @@ from filelock import FileLock, Timeout
 from lorabench.base import UserError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-SETTLED: set[str] = set()  # what this process claimed for itself: a model that it keeps stays there
-EVERY = 0.5  # seconds between two looks at what is in use
+SETTLED: set[str] = set()  # GPUs that this process has claimed for itself; models that it keeps stay there
+EVERY = 0.5  # seconds between two attempts to claim a GPU
 
 
 @contextmanager
 def claim(accelerator: str, count: int, visible: Callable[[], dict[str, str]] | None = None) -> Iterator[list[str]]:
-    """Hold `count` GPUs that no other claim of this machine and user holds; waits until there are as many.
+    """Hold `count` GPUs that no other claim of this user on this machine holds. Waits until enough are free.
 
-    Yields what `CUDA_VISIBLE_DEVICES` is to be in the processes that use them, an entry a GPU; nothing, at once, for
-    accelerator=cpu and where there is no GPU.  visible: of `gpus`, for tests.  Raises UserError where this process sees
-    fewer than `count`.
+    Args:
+        accelerator: "cpu", "gpu" or "auto".
+        count: Number of GPUs.
+        visible: Replacement of `gpus`, for tests.
+
+    Yields:
+        Entries for `CUDA_VISIBLE_DEVICES` of the processes that use the GPUs; nothing if there is none or for "cpu".
+
+    Raises:
+        UserError: If this process sees fewer than `count` GPUs.
     """
     devices = {} if accelerator == "cpu" else (visible or gpus)()
     if not devices:
         yield []
         return
     if count > len(devices):
-        raise UserError(f"{count} GPUs are asked for and {len(devices)} are here; use trainer.devices={len(devices)}")
+        raise UserError(f"{count} GPUs are requested and {len(devices)} are here; use trainer.devices={len(devices)}")
     with ExitStack() as held:
         yield gather(devices, count, held)
 
 
 @contextmanager
 def claim_here(accelerator: str, visible: Callable[[], dict[str, str]] | None = None) -> Iterator[list[str]]:
-    """Hold one GPU for this very process, in which "cuda" then means that one; arguments and yield as of `claim`."""
+    """Hold one GPU for this process itself and make it the device "cuda". Arguments and yield are those of `claim`."""
     devices = {} if accelerator == "cpu" else (visible or gpus)()
     mine = {device: name for device, name in devices.items() if device in SETTLED} or devices
     with claim(accelerator, 1, lambda: mine) as held:
@@ -56,13 +63,18 @@ def claim_here(accelerator: str, visible: Callable[[], dict[str, str]] | None = 
 
 
 def gather(devices: dict[str, str], count: int, held: ExitStack) -> list[str]:
-    """The first `count` of the devices that can be locked, in the order given; the locks go to `held`.
+    """Lock the first `count` devices that are free, in the order given, and return them.
 
-    One process gathers at a time, in a queue: two that each hold half of what they want would wait for ever.
+    Processes queue for this, because two that each hold half of the GPUs they need would wait forever.
+
+    Args:
+        devices: UUIDs by their names in `CUDA_VISIBLE_DEVICES`.
+        count: Number of devices to lock.
+        held: Stack that releases the locks.
     """
     folder = lock_folder()
     taken: list[str] = []
-    told = False
+    is_announced = False
     with ExitStack() as queue:
         queued = False
         while len(taken) < count:
@@ -71,15 +83,15 @@ def gather(devices: dict[str, str], count: int, held: ExitStack) -> list[str]:
                 if queued and device not in taken and len(taken) < count and take(folder / f"{name}.lock", held):
                     taken.append(device)
             if len(taken) < count:
-                if not told:
+                if not is_announced:
                     print(f"waiting for {count} of {len(devices)} GPUs, in use by other runs", file=sys.stderr)
-                    told = True
+                    is_announced = True
                 time.sleep(EVERY)
     return sorted(taken, key=list(devices).index)
 
 
 def take(file: Path, held: ExitStack) -> bool:
-    """Whether the lock was free; it is held until `held` closes."""
+    """Lock the file until `held` closes; return False if another process has locked it."""
     try:
         held.enter_context(FileLock(file).acquire(blocking=False))
     except Timeout:
@@ -88,7 +100,10 @@ def take(file: Path, held: ExitStack) -> bool:
 
 
 def lock_folder() -> Path:
-    """Of this user on this machine, never on a shared file system: the temporary folder, or LORABENCH_DEVICES."""
+    """Return the folder of the locks: LORABENCH_DEVICES, or a temporary folder of this user on this machine.
+
+    It must not be on a shared file system, since other machines have other GPUs.
+    """
     chosen = os.environ.get("LORABENCH_DEVICES")
     folder = Path(chosen or Path(tempfile.gettempdir(), f"lorabench-devices-{os.getuid()}"))
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -96,13 +111,13 @@ def lock_folder() -> Path:
 
 
 def gpus() -> dict[str, str]:
-    """What `CUDA_VISIBLE_DEVICES` calls the GPUs this process may use -> their ids, equal in every process.
+    """Return the UUIDs of the GPUs that this process may use, by their entries in `CUDA_VISIBLE_DEVICES`.
 
-    A scheduler may call another GPU 0 in each job, so the number is no name.
+    Only the UUID identifies a GPU: a scheduler may number the GPUs of each job from 0.
     """
     import torch
 
-    count = torch.cuda.device_count()  # honours CUDA_VISIBLE_DEVICES; through NVML, so CUDA stays as it is
+    count = torch.cuda.device_count()  # respects CUDA_VISIBLE_DEVICES; asks NVML, which does not initialize CUDA
     chosen = os.environ.get(VISIBLE)
     entries = [str(number) for number in range(count)] if chosen is None else chosen.replace(" ", "").split(",")[:count]
     if not entries:
@@ -112,18 +127,18 @@ def gpus() -> dict[str, str]:
 
 
 def uuids() -> dict[str, str]:
-    """Number -> UUID of this machine's GPUs, as NVIDIA's driver tells; empty where its tool is missing."""
+    """Return the UUIDs of this machine's GPUs by number, from `nvidia-smi`; empty if that is missing."""
     command = ["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"]
     try:
-        told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+        output = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return {}
-    lines = (line.partition(",") for line in told.splitlines())
+    lines = (line.partition(",") for line in output.splitlines())
     return {number.strip(): uuid.strip() for number, _, uuid in lines}
 
 
 def full_name(entry: str, names: dict[str, str]) -> str:
-    """The UUID behind an entry of CUDA_VISIBLE_DEVICES: a number, a UUID or the beginning of one; else the entry.
+    """Return the UUID for an entry of CUDA_VISIBLE_DEVICES (a number, a UUID or the beginning of one), else the entry.
 
     >>> names = {"0": "GPU-8932f937", "1": "GPU-21ab0c55"}
     >>> full_name("1", names), full_name("GPU-89", names), full_name("MIG-5c1e", names)
@@ -135,7 +150,11 @@ def full_name(entry: str, names: dict[str, str]) -> str:
 
 
 def device_name(accelerator: str) -> str:
-    """ "cuda" or "cpu"; UserError where a GPU is asked for and none is there."""
+    """Return the device "cuda" or "cpu".
+
+    Raises:
+        UserError: If `accelerator` is "gpu" and there is no GPU.
+    """
     import torch
 
     if accelerator == "gpu" and not torch.cuda.is_available():

@@ -1,7 +1,7 @@
-"""Environment variables by which a library would change what is computed, although no key of the store has them.
+"""Environment variables that change results through a library, although they are not part of any key.
 
-Lightning fills each argument of a Trainer that is not given from `PL_TRAINER_<ARGUMENT>`. oneDNN, cuBLAS and diffusers
-have switches for the precision or the implementation of matrix products and attention.
+Lightning reads each missing argument of a Trainer from `PL_TRAINER_<ARGUMENT>`. oneDNN, cuBLAS and diffusers read the
+precision or the implementation of matrix products and attention.
 """
 
 import os
@@ -15,10 +15,10 @@ NAMES = (
 
 
 def clear_environment() -> list[str]:
-    """Remove these variables from the environment of this process and of those that it starts.
+    """Remove these variables from the environment of this process and of its future children.
 
     Returns:
-        Their names.
+        The names of the removed variables.
     """
     found = [name for name in os.environ if name.startswith(PREFIXES) or name in NAMES]
     for name in found:

@@ -1,4 +1,4 @@
-"""What a failed run leaves: an exit code, one line, and where the rest is to be read."""
+"""Failures of a run: its exit code, and one line for an error of the file system."""
 
 import os
 import re
@@ -13,15 +13,21 @@ from lorabench.engine.record import is_whole
 
 FULL = (ENOSPC, EDQUOT, EFBIG)
 FORBIDDEN = (EACCES, EPERM, EROFS)
-# Libraries of other languages pass the system's words on, but not its number.
+# Libraries in other languages keep the text of a system error, but not its number.
 WORDS = {os.strerror(number): number for number in (*FULL, EROFS)}
-ELSEWHERE = "output=<a folder you can write to>, and store= where you gave one"
-LITTLE = 1 << 20  # bytes: a disk with less is full
+ELSEWHERE = "output=<a folder you can write to>, and store= if you gave one"
+LITTLE = 1 << 20  # bytes; a disk with less free space is full
 
 
 @dataclass(frozen=True)
 class Failed:
-    """What a job of a sweep returns where it failed; log: the file with the whole story, where there is one."""
+    """Result of a failed job of a sweep.
+
+    Args:
+        code: Exit code.
+        line: Message.
+        log: File with the complete output, if there is one.
+    """
 
     code: int
     line: str
@@ -29,18 +35,21 @@ class Failed:
 
 
 class Incomplete(Exception):
-    """Of a run that did all it could; the first line says how much failed, the others what."""
+    """Error of a run in which some rows failed and all others finished. The first line has the number of failures."""
 
 
 def system_fault(error: BaseException, place: str, draft: Path | None = None, instead: str = ELSEWHERE) -> str | None:
-    """The line on a full, forbidden or vanished disk; None where an error has another cause or says it all itself.
+    """Return the message for a full, read-only or deleted folder, or None if the error has another cause.
 
-    place: what is written to, for errors that do not name their file.  draft: the folder that was being filled, which
-    tells what a library keeps to itself.  instead: what to type where nothing can be written.
+    Args:
+        error: The error that was raised.
+        place: The folder that was written to, for errors that do not name their file.
+        draft: The folder that was being filled, for libraries whose errors name neither the file nor the cause.
+        instead: The setting to recommend if the folder cannot be written to.
     """
     if draft is not None and not draft.is_dir():
         return gone(place)
-    if isinstance(error, UserError):  # which may take a file that is no more for a broken one
+    if isinstance(error, UserError):  # its author may have reported a deleted file as a broken one
         unread = error.__context__
         return gone(place) if isinstance(unread, FileNotFoundError) and has_lost(place, str(unread)) else None
     for each in chain(error):
@@ -48,9 +57,9 @@ def system_fault(error: BaseException, place: str, draft: Path | None = None, in
         if number not in (*FULL, *FORBIDDEN, ENOTDIR, ENAMETOOLONG):
             number = next((number for words, number in WORDS.items() if words in str(each)), None)
         if number is not None:
-            file = getattr(each, "filename2", None) or getattr(each, "filename", None)  # the second of a copy
+            file = getattr(each, "filename2", None) or getattr(each, "filename", None)  # a copy has two files
             if file and number in FORBIDDEN and not is_readable(str(file)):
-                return f"cannot read {file}: {os.strerror(number)}; make it readable, or name another one"
+                return f"cannot read {file}: {os.strerror(number)}; make it readable, or use another file"
             return unwritable(number, str(file or place), instead)
         if (isinstance(each, FileNotFoundError) or "no such file" in str(each)) and has_lost(place, str(each)):
             return gone(place)
@@ -59,7 +68,7 @@ def system_fault(error: BaseException, place: str, draft: Path | None = None, in
 
 
 def unwritable(number: int, place: str, instead: str = ELSEWHERE) -> str:
-    """A file or folder that cannot be made or written to, by the system's error number."""
+    """Return the message for a file or folder that cannot be created or written to, by the system's error number."""
     if number == ENAMETOOLONG:
         return f"the name of {place} is too long for the file system; use a shorter one (name=, output=)"
     if number in FULL:
@@ -70,16 +79,20 @@ def unwritable(number: int, place: str, instead: str = ELSEWHERE) -> str:
 
 
 def is_readable(file: str) -> bool:
-    """Whether the file can be read, or if we see none the folder that it would be in."""
+    """Return whether a file can be read. If we cannot see the file, return whether we can read its folder."""
     while not os.path.exists(file) and file != os.path.dirname(file):
         file = os.path.dirname(file)
     return os.access(file, os.R_OK | os.X_OK if os.path.isdir(file) else os.R_OK)
 
 
 def has_lost(place: str, text: str) -> bool:
-    """Whether a store lacks the artifact or draft of the file that a text names.
+    """Return whether the artifact or draft of the file that an error names was deleted from the store.
 
-    Where it is there, that it has no such file is a fault of ours and no deletion.
+    If the artifact is complete, the missing file is a bug of lorabench and not a deletion.
+
+    Args:
+        place: Root of the store.
+        text: Message of the error.
     """
     if (named := re.search(rf"{re.escape(place)}(?![\w.-])(?:/([^/'\"\s]+)/([^/'\"\s]+))?", text)) is None:
         return False
@@ -90,11 +103,11 @@ def has_lost(place: str, text: str) -> bool:
 
 
 def gone(place: str) -> str:
-    return f"what was stored in {place} is no more; use the same command again to make it anew"
+    return f"stored files in {place} were deleted; run the same command again to recompute them"
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
-    """An error, what caused it and so on."""
+    """Yield an error, its cause, the cause of that one, and so on."""
     seen: BaseException | None = error
     while seen is not None:
         yield seen

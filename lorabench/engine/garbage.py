@@ -1,4 +1,4 @@
-"""What of a store can go: what killed runs left behind, and artifacts that nothing refers to."""
+"""Files of a store that can be deleted: remains of killed runs, and artifacts that no run refers to."""
 
 import json
 import os
@@ -19,16 +19,20 @@ from lorabench.engine.store import DIGESTS, DRAFTS, INTACT, LOCKS, PARTIAL, Stor
 
 MANIFEST = "manifest.json"  # file name of the manifest of a run folder
 KEY = re.compile(r"[0-9a-f]{32}")
-OLD = ("embeddings",)  # folders that were no artifacts
-UNUSED_DAYS = 7.0  # a run that is going on has no manifest yet; what it has looked at lately is kept for it
+OLD = ("embeddings",)  # folders of older versions that were not artifacts
+UNUSED_DAYS = 7.0  # artifacts used since then are kept, because a run in progress has no manifest yet
 DAY = 86400.0
 
 
 @dataclass(frozen=True)
 class Garbage:
-    """A file or folder that can go.
+    """A file or folder that can be deleted.
 
-    key: the artifact's whose lock is held while it goes.  stands: whether `why` is still so, asked under that lock.
+    Args:
+        why: The reason.
+        path: The file or folder.
+        key: Key of the artifact whose lock is held during the deletion.
+        stands: Function that returns whether the reason still holds; called under that lock.
     """
 
     why: str
@@ -38,10 +42,12 @@ class Garbage:
 
 
 def garbage(store: Store, outputs: Sequence[Path] | None = None, days: float | None = None) -> Iterator[Garbage]:
-    """Everything that can go, but for what a process is working on.
+    """Yield all files and folders that can be deleted, unless a process is working on them.
 
-    outputs: folders of runs; artifacts that none of their manifests leads to can go as well.
-    days: artifacts that were not used for so long; of those of `outputs` 7 unless it is given.
+    Args:
+        store: The store.
+        outputs: Folders of runs. If given, artifacts that no manifest in them leads to can be deleted as well.
+        days: Artifacts that were not used for so many days can be deleted; with `outputs` 7 by default.
     """
     known = {path.name for path in artifact_folders(store)}
     for path in listed(store.root / DRAFTS):
@@ -70,7 +76,11 @@ def garbage(store: Store, outputs: Sequence[Path] | None = None, days: float | N
 
 
 def remove(store: Store, garbage: Garbage) -> bool:
-    """Remove it under its artifact's lock; False where another process holds that, or has made the artifact anew."""
+    """Delete the file or folder under its artifact's lock.
+
+    Returns:
+        False, if another process holds the lock or has recomputed the artifact.
+    """
     lock = store.lock(garbage.key)
     try:
         lock.acquire(timeout=0)
@@ -81,14 +91,14 @@ def remove(store: Store, garbage: Garbage) -> bool:
             return False
         if garbage.path.is_dir():
             doomed = store.draft(garbage.key)
-            if doomed != garbage.path:  # out of sight at once: a reader finds all of an artifact or nothing
+            if doomed != garbage.path:  # renamed first, so that a reader finds a complete artifact or none
                 shutil.rmtree(doomed, ignore_errors=True)
                 doomed.parent.mkdir(exist_ok=True)
                 os.replace(garbage.path, doomed)
             shutil.rmtree(doomed)
         else:
             garbage.path.unlink(missing_ok=True)
-        # A process that waits for it finds that the file it has locked has no name any more, and opens a new one.
+        # A process that waits for the lock notices that the file it has locked was deleted, and opens a new one.
         Path(lock.lock_file).unlink(missing_ok=True)
     finally:
         lock.release()
@@ -96,7 +106,7 @@ def remove(store: Store, garbage: Garbage) -> bool:
 
 
 def is_free(store: Store, key: str) -> bool:
-    """Whether no process holds the artifact's lock."""
+    """Return whether no process holds the artifact's lock."""
     if (store.root / LOCKS / f"{key}.lock").exists():
         try:
             with store.lock(key).acquire(timeout=0):
@@ -107,17 +117,19 @@ def is_free(store: Store, key: str) -> bool:
 
 
 def artifact_folders(store: Store) -> Iterator[Path]:
+    """Yield the folders of all artifacts, sorted by stage and key."""
     for stage in listed(store.root):
         if not stage.name.startswith("."):
             yield from (path for path in listed(stage) if KEY.fullmatch(path.name))
 
 
 def listed(folder: Path) -> list[Path]:
+    """Return the sorted paths in a folder; an empty list if it does not exist."""
     return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
 def reachable(store: Store, outputs: Sequence[Path]) -> set[str]:
-    """Keys that the manifests under these folders name, and those of everything these were made of."""
+    """Return the keys in the manifests below these folders, and the keys of all their direct and indirect inputs."""
     waiting: set[str] = set()
     for folder in outputs:
         if not folder.is_dir():
@@ -135,25 +147,34 @@ def reachable(store: Store, outputs: Sequence[Path]) -> set[str]:
 
 
 def manifests(folder: Path) -> Iterator[Path]:
-    """Of all runs below a folder; UserError where a folder cannot be read, since what it refers to would go."""
+    """Return the manifests of all runs below a folder.
+
+    Raises:
+        UserError: If a folder cannot be read, because artifacts that it refers to would be deleted.
+    """
 
     def unread(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError):  # what a run has removed meanwhile is none
-            raise UserError(f"{error.filename} cannot be read ({error.strerror}); use a folder that can") from error
+        if not isinstance(error, FileNotFoundError):  # a run may have removed the folder meanwhile
+            raise UserError(f"{error.filename} cannot be read ({error.strerror}); make it readable") from error
 
     return (Path(place) / MANIFEST for place, _, files in os.walk(folder, onerror=unread) if MANIFEST in files)
 
 
 def read_manifest(file: Path) -> Any:
-    """What a run says of itself; UserError where that cannot be read."""
+    """Return the manifest of a run.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
     try:
         return json.loads(file.read_text())
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is broken"
-        raise UserError(f"{file} cannot be read ({reason}); use the run's command again, or remove it") from error
+        raise UserError(f"{file} cannot be read ({reason}); run the run's command again, or remove it") from error
 
 
 def keys_in(path: Path) -> set[str]:
+    """Return the keys of an artifact's inputs; an empty set if its key.json is damaged."""
     try:
         parts: dict[str, Any] = read_record(path)["parts"]
     except BROKEN:
@@ -162,12 +183,13 @@ def keys_in(path: Path) -> set[str]:
 
 
 def is_unused(store: Store, path: Path, days: float) -> bool:
-    """Whether no run has found it for so many days, to the hour."""
+    """Return whether no run has used the artifact for so many days (with an accuracy of one hour)."""
     note = store.root / INTACT / path.name
     last = (note if note.exists() else path / KEY_FILE).stat().st_mtime
     return time.time() - last > days * DAY
 
 
 def size_of(path: Path) -> int:
+    """Return the size of a file, or of all files in a folder, in bytes."""
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     return sum(file.stat().st_size for file in files)

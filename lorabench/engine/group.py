@@ -1,8 +1,8 @@
-"""The ranks of one run, seen from one of them: what they tell each other.
+"""The ranks of one run, and the messages between them.
 
-torch's process group (gloo) is there for messages alone, never for gradients: what a rank computes follows from its
-items, so the results are the same for any number of ranks. To all stage code, and to Lightning, a rank is an ordinary
-single process: the variables by which it could be known for one are taken away.
+torch's process group (gloo) serves for messages only, never for gradients: the result of a rank depends only on its
+items, so results are equal for any number of ranks. The environment variables that mark a process as a rank are
+removed, so that stages and Lightning run as in an ordinary single process.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
-# Waiting is no failure: a rank may train a LoRA for hours while another has nothing left to do.
+# A long timeout: a rank may train a LoRA for hours while another one has finished and waits.
 PATIENCE = timedelta(days=7)
-LOST = 77  # exit code of a rank whose others are gone
-GRACE = 10.0  # seconds in which the agent ends the ranks beside a failed one, whose own error is the one to show
+LOST = 77  # exit code of a rank that has lost the other ranks
+GRACE = 10.0  # seconds for the agent to end the other ranks after one failed, so that the first error is shown
 FAILED = "failed"
 VARIABLES = (
     "RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE",
@@ -33,7 +33,14 @@ VARIABLES = (
 
 @dataclass(frozen=True)
 class Group:
-    """rank: of `size`, over all nodes.  board: counters that all ranks and nodes see.  place: host and port of it."""
+    """One rank of a run.
+
+    Args:
+        rank: Number of this rank among all nodes.
+        size: Number of ranks.
+        board: Key-value store of all ranks and nodes.
+        place: Host and port of the key-value store.
+    """
 
     rank: int
     size: int
@@ -43,52 +50,54 @@ class Group:
     @classmethod
     @contextmanager
     def join(cls) -> Iterator[Group]:
-        """The group that torch's launcher has made this process a rank of."""
-        told = {name: os.environ.pop(name) for name in VARIABLES if name in os.environ}
-        rank, size = int(told["RANK"]), int(told["WORLD_SIZE"])
-        place = told["MASTER_ADDR"], int(told["MASTER_PORT"])
+        """Join the group to which torch's launcher has assigned this process; yield it, and leave it at the end."""
+        variables = {name: os.environ.pop(name) for name in VARIABLES if name in os.environ}
+        rank, size = int(variables["RANK"]), int(variables["WORLD_SIZE"])
+        place = variables["MASTER_ADDR"], int(variables["MASTER_PORT"])
         board = board_at(*place)
         over = threading.Event()
-        if int(told["GROUP_WORLD_SIZE"]) > 1:
+        if int(variables["GROUP_WORLD_SIZE"]) > 1:
             threading.Thread(target=watch_nodes, args=(board_at(*place), over), daemon=True).start()
         dist.init_process_group("gloo", store=PrefixStore("group", board), rank=rank, world_size=size, timeout=PATIENCE)
         group = cls(rank, size, board, place)
-        yield group  # not reached after an error: the process ends, and with it the group
+        yield group  # after an error the next lines are not reached: the process ends and leaves the group
         group.barrier()
         over.set()
-        group.barrier()  # the first to go may take the board with it
+        group.barrier()  # the first rank that ends may take the key-value store with it
         dist.destroy_process_group()
 
-    def told(self, value: Any = None) -> Any:
-        """What rank 0 says, in every rank."""
-        said = [value]
+    def broadcast(self, value: Any = None) -> Any:
+        """Return the value of rank 0 in every rank."""
+        values = [value]
         with surviving():
-            dist.broadcast_object_list(said, src=0)
-        return said[0]
+            dist.broadcast_object_list(values, src=0)
+        return values[0]
 
     def barrier(self) -> None:
+        """Wait until all ranks are here."""
         with surviving():
             dist.barrier()
 
     def add(self, counter: str, amount: int) -> int:
-        """The counter with the amount; 0 reads it."""
+        """Add to a counter that all ranks share and return its new value; an amount of 0 reads it."""
         with surviving():
             return self.board.add(counter, amount)
 
-    def claim(self, what: str, count: int) -> Iterator[int]:
-        """Numbers from 0 to `count`, each to one rank, which asks for the next when it is done with the last."""
-        while (number := self.add(f"claim {what}", 1) - 1) < count:
+    def claim(self, name: str, count: int) -> Iterator[int]:
+        """Yield numbers below `count`. Each number goes to one rank, the first that asks for another one."""
+        while (number := self.add(f"claim {name}", 1) - 1) < count:
             yield number
 
 
 def board_at(host: str, port: int, patience: timedelta = PATIENCE) -> Store:
+    """Connect to the key-value store of a group."""
     tcp = dist.TCPStore  # pyright: ignore[reportPrivateImportUsage]
     return tcp(host, port, is_master=False, wait_for_workers=False, timeout=patience)
 
 
 @contextmanager
 def surviving() -> Iterator[None]:
-    """End this rank where the others are gone, but not before the agent can: the failure of another is to be seen."""
+    """End this rank if the other ranks are gone, after a pause in which the agent can report the error of another."""
     try:
         yield
     except RuntimeError:
@@ -97,7 +106,7 @@ def surviving() -> Iterator[None]:
 
 
 def watch_nodes(board: Store, over: threading.Event) -> None:
-    """End this rank when another node has failed, or the node that keeps the board is gone."""
+    """End this rank when another node has failed, or when the node with the key-value store is gone."""
     while not over.wait(1.0):
         try:
             failed = board.check([FAILED])
@@ -108,7 +117,7 @@ def watch_nodes(board: Store, over: threading.Event) -> None:
 
 
 def watch_parent(parent: int) -> None:
-    """End this process when its parent has."""
+    """End this process when its parent process ends."""
 
     def watch() -> None:
         while os.getppid() == parent:

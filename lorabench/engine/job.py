@@ -1,4 +1,4 @@
-"""One call of a worker or a rank: artifacts into the store."""
+"""The call of a worker or a rank: compute artifacts and put them into the store."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from lorabench.engine.work import BatchWork, Progress
 
 @dataclass(frozen=True)
 class Make:
-    """One call of a worker: an artifact into the store, or several of one batch.
+    """Callable that computes one artifact, or several artifacts of one batch, into the store.
 
     Args:
-        logs: Folder for the log of a failure, which then ends only this call; None raises it.
+        store: The store.
+        artifacts: The artifacts to compute.
+        logs: Folder for the log of a failure, which then does not end the run. None: a failure raises.
     """
 
     store: Store
@@ -26,10 +28,12 @@ class Make:
 
     @property
     def steps(self) -> int:
+        """Return the progress at the end."""
         return sum(each.steps for each in self.artifacts)
 
     @property
     def cost(self) -> float:
+        """Return the share of the progress bar."""
         return sum(each.cost for each in self.artifacts)
 
     def __call__(self, progress: Progress) -> None:
@@ -44,6 +48,7 @@ class Make:
                 (self.logs / f"{each.key}.txt").write_text(text)
 
     def compute(self, progress: Progress) -> None:
+        """Compute the artifacts that the store lacks."""
         first, *others = self.artifacts
         if not others:
             self.store.get_or_make(first, lambda folder: first.work(folder, progress))
@@ -51,7 +56,7 @@ class Make:
         works = {each.key: each.work for each in self.artifacts}
 
         def together(drafts: dict[str, Path]) -> None:
-            lacking = [work for key in drafts if isinstance(work := works[key], BatchWork)]
-            lacking[0].run(lacking, list(drafts.values()), progress)
+            missing = [work for key in drafts if isinstance(work := works[key], BatchWork)]
+            missing[0].run(missing, list(drafts.values()), progress)
 
         self.store.get_or_make_all(self.artifacts, together)

@@ -1,7 +1,7 @@
-"""Ranks for a run: started on this machine by torch's elastic launcher, which meets those of the other nodes.
+"""Start the ranks of a run on this machine with torch's elastic launcher, which connects them with other nodes.
 
-Hydra runs in the parent only; ranks get the artifacts. A rank that fails ends the run: torch's agent ends the others of
-its node, and the board of the group those of other nodes; its own error is what is shown.
+Hydra runs only in the parent process, which passes the artifacts to the ranks. A rank that fails ends the run: torch's
+agent ends the other ranks of its node, the shared key-value store those of other nodes. The first error is shown.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from lorabench.engine.workers import WorkerError
 if TYPE_CHECKING:
     from torch.distributed.launcher.api import LaunchConfig
 
-MEET = 900  # seconds that a node waits for the others
+MEET = 900  # seconds that a node waits for the other nodes
 CLOSE = 5  # seconds for ranks to end before they are killed
-SHOW_EVERY = 1.0  # seconds between two looks at the store
-LAUNCHES = 0  # launches of this process; each needs a new rendezvous
+SHOW_EVERY = 1.0  # seconds between two searches for new artifacts in the store
+LAUNCHES = 0  # launches in this process; each needs its own rendezvous
 
 Show = Callable[[Artifact], None]
-Groups = Sequence[Sequence[Artifact]]  # result of artifact.waves
+Groups = Sequence[Sequence[Artifact]]  # see artifact.waves
 
 
 def make_by_ranks(store: Store, trainer: TrainerSpec, groups: Groups, show: Show | None, extra: float) -> None:
-    """Compute missing artifacts by ranks, see `make`.
+    """Compute missing artifacts by ranks. See `make` for the arguments.
 
     With several nodes it returns on the node that has rank 0 and ends the processes of the others.
     """
-    device_name(trainer.accelerator)  # is it there?
+    device_name(trainer.accelerator)  # raises UserError if there is no such device
     artifacts = [each for group in groups for each in group]
     lacking = [each for each in artifacts if store.find(each) is None]
     waiting = deque(artifacts if show else [])
@@ -64,16 +64,18 @@ def make_by_ranks(store: Store, trainer: TrainerSpec, groups: Groups, show: Show
 
 
 class Watcher:
-    """Follows a run from outside: updates the bar and shows each artifact once the store has it and those before it."""
+    """Observes a run: updates the bar, and shows each artifact in order once it is in the store."""
 
     def __init__(self, bar: Bar, store: Store, waiting: deque[Artifact], show: Show | None) -> None:
         self.bar, self.store, self.waiting, self.show, self.looked = bar, store, waiting, show, 0.0
 
     def reach(self, stage: str, finished: int, count: int, work: float) -> None:
+        """Set the text and the progress of the bar."""
         self.bar.describe(stage, finished, count)
         self.bar.reach(work)
 
     def look(self) -> None:
+        """Show the artifacts that are new in the store, at most once per second."""
         if not self.show or time.monotonic() - self.looked < SHOW_EVERY:
             return
         self.looked = time.monotonic()
@@ -82,9 +84,14 @@ class Watcher:
 
 
 def launch(store: Store, trainer: TrainerSpec, groups: Groups, gpus: list[str], watcher: Watcher) -> set[int]:
-    """Run the ranks of this machine to their end; returns their numbers.
+    """Run the ranks of this machine and wait for their end.
 
-    Raises what a rank raised, or UserError where it was killed or the nodes did not meet.
+    Returns:
+        The numbers of the ranks.
+
+    Raises:
+        UserError: If a rank was killed, if it raised one, or if the nodes did not meet.
+        RuntimeError: If a rank failed with another error.
     """
     ours, theirs = multiprocessing.get_context("spawn").Pipe(duplex=False)
     place: tuple[str, int] | None = None
@@ -115,10 +122,10 @@ def launch(store: Store, trainer: TrainerSpec, groups: Groups, gpus: list[str], 
 
 
 class Agent(threading.Thread):
-    """torch's agent, which starts and watches the ranks of this machine.
+    """Thread of torch's agent, which starts and watches the ranks of this machine.
 
-    In a thread of its own, so that Ctrl-C is for the main thread alone: blocked here, it is blocked in the ranks, which
-    inherit that and cannot be hit while they are being started.
+    Ctrl-C must reach the main thread only. The signal is blocked in this thread, and the ranks inherit that, so they
+    cannot be interrupted while they start.
     """
 
     def __init__(self, config: LaunchConfig, *arguments: Any) -> None:
@@ -138,6 +145,7 @@ class Agent(threading.Thread):
 
 
 def launch_config(trainer: TrainerSpec, groups: Groups, logs: str, gpus: list[str]) -> LaunchConfig:
+    """Return the settings of torch's launcher."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.launcher.api import LaunchConfig
 
@@ -157,17 +165,17 @@ def launch_config(trainer: TrainerSpec, groups: Groups, logs: str, gpus: list[st
         rdzv_configs={"join_timeout": MEET, "read_timeout": MEET},
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(log_dir=logs),
-        local_addr="localhost" if here else None,  # a machine's own name need not lead anywhere
-        virtual_local_rank=bool(gpus),  # each rank sees its own GPU alone
+        local_addr="localhost" if here else None,  # the machine's name may not resolve to an address
+        virtual_local_rank=bool(gpus),  # each rank sees its own GPU only
         shutdown_timeout=CLOSE,
     )
-    config.numa_options = None  # it would initialise CUDA to look
+    config.numa_options = None  # they would initialize CUDA
     return config
 
 
 @contextmanager
 def environment(trainer: TrainerSpec, gpus: list[str]) -> Iterator[None]:
-    """What ranks inherit; as it was afterwards."""
+    """Set the environment variables that the ranks inherit, and restore the environment afterwards."""
     before = dict(os.environ)
     os.environ["OMP_NUM_THREADS"] = str(trainer.threads)
     os.environ["LOGLEVEL"] = "CRITICAL"  # torch's launcher must not repeat our message
@@ -184,22 +192,22 @@ def environment(trainer: TrainerSpec, gpus: list[str]) -> Iterator[None]:
 
 
 def hush() -> None:
-    """Silence torch's launcher, whose every module has a logger with a handler of its own."""
+    """Silence torch's launcher, in which every module has a logger with its own handler."""
     for name in list(logging.root.manager.loggerDict):
         if name.startswith(("torch.distributed.elastic", "torch.distributed.launcher", "torch.multiprocessing")):
             logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def tell_nodes(place: tuple[str, int]) -> None:
-    """Let the ranks of other nodes end too."""
+    """Make the ranks of other nodes end, too."""
     from lorabench.engine.group import FAILED, board_at
 
-    with suppress(RuntimeError):  # the board was of a node that is gone: they see that themselves
+    with suppress(RuntimeError):  # the node with the key-value store is gone, which the others notice themselves
         board_at(*place, timedelta(seconds=CLOSE)).set(FAILED, "")
 
 
 def failure(error: BaseException, trainer: TrainerSpec) -> BaseException:
-    """What the user is to see of an error of the agent or of a rank."""
+    """Return the exception to show for an error of the agent or of a rank."""
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
 
@@ -213,9 +221,9 @@ def failure(error: BaseException, trainer: TrainerSpec) -> BaseException:
     if not isinstance(error, ChildFailedError):
         return error
     rank, first = error.get_first_failure()
-    again = "what is finished is kept; run the same command to resume"
+    again = "finished artifacts are kept; run the same command to resume"
     if first.exitcode == LOST:
-        return UserError(f"another node failed, its own output says why; {again}")
+        return UserError(f"another node failed, see its output; {again}")
     if first.exitcode < 0:
         memory = ", most likely for want of memory" if first.exitcode == -signal.SIGKILL else ""
         return UserError(
@@ -227,7 +235,7 @@ def failure(error: BaseException, trainer: TrainerSpec) -> BaseException:
 
 
 def cause(error: BaseException) -> BaseException | None:
-    """The traceback in the rank that failed, where it left one."""
+    """Return the traceback of the rank that failed, or None if it left none."""
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     if not isinstance(error, ChildFailedError):
@@ -237,7 +245,7 @@ def cause(error: BaseException) -> BaseException | None:
 
 
 def message_of(failure: Any) -> dict[str, Any]:
-    """What torch's agent keeps of an exception: message, and the traceback in extraInfo."""
+    """Return the message and the traceback (in extraInfo) of an exception, as torch's agent recorded them."""
     message = failure.error_file_data["message"]
     bare = {"message": f"exit code {failure.exitcode}", "extraInfo": {"py_callstack": "no traceback"}}
     return message if isinstance(message, dict) else bare

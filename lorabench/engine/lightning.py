@@ -1,4 +1,4 @@
-"""How every stage uses Lightning: quietly, on the model's own device, steps counted for the one progress bar."""
+"""Lightning Trainers without output of their own, on one device, with steps counted for the progress bar."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from lorabench.engine.environment import clear_environment
 
 Progress = Callable[[int], None]  # called with the number of units done so far
 
-logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # it reports hardware and tips at each start
+logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # it prints hardware and tips at each start
 
-# Batches carry their own numbers, and jobs of SLURM are started by other means.
-for told in ("Couldn't infer the batch indices", "The `srun` command is available"):
-    warnings.filterwarnings("ignore", message=told)
+# Batches have their own numbers, and SLURM's jobs are started by other means.
+for warning in ("Couldn't infer the batch indices", "The `srun` command is available"):
+    warnings.filterwarnings("ignore", message=warning)
 
 
 class Steps(pl.Callback):
-    """Reports optimiser steps done; start: those of an earlier training that this one goes on from."""
+    """Lightning callback that reports finished optimizer steps. `start` steps were made before this training."""
 
     def __init__(self, progress: Progress, start: int = 0):
         self.progress, self.start = progress, start
@@ -35,7 +35,7 @@ class Steps(pl.Callback):
 
 
 class Written(BasePredictionWriter):
-    """Hands each prediction on as soon as it is there: write(batch that was asked for, prediction)."""
+    """Lightning callback that calls write(batch, prediction) for each prediction."""
 
     def __init__(self, write: Callable[[Any, Any], None]):
         super().__init__("batch")
@@ -61,18 +61,27 @@ def fit(
     is_finished: Callable[[], bool] = lambda: False,
     **options: Any,
 ) -> None:
-    """Run optimizer steps `start` to `steps`; the "batch" of each is its index, from which a module seeds its draws.
+    """Run optimizer steps `start` to `steps`. The "batch" of a step is its index, which seeds its random draws.
 
     Args:
-        accumulate: Batches per step, whose gradients are averaged; there are steps * accumulate of them.
-        is_finished: Whether the module may have ended before the last step, by a criterion of its own.
+        module: The module to train.
+        steps: Index after the last step.
+        place: Device.
+        precision: Lightning's name of the precision.
+        progress: Called with the number of finished steps.
+        logger: Logger for the losses.
+        callbacks: More callbacks.
+        start: Index of the first step.
+        accumulate: Batches per step, whose gradients are averaged; there are steps * accumulate batches.
+        is_finished: Return whether the module has met a criterion of its own to stop before the last step.
+        options: Further options of `Trainer`.
 
     Raises:
-        RuntimeError: If other than the steps asked for were made, so that no stage stores an unfinished training.
+        RuntimeError: If fewer steps were made, so that no stage stores an unfinished training.
     """
-    told = [Steps(progress, start)] if progress else []
+    steps_done = [Steps(progress, start)] if progress else []
     options = {"max_steps": steps - start, "accumulate_grad_batches": accumulate, **options}
-    trainer = quiet_trainer(place, precision, [*callbacks, *told], logger, **options)
+    trainer = quiet_trainer(place, precision, [*callbacks, *steps_done], logger, **options)
     trainer.fit(module, range(start * accumulate, steps * accumulate))
     if trainer.global_step != steps - start and not is_finished():
         raise RuntimeError(f"the training made {trainer.global_step} of {steps - start} optimizer steps")
@@ -85,11 +94,11 @@ def quiet_trainer(
     logger: Logger | None = None,
     **options: Any,
 ) -> pl.Trainer:
-    """A Trainer on one device that writes and prints nothing by itself.
+    """Return a Trainer on one device that writes and prints nothing.
 
-    It is an ordinary single process, also in a rank or in a job of SLURM, whose variables it does not look at.
+    It is an ordinary single process, also in a rank or in a job of SLURM, whose variables it ignores.
     """
-    clear_environment()  # Lightning would take arguments from it
+    clear_environment()  # Lightning would read arguments from it
     return pl.Trainer(
         accelerator="cpu" if place.type == "cpu" else "gpu",
         devices=1 if place.type == "cpu" else [place.index or 0],
@@ -106,5 +115,5 @@ def quiet_trainer(
 
 
 def curve(values: Sequence[Tensor]) -> list[float]:
-    """Losses kept on the device while training, as numbers."""
+    """Convert losses that were kept on the device during training to numbers."""
     return [float(value) for value in values]

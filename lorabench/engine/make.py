@@ -1,4 +1,4 @@
-"""Compute the artifacts that a store lacks: in worker processes, or by the ranks of one or several nodes."""
+"""Compute the artifacts that a store lacks, in worker processes or by ranks on one or several nodes."""
 
 from __future__ import annotations
 
@@ -25,12 +25,14 @@ def make(
     extra: float = 0.0,
     logs: Path | None = None,
 ) -> None:
-    """Compute the targets, and everything that they are made of, unless the store has it.
+    """Compute the targets and all their inputs that the store lacks.
 
     Args:
-        trainer: Number of workers, or of devices and nodes.
+        store: The store.
+        trainer: Numbers of workers, or of devices and nodes.
+        targets: The artifacts that are needed.
         show: Called with each artifact once the store has it, in order.
-        extra: Cost of the work that follows, as part of the progress bar.
+        extra: Cost of the work that follows, as a part of the progress bar.
         logs: Folder for the logs of failures, see `Make`. Without it, and with ranks, the first failure ends the run.
     """
     if trainer.devices:
@@ -49,6 +51,7 @@ def make_by_workers(
     extra: float,
     logs: Path | None,
 ) -> None:
+    """Compute missing artifacts by worker processes. See `make` for the arguments."""
     lacking = [[each for each in group if not store.find(each)] for group in groups]
     jobs = [[Make(store, several, logs) for several in batches(group)] for group in lacking]
     cost = sum(job.cost for group in jobs for job in group)

@@ -1,4 +1,4 @@
-"""Folders that a command fills. Only files of ours are ever replaced or removed there.
+"""Folders that a command fills, in which only files written by lorabench are replaced or removed.
 
 `manifest.json` of such a folder lists every file that lorabench wrote into it, with its size. A folder without files
 and a folder with such a manifest are ours; any other folder belongs to the user and is refused. A file that the
@@ -21,7 +21,7 @@ from lorabench.base import UserError, __version__
 from lorabench.engine.record import BROKEN, files_of, write_whole
 
 MANIFEST = "manifest.json"
-DRAFT = ".draft-"  # and which process fills it
+DRAFT = ".draft-"  # followed by the machine and the process that fills it
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class OutputFolder:
 
     Args:
         path: The folder; it need not exist.
-        instead: What to type for another folder.
+        instead: Setting to recommend for another folder.
     """
 
     path: Path
@@ -52,7 +52,7 @@ class OutputFolder:
         """Check that the folder may be filled; nothing is written.
 
         Args:
-            ignored: Names that do not count, such as the log of a library.
+            ignored: Names to ignore, such as the log of a library.
 
         Raises:
             UserError: If it is not a folder, or if it holds files but no manifest of ours.
@@ -85,7 +85,7 @@ class OutputFolder:
                 )
 
     def claim(self) -> None:
-        """Make the folder ours, so that what a killed command leaves there is known to be ours."""
+        """Write an empty manifest, so that the files of a killed command are known to be ours."""
         if not self.manifest():
             self.check_free()
             self.write_manifest({}, {})

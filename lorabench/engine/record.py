@@ -1,4 +1,4 @@
-"""The record of an artifact: key.json in its folder, by which damage is found.
+"""The record of an artifact, key.json in its folder, with which damage is detected.
 
 key.json holds the stage and name, the parts of the key, and the size and sha256 of every file.
 """
@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 KEY_FILE = "key.json"
-BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError)  # what reading a spoilt key.json can raise
+BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError)  # errors of reading a damaged key.json
 
 
 def canonical(parts: Mapping[str, Any]) -> str:
-    """JSON with sorted keys: equal parts give equal text, whatever their order."""
+    """Return JSON with sorted keys, so that equal parts give equal text in any order."""
     return json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def key_of(stage: str, parts: Mapping[str, Any]) -> str:
+    """Return the hash of a stage and the parts of a key: 32 hexadecimal digits."""
     return hashlib.sha256(f"{stage}:{canonical(parts)}".encode()).hexdigest()[:32]
 
 
@@ -43,12 +44,12 @@ def seal(folder: Path, stage: str, parts: Mapping[str, Any], name: str) -> None:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """key.json as it was written; raises one of BROKEN."""
+    """Return the content of key.json; raises one of BROKEN if it is missing or damaged."""
     return json.loads((path / KEY_FILE).read_text())
 
 
 def is_whole(path: Path) -> bool:
-    """Whether the artifact is there with every file at its recorded size: quick, and blind to a flipped bit."""
+    """Return whether every file of the artifact has its recorded size. This is quick, but misses flipped bits."""
     try:
         files: dict[str, int] = read_record(path)["files"]
         return all((path / file).stat().st_size == size for file, size in files.items())
@@ -57,7 +58,10 @@ def is_whole(path: Path) -> bool:
 
 
 def damage(path: Path) -> list[str]:
-    """The files that are not as they were made, every byte read; an artifact without checksums goes by its sizes."""
+    """Return the files of the artifact that differ from their checksums. Every byte is read.
+
+    Files without checksums (of older versions) are compared by size.
+    """
     try:
         record = read_record(path)
         if key_of(record["stage"], record["parts"]) != path.name:
@@ -70,28 +74,35 @@ def damage(path: Path) -> list[str]:
 
 
 def is_as_made(file: Path, size: int, digest: str | None) -> bool:
+    """Return whether a file has this size and, if given, this sha256."""
     return file.is_file() and file.stat().st_size == size and digest in (None, sha256(file))
 
 
 def fingerprint(path: Path) -> str:
-    """Changes when a file does: sizes, times of change and inodes, without reading a byte of the files."""
+    """Return text that changes when a file of the artifact changes: sizes, modification times and inodes."""
     stats = {file: (path / file).stat() for file in [*read_record(path)["files"], KEY_FILE]}
     return canonical({file: [stat.st_size, stat.st_mtime_ns, stat.st_ino] for file, stat in stats.items()})
 
 
 def files_of(folder: Path) -> list[str]:
-    """Relative paths of all files, sorted; hidden ones left out."""
+    """Return the sorted relative paths of all files in a folder, without hidden ones."""
     found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     return sorted(str(path.as_posix()) for path in found if not any(part.startswith(".") for part in path.parts))
 
 
 def sha256(path: Path) -> str:
+    """Return the sha256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """A file that other processes see whole or not at all."""
+    """Write a file under another name and rename it, so that other processes see it complete or not at all.
+
+    Args:
+        path: The file.
+        write: Called with the path to write to.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}")
     try:

@@ -1,20 +1,20 @@
-"""The content-addressed store: artifacts, found by everything that determines them.
+"""The content-addressed store: artifacts are found by the hash of everything that determines them.
 
 An artifact is a folder `<root>/<stage>/<key>/` with its files and `key.json`. The key (see `Artifact`) never contains a
 device, a logger or a path. An artifact is written to a temporary folder, sealed with checksums and renamed, so it is
 complete or absent; a failure leaves nothing.
 
 Checksums: `key.json` holds the sha256 of every file. They are compared when an artifact is first found, and again when
-one of its files has another size, time of change or inode than then (`.intact/<key>` remembers), so a file is hashed
-once and a changed one is made anew. A bit that rots under an unchanged time of change is found by `check`. Artifacts
-of older stores have no checksums; their sizes must do.
+the size, modification time or inode of one of its files has changed (`.intact/<key>` has the last ones). So a file is
+hashed once, and a changed file is recomputed. `check` finds flipped bits under an unchanged modification time.
+Artifacts of older stores have no checksums; only their sizes are compared.
 
-Locks: one a key, taken while it is made, so any number of processes share a store and make each artifact once. It is
-`flock(2)` through the package filelock: the kernel frees it when its holder ends, however it ends. It holds across the
-nodes of a cluster where the file system carries it to the server: NFS (Linux clients turn it into a byte-range lock;
-not with `local_lock=flock|all`, nor `nolock`), Lustre mounted with `flock` (not `localflock`), GPFS, BeeGFS with
-`tuneUseGlobalFileLocks`, CephFS. Where a file system has no locks, opening the store raises UserError: filelock would
-go over to files whose mere presence is the lock, and those outlive a killed holder.
+Locks: an artifact is locked while it is computed, so several processes can share a store and compute each artifact
+once. The lock is `flock(2)` through the package filelock: the kernel releases it when its holder ends, for whatever
+reason. It works across the nodes of a cluster if the file system passes it to the server: NFS (Linux clients turn it
+into a byte-range lock; not with `local_lock=flock|all` or `nolock`), Lustre mounted with `flock` (not `localflock`),
+GPFS, BeeGFS with `tuneUseGlobalFileLocks`, CephFS. If a file system has no locks, opening the store raises UserError.
+filelock would fall back to files whose existence is the lock, and those outlive a killed holder.
 
 `python -m lorabench.engine` lists, compares, checks and cleans a store.
 """
@@ -49,16 +49,22 @@ from lorabench.engine.record import (
 
 WEIGHT_SUFFIXES = {".safetensors", ".json", ".txt", ".model", ".bin"}
 LOCKS, DRAFTS, PARTIAL, INTACT, DIGESTS = ".locks", ".drafts", ".partial", ".intact", ".digests"
-USED_EVERY = 3600  # seconds between two notes that an artifact is in use
+USED_EVERY = 3600  # seconds between two records that an artifact is in use
 
 
 @dataclass(frozen=True)
 class Store:
+    """A store in the folder `root`."""
+
     root: Path
 
     @classmethod
     def open(cls, root: Path) -> "Store":
-        """The store in a folder, which is made if need be; UserError where its file system has no locks."""
+        """Return the store in a folder, which is created if it does not exist.
+
+        Raises:
+            UserError: If the file system of the folder has no locks.
+        """
         root.mkdir(parents=True, exist_ok=True)
         check_locks(root)
         return cls(root)
@@ -73,7 +79,7 @@ class Store:
         return path if self.is_intact(path) else None
 
     def scratch(self, artifact: Artifact) -> Path:
-        """Return a folder that long work can resume from after a kill; it is removed with the work's end."""
+        """Return a folder from which an interrupted computation can resume; it is removed when the artifact is done."""
         return self.root / PARTIAL / artifact.key
 
     def draft(self, key: str) -> Path:
@@ -81,10 +87,10 @@ class Store:
         return self.root / DRAFTS / key
 
     def get_or_make(self, artifact: Artifact, make: Callable[[Path], None]) -> Path:
-        """Return the artifact's folder; `make(empty folder)` fills it unless it exists.
+        """Return the artifact's folder; `make(empty folder)` fills it if the artifact is missing.
 
         Raises:
-            UserError: If the disk is full or read-only. This and whatever `make` raises keeps nothing.
+            UserError: If the disk is full or read-only. After this or any error of `make`, no file is kept.
         """
         path = self.path(artifact)
         if not self.is_intact(path):
@@ -134,12 +140,13 @@ class Store:
                 shutil.rmtree(draft, ignore_errors=True)
 
     def lock(self, key: str) -> FileLock:
+        """Return the lock of the artifact with this key."""
         locks = self.root / LOCKS
         locks.mkdir(parents=True, exist_ok=True)
         return FileLock(locks / f"{key}.lock")
 
     def is_intact(self, path: Path) -> bool:
-        """Whether the artifact is as it was made; its bytes are read only where a file changed since they last were."""
+        """Return whether the artifact is undamaged. Its bytes are read if they are unread or a file changed."""
         if not is_whole(path):
             return False
         try:
@@ -149,21 +156,22 @@ class Store:
                     return False
                 self._remember(path.name, now)
             elif time.time() - memo.stat().st_mtime > USED_EVERY:
-                with suppress(OSError):  # a store that we may only read
-                    os.utime(memo)  # gc goes by it
-        except BROKEN:  # it was removed meanwhile
+                with suppress(OSError):  # a read-only store
+                    os.utime(memo)  # gc reads this time
+        except BROKEN:  # the artifact was removed meanwhile
             return False
         return True
 
     def _remember(self, key: str, text: str) -> None:
-        with suppress(OSError):  # a store that cannot be written to is hashed again each time
+        with suppress(OSError):  # a read-only store is hashed each time
             write_whole(self.root / INTACT / key, lambda draft: draft.write_text(text))
 
     @contextmanager
     def explained(self, draft: Path | None = None) -> Iterator[None]:
-        """Raise UserError for what a full, a read-only or a vanished disk does to a block that works with the store.
+        """Raise UserError if the block, which works with the store, fails because the disk is full, read-only or gone.
 
-        draft: the folder that the block fills, where it does.
+        Args:
+            draft: The folder that the block fills, if any.
         """
         try:
             yield
@@ -178,7 +186,7 @@ class Store:
         return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
     def _digest(self, source: Path) -> str:
-        """Remembered by size and time of change, weights are large."""
+        """Return the hash of one file or folder. It is remembered by size and modification time: weights are large."""
         if source.is_dir():
             folder, files = source, [name for name in files_of(source) if Path(name).suffix in WEIGHT_SUFFIXES]
         else:
@@ -189,25 +197,29 @@ class Store:
         if memo.is_file() and len(digest := memo.read_text()[:64]) == 64:
             return digest
         digest = hashlib.sha256(canonical({file: sha256(folder / file) for file in files}).encode()).hexdigest()
-        with suppress(OSError):  # a store that we may only read
+        with suppress(OSError):  # a read-only store
             write_whole(memo, lambda draft: draft.write_text(f"{digest} {source.resolve()}"))  # gc reads the path
         return digest
 
 
 def check_locks(root: Path) -> None:
-    """UserError where files of this folder cannot be locked."""
+    """Check that files of this folder can be locked.
+
+    Raises:
+        UserError: If the file system has no locks.
+    """
     try:
         (root / LOCKS).mkdir(exist_ok=True)
         file = (root / LOCKS / "probe").open("a+")
     except OSError as error:
         if error.errno in FORBIDDEN:
-            return  # it can only be read, so nothing will be locked
+            return  # the folder is read-only, so no file will be locked
         raise
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH)
         except OSError as error:
             raise UserError(
-                f"files in {root} cannot be locked ({error.strerror}), which keeps runs that share a store apart; "
+                f"files in {root} cannot be locked ({error.strerror}), which runs that share a store need; "
                 "use store=<a folder on another file system>"
             ) from error

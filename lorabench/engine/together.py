@@ -1,4 +1,4 @@
-"""What a rank does: its share of every group of artifacts, until the store lacks none of them.
+"""The work of a rank: its share of every group of artifacts, until the store has all of them.
 
 Whole artifacts go to the rank that is free next. `UnitWork` is shared unit by unit, so that one artifact keeps all
 devices busy: rank 0 takes the locks of a chunk of artifacts, all ranks write their units into the drafts, and rank 0
@@ -25,20 +25,24 @@ from lorabench.engine.work import UnitWork
 from lorabench.engine.workers import use_threads
 
 CHUNK = 64  # artifacts whose locks rank 0 holds at a time
-TELL_EVERY = 0.2  # seconds between two messages to the progress bar
-WHOLE = 1000  # the counters of the board are whole numbers
+SEND_EVERY = 0.2  # seconds between two messages to the progress bar
+WHOLE = 1000  # counts per unit of cost, since the counters of the key-value store are integers
 
 
 def serve(store: Store, trainer: TrainerSpec, groups: Sequence[Sequence[Artifact]], line: Connection) -> None:
-    """The life of a rank.
+    """Run a rank: compute its share of all groups.
 
-    line: to the parent. The first rank of a node tells where the group's board is, and of a sole or first node how
-    far everything is.
+    Args:
+        store: The store.
+        trainer: Numbers of devices and threads.
+        groups: The artifacts of the run, see `artifact.waves`.
+        line: Connection to the parent. The first rank of a node sends the address of the key-value store. Rank 0 also
+            sends the progress of all ranks.
     """
     parent = multiprocessing.parent_process()
     assert parent is not None and parent.pid is not None
     watch_parent(parent.pid)
-    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):  # as in worker processes: the parent's business
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):  # handled by the parent, as for worker processes
         signal.signal(number, signal.SIG_IGN)
     use_threads(trainer.threads)
     with Group.join() as group:
@@ -47,8 +51,8 @@ def serve(store: Store, trainer: TrainerSpec, groups: Sequence[Sequence[Artifact
         check_same(group, groups)
         for number, artifacts in enumerate(groups):
             stage = artifacts[0].stage
-            lacking = group.told([each.key for each in artifacts if store.find(each) is None])
-            wanted = [each for each in artifacts if each.key in set(lacking)]
+            missing = group.broadcast([each.key for each in artifacts if store.find(each) is None])
+            wanted = [each for each in artifacts if each.key in set(missing)]
             teller = Teller(group, stage, number, len(wanted), line)
             in_units = [each for each in wanted if isinstance(each.work, UnitWork)]
             for start in range(0, len(in_units), CHUNK):
@@ -62,26 +66,26 @@ def serve(store: Store, trainer: TrainerSpec, groups: Sequence[Sequence[Artifact
 
 
 def check_same(group: Group, groups: Sequence[Sequence[Artifact]]) -> None:
-    """Compare what the nodes are to compute.
+    """Check that all nodes have the same artifacts to compute.
 
     Raises:
         UserError: If the nodes were given different commands.
     """
     mine = key_of("run", {"keys": [[each.key for each in artifacts] for artifacts in groups]})
-    if group.told(mine) != mine:
+    if group.broadcast(mine) != mine:
         raise UserError("the nodes were given different commands; use the same one on each, with the same files there")
 
 
 def make_units(group: Group, store: Store, artifacts: Sequence[Artifact], teller: Teller) -> None:
-    """Compute artifacts of one stage, all ranks together."""
+    """Compute artifacts of one stage by all ranks together."""
     by_key = {each.key: each for each in artifacts}
     if group.rank > 0:
-        share_units(group, store, [by_key[key] for key in group.told()], teller)
+        share_units(group, store, [by_key[key] for key in group.broadcast()], teller)
         return
     agreed: list[str] = []
 
     def make(drafts: dict[str, Path]) -> None:
-        agreed.extend(group.told([key for key in by_key if key in drafts]))
+        agreed.extend(group.broadcast([key for key in by_key if key in drafts]))
         asked = [by_key[key] for key in agreed]
         share_units(group, store, asked, teller)
         for each in asked:
@@ -89,12 +93,12 @@ def make_units(group: Group, store: Store, artifacts: Sequence[Artifact], teller
 
     store.get_or_make_all(artifacts, make)
     if not agreed:  # another run has made them all meanwhile
-        group.told([])
+        group.broadcast([])
     teller.finished(len(artifacts))
 
 
 def share_units(group: Group, store: Store, artifacts: Sequence[Artifact], teller: Teller) -> None:
-    """Compute this rank's units of the artifacts, into their drafts; returns when all ranks have."""
+    """Compute this rank's units of the artifacts into their drafts, and wait until all ranks have done so."""
     if not artifacts:
         return
     units, costs = [work_of(each).units for each in artifacts], [each.cost for each in artifacts]
@@ -107,7 +111,7 @@ def share_units(group: Group, store: Store, artifacts: Sequence[Artifact], telle
 
 
 def shares(units: Sequence[int], costs: Sequence[float], size: int) -> list[list[list[int]]]:
-    """Return the units of each artifact for each rank: neighbors stay together, and ranks get about the same cost.
+    """Return the units of each artifact for each rank: contiguous units, and about the same cost for each rank.
 
     >>> shares([2, 1], [4.0, 2.0], 2)
     [[[0], []], [[1], [0]]]
@@ -121,12 +125,21 @@ def shares(units: Sequence[int], costs: Sequence[float], size: int) -> list[list
 
 
 def work_of(artifact: Artifact) -> UnitWork:
+    """Return the artifact's work, which consists of units."""
     assert isinstance(artifact.work, UnitWork)
     return artifact.work
 
 
 class Teller:
-    """Counts on the group's board how far a stage is; rank 0 sends the counts of all to the parent."""
+    """Counts the progress of a stage in the key-value store. In rank 0 it sends the sum of all ranks to the parent.
+
+    Args:
+        group: The ranks.
+        stage: Name of the stage.
+        number: Number of the stage, for its counter.
+        count: Number of artifacts of the stage.
+        line: Connection to the parent.
+    """
 
     def __init__(self, group: Group, stage: str, number: int, count: int, line: Connection) -> None:
         self.group, self.stage, self.number, self.count, self.line = group, stage, number, count, line
@@ -136,7 +149,7 @@ class Teller:
             self.thread.start()
 
     def of(self, cost: float, steps: int) -> Callable[[int], None]:
-        """The progress function of one job, told the steps done so far."""
+        """Return the progress function of one job, which takes the number of steps done so far."""
         before = 0
 
         def progress(done: int) -> None:
@@ -148,14 +161,17 @@ class Teller:
         return progress
 
     def finished(self, artifacts: int) -> None:
+        """Count artifacts as finished."""
         self.group.add(f"finished {self.number}", artifacts)
 
     def send(self) -> None:
-        while not self.over.wait(TELL_EVERY):
+        """Send the progress to the parent until `stop` is called."""
+        while not self.over.wait(SEND_EVERY):
             work, finished = (self.group.add(name, 0) for name in ("work", f"finished {self.number}"))
             self.line.send((self.stage, finished, self.count, work / WHOLE))
 
     def stop(self) -> None:
+        """End the messages."""
         self.over.set()
         if self.thread:
             self.thread.join()

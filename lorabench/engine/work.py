@@ -1,4 +1,4 @@
-"""How the files of an artifact are computed: by itself, in units that processes share, or several in one batch."""
+"""Ways to compute the files of an artifact: in one process, in units that processes share, or several per batch."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from lorabench.engine.costs import COST_FILE, joined_costs, measured
 if TYPE_CHECKING:
     from torch import nn
 
-Progress = Callable[[int], None]  # called with the number of steps done so far
+Progress = Callable[[int], None]  # called with the number of finished steps
 Work = Callable[[Path, Progress], None]  # writes the files of an artifact into an empty folder
-PARTS = "parts"  # subfolder in which units write what `finish` joins
+PARTS = "parts"  # subfolder for the results of units, which `finish` joins
 
 
 class UnitWork(ABC):
@@ -33,7 +33,7 @@ class UnitWork(ABC):
 
     @abstractmethod
     def compute(self, numbers: Sequence[int], folder: Path, progress: Progress) -> None:
-        """Write the results and the costs of these units, see `counted`."""
+        """Compute these units; write their results and costs into the folder, see `counted`."""
 
     @abstractmethod
     def finish(self, folder: Path) -> None:
@@ -44,16 +44,16 @@ class UnitWork(ABC):
         """
 
     def join(self, folder: Path) -> None:
-        """Complete the artifact after all units were computed.
+        """Complete the artifact after all units are computed.
 
         Raises:
-            RuntimeError: If a unit was not computed, or more than once.
+            RuntimeError: If a unit is missing or was computed twice.
         """
         parts = folder / PARTS
         costs = [json.loads(file.read_text()) for file in sorted(parts.glob("*.json"))]
         computed = sorted(number for cost in costs for number in cost.pop("units"))
         if computed != list(range(self.units)):
-            raise RuntimeError(f"of {self.units} units of an artifact these were computed: {computed}")
+            raise RuntimeError(f"an artifact has {self.units} units, but these were computed: {computed}")
         self.finish(folder)
         (folder / COST_FILE).write_text(json.dumps(joined_costs(costs)))
         shutil.rmtree(parts)
@@ -67,7 +67,7 @@ class BatchWork(ABC):
     """Work that can compute several artifacts in one batch.
 
     Attributes:
-        batch_size: Most artifacts in one batch.
+        batch_size: Maximum number of artifacts in one batch.
     """
 
     batch_size: int
@@ -83,7 +83,7 @@ class BatchWork(ABC):
 
 @contextmanager
 def counted(numbers: Sequence[int], folder: Path, network: nn.Module | None = None) -> Iterator[Path]:
-    """Record the costs of these units while the block computes them; yields the folder for their parts."""
+    """Measure the costs of these units while the block computes them. Yields the folder for their results."""
     parts, costs = folder / PARTS, dict[str, Any]()
     parts.mkdir(exist_ok=True)
     with measured(costs, network):

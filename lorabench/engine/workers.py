@@ -1,8 +1,8 @@
-"""Independent jobs in worker processes: one job a process at a time, each process with its own few threads.
+"""Worker processes for independent jobs. Each process runs one job at a time and has its own few threads.
 
-A job is any picklable callable that takes a progress function. What it computes must follow from itself alone, so
-the results are the same for any number of workers. Processes are spawned (CUDA and threads do not survive a fork),
-live until the pool is closed, so that a model is loaded once, and end by themselves when their parent dies.
+A job is any picklable callable that takes a progress function. Its results must not depend on the process, so that they
+are the same for any number of workers. Processes are spawned, because CUDA and threads do not survive a fork. They live
+until the pool is closed, so that a model is loaded once, and end by themselves when their parent dies.
 """
 
 import multiprocessing
@@ -20,23 +20,26 @@ from typing import Any
 from lorabench.base import UserError
 from lorabench.engine.environment import clear_environment
 
-Progress = Callable[[int], None]  # called with the steps of the job done so far
+Progress = Callable[[int], None]  # called with the number of finished steps of the job
 Job = Callable[[Progress], None]
 
 REPORT_EVERY = 0.2  # seconds between two messages of one worker
 
 
 class WorkerError(RuntimeError):
-    """Of a job that failed in its worker: the traceback there, as the cause of the exception that the job raised."""
+    """The traceback of a failed job in its worker, as the cause of the exception that the job raised."""
 
 
 class Pool:
-    """`count` processes of `threads` torch threads each; a count of 0 runs the jobs in this process.
+    """Context manager for worker processes.
 
-    environment: variables of the processes, such as CUDA_VISIBLE_DEVICES; set before CUDA can be initialised there.
+    Leaving it kills the processes, for whatever reason it is left. Lightning would only set a flag on a gentler signal
+    and look at it during training; the store survives a kill.
 
-    A context manager: leaving it, for whatever reason, kills the processes. Nothing milder ends one inside Lightning,
-    which takes a signal for a flag and looks at that only while it trains; the store survives a kill.
+    Args:
+        count: Number of processes; 0 runs the jobs in this process.
+        threads: torch's threads per process.
+        environment: Variables of the processes, such as CUDA_VISIBLE_DEVICES. They are set before CUDA is initialized.
     """
 
     def __init__(self, count: int, threads: int, environment: Mapping[str, str] | None = None) -> None:
@@ -57,10 +60,16 @@ class Pool:
         self.workers.clear()
 
     def run(self, jobs: Sequence[Job], progress: Callable[[int, int], None]) -> Iterator[int]:
-        """Yield the index of each job when it is done, in any order; calls progress(index, steps done so far).
+        """Run the jobs and yield the index of each finished one, in any order.
 
-        Raises what a job raises (RuntimeError if that cannot be sent between processes), caused by a WorkerError;
-        UserError where the system killed a worker, WorkerError where it ended otherwise.
+        Args:
+            jobs: The jobs.
+            progress: Called with the index of a job and the number of its finished steps.
+
+        Raises:
+            Exception: The exception of a job, caused by a WorkerError; RuntimeError if it cannot be pickled.
+            UserError: If the system killed a worker.
+            WorkerError: If a worker ended otherwise.
         """
         if self.count == 0:
             use_threads(self.threads)
@@ -104,7 +113,7 @@ class _Worker:
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, threads, environment), daemon=True)
         process.start()
-        theirs.close()  # so that its death is an end of file here
+        theirs.close()  # so that reading here ends when the process dies
         return cls(process, ours)
 
     def send(self, job: Job) -> None:
@@ -120,24 +129,24 @@ class _Worker:
             raise self.death() from error
 
     def death(self) -> Exception:
-        """What there is to say of a process that is no more."""
+        """Return the exception for a process that has ended."""
         self.process.join(10)
         code = self.process.exitcode
         if code == -signal.SIGKILL:
             return UserError(
                 "a worker process was killed, most likely for want of memory; run the same command with fewer at a "
-                "time (trainer.workers=1) or a smaller batch: what is finished is kept"
+                "time (trainer.workers=1) or a smaller batch: finished artifacts are kept"
             )
-        if code in (0, -signal.SIGTERM):  # Lightning makes a 0 of SIGTERM
-            return UserError("a worker process was ended from outside; use the same command to go on")
+        if code in (0, -signal.SIGTERM):  # Lightning ends with 0 after SIGTERM
+            return UserError("a worker process was ended from outside; run the same command to resume")
         how = f"by {signal.Signals(-code).name}" if code and code < 0 else f"with code {code}"
         return WorkerError(f"a worker process ended {how}")
 
 
 def spawning() -> Any:
-    """multiprocessing's context that spawns, also in a job of joblib's launcher.
+    """Return multiprocessing's context that spawns processes, also in a job of joblib's launcher.
 
-    The default method there is joblib's own, which a spawned process would be told to adopt and does not know.
+    The default start method there is joblib's own, which a spawned process cannot adopt because it does not know it.
     """
     if multiprocessing.get_start_method() not in multiprocessing.get_all_start_methods():
         multiprocessing.set_start_method("spawn", force=True)
@@ -145,12 +154,12 @@ def spawning() -> Any:
 
 
 def _serve(connection: "Connection[Any, Any]", threads: int, environment: dict[str, str]) -> None:
-    """The life of a worker process."""
-    # Ctrl-C and a scheduler's warnings reach the whole group; they are the parent's business, which ends us.
+    """Run jobs from the connection until it is closed."""
+    # Ctrl-C and a scheduler's warnings reach all processes of the group; the parent handles them and ends us.
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     clear_environment()
-    os.environ.update(environment, OMP_NUM_THREADS=str(threads))  # before numpy and torch come in with the first job
+    os.environ.update(environment, OMP_NUM_THREADS=str(threads))  # before the first job imports numpy and torch
     use_threads(threads)
     while True:
         try:
@@ -168,10 +177,10 @@ def _serve(connection: "Connection[Any, Any]", threads: int, environment: dict[s
 
 
 def _portable(error: Exception) -> Exception | None:
-    """The exception if it survives the way to another process, in which an OSError keeps its errno and its file."""
+    """Return the exception if it can be pickled with its type (an OSError also with its errno and file), else None."""
     try:
         return error if isinstance(pickle.loads(pickle.dumps(error)), type(error)) else None
-    except Exception:  # whatever the making of a foreign exception may raise
+    except Exception:  # the constructor of an unknown exception may raise anything
         return None
 
 
@@ -188,6 +197,7 @@ def _throttled(connection: Any) -> Progress:
 
 
 def use_threads(threads: int) -> None:
+    """Set torch's number of threads."""
     import torch
 
     torch.set_num_threads(threads)

@@ -167,7 +167,7 @@ def fail(line: str) -> Failed:
 
 
 def interrupted() -> int:
-    print("\ninterrupted; what is finished is kept; run the same command to resume", file=sys.stderr)
+    print("\ninterrupted; finished artifacts are kept; run the same command to resume", file=sys.stderr)
     return INTERRUPTED
 
 
