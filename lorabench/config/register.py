@@ -7,7 +7,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 
 from lorabench.base import CONF_ROOT
-from lorabench.config.dataset_schemas import DreamBoothStyleDropSpec, FolderSpec, MicroworldSpec
+from lorabench.config.dataset_schemas import DreamBoothStyleDropSpec, FolderSpec, MicroworldSpec, StylisedSpec
 from lorabench.config.schemas import Config, LoggerSpec, LoRASpec, ModelSpec, ProtocolSpec, ScorerSpec, TrainerSpec
 from lorabench.config.task_schemas import (
     CalibrationTask,
@@ -28,6 +28,7 @@ SCHEMAS = {
     "scorers": {"scorers": ScorerSpec},
     "dataset": {
         "microworld": MicroworldSpec,
+        "microworld_stylised": StylisedSpec,
         "dreambooth_styledrop": DreamBoothStyleDropSpec,
         "folder": FolderSpec,
     },

@@ -6,7 +6,14 @@ from functools import cache
 from pathlib import Path
 
 from lorabench.base import UserError
-from lorabench.config.dataset_schemas import DatasetSpec, DreamBoothStyleDropSpec, FolderSpec, MicroworldSpec
+from lorabench.config.dataset_schemas import (
+    DatasetSpec,
+    DreamBoothStyleDropSpec,
+    FolderSpec,
+    MicroworldSpec,
+    StylisedSpec,
+    WorldSpec,
+)
 from lorabench.data.contexts import with_scenes
 from lorabench.data.pairs import Concept, Pair, Prompts, Role, pair
 
@@ -33,7 +40,7 @@ def load_pairs(spec: DatasetSpec, prompts: Prompts) -> list[Pair]:
 
     Every file is decoded once, so that a broken one is found before any training. Raises UserError.
     """
-    if isinstance(spec, MicroworldSpec):
+    if isinstance(spec, WorldSpec):
         return microworld(spec, prompts)
     from lorabench.data.selection import select
 
@@ -69,12 +76,17 @@ def check_name(name: str) -> None:
         raise UserError(f"the name {name} must be shorter by {over} bytes, for files of a run; rename file or folder")
 
 
-def microworld(spec: MicroworldSpec, prompts: Prompts) -> list[Pair]:
+def microworld(spec: WorldSpec, prompts: Prompts) -> list[Pair]:
     from lorabench.data import microworld_pairs as world
     from lorabench.data.matching import select_world
 
     if prompts.contexts != "none":
         raise UserError("the microworld knows no scenes; leave prompts.contexts out or choose a dataset of photographs")
+    if isinstance(spec, StylisedSpec):
+        from lorabench.data import microworld_stylised
+
+        return microworld_stylised.load(spec, prompts)
+    assert isinstance(spec, MicroworldSpec)
     subject = cache(lambda name: world.subject(name, spec.content_images, spec.references, prompts))
     style = cache(lambda name: world.style(name, spec.style_images, spec.references, prompts))
     return [
@@ -126,7 +138,7 @@ def aligned(content: Concept, style: Concept, prompt: str) -> Concept:
 
 def world_version(spec: DatasetSpec) -> str:
     """The microworld's version, kept in every row of scores; empty for photographs."""
-    if not isinstance(spec, MicroworldSpec):
+    if not isinstance(spec, WorldSpec):
         return ""
     from lorabench.data import microworld
 

@@ -12,7 +12,7 @@ from itertools import product, zip_longest
 
 from lorabench.base import UserError, seed_of
 from lorabench.config.choices import choose
-from lorabench.config.dataset_schemas import MicroworldSpec
+from lorabench.config.dataset_schemas import MicroworldSpec, StylisedSpec
 from lorabench.data import microworld as mw
 from lorabench.data.pairs import JOIN
 from lorabench.data.selection import Names, groups
@@ -22,7 +22,7 @@ STYLES = {"all": mw.HELDOUT_STYLES, "development": mw.DEVELOPMENT_STYLES}
 MEETS = "/"  # between the subjects and the styles of a typed pair
 
 
-def select_world(spec: MicroworldSpec) -> list[tuple[Names, Names]]:
+def select_world(spec: MicroworldSpec | StylisedSpec) -> list[tuple[Names, Names]]:
     """Return the subjects and styles of every pair.
 
     Raises:

@@ -152,6 +152,7 @@ class Pair:
     alone: the pair in no particular place, what a merge learns with.
     couples: of several, each content with each style as a pair of its own; empty for a single pair.
     scenes: what is drawn instead; merges do not know of them.
+    content_scenes, style_scenes: what is drawn for uses of the subject or the style by itself; empty: as `scenes`.
     """
 
     contents: tuple[Concept, ...]
@@ -159,6 +160,8 @@ class Pair:
     alone: Scene
     couples: tuple[Pair, ...] = ()
     scenes: tuple[Scene, ...] = ()
+    content_scenes: tuple[Scene, ...] = ()
+    style_scenes: tuple[Scene, ...] = ()
 
     @property
     def prompt(self) -> str:

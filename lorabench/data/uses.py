@@ -27,7 +27,8 @@ def pair_for(pair: Pair, use: Use) -> Pair:
     """Return the pair with the scenes of a use; its concepts, and so its references, stay."""
     if use not in ROLES:
         return pair
-    return replace(pair, alone=scene_for(pair.alone, use), scenes=tuple(scene_for(each, use) for each in pair.scenes))
+    scenes = (pair.content_scenes if use == "content" else pair.style_scenes) or pair.scenes
+    return replace(pair, alone=scene_for(pair.alone, use), scenes=tuple(scene_for(each, use) for each in scenes))
 
 
 def scene_for(scene: Scene, use: Role) -> Scene:

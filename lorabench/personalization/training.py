@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lorabench.lora.adapter import LoRA
     from lorabench.models.model import DiffusionModel
 
-Images = Literal["concepts", "aligned"]
+Images = Literal["concepts", "aligned", "stylised"]
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,8 @@ class Training(ABC):
     """A training scheme. Its fields are its settings.
 
     Attributes:
-        images: What the dataset must provide: images of each concept, or one image before and after styling.
+        images: What the dataset must provide: images of each concept, one image before and after styling, or images of
+            the content in the style only.
     """
 
     images: ClassVar[Images] = "concepts"

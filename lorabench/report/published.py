@@ -21,7 +21,7 @@ from lorabench.report.protocols import MICRO, Column
 
 MARK = "↳"
 DIFFERS, SAME = "protocol differs", "nothing stated differs"
-WORLD = "microworld"  # no publication uses it
+WORLD = "microworld"  # how datasets start that no publication uses
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def differences(table: PaperTable, run: RunFolder, columns: list[Column]) -> Ite
     if table.model and run.manifest["model"] != table.model:
         yield "other base model"
     dataset = run.manifest["dataset"]
-    if dataset != table.dataset if table.dataset else dataset == WORLD:
+    if dataset != table.dataset if table.dataset else dataset.startswith(WORLD):
         yield "other dataset"
     else:
         if table.pairs and setting(run, "dataset", "pairs") != table.pairs:

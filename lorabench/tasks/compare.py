@@ -39,6 +39,7 @@ from lorabench.tasks.benchmark import (
     tell,
 )
 from lorabench.tasks.checks import check_methods, check_scorers
+from lorabench.tasks.composition import has_images
 from lorabench.tasks.plan import STAGES, Plan
 from lorabench.tasks.rows import FLOORS, Row, check_rows, check_uniform, frame_rows
 from lorabench.tasks.run_folder import Outcome
@@ -51,6 +52,8 @@ def run(cfg: DictConfig, folder: Path) -> None:
     """The rows of the config into one run folder; prints the table.  Raises Incomplete where a row failed."""
     rows = rows_of(cfg.task.rows, cfg.task.fit_steps)
     plan = plan_of(cfg, [])
+    if cfg.task.rows == ALL:
+        rows = [row for row in rows if has_images(row.own, plan.dataset)]
     check_uniform(rows, plan.pairs)
     frames = frame_rows(rows[0], plan.dataset, plan.pairs)[:-1]
     plan, logs = replace(plan, rows=[*frames, *rows]), folder / FAILED

@@ -7,8 +7,14 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from lorabench.base import UserError
-from lorabench.config.dataset_schemas import DatasetSpec, MicroworldSpec
+from lorabench.config.dataset_schemas import DatasetSpec, MicroworldSpec, StylisedSpec
 from lorabench.merging.method import Method, composed, named
+
+# What trainings need besides images of each concept, and the dataset that has it.
+NEEDED = {
+    "aligned": ("an image before and after styling", "microworld"),
+    "stylised": ("images of the subject in the style", "microworld_stylised"),
+}
 
 
 def row_name(choices: Mapping[str, Any]) -> str:
@@ -40,8 +46,15 @@ def check_images(method: Method, dataset: DatasetSpec) -> None:
     Raises:
         UserError: If it has not.
     """
-    if method.training.images == "aligned" and not isinstance(dataset, MicroworldSpec):
+    if not has_images(method, dataset):
+        needed, usable = NEEDED[method.training.images]
         raise UserError(
-            f"method/training={method.options['training']} is trained on an image before and after styling, which "
-            f"dataset={dataset.name} does not have; use dataset=microworld"
+            f"method/training={method.options['training']} is trained on {needed}, which dataset={dataset.name} does "
+            f"not have; use dataset={usable}"
         )
+
+
+def has_images(method: Method, dataset: DatasetSpec) -> bool:
+    """Return True if a dataset has the images that the training needs."""
+    kinds: dict[str, type] = {"aligned": MicroworldSpec, "stylised": StylisedSpec}
+    return isinstance(dataset, kinds.get(method.training.images, object))

@@ -12,8 +12,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from lorabench.base import UserError
-from lorabench.data.pairs import Pair, Prompts, Scene
+from lorabench.data.pairs import ROLES, Pair, Prompts, Scene
 from lorabench.data.prompt_length import TextReader, check_prompts, clip_reader, cut, model_readers
+from lorabench.data.uses import pair_for
 from lorabench.models.files import ModelFiles
 from lorabench.scoring.files import ScorerSet, read_config
 
@@ -70,8 +71,10 @@ def problem_of(scene: Scene, model: Sequence[TextReader], scorers: Sequence[Text
 
 
 def captions(pair: Pair) -> Iterable[str]:
-    """Yield what a pair is trained and merged with."""
+    """Yield what a pair is trained and merged with, and what is generated of either concept by itself."""
     yield pair.prompt
+    for use in ROLES:
+        yield from (scene.prompt for scene in pair_for(pair, use).drawn)
     for concept in pair.concepts:
         yield from (image.prompt for image in (*concept.images, *concept.styled))
 

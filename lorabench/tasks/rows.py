@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorabench.base import UserError
-from lorabench.config.dataset_schemas import DatasetSpec, MicroworldSpec
+from lorabench.config.dataset_schemas import DatasetSpec, WorldSpec
 from lorabench.data.pairs import Pair, Role
 from lorabench.engine.record import sha256
 from lorabench.merging.learned import LearnedMasks
@@ -71,7 +71,7 @@ class Row:
 def frame_rows(chosen: Row, dataset: DatasetSpec, pairs: Sequence[Pair]) -> list[Row]:
     """Return the baselines, the oracle if the ground truth of every pair is known, and the chosen method."""
     floors = [Row.of(name) for name in FLOORS if name != chosen.name]
-    known = isinstance(dataset, MicroworldSpec) and all(pair.is_single for pair in pairs)
+    known = isinstance(dataset, WorldSpec) and all(pair.is_single for pair in pairs)
     return [*floors, *([Row(ORACLE)] if known else []), chosen]
 
 
