@@ -183,6 +183,10 @@ class Merge(ABC):
         """Return the files that settings name; their contents are part of the key."""
         return {}
 
+    def trained_on(self) -> frozenset[str]:
+        """Return the names of the subjects and styles that the files of the merge were trained on."""
+        return frozenset()
+
     def check(self, layers: Mapping[str, Layer]) -> None:
         """Check the adapted layers before any adapter is trained, and those of a user's files.
 

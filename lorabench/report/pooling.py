@@ -18,6 +18,7 @@ import pandas as pd
 
 from lorabench.base import UserError
 from lorabench.report.folder import Picture, RunFolder
+from lorabench.report.headline import with_headline
 from lorabench.report.labels import FRAMES
 
 ONE_VALUE = ["label", "dataset", "content", "style", "prompt", "seed", "metric", "backbone", "reference"]
@@ -57,7 +58,9 @@ def distinguished(runs: list[RunFolder]) -> list[RunFolder]:
 
 
 def join_scores(runs: list[RunFolder]) -> pd.DataFrame:
-    """Join the scores of several runs in one table with a column `label`; shared values appear once.
+    """Join the scores of several runs in one table with a column `label`, and add the headline scores.
+
+    Values that runs share appear once.
 
     Raises:
         UserError: If the runs are not comparable or have different values for the same image.
@@ -76,7 +79,7 @@ def join_scores(runs: list[RunFolder]) -> pd.DataFrame:
         for run in others:
             keys = [*differing(first, run, OF_METHODS, missing=True), *other_scenes(first, run)]
             refuse(first, run, keys, f"cannot share the row {first.label}")
-    return scores.drop_duplicates(ONE_VALUE).drop(columns="run")
+    return with_headline(scores.drop_duplicates(ONE_VALUE).drop(columns="run"))
 
 
 def refuse(one: RunFolder, two: RunFolder, keys: Sequence[str], why: str) -> None:

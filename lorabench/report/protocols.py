@@ -28,11 +28,13 @@ from lorabench.base import CONF, UserError
 from lorabench.config.choices import choose
 from lorabench.config.schemas import ColumnSpec, ProtocolSpec
 from lorabench.report import stats
+from lorabench.report.headline import BOTH, SIMILARITY
 from lorabench.scoring.files import backbones
 
 ALL = ProtocolSpec("all", None, [])
 # Order of the columns that show all metrics; others follow by name, except UNSHOWN, which only protocols use.
 ORDER = (
+    BOTH, SIMILARITY,
     "dino/content", "clip_i/content", "clip_i/style", "clip_t", "csd/style", "csd/content", "subject_r1", "style_r1",
 )  # fmt: skip
 UNSHOWN = ("clip_t/prompt", "dino/style")

@@ -13,7 +13,7 @@ import pandas as pd
 
 from lorabench.config.choices import choose
 from lorabench.config.schemas import ProtocolSpec
-from lorabench.report import comparing, protocols, published, stats
+from lorabench.report import comparing, headline, protocols, published, stats
 from lorabench.report.folder import RunFolder, label_rows
 from lorabench.report.labels import CEILING, FLOORS, FRAMES
 from lorabench.report.pooling import join_scores, rounding_notes
@@ -81,7 +81,7 @@ class Table:
         spent = costs(runs)
         reported = published.published_results(runs, columns, protocol.arxiv)
         notes = [*footnotes(lines, scores, columns, reference), *column_notes]
-        notes += rounding_notes(runs)
+        notes += [*seen_notes(runs), *rounding_notes(runs)]
         if "lora_seconds" in spent:
             notes.append(SHARED)
         if reported:
@@ -237,7 +237,8 @@ SHARED = (
 
 def footnotes(lines: pd.DataFrame, scores: pd.DataFrame, columns: list[Column], reference: str | None) -> list[str]:
     """Return the paragraphs below the table."""
-    pairs, backbones = lines["pairs"].tolist(), list(dict.fromkeys(lines["backbone"]))
+    pairs = lines["pairs"].tolist()
+    backbones = list(dict.fromkeys(name for names in lines["backbone"] for name in names.split(headline.JOIN)))
     rules = {column.rule[0] for column in columns}
     order = "; averaged by reference, image, pair in this order" if rules == {"pair"} else ""
     images = f"{span(lines['images'].tolist())} images per row{order}"
@@ -259,6 +260,7 @@ def footnotes(lines: pd.DataFrame, scores: pd.DataFrame, columns: list[Column], 
             " These are small scorers trained on the microworld; "
             "their scores are not comparable with those of published backbones."
         )
+    notes += headline.notes(lines)
     if compared := lines[lines["p"].notna()].groupby("metric").size().tolist():
         notes.append(
             f"~ not separated from {reference}: a t test of the differences, paired by (pair, prompt, seed), has p "
@@ -269,6 +271,15 @@ def footnotes(lines: pd.DataFrame, scores: pd.DataFrame, columns: list[Column], 
     if lines["rank"].notna().to_numpy().any():
         notes.append("Rank 1 has the largest mean over the images that all methods share; intervals of ranks are 95 %.")
     return notes
+
+
+def seen_notes(runs: list[RunFolder]) -> list[str]:
+    """Return a sentence for each row whose merge was trained on subjects or styles of its pairs."""
+    found = {run.label: run.manifest["trained_on"] for run in runs if run.manifest.get("trained_on")}
+    return [
+        f"{label} was trained on {', '.join(names)} of these pairs, so its scores there are not those of new concepts."
+        for label, names in found.items()
+    ]
 
 
 def crossed(scores: pd.DataFrame) -> str:

@@ -232,8 +232,14 @@ class Outcome:
             **self.options(row),
             "costs": self.costs(row),
             "losses": {item.name: self.curves(item) for item in plan.artifacts("merge") if self.curves(item)},
+            **({"trained_on": seen} if (seen := self.seen(row)) else {}),
             "keys": self.keys(plan.rows),
         }
+
+    def seen(self, row: Row) -> list[str]:
+        """Return the subjects and styles of the run that files of the row's merge were trained on."""
+        names = {concept.name for pair in self.plan.pairs for concept in pair.concepts}
+        return sorted(names & row.own.merge.trained_on()) if row.method else []
 
     def keys(self, rows: Sequence[Row]) -> dict[str, dict[str, str]]:
         """Stage -> item -> key of these rows: what the store must keep for them."""

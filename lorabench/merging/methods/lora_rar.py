@@ -52,6 +52,12 @@ class LoRARar(MaskedSum):
     def files(self) -> dict[str, Path]:
         return {"weights": find(self.weights)}
 
+    def trained_on(self) -> frozenset[str]:
+        from lorabench.merging.hypernetwork import about
+
+        names: Mapping[str, Sequence[str]] = about(find(self.weights)).get("trained_on", {})
+        return frozenset(name for role in names.values() for name in role)
+
     def check(self, layers: Mapping[str, Layer]) -> None:
         from lorabench.merging.hypernetwork import load
 
