@@ -68,6 +68,7 @@ def test_batches_have_one_key_and_limit() -> None:
 KEYS = """
 import json, sys
 from pathlib import Path
+from lorabench.config.dataset_schemas import MicroworldSpec
 from lorabench.config.schemas import *
 from lorabench.data.catalogue import load_pairs
 from lorabench.data.pairs import Prompts

@@ -182,7 +182,10 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize(("number", "work"), [(signal.SIGINT, "Predicting"), (signal.SIGKILL, "Slow")])
+@pytest.mark.parametrize(
+    ("number", "work"),
+    [pytest.param(signal.SIGINT, "Predicting", marks=pytest.mark.slow), (signal.SIGKILL, "Slow")],
+)
 def test_ranks_end_with_their_parent(tmp_path: Path, log: Path, number: signal.Signals, work: str) -> None:
     """Ctrl-C, which reaches the whole process group and both ranks inside Lightning, and a parent that is killed."""
     script = tmp_path / "script.py"
@@ -210,6 +213,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_two_nodes_share_run(commands: Commands, tiny: list[str], tmp_path: Path, hydra: None, alone) -> None:
     """The same command twice: the one that has rank 0 assembles the run folder.  Two ranks, with the scores of one."""
     output, port = tmp_path / "output", free_port()

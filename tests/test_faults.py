@@ -76,7 +76,8 @@ def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
         subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-@pytest.mark.parametrize("count", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [3, 20])
 def test_killed_run_resumes_with_equal_scores(command_line: list[str], tmp_path: Path, count: int) -> None:
     """Kill -9 of a run's whole process group, then the same command, and again; see benchmarks/kills.py."""
     command = [sys.executable, "-m", "benchmarks.kills", "--chain", "--kills", str(count)]

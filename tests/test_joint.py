@@ -274,7 +274,13 @@ def test_killed_aligned_training_goes_on(model, concept, lora_spec, tmp_path, ki
     assert done[0] >= killed - 1 and all(equal(whole[role], again[role]) for role in ROLES)
 
 
-@pytest.mark.parametrize("method", ["dreambooth_joint", "pair_customization", "qr_lora", "blora"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "qr_lora",
+        *(pytest.param(m, marks=pytest.mark.slow) for m in ("dreambooth_joint", "pair_customization", "blora")),
+    ],
+)
 def test_whole_run_of_loras_that_are_method_s_own(commands, tiny, tmp_path, method) -> None:
     """To the report, whose parts may count the LoRAs of a pair."""
     pair = ["dataset.subjects=[mug_1]", "dataset.styles=[ink_1]"]

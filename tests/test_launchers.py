@@ -28,11 +28,12 @@ def sweep(commands: Commands, tiny: list[str], tmp_path: Path):
     return start
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "launcher",
     [
         ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "trainer.workers=1"],  # our processes inside joblib's
-        pytest.param(["hydra/launcher=submitit_local", "trainer.workers=0"], marks=pytest.mark.slow),
+        ["hydra/launcher=submitit_local", "trainer.workers=0"],
     ],
     ids=["joblib", "submitit_local"],
 )
