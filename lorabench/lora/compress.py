@@ -92,7 +92,7 @@ def nearest(update: Tensor, rank: int) -> tuple[Factors, float, float]:
     rng = torch.Generator().manual_seed(0)
     q = torch.randn(dense.shape[1], rank + EXTRA, generator=rng).to(dense)
     for _ in range(ITERATIONS):
-        q = torch.linalg.qr(dense.mT @ torch.linalg.qr(dense @ q).Q).Q
+        q = torch.linalg.qr(dense.mT @ (dense @ q)).Q
     u, s, vt = torch.linalg.svd(dense @ q, full_matrices=False)
     root, total = s[:rank].sqrt(), float(dense.double().square().sum())
     factors = Factors((root[:, None] * (vt[:rank] @ q.mT)).cpu(), (u[:, :rank] * root).cpu())
