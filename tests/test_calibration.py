@@ -13,7 +13,9 @@ from hydra import compose
 from lorabench.base import UserError
 from lorabench.config.dataset_schemas import MicroworldSpec
 from lorabench.data.pairs import Prompts
-from lorabench.tasks.calibration import CHECKS, Metric, World, calibrate, ideals, run, world_of
+from lorabench.tasks.calibration import ideals, run, world_of
+from lorabench.tasks.calibration_figures import CHECKS, calibrate
+from lorabench.tasks.calibration_world import Metric, World
 
 SUBJECTS, STYLES = ["mug_1", "mug_2", "cat_1", "fish_3"], ["ink_1", "ink_2", "neon_1"]
 SMALL = [
@@ -62,7 +64,7 @@ def test_leakage_of_truth_is_none(world: World) -> None:
 
 
 def test_constant_has_no_order_and_answers_by_chance(world: World) -> None:
-    dead = replace(ideal(world, "content"), drawings=np.ones((4, 4, 3)), photographs=np.ones((4, 4, 1)))
+    dead = replace(ideal(world, "content"), renderings=np.ones((4, 4, 3)), photographs=np.ones((4, 4, 1)))
     assert np.isnan(list(figures(dead, world, "spearman").values())).all()
     assert np.isnan(list(figures(dead, world, "variance").values())).all()
     assert set(figures(dead, world, "check").values()) == {0.5}
@@ -72,7 +74,7 @@ def test_constant_has_no_order_and_answers_by_chance(world: World) -> None:
 def test_opposite_of_truth_fails_everywhere(world: World) -> None:
     truth = ideal(world, "content")
     assert truth.photographs is not None
-    swapped = replace(truth, drawings=-truth.drawings, photographs=-truth.photographs)
+    swapped = replace(truth, renderings=-truth.renderings, photographs=-truth.photographs)
     assert list(figures(swapped, world, "spearman").values()) == pytest.approx([-1.0, -1.0])
     assert set(figures(swapped, world, "check").values()) == {0.0}
 

@@ -106,7 +106,7 @@ def test_same_command_again_finds_everything_done(run: tuple[Path, list[str], st
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()} == before
 
 
-def test_second_method_finds_loras_and_frame_rows(run: tuple[Path, list[str], str], commands: Commands) -> None:
+def test_second_method_finds_loras_and_baselines(run: tuple[Path, list[str], str], commands: Commands) -> None:
     output, arguments, _ = run
     made = {path.parent.name for path in output.glob("store/*/*/key.json")}
     done = commands.run(*[a for a in arguments if a not in DUOLORA], "method=direct", "trainer.workers=0")

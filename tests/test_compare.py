@@ -31,7 +31,7 @@ from lorabench.sampling.rules.switch import Switch
 from lorabench.tasks import benchmark as pipeline
 from lorabench.tasks.benchmark import at_one_node
 from lorabench.tasks.compare import name_of, rows_of, run
-from lorabench.tasks.run_folder import Outcome
+from lorabench.tasks.run_folder import RunWriter
 
 PAIR = "mug_1+ink_1"
 SMALL = [
@@ -77,10 +77,10 @@ def test_rows_of_one_run_are_told_apart_everywhere(tiny, tmp_path: Path, folder_
     run(cfg, folder_of)
     assert "duolora no_cycle" in capsys.readouterr().out
     assert (folder_of / "scores.parquet").stat().st_mtime_ns == before
-    is_done, first = Outcome.is_done, [False]
+    is_done, first = RunWriter.is_done, [False]
     with monkeypatch.context() as patched:  # another process finishes the run after this one has looked
-        patched.setattr(Outcome, "is_done", lambda self, logger: first.pop() if first else is_done(self, logger))
-        patched.setattr(Outcome, "assemble", None)
+        patched.setattr(RunWriter, "is_done", lambda self, logger: first.pop() if first else is_done(self, logger))
+        patched.setattr(RunWriter, "assemble", None)
         run(cfg, folder_of)
     assert not first and "duolora no_cycle" in capsys.readouterr().out
     write_joint_report([folder_of], tmp_path / "again")
@@ -132,7 +132,7 @@ def test_one_process_at_time_fills_run_folder(tmp_path: Path, lora_spec, monkeyp
     plan, inside = plan_at(tmp_path, CPU, lora_spec), []
 
     def fill(number: int) -> None:
-        with Outcome(tmp_path / "run", plan, "").alone():
+        with RunWriter(tmp_path / "run", plan, "").locked():
             inside.append(number)
             time.sleep(0.1)
             assert inside.pop() == number and not inside
@@ -168,7 +168,7 @@ def test_all_is_every_method_with_every_ablation_that_fits() -> None:
         ("[direct no_cycel]", "ablation=no_cycel is unknown, did you mean no_cycle"),
         ("[direct no_cycle]", "ablation=no_cycle changes settings that direct does not have; use method=<duolora"),
         ("[direct,direct none]", "task.rows names direct twice"),
-        ("[content_only]", "frames every table; leave it out"),
+        ("[content_only]", "is in every table; leave it out"),
         ("[ties uniform]", "ablation=uniform changes settings that ties does not have"),
         ("[direct uniform]", "direct has single pairs; use dataset.contents="),
     ],

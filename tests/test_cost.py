@@ -49,7 +49,7 @@ def test_each_measurement_is_fresh_and_warmed_up(tiny, tmp_path: Path, monkeypat
     assert set(passes["direct"]) == {0} and min(passes["ziprank_closed"]) > 0
     text = (tmp_path / "cost.md").read_text()
     assert "| method | learned parameters | s to merge | x direct |" in text and text in capsys.readouterr().out
-    assert "The machine was not idle (load 1.5 beforehand)" in text
+    assert "The machine was not idle (load 1.5 before)" in text
 
 
 def test_warm_up_is_same_with_two_steps(tiny, tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_medians_with_least_and_greatest() -> None:
         ("task.methods=[]", "task.methods is empty; use task.methods="),
         ("task.methods=[direct,duolra]", "method=duolra is unknown"),
         ("task.methods=[direct,direct]", "names direct twice"),
-        ("task.repeats=0", "task.repeats=0 measures nothing; use task.repeats=3"),
+        ("task.repeats=0", "task.repeats=0 must be at least 1; use task.repeats=3"),
     ],
 )
 def test_mistakes_are_one_line(tiny, tmp_path: Path, override: str, words: str) -> None:

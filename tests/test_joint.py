@@ -31,7 +31,7 @@ from lorabench.personalization.training import Environment
 from lorabench.scoring.files import ScorerSet
 from lorabench.tasks.plan import Plan
 from lorabench.tasks.rows import Row
-from lorabench.tasks.run_folder import Outcome
+from lorabench.tasks.run_manifest import row_costs
 
 WORLD = MicroworldSpec("microworld", ["mug_1", "cat_1"], ["ink_1", "ink_2"], None, 3, 2, 2)
 
@@ -102,7 +102,7 @@ def test_training_for_one_pair_is_cost_of_its_merge(tmp_path, folder, lora_spec,
         for stage in ("personalize", "merge"):
             for item in plan.artifacts(stage):
                 plan.store.get_or_make(item, lambda draft, item=item: item.work(draft, lambda done: None))
-        costs = Outcome(tmp_path, plan, "").costs(row)
+        costs = row_costs(plan, row)
         [trained] = {lora.artifact.key: plan.path(lora.artifact) for lora in plan.loras(row, pair)}.values()
         loras = [LoRA.load(file) for file in trained.glob("*.safetensors")]  # sampling need not use all of them
         assert costs["learned_parameters"] == sum(lora.parameters(*learned) for lora in loras) > 0

@@ -301,7 +301,7 @@ def test_task_trains_checks_and_writes(tiny, hydra, tmp_path: Path, capsys) -> N
         ("task.styles=[ink_1]", r"the dataset has ink_1"),
         ("task.subjects=[vase_1,vase_1]", r"each once; use task\.subjects="),
         ("task.styles=[]", r"use task\.styles="),
-        ("task.subjects=[teapot_1+vase_1]", r"teapot_1\+vase_1\+neon_1 is no single pair"),
+        ("task.subjects=[teapot_1+vase_1]", r"teapot_1\+vase_1\+neon_1 has several subjects"),
     ],
 )
 def test_what_is_held_out_is_not_trained_on(tiny, hydra, tmp_path: Path, override: str, words: str) -> None:

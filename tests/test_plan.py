@@ -19,7 +19,7 @@ from lorabench.models.layer import Layer
 from lorabench.scoring.files import ScorerSet, scorer_set
 from lorabench.tasks.checks import check_methods
 from lorabench.tasks.plan import STAGES, Plan
-from lorabench.tasks.rows import FLOORS, Row, frame_rows
+from lorabench.tasks.rows import FLOORS, Row, rows_with_baselines
 
 WORLD = MicroworldSpec("microworld", ["mug_1", "cat_1"], ["ink_1", "neon_1"], None, 2, 2, 2)
 PAIRS = load_pairs(WORLD, Prompts())
@@ -33,7 +33,7 @@ def chosen(method: str, ablation: str = "none") -> Row:
 @pytest.fixture
 def plan(tmp_path: Path, lora_spec: LoRASpec, generate_spec: GenerateSpec) -> Plan:
     return Plan(
-        store=Store(tmp_path), pairs=PAIRS, rows=frame_rows(chosen("duolora"), WORLD, PAIRS),
+        store=Store(tmp_path), pairs=PAIRS, rows=rows_with_baselines(chosen("duolora"), WORLD, PAIRS),
         dataset=WORLD, model=ModelFiles(tmp_path / "model", tmp_path / "model"), model_name="micro",
         scorers=MICRO, weights="w",
         scorers_digest="s", lora=lora_spec, generation=generate_spec, merging=MergeSpec(1),
@@ -51,8 +51,8 @@ def test_subjects_and_styles_cost_sum_and_not_product(plan: Plan) -> None:
     }  # fmt: skip
 
 
-def test_another_method_shares_loras_and_frame_rows(plan: Plan) -> None:
-    one, other = keys(plan), keys(replace(plan, rows=frame_rows(chosen("ziplora"), WORLD, PAIRS)))
+def test_another_method_shares_loras_and_baselines(plan: Plan) -> None:
+    one, other = keys(plan), keys(replace(plan, rows=rows_with_baselines(chosen("ziplora"), WORLD, PAIRS)))
     assert one["personalize"] == other["personalize"]
     assert not one["merge"] & other["merge"]
     assert len(one["generate"] & other["generate"]) == len(one["score"] & other["score"]) == 4 * 4
@@ -67,7 +67,7 @@ def test_method_trains_on_images_of_its_own_choice(plan: Plan) -> None:
 
 
 def test_ablation_changes_merge(plan: Plan) -> None:
-    ablated = keys(replace(plan, rows=frame_rows(chosen("duolora", "no_cycle"), WORLD, PAIRS)))
+    ablated = keys(replace(plan, rows=rows_with_baselines(chosen("duolora", "no_cycle"), WORLD, PAIRS)))
     assert not keys(plan)["merge"] & ablated["merge"]
 
 
@@ -127,27 +127,27 @@ def test_every_method_starts_from_same_noise(plan: Plan) -> None:
 
 
 def test_frame_row_that_is_chosen_method_stands_once(plan: Plan) -> None:
-    rows = [row.name for row in frame_rows(chosen("base"), WORLD, PAIRS)]
+    rows = [row.name for row in rows_with_baselines(chosen("base"), WORLD, PAIRS)]
     assert rows == ["content_only", "style_only", "oracle", "base"]
-    assert not replace(plan, rows=frame_rows(chosen("base"), WORLD, PAIRS)).artifacts("merge")
+    assert not replace(plan, rows=rows_with_baselines(chosen("base"), WORLD, PAIRS)).artifacts("merge")
 
 
 def test_method_that_wants_its_own_lora_trains_that_one_besides(plan: Plan) -> None:
     row = chosen("duolora", "short_content_lora")
-    short = replace(plan, rows=frame_rows(row, WORLD, PAIRS), lora=replace(plan.lora, steps=30))
+    short = replace(plan, rows=rows_with_baselines(row, WORLD, PAIRS), lora=replace(plan.lora, steps=30))
     assert [item.steps for item in short.artifacts("personalize")] == [30, 3, 30, 3, 30, 30]
 
 
 def test_several_subjects_have_no_oracle_and_kind_of_merge_is_in_key(plan: Plan) -> None:
     spec = replace(WORLD, contents=["mug_1", "cat_1"])
     pairs = load_pairs(spec, Prompts())
-    rows = frame_rows(chosen("duolora"), spec, pairs)
+    rows = rows_with_baselines(chosen("duolora"), spec, pairs)
     assert [row.name for row in rows] == ["base", "content_only", "style_only", "duolora"]
     joint = replace(plan, pairs=pairs, rows=rows)
-    uniform = replace(joint, rows=frame_rows(chosen("duolora", "uniform"), spec, pairs))
+    uniform = replace(joint, rows=rows_with_baselines(chosen("duolora", "uniform"), spec, pairs))
     assert not keys(joint)["merge"] & keys(uniform)["merge"]
     assert [item.steps for item in uniform.artifacts("merge")] == [200, 200]
-    alone = frame_rows(chosen("duolora", "uniform"), WORLD, PAIRS)
+    alone = rows_with_baselines(chosen("duolora", "uniform"), WORLD, PAIRS)
     assert keys(replace(plan, rows=alone)) == keys(plan)
 
 
@@ -201,7 +201,7 @@ def test_how_many_pairs_share_batch_is_in_key_where_masks_are_learned(plan: Plan
     alone, together = keys(plan), keys(replace(plan, merging=MergeSpec(3)))
     assert alone["personalize"] == together["personalize"] and not alone["merge"] & together["merge"]
     assert "pairs_per_batch" not in plan.artifacts("merge")[0].parts
-    summed = replace(plan, rows=frame_rows(chosen("direct"), WORLD, PAIRS))
+    summed = replace(plan, rows=rows_with_baselines(chosen("direct"), WORLD, PAIRS))
     assert keys(summed) == keys(replace(summed, merging=MergeSpec(3)))
 
 

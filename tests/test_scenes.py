@@ -24,7 +24,7 @@ from lorabench.models.files import ModelFiles
 from lorabench.scoring.files import ScorerSet, scorer_set
 from lorabench.tasks.plan import Plan
 from lorabench.tasks.rows import Row, frame_rows
-from lorabench.tasks.run_folder import Outcome
+from lorabench.tasks.run_folder import RunWriter
 from lorabench.tasks.scores import Scoring
 
 WORLD = MicroworldSpec("microworld", ["mug_1"], ["ink_1"], None, 2, 2, 2)
@@ -94,5 +94,5 @@ def test_images_are_scored_in_their_order_beyond_hundred(tmp_path: Path, scorers
 
 def test_config_tells_one_report_from_another(plan: Plan, tmp_path: Path) -> None:
     configs = [OmegaConf.to_yaml({"protocol": {"name": name, "arxiv": None, "columns": []}}) for name in ("all", "b")]
-    one, other = (Outcome(tmp_path, plan, config).protocol for config in configs)
-    assert one["name"] == "all" and one != other and Outcome(tmp_path, plan, "a: b").protocol == {}
+    one, other = (RunWriter(tmp_path, plan, config).protocol for config in configs)
+    assert one["name"] == "all" and one != other and RunWriter(tmp_path, plan, "a: b").protocol == {}

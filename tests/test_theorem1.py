@@ -173,7 +173,7 @@ def test_study_counts_and_names_violations(tmp_path) -> None:
     assert found[["layer", "k"]].values.tolist() == [[layer, 1]]
     text = summary(errors)
     assert "| SVD basis | 0 | 0.00% | - |" in text and "| trained factors | 1 | 20.00% | 0.9950 |" in text
-    assert "by block: down_blocks.1 1" in text and "by projection: attn1.to_q 1" in text and "Nowhere." in text
+    assert "by block: down_blocks.1 1" in text and "by projection: attn1.to_q 1" in text and "None." in text
     draw(errors, tmp_path / "theorem1.png")
     assert (tmp_path / "theorem1.png").stat().st_size > 10_000
     assert summary(pd.concat([errors, errors.assign(concept="cat_1")])).startswith("# Theorem 1")

@@ -24,12 +24,12 @@ def test_group_without_choice_names_key_and_choices(group: str) -> None:
 
 
 def test_several_choices_without_m_are_told_to_take_it() -> None:
-    line = "method=direct,ziplora has several choices, each of which is a run; use -m method=direct,ziplora"
+    line = "method=direct,ziplora has several choices, one run each; use -m method=direct,ziplora"
     assert mistake(["method=direct,ziplora"]) == line
     assert mistake(["method=direct,ziplora", "-m"]) is None
     message = "Ambiguous value for argument 'lora.rank=4,8'\n1. To use it as a list, use key=[value1,value2]"
     assert ambiguous(message) == (
-        "lora.rank=4,8 has several values; use lora.rank=[4,8] for a list, or -m lora.rank=4,8 for a run of each"
+        "lora.rank=4,8 has several values; use lora.rank=[4,8] for a list, or -m lora.rank=4,8 for one run each"
     )
 
 

@@ -1,1 +1,1 @@
-"""What `task=` runs: the benchmark, and the commands beside it."""
+"""The tasks of the command line (`task=`): the benchmark, and studies and tools that use its parts."""

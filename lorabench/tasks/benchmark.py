@@ -1,7 +1,7 @@
-"""The one loop: pairs -> personalise -> merge -> generate -> score -> report.
+"""task=benchmark: pairs -> personalize -> merge -> generate -> score -> report.
 
-Every artifact comes from the store or is made into it by a worker; the run folder is then put together from them.
-Stopped at any moment, the same command goes on from what is stored.
+Worker processes compute the artifacts that the store lacks. The run folder is assembled from the store afterwards. An
+interrupted run resumes with the same command.
 """
 
 import time
@@ -31,16 +31,21 @@ from lorabench.tasks.checks import check_methods, check_scorers
 from lorabench.tasks.composition import ablation_of, method_of
 from lorabench.tasks.plan import Plan
 from lorabench.tasks.prompts import fitting, readers_of, scorer_readers
-from lorabench.tasks.rows import Row, check_uniform, frame_rows
-from lorabench.tasks.run_folder import Outcome
+from lorabench.tasks.rows import Row, check_uniform, rows_with_baselines
+from lorabench.tasks.run_folder import RunWriter
 
-REPORT_COST = 300.0  # as Artifact.cost
+REPORT_COST = 300.0  # in the unit of Artifact.cost
 
 
 def plan_of(cfg: DictConfig, rows: list[Row] | None = None) -> Plan:
-    """The plan of a composed config, of the given rows or of the configured method between the frame rows.
+    """Return the plan of a composed configuration.
 
-    Raises UserError for every mistake that can be seen beforehand.
+    Args:
+        cfg: The configuration.
+        rows: Rows of the table. None: the baselines, the oracle and the configured method.
+
+    Raises:
+        UserError: For every mistake that can be found without computing.
     """
     store = Store.open(Path(cfg.store))
     groups = ("model", "scorers", "dataset", "lora", "generate", "merge", "trainer")
@@ -52,7 +57,7 @@ def plan_of(cfg: DictConfig, rows: list[Row] | None = None) -> Plan:
     if rows is None:
         chosen = Row.chosen(method_of(cfg), ablation_of())
         check_uniform([chosen], pairs)
-        rows = frame_rows(chosen, typed["dataset"], pairs)
+        rows = rows_with_baselines(chosen, typed["dataset"], pairs)
     return Plan(
         store=store,
         pairs=pairs,
@@ -74,7 +79,7 @@ def plan_of(cfg: DictConfig, rows: list[Row] | None = None) -> Plan:
 
 
 def uses_of(cfg: DictConfig) -> tuple[Use, ...]:
-    """Return the configured uses, joint always among them.
+    """Return the configured uses of images, always with the joint use.
 
     Raises:
         UserError: If there is no such use.
@@ -85,26 +90,26 @@ def uses_of(cfg: DictConfig) -> tuple[Use, ...]:
 
 
 def run(cfg: DictConfig, folder: Path) -> None:
-    """The whole benchmark of the configured method into its run folder; prints the table."""
+    """Run the benchmark of the configured method into its run folder, and print the table."""
     plan = plan_of(cfg)
     logger = logger_of(cfg)
-    outcome = Outcome(folder, plan, OmegaConf.to_yaml(cfg, resolve=True))
-    if outcome.is_done(logger):
-        return tell(outcome)
-    device_name(plan.trainer.accelerator)  # is it there?
+    writer = RunWriter(folder, plan, OmegaConf.to_yaml(cfg, resolve=True))
+    if writer.is_done(logger):
+        return print_result(writer)
+    device_name(plan.trainer.accelerator)  # raises UserError if there is no such device
     check_methods(plan)
     check_scorers(plan)
     start, artifacts = time.perf_counter(), plan.all_artifacts()
     plan = at_one_node(plan, artifacts)
-    outcome.output.claim()
+    writer.output.claim()
     with ExitStack() as held:
-        with open_view(logger, outcome.path, plan.key(), yaml.safe_load(outcome.config)) as view:
-            make(plan.store, plan.trainer, artifacts, partial(show, outcome, view, {}), REPORT_COST)
-            held.enter_context(outcome.alone())
-            if outcome.is_done(logger):  # by another process with the same command, which was quicker
-                return tell(outcome)
-            put_together(outcome, view, start)
-        outcome.seal(logger)
+        with open_view(logger, writer.path, plan.key(), yaml.safe_load(writer.config)) as view:
+            make(plan.store, plan.trainer, artifacts, partial(show, writer, view, {}), REPORT_COST)
+            held.enter_context(writer.locked())
+            if writer.is_done(logger):  # another process with the same command was quicker
+                return print_result(writer)
+            put_together(writer, view, start)
+        writer.seal(logger)
 
 
 def at_one_node(plan: Plan, artifacts: Sequence[Artifact]) -> Plan:
@@ -118,24 +123,28 @@ def at_one_node(plan: Plan, artifacts: Sequence[Artifact]) -> Plan:
     return plan
 
 
-def put_together(outcome: Outcome, view: View, start: float) -> None:
-    """The run folder from what the store has since a moment of time.perf_counter; prints the table."""
-    with outcome.plan.store.explained():
-        outcome.assemble(time.perf_counter() - start)
+def put_together(writer: RunWriter, view: View, start: float) -> None:
+    """Assemble the run folder from the store and print the table. `start` is a time of time.perf_counter."""
+    with writer.plan.store.explained():
+        writer.assemble(time.perf_counter() - start)
     view.finish()
-    tell(outcome)
+    print_result(writer)
 
 
-def tell(outcome: Outcome) -> None:
-    print(outcome.table())
-    print(outcome.path / "report.html")
+def print_result(writer: RunWriter) -> None:
+    """Print the table and the path of the page."""
+    print(writer.table())
+    print(writer.path / "report.html")
 
 
-def show(outcome: Outcome, view: View, names: Mapping[str, str], artifact: Artifact) -> None:
+def show(writer: RunWriter, view: View, names: Mapping[str, str], artifact: Artifact) -> None:
     """Show the curves of an artifact in the store.
 
     Args:
+        writer: Writer of the run folder.
+        view: The logger's view of the run.
         names: Row of each merge by key, if there are several rows.
+        artifact: The artifact.
     """
-    if curves := outcome.curves(artifact):
+    if curves := writer.curves(artifact):
         view.curves(artifact.stage, " ".join(filter(None, [names.get(artifact.key), artifact.name])), curves)

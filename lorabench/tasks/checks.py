@@ -39,10 +39,10 @@ def check_scorers(plan: Plan) -> None:
     """Check that the weights of scorers fit their architectures.
 
     Raises:
-        UserError: If they do not.
+        UserError: If they do not fit.
     """
     for files in plan.scorers.scorers:
-        if not files.weights.is_relative_to(MICRO_SCORERS):  # those are tested
+        if not files.weights.is_relative_to(MICRO_SCORERS):  # the tests check these
             from lorabench.scoring.load import check_scorer
 
             check_scorer(files)

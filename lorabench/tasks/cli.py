@@ -1,6 +1,6 @@
-"""The command line: compose with Hydra, check, run, and turn every mistake into one line.
+"""The command line: compose the configuration with Hydra, check it, run the task, and report errors in one line.
 
-Exit codes: 0 done, 2 a mistake of the user's (one line says what to type), 130 interrupted, 1 anything else.
+Exit codes: 0 done, 2 a user's mistake (one line has the fix), 130 interrupted, 1 any other error.
 """
 
 import difflib
@@ -47,33 +47,33 @@ TASKS = {
     "generate": "lorabench.tasks.files",
     "inspect": "lorabench.tasks.inspect_files",
 }
-# Each has run(cfg, folder), which returns the name of the file to look at; these fill a run folder by themselves:
+# Each module has run(cfg, folder), which returns the name of its main file; but these fill a run folder themselves:
 RUNS = ("benchmark", "compare")
 LAUNCHERS = ("joblib", "submitit_local", "submitit_slurm")  # launchers of the extra `launch`
 INTERRUPTED = 130
 OVERRIDE = re.compile(r"[+~]*[\w./@]+=")
-SHORT = re.compile(r"^(content|style)=")  # short for content.lora=, so that content.prompt= can be given as well
-TRACEBACK = "LORABENCH_FULL_ERROR"  # what HYDRA_FULL_ERROR was, for the processes of a launcher too
-ERROR_FILE = "error.txt"  # in the run folder of a failed job of a sweep
+SHORT = re.compile(r"^(content|style)=")  # short for content.lora=, so that content.prompt= can be set as well
+TRACEBACK = "LORABENCH_FULL_ERROR"  # the user's HYDRA_FULL_ERROR, also for the processes of a launcher
+ERROR_FILE = "error.txt"  # log of a failed job of a sweep, in its run folder
 
 
 def main() -> int:
-    """Run the command line of sys.argv; returns the exit code."""
+    """Run the command line of sys.argv and return the exit code."""
     if ignored := clear_environment():
         print(f"note: {', '.join(ignored)} of the environment would change results and is ignored", file=sys.stderr)
     os.environ[TRACEBACK] = os.environ.get("HYDRA_FULL_ERROR", "0")
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing, and `main` prints
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises an error instead of printing it; `main` prints it
     if line := mistake(sys.argv[1:]):
         return fail(line).code
     words = as_typed(SHORT.sub(r"\1.lora=", word) for word in sys.argv[1:])
-    sys.argv[1:] = sorted(words, key=lambda word: not OVERRIDE.match(word))  # argparse takes none after a flag
+    sys.argv[1:] = sorted(words, key=lambda word: not OVERRIDE.match(word))  # argparse accepts none after a flag
     register()
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)()
         return 0
     except KeyboardInterrupt:
         return interrupted()
-    except Exception as error:  # from composition or a launcher; `task` raises none
+    except Exception as error:  # of composition or of a launcher; `task` raises none
         if traceback_wanted():
             raise
         if JointReport.current is not None and of_launcher(error):
@@ -82,19 +82,20 @@ def main() -> int:
 
 
 def task(cfg: DictConfig) -> Failed | None:
-    """What Hydra calls, once a run of a sweep; exits itself, since Hydra adds lines of its own to an exception.
+    """Run a composed configuration. Hydra calls this, once per run of a sweep.
 
-    In a sweep a failed run only returns how it failed: the others still run, and report/sweep.py tells at the end.
-    A launcher may call this in a process of its own, where `main` was never called.
+    A failed single run exits here, because Hydra would add lines to an exception. A failed run of a sweep returns its
+    failure: the other runs continue, and report/sweep.py lists failures at the end. A launcher may call this function
+    in another process, in which `main` was never called.
     """
     hydra_config = HydraConfig.get()
-    if hydra_config.job.chdir:  # paths of the configuration are relative to where the command was typed
+    if hydra_config.job.chdir:  # paths of the configuration are relative to the user's working folder
         os.chdir(hydra_config.runtime.cwd)
     failed, text = attempt(cfg)
     if failed and (failed.code == INTERRUPTED or hydra_config.mode == RunMode.RUN):
         sys.exit(failed.code)
     if failed and cfg.task.name not in OWN_TASKS:
-        # Where nothing can be written it was that which failed, and a folder of the user's is left as it is.
+        # The failure may be that nothing can be written; and a folder of the user is left as it is.
         with suppress(OSError, UserError):
             output = OutputFolder(Path(hydra_config.runtime.output_dir))
             output.check()
@@ -105,8 +106,8 @@ def task(cfg: DictConfig) -> Failed | None:
 
 
 def attempt(cfg: DictConfig) -> tuple[Failed | None, str]:
-    """How a run failed, if it did, and the traceback of what is no mistake of the user's."""
-    clear_environment()  # a scheduler's job may have an environment of its own
+    """Run a configuration. Return the failure or None, and the traceback if it is not the user's mistake."""
+    clear_environment()  # a job of a scheduler may have its own environment
     try:
         validate(cfg)
         method_of(cfg)
@@ -122,12 +123,12 @@ def attempt(cfg: DictConfig) -> tuple[Failed | None, str]:
     except KeyboardInterrupt:
         return Failed(interrupted(), "interrupted"), ""
     except SystemExit as error:
-        # Lightning turns Ctrl-C into an exit of its own (only where jobs run in this process).
+        # Lightning turns Ctrl-C into an exit of its own, if jobs run in this process.
         if isinstance(error.__context__, KeyboardInterrupt):
             return Failed(interrupted(), "interrupted"), ""
-        if error.code:  # submitit's, whose scheduler asks for the place
+        if error.code:  # submitit exits when the scheduler preempts the job
             raise
-        return None, ""  # a node that has finished its share
+        return None, ""  # a node of several without rank 0 has finished
     except Exception as error:
         text = traceback.format_exc()
         line = system_fault(error, str(cfg.store))
@@ -137,11 +138,15 @@ def attempt(cfg: DictConfig) -> tuple[Failed | None, str]:
 
 
 def fill(cfg: DictConfig, output: OutputFolder) -> None:
-    """Run the task into its folder; UserError where that has files of the user's."""
+    """Run the task into its folder.
+
+    Raises:
+        UserError: If the folder has files of the user.
+    """
     work = importlib.import_module(TASKS[cfg.task.name]).run
     if cfg.task.name in OWN_TASKS:
         return work(cfg, output.path)
-    output.check(ignored=[f"{HydraConfig.get().job.name}.log"])  # Hydra's own, where the user asks for it
+    output.check(ignored=[f"{HydraConfig.get().job.name}.log"])  # Hydra's log, if the user asks for one
     output.path.mkdir(parents=True, exist_ok=True)
     output.remove(ERROR_FILE)
     if cfg.task.name in RUNS:
@@ -152,27 +157,30 @@ def fill(cfg: DictConfig, output: OutputFolder) -> None:
 
 
 def traceback_wanted() -> bool:
+    """Return whether the user has asked for tracebacks by HYDRA_FULL_ERROR=1."""
     return os.environ.get(TRACEBACK) == "1"
 
 
 def of_launcher(error: Exception) -> bool:
-    """Whether Hydra's launcher raised it, not the composing of the jobs."""
+    """Return whether Hydra's launcher raised the error, and not the composition of the jobs."""
     frames = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
     return any(name.startswith("hydra_plugins.") for name in frames)
 
 
 def fail(line: str) -> Failed:
+    """Print an error that is the user's mistake, and return it."""
     print(f"error: {line}", file=sys.stderr)
     return Failed(2, line)
 
 
 def interrupted() -> int:
+    """Print that the run was interrupted, and return the exit code."""
     print("\ninterrupted; finished artifacts are kept; run the same command to resume", file=sys.stderr)
     return INTERRUPTED
 
 
 def one_line(error: Exception) -> str:
-    """What is wrong and what to type, from what Hydra raised."""
+    """Return one line with the problem and the fix for an error of Hydra."""
     if isinstance(error, MissingConfigException):
         return missing_choice(error)
     if isinstance(error, OSError) and error.errno:
@@ -181,7 +189,7 @@ def one_line(error: Exception) -> str:
 
 
 def missing_choice(error: MissingConfigException) -> str:
-    """An unknown option of a config group, such as method=foo."""
+    """Return the message for an unknown option of a config group, such as method=foo."""
     group, _, name = (error.missing_cfg_file or "").rpartition("/")
     options = [option for option in error.options or [] if option != "schema"]
     if group == "hydra/launcher" and name in LAUNCHERS:
@@ -192,7 +200,7 @@ def missing_choice(error: MissingConfigException) -> str:
 
 
 def wrong_override(error: Exception) -> str:
-    """An unknown key, a value of a wrong type, or an override that cannot be read."""
+    """Return the message for an unknown key, a value of a wrong type, or an override that cannot be parsed."""
     if line := ambiguous(str(error)):
         return line
     if isinstance(error, OverrideParseException):

@@ -1,12 +1,12 @@
-"""Several methods and ablations in one run: one plan, one folder, one table.
+"""task=compare: several methods and ablations in one run, with one plan, one folder and one table.
 
     python run.py task=compare task.rows=[direct,duolora,"duolora no_cycle"]
-    python run.py experiments=smoke                        # every method with every ablation, as small as can be
+    python run.py experiments=smoke                        # every method with every ablation, with minimal sizes
 
-A sweep makes a run folder of each and compares them afterwards; here all rows share the frame rows and the workers,
-which is worth it where rows are many and small. A row that fails costs the others nothing: they are reported as always,
-what failed is listed at the end with its log, and the exit code is 1. Nothing of a failure is stored, so the same
-command tries it again. Ranks (trainer=ddp) work on all rows together; there the first failure ends the run.
+A sweep makes one run folder per method and compares them afterwards. Here all rows share the baselines and the workers,
+which is faster for many small rows. If a row fails, the others are finished and reported; the failures are listed at
+the end with their logs, and the exit code is 1. A failure is not stored, so the same command tries it again. With ranks
+(trainer=ddp), which compute all rows together, the first failure ends the run.
 """
 
 from __future__ import annotations
@@ -34,73 +34,78 @@ from lorabench.tasks.benchmark import (
     REPORT_COST,
     at_one_node,
     plan_of,
+    print_result,
     put_together,
     show,
-    tell,
 )
 from lorabench.tasks.checks import check_methods, check_scorers
 from lorabench.tasks.composition import has_images
 from lorabench.tasks.plan import STAGES, Plan
-from lorabench.tasks.rows import FLOORS, Row, check_rows, check_uniform, frame_rows
-from lorabench.tasks.run_folder import Outcome
+from lorabench.tasks.rows import FLOORS, Row, check_rows, check_uniform, rows_with_baselines
+from lorabench.tasks.run_folder import RunWriter
 
 ALL = "all"
 FAILED = "failed"  # folder of the logs, in the run folder
 
 
 def run(cfg: DictConfig, folder: Path) -> None:
-    """The rows of the config into one run folder; prints the table.  Raises Incomplete where a row failed."""
+    """Run the configured rows into one run folder and print the table.
+
+    Raises:
+        Incomplete: If a row failed.
+    """
     rows = rows_of(cfg.task.rows, cfg.task.fit_steps)
     plan = plan_of(cfg, [])
     if cfg.task.rows == ALL:
         rows = [row for row in rows if has_images(row.own, plan.dataset)]
     check_uniform(rows, plan.pairs)
-    frames = frame_rows(rows[0], plan.dataset, plan.pairs)[:-1]
-    plan, logs = replace(plan, rows=[*frames, *rows]), folder / FAILED
+    baselines = rows_with_baselines(rows[0], plan.dataset, plan.pairs)[:-1]
+    plan, logs = replace(plan, rows=[*baselines, *rows]), folder / FAILED
     logger = logger_of(cfg)
-    outcome = Outcome(folder, plan, config_of(cfg))
-    if outcome.is_done(logger):
-        return tell(outcome)
-    device_name(plan.trainer.accelerator)  # is it there?
+    writer = RunWriter(folder, plan, config_of(cfg))
+    if writer.is_done(logger):
+        return print_result(writer)
+    device_name(plan.trainer.accelerator)  # raises UserError if there is no such device
     check_scorers(plan)
-    for each in plan.all_artifacts():  # artifacts of an earlier attempt
+    for each in plan.all_artifacts():  # logs of an earlier attempt
         (logs / f"{each.key}.txt").unlink(missing_ok=True)
-    with suppress(OSError):  # there is none, or it holds logs of other rows
+    with suppress(OSError):  # the folder is missing or has logs of other rows
         logs.rmdir()
     failures = misfits(plan)
     plan = replace(plan, rows=[row for row in plan.rows if name_of(row) not in failures])
     start, artifacts = time.perf_counter(), plan.all_artifacts()
     plan = at_one_node(plan, artifacts)
-    outcome.output.claim()
+    writer.output.claim()
     with ExitStack() as held:
-        with open_view(logger, folder, plan.key(), yaml.safe_load(outcome.config)) as view:
+        with open_view(logger, folder, plan.key(), yaml.safe_load(writer.config)) as view:
             names = {plan.merge(row, pair).key: name_of(row) for row, pair in plan.cells() if row.is_method}
-            shown = partial(show, outcome, view, names)
+            shown = partial(show, writer, view, names)
             make(plan.store, plan.trainer, artifacts, shown, REPORT_COST, logs)
-            held.enter_context(outcome.alone())
-            if outcome.is_done(logger):  # as in pipeline.run
-                return tell(outcome)
+            held.enter_context(writer.locked())
+            if writer.is_done(logger):  # another process with the same command was quicker
+                return print_result(writer)
             failures |= {name_of(row): why for row in plan.rows if (why := first_failure(plan, row, logs))}
             whole = [row for row in plan.rows if name_of(row) not in failures]
             if {name_of(row) for row in rows} - failures.keys():
-                outcome = Outcome(folder, replace(plan, rows=whole), outcome.config)
-                put_together(outcome, view, start)
+                writer = RunWriter(folder, replace(plan, rows=whole), writer.config)
+                put_together(writer, view, start)
             if failures:
                 lines = "".join(f"\n  {name}: {why}" for name, why in failures.items())
-                raise Incomplete(f"{len(failures)} of {len(rows) + len(frames)} rows failed{lines}")
-        outcome.seal(logger)
+                raise Incomplete(f"{len(failures)} of {len(rows) + len(baselines)} rows failed{lines}")
+        writer.seal(logger)
 
 
 def config_of(cfg: DictConfig) -> str:
-    """The resolved config without its `method`, which the rows stand for; their settings are in the manifest."""
+    """Return the resolved configuration as YAML without `method`; the manifest has the settings of each row."""
     resolved: Any = OmegaConf.to_container(cfg, resolve=True)
     return OmegaConf.to_yaml(OmegaConf.create({key: value for key, value in resolved.items() if key != "method"}))
 
 
 def rows_of(named: Any, fit_steps: int | None = None) -> list[Row]:
-    """Return the rows of "method" and "method ablation"; of "all" every preset with every ablation that fits it.
+    """Return the rows for names "<method>" or "<method> <ablation>"; for "all", every preset and fitting ablation.
 
     Args:
+        named: One name, a list of names, or "all".
         fit_steps: Optimizer steps of every learned merge; None keeps those of the method.
 
     Raises:
@@ -116,11 +121,12 @@ def rows_of(named: Any, fit_steps: int | None = None) -> list[Row]:
     named = [named] if isinstance(named, str) else list(named or [])
     rows = [row_of(str(words), fit_steps) for words in named]
     names = [name_of(row) for row in rows]
-    check_rows("task.rows", names, "[direct,duolora] or task.rows=all", floors="frames every table")
+    check_rows("task.rows", names, "[direct,duolora] or task.rows=all", floors="is in every table")
     return rows
 
 
 def row_of(words: str, fit_steps: int | None) -> Row:
+    """Return the row for "<method> <ablation>". See `rows_of` for `fit_steps`."""
     name, _, ablation = " ".join(words.split()).partition(" ")
     row = Row.of(name, ablation or "none")
     if fit_steps is None or not isinstance(row.own.merge, LearnedMasks):
@@ -129,11 +135,12 @@ def row_of(words: str, fit_steps: int | None) -> Row:
 
 
 def name_of(row: Row) -> str:
+    """Return the name of a row in tables."""
     return label(row.name, row.ablation)
 
 
 def misfits(plan: Plan) -> dict[str, str]:
-    """By name, the rows whose masks do not fit the model, with the reason; found before anything is trained."""
+    """Return the reasons of rows whose masks do not fit the model, by name, before anything is trained."""
     try:
         check_methods(plan)
         return {}
@@ -142,6 +149,7 @@ def misfits(plan: Plan) -> dict[str, str]:
 
 
 def misfit(plan: Plan, row: Row) -> str | None:
+    """Return why a row does not fit the model; None if it fits."""
     try:
         check_methods(replace(plan, rows=[row]))
     except Exception as error:
@@ -150,7 +158,7 @@ def misfit(plan: Plan, row: Row) -> str | None:
 
 
 def first_failure(plan: Plan, row: Row, logs: Path) -> str | None:
-    """Return the first artifact of a row that failed, with the reason; None if none did."""
+    """Return the first artifact of a row that failed, with the reason; None if all succeeded."""
     own = replace(plan, rows=[row])
     for stage in STAGES:
         for each in own.artifacts(stage):
@@ -161,5 +169,5 @@ def first_failure(plan: Plan, row: Row, logs: Path) -> str | None:
 
 
 def reason(log: str) -> str:
-    """The last line of a traceback that says something."""
+    """Return the last line of a log that is not empty."""
     return next((line for line in reversed(log.splitlines()) if line.strip()), "no reason given")

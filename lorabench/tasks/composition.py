@@ -1,4 +1,4 @@
-"""What Hydra composed, as the tasks see it."""
+"""The method, ablation and images of a configuration that Hydra has composed."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,11 +18,11 @@ NEEDED = {
 
 
 def row_name(choices: Mapping[str, Any]) -> str:
-    """Return the method's name in tables, given Hydra's choices."""
+    """Return the method's name in tables for Hydra's choices of options."""
     return named(choices)
 
 
-# At import, because the jobs of a launcher compose in processes that import this module only.
+# At import, because the jobs of a launcher compose in processes that import only this module.
 OmegaConf.register_new_resolver("row_name", row_name, replace=True)
 
 
@@ -44,7 +44,7 @@ def check_images(method: Method, dataset: DatasetSpec) -> None:
     """Check that a dataset has the images that the training needs.
 
     Raises:
-        UserError: If it has not.
+        UserError: If they are missing.
     """
     if not has_images(method, dataset):
         needed, usable = NEEDED[method.training.images]

@@ -1,10 +1,11 @@
-"""What each method takes, measured and not looked up: nothing from the store, one thing at a time, fresh processes.
+"""task=cost: measure time and memory of each method, in fresh processes and without stored results.
 
-The numbers beside scores (`manifest.json`, COSTS in lorabench/report/table.py) are of whichever run made an artifact,
-with whatever else ran then. Here every merge and every set of images is computed `task.repeats` times, each time in a
-process of its own that has first done the same with two steps, so that weights are read and kernels chosen before the
-clock starts. Medians stand in the table with the least and the greatest. A method's own LoRAs are made beforehand, once
-each, and are no cost of its merge: methods share them. The store is a temporary one.
+The costs in a run's table (`manifest.json`, COSTS in lorabench/report/table.py) come from the run that computed an
+artifact, when the machine may have been busy. Here every merge and every set of images is computed `task.repeats`
+times, each time in a new process and on an idle device. The process first does the same with two steps, so that weights
+are read and kernels are chosen before the clock starts. The table has medians with minimum and maximum. The LoRAs that
+a method merges are trained beforehand, once each, and are not a cost of its merge, because methods share them. The
+store is temporary.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ from lorabench.tasks.benchmark import plan_of
 from lorabench.tasks.checks import check_methods
 from lorabench.tasks.plan import Plan
 from lorabench.tasks.rows import Row, check_rows
-from lorabench.tasks.run_folder import Outcome
+from lorabench.tasks.run_manifest import row_costs
 
 WARM = 2  # steps of a merge and of the sampler before the measured ones
 IDLE = 0.5  # load of a machine below which it counts as idle
 LORA = "lora_seconds"
-# Costs of Outcome.costs, with their heading, a unit, and whether the ratio to the reference says something.
+# Costs of run_manifest.row_costs: heading, unit, and whether the table has its ratio to the reference.
 COLUMNS = {
     "learned_parameters": ("learned parameters", 1, False),
     "merge_seconds": ("s to merge", 1, True),
@@ -52,15 +53,15 @@ COLUMNS = {
 
 
 def run(cfg: DictConfig, folder: Path) -> str:
-    """Write cost.csv (medians, least, greatest), repeats.csv and cost.md, and print the table."""
+    """Write cost.csv (median, minimum, maximum), repeats.csv and cost.md, and print the table."""
     rows = rows_of(list(cfg.task.methods))
     if cfg.task.repeats < 1:
-        raise UserError(f"task.repeats={cfg.task.repeats} measures nothing; use task.repeats=3")
+        raise UserError(f"task.repeats={cfg.task.repeats} must be at least 1; use task.repeats=3")
     load = load_of_machine()
     with TemporaryDirectory(prefix="store-", dir=folder) as temporary:
         root = Path(temporary)
         plan = plan_of(OmegaConf.merge(cfg, {"store": str(root / "loras")}), rows)  # pyright: ignore[reportArgumentType]
-        device_name(plan.trainer.accelerator)  # is it there?
+        device_name(plan.trainer.accelerator)  # raises UserError if there is no such device
         check_methods(plan)
         found = pd.DataFrame(measure(plan, cfg.task.repeats, root))
     found.to_csv(folder / "repeats.csv", index=False, float_format="%.6g")
@@ -73,20 +74,21 @@ def run(cfg: DictConfig, folder: Path) -> str:
 
 
 def rows_of(names: Sequence[str]) -> list[Row]:
+    """Return the rows of the methods."""
     check_rows("task.methods", names, "[direct,duolora]")
     return [Row.of(name) for name in names]
 
 
 def load_of_machine() -> float:
-    """Processes that ran or waited to, on the mean of the last minute; says so where the machine is not idle."""
+    """Return the machine's load average of the last minute; warn if the machine is not idle."""
     load = os.getloadavg()[0]
     if load > IDLE:
-        print(f"this machine is not idle (load {load:.1f}): seconds will be those of a busy one", file=sys.stderr)
+        print(f"warning: this machine is not idle (load {load:.1f}), so seconds are too high", file=sys.stderr)
     return load
 
 
 def measure(plan: Plan, repeats: int, root: Path) -> list[dict[str, str | float]]:
-    """A row a method and repeat: method, repeat, and the costs of Outcome.costs."""
+    """Return one row per method and repeat, with the costs of `run_manifest.row_costs`."""
     loras = list(closure(plan.artifacts("personalize")).values())
     lines: list[dict[str, str | float]] = []
     with fresh(plan) as start, tqdm(total=len(loras) + repeats * len(plan.rows), unit="process") as bar:
@@ -97,16 +99,16 @@ def measure(plan: Plan, repeats: int, root: Path) -> list[dict[str, str | float]
         for repeat in range(repeats):
             for row in plan.rows:
                 bar.set_description(f"{row.name} {repeat + 1}/{repeats}")
-                own = replace(plan, rows=[row], store=beside(plan.store, root / f"{row.name}-{repeat}"))
+                own = replace(plan, rows=[row], store=with_loras(plan.store, root / f"{row.name}-{repeat}"))
                 start(Warmed(makes(warm(own, row, root)), makes(own)))
-                lines.append({"method": row.name, "repeat": repeat, **Outcome(root, own, "").costs(row)})
+                lines.append({"method": row.name, "repeat": repeat, **row_costs(own, row)})
                 bar.update()
     return lines
 
 
 @contextmanager
 def fresh(plan: Plan) -> Iterator[Callable[[Warmed], None]]:
-    """Runs a job in a process of its own, on a device that nobody else of us has meanwhile."""
+    """Yield a function that runs a job in a new process, on a device that no other run of this user has claimed."""
     with claim(plan.trainer.accelerator, 1) as gpus:
 
         def start(job: Warmed) -> None:
@@ -119,7 +121,7 @@ def fresh(plan: Plan) -> Iterator[Callable[[Warmed], None]]:
 
 @dataclass(frozen=True)
 class Warmed:
-    """A job of a worker: artifacts that count, after some that do not."""
+    """A job of a worker: artifacts to compute for the warm-up, then artifacts to measure."""
 
     before: tuple[Make, ...]
     measured: tuple[Make, ...]
@@ -129,20 +131,20 @@ class Warmed:
             make(progress)
 
 
-def beside(loras: Store, root: Path) -> Store:
-    """A store of its own that has the LoRAs of another."""
+def with_loras(loras: Store, root: Path) -> Store:
+    """Return a new store that has the LoRAs of another store."""
     store = Store.open(root)
     (root / "personalize").symlink_to(loras.root / "personalize", target_is_directory=True)
     return store
 
 
 def makes(plan: Plan) -> tuple[Make, ...]:
-    """Merges, then images, one by one."""
+    """Return the jobs of all merges and then of all images, one artifact each."""
     return tuple(Make(plan.store, (each,)) for stage in ("merge", "generate") for each in plan.artifacts(stage))
 
 
 def warm(plan: Plan, row: Row, root: Path) -> Plan:
-    """The same on the first pair with a few steps, in a store of its own."""
+    """Return a small version of a plan for the warm-up: the first pair, a few steps, its own store."""
     if isinstance(row.own.merge, LearnedMasks):
         fit = row.own.merge.fit
         row = replace(row, method=row.own.with_settings(fit=replace(fit, steps=min(WARM, fit.steps))))
@@ -151,12 +153,12 @@ def warm(plan: Plan, row: Row, root: Path) -> Plan:
         rows=[row],
         pairs=plan.pairs[:1],
         generation=replace(plan.generation, steps=min(WARM, plan.generation.steps)),
-        store=beside(Store(root / "loras"), plan.store.root.with_name(f"{plan.store.root.name}-warm")),
+        store=with_loras(Store(root / "loras"), plan.store.root.with_name(f"{plan.store.root.name}-warm")),
     )
 
 
 def summary(found: pd.DataFrame) -> pd.DataFrame:
-    """By method: the median, _low and _high of each cost over the repeats."""
+    """Return the median, minimum (_low) and maximum (_high) of each cost over the repeats, one row per method."""
     known = [cost for cost in (*COLUMNS, LORA) if cost in found]
     groups = found[["method", *known]].groupby("method", sort=False)
     middle, least, most = (pd.DataFrame(groups.agg(how)) for how in ("median", "min", "max"))
@@ -165,7 +167,7 @@ def summary(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def table(summed: pd.DataFrame, found: pd.DataFrame, reference: str, plan: Plan, load: float) -> str:
-    """The medians for people, with ratios to the reference method where it was measured."""
+    """Return Markdown with the medians, and with ratios to the reference method if it was measured."""
     known = [cost for cost in COLUMNS if cost in summed]
     compared = reference in summed.index
     heads = []
@@ -182,18 +184,18 @@ def table(summed: pd.DataFrame, found: pd.DataFrame, reference: str, plan: Plan,
         lines.append(f"| {name} | {' | '.join(cells)} |")
     repeats, pairs, threads = found["repeat"].nunique(), len(plan.pairs), plan.trainer.threads
     notes = [
-        f"Medians of {repeats} fresh processes, each after a warm-up, with the least and greatest where they differ. "
-        f"{plan.model_name}, pairs: {pairs}, images each: {plan.generation.images}, threads: {threads}. "
-        "Memory is that of the whole process, its libraries included.",
-        f"Training one LoRA takes {found[LORA].iloc[0]:.3g} s, which methods share and which is in no column.",
+        f"Medians of {repeats} new processes, each after a warm-up, with [minimum, maximum] if they differ. "
+        f"{plan.model_name}, pairs: {pairs}, images per pair: {plan.generation.images}, threads: {threads}. "
+        "Memory is that of the whole process with its libraries.",
+        f"Training one LoRA takes {found[LORA].iloc[0]:.3g} s. Methods share the LoRAs, so no column has this.",
     ]
     if load > IDLE:
-        notes.append(f"The machine was not idle (load {load:.1f} beforehand): compare no seconds with those of others.")
+        notes.append(f"The machine was not idle (load {load:.1f} before): seconds are not comparable with others.")
     return "\n".join(lines) + "\n\n" + "\n\n".join(notes) + "\n"
 
 
 def median(row: dict[str, float], cost: str, unit: float) -> str:
-    """A cost in its unit, with its spread where there is one."""
+    """Return a cost in its unit, with its minimum and maximum if they differ."""
     value, low, high = (row[f"{cost}{end}"] / unit for end in ("", "_low", "_high"))
     if np.isnan(value):
         return ""

@@ -2,7 +2,7 @@
 
     python run.py experiments=grid
 
-Prints a matrix of what runs, and what is refused and why. Images are generated and not scored.
+Prints a matrix of the combinations: which ones run, and why the others are refused. Images are generated, not scored.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from lorabench.tasks.compare import FAILED, first_failure, row_of
 from lorabench.tasks.plan import Plan
 from lorabench.tasks.rows import Row
 
-BASE = "direct"  # the preset whose components are exchanged
+BASE = "direct"  # preset whose components are replaced
 Cell = tuple[str, str, str]  # options of training, merge and sampling
 
 
@@ -35,7 +35,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
     """Write and print grid.md.
 
     Raises:
-        Incomplete: If a combination fails that was not refused.
+        Incomplete: If a combination was not refused and failed.
     """
     trainings, rules = (sorted(components(*presets.PACKAGES[group])) for group in ("training", "sampling"))
     merges = list(cfg.task.merges)
@@ -47,7 +47,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
             rows[cell] = checked(plan, cell, cfg.task.fit_steps)
         except UserError as error:
             refused[cell] = str(error)
-    device_name(plan.trainer.accelerator)  # is it there?
+    device_name(plan.trainer.accelerator)  # raises UserError if there is no such device
     plan, logs = replace(plan, rows=list(rows.values())), folder / FAILED
     shutil.rmtree(logs, ignore_errors=True)
     make(plan.store, plan.trainer, plan.artifacts("generate"), logs=logs)
@@ -61,10 +61,10 @@ def run(cfg: DictConfig, folder: Path) -> None:
 
 
 def checked(plan: Plan, cell: Cell, fit_steps: int) -> Row:
-    """Return the row of a combination.
+    """Return the row of a combination of components.
 
     Raises:
-        UserError: If it is refused.
+        UserError: If the combination is refused.
     """
     name = CHANGED.join([BASE, *(f"{group}.{option}" for group, option in zip(presets.GROUPS, cell, strict=True))])
     row = row_of(name, fit_steps)

@@ -1,4 +1,4 @@
-"""task=inspect: what LoRA files are, and how a content LoRA and a style LoRA conflict. No model is needed.
+"""task=inspect: describe LoRA files, and how a content LoRA and a style LoRA conflict. No model is needed.
 
     python run.py task=inspect content=dog.safetensors style=crayon.safetensors
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from lorabench.lora.conflict import Meeting
 
 ROLES: tuple[Role, ...] = ("content", "style")
-DOMINANT = 2.0  # ratio of norms from which one LoRA drowns the other
-SHARED = 0.1  # mean squared cosine from which two spaces overlap more than by chance
+DOMINANT = 2.0  # ratio of norms above which one LoRA dominates
+SHARED = 0.1  # mean squared cosine above which two spaces overlap more than by chance
 TRAINING = ("ss_base_model_version", "ss_sd_model_name", "ss_output_name", "ss_num_train_images", "ss_steps",
             "ss_learning_rate", "ss_network_dim", "ss_network_alpha", "ss_training_comment", "modelspec.title",
             "modelspec.trigger_phrase", "lorabench.method", "lorabench.inputs")  # fmt: skip
@@ -36,7 +36,7 @@ BLOCK = re.compile(r"(.+?_blocks?(?:\.\d+)?(?:\.attentions\.\d+)?)\.")
 
 
 def run(cfg: DictConfig, folder: Path) -> None:
-    """Print what the files are, and write the picture and the numbers."""
+    """Print the description of the files, and write the figure and the numbers."""
     from lorabench.lora.conflict import meetings
 
     use_threads(cfg.trainer.threads)
@@ -65,7 +65,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
 
 
 def described(path: str, adapter: Adapter) -> dict[str, Any]:
-    """Return what a file is: parts, ranks, scales and metadata of its training."""
+    """Return parts, ranks, scales and training metadata of a file."""
     from lorabench.lora.files.metadata import SDXL, is_sdxl
 
     ranks = sorted({shape[0] for shape in adapter.shapes.values()})
@@ -80,7 +80,7 @@ def described(path: str, adapter: Adapter) -> dict[str, Any]:
 
 
 def norm(adapter: Adapter) -> float:
-    """Return the Frobenius norm of all updates as one vector."""
+    """Return the Frobenius norm of all updates, taken as one vector."""
     parts = (*adapter.values(), *adapter.text.values())
     squares = (float(((each.up.mT @ each.up) * (each.down @ each.down.mT)).sum()) for each in parts)
     return sum(squares) ** 0.5
@@ -101,7 +101,7 @@ def blocks(layers: Sequence[str]) -> list[str]:
 
 
 def conflict(found: Sequence[Meeting], content: str, style: str) -> dict[str, Any]:
-    """Return how two adapters conflict, which will dominate, and commands worth trying."""
+    """Return how two adapters conflict: norms, overlap, the dominant one, and merge commands to try."""
     both = [each for each in found if each.content and each.style]
     norms = [sum(getattr(each, role) ** 2 for each in found) ** 0.5 for role in ROLES]
     by_block = {}
@@ -130,7 +130,7 @@ def conflict(found: Sequence[Meeting], content: str, style: str) -> dict[str, An
 def commands(
     content: str, style: str, norms: Sequence[float], shared: float, meet: bool, dominant: str | None
 ) -> dict[str, str]:
-    """Return merge commands worth trying, each with the reason."""
+    """Return merge commands to try, each with the reason."""
     start = f"python run.py task=merge {content} {style}"
     found = {f"{start} method=direct": "the plain sum" if meet else "the LoRAs share no layer: the sum is exact"}
     if dominant and all(norms):
@@ -147,25 +147,25 @@ def commands(
 
 def lines(report: dict[str, Any]) -> list[str]:
     """Return the report as text."""
-    told = []
+    found = []
     for each in report["files"]:
         ranks = "-".join(map(str, {each["ranks"][0]: 0, each["ranks"][-1]: 0})) if each["ranks"] else "none"
         tokens = "".join(f", token {trigger} ({count} vectors)" for trigger, count in each["tokens"].items())
-        told.append(
+        found.append(
             f"{each['role']}: {each['path']}, {each['base']}, rank {ranks}, {each['UNet layers']} UNet and "
             f"{each['text layers']} text layers{tokens}, norm {each['norm']:.3g}"
         )
     if "blocks" not in report:
-        return told
+        return found
     only = ", ".join(f"only {role} {count}" for role, count in report["only"].items())
-    told.append(f"layers: both {report['both']}, {only}")
-    told.append(f"cosine {report['cosine']:.3f}, shared directions {report['shared']:.1%}")
-    told.append(f"{report['dominant']} will dominate" if report["dominant"] else "neither is much stronger")
-    return [*told, *(f"{command}   # {why}" for command, why in report["commands"].items())]
+    found.append(f"layers: both {report['both']}, {only}")
+    found.append(f"cosine {report['cosine']:.3f}, shared directions {report['shared']:.1%}")
+    found.append(f"{report['dominant']} will dominate" if report["dominant"] else "neither is much stronger")
+    return [*found, *(f"{command}   # {why}" for command, why in report["commands"].items())]
 
 
 def draw(found: Sequence[Meeting], path: Path) -> None:
-    """Plot the norm of both LoRAs, and the share of directions in common, by block."""
+    """Plot the norm of both LoRAs and the share of common directions, by block."""
     from matplotlib.figure import Figure
 
     names = blocks([each.layer for each in found])

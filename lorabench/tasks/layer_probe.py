@@ -1,15 +1,15 @@
-"""Which layers carry content and which style: what DuoLoRA (arXiv 2504.13206) read off by hand, for any model.
+"""task=layer_probe: measure which layers carry content and which carry style, for any model.
 
-In the direct merge of a content and a style LoRA, one of them is scaled down in one block, or in one transformer
-block of
-it, and images are drawn from the same noise as without. What the score of that LoRA's role loses, as a share of what it
-loses when the LoRA is switched off in all layers, is how much of the role these layers carry:
+DuoLoRA (arXiv 2504.13206) assigned SDXL's blocks to content and style by hand. Here the direct merge of a content LoRA
+and a style LoRA generates images, first as it is, then with one of the LoRAs scaled down in one block (or in one
+transformer block) from the same noise. A layer's share of a role is the drop of the role's score, relative to the drop
+when the role's LoRA is switched off in all layers:
 
     lost_content = (C - C_scaled) / (C - C_off),   C: dino/content,   off: the row `style_only`
     lost_style   = (S - S_scaled) / (S - S_off),   S: csd/style,      off: the row `content_only`
 
-A module goes to the role that loses the larger share. The result is a prior for `method.prior=<file>`, which frees
-DuoLoRA of the paper's limit that its prior is tied to SDXL's blocks.
+A module is assigned to the role with the larger share. The result is a prior for `method.prior=<file>`, so that DuoLoRA
+can be used with other models than SDXL.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ WHOLE = "custom_weights"
 
 
 def run(cfg: DictConfig, folder: Path) -> str:
-    """Write layer_probe.csv, prior_block.yaml, prior_layer.yaml and layer_probe.png, and print what was found."""
+    """Write layer_probe.csv, prior_block.yaml, prior_layer.yaml and layer_probe.png, and print the table."""
     from lorabench.report.probe import draw_probe
 
     if not cfg.task.by:
@@ -56,7 +56,7 @@ def run(cfg: DictConfig, folder: Path) -> str:
                 rows.append(replace(probed, name=f"{role} {name}", live=True))
     plan = plan_of(cfg, rows)
     if not all(pair.is_single for pair in plan.pairs):
-        raise UserError("a layer probe needs one subject and one style a pair; leave dataset.contents and + out")
+        raise UserError("a layer probe needs one subject and one style per pair; remove dataset.contents and +")
     make(plan.store, plan.trainer, plan.artifacts("score"))
 
     scores = {row.name: read_scores(plan, row) for row in plan.rows}
@@ -70,15 +70,18 @@ def run(cfg: DictConfig, folder: Path) -> str:
 
 
 def names_of(model: ModelFiles, kind: str) -> list[str]:
-    """Paths of the blocks, or of the transformer blocks, that hold attention, in the order of the forward pass."""
+    """Return the paths of the blocks or transformer blocks with attention, in the order of the forward pass."""
     layers = layer_map(model)
     return list(layers.blocks if kind == "block" else layers.transformer_blocks)
 
 
 def measure(scores: Mapping[str, pd.DataFrame], kind: str, names: list[str]) -> pd.DataFrame:
-    """One row a module: the share of each role that it carries, with the interval of a bootstrap over pairs.
+    """Return one row per module with its share of each role, and the interval of a bootstrap over pairs.
 
-    scores: rows of scores by the name of what drew them.
+    Args:
+        scores: Rows of scores, by the name of the row that generated the images.
+        kind: "block" or "layer" (a transformer block).
+        names: Names of the modules.
     """
     lines = []
     for name in names:
@@ -94,14 +97,18 @@ def measure(scores: Mapping[str, pd.DataFrame], kind: str, names: list[str]) -> 
 
 
 def read_scores(plan: Plan, row: Row) -> pd.DataFrame:
+    """Return the scores of a row for all pairs."""
     scores = [pd.read_parquet(plan.path(plan.score(row, pair)) / "scores.parquet") for pair in plan.pairs]
     return pd.concat(scores).assign(dataset=plan.dataset.name)
 
 
 def lost(scores: Mapping[str, pd.DataFrame], role: Role, scaled: str) -> pd.Series:
-    """By pair, the loss of the role's score in units of the mean loss without the role's LoRA.
+    """Return the loss of the role's score by pair, divided by the mean loss without the role's LoRA.
 
-    The unit is the mean over pairs: a pair whose LoRA adds little has no reliable share of its own.
+    The divisor is a mean over pairs, because a LoRA that changes little in one pair has no reliable share there.
+
+    Raises:
+        UserError: If the role's LoRA does not increase the role's score.
     """
     whole, off, low = (
         stats.pair_means(rows.query(f"metric == {METRIC[role]!r}"))
@@ -110,14 +117,14 @@ def lost(scores: Mapping[str, pd.DataFrame], role: Role, scaled: str) -> pd.Seri
     unit = float((whole - off).mean())
     if unit <= 0:
         raise UserError(
-            f"without the {role} LoRA {METRIC[role]} does not fall (by {unit:.3f}), so nothing can be told of its "
-            "layers; use more lora.steps or other dataset.subjects"
+            f"{METRIC[role]} does not fall without the {role} LoRA (by {unit:.3f}), so the shares of its layers are "
+            "undefined; use more lora.steps or other dataset.subjects"
         )
     return (whole - low) / unit
 
 
 def write_prior(path: Path, rows: pd.DataFrame, plan: Plan) -> None:
-    """{content: [...], style: [...]}, with where it comes from."""
+    """Write a prior as YAML {content: [...], style: [...]}, with a comment on its origin."""
     blocks = {role: rows.loc[rows["carries"] == role, "module"].tolist() for role in ROLES}
     pairs = ", ".join(pair.name for pair in plan.pairs)
     origin = f"# measured on {plan.model_name} with {pairs}, {plan.generation.images} images each\n"
@@ -127,6 +134,7 @@ def write_prior(path: Path, rows: pd.DataFrame, plan: Plan) -> None:
 
 
 def table(found: pd.DataFrame) -> str:
+    """Return the shares as a Markdown table."""
     lines = ["| module | content lost | style lost | carries |", "|---|---:|---:|---|"]
     for row in found.to_dict("records"):
         shares = [f"{row[role]:.2f} [{row[f'{role}_low']:.2f}, {row[f'{role}_high']:.2f}]" for role in ROLES]

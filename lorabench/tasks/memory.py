@@ -1,9 +1,9 @@
-"""The memory that training a LoRA and merging two need on a GPU, counted without weights and without a GPU.
+"""task=memory: compute the GPU memory needed to train a LoRA and to merge two, without weights and without a GPU.
 
-On torch's meta device a step runs on shapes alone. What autograd keeps of it for the backward pass is counted by its
-own hooks, each storage once, with attention as the fused kernels of a GPU compute it. Added to that are weights, LoRAs,
-gradients and the moments of Adam, and, where activations are recomputed, those of the block that keeps most. Text
-encoders and autoencoder wait on the CPU. Short-lived buffers (workspaces, an allocator's gaps) are not counted.
+A step runs on torch's meta device, which has shapes and no data. Hooks of autograd count the tensors that are kept for
+the backward pass, each storage once, with attention as a GPU's fused kernels compute it. The sum also has the weights,
+LoRAs, gradients, Adam's two moments and, with activation checkpointing, the largest block's activations. Text encoders
+and autoencoder are on the CPU. Short-lived buffers (workspaces, fragmentation) are not counted.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ GB = 1e9
 TRAINING = "training a LoRA"
 PARTS = ["weights", "loras", "optimiser", "activations", "block"]
 COLUMNS = ["model", "step", "checkpointing", *PARTS, "total"]
-Step = tuple[Callable[[], Any], Sequence["Tensor"]]  # a forward, and what it has gradients for
+Step = tuple[Callable[[], Any], Sequence["Tensor"]]  # forward pass, and the tensors that get gradients
 
 
 def run(cfg: DictConfig, folder: Path) -> str:
@@ -55,9 +55,14 @@ def run(cfg: DictConfig, folder: Path) -> str:
 
 
 def count(model: str, methods: Sequence[str], rank: int) -> pd.DataFrame:
-    """GB by part: one row a step, without and with checkpointing; bf16 weights, fp32 LoRAs, an image of each LoRA.
+    """Return GB by part: one row per step, without and with checkpointing.
 
-    methods: that learn; beside them the training of one LoRA.
+    Weights are bfloat16, LoRAs float32, with one image per LoRA.
+
+    Args:
+        model: Name of the model.
+        methods: Learned merges to count, besides the training of one LoRA.
+        rank: Rank of the LoRAs.
     """
     rows = []
     for step in (TRAINING, *methods):
@@ -71,7 +76,7 @@ def count(model: str, methods: Sequence[str], rank: int) -> pd.DataFrame:
 
 
 def parts(name: str, step: str, rank: int, checkpointing: bool) -> tuple[int, int, int, Kept]:
-    """Bytes of weights, of LoRAs and of what is learned, and what a forward of a step keeps."""
+    """Return the bytes of weights, of LoRAs and of learned tensors, and the tensors that a step keeps."""
     import torch
 
     from lorabench.lora.adapter import Factors, LoRA
@@ -97,7 +102,7 @@ def parts(name: str, step: str, rank: int, checkpointing: bool) -> tuple[int, in
 
 
 def training(model: DiffusionModel, adapters: Adapters, rank: int) -> Step:
-    """DreamBooth-LoRA on one image."""
+    """Return a step of DreamBooth-LoRA on one image."""
     from torch import Generator
 
     from lorabench.personalization.dreambooth import DreamBoothLoRA
@@ -110,7 +115,11 @@ def training(model: DiffusionModel, adapters: Adapters, rank: int) -> Step:
 
 
 def learned_merge(name: str) -> LearnedMasks:
-    """Return the merge of a preset that learns."""
+    """Return the learned merge of a preset.
+
+    Raises:
+        UserError: If the preset's merge does not learn.
+    """
     merge = load(name).merge
     if not isinstance(merge, LearnedMasks):
         raise UserError(f"task.methods={name} must learn masks; use task.methods=[ziplora,duolora]")
@@ -118,7 +127,7 @@ def learned_merge(name: str) -> LearnedMasks:
 
 
 def merging(model: DiffusionModel, adapters: Adapters, merge: LearnedMasks, layers: Mapping[str, Layer]) -> Step:
-    """Return a step of a merge that learns, on one image of each LoRA."""
+    """Return a step of a learned merge on one image per LoRA."""
     from lorabench.merging.learn import Draws, Merging
 
     pair = plain_pair()
@@ -128,9 +137,9 @@ def merging(model: DiffusionModel, adapters: Adapters, merge: LearnedMasks, laye
 
 
 class Kept:
-    """What autograd keeps of the forwards inside: bytes of all, and of the checkpointed kind of block that keeps most.
+    """Context manager that counts the tensors that autograd keeps of the forward passes inside.
 
-    Each storage counts once, and weights not at all.
+    Each storage counts once; weights do not count. `bytes` is the sum, `largest` the maximum over the given blocks.
     """
 
     def __init__(self, network: nn.Module, blocks: Sequence[nn.Module]):
@@ -156,26 +165,29 @@ class Kept:
             handle.remove()
 
     def pack(self, tensor: Tensor) -> Tensor:
+        """Count a tensor that autograd saves."""
         if key(tensor) not in self.storages:
-            self.storages[key(tensor)] = tensor  # alive, so that its address is not given to another
+            self.storages[key(tensor)] = tensor  # keep it alive, so that its address is not used again
             self.bytes += tensor.untyped_storage().nbytes()
         return tensor
 
     def end(self) -> None:
+        """Record the bytes of the block that ends."""
         self.largest = max(self.largest, self.bytes - self.starts.pop())
 
 
 def key(tensor: Tensor) -> int:
-    """The storage of a tensor; on the meta device, where data has no address, too."""
+    """Return an identity of a tensor's storage that also works on the meta device, where data has no address."""
     return tensor.untyped_storage()._cdata
 
 
 def size(tensors: Iterable[Tensor]) -> int:
+    """Return the size of tensors in bytes."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def plain_pair() -> Pair:
-    """A subject and a style of one grey image each; what they show does not matter."""
+    """Return a subject and a style of one gray image each; the content of the images does not matter."""
     from PIL import Image
 
     from lorabench.data.pairs import Concept, Pair, Reference, Scene
@@ -189,7 +201,7 @@ def plain_pair() -> Pair:
 
 @contextmanager
 def fused_attention() -> Iterator[None]:
-    """Attention that keeps q, k, v and its output, never the products: what a GPU does and the meta device does not."""
+    """Replace attention by one that keeps q, k, v and its output only, as on a GPU but not on the meta device."""
     import torch
 
     def attention(q: Tensor, k: Tensor, v: Tensor, **_: Any) -> Tensor:
@@ -200,7 +212,7 @@ def fused_attention() -> Iterator[None]:
 
 
 def table(counts: pd.DataFrame) -> str:
-    """Markdown, a row a model, step and setting, in GB."""
+    """Return Markdown with one row per model, step and setting, in GB."""
     head = [*COLUMNS[:3], "denoiser", "LoRAs", "gradients, Adam", "activations", "a block again", "sum, GB"]
     lines = [head, ["---"] * 3 + ["---:"] * 6]
     for row in counts.to_dict("records"):

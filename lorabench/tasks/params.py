@@ -1,7 +1,7 @@
-"""How many numbers every method learns for every model of the family, counted without weights.
+"""task=params: count the parameters that every method learns, for every known model, without weights.
 
-What is counted are the masks that the method itself makes for the model's attention layers, one content LoRA and one
-style LoRA on each.
+The counted masks are those that the method creates for the model's attention layers, with one content LoRA and one
+style LoRA on each layer.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ COLUMNS = ["model", "rank", "denoiser_parameters", "layers", "lora_parameters", 
 
 
 def run(cfg: DictConfig, folder: Path) -> str:
-    """Write params.csv (a row a model and method) and params.md (a column a model), and print the latter."""
+    """Write params.csv (one row per model and method) and params.md (one column per model), and print the latter."""
     counts = count(dict(cfg.task.ranks))
     text = table(counts)
     counts.to_csv(folder / "params.csv", index=False)
@@ -35,9 +35,10 @@ def run(cfg: DictConfig, folder: Path) -> str:
 
 
 def count(ranks: Mapping[str, int]) -> pd.DataFrame:
-    """One row a model and method.
+    """Return one row per model and method.
 
-    ranks: of both LoRAs, by model.
+    Args:
+        ranks: Rank of both LoRAs, by model.
     """
     from lorabench.lora.layer import learned_params
     from lorabench.models.shapes import KNOWN, empty_model, layer_map
@@ -58,7 +59,7 @@ def count(ranks: Mapping[str, int]) -> pd.DataFrame:
 
 
 def learning_methods() -> dict[str, LearnedMasks]:
-    """Return the merges that learn masks by preset, with one row per `mask_dim` for the published ones.
+    """Return the merges that learn masks, by preset. Those with a setting `mask_dim` appear once for each value.
 
     A merge in closed form has as many masks as the trained one that it replaces.
     """
@@ -76,7 +77,7 @@ def learning_methods() -> dict[str, LearnedMasks]:
 
 
 def table(counts: pd.DataFrame) -> str:
-    """Markdown, a column a model: its denoiser, its LoRAs, and a row a method."""
+    """Return Markdown with one column per model: its denoiser, its LoRAs, and one row per method."""
     models = counts.drop_duplicates("model").set_index("model")
     lines = [["", *models.index], ["---", *["---:"] * len(models)]]
     for label, column in (

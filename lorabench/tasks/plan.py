@@ -1,7 +1,7 @@
-"""The artifacts of a run: which there are for each row and pair, and what each is made of.
+"""The plan of a run: its artifacts for each row and pair, and the inputs of each.
 
-Everything here follows from the config and from hashes of images and weights, so that the plan is known, and a finished
-run recognized, before anything heavy is imported.
+The plan depends only on the configuration and on hashes of images and weights. So it is known, and a finished run is
+recognized, before heavy packages are imported.
 """
 
 from collections.abc import Iterator
@@ -41,7 +41,23 @@ VERSIONS = {"class_images": 1, "personalize": 1, "merge": 2, "generate": 2, "ora
 class Plan:
     """All artifacts of one run.
 
-    weights: digest of the model's files; scorers_digest: of the scorers'.  scoring_batch: images scored together.
+    Args:
+        store: Store of the artifacts.
+        pairs: Pairs of a subject and a style.
+        rows: Rows of the table.
+        dataset: Settings of the dataset.
+        model: Files of the base model.
+        model_name: Its name in tables.
+        scorers: Files of the scorers.
+        weights: Hash of the model's files.
+        scorers_digest: Hash of the scorers' files.
+        lora: Settings of LoRA training.
+        generation: Settings of image generation.
+        merging: Settings of merging.
+        trainer: Device, precision and processes.
+        seed: Seed of the run.
+        scoring_batch: Images that a scorer embeds together.
+        uses: Kinds of sample sets to generate.
     """
 
     store: Store
@@ -62,7 +78,7 @@ class Plan:
     uses: tuple[Use, ...] = (JOINT,)
 
     def artifacts(self, stage: str) -> list[Artifact]:
-        """Return the artifacts of a stage, each once."""
+        """Return the artifacts of a stage, without duplicates."""
         if stage == "personalize":
             made = self.trainings()
         elif stage == "merge":
@@ -89,18 +105,19 @@ class Plan:
         return [each for key in sorted(of, key=lambda key: key[0]) for each in of[key]]
 
     def cells(self) -> Iterator[tuple[Row, Pair]]:
+        """Return all combinations of a row and a pair."""
         return ((row, pair) for row in self.rows for pair in self.pairs)
 
     def key(self) -> str:
-        """What the run is, in one hash: equal keys give equal scores."""
+        """Return the hash of all keys of scores; runs with equal keys have equal scores."""
         return key_of("run", {"scores": [self.score(*each).key for each in self.samples()]})
 
     def model_params(self) -> dict[str, Any]:
-        """Return everything about the base model that changes results."""
+        """Return all properties of the base model that change results."""
         return {"weights": self.weights, "precision": self.trainer.precision, **self.model.numbers()}
 
     def outputs(self, row: Row, pair: Pair) -> list[Output]:
-        """Return the LoRAs of a row, without those that neither its merge nor its sampling uses."""
+        """Return the LoRAs of a row, without those that neither its merge nor its sampling rule uses."""
         method = row.own
         check_images(method, self.dataset)
         outputs = method.training.outputs(pair, self.lora)
@@ -113,10 +130,11 @@ class Plan:
         ]
 
     def context(self, roles: tuple[Role, ...]) -> Context:
+        """Return the context of a sampling rule for adapters of these roles."""
         return Context(roles, self.generation.steps, self.generation.guidance)
 
     def training(self, job: Job) -> Artifact:
-        """Return the LoRAs of a job."""
+        """Return the artifact of a training job, which has one or several LoRAs."""
         spec = job.recipe
         params: dict[str, Any] = {"model": self.model_params(), "job": job.params, "seed": self.seed}
         if spec.sample_every:
@@ -143,10 +161,11 @@ class Plan:
         return Artifact("class_images", name, version, params, work, steps=count, cost=cost)
 
     def prior(self, concept: Concept, count: int) -> ClassImages:
+        """Return the description of a concept's class images."""
         return ClassImages.of(concept, count, self.generation, self.seed)
 
     def loras(self, row: Row, pair: Pair) -> list[Part]:
-        """Return the LoRAs that a row merges or applies, one for each concept of `adapted`."""
+        """Return the LoRAs that a row merges or samples with, one per concept of `adapted`."""
         return [Part(self.training(output.job), output.name) for output in self.outputs(row, pair)]
 
     def adapted(self, row: Row, pair: Pair) -> Pair:
@@ -158,11 +177,12 @@ class Plan:
         return replace(pair, contents=contents, styles=styles, couples=())
 
     def merge(self, row: Row, pair: Pair) -> Artifact:
+        """Return the merge of a row for a pair."""
         loras, merge, adapted = self.loras(row, pair), row.own.merge, self.adapted(row, pair)
         shared = {"model": self.model_params(), "merge": row.merge_key(pair), "seed": self.seed}
         params = {**shared, "prompt": pair.prompt}
         learns = isinstance(merge, LearnedMasks)
-        if learns and self.merging.pairs_per_batch != 1:  # changes the last digits; 1 is left out, so that keys stay
+        if learns and self.merging.pairs_per_batch != 1:  # it changes the last digits; 1 is omitted to keep old keys
             params["pairs_per_batch"] = self.merging.pairs_per_batch
         work = tasks.MergePair(
             self.model, self.trainer, merge, tuple(self.file(lora) for lora in loras), adapted, self.seed,
@@ -176,9 +196,11 @@ class Plan:
         )  # fmt: skip
 
     def generate(self, row: Row, pair: Pair, use: Use = JOINT) -> Artifact:
+        """Return the images of a row for a pair: samples, or the renderings of the oracle."""
         return self.oracle(pair) if row.name == ORACLE else self.sample(row, pair, use)
 
     def sample(self, row: Row, pair: Pair, use: Use = JOINT) -> Artifact:
+        """Return the sampled images of a row for a pair."""
         shown = pair_for(pair, use)
         method, seeds = row.own, self.seeds(shown)
         loras, adapted = self.loras(row, pair), pair_for(self.adapted(row, pair), use)
@@ -207,6 +229,7 @@ class Plan:
         )  # fmt: skip
 
     def oracle(self, pair: Pair) -> Artifact:
+        """Return the images that the microworld renders: the subject in the style."""
         count = len(self.seeds(pair))
         params = {
             "world": world_version(self.dataset), "content": pair.content_name, "style": pair.style_name,
@@ -216,32 +239,36 @@ class Plan:
         return Artifact("generate", f"{ORACLE} {pair.name}", version, params, work, steps=count, cost=count)
 
     def seeds(self, pair: Pair) -> list[int]:
-        """One seed an image, the same for every method."""
+        """Return one seed per image, the same for every method."""
         names, images = (pair.content_name, pair.style_name), range(self.generation.images)
         return [seed_of("image", *names, scene.prompt, i, self.seed) for scene in pair.drawn for i in images]
 
     def score(self, row: Row, pair: Pair, use: Use = JOINT) -> Artifact:
+        """Return the scores of a row's images for a pair."""
         shown = pair_for(pair, use)
         return self.scoring.score(sample_name(row, pair, use), shown, self.generate(row, pair, use), self.seeds(shown))
 
     @cached_property
     def scoring(self) -> Scoring:
+        """Return the builder of embeddings and scores."""
         world = world_version(self.dataset)
         return Scoring(self.store, self.scorers, self.trainer, self.scorers_digest, world, self.scoring_batch)
 
     def samples(self) -> Iterator[tuple[Row, Pair, Use]]:
-        """Yield the sample sets of the run; the oracle has joint ones only."""
+        """Yield row, pair and use of the sample sets; the oracle has joint ones only."""
         return ((row, pair, use) for row, pair in self.cells() for use in self.uses if row.method or use == JOINT)
 
     def prompts(self, row: Row, pair: Pair) -> list[Wording]:
-        """Return the prompt variants that a row needs besides the prompt."""
+        """Return the prompt variants that a row needs in addition to the prompt."""
         branches = row.own.sampling.branches(self.context(pair.roles)) or ()
         return sorted({branch.prompt for branch in branches if branch.prompt and branch.prompt != "prompt"})
 
     def path(self, artifact: Artifact) -> Path:
+        """Return the folder of an artifact."""
         return self.store.path(artifact)
 
     def file(self, lora: Part) -> Path:
+        """Return the file of a LoRA."""
         return self.path(lora.artifact) / f"{lora.name}.safetensors"
 
 
@@ -251,12 +278,12 @@ def sample_name(row: Row, pair: Pair, use: Use) -> str:
 
 
 def scaled(strength: dict[Role, float] | None, other: dict[Role, float] | None) -> dict[Role, float] | None:
-    """Return the product of two scales by role; None is 1."""
+    """Return the product of two scales by role; None stands for 1."""
     if strength is None or other is None:
         return strength or other
     return {role: strength[role] * other[role] for role in ROLES}
 
 
 def scenes_of(pair: Pair) -> dict[str, Any]:
-    """The scenes of a pair as a part of a key; nothing where it has none, so that keys stay what they were."""
+    """Return the scenes of a pair as a part of a key; empty for a pair without scenes, to keep old keys."""
     return {"scenes": [[scene.prompt, scene.text] for scene in pair.scenes]} if pair.scenes else {}

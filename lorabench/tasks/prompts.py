@@ -1,8 +1,8 @@
-"""Prompts are checked against the text encoders before anything is trained.
+"""Checks of all prompts against the text encoders, before anything is trained.
 
-An encoder reads a fixed number of tokens, and the words of the style come last, so a prompt that is too long would
-lose its style without a word. Scenes of a packaged or public list that do not fit are left out, and named; every other
-prompt that does not fit is an error.
+An encoder reads a fixed number of tokens. The words of the style come last, so a prompt that is too long would silently
+lose its style. Scenes of a packaged or public list that are too long are left out and printed; any other prompt that is
+too long is an error.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lorabench.scoring.files import ScorerSet, read_config
 
 
 def readers_of(model: ModelFiles, name: str) -> list[TextReader]:
-    """Return what reads the prompts of a model; name: of the model, for messages."""
+    """Return the text encoders of a model and the limit of each. `name` is the model's name in messages."""
     return model_readers(model.config, f"model={name}")
 
 
@@ -34,16 +34,16 @@ def scorer_readers(scorers: ScorerSet) -> list[TextReader]:
 def fitting(
     pairs: Sequence[Pair], prompts: Prompts, model: Sequence[TextReader], scorers: Sequence[TextReader]
 ) -> list[Pair]:
-    """Return the pairs without listed scenes that are too long; print which these are.
+    """Return the pairs without those listed scenes that are too long, and print the scenes that were left out.
 
     Args:
-        pairs: With all scenes.
-        prompts: Of the configuration; its `contexts` names a list or holds scenes of the user.
-        model: What reads prompts and captions.
-        scorers: What reads prompts and plain words of scenes, for CLIP-T.
+        pairs: Pairs with all scenes.
+        prompts: Settings of prompts; `contexts` is the name of a list, or the user's scenes.
+        model: Text encoders that read prompts and captions.
+        scorers: Text encoders of CLIP-T, which read prompts and descriptions of scenes.
 
     Raises:
-        UserError: For another prompt or caption that is not read to its end.
+        UserError: If another prompt or caption is too long.
     """
     own = {scene for pair in pairs if any(content.contexts for content in pair.contents) for scene in pair.scenes}
     listed = isinstance(prompts.contexts, str)
@@ -66,12 +66,12 @@ def fitting(
 
 
 def problem_of(scene: Scene, model: Sequence[TextReader], scorers: Sequence[TextReader]) -> str | None:
-    """Return what of a scene is not read by the model or the scorers; None if all of it is."""
+    """Return a message if a scene is too long for the model or the scorers, else None."""
     return cut(scene.prompt, [*model, *scorers]) or cut(scene.text, scorers)
 
 
 def captions(pair: Pair) -> Iterable[str]:
-    """Yield what a pair is trained and merged with, and what is generated of either concept by itself."""
+    """Yield all prompts of a pair: its captions in training, its prompt, and those of either concept by itself."""
     yield pair.prompt
     for use in ROLES:
         yield from (scene.prompt for scene in pair_for(pair, use).drawn)
@@ -80,13 +80,15 @@ def captions(pair: Pair) -> Iterable[str]:
 
 
 def check_style_kept(prompt: str, style_words: Iterable[str], readers: Iterable[TextReader]) -> None:
-    """Warn of a prompt of the user that is cut.
+    """Check a prompt of the user: warn if it is cut.
 
     Args:
-        style_words: Words of which none may be lost.
+        prompt: The prompt.
+        style_words: Words of the style, which must not be cut.
+        readers: Text encoders of the model.
 
     Raises:
-        UserError: If one of the style's words is lost, or a character cannot be read.
+        UserError: If a word of the style is cut, or a character cannot be encoded.
     """
     for reader in readers:
         if problem := cut(prompt, [reader]):

@@ -23,8 +23,10 @@ class Row:
 
     Args:
         name: Name of the method in tables.
-        live: Generated with the LoRAs at the scales of the merge, without merging them.
-        strength: Further scale of all LoRAs of a role while sampling; None is 1.
+        ablation: Name of the ablation, or "none".
+        method: The method; None for the oracle.
+        live: Whether images are sampled with the separate LoRAs at the scales of the merge, without a merged LoRA.
+        strength: Additional scale of all LoRAs of a role during sampling; None stands for 1.
     """
 
     name: str
@@ -35,15 +37,17 @@ class Row:
 
     @classmethod
     def of(cls, name: str, ablation: str = "none", **settings: Any) -> Row:
-        """Return the row of a method with the values of its yaml files."""
+        """Return the row of a preset, with changed settings if given."""
         return cls.chosen(load(name, ablation, **settings), ablation)
 
     @classmethod
     def chosen(cls, method: Method, ablation: str) -> Row:
+        """Return the row of a method; baselines are sampled live."""
         return cls(method.name, ablation, method, method.name in FLOORS)
 
     @property
     def is_method(self) -> bool:
+        """Return whether the row has a merge."""
         return self.method is not None and not self.live
 
     @property
@@ -54,12 +58,12 @@ class Row:
 
     @property
     def is_uniform(self) -> bool:
-        """Return True if the row averages the merges of each content with each style."""
+        """Return whether the row averages the merges of each content with each style."""
         merge = self.own.merge
         return isinstance(merge, MaskedSum | LearnedMasks) and merge.concepts == "uniform"
 
     def merge_key(self, pair: Pair) -> dict[str, Any]:
-        """Return what of the merge determines the result for a pair, with files by their content."""
+        """Return the settings of the merge that determine its result for a pair; files are given by their hash."""
         merge = self.own.merge
         key = key_of_component(merge)
         key["settings"] |= {name: sha256(file) for name, file in merge.files().items()}
@@ -68,7 +72,7 @@ class Row:
         return key
 
 
-def frame_rows(chosen: Row, dataset: DatasetSpec, pairs: Sequence[Pair]) -> list[Row]:
+def rows_with_baselines(chosen: Row, dataset: DatasetSpec, pairs: Sequence[Pair]) -> list[Row]:
     """Return the baselines, the oracle if the ground truth of every pair is known, and the chosen method."""
     floors = [Row.of(name) for name in FLOORS if name != chosen.name]
     known = isinstance(dataset, WorldSpec) and all(pair.is_single for pair in pairs)
@@ -76,13 +80,16 @@ def frame_rows(chosen: Row, dataset: DatasetSpec, pairs: Sequence[Pair]) -> list
 
 
 def check_rows(key: str, names: Sequence[str], example: str, floors: str | None = None) -> None:
-    """Check the list of rows that a study's config names.
+    """Check the list of rows in a study's configuration.
 
     Args:
-        floors: Why baselines are not allowed; None allows them.
+        key: Name of the setting.
+        names: Its value.
+        example: A valid value, for messages.
+        floors: Reason why baselines are not allowed; None allows them.
 
     Raises:
-        UserError: If it is empty, names a row twice, or names a baseline that is not allowed.
+        UserError: If the list is empty, has a row twice, or has a baseline that is not allowed.
     """
     if not names:
         raise UserError(f"{key} is empty; use {key}={example}")
@@ -93,10 +100,10 @@ def check_rows(key: str, names: Sequence[str], example: str, floors: str | None 
 
 
 def check_uniform(rows: Sequence[Row], pairs: Sequence[Pair]) -> None:
-    """Check that `concepts=uniform` makes a difference.
+    """Check that `concepts=uniform` is used only if a pair has several subjects or styles.
 
     Raises:
-        UserError: If all pairs are single, or a row does not merge.
+        UserError: If all pairs are single, or if the row does not merge.
     """
     for row in rows:
         if row.is_uniform and (row.live or all(pair.is_single for pair in pairs)):

@@ -1,80 +1,66 @@
-"""The run folder: everything of a run copied together from the store, so that it can be read, moved and shown alone.
+"""The run folder: copies of a run's files from the store and its report, so that it can be moved and read by itself.
 
-A run has one method between the frame rows, or several rows of methods (task=compare), whose merges, losses and costs
-are then kept apart by row. The manifest is written last; its key and its list of files are what makes a run done.
+A run has one method with the baseline and oracle rows, or several methods (task=compare), whose merges, losses and
+costs are then kept by row. The manifest is written last; its key and its list of files mark a finished run.
 """
 
 import json
-import platform
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from importlib import metadata
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from lorabench.base import __version__
 from lorabench.config.schemas import LoggerSpec
 from lorabench.data.catalogue import world_version
 from lorabench.data.uses import JOINT
 from lorabench.engine.artifact import Artifact
-from lorabench.engine.costs import COMPUTED_ON, COST_FILE, joined_costs
 from lorabench.engine.failures import FORBIDDEN
 from lorabench.engine.output_folder import MANIFEST, OutputFolder
 from lorabench.engine.record import key_of
-from lorabench.merging.presets import GROUPS
-from lorabench.personalization.training import is_per_pair
-from lorabench.report.labels import label
-from lorabench.tasks.jobs import CURVES_FILE
-from lorabench.tasks.plan import STAGES, Plan
-from lorabench.tasks.rows import FLOORS, ORACLE, Row
+from lorabench.tasks.plan import Plan
+from lorabench.tasks.rows import Row
+from lorabench.tasks.run_manifest import chosen_rows, curves_of, manifest_of, options_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-PACKAGES = (
-    "torch", "diffusers", "transformers", "peft", "pytorch-lightning", "hydra-core", "open_clip_torch",
-    "timm", "numpy", "pillow",
-)  # fmt: skip
-USES_FOLDER = "uses"  # images of other uses than joint
+USES_FOLDER = "uses"  # images of uses other than joint
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What becomes of a plan: config is the resolved yaml."""
+class RunWriter:
+    """Writer of a run folder.
+
+    Args:
+        path: The folder.
+        plan: The plan of the run.
+        config: The resolved configuration as YAML.
+    """
 
     path: Path
     plan: Plan
     config: str
 
-    @property
-    def chosen(self) -> list[Row]:
-        """The rows that are no frame: one of a benchmark, which may be a frame row itself, or several."""
-        frames = (*FLOORS, ORACLE)
-        return [row for row in self.plan.rows if row.name not in frames] or self.plan.rows[-1:]
-
-    @property
-    def frames(self) -> list[Row]:
-        return [row for row in self.plan.rows if row not in self.chosen]
-
     def folder_of(self, row: Row) -> str:
-        """Where the row's images lie, and its merges if there are several rows: by method, and ablation if need be."""
-        alone = len(self.chosen) == 1 or row.ablation == "none"
-        return row.name if alone else f"{row.name}-{row.ablation}"
+        """Return the folder name of a row's images (and merges): its method, and its ablation if rows are several."""
+        is_only = len(chosen_rows(self.plan)) == 1 or row.ablation == "none"
+        return row.name if is_only else f"{row.name}-{row.ablation}"
 
     @property
     def output(self) -> OutputFolder:
+        """Return the folder with the list of our files in it."""
         return OutputFolder(self.path)
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """While no other process, which may run the same command, fills or seals the folder.
+    def locked(self) -> Iterator[None]:
+        """Hold a lock, so that no other process with the same command writes the folder.
 
-        The lock is of the store, whose file system has some; one that may only be read has none.
+        The lock is in the store, whose file system is known to have locks. A read-only store has none.
         """
         with ExitStack() as held:
             try:
@@ -85,7 +71,7 @@ class Outcome:
             yield
 
     def is_done(self, logger: LoggerSpec) -> bool:
-        """Whether the folder holds this very run, whole and shown by this logger."""
+        """Return whether the folder has this run, complete and shown by this logger."""
         try:
             manifest = json.loads((self.path / MANIFEST).read_text())
             same = manifest["key"] == self.plan.key() and manifest["logger"] == [logger.kind, logger.mode]
@@ -97,16 +83,16 @@ class Outcome:
             return False
 
     def assemble(self, seconds: float) -> None:
-        """Replace the files of an earlier run by those of this one, which is not done before it is sealed.
+        """Replace the files of an earlier run. The run counts as done only after `seal`.
 
         Args:
-            seconds: What the missing items took just now.
+            seconds: Time that this run took to compute missing artifacts.
         """
         with self.output.filled() as draft:
             replace(self, path=draft).write(seconds)
 
     def write(self, seconds: float) -> None:
-        """Write everything into an empty folder; see `assemble`."""
+        """Write all files into an empty folder; see `assemble`."""
         from lorabench.report import write_report
 
         (self.path / "config.yaml").write_text(self.config)
@@ -114,18 +100,18 @@ class Outcome:
             place = self.path / ("images" if use == JOINT else f"{USES_FOLDER}/{use}")
             copy(self.plan.path(self.plan.generate(row, pair, use)), place / self.folder_of(row) / pair.name, "*.png")
             if use == JOINT and row.is_method and row.own.is_file:
-                merged = self.path / "merged" / (self.folder_of(row) if len(self.chosen) > 1 else "")
+                merged = self.path / "merged" / (self.folder_of(row) if len(chosen_rows(self.plan)) > 1 else "")
                 merged.mkdir(parents=True, exist_ok=True)
                 made = self.plan.path(self.plan.merge(row, pair)) / "merged.safetensors"
                 shutil.copyfile(made, merged / f"{pair.name}.safetensors")
         self.write_references()
         self.write_ranks()
         self.write_scores()
-        self.output.write_manifest(self.manifest(seconds), {})
+        self.output.write_manifest(manifest_of(self.plan, seconds), {})
         write_report(self.path)
 
     def seal(self, logger: LoggerSpec) -> None:
-        """Declare the run done: its key, its files, and the logger that has shown it."""
+        """Mark the run as done: write its key, its files and its logger into the manifest."""
         files = {file: (self.path / file).stat().st_size for file in self.output.files()}
         how = {"key": self.plan.key(), "logger": [logger.kind, logger.mode], "protocol": self.protocol}
         how["reference"] = self.reference
@@ -133,16 +119,16 @@ class Outcome:
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """What the table shows of the scores; another one is another report of the same run."""
+        """Return the protocol of the table. Another protocol needs another report of the same run."""
         return yaml.safe_load(self.config).get("protocol") or {}
 
     @property
     def reference(self) -> str:
-        """The row that the table's differences are to."""
+        """Return the row with which the table compares the others."""
         return yaml.safe_load(self.config).get("reference", "direct")
 
     def write_references(self) -> None:
-        """The references that were scored against, in the size of the generated images."""
+        """Write the references that images were compared with, in the size of the generated images."""
         from PIL import Image
 
         row, pair = next(self.plan.cells())
@@ -156,23 +142,19 @@ class Outcome:
                 side_by_side([image.image(size) for image in images]).save(folder / f"{index}.png")
 
     def write_ranks(self) -> None:
-        """The figure of effective ranks along the network, of the merges of a run's only method."""
+        """Write the figure of effective ranks by layer, if the run has a single method with merges."""
         from lorabench.models.shapes import layer_map
         from lorabench.report.ranks import write_ranks
 
-        [chosen, *others] = self.chosen
+        [chosen, *others] = chosen_rows(self.plan)
         if chosen.is_method and not others:
             merges = {pair.name: self.plan.path(self.plan.merge(chosen, pair)) for pair in self.plan.pairs}
             ranks = {name: json.loads((path / "merge.json").read_text())["ranks"] for name, path in merges.items()}
             roles = {pair.name: self.plan.adapted(chosen, pair).roles for pair in self.plan.pairs}
             write_ranks(self.path, ranks, roles, layer_map(self.plan.model))
 
-    def options(self, row: Row) -> dict[str, str]:
-        """Return the training, the merge and the sampling of a row; empty names for the oracle."""
-        return dict(row.method.options) if row.method else dict.fromkeys(GROUPS, "")
-
     def write_scores(self) -> None:
-        """scores.parquet: the stored rows of every row and pair, with what they belong to."""
+        """Write scores.parquet: the scores of all rows and pairs, with the names of row, dataset and model."""
         import pandas as pd
 
         parts = []
@@ -183,126 +165,24 @@ class Outcome:
                 "world": world_version(self.plan.dataset),
                 "method": row.name,
                 "ablation": row.ablation,
-                **self.options(row),
+                **options_of(row),
                 "model": self.plan.model_name,
                 "use": use,
             }
             parts.append(scores.assign(**whose)[[*whose, *scores.columns]])
         pd.concat(parts, ignore_index=True).to_parquet(self.path / "scores.parquet", index=False)
 
-    def manifest(self, seconds: float) -> dict[str, Any]:
-        """Timings are seconds of computing, summed over the items, whichever run made them.
-
-        A run of several methods has `rows` with what else is said of the one, and apart the keys of the frame rows.
-        """
-        stages = {stage: self.plan.artifacts(stage) for stage in STAGES}
-        rows = [self.of_row(row) for row in self.chosen]
-        return {
-            **(rows[0] if len(rows) == 1 else {"rows": rows, "keys": self.keys(self.frames)}),
-            "dataset": self.plan.dataset.name,
-            "world": world_version(self.plan.dataset),
-            "model": self.plan.model_name,
-            "seed": self.plan.seed,
-            "timings": {stage: sum(self.cost(item).get("seconds", 0.0) for item in stages[stage]) for stage in STAGES},
-            "wall_seconds": seconds,
-            "inputs": self.inputs(),
-            "computed_on": self.computed_on(stages),
-            "versions": versions(),
-        }
-
-    def inputs(self) -> dict[str, str]:
-        """Return digests of what the config only names: runs with others cannot be compared (report/pooling.py)."""
-        concepts = {concept.name: concept for pair in self.plan.pairs for concept in pair.concepts}
-        images = {f"the images of {name}": key_of("images", each.identity()) for name, each in concepts.items()}
-        return {"the weights of the model": self.plan.weights, **images}
-
-    def computed_on(self, stages: Mapping[str, Sequence[Artifact]]) -> list[str]:
-        """Return the devices and numbers of threads that computed the artifacts: they change last digits."""
-        costs = [self.cost(each) for artifacts in stages.values() for each in artifacts]
-        return sorted({place for cost in costs for place in cost.get(COMPUTED_ON, "").split("; ") if place})
-
-    def of_row(self, row: Row) -> dict[str, Any]:
-        """What the manifest says of one method; where it is the only one, with the keys of the frame rows."""
-        several = len(self.chosen) > 1
-        plan = replace(self.plan, rows=[row]) if several else self.plan
-        return {
-            **({"settings": row.own.settings, "label": label(row.name, row.ablation)} if several else {}),
-            "method": row.name,
-            "ablation": row.ablation,
-            **self.options(row),
-            "costs": self.costs(row),
-            "losses": {item.name: self.curves(item) for item in plan.artifacts("merge") if self.curves(item)},
-            **({"trained_on": seen} if (seen := self.seen(row)) else {}),
-            "keys": self.keys(plan.rows),
-        }
-
-    def seen(self, row: Row) -> list[str]:
-        """Return the subjects and styles of the run that files of the row's merge were trained on."""
-        names = {concept.name for pair in self.plan.pairs for concept in pair.concepts}
-        return sorted(names & row.own.merge.trained_on()) if row.method else []
-
-    def keys(self, rows: Sequence[Row]) -> dict[str, dict[str, str]]:
-        """Stage -> item -> key of these rows: what the store must keep for them."""
-        plan = replace(self.plan, rows=list(rows))
-        return {stage: {item.name: item.key for item in plan.artifacts(stage)} for stage in STAGES}
-
-    def costs(self, row: Row) -> dict[str, float]:
-        """What a LoRA, a merge and an image of the row take, means over LoRAs and pairs; a peak is the greatest.
-
-        Of the LoRAs those that the row's merges share with other rows too: they are no cost of the merge. A training
-        for one pair is.
-        """
-        trained = [
-            {lora.artifact.key: self.cost(lora.artifact) for lora in self.plan.loras(row, p)} for p in self.plan.pairs
-        ]
-        loras = {key: cost for of_pair in trained for key, cost in of_pair.items()}
-        drawn = [self.cost(self.plan.generate(row, pair)) for pair in self.plan.pairs]
-        images = sum(len(self.plan.seeds(pair)) for pair in self.plan.pairs)
-        costs = {
-            **mean_cost("lora_seconds", "seconds", list(loras.values())),
-            **mean_cost("seconds_per_image", "seconds", drawn, images),
-            **mean_cost("denoiser_passes_per_image", "denoiser_passes", drawn, images),
-        }
-        if row.is_method:
-            merged = [self.cost(self.plan.merge(row, pair)) for pair in self.plan.pairs]
-            if is_per_pair(row.own.training.outputs(self.plan.pairs[0], self.plan.lora)):
-                parts = zip(merged, trained, strict=True)
-                merged = [joined_costs([merge, *of_pair.values()]) for merge, of_pair in parts]
-                costs.pop("lora_seconds", None)
-            costs["learned_parameters"] = merged[0]["learned_parameters"]
-            costs |= mean_cost("merge_seconds", "seconds", merged)
-            costs |= mean_cost("merge_denoiser_passes", "denoiser_passes", merged)
-            for peak in ("peak_bytes", "peak_gpu_bytes"):
-                if all(peak in each for each in merged):
-                    costs[f"merge_{peak}"] = max(each[peak] for each in merged)
-        return costs
-
-    def cost(self, artifact: Artifact) -> dict[str, Any]:
-        file = self.plan.path(artifact) / COST_FILE
-        return json.loads(file.read_text()) if file.is_file() else {}
-
     def curves(self, artifact: Artifact) -> dict[str, list[float]]:
-        """term -> a value a step; empty for an item without a fit."""
-        file = self.plan.path(artifact) / CURVES_FILE
-        return json.loads(file.read_text()) if file.is_file() else {}
+        """Return each loss term's value per step; empty for an artifact that was not trained."""
+        return curves_of(self.plan, artifact)
 
     def table(self) -> str:
+        """Return the table as Markdown."""
         return (self.path / "table.md").read_text()
 
 
-def mean_cost(name: str, what: str, costs: Sequence[dict[str, Any]], count: int | None = None) -> dict[str, float]:
-    """The sum of one cost by `count`, the items unless given; nothing where an item was not measured."""
-    known = costs and all(what in cost for cost in costs)
-    return {name: sum(cost[what] for cost in costs) / (count or len(costs))} if known else {}
-
-
-def versions() -> dict[str, str]:
-    ours = {"lorabench": __version__, "python": platform.python_version()}
-    return ours | {package: metadata.version(package) for package in PACKAGES}
-
-
 def side_by_side(images: "Sequence[Image]") -> "Image":
-    """One picture of the same size: the image itself, or several in a square grid."""
+    """Return one image of the size of the first: the image itself, or several in a square grid."""
     from PIL import Image
 
     edge, width = ceil(len(images) ** 0.5), images[0].width
@@ -315,6 +195,7 @@ def side_by_side(images: "Sequence[Image]") -> "Image":
 
 
 def copy(source: Path, target: Path, pattern: str) -> None:
+    """Copy the files that match a pattern into a new folder."""
     target.mkdir(parents=True)
     for file in sorted(source.glob(pattern)):
         shutil.copyfile(file, target / file.name)

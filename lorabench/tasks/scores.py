@@ -1,7 +1,7 @@
-"""The artifacts of scores: embeddings of images, references and texts by each backbone, and the scores of them.
+"""Artifacts of embeddings (of images, references and texts, by each backbone) and of the scores computed from them.
 
-An image is embedded once per backbone, whatever it is compared with, so that another metric or reference computes only
-what is new.
+An image is embedded once per backbone, whatever it is compared with. So a new metric or reference needs no new
+embeddings of images.
 """
 
 from __future__ import annotations
@@ -33,11 +33,13 @@ SCORES = "scores.parquet"
 
 @dataclass(frozen=True)
 class EmbedImages(BatchWork):
-    """Embeddings of images by one backbone; in one batch by several backbones, which decodes each image once.
+    """Compute the embeddings of images by one backbone; a batch of several backbones decodes each image once.
 
     Args:
-        images: Files, or references.
-        batch: Images that go through the network together.
+        scorer: Files of the backbone.
+        accelerator: "cpu", "gpu" or "auto".
+        images: Image files, or references.
+        batch: Images per forward pass.
     """
 
     batch_size: ClassVar[int] = 64
@@ -61,7 +63,7 @@ class EmbedImages(BatchWork):
 
 @dataclass(frozen=True)
 class EmbedTexts:
-    """Embeddings of texts by one backbone."""
+    """Compute the embeddings of texts by one backbone."""
 
     scorer: ScorerFiles
     accelerator: str
@@ -78,12 +80,15 @@ class EmbedTexts:
 
 @dataclass(frozen=True)
 class Score:
-    """scores.parquet of the images of one pair: one row per image, metric, backbone and reference.
+    """Write scores.parquet for the images of one pair: one row per image, metric, backbone and reference.
 
     Args:
-        images: Folder of the images' embeddings, one per backbone; likewise the others.
-        references: Of each concept of the pair.
-        texts: None if the backbone embeds no text.
+        scorers: Files of all scorers.
+        pair: The pair.
+        seeds: Seed of each image.
+        images: Folder of the images' embeddings, one per backbone.
+        references: Folders of the references' embeddings, per backbone and concept of the pair.
+        texts: Folder of the texts' embeddings per backbone; None if the backbone embeds no text.
     """
 
     scorers: ScorerSet
@@ -112,6 +117,7 @@ class Score:
         progress(1)
 
     def embedded(self, backbone: int) -> Embedded:
+        """Return the embeddings of images, references and texts by one backbone."""
         from lorabench.scoring.embeddings import TEXT, Embeddings
         from lorabench.scoring.rows import Embedded
 
@@ -127,12 +133,15 @@ class Score:
 
 @dataclass(frozen=True)
 class Scoring:
-    """Builds the artifacts of scores.
+    """Builder of the artifacts of embeddings and scores.
 
     Args:
+        store: The store.
+        scorers: Files of all scorers.
+        trainer: Device.
         digest: Hash of the files of all scorers and of the readout.
         world: Version of the microworld; "" for photographs.
-        batch: Images that go through a backbone together. It changes the last digits.
+        batch: Images per forward pass of a backbone. It changes the last digits.
     """
 
     store: Store
@@ -144,18 +153,21 @@ class Scoring:
 
     @cached_property
     def digests(self) -> dict[ScorerFiles, str]:
+        """Return the hash of each scorer's files."""
         return {files: self.store.digest(*files.contents()) for files in self.scorers.scorers}
 
     @cached_property
     def names(self) -> dict[ScorerFiles, str]:
+        """Return the name of each scorer."""
         return {files: read_config(files.config)["name"] for files in self.scorers.scorers}
 
     @cached_property
     def with_text(self) -> set[ScorerFiles]:
+        """Return the scorers that also embed texts."""
         return {files for files in self.scorers.scorers if read_config(files.config)["kind"] == "clip"}
 
     def score(self, name: str, pair: Pair, images: Artifact, seeds: Sequence[int]) -> Artifact:
-        """Return the scores of images of a pair, one image per seed."""
+        """Return the artifact with the scores of a pair's images, one image per seed."""
         embedded = [self.of_images(files, name, images, len(seeds)) for files in self.scorers.scorers]
         references = [[self.of_references(files, each) for each in pair.concepts] for files in self.scorers.scorers]
         texts = [self.of_texts(files, pair) if files in self.with_text else None for files in self.scorers.scorers]
@@ -177,14 +189,14 @@ class Scoring:
         return Artifact("score", name, VERSIONS["score"], params, work, inputs)
 
     def of_images(self, files: ScorerFiles, name: str, images: Artifact, count: int) -> Artifact:
-        """Return the embeddings of generated images."""
+        """Return the artifact with the embeddings of generated images."""
         params = {"scorer": self.digests[files], "images": count, "batch": self.batch}
         paths = tuple(self.store.path(images) / file_name(index) for index in range(count))
         work = EmbedImages(files, self.trainer.accelerator, paths, self.batch)
         return self.embed(f"{self.names[files]} {name}", params, work, {"images": [images]}, count, images.key)
 
     def of_references(self, files: ScorerFiles, concept: Concept) -> Artifact:
-        """Return the embeddings of a concept's references, each embedded by itself."""
+        """Return the artifact with the embeddings of a concept's references, each in a batch of its own."""
         images = [each.sha256 for each in concept.references]
         params = {"scorer": self.digests[files], "references": images}
         work = EmbedImages(files, self.trainer.accelerator, concept.references, 1)
@@ -192,7 +204,7 @@ class Scoring:
         return self.embed(name, params, work, {}, len(images), key_of("batch", {"references": images}))
 
     def of_texts(self, files: ScorerFiles, pair: Pair) -> Artifact:
-        """Return the embeddings of a pair's prompts and of their plain words."""
+        """Return the artifact with the embeddings of a pair's prompts and descriptions."""
         texts = texts_of(pair)
         params = {"scorer": self.digests[files], "texts": list(texts)}
         work = EmbedTexts(files, self.trainer.accelerator, texts)
@@ -202,9 +214,10 @@ class Scoring:
         self, name: str, params: dict[str, Any], work: EmbedImages | EmbedTexts, inputs: dict[str, list[Artifact]],
         count: int, batch_key: str | None,
     ) -> Artifact:  # fmt: skip
+        """Return an artifact of the stage `embed`."""
         return Artifact("embed", name, VERSIONS["embed"], params, work, inputs, count, 2.0 * count, batch_key)
 
 
 def texts_of(pair: Pair) -> tuple[str, ...]:
-    """Return the texts that images of a pair are compared with."""
+    """Return the texts that images of a pair are compared with: descriptions and prompts of its scenes."""
     return tuple(dict.fromkeys(text for scene in pair.drawn for text in (scene.text, scene.prompt)))

@@ -1,8 +1,8 @@
-"""Theorem 1 of DuoLoRA (arXiv 2504.13206) on trained LoRAs: E_rank <= E_out at equal parameter budget.
+"""task=theorem1: test Theorem 1 of DuoLoRA (arXiv 2504.13206), E_rank <= E_out at equal budget, on trained LoRAs.
 
-At every layer of every LoRA of the dataset, and for every number k of non-zero mask entries up to the rank: the least
-relative error of a rank mask in the SVD basis, of a rank mask on the factors as trained, and of an output mask.
-docs/theorem1.md derives what to expect: no violation in the SVD basis, some on the trained factors.
+For every layer of every LoRA of the dataset and every budget k (non-zero mask entries, up to the rank), this computes
+the minimum relative error of three masks: a rank mask in the SVD basis, a rank mask on the trained factors, and an
+output mask. docs/theorem1.md derives the expected result: no violation in the SVD basis, some on the trained factors.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lorabench.lora.adapter import LoRA
 
 BASES = {"e_rank_svd": "SVD basis", "e_rank_raw": "trained factors"}
-TOLERANCE = 1e-6  # relative; the errors are roots of differences in float64, good to 1e-8
+TOLERANCE = 1e-6  # relative; errors are square roots of float64 differences, accurate to 1e-8
 INK, MUTED, RULE, FAIL = "#1c1d21", "#6a6c76", "#d9dae0", "#f6dfe0"
 
 
@@ -45,25 +45,25 @@ def run(cfg: DictConfig, folder: Path) -> str:
 
 
 def measure(concept: str, lora: LoRA) -> pd.DataFrame:
-    """One row a layer and budget k."""
+    """Return the errors of a LoRA, one row per layer and budget k."""
     from lorabench.merging.mask_errors import out_errors, raw_rank_errors, svd_rank_errors
 
     rows = []
     for layer, factors in lora.items():
         by_mask = [errors(factors).tolist() for errors in (svd_rank_errors, raw_rank_errors, out_errors)]
-        for k, errors in enumerate(zip(*by_mask, strict=False), 1):  # an output mask may be shorter than the rank
+        for k, errors in enumerate(zip(*by_mask, strict=False), 1):  # a layer may have fewer outputs than ranks
             rows.append((layer, concept, k, *errors))
     return pd.DataFrame(rows, columns=["layer", "concept", "k", *BASES, "e_out"])
 
 
 def violations(errors: pd.DataFrame, basis: str) -> pd.DataFrame:
-    """The rows in which the rank mask is worse, the worst first, with the difference as `excess`."""
+    """Return the rows in which the rank mask has the larger error, sorted by the difference, `excess`."""
     with_excess = errors.assign(excess=errors[basis] - errors["e_out"])
     return with_excess.query(f"excess > {TOLERANCE}").sort_values("excess", ascending=False)
 
 
 def summary(errors: pd.DataFrame) -> str:
-    """Markdown: violations by basis, the mean errors by budget, and where the theorem fails."""
+    """Return Markdown: violations by basis, mean errors by budget, and the layers with violations."""
     found = {name: violations(errors, basis) for basis, name in BASES.items()}
     counts = [
         (name, f"{len(rows):,}", f"{len(rows) / len(errors):.2%}", f"{rows['excess'].max():.4f}" if len(rows) else "-")
@@ -82,19 +82,20 @@ def summary(errors: pd.DataFrame) -> str:
         *markdown(["k", *(f"E_rank, {name}" for name in BASES.values()), "E_out"], list(mean_errors(errors))),
     ]
     for name, rows in found.items():
-        lines += ["", f"## Where it fails in the {name}", "", *places(rows)]
+        lines += ["", f"## Violations in the {name}", "", *places(rows)]
     return "\n".join(lines) + "\n"
 
 
 def mean_errors(errors: pd.DataFrame) -> Iterator[tuple]:
+    """Yield the mean errors by budget as cells of a table."""
     for k, rows in errors.groupby("k"):
         yield k, *(f"{rows[column].mean():.3f}" for column in (*BASES, "e_out"))
 
 
 def places(found: pd.DataFrame) -> Iterator[str]:
-    """Violations by budget, block, projection and concept, and the five worst."""
+    """Yield the numbers of violations by budget, block, projection and LoRA, and the five largest."""
     if not len(found):
-        yield "Nowhere."
+        yield "None."
         return
     parts = found["layer"].str.extract(r"^(?P<block>\w+_blocks?(?:\.\d+)?).*\.(?P<projection>attn\d\.\w+)")
     groups = {"k": found["k"], "block": parts["block"], "projection": parts["projection"], "LoRA": found["concept"]}
@@ -110,6 +111,7 @@ def places(found: pd.DataFrame) -> Iterator[str]:
 
 
 def markdown(heads: list[str], rows: list[tuple]) -> Iterator[str]:
+    """Yield the lines of a Markdown table."""
     yield f"| {' | '.join(heads)} |"
     yield f"| {' | '.join(['---', *['---:'] * (len(heads) - 1)])} |"
     for row in rows:
@@ -117,7 +119,7 @@ def markdown(heads: list[str], rows: list[tuple]) -> Iterator[str]:
 
 
 def draw(errors: pd.DataFrame, path: Path) -> None:
-    """E_rank against E_out, a panel a basis, the budget in colour; above the diagonal the theorem fails."""
+    """Plot E_rank against E_out, one panel per basis, budget as color. Points above the diagonal are violations."""
     from matplotlib.figure import Figure
 
     style = {"color": INK, "fontsize": 13}
@@ -127,7 +129,7 @@ def draw(errors: pd.DataFrame, path: Path) -> None:
         panel.fill_between([0, 1], [0, 1], 1, color=FAIL, linewidth=0, zorder=0)
         panel.plot([0, 1], [0, 1], color=INK, linewidth=1, zorder=3)
         panel.text(0.03, 0.96, "rank mask worse", color="#a8434a", fontsize=11, va="top")
-        shuffled = errors.sample(frac=1, random_state=0)  # no budget is drawn over all others
+        shuffled = errors.sample(frac=1, random_state=0)  # so that no budget hides all others
         panel.scatter(
             shuffled["e_out"], shuffled[basis], c=shuffled["k"], s=7, cmap="viridis_r", linewidths=0, zorder=2
         )

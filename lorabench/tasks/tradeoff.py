@@ -1,18 +1,18 @@
-"""Content against style as their strengths vary: a curve for each method instead of a point on it.
+"""task=tradeoff: content against style for several scales of the LoRAs, as one curve per method.
 
-A merge can be moved along a trade-off by scaling one LoRA, so a table of one point each may only say where on it the
-methods stand. Here each method's LoRAs of one role are scaled while drawing (`Row.strength`), with the other at 1, and
-what is compared is how much content and style can be had together. Merges are shared, so only drawing costs.
+Scaling one LoRA moves a merge along a trade-off of content and style, so a table with one point per method may only
+show where on a common curve the methods are. Here the LoRAs of one role are scaled during sampling (`Row.strength`)
+while the other role stays at 1, and the curves are compared. The merges are shared, so that the cost is sampling only.
 
-Both axes are shares of what one LoRA alone gives, so that they can be read without knowing the metrics:
+Both axes are relative to single LoRAs, so that they can be read without knowledge of the metrics:
 
     content = (C - C of style_only) / (C of content_only - C of style_only)
     style   = (S - S of content_only) / (S of style_only - S of content_only)
 
-The reference point (0, 0) is the floor: the content of `style_only`, the style of `content_only`. A hypervolume is the
-area that a method's points dominate from there; 1 is that of a merge that gives as much content as the content LoRA
-alone and as much style as the style LoRA alone. Its interval is a bootstrap over pairs on these axes, which stay those
-of all pairs. The best of several noisy points is too good by chance, for all methods alike: all have as many points.
+At (0, 0), content is that of `style_only` and style is that of `content_only`. The hypervolume is the area that a
+method's points dominate from there. It is 1 for a merge with as much content as the content LoRA and as much style as
+the style LoRA. Its interval is a bootstrap over pairs; the axes are those of all pairs. The best of several noisy
+points is biased upwards, but equally for all methods, since all have the same number of points.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from lorabench.tasks.checks import check_methods, check_scorers
 from lorabench.tasks.plan import Plan
 from lorabench.tasks.rows import Row, check_rows
 
-ALONE: dict[Role, str] = {"content": "content_only", "style": "style_only"}  # the row that has one role's LoRA
+ALONE: dict[Role, str] = {"content": "content_only", "style": "style_only"}  # row with the single LoRA of a role
 METRICS = {"dino": "dino", "clip": "clip_i", "csd": "csd"}  # metric by kind of scorer
 
 Strengths = tuple[float, float]  # scales of content and style
@@ -48,13 +48,20 @@ Strengths = tuple[float, float]  # scales of content and style
 
 @dataclass(frozen=True)
 class Axis:
-    """A metric as a share of what the role's LoRA alone gives.  off, on: its mean without it and with it alone."""
+    """A metric relative to single LoRAs.
+
+    Args:
+        metric: Name of the metric.
+        off: Its mean without the role's LoRA.
+        on: Its mean with the role's LoRA only.
+    """
 
     metric: str
     off: float
     on: float
 
     def share(self, values: pd.Series) -> pd.Series:
+        """Return the values on the axis."""
         return (values - self.off) / (self.on - self.off)
 
 
@@ -64,17 +71,17 @@ def run(cfg: DictConfig, folder: Path) -> str:
 
     names, points = list(cfg.task.methods), fan(list(cfg.task.strengths))
     rows = rows_of(names, points)
-    frames = [Row.of(name) for name in ALONE.values()]
-    plan = plan_of(cfg, [*frames, *rows.values()])
+    baselines = [Row.of(name) for name in ALONE.values()]
+    plan = plan_of(cfg, [*baselines, *rows.values()])
     metrics: dict[Role, str] = {"content": cfg.task.content, "style": cfg.task.style}
     check_metrics(metrics, plan.scorers)
-    device_name(plan.trainer.accelerator)  # is it there?
+    device_name(plan.trainer.accelerator)  # raises UserError if there is no such device
     check_methods(changed(plan, rows=[rows[name, (1.0, 1.0)] for name in names]))
     check_scorers(plan)
     make(plan.store, plan.trainer, plan.all_artifacts())
 
-    alone = {role: {row.name: values(plan, row, metrics[role]) for row in frames} for role in ROLES}
-    axes: dict[Role, Axis] = {role: axis_of(role, metrics[role], alone[role]) for role in ROLES}
+    single = {role: {row.name: values(plan, row, metrics[role]) for row in baselines} for role in ROLES}
+    axes: dict[Role, Axis] = {role: axis_of(role, metrics[role], single[role]) for role in ROLES}
     measured: Measured = {of: {role: values(plan, row, metrics[role]) for role in ROLES} for of, row in rows.items()}
     curves = curves_of(measured, axes)
     volumes = volumes_of(measured, axes, cfg.reference)
@@ -88,7 +95,7 @@ def run(cfg: DictConfig, folder: Path) -> str:
 
 
 def fan(strengths: Sequence[float]) -> list[Strengths]:
-    """From little style over (1, 1) to little content.
+    """Return the points (content scale, style scale), from the smallest style over (1, 1) to the smallest content.
 
     >>> fan([0.5])
     [(1.0, 0.5), (1.0, 1.0), (0.5, 1.0)]
@@ -100,7 +107,7 @@ def fan(strengths: Sequence[float]) -> list[Strengths]:
 
 
 def rows_of(names: Sequence[str], points: Sequence[Strengths]) -> dict[tuple[str, Strengths], Row]:
-    """A row a method and point; the point (1, 1) is the method's row of any other run."""
+    """Return one row per method and point. The point (1, 1) is the method's row of any other run."""
     check_rows("task.methods", names, "[direct,duolora]", floors="has no trade-off")
     rows = {}
     for name in names:
@@ -113,39 +120,53 @@ def rows_of(names: Sequence[str], points: Sequence[Strengths]) -> dict[tuple[str
 
 
 def check_metrics(metrics: Mapping[Role, str], scorers: ScorerSet) -> None:
-    """UserError unless the scorers give both metrics."""
+    """Check that the scorers have both metrics.
+
+    Raises:
+        UserError: If they have not.
+    """
     kinds = dict.fromkeys(METRICS[read_config(files.config)["kind"]] for files in scorers.scorers)
     for role in ROLES:
         choose(f"task.{role}", metrics[role], [f"{kind}/{role}" for kind in kinds])
 
 
 def values(plan: Plan, row: Row, metric: str) -> pd.Series:
-    """Value by pair; of several backbones that have the metric, the first one's."""
+    """Return the metric by pair, of the first backbone that has it."""
     scores = pd.concat(pd.read_parquet(plan.path(plan.score(row, pair)) / "scores.parquet") for pair in plan.pairs)
     scores = scores.loc[scores["metric"] == metric].assign(dataset=plan.dataset.name)
     return stats.pair_means(scores.loc[scores["backbone"] == scores["backbone"].iloc[0]])
 
 
-def axis_of(role: Role, metric: str, alone: Mapping[str, pd.Series]) -> Axis:
-    """alone: the role's metric by pair, of both rows that have one LoRA."""
-    means = {name: float(found.mean()) for name, found in alone.items()}
+def axis_of(role: Role, metric: str, single: Mapping[str, pd.Series]) -> Axis:
+    """Return the axis of a role.
+
+    Args:
+        role: The role.
+        metric: Name of its metric.
+        single: The metric by pair for both rows with a single LoRA.
+
+    Raises:
+        UserError: If the role's LoRA does not increase the metric.
+    """
+    means = {name: float(found.mean()) for name, found in single.items()}
     on = means.pop(ALONE[role])
     [off] = means.values()
     if on <= off:
         raise UserError(
-            f"{metric} is no better with the {role} LoRA alone ({on:.3f}) than without it ({off:.3f}), so there is no "
+            f"{metric} is not greater with the {role} LoRA ({on:.3f}) than without it ({off:.3f}), so there is no "
             "trade-off to measure; use more lora.steps or other dataset.subjects"
         )
     return Axis(metric, off, on)
 
 
-Measured = Mapping[tuple[str, Strengths], Mapping[Role, pd.Series]]  # by role, a value a pair
+Measured = Mapping[tuple[str, Strengths], Mapping[Role, pd.Series]]  # by method and point, then by role: value by pair
 
 
 def curves_of(measured: Measured, axes: Mapping[Role, Axis]) -> pd.DataFrame:
-    """A row a method and point: strengths, both metrics, both shares with their intervals, and which are not dominated.
+    """Return one row per method and point: scales, both metrics, and both axes with their intervals.
 
-    front: by no other point of the method.  joint_front: by no point of any method.
+    The column `front` marks points that no other point of the same method dominates; `joint_front` marks points that
+    no point of any method dominates.
     """
     lines = []
     for (name, point), by_role in measured.items():
@@ -163,11 +184,12 @@ def curves_of(measured: Measured, axes: Mapping[Role, Axis]) -> pd.DataFrame:
 
 
 def undominated(curves: pd.DataFrame) -> np.ndarray:
+    """Return which points no other point dominates."""
     return np.asarray(moocore.is_nondominated(curves[list(ROLES)].to_numpy(), maximise=True))
 
 
 def volumes_of(measured: Measured, axes: Mapping[Role, Axis], reference: str) -> pd.DataFrame:
-    """A row a method: hypervolume, low, high, and, paired by resample, the difference to the reference method."""
+    """Return each method's hypervolume with interval, and its paired difference to the reference method."""
     by_method = {name: shares(measured, name, axes) for name, _ in measured}
     whole = {name: hypervolume(points.mean(axis=1)) for name, points in by_method.items()}
     drawn = {name: resampled(points) for name, points in by_method.items()}
@@ -184,25 +206,25 @@ def volumes_of(measured: Measured, axes: Mapping[Role, Axis], reference: str) ->
 
 
 def shares(measured: Measured, name: str, axes: Mapping[Role, Axis]) -> np.ndarray:
-    """Content and style of a method's points by pair, [points, pairs, 2]."""
+    """Return content and style of a method's points by pair, [points, pairs, 2]."""
     own = [by_role for (method, _), by_role in measured.items() if method == name]
     return np.array([np.stack([axes[role].share(by_role[role]) for role in ROLES], axis=-1) for by_role in own])
 
 
 def hypervolume(points: np.ndarray) -> float:
-    """Area that points [n, 2] dominate from (0, 0); those below it on an axis add nothing."""
+    """Return the area that points [n, 2] dominate from (0, 0). A point that is negative on an axis adds nothing."""
     return float(moocore.hypervolume(points, ref=[0.0, 0.0], maximise=True))
 
 
 def resampled(points: np.ndarray) -> np.ndarray:
-    """The hypervolume of each bootstrap sample of the pairs, of points [points, pairs, 2]."""
+    """Return the hypervolume of each bootstrap sample of the pairs, for points [points, pairs, 2]."""
     pairs = points.shape[1]
     means = np.einsum("kpa,pr->rka", points, stats.counts(pairs)) / pairs
     return np.array([hypervolume(each) for each in np.ascontiguousarray(means)])
 
 
 def table(curves: pd.DataFrame, volumes: pd.DataFrame, axes: Mapping[Role, Axis], pairs: int, images: int) -> str:
-    """The hypervolumes for people, and how to read them."""
+    """Return Markdown with the hypervolumes and notes on how to read them."""
     rows = volumes.to_dict("records")
     compared = len(rows) > 1 and "difference" in volumes
     reference = next(name for name in volumes["reference"] if not pd.isna(name)) if compared else ""
@@ -223,17 +245,18 @@ def table(curves: pd.DataFrame, volumes: pd.DataFrame, axes: Mapping[Role, Axis]
         lines.append(f"| {' | '.join(cells)} |")
     content, style = (axes[role] for role in ROLES)
     mark = (
-        f"; ~ not separated from {reference}: the interval of the paired difference holds zero. Each method is "
-        "compared alone, without a correction for their number"
+        f"; ~ not separated from {reference}: the interval of the paired difference contains zero. There is no "
+        "correction for the number of methods"
     )
     notes = [
-        f"Content: {content.metric} from {content.off:.3f} (0, style LoRA alone) to {content.on:.3f} (1, content LoRA "
-        f"alone); style: {style.metric} from {style.off:.3f} (0, content LoRA alone) to {style.on:.3f} (1, style LoRA "
-        "alone). Hypervolume: the area that a method's points dominate from (0, 0); 1 is both as with each LoRA alone.",
-        f"95 % intervals of a bootstrap over {pairs} pairs of {images} images{mark if compared else ''}.",
+        f"Content: {content.metric} from {content.off:.3f} (0, style LoRA only) to {content.on:.3f} (1, content LoRA "
+        f"only); style: {style.metric} from {style.off:.3f} (0, content LoRA only) to {style.on:.3f} (1, style LoRA "
+        "only). Hypervolume: the area that a method's points dominate from (0, 0); 1 for both as with single LoRAs.",
+        f"95 % intervals of a bootstrap over {pairs} pairs with {images} images each{mark if compared else ''}.",
     ]
     return "\n".join(lines) + "\n\n" + "\n\n".join(notes) + "\n"
 
 
 def span(low: float, high: float) -> str:
+    """Return an interval as text; empty if it is unknown."""
     return "" if np.isnan(low) else f"[{low:.3f}, {high:.3f}]"

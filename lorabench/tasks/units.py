@@ -1,4 +1,4 @@
-"""Images are generated in units: a unit is a batch of images of one artifact."""
+"""Work units of image generation: a unit is a batch of images of one artifact."""
 
 from __future__ import annotations
 
@@ -24,17 +24,25 @@ if TYPE_CHECKING:
 
 
 def batches_of(count: int, size: int) -> int:
+    """Return the number of batches of a size for so many images."""
     return -(-count // size)
 
 
 @dataclass(frozen=True)
 class Generate(UnitWork):
-    """<index>.png, one per seed: with the merged LoRA if it expresses the method, else with the LoRAs at their scales.
+    """Write <index>.png for each seed: with the merged LoRA if one can express the method, else with separate LoRAs.
 
     Args:
+        model: Files of the base model.
+        trainer: Device and precision.
+        merge: The merge.
+        sampling: The sampling rule.
         loras: Files of the LoRAs.
-        merged: Folder of the merge; None generates with the LoRAs.
-        strength: Further scale of all LoRAs of a role.
+        merged: Folder of the merge; None samples with the separate LoRAs.
+        pair: The pair with its scenes.
+        seeds: Seed of each image.
+        spec: Settings of image generation.
+        strength: Additional scale of all LoRAs of a role.
         seed: Seed of the run.
     """
 
@@ -72,7 +80,7 @@ class Generate(UnitWork):
             )  # fmt: skip
 
     def file(self, base: DiffusionModel) -> LoRA | None:
-        """Return the merged LoRA; None if the LoRAs are scaled separately."""
+        """Return the merged LoRA; None if the LoRAs are applied separately."""
         from lorabench.merging.merge import MergeEnvironment
         from lorabench.merging.strength import merged_at_strength
 
@@ -84,13 +92,14 @@ class Generate(UnitWork):
         return merged_at_strength(self.merge, self.read(), self.pair, self.strength, env).file
 
     def parts(self) -> Parts:
-        """Return the LoRAs at the scales of the merge."""
+        """Return the separate LoRAs at the scales of the merge."""
         masks = Merged.load(self.merged).masks if self.merged is not None else None
         parts = self.merge.parts(self.read(), self.pair.roles, masks, self.strength)
         assert parts is not None
         return parts
 
     def read(self) -> list[LoRA]:
+        """Return the LoRAs."""
         from lorabench.lora.adapter import LoRA
 
         return [LoRA.load(path) for path in self.loras]
@@ -101,7 +110,12 @@ class Generate(UnitWork):
 
 @dataclass(frozen=True)
 class Oracle(UnitWork):
-    """<index>.png: the subject drawn in the style by the world itself."""
+    """Write <index>.png: the subject in the style, rendered by the microworld.
+
+    Args:
+        pair: The pair.
+        count: Number of images.
+    """
 
     pair: Pair
     count: int
@@ -123,10 +137,16 @@ class Oracle(UnitWork):
 
 
 def file_name(index: int) -> str:
+    """Return the file name of an image."""
     return f"{index:02d}.png"
 
 
 def check_images(folder: Path, count: int) -> None:
+    """Check that all images were written.
+
+    Raises:
+        RuntimeError: If one is missing.
+    """
     missing = [index for index in range(count) if not (folder / file_name(index)).is_file()]
     if missing:
         raise RuntimeError(f"images {missing} were not written")

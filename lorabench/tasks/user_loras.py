@@ -1,4 +1,4 @@
-"""The user's own LoRA files as the stages see them: concepts with images and prompts, and a pair of them."""
+"""The user's LoRA files as concepts with images and prompts, and pairs of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lorabench.lora.adapter import Adapter
 
 
-PRODUCT_RANK = 64  # to which LoHa and LoKr files are cut
+PRODUCT_RANK = 64  # rank to which LoHa and LoKr files are compressed
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,12 @@ class UserLoRA:
     """A LoRA file, a file of token embeddings, or both.
 
     Args:
-        path: Of the LoRA, or of the embeddings.
+        path: File of the LoRA, or of the embeddings.
         prompt: Prompt that it was trained with ("a sks dog"), for methods that learn.
         images: Images that it was trained on, or their folder; without, they are generated with it.
         embedding: File of the token embeddings that were trained with the LoRA.
-        trigger: What stands for the embedding in prompts; if not given, the file names it.
-        weight: Scale of the LoRA, before any method.
+        trigger: Word for the embedding in prompts; None: the word in the file.
+        weight: Scale of the LoRA, applied before the method.
     """
 
     path: Path | str
@@ -44,11 +44,11 @@ class UserLoRA:
 
     @property
     def file(self) -> Path:
-        """The path with a leading ~ for the home folder."""
+        """Return the path, with a leading ~ replaced by the home folder."""
         return Path(self.path) if Path(self.path).exists() else Path(self.path).expanduser()
 
     def read(self) -> Adapter:
-        """Return the adapter; its factors stay in the file until they are asked for.
+        """Return the adapter; its factors are read from the file when they are needed.
 
         Raises:
             UserError: If the file cannot be merged.
@@ -70,26 +70,36 @@ class UserLoRA:
         return adapter.times(self.weight).with_tokens(tokens)
 
     def references(self) -> tuple[Reference, ...]:
-        """The given images; UserError where there is no such folder or image."""
+        """Return the given images.
+
+        Raises:
+            UserError: If the folder or an image does not exist.
+        """
         from lorabench.data.images import image_paths, reference
 
         given = self.images
         if isinstance(given, Path | str):
             if not Path(given).is_dir():
-                raise UserError(f"{given} is no folder; give that of the images that {self.path} was trained on")
+                raise UserError(f"{given} is not a folder; use the folder of images that {self.path} was trained on")
             given = image_paths(Path(given))
         if missing := [path for path in given if not Path(path).is_file()]:
-            raise UserError(f"{missing[0]} is missing; give the images that {self.path} was trained on, or none")
+            raise UserError(f"{missing[0]} is missing; use the images that {self.path} was trained on, or no images")
         return tuple(reference(Path(path), "", self.prompt or "") for path in given)
 
     def blank(self) -> Reference:
-        """A picture of nothing under the LoRA's prompt, for a merge that looks at no image."""
+        """Return a black image with the LoRA's prompt, for a merge that uses no images."""
         return Reference("", self.prompt or "", "", partial(Image.new, "RGB", (64, 64)))
 
 
 @dataclass(frozen=True)
 class UserPair:
-    """Content LoRAs and style LoRAs of the user's; prompt: with the identifiers of all, "a sks dog in szn style"."""
+    """Content LoRAs and style LoRAs of the user.
+
+    Args:
+        contents: Content LoRAs.
+        styles: Style LoRAs.
+        prompt: Prompt with the identifiers of all: "a sks dog in szn style".
+    """
 
     contents: tuple[UserLoRA, ...]
     styles: tuple[UserLoRA, ...]
@@ -97,15 +107,20 @@ class UserPair:
 
     @property
     def files(self) -> tuple[UserLoRA, ...]:
-        """Contents, then styles: the order of the adapters."""
+        """Return contents, then styles: the order of the adapters."""
         return self.contents + self.styles
 
     @property
     def roles(self) -> tuple[Role, ...]:
+        """Return the role of each file."""
         return ("content",) * len(self.contents) + ("style",) * len(self.styles)
 
     def weighted(self, weights: Sequence[float] | None) -> UserPair:
-        """Return the pair with a scale for each LoRA, contents first."""
+        """Return the pair with a scale for each LoRA, contents first.
+
+        Raises:
+            UserError: If the number of scales is wrong.
+        """
         if weights is None:
             return self
         if len(weights) != len(self.files):
@@ -115,7 +130,11 @@ class UserPair:
         return UserPair(tuple(files[:count]), tuple(files[count:]), self.prompt)
 
     def check(self, method: Method) -> None:
-        """UserError unless the method has what it needs: what it learns with, and one merge of all."""
+        """Check that a method can merge this pair.
+
+        Raises:
+            UserError: If a role has no LoRA, or if the method needs a prompt that is missing.
+        """
         if not self.contents or not self.styles:
             raise UserError(
                 "a merge needs a content LoRA and a style LoRA; use content=a.safetensors style=b.safetensors"
@@ -135,7 +154,12 @@ class UserPair:
             raise UserError(f"{method.name} learns from the prompt of both; use prompt='a sks dog in szn style'")
 
     def check_parts(self, adapters: Sequence[Adapter], method: Method) -> None:
-        """UserError if the adapters were trained on different backbones, or the method cannot merge what they have."""
+        """Check that a method can merge these adapters.
+
+        Raises:
+            UserError: If they were trained on different backbones, or if one has only token embeddings and the method
+                learns.
+        """
         from lorabench.lora.adapter import common_backbone
 
         common_backbone(adapters)
@@ -150,7 +174,7 @@ class UserPair:
             )
 
     def pair(self, images: Sequence[tuple[Reference, ...]] = ()) -> Pair:
-        """The pair with these training images of each file; without, for a merge that looks at no image."""
+        """Return the pair for the merge. `images` are the training images of each file, if the merge uses any."""
         shown = images or [()] * len(self.files)
         concepts = [
             Concept(Path(own.path).stem, role, "", each, ())
