@@ -76,14 +76,15 @@ from lorabench.engine.store import Store
 from lorabench.models.files import ModelFiles
 from lorabench.scoring.files import ScorerSet
 from lorabench.tasks.plan import Plan
-from lorabench.tasks.rows import Row, frame_rows
+from lorabench.tasks.rows import Row, rows_with_baselines
 world = MicroworldSpec("microworld", ["mug_1"], ["ink_1"], None, 2, 2, 2)
 pairs = load_pairs(world, Prompts())
 chosen = [Row.of(name) for name in ("direct", "duolora")]
 lora = LoRASpec(rank=2, alpha=2, blocks=[], text_encoders=False, text_lr=1e-3, steps=3, batch=2, accumulate=1,
     optimizer="adamw", lr=1e-3, betas=(0.9, 0.999), weight_decay=0.0, schedule="constant", cycles=1, warmup=0,
     max_grad_norm=None, min_snr=None, prior_weight=0.0, prior_images=0, flips=False, crops=0, sample_every=0)
-plan = Plan(store=Store(Path(sys.argv[1])), pairs=pairs, rows=[*frame_rows(chosen[0], world, pairs), chosen[1]],
+rows = [*rows_with_baselines(chosen[0], world, pairs), chosen[1]]
+plan = Plan(store=Store(Path(sys.argv[1])), pairs=pairs, rows=rows,
     dataset=world, model=ModelFiles(Path("m"), Path("m")), model_name="micro", scorers=ScorerSet(()), weights="w",
     scorers_digest="s", lora=lora, generation=GenerateSpec(1, 1, 1.0, 1), merging=MergeSpec(1),
     trainer=TrainerSpec("cpu", "32-true", 0, 1), seed=0)

@@ -23,7 +23,7 @@ from lorabench.engine.work import Progress
 from lorabench.models.files import ModelFiles
 from lorabench.scoring.files import ScorerSet, scorer_set
 from lorabench.tasks.plan import Plan
-from lorabench.tasks.rows import Row, frame_rows
+from lorabench.tasks.rows import Row, rows_with_baselines
 from lorabench.tasks.run_folder import RunWriter
 from lorabench.tasks.scores import Scoring
 
@@ -41,7 +41,7 @@ DRAWN = replace(PAIR, scenes=SCENES)
 def plan(tmp_path: Path, lora_spec: LoRASpec, generate_spec: GenerateSpec) -> Plan:
     direct = Row.of("direct")
     return Plan(
-        store=Store(tmp_path), pairs=[PAIR], rows=frame_rows(direct, WORLD, [PAIR]), dataset=WORLD,
+        store=Store(tmp_path), pairs=[PAIR], rows=rows_with_baselines(direct, WORLD, [PAIR]), dataset=WORLD,
         model=ModelFiles(tmp_path / "model", tmp_path / "model"), model_name="micro", scorers=ScorerSet((), None),
         weights="w", scorers_digest="s", lora=lora_spec, generation=generate_spec, merging=MergeSpec(1),
         trainer=TrainerSpec("cpu", "32-true", 2, 1), seed=3,
