@@ -113,7 +113,7 @@ def test_run_writes_all_three_files(scorers: Path, tmp_path: Path, capsys) -> No
         ("dataset=folder", "only the microworld has; use dataset=microworld"),
         ("dataset.subjects=[mug_1,cat_1]", "dataset.subjects has 2, too few to rank"),
         ("dataset.styles=[ink_1]", "dataset.styles has 1, too few to rank"),
-        ("dataset.subjects=[mug_1+cat_1,mug_2,cat_2]", "one subject and one style a pair"),
+        ("dataset.subjects=[mug_1+cat_1,mug_2,cat_2]", "one subject and one style per pair"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path: Path, override: str, words: str) -> None:

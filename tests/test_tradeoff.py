@@ -72,7 +72,7 @@ def test_fronts_of_method_and_of_all(tmp_path: Path) -> None:
     assert curves["dino/content"].iloc[0] == pytest.approx(0.5 + 0.8 * 0.4)
     volumes = volumes_of(found, AXES, "direct")
     text = table(curves, volumes, AXES, pairs=6, images=4)
-    assert "without a correction for their number" in text
+    assert "no correction for the number of methods" in text
     assert "| difference to direct |" in text and "| 0.60, 0.60 | 2 of 3 | 0 of 3 |" in text
     assert "difference" not in table(curves, volumes_of(found, AXES, "ziplora"), AXES, 6, 4).splitlines()[0]
     draw_tradeoff(curves, volumes, {"content": "dino/content", "style": "csd/style"}, tmp_path / "figure.png")
@@ -81,7 +81,7 @@ def test_fronts_of_method_and_of_all(tmp_path: Path) -> None:
 
 def test_lora_that_does_nothing_spans_no_axis() -> None:
     alone = {"content_only": by_pair("content", [0.5, 0.5]), "style_only": by_pair("content", [0.5, 0.6])}
-    with pytest.raises(UserError, match="no better with the content LoRA alone"):
+    with pytest.raises(UserError, match="not greater with the content LoRA"):
         axis_of("content", "dino/content", alone)
 
 
