@@ -217,7 +217,10 @@ def test_rows_of_same_pairs_need_no_warning(tmp_path: Path) -> None:
     runs.append(make_run(tmp_path / "duolora"))
     write_joint_report(runs, tmp_path)
     text = (tmp_path / "table.md").read_text()
-    assert "Mean over 4 pairs (12 to 24 images per row" in text and "different pairs" not in text
+    assert (
+        "Mean over 4 pairs of 2 subjects and 2 styles (12 to 24 images per row" in text
+        and "different pairs" not in text
+    )
 
 
 def test_place_without_rights_is_one_line(tmp_path: Path, capsys, monkeypatch) -> None:

@@ -11,6 +11,7 @@ import statsmodels.api as sm
 from scipy import stats as scipy_stats
 
 from lorabench.report import stats
+from lorabench.report.clusters import Design, clustered, counts, variance
 
 
 def simulate(
@@ -58,14 +59,66 @@ def test_skewed_data_is_covered_less_and_by_bca_more() -> None:
     assert 0.91 < percentile < 0.94 and bca > percentile + 0.005  # an exact 95 % interval does not exist here
 
 
-def test_crossed_pairs_are_covered_as_table_in_stats_says() -> None:
-    """Simulate 4 contents in 2 styles; style explains half of the variance."""
-    rng = np.random.default_rng(3)
-    by_style, own = rng.normal(size=(4000, 1, 2)), rng.normal(size=(4000, 4, 2))
-    values = ((by_style + own) / np.sqrt(2)).reshape(4000, 8)
-    assert np.mean(stats.p_value(values, np.ones(8)) <= 0.05) == pytest.approx(0.246, abs=0.02)
-    low, high = stats.ends(stats.draws(values[:1000], np.ones((1000, 8))), 8)
-    assert np.mean((low <= 0) & (high >= 0)) == pytest.approx(0.741, abs=0.03)
+GRIDS = [(4, 2, 0.45, 0.45), (8, 4, 0, 0), (8, 4, 0, 0.5), (8, 8, 0.45, 0.45)]
+
+
+@pytest.mark.parametrize(("subjects", "styles", "by_subject", "by_style"), GRIDS)
+def test_crossed_pairs_are_covered_as_table_in_stats_says(
+    subjects: int, styles: int, by_subject: float, by_style: float
+) -> None:
+    """One-way intervals are too narrow if subjects or styles matter; two-way ones are not."""
+    rng, tables = np.random.default_rng(3), 1000
+    parts = ((by_subject, (subjects, 1)), (by_style, (1, styles)), (1 - by_subject - by_style, (subjects, styles)))
+    values = sum(np.sqrt(share) * rng.normal(size=(tables, *shape)) for share, shape in parts)
+    values = np.asarray(values).reshape(tables, -1)
+    names = [("world", f"c{i}", f"s{j}") for i in range(subjects) for j in range(styles)]
+    two_way = Design.of(pd.MultiIndex.from_tuples(names, names=stats.PAIR))
+    expected = {
+        (4, 2, 0.45): (0.90, 0.71, 0.0, 0.27),
+        (8, 4, 0): (1.0, 0.95, 0.006, 0.05),
+        (8, 8, 0.45): (0.97, 0.52, 0.038, 0.49),
+    }  # fmt: skip
+    one = two_way.pairs
+    found = []
+    for design in (two_way, Design.independent(one)):
+        low, high = stats.ends(stats.draws(values[:500], np.ones((500, one)), design), design.units)
+        found += [np.mean((low <= 0) & (high >= 0)), np.mean(stats.p_value(values, np.ones(one), design) <= 0.05)]
+    covered, false, covered_one, false_one = found
+    if by_style != 0.5:
+        at = expected[subjects, styles, by_subject]
+        assert (covered, covered_one, false, false_one) == pytest.approx(at, abs=0.05)
+    assert false <= 0.06 and covered >= (0.95 if min(subjects, styles) > 2 else 0.87)
+    assert by_style == 0 or false_one > 0.2 > 0.25 - covered_one
+
+
+def test_clustered_error_is_that_of_statsmodels() -> None:
+    """A weighted mean is a regression on a constant; its clustered error is known there."""
+    rng = np.random.default_rng(5)
+    content, style = np.repeat(range(5), 4), np.tile(range(4), 5)
+    values, weights = rng.normal(size=20) + rng.normal(size=5)[content], rng.uniform(0.5, 2, 20)
+    one = Design(tuple(content), tuple(range(20)))
+    assert one.shared.keys() == {"content"} and one.units == 5
+    fit = sm.WLS(values, np.ones(20), weights).fit(
+        cov_type="cluster", cov_kwds={"groups": content, "use_correction": False}, use_t=True
+    )
+    mean = stats.weighted_mean(values, weights)
+    off = weights * (values - mean) / weights.sum()
+    assert variance(off, one) == pytest.approx(5 / 4 * fit.bse[0] ** 2)
+    both = Design(tuple(content), tuple(style))
+    ways = [clustered(off, codes) for codes in (both.contents, both.styles, tuple(range(20)))]
+    assert variance(off, both) == pytest.approx(max(ways[0] + ways[1] - ways[2], *ways[:2])) and both.units == 4
+
+
+def test_product_bootstrap_multiplies_counts_and_skips_empty_grids() -> None:
+    grid = Design((0, 0, 1, 1), (0, 1, 0, 1))
+    times = counts(grid)
+    assert np.allclose(times[0] * times[3], times[1] * times[2])  # w_0 v_0 w_1 v_1
+    assert set(np.unique(times[0])) == {0, 1, 2, 4} and times[0].mean() == pytest.approx(1, abs=0.05)
+    sparse = Design((0, 0, 1, 2), (0, 1, 0, 2))
+    assert (counts(sparse).sum(axis=0) > 0).all()
+    alone = Design((0, 0, 0), (0, 1, 2))  # one subject: fixed
+    assert alone.is_independent and alone.units == 3
+    assert np.array_equal(counts(alone), counts(Design.independent(3)))
 
 
 def test_limits_are_those_of_scipy() -> None:

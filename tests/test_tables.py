@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
@@ -17,7 +18,7 @@ from scipy import stats as scipy_stats
 
 from lorabench.base import UserError
 from lorabench.config.checks import check_reference
-from lorabench.report import comparing, layout, write_joint_report
+from lorabench.report import comparing, layout, planned, write_joint_report
 from lorabench.report.__main__ import main
 from lorabench.report.folder import RunFolder, run_folders
 from lorabench.report.layout import blocks
@@ -25,12 +26,16 @@ from lorabench.report.table import Table, costs, format_cost
 from lorabench.report.tex import escape, write_latex
 from lorabench.report.text import write_csv, write_markdown
 
+INDEPENDENT = [("mug_1", "halftone_1"), ("cat_1", "neon_1"), ("bird_1", "ink_1"), ("lamp_4", "gold_1")]
+
 
 def made(folder: Path, *rows: str, reference: str = "direct") -> list[Path]:
     """A run of each row ("duolora no_cycle") in the folder."""
     names = [row.partition(" ") for row in rows]
     return [
-        make_run(folder / f"{method}-{ablation or 'none'}", method, ablation or "none", images=2, reference=reference)
+        make_run(
+            folder / f"{method}-{ablation or 'none'}", method, ablation or "none", INDEPENDENT, 2, reference=reference
+        )
         for method, _, ablation in names
     ]
 
@@ -48,11 +53,16 @@ def test_differences_are_paired_and_corrected(tmp_path: Path) -> None:
     scores = pd.concat([pd.read_parquet(run / "scores.parquet") for run in sorted(tmp_path.iterdir())])
     label = scores["method"].where(scores["ablation"] == "none", scores["method"] + " " + scores["ablation"])
     frames = of.lines.set_index(["metric", "label"])
-    compared = ["ziplora", "duolora", "duolora no_cycle"]
+    compared = ["ziplora", "duolora"]  # an ablation is tested against its method
+    tested = of.planned.set_index(["metric", "label", "against"])
     for metric in METRICS:
         own = scores.assign(label=label)[scores["metric"] == metric]
         images = own.pivot_table("value", ["content", "style", "image"], "label")
         deltas = pd.DataFrame(images[compared].sub(images["direct"], axis=0).groupby(level=["content", "style"]).mean())
+        ablated = (images["duolora no_cycle"] - images["duolora"]).groupby(level=["content", "style"]).mean()
+        of_ablation = tested.loc[(metric, "duolora no_cycle", "duolora")]
+        assert of_ablation["difference"] == pytest.approx(ablated.mean())
+        assert of_ablation["p_holm"] == of_ablation["p"] == pytest.approx(scipy_stats.ttest_1samp(ablated, 0.0).pvalue)
         tests: list[Any] = [scipy_stats.ttest_1samp(deltas[name], 0.0) for name in compared]
         p = [test.pvalue for test in tests]
         lines = frames.loc[[(metric, name) for name in compared]]
@@ -62,7 +72,37 @@ def test_differences_are_paired_and_corrected(tmp_path: Path) -> None:
         assert lines["separated"].tolist() == [bool(each <= 0.05) for each in comparing.holm(p)]
         assert min(lines["difference"] - lines["difference_low"]) >= 0
     others = of.lines[~of.lines["label"].isin(compared)]
-    assert others[["difference", "p", "p_holm", "separated"]].isna().to_numpy().all()
+    assert others[["p_holm", "separated"]].isna().to_numpy().all()
+    shown = others.dropna(subset=["difference", "p"])["label"].unique().tolist()
+    assert shown == ["duolora no_cycle"]  # the difference to direct is shown and not tested
+
+
+def test_families_are_corrected_apart_and_shown(tmp_path: Path) -> None:
+    rows = ("direct", "ziplora", "ziplora_closed", "ziplora uniform", "ziplora gaussian_init")
+    write_joint_report(made(tmp_path, *rows), tmp_path / "joint")
+    found = pd.read_csv(tmp_path / "joint" / "comparisons.csv")
+    families = found.groupby("family", sort=False)["label"].agg(lambda names: sorted(set(names))).to_dict()
+    assert families == {
+        "methods": ["ziplora", "ziplora_closed"],
+        "ablations": ["ziplora gaussian_init", "ziplora uniform"],
+        "closed": ["ziplora"],
+    }
+    for _, own in found.groupby(["family", "metric"]):
+        assert own["p_holm"].tolist() == pytest.approx(comparing.holm(own["p"].to_numpy()).tolist(), rel=1e-4)
+    text = (tmp_path / "joint" / "table.md").read_text()
+    page = (tmp_path / "joint" / "report.html").read_text()
+    for title in ("Ablations against their method", "Learned methods against their closed form"):
+        assert f"**{title}**" in text and f"<h3>{title}</h3>" in page
+    assert "| ziplora - ziplora_closed | " in text and '<th scope="row">ziplora uniform - ziplora</th>' in page
+    assert "(2 methods, 2 ablations, 1 closed)" in text
+
+
+def test_ablation_without_its_method_is_compared_as_method() -> None:
+    found = planned.comparisons(["base", "direct", "duolora no_cycle", "oracle"], "direct")
+    assert [(each.family, each.label, each.against) for each in found] == [("methods", "duolora no_cycle", "direct")]
+    own = planned.comparisons(["duolora", "duolora no_cycle"], "duolora")
+    assert [each.family for each in own] == ["ablations"]
+    assert planned.comparisons(["ziplora", "klora"], None) == []
 
 
 def test_what_is_separated_alone_need_not_be_among_many(tmp_path: Path) -> None:
@@ -126,22 +166,39 @@ def test_command_takes_folders_of_runs(tmp_path: Path, capsys: pytest.CaptureFix
     assert "is not a finished run" in capsys.readouterr().err
 
 
-# --- crossed pairs
+# --- pairs that share subjects or styles
 
 
 @pytest.mark.parametrize(
     ("pairs", "said"),
     [
-        ([("a", "x"), ("b", "y"), ("c", "z")], None),
-        ([("a", "x")], None),
-        ([("a", "x"), ("b", "x")], "The 2 pairs of 2 contents and 1 style are treated as independent"),
-        ([("a", "x"), ("a", "y"), ("b", "x"), ("b", "y")], "The 4 pairs of 2 contents and 2 styles are treated"),
+        ([("a", "x"), ("b", "y"), ("c", "z")], "3 pairs of 3 subjects and 3 styles (1 images per row"),
+        ([("a", "x"), ("a", "x2")], "interval over pairs"),  # results hold for this subject
+        ([("a", "x"), ("a", "y"), ("b", "z")], "3 pairs of 2 subjects and 3 styles"),
+        ([("a", "x"), ("a", "y"), ("b", "z")], "interval over subjects."),
+        ([("a", "x"), ("a", "y"), ("b", "x"), ("b", "y")], "over subjects and styles resampled together"),
+        ([("a", "x"), ("a", "y"), ("b", "x"), ("b", "y")], "With 2 independent units"),
     ],
 )
-def test_pairs_that_share_concept_have_note(tmp_path: Path, pairs: list[tuple[str, str]], said: str | None) -> None:
+def test_note_has_numbers_of_subjects_and_styles(tmp_path: Path, pairs: list[tuple[str, str]], said: str) -> None:
     of = Table.of([RunFolder.load(make_run(tmp_path / "run", pairs=pairs, images=1))])
+    said = said.replace("(1 images", f"({len(pairs)} images")
     for text in (write_markdown(of), write_latex(of), " ".join(layout.notes(of))):  # the page shows these
-        assert ("treated as independent" in text) == (said is not None) and (said or "") in text
+        assert said in text
+    line = of.lines.iloc[0]
+    assert (line["contents"], line["styles"]) == tuple(len(set(names)) for names in zip(*pairs, strict=True))
+    (tmp_path / "table.csv").write_text(write_csv(of))
+    assert read_table(tmp_path).iloc[0]["dino/content_contents"] == line["contents"]
+
+
+def test_crossed_pairs_are_as_sure_as_their_fewest_names(tmp_path: Path) -> None:
+    """Four pairs that are 0.1 better, with noise of 0.01: sure for four subjects, not for two."""
+    found = []
+    for place, pairs in (("one", INDEPENDENT), ("two", list(itertools.product(("a", "b"), ("x", "y"))))):
+        runs = [make_run(tmp_path / place / name, name, pairs=pairs, images=1) for name in ("direct", "duolora")]
+        lines = Table.of([RunFolder.load(run) for run in runs]).lines.set_index(["label", "metric"])
+        found.append(lines.loc[("duolora", "dino/content")])
+    assert found[0]["p"] < 0.01 < found[1]["p"]
 
 
 # --- several seeds

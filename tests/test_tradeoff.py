@@ -12,6 +12,7 @@ from hydra import compose
 
 from lorabench.base import UserError
 from lorabench.data.pairs import ROLES, Role
+from lorabench.report import stats
 from lorabench.report.tradeoff import draw_tradeoff
 from lorabench.tasks import tradeoff
 from lorabench.tasks.tradeoff import Axis, Measured, axis_of, curves_of, fan, run, table, volumes_of
@@ -27,7 +28,7 @@ SMALL = [
 def by_pair(metric: str, shares: list[float]) -> pd.Series:
     """Values whose shares of the axis these are, a pair each."""
     axis = AXES["content" if metric == "content" else "style"]
-    pairs = pd.MultiIndex.from_tuples([("d", f"c{i}", "s") for i in range(len(shares))])
+    pairs = pd.MultiIndex.from_tuples([("d", f"c{i}", "s") for i in range(len(shares))], names=stats.PAIR)
     return pd.Series([axis.off + share * (axis.on - axis.off) for share in shares], pairs)
 
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 PAGE = "report.html"
-FILES = ("table.md", "table.csv", "table.tex", "grid.png", PAGE)
+FILES = ("table.md", "table.csv", "table.tex", "comparisons.csv", "grid.png", PAGE)
 OTHER_REPORT = "--out <a folder without files of these names>"
 
 
 def write_report(run_folder: Path | str) -> None:
-    """Write table.md, table.csv, table.tex, grid.png and report.html into a finished run folder.
+    """Write table.md, table.csv, table.tex, comparisons.csv, grid.png and report.html into a finished run folder.
 
     The run's config selects the protocol (the columns) and the reference row (for differences).
 
@@ -29,7 +29,7 @@ def write_joint_report(
 
     Args:
         run_folders: Finished run folders.
-        out: Folder for table.md, table.csv, table.tex, grid.png and report.html; created if missing.
+        out: Folder for table.md, table.csv, table.tex, comparisons.csv, grid.png and report.html; created if missing.
         protocol: Name of a file in conf/protocol. None: the protocol of the runs, or all metrics if they differ.
         reference: Label of the row that differences refer to. None: the row named in the runs' configs, if present.
     """
@@ -48,6 +48,7 @@ def write_joint_report(
     with folder.filled(keep=True) as draft:
         for ending, write in (("md", write_markdown), ("csv", write_csv), ("tex", write_latex)):
             (draft / f"table.{ending}").write_text(write(table), encoding="utf-8")
+        table.planned.to_csv(draft / "comparisons.csv", index=False, float_format="%.6g")
         figures.draw_grid(runs).save(draft / "grid.png", optimize=True)
         if protocol or reference:  # another report than that of the run in whose folder it may be
             (draft / MANIFEST).write_text(json.dumps({"protocol": protocol, "reference": reference}))

@@ -18,6 +18,7 @@ import pandas as pd
 from scipy.stats import rankdata
 
 from lorabench.report import stats
+from lorabench.report.clusters import Design
 
 ALPHA = 0.05  # probability of any false difference in a column
 DECIMALS = 12  # means that agree to so many decimals are equal
@@ -55,8 +56,9 @@ def ranks(images: Mapping[str, pd.DataFrame], rule: str = "pair", of: str = "con
     own = [stats.pair_values(each.loc[shared], rule, of) for each in images.values()]
     values, weights = (np.stack([each[column].to_numpy() for each in own]) for column in ("value", "weight"))
     found["rank"] = order(stats.weighted_mean(values, weights))
-    drawn = order(stats.draws(values, weights))
-    found["rank_low"], found["rank_high"] = stats.ends(drawn, len(own[0]), outward=True)
+    design = Design.of(own[0].index)
+    drawn = order(stats.draws(values, weights, design))
+    found["rank_low"], found["rank_high"] = stats.ends(drawn, design.units if len(own[0]) > 1 else 1, outward=True)
     return found
 
 

@@ -1,4 +1,4 @@
-"""A table as blocks of text cells, shared by all output formats: scores and costs, differences, ranks."""
+"""A table as blocks of text cells, shared by all output formats: scores and costs, differences, comparisons, ranks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from lorabench.report import published
 from lorabench.report.labels import FRAMES
+from lorabench.report.planned import TITLES
 from lorabench.report.table import (
     COSTS,
     Table,
@@ -40,6 +41,7 @@ def blocks(table: Table) -> list[Block]:
     found = [scores(table)]
     if table.reference is not None:
         found.append(of_methods(table, f"Difference to {table.reference}", format_difference))
+    found += planned_blocks(table)
     found.append(of_methods(table, "Rank", format_rank))
     return [block for block in found if block.lines]
 
@@ -64,6 +66,21 @@ def of_methods(table: Table, title: str, text: Callable[[dict | None], str]) -> 
     at, metrics = by_cell(table), list(table.backbones)
     rows = [[name, *(text(at.get((name, metric))) for metric in metrics)] for name in table.labels]
     return Block(title, ["method", *metrics], [Line("method", row) for row in rows if any(row[1:])])
+
+
+def planned_blocks(table: Table) -> list[Block]:
+    """Return a block per family of planned comparisons, without those with the reference, which have one already."""
+    metrics = list(table.backbones)
+    tested = table.planned[table.planned["family"].isin(TITLES) & (table.planned["against"] != table.reference)]
+    found = []
+    for family, own in tested.groupby("family", sort=False):
+        lines = []
+        for (label, against), cells in own.groupby(["label", "against"], sort=False):
+            at = {line["metric"]: line for line in cells.to_dict("records")}
+            texts = [format_difference(at.get(metric)) for metric in metrics]
+            lines.append(Line("method", [f"{label} - {against}", *texts]))
+        found.append(Block(TITLES[str(family)], ["comparison", *metrics], lines))
+    return found
 
 
 def notes(table: Table) -> list[str]:

@@ -21,7 +21,7 @@ from PIL import Image
 from lorabench.report.content import content, files_of, link
 from lorabench.report.embed import EMBED, Shelf, embed
 from lorabench.report.folder import RunFolder
-from lorabench.report.layout import notes
+from lorabench.report.layout import notes, planned_blocks
 from lorabench.report.table import Table
 
 WEB = Path(__file__).with_name("web")
@@ -32,6 +32,7 @@ RUN_FILES = (
     "manifest.json",
     "table.md",
     "table.csv",
+    "comparisons.csv",
     "table.tex",
     "grid.png",
     "report.html",
@@ -69,6 +70,7 @@ def render(runs: list[RunFolder], table: Table, beside: Path | None = None) -> s
         pairs=data["pairs"],
         names={f"{pair['content']}+{pair['style']}": f"{pair['content']} in {pair['style']}" for pair in data["pairs"]},
         notes=notes(table),
+        comparisons=planned_blocks(table),
         has_costs=bool(data["costs"]),
         embed=EMBED,
         data=in_script(data),

@@ -23,15 +23,18 @@ shifts both ends towards the longer tail. It is more accurate for 8 or more pair
 1) and equivalent for symmetric ones. With very few pairs, both intervals are close to the range of the pair means,
 which is the widest interval that resampling can produce.
 
-Pairs that share a content or a style are treated as independent. If values (or differences of two methods) depend on
-the content or style itself, intervals are too narrow and p-values too small; the notes of such tables warn about it.
-20,000 simulated tables of 4 contents in the same 2 styles, with normal values:
+Pairs that share a subject or a style are not independent; report/clusters.py describes how they are resampled. Of 2,000
+simulated tables of normal values, in which the subject and the style have a part of the variance, the share whose 95 %
+interval contains the true mean, and the share with p <= 0.05 without a difference; "independent" treats all pairs as
+independent:
 
-    variance by content, by style    coverage of 95 %    p <= 0.05 without a difference
-    0, 0                             0.944               0.050
-    0.5, 0                           0.877               0.113
-    0, 0.5                           0.741               0.246
-    0.45, 0.45                       0.697               0.289
+    subjects x styles   variance by subject, style   interval, independent   p, independent
+    4 x 2               0, 0                         0.99    0.95            0.000    0.05
+    4 x 2               0.45, 0.45                   0.90    0.71            0.000    0.27
+    8 x 4               0, 0                         1.00    0.95            0.006    0.05
+    8 x 4               0, 0.5                       0.99    0.62            0.038    0.38
+    8 x 8               0, 0                         1.00    0.94            0.018    0.06
+    8 x 8               0.45, 0.45                   0.97    0.52            0.038    0.49
 
 All methods start from the same noise, so two methods are compared by the differences at the same (pair, prompt, seed).
 The common difficulty of an image cancels, and the interval shrinks.
@@ -41,7 +44,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from types import SimpleNamespace
 
 import numpy as np
@@ -49,13 +51,13 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats
 
+from lorabench.report.clusters import Design, counts, variance
+
 PAIR = ["dataset", "content", "style"]
 WITHIN = ["prompt", "seed"]  # keys of an image within its pair
 UNIT = [*PAIR, *WITHIN]
 
 LEVEL = 0.95
-RESAMPLES = 9999
-SEED = 0
 LEAST_TAIL = 1e-9  # far below one resample, so the interval is the range of the bootstrap means
 ROUNDING = 1e-12  # smaller differences count as zero
 
@@ -68,8 +70,10 @@ class Interval:
         mean: Weighted mean of the pair means.
         low, high: Percentile interval.
         pairs: Number of pairs.
-        bca_low, bca_high: BCa interval.
+        bca_low, bca_high: BCa interval; NaN if pairs share subjects or styles, because it is defined for independent
+            pairs.
         p: p-value of the hypothesis that the true mean is zero; see `p_value`.
+        contents, styles: Numbers of subjects and styles of the pairs.
     """
 
     mean: float
@@ -79,6 +83,8 @@ class Interval:
     bca_low: float = np.nan
     bca_high: float = np.nan
     p: float = np.nan
+    contents: int = 0
+    styles: int = 0
 
     @property
     def separated(self) -> bool:
@@ -90,6 +96,7 @@ def interval(
     pair_means: Sequence[float] | np.ndarray | pd.Series,
     weights: Sequence[float] | np.ndarray | pd.Series | None = None,
     level: float = LEVEL,
+    design: Design | None = None,
 ) -> Interval:
     """Compute the mean of pair means with its intervals; the fixed seed makes the result reproducible.
 
@@ -97,22 +104,29 @@ def interval(
         pair_means: Values [pairs].
         weights: Weights [pairs], resampled together with the values. None: equal weights.
         level: Coverage of the intervals.
+        design: Which pairs share a subject or a style. None: none do.
     """
     values = np.asarray(pair_means, dtype=float)
     n = len(values)
     if n == 0:
         return Interval(np.nan, np.nan, np.nan, 0)
+    design = design or Design.independent(n)
+    named = {"contents": len(set(design.contents)), "styles": len(set(design.styles))}
     heavy = np.ones(n) if weights is None or np.ptp(weights) == 0 else np.asarray(weights, dtype=float)
     mean = float(weighted_mean(values, heavy))
     if n == 1:
-        return Interval(mean, np.nan, np.nan, 1)
+        return Interval(mean, np.nan, np.nan, 1, **named)
+    p = float(p_value(values, heavy, design))
     if np.ptp(values) <= ROUNDING:
-        return Interval(mean, mean, mean, n, mean, mean, float(p_value(values, heavy)))
-    low, high, bca_low, bca_high = (float(end) for end in limits(values, heavy, level))
-    return Interval(mean, low, high, n, bca_low, bca_high, float(p_value(values, heavy)))
+        bca = (mean, mean) if design.is_independent else (np.nan, np.nan)
+        return Interval(mean, mean, mean, n, *bca, p, **named)
+    low, high, bca_low, bca_high = (float(end) for end in limits(values, heavy, level, design))
+    return Interval(mean, low, high, n, bca_low, bca_high, p, **named)
 
 
-def limits(values: ArrayLike, weights: ArrayLike, level: float = LEVEL) -> tuple[np.ndarray, ...]:
+def limits(
+    values: ArrayLike, weights: ArrayLike, level: float = LEVEL, design: Design | None = None
+) -> tuple[np.ndarray, ...]:
     """Compute expanded bootstrap intervals.
 
     scipy computes the percentile and BCa limits (with its jackknife) from our bootstrap means, which take one matrix
@@ -122,86 +136,87 @@ def limits(values: ArrayLike, weights: ArrayLike, level: float = LEVEL) -> tuple
         values: Pair values [..., n] with n >= 2; not all equal within a row.
         weights: Weights [..., n].
         level: Coverage before expansion.
+        design: Which pairs share a subject or a style. None: none do.
 
     Returns:
         Percentile low and high, BCa low and high, each [...].
     """
     values, weights = np.broadcast_arrays(np.asarray(values, dtype=float), np.asarray(weights, dtype=float))
-    drawn = SimpleNamespace(bootstrap_distribution=draws(values, weights))
-    ends: list[np.ndarray] = []
+    design = design or Design.independent(values.shape[-1])
+    means = draws(values, weights, design)
+    if not design.is_independent:
+        unknown = np.full(means.shape[:-1], np.nan)
+        return *ends(means, design.units, level=level), unknown, unknown
+    found: list[np.ndarray] = []
     for method in ("percentile", "BCa"):
         result = stats.bootstrap(
             (values, weights),
             weighted_mean,
             paired=True,
             n_resamples=0,
-            bootstrap_result=drawn,
+            bootstrap_result=SimpleNamespace(bootstrap_distribution=means),
             confidence_level=1 - 2 * tail(values.shape[-1], level),
             method=method,
             axis=-1,
         )
-        ends += [np.asarray(result.confidence_interval.low), np.asarray(result.confidence_interval.high)]
-    return tuple(ends)
+        found += [np.asarray(result.confidence_interval.low), np.asarray(result.confidence_interval.high)]
+    return tuple(found)
 
 
-def tail(pairs: int, level: float = LEVEL) -> float:
+def tail(units: int, level: float = LEVEL) -> float:
     """Return the share of bootstrap means that an expanded interval cuts off at each end."""
-    widened = np.sqrt(pairs / (pairs - 1)) * stats.t.ppf((1 - level) / 2, pairs - 1)
+    widened = np.sqrt(units / (units - 1)) * stats.t.ppf((1 - level) / 2, units - 1)
     return max(float(stats.norm.cdf(widened)), LEAST_TAIL)
 
 
-def ends(drawn: np.ndarray, pairs: int, outward: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def ends(drawn: np.ndarray, units: int, outward: bool = False, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
     """Compute the expanded percentile interval of bootstrap statistics.
 
     Args:
         drawn: Bootstrap statistics [..., RESAMPLES].
-        pairs: Number of pairs; the result is NaN if it is less than 2.
+        units: Number of independent units, `Design.units`; the result is NaN if it is less than 2.
         outward: Return observed statistics (next one beyond each end) instead of interpolating, as ranks need.
+        level: Coverage before expansion.
 
     Returns:
         Lower and upper ends, each [...].
     """
-    if pairs < 2:
+    if units < 2:
         return np.full(drawn.shape[:-1], np.nan), np.full(drawn.shape[:-1], np.nan)
-    out = tail(pairs)
+    out = tail(units, level)
     low = np.quantile(drawn, out, axis=-1, method="lower" if outward else "linear")
     return low, np.quantile(drawn, 1 - out, axis=-1, method="higher" if outward else "linear")
 
 
-def draws(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def draws(values: np.ndarray, weights: np.ndarray, design: Design | None = None) -> np.ndarray:
     """Return weighted means [..., RESAMPLES] of resampled pairs; all rows [..., n] use the same resamples."""
-    times = counts(values.shape[-1])
+    times = counts(design or Design.independent(values.shape[-1]))
     return (values * weights) @ times / (weights @ times)
-
-
-@lru_cache(maxsize=8)
-def counts(pairs: int) -> np.ndarray:
-    """Return how often each resample contains each pair, [pairs, RESAMPLES]."""
-    drawn = np.random.default_rng(SEED).multinomial(pairs, np.full(pairs, 1 / pairs), size=RESAMPLES)
-    return np.ascontiguousarray(drawn.T, dtype=float)
 
 
 def weighted_mean(values: np.ndarray, weights: np.ndarray, axis: int = -1) -> np.ndarray:
     return (values * weights).sum(axis=axis) / weights.sum(axis=axis)
 
 
-def p_value(values: ArrayLike, weights: ArrayLike) -> np.ndarray:
+def p_value(values: ArrayLike, weights: ArrayLike, design: Design | None = None) -> np.ndarray:
     """Compute the two-sided p-value [...] of the hypothesis that pair values [..., n] have mean zero.
 
-    This is the t test with n - 1 degrees of freedom. The standard error of a weighted mean is linearized (sandwich
-    estimate, scaled by n / (n - 1)); for equal weights it is the ordinary one. Equal values have no spread, so they get
-    the p-value of the exact sign test, 2^(1-n), or 1 if they are zero. A single pair gets NaN.
+    This is the t test with one degree of freedom less than there are independent units. The standard error of a
+    weighted mean is linearized (sandwich estimate, scaled by n / (n - 1)); for equal weights of independent pairs it is
+    the ordinary one, and for others it is cluster-robust (report/clusters.py). Equal values have no spread, so they get
+    the p-value of the exact sign test, 2^(1-units), or 1 if they are zero. A single pair gets NaN.
     """
     values, weights = np.broadcast_arrays(np.asarray(values, dtype=float), np.asarray(weights, dtype=float))
     n = values.shape[-1]
     if n < 2:
         return np.full(values.shape[:-1], np.nan)
+    design = design or Design.independent(n)
     mean = weighted_mean(values, weights)
     off = weights * (values - mean[..., None]) / weights.sum(axis=-1, keepdims=True)
-    error = np.sqrt(n / (n - 1) * (off**2).sum(axis=-1))
-    same = np.ptp(values, axis=-1) <= ROUNDING
-    p = 2 * stats.t.sf(np.abs(mean) / np.where(same, 1.0, error), n - 1)
-    return np.where(same, np.where(np.abs(mean) <= ROUNDING, 1.0, 2.0 ** (1 - n)), p)
+    error = np.sqrt(variance(off, design))
+    same = (np.ptp(values, axis=-1) <= ROUNDING) | (error <= ROUNDING)
+    p = 2 * stats.t.sf(np.abs(mean) / np.where(same, 1.0, error), design.units - 1)
+    return np.where(same, np.where(np.abs(mean) <= ROUNDING, 1.0, 2.0 ** (1 - design.units)), p)
 
 
 def image_means(scores: pd.DataFrame) -> pd.DataFrame:
@@ -244,7 +259,7 @@ def pair_means(scores: pd.DataFrame) -> pd.Series:
 def mean(images: pd.DataFrame, rule: str = "pair", of: str = "content") -> Interval:
     """Compute the mean over pairs, with interval, of the result of `image_means`."""
     pairs = pair_values(images, rule, of)
-    return interval(pairs["value"].to_numpy(), pairs["weight"].to_numpy())
+    return interval(pairs["value"].to_numpy(), pairs["weight"].to_numpy(), design=Design.of(pairs.index))
 
 
 def difference(images: pd.DataFrame, reference: pd.DataFrame, rule: str = "pair", of: str = "content") -> Interval:

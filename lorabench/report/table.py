@@ -6,16 +6,17 @@ Numbers that publications report for a method are below its row and marked as re
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isnan, nan
+from math import isnan
 from typing import Any
 
 import pandas as pd
 
 from lorabench.config.choices import choose
 from lorabench.config.schemas import ProtocolSpec
-from lorabench.report import comparing, headline, protocols, published, stats
+from lorabench.report import comparing, planned, protocols, published, stats
 from lorabench.report.folder import RunFolder, label_rows
 from lorabench.report.labels import CEILING, FLOORS, FRAMES
+from lorabench.report.notes import SHARED, footnotes, seen_notes
 from lorabench.report.pooling import join_scores, rounding_notes
 from lorabench.report.protocols import Column
 from lorabench.report.published import Published
@@ -31,10 +32,10 @@ COSTS = {
     "denoiser_passes_per_image": "denoiser passes per image",
 }
 PEAKS = ("merge_peak_gpu_bytes", "merge_peak_bytes")
-COMPARED = ["difference", "difference_low", "difference_high", "p"]
 LINE = [
-    "label", "metric", "backbone", "digits", "mean", "low", "high", "bca_low", "bca_high", "pairs", "images",
-    *COMPARED, "shared_pairs", "shared_images", "p_holm", "separated", "rank", "rank_low", "rank_high",
+    "label", "metric", "backbone", "digits", "mean", "low", "high", "bca_low", "bca_high",
+    "pairs", "contents", "styles", "images", "difference", "difference_low", "difference_high", "p",
+    "shared_pairs", "shared_images", "p_holm", "separated", "rank", "rank_low", "rank_high",
 ]  # fmt: skip
 
 
@@ -44,6 +45,7 @@ class Table:
 
     Attributes:
         lines: Result of `summary`; `metric` is the name of a column.
+        planned: The planned comparisons, with the columns of `planned.LINE`.
         spent: Result of `costs`.
         reported: Rows of publications by label.
         notes: Paragraphs below the table.
@@ -52,6 +54,7 @@ class Table:
     """
 
     lines: pd.DataFrame
+    planned: pd.DataFrame
     spent: pd.DataFrame
     reported: dict[str, list[Published]]
     notes: list[str]
@@ -77,16 +80,16 @@ class Table:
         elif (configured := common_reference(runs)) in labels:
             reference = configured
         columns, column_notes = protocols.columns(protocol, scores)
-        lines = summary(scores, columns, reference)
+        lines, comparisons = summary(scores, columns, reference)
         spent = costs(runs)
         reported = published.published_results(runs, columns, protocol.arxiv)
-        notes = [*footnotes(lines, scores, columns, reference), *column_notes]
+        notes = [*footnotes(lines, comparisons, scores, columns, reference), *column_notes]
         notes += [*seen_notes(runs), *rounding_notes(runs)]
         if "lora_seconds" in spent:
             notes.append(SHARED)
         if reported:
             notes.append(published.FOOTNOTE)
-        return cls(lines, spent, reported, notes, columns, reference)
+        return cls(lines, comparisons, spent, reported, notes, columns, reference)
 
     @property
     def labels(self) -> list[str]:
@@ -111,29 +114,44 @@ def common_reference(runs: list[RunFolder]) -> str:
     return found.pop() if len(found) == 1 else "direct"
 
 
-def summary(scores: pd.DataFrame, columns: list[Column], reference: str | None = None) -> pd.DataFrame:
-    """Summarize scores as one line per row and column, with the columns LINE.
+def summary(
+    scores: pd.DataFrame, columns: list[Column], reference: str | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Summarize scores as one line per row and column, with the columns LINE, and the planned comparisons.
 
     Methods have a paired difference to the reference, except for the reference itself and for methods that share less
-    than two pairs with it. `separated` is True or False after Holm's correction over the methods of a column, or NaN
-    without a difference. Ranks are among the methods.
+    than two pairs with it. `p_holm` and `separated` are those of the planned comparison with the reference; they are
+    NaN if there is none, as for the ablations of other methods. Ranks are among the methods.
     """
     scores = scores if "label" in scores else label_rows(scores)
     labels = row_order(scores["label"].unique().tolist())
     by_label = dict(iter(scores.groupby("label", sort=False)))
-    parts = []
+    parts, comparisons = [], []
     for column in columns:
         images = {name: protocols.image_values(by_label[name], column) for name in labels}
         images = {name: own for name, own in images.items() if not own.empty}
         if images:
-            parts.append(column_lines(images, column, reference))
+            tested = planned.planned_lines(images, column, reference)
+            comparisons.append(tested)
+            parts.append(column_lines(images, column, reference, tested))
     lines = pd.concat(parts, ignore_index=True)
     at = {name: place for place, name in enumerate(labels)}
-    return lines.sort_values("label", key=lambda names: names.map(at), kind="stable", ignore_index=True)
+    order = lines.sort_values("label", key=lambda names: names.map(at), kind="stable", ignore_index=True)
+    known = [each for each in comparisons if len(each)] or comparisons[:1]
+    return order, pd.concat(known, ignore_index=True)
 
 
-def column_lines(images: dict[str, pd.DataFrame], column: Column, reference: str | None) -> pd.DataFrame:
-    """Return the lines of one column; `images`: label -> result of protocols.image_values."""
+def column_lines(
+    images: dict[str, pd.DataFrame], column: Column, reference: str | None, tested: pd.DataFrame
+) -> pd.DataFrame:
+    """Return the lines of one column.
+
+    Args:
+        images: Result of `protocols.image_values` by label.
+        column: The column.
+        reference: Label of the reference row.
+        tested: Planned comparisons of the column.
+    """
     methods = {name: own for name, own in images.items() if name not in FRAMES}
     lines = []
     for name, own in images.items():
@@ -149,18 +167,17 @@ def column_lines(images: dict[str, pd.DataFrame], column: Column, reference: str
             "bca_low": at.bca_low,
             "bca_high": at.bca_high,
             "pairs": at.pairs,
+            "contents": at.contents,
+            "styles": at.styles,
             "images": len(own),
         }
         if name in methods and reference in images and name != reference:
-            delta = stats.difference(own, images[reference], *column.rule)
-            line |= {"shared_pairs": delta.pairs, "shared_images": len(own.index.intersection(images[reference].index))}
-            if not isnan(delta.low):  # comparing needs at least two shared pairs
-                line |= dict(zip(COMPARED, (delta.mean, delta.low, delta.high, delta.p), strict=True))
+            line |= planned.difference(own, images[reference], column)
         lines.append(line)
     frame = pd.DataFrame(lines).reindex(columns=LINE).set_index("label", drop=False).rename_axis(None)
-    frame["p_holm"] = comparing.holm(frame["p"].to_numpy(dtype=float))
-    separated = [nan if isnan(p) else bool(p <= comparing.ALPHA) for p in frame["p_holm"]]
-    frame["separated"] = pd.Series(separated, frame.index, dtype=object)
+    against = tested[tested["against"] == reference].drop_duplicates("label").set_index("label")
+    for each in ("p_holm", "separated"):
+        frame[each] = against[each].reindex(frame.index)
     ranks = comparing.ranks(methods, *column.rule)
     frame[ranks.columns] = ranks.reindex(frame.index)
     return frame
@@ -195,7 +212,8 @@ def format_difference(line: dict | None) -> str:
         return ""
     if isnan(line["difference"]):
         return f"- ({shared(line)})" if shared(line) else ""
-    mean, low, high = (f"{line[part]:+.{line['digits']}f}" for part in COMPARED[:3])
+    ends = ("difference", "difference_low", "difference_high")
+    mean, low, high = (f"{line[part]:+.{line['digits']}f}" for part in ends)
     over = f" ({shared(line)})" if shared(line) else ""
     return f"{mean} [{low}, {high}]" + (" ~" if line["separated"] is False else "") + over
 
@@ -227,79 +245,3 @@ def format_cost(spent: pd.DataFrame, name: str, cost: str) -> str:
 def format_reported(own: Published, metric: str) -> str:
     """Format a publication's number with its printed digits."""
     return f"{own.values[metric]:g}" if metric in own.values else ""
-
-
-SHARED = (
-    "Merge costs do not include training LoRAs that methods share, but include training for a single pair. They are "
-    "per pair; memory is the maximum over the pairs."
-)
-
-
-def footnotes(lines: pd.DataFrame, scores: pd.DataFrame, columns: list[Column], reference: str | None) -> list[str]:
-    """Return the paragraphs below the table."""
-    pairs = lines["pairs"].tolist()
-    backbones = list(dict.fromkeys(name for names in lines["backbone"] for name in names.split(headline.JOIN)))
-    rules = {column.rule[0] for column in columns}
-    order = "; averaged by reference, image, pair in this order" if rules == {"pair"} else ""
-    images = f"{span(lines['images'].tolist())} images per row{order}"
-    notes = [f"Mean over {span(pairs)} pairs ({images}) with a 95 % bootstrap interval over pairs."]
-    if max(pairs) == 1:
-        notes = [f"One pair ({images}), so there are no intervals; use 6 or more pairs."]
-    elif min(pairs) < 6:
-        notes[0] += f" With {min(pairs)} pairs, intervals cannot exceed their range and are too narrow; use 6 or more."
-    used = {(column.spec.metric, column.backbone) for column in columns}
-    shown = [of in used for of in zip(scores["metric"], scores["backbone"], strict=True)]
-    cells = scores[shown].groupby(["metric", "label"])[[*stats.PAIR, "prompt"]]
-    covered = cells.apply(lambda pairs: frozenset(pairs.drop_duplicates().itertuples(index=False, name=None)))
-    if any(covered.groupby(level="metric").nunique() > 1):
-        notes[0] += " Rows average over different pairs or prompts, so their means are not comparable."
-    notes[0] += crossed(scores)
-    notes.append(f"Scored by {', '.join(backbones)}.")
-    if any(name.endswith("@micro") for name in backbones):
-        notes[1] += (
-            " These are small scorers trained on the microworld; "
-            "their scores are not comparable with those of published backbones."
-        )
-    notes += headline.notes(lines)
-    if compared := lines[lines["p"].notna()].groupby("metric").size().tolist():
-        notes.append(
-            f"~ not separated from {reference}: a t test of the differences, paired by (pair, prompt, seed), has p "
-            f"above {comparing.ALPHA:g} after Holm's correction over the {span(compared)} compared methods of a "
-            "column. If the differences of all pairs are equal, it is a sign test. Intervals of differences are 95 % "
-            "each, without correction."
-        )
-    if lines["rank"].notna().to_numpy().any():
-        notes.append("Rank 1 has the largest mean over the images that all methods share; intervals of ranks are 95 %.")
-    return notes
-
-
-def seen_notes(runs: list[RunFolder]) -> list[str]:
-    """Return a sentence for each row whose merge was trained on subjects or styles of its pairs."""
-    found = {run.label: run.manifest["trained_on"] for run in runs if run.manifest.get("trained_on")}
-    return [
-        f"{label} was trained on {', '.join(names)} of these pairs, so its scores there are not those of new concepts."
-        for label, names in found.items()
-    ]
-
-
-def crossed(scores: pd.DataFrame) -> str:
-    """Return a sentence if pairs share a content or a style, else ""."""
-    pairs = scores[["content", "style"]].drop_duplicates()
-    counts = {role: len(set(pairs[role])) for role in pairs}
-    if min(counts.values()) == len(pairs):
-        return ""
-    of = " and ".join(f"{count} {role}{'s' * (count > 1)}" for role, count in counts.items())
-    return (
-        f" The {len(pairs)} pairs of {of} are treated as independent: intervals are too narrow and p-values too small "
-        "if the effect of a method depends on the content or the style."
-    )
-
-
-def span(counts: list[int]) -> str:
-    """Format a count, or its range if rows differ.
-
-    >>> span([4, 4]), span([4, 2])
-    ('4', '2 to 4')
-    """
-    least, greatest = min(counts), max(counts)
-    return str(least) if least == greatest else f"{least} to {greatest}"

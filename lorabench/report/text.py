@@ -12,7 +12,8 @@ from lorabench.report.table import Table
 
 # Columns of the csv, named <metric>_<suffix>; the mean is named <metric>.
 SUFFIXES = [
-    "mean", "low", "high", "bca_low", "bca_high", "pairs", "difference", "difference_low", "difference_high", "p",
+    "mean", "low", "high", "bca_low", "bca_high", "pairs", "contents", "styles",
+    "difference", "difference_low", "difference_high", "p",
     "shared_pairs", "shared_images", "p_holm", "rank", "rank_low", "rank_high",
 ]  # fmt: skip
 STANDING = "reported"  # column that states how comparable a publication's row is

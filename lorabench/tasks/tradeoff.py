@@ -33,6 +33,7 @@ from lorabench.data.pairs import ROLES, Role
 from lorabench.engine.devices import device_name
 from lorabench.engine.make import make
 from lorabench.report import stats
+from lorabench.report.clusters import Design, counts
 from lorabench.scoring.description import read_config
 from lorabench.scoring.files import ScorerSet
 from lorabench.tasks.benchmark import plan_of
@@ -172,7 +173,8 @@ def curves_of(measured: Measured, axes: Mapping[Role, Axis]) -> pd.DataFrame:
     for (name, point), by_role in measured.items():
         line: dict[str, str | float] = {"method": name, "content_strength": point[0], "style_strength": point[1]}
         for role in ROLES:
-            at = stats.interval(axes[role].share(by_role[role]))
+            share = axes[role].share(by_role[role])
+            at = stats.interval(share, design=Design.of(share.index))
             line |= {axes[role].metric: float(by_role[role].mean())}
             line |= {role: at.mean, f"{role}_low": at.low, f"{role}_high": at.high}
         lines.append(line)
@@ -192,13 +194,14 @@ def volumes_of(measured: Measured, axes: Mapping[Role, Axis], reference: str) ->
     """Return each method's hypervolume with interval, and its paired difference to the reference method."""
     by_method = {name: shares(measured, name, axes) for name, _ in measured}
     whole = {name: hypervolume(points.mean(axis=1)) for name, points in by_method.items()}
-    drawn = {name: resampled(points) for name, points in by_method.items()}
+    design = design_of(measured)
+    drawn = {name: resampled(points, design) for name, points in by_method.items()}
     lines = []
-    for name, points in by_method.items():
-        low, high = map(float, stats.ends(drawn[name], points.shape[1]))
+    for name in by_method:
+        low, high = map(float, stats.ends(drawn[name], design.units))
         line: dict[str, str | float | bool] = {"method": name, "hypervolume": whole[name], "low": low, "high": high}
         if reference in whole and name != reference:
-            least, most = map(float, stats.ends(drawn[name] - drawn[reference], points.shape[1]))
+            least, most = map(float, stats.ends(drawn[name] - drawn[reference], design.units))
             line |= {"reference": reference, "difference": whole[name] - whole[reference]}
             line |= {"difference_low": least, "difference_high": most, "separated": bool(least > 0 or most < 0)}
         lines.append(line)
@@ -216,10 +219,16 @@ def hypervolume(points: np.ndarray) -> float:
     return float(moocore.hypervolume(points, ref=[0.0, 0.0], maximise=True))
 
 
-def resampled(points: np.ndarray) -> np.ndarray:
+def design_of(measured: Measured) -> Design:
+    """Return the design of the pairs, which all methods share."""
+    by_role = next(iter(measured.values()))
+    return Design.of(by_role["content"].index)
+
+
+def resampled(points: np.ndarray, design: Design) -> np.ndarray:
     """Return the hypervolume of each bootstrap sample of the pairs, for points [points, pairs, 2]."""
-    pairs = points.shape[1]
-    means = np.einsum("kpa,pr->rka", points, stats.counts(pairs)) / pairs
+    times = counts(design)
+    means = np.einsum("kpa,pr->rka", points, times / times.sum(axis=0))
     return np.array([hypervolume(each) for each in np.ascontiguousarray(means)])
 
 

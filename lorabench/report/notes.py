@@ -1,0 +1,107 @@
+"""The paragraphs below a table: what stands behind its numbers and how they are compared."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from lorabench.report import comparing, headline, planned, stats
+from lorabench.report.clusters import Design
+from lorabench.report.folder import RunFolder
+from lorabench.report.protocols import Column
+
+SHARED = (
+    "Merge costs do not include training LoRAs that methods share, but include training for a single pair. They are "
+    "per pair; memory is the maximum over the pairs."
+)
+
+
+def footnotes(
+    lines: pd.DataFrame,
+    comparisons: pd.DataFrame,
+    scores: pd.DataFrame,
+    columns: list[Column],
+    reference: str | None,
+) -> list[str]:
+    """Return the paragraphs below the table."""
+    pairs = lines["pairs"].tolist()
+    backbones = list(dict.fromkeys(name for names in lines["backbone"] for name in names.split(headline.JOIN)))
+    rules = {column.rule[0] for column in columns}
+    order = "; averaged by reference, image, pair in this order" if rules == {"pair"} else ""
+    images = f"{span(lines['images'].tolist())} images per row{order}"
+    behind, units = design_notes(scores)
+    notes = [f"Mean over {span(pairs)} pairs{behind} ({images}) with a 95 % bootstrap interval over {units}."]
+    if max(pairs) == 1:
+        notes = [f"One pair ({images}), so there are no intervals; use 6 or more pairs."]
+    elif (fewest := fewest_units(lines)) < 6:
+        notes[0] += (
+            f" With {fewest} independent units, intervals cannot exceed their range and are too narrow; use 6 or more."
+        )
+    used = {(column.spec.metric, column.backbone) for column in columns}
+    shown = [of in used for of in zip(scores["metric"], scores["backbone"], strict=True)]
+    cells = scores[shown].groupby(["metric", "label"])[[*stats.PAIR, "prompt"]]
+    covered = cells.apply(lambda pairs: frozenset(pairs.drop_duplicates().itertuples(index=False, name=None)))
+    if any(covered.groupby(level="metric").nunique() > 1):
+        notes[0] += " Rows average over different pairs or prompts, so their means are not comparable."
+    notes.append(f"Scored by {', '.join(backbones)}.")
+    if any(name.endswith("@micro") for name in backbones):
+        notes[1] += (
+            " These are small scorers trained on the microworld; "
+            "their scores are not comparable with those of published backbones."
+        )
+    notes += headline.notes(lines)
+    if comparisons["p"].notna().to_numpy().any():
+        notes.append(planned_note(comparisons, reference))
+    if lines["rank"].notna().to_numpy().any():
+        notes.append("Rank 1 has the largest mean over the images that all methods share; intervals of ranks are 95 %.")
+    return notes
+
+
+def planned_note(comparisons: pd.DataFrame, reference: str | None) -> str:
+    """Return how the planned comparisons are tested."""
+    tested = comparisons[comparisons["p"].notna()]
+    sizes = tested.groupby(["family", "metric"], sort=False).size().groupby(level="family", sort=False).agg(list)
+    families = ", ".join(f"{span(counts)} {family}" for family, counts in sizes.items())
+    mark = f"~ not separated from {reference}" if planned.METHODS in sizes else "~ not separated"
+    return (
+        f"{mark}: a t test of the differences, paired by (pair, prompt, seed), has p above {comparing.ALPHA:g} after "
+        f"Holm's correction within the family and the column ({families}). Errors are clustered if pairs share "
+        "subjects or styles. If the differences of all pairs are equal, it is a sign test. Differences that were not "
+        "planned are not tested. Intervals of differences are 95 % each, without correction."
+    )
+
+
+def seen_notes(runs: list[RunFolder]) -> list[str]:
+    """Return a sentence for each row whose merge was trained on subjects or styles of its pairs."""
+    found = {run.label: run.manifest["trained_on"] for run in runs if run.manifest.get("trained_on")}
+    return [
+        f"{label} was trained on {', '.join(names)} of these pairs, so its scores there are not those of new concepts."
+        for label, names in found.items()
+    ]
+
+
+def design_notes(scores: pd.DataFrame) -> tuple[str, str]:
+    """Return the numbers of subjects and styles behind the means, and the words for what is resampled."""
+    pairs = scores[["content", "style"]].drop_duplicates()
+    design = Design.of(pd.MultiIndex.from_frame(pairs))
+    shared = {"content": "subjects", "style": "styles"}
+    of = " and ".join(f"{len(set(pairs[role]))} {name}" for role, name in shared.items())
+    resampled = [shared[role] for role in design.shared]
+    together = " resampled together (product bootstrap)" if len(resampled) == 2 else ""
+    return f" of {of}", (" and ".join(resampled) or "pairs") + together
+
+
+def fewest_units(lines: pd.DataFrame) -> int:
+    """Return the smallest number of independent units behind a mean; what all pairs share is fixed."""
+    counts = lines[["contents", "styles"]].where(lines[["contents", "styles"]] > 1)
+    return int(np.fmin(counts.min(axis=1), lines["pairs"]).min())
+
+
+def span(counts: list[int]) -> str:
+    """Format a count, or its range if rows differ.
+
+    >>> span([4, 4]), span([4, 2])
+    ('4', '2 to 4')
+    """
+    least, greatest = min(counts), max(counts)
+    return str(least) if least == greatest else f"{least} to {greatest}"

@@ -1,0 +1,113 @@
+"""Planned comparisons: which rows of a table are tested against which.
+
+    family      compared
+    methods     each method against the reference row (`reference`, by default `direct`)
+    ablations   each ablation against its method
+    closed      each learned method against its closed form, as ziplora against ziplora_closed
+
+Holm's correction is made within each family and column, because each family answers a question of its own. An ablation
+whose method is not in the table is compared as a method. Other differences may be read from the table, but they are not
+tested. The differences are paired by (pair, prompt, seed) and have 95 % intervals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isnan, nan
+
+import pandas as pd
+
+from lorabench.report import comparing, stats
+from lorabench.report.labels import FRAMES
+from lorabench.report.protocols import Column
+
+METHODS, ABLATIONS, CLOSED = "methods", "ablations", "closed"
+TITLES = {ABLATIONS: "Ablations against their method", CLOSED: "Learned methods against their closed form"}
+CLOSED_FORM = "_closed"  # ending of a closed form's name
+LINE = [
+    "family", "label", "against", "metric", "backbone", "digits", "pairs", "images",
+    "difference", "difference_low", "difference_high", "p", "shared_pairs", "shared_images", "p_holm", "separated",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A row that is tested against another one; both are labels."""
+
+    family: str
+    label: str
+    against: str
+
+
+def comparisons(labels: Sequence[str], reference: str | None) -> list[Comparison]:
+    """Return the planned comparisons among the rows of a table.
+
+    >>> for each in comparisons(["direct", "ziplora", "ziplora row_masks", "ziplora_closed"], "direct"):
+    ...     print(each.family, each.label, "-", each.against)
+    methods ziplora - direct
+    methods ziplora_closed - direct
+    ablations ziplora row_masks - ziplora
+    closed ziplora - ziplora_closed
+    """
+    rows = [label for label in labels if label not in FRAMES]
+    method_of = {label: label.partition(" ")[0] for label in rows}
+    ablations = [label for label in rows if method_of[label] != label and method_of[label] in rows]
+    found = []
+    if reference in labels:
+        found += [
+            Comparison(METHODS, label, reference) for label in rows if label not in ablations and label != reference
+        ]
+    found += [Comparison(ABLATIONS, label, method_of[label]) for label in ablations]
+    closed = {label: f"{label}{CLOSED_FORM}" for label in rows}
+    return found + [Comparison(CLOSED, label, form) for label, form in closed.items() if form in rows]
+
+
+def planned_lines(images: Mapping[str, pd.DataFrame], column: Column, reference: str | None) -> pd.DataFrame:
+    """Return one line per planned comparison of a column, with the columns LINE.
+
+    Args:
+        images: Result of `protocols.image_values` by label.
+        column: The column.
+        reference: Label of the reference row; None compares no method with it.
+    """
+    lines = []
+    for each in comparisons(list(images), reference):
+        own, other = images[each.label], images[each.against]
+        line = {
+            "family": each.family,
+            "label": each.label,
+            "against": each.against,
+            "metric": column.name,
+            "backbone": column.backbone,
+            "digits": column.digits,
+            "pairs": len(stats.by_pair(pd.Series(own["value"]))),
+            "images": len(own),
+        }
+        lines.append(line | difference(own, other, column))
+    frame = pd.DataFrame(lines).reindex(columns=LINE)
+    for _, family in frame.groupby("family", sort=False):
+        frame.loc[family.index, "p_holm"] = comparing.holm(family["p"].to_numpy(dtype=float))
+    separated = [nan if isnan(p) else bool(p <= comparing.ALPHA) for p in frame["p_holm"].astype(float)]
+    return frame.assign(separated=pd.Series(separated, frame.index, dtype=object))
+
+
+def difference(own: pd.DataFrame, other: pd.DataFrame, column: Column) -> dict[str, float]:
+    """Return the paired difference of two rows in a column; without interval for less than two shared pairs."""
+    delta = stats.difference(own, other, *column.rule)
+    line: dict[str, float] = {
+        "shared_pairs": delta.pairs,
+        "shared_images": len(own.index.intersection(other.index)),
+        "difference": nan,
+        "difference_low": nan,
+        "difference_high": nan,
+        "p": nan,
+    }
+    if not isnan(delta.low):
+        line |= {
+            "difference": delta.mean,
+            "difference_low": delta.low,
+            "difference_high": delta.high,
+            "p": delta.p,
+        }
+    return line
