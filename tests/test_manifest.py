@@ -118,22 +118,22 @@ MISTAKES = [
     ("[rex9.jpg]", "[rex/1.jpg]", 5, "is trained on too"),
     ("[rex9.jpg]", "[rex/../rex/1.jpg]", 5, "is trained on too"),
     ("prompts: [at home", "prompts: at home #", 6, "must be a list"),
-    ("repeats: 3", "repeats: often", 11, "'often' is no number of times"),
+    ("repeats: 3", "repeats: often", 11, "'often' is not a number of repeats"),
     ("repeats: 2", "repeats: 0", 12, "write 1 to 1000"),
     ("repeats: 2", "repeats: 99999999999", 12, "write 1 to 1000"),
     ("a wet {}", "a {} {}", 6, "is not of the form"),
     ("live: yes", "live: maybe", 16, "'maybe' is neither true nor false"),
-    ("class: fox", "class: null", 14, "'null' is no text"),
-    ("class: fox", "class: [fox]", 14, "a list or a mapping is no text"),
-    ("  mug:\n", "  rex:\n", 7, "'rex' stands twice in subjects:"),
+    ("class: fox", "class: null", 14, "'null' is not text"),
+    ("class: fox", "class: [fox]", 14, "a list or a mapping is not text"),
+    ("  mug:\n", "  rex:\n", 7, "'rex' is twice in subjects:"),
     ("  mug:\n", "  mug+cup:\n", 7, "cannot be a name"),
     ("  mug:\n", "  all:\n", 7, "cannot be a name"),
     ("  crayon:\n", "  rex:\n", 18, "'rex' is a subject too"),
     ("shows: bear", "class: bear", 20, "crayon has no key 'class'; write"),
     ("shows: house", "prompt: house", 23, "an image has no key 'prompt'"),
     ("styles:", "style:", 17, "the manifest has no key 'style'; write styles"),
-    ("      - crayon/a.jpg", "      - crayon: [a.jpg", 23, "no valid yaml"),
-    ("class: dog", "\tclass: dog", 3, "no valid yaml"),
+    ("      - crayon/a.jpg", "      - crayon: [a.jpg", 23, "not valid YAML"),
+    ("class: dog", "\tclass: dog", 3, "not valid YAML"),
 ]
 
 
@@ -156,7 +156,7 @@ def test_file_of_another_form(folder: Path, text: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         pairs(folder)
     (folder / "own.yaml").write_bytes(b"a:\n\xff\xfe\x00")
-    with pytest.raises(UserError, match=r"own\.yaml:2: no text in UTF-8"):
+    with pytest.raises(UserError, match=r"own\.yaml:2: not UTF-8 text"):
         pairs(folder)
     (folder / "own.yaml").unlink()
     with pytest.raises(UserError, match=r"use dataset\.manifest="):

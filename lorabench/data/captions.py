@@ -1,7 +1,7 @@
-"""Captions beside images, as trainers of LoRAs read them: `1.txt` beside `1.jpg`, or a `metadata.jsonl` of the folder.
+"""Captions in files next to images, as LoRA trainers read them: `1.txt` for `1.jpg`, or a folder's `metadata.jsonl`.
 
-`metadata.jsonl` is that of the imagefolder layout of Hugging Face datasets: one JSON object per line, with `file_name`
-and `text`.
+`metadata.jsonl` has the format of Hugging Face's imagefolder datasets: one JSON object per line, with `file_name` and
+`text`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ TEXT = ("text", "caption", "prompt")  # names of the caption in metadata.jsonl
 
 
 def caption_of(image: Path) -> str | None:
-    """Return the caption beside an image, or None.
+    """Return the caption of an image from a file next to it, or None.
 
     Raises:
         UserError: If the caption is empty or cannot be read, or if two captions of the image differ.
@@ -33,6 +33,11 @@ def caption_of(image: Path) -> str | None:
 
 
 def read(path: Path) -> str:
+    """Return the text of a caption file without line breaks.
+
+    Raises:
+        UserError: If it is empty or not UTF-8.
+    """
     try:
         text = " ".join(path.read_text(encoding="utf-8-sig").split())
     except UnicodeDecodeError as error:
@@ -44,7 +49,7 @@ def read(path: Path) -> str:
 
 @cache
 def metadata(folder: Path) -> dict[str, str]:
-    """Return the captions of a folder's metadata.jsonl by file name; entries without a caption are left out."""
+    """Return the captions of a folder's metadata.jsonl by file name, without entries that have no caption."""
     path, found = folder / METADATA, dict[str, str]()
     if not path.is_file():
         return found

@@ -1,4 +1,4 @@
-"""From the config's dataset to its pairs."""
+"""The pairs of the configured dataset."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,16 +17,19 @@ from lorabench.config.dataset_schemas import (
 from lorabench.data.contexts import with_scenes
 from lorabench.data.pairs import Concept, Pair, Prompts, Role, pair
 
-NAME_MAX = 255  # bytes that file systems allow
+NAME_MAX = 255  # bytes; limit of file systems
 LONGEST_ENDING = ".safetensors"
 
 
 @dataclass(frozen=True)
 class Shelf:
-    """What a dataset of photographs has, before any image is read.
+    """The content of a dataset of photographs, before any image is read.
 
-    subjects: name -> whether it is a live one.  styles: their names.  load: a concept by role and name.
-    contexts: its own scenes "object" and "live".
+    Args:
+        subjects: Whether each subject is a live one, by name.
+        styles: Names of the styles.
+        load: Function that returns the concept of a role and name.
+        contexts: The dataset's own scenes for "object" and "live" subjects.
     """
 
     subjects: dict[str, bool]
@@ -36,9 +39,12 @@ class Shelf:
 
 
 def load_pairs(spec: DatasetSpec, prompts: Prompts) -> list[Pair]:
-    """All pairs of the subjects and styles that the config names; "a+b" names a group that is drawn together.
+    """Return all pairs of the configured subjects and styles. A name "a+b" is a group of concepts in one image.
 
-    Every file is decoded once, so that a broken one is found before any training. Raises UserError.
+    Every image is decoded once, so that a broken file is found before any training.
+
+    Raises:
+        UserError: If a name is not valid, or an image is missing or broken.
     """
     if isinstance(spec, WorldSpec):
         return microworld(spec, prompts)

@@ -1,8 +1,7 @@
-"""Scenes to draw a pair in: DreamBooth's recontextualisation prompts, or others, with the pair's style.
+"""Scenes for the prompts of a pair: DreamBooth's recontextualization prompts, or others, with the pair's style.
 
-A context is "a {} in the jungle" ({}: the subject) or what follows the subject ("in the jungle"). Of the pair of a dog
-and oil painting it makes the prompt "a sks dog in the jungle in szn style" and, for CLIP-T, "a dog in the jungle in oil
-painting style".
+A context is "a {} in the jungle", in which {} is the subject, or only "in the jungle". For a dog in oil painting style
+it gives the prompt "a sks dog in the jungle in szn style" and, for CLIP-T, "a dog in the jungle in oil painting style".
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,9 +16,12 @@ KINDS = ("none", "object", "live", "auto")
 
 
 def with_scenes(pair: Pair, prompts: Prompts, lists: Mapping[str, Sequence[str]]) -> Pair:
-    """The pair with the scenes that prompts.contexts names.
+    """Return the pair with the scenes of prompts.contexts.
 
-    lists: the dataset's own contexts "object" and "live"; those of the package stand in for what it lacks.
+    Args:
+        pair: The pair.
+        prompts: Settings of prompts.
+        lists: The dataset's contexts for "object" and "live" subjects. The package's lists replace missing ones.
     """
     chosen = prompts.contexts
     if isinstance(chosen, str):
@@ -39,7 +41,7 @@ def with_scenes(pair: Pair, prompts: Prompts, lists: Mapping[str, Sequence[str]]
 
 
 def template(context: str) -> str:
-    """A context with its place for the subject.
+    """Return a context with a place {} for the subject.
 
     >>> template("in the snow"), template("a red {}")
     ('a {} in the snow', 'a red {}')
@@ -47,5 +49,7 @@ def template(context: str) -> str:
     words = " ".join(context.split())
     text = words if "{}" in words else f"a {{}} {words}"
     if text.count("{}") != 1 or "{" in text.replace("{}", "") or text == "a {} ":
-        raise UserError(f"the context {context!r} is not of the form 'a {{}} in the snow'; {{}} is the subject, once")
+        raise UserError(
+            f"the context {context!r} is not of the form 'a {{}} in the snow', with one {{}} for the subject"
+        )
     return text

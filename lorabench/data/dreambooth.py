@@ -1,4 +1,4 @@
-"""Subjects of google/dreambooth in its own layout: dataset/<subject>/NN.jpg and dataset/prompts_and_classes.txt.
+"""Subjects of google/dreambooth in its layout: dataset/<subject>/NN.jpg and dataset/prompts_and_classes.txt.
 
 Ruiz et al., DreamBooth, CVPR 2023; github.com/google/dreambooth.
 """
@@ -22,14 +22,23 @@ BLOCKS = {"Object Prompts": "object", "Live Subject Prompts": "live"}
 
 @dataclass(frozen=True)
 class Manifest:
-    """prompts_and_classes.txt. classes: subject -> class word. contexts: "object" and "live" -> "a {} in the snow"."""
+    """The content of prompts_and_classes.txt.
+
+    Args:
+        classes: Class word of each subject.
+        contexts: Templates such as "a {} in the snow" for "object" and "live" subjects.
+    """
 
     classes: dict[str, str]
     contexts: dict[str, list[str]]
 
 
 def find(root: Path) -> Path:
-    """The folder `dataset` of a clone: the root itself, or below it under one of the repository's names."""
+    """Return the folder `dataset` of a clone in a folder or in a subfolder with one of the repository's names.
+
+    Raises:
+        UserError: If there is none.
+    """
     for base in (root, *(root / name for name in REPOSITORY)):
         for folder in (base / "dataset", base):
             if (folder / MANIFEST).is_file():
@@ -41,10 +50,13 @@ def find(root: Path) -> Path:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Raises UserError with the line that is not of the file's form.
+    """Read prompts_and_classes.txt.
 
     The file has three blocks: "Classes" (subject_name,class), then "Object Prompts" and "Live Subject Prompts", each a
     list in Python whose items are 'a {0} {1} in the jungle'.format(unique_token, class_token).
+
+    Raises:
+        UserError: With the number of a line that is not in this format.
     """
     classes: dict[str, str] = {}
     contexts: dict[str, list[str]] = {}
@@ -69,7 +81,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def prompt_list(code: str, path: Path, start: int) -> list[str]:
-    """The templates of one list, read without running it; `start` is its line in the file."""
+    """Return the templates of one list by parsing its code, without running it. `start` is its line in the file."""
     try:
         [assign] = ast.parse(code).body
         if not (isinstance(assign, ast.Assign) and isinstance(assign.value, ast.List)):
@@ -90,18 +102,29 @@ def prompt_list(code: str, path: Path, start: int) -> list[str]:
 
 
 def subjects(dataset: Path, manifest: Manifest) -> dict[str, str]:
-    """Subject -> class word, of the manifest's subjects that have a folder, in its order."""
+    """Return the class word of each subject that has a folder, in the manifest's order."""
     return {normalize("NFC", name): word for name, word in manifest.classes.items() if folder_of(dataset, name)}
 
 
 def folder_of(dataset: Path, name: str) -> Path | None:
-    """Return the folder of a subject, in whichever form of Unicode its name is written; None if there is none."""
+    """Return the folder of a subject, written in any form of Unicode; None if there is none."""
     forms = [dataset / each for each in (name, normalize("NFC", name), normalize("NFD", name))]
     return next((folder for folder in forms if folder.is_dir()), None)
 
 
 def subject(dataset: Path, manifest: Manifest, name: str, prompts: Prompts, held_out: int = 0) -> Concept:
-    """One subject, `held_out` of its images for reference only; UserError for an unknown one or an empty folder."""
+    """Return a subject.
+
+    Args:
+        dataset: Folder of the dataset.
+        manifest: Its prompts_and_classes.txt.
+        name: The subject's name.
+        prompts: Settings of prompts.
+        held_out: Number of its images that are references and not trained on.
+
+    Raises:
+        UserError: If there is no such subject, or its folder has no image.
+    """
     present = subjects(dataset, manifest)
     if name not in present:
         raise UserError(unknown("dataset.subjects", name, sorted(present)))
@@ -109,7 +132,7 @@ def subject(dataset: Path, manifest: Manifest, name: str, prompts: Prompts, held
     folder = folder_of(dataset, name)
     assert folder is not None
     paths = image_paths(folder)
-    stems = [path.stem for path in paths]  # the second of a stem is known by its whole name
+    stems = [path.stem for path in paths]  # of two files with the same stem, the second keeps its ending
     names = [path.name if path.stem in stems[:i] else path.stem for i, path in enumerate(paths)]
     images = [(each, reference(path, word, prompts.content(word))) for each, path in zip(names, paths, strict=True)]
     trained, references = split(name, images, held_out, packaged("near_duplicates").get(name, []))

@@ -1,4 +1,4 @@
-"""Subjects and styles of a user's own images, by their manifest (lorabench/data/manifest.py)."""
+"""Subjects and styles from a user's own images, which a manifest lists (lorabench/data/manifest.py)."""
 
 from dataclasses import replace
 from functools import partial
@@ -18,11 +18,16 @@ from lorabench.engine.record import sha256
 
 
 def live(entry: Entry) -> bool:
+    """Return whether a subject is a live one: as the manifest sets it, else by its class word."""
     return is_live(entry.word) if entry.live is None else entry.live
 
 
 def subject(manifest: Manifest, name: str, prompts: Prompts, held_out: int = 0) -> Concept:
-    """One subject; its references are those of the manifest, else `held_out` of its images, else all of them."""
+    """Return a subject. Its references are those of the manifest, else `held_out` of its images, else all images.
+
+    Raises:
+        UserError: If the manifest has no such subject.
+    """
     entry = find(manifest.subjects, name, "dataset.subjects")
     word = entry.word
     images = [(str(i), reference(shot, word, prompts.content(word))) for i, shot in enumerate(entry.images)]
@@ -38,7 +43,11 @@ def subject(manifest: Manifest, name: str, prompts: Prompts, held_out: int = 0) 
 
 
 def style(manifest: Manifest, name: str, prompts: Prompts) -> Concept:
-    """One style; its references are those of the manifest, else all of its images."""
+    """Return a style. Its references are those of the manifest, else all of its images.
+
+    Raises:
+        UserError: If the manifest has no such style.
+    """
     entry = find(manifest.styles, name, "dataset.styles")
 
     def image(shot: Shot) -> Reference:
@@ -52,18 +61,20 @@ def style(manifest: Manifest, name: str, prompts: Prompts) -> Concept:
 
 
 def find(entries: dict[str, Entry], name: str, key: str) -> Entry:
+    """Return an entry of the manifest by name; raises UserError if there is none."""
     if name not in entries:
         raise UserError(unknown(key, name, sorted(entries)))
     return entries[name]
 
 
 def reference(shot: Shot, word: str, prompt: str) -> Reference:
-    return Reference(word, shot.caption or prompt, sha256(shot.path), partial(read, shot.path, shot.where))
+    """Return the image of a manifest's entry; its caption is the entry's, else the prompt."""
+    return Reference(word, shot.caption or prompt, sha256(shot.path), partial(read, shot.path, shot.line))
 
 
-def read(path: Path, where: str) -> Image.Image:
-    """As `read_image`; a broken image is told with its line in the manifest."""
+def read(path: Path, line: str) -> Image.Image:
+    """Return an image; the error of a broken one has its line in the manifest."""
     try:
         return read_image(path)
     except UserError as error:
-        raise UserError(f"{where}: {error}") from error
+        raise UserError(f"{line}: {error}") from error

@@ -1,4 +1,4 @@
-"""Photographs from files: which a folder has, decoded upright, in RGB and on white."""
+"""Photographs: the image files of a folder, and decoding to upright RGB on white."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def suffixes() -> frozenset[str]:
 
 
 def reference(path: Path, word: str, prompt: str) -> Reference:
-    """Return the image of a file, known by the hash of its bytes; see Reference."""
+    """Return the image of a file, identified by the hash of its bytes; see Reference."""
     return Reference(word, prompt, sha256(path), partial(read_image, path))
 
 
@@ -56,14 +56,14 @@ def is_hidden(path: Path) -> bool:
 
 
 def images_in(folder: Path) -> list[Path]:
-    """Return the images directly in a folder, by name.
+    """Return the image files in a folder, sorted by name, without its subfolders.
 
-    Other files, except captions and settings, are counted and named on the error stream, once per folder.
+    Other files, except captions and settings, are counted and printed to stderr, once per folder.
     """
     found = [path for path in folder.iterdir() if not is_hidden(path)]
     for path in found:
         check_utf8(path)
-    files = sorted(path for path in found if path.is_file() or not path.exists())  # a link to nothing is left out
+    files = sorted(path for path in found if path.is_file() or not path.exists())  # with broken links, to report them
     images = [path for path in files if path.suffix.lower() in suffixes() and path.is_file()]
     others = [path for path in files if path not in images and path.suffix.lower() not in COMPANIONS]
     if others:
@@ -86,14 +86,14 @@ def check_utf8(path: Path) -> None:
 
 @cache
 def report(folder: Path, used: int, others: tuple[str, ...]) -> None:
-    """Print which files of a folder are left out."""
+    """Print the names of files that are left out."""
     names = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
     print(f"{folder}: used {used} of {used + len(others)} files, left out {names}{advice(others)}", file=sys.stderr)
 
 
 @cache
 def report_folders(folder: Path) -> None:
-    """Print which folders in a folder of images hold images too, since these are not used."""
+    """Print the names of subfolders with images, because these images are not used."""
     below = [path.name for path in sorted(folder.iterdir()) if path.is_dir() and not is_hidden(path)]
     if full := [name for name in below if any(path.suffix.lower() in suffixes() for path in (folder / name).iterdir())]:
         names = ", ".join(full[:3]) + (f" and {len(full) - 3} more" if len(full) > 3 else "")
@@ -101,13 +101,14 @@ def report_folders(folder: Path) -> None:
 
 
 def advice(names: tuple[str, ...]) -> str:
+    """Return advice on files that were left out, or ""."""
     if any(Path(name).suffix.lower() in HEIC for name in names):
         return "; HEIC needs a converter: pip install pillow-heif, then save the images as JPEG"
     return ""
 
 
 def image_paths(folder: Path) -> list[Path]:
-    """As `images_in`; raises UserError if there are none."""
+    """Return the image files in a folder; raises UserError if there are none. See `images_in`."""
     paths = images_in(folder)
     report_folders(folder)
     if not paths:
@@ -116,10 +117,14 @@ def image_paths(folder: Path) -> list[Path]:
 
 
 def read_image(path: Path) -> Image.Image:
-    """As `flat`; raises UserError for a broken file."""
+    """Return the image of a file in RGB, upright, on white.
+
+    Raises:
+        UserError: If it is broken or too large.
+    """
     try:
         with warnings.catch_warnings(), any_size(), Image.open(path) as opened:
-            warnings.simplefilter("ignore", UserWarning)  # about odd metadata
+            warnings.simplefilter("ignore", UserWarning)  # on unusual metadata
             if (pixels := opened.width * opened.height) > MOST_PIXELS:
                 raise UserError(
                     f"{path} has {pixels / 1e6:.0f} megapixels and must have {MOST_PIXELS / 1e6:.0f} at most; resize it"
@@ -127,7 +132,7 @@ def read_image(path: Path) -> Image.Image:
             return flat(opened)
     except UserError:
         raise
-    except Exception as error:  # decoders raise anything: struct.error, IndexError, zlib.error, ...
+    except Exception as error:  # decoders raise many kinds: struct.error, IndexError, zlib.error, ...
         if isinstance(error, MemoryError):
             raise
         raise UserError(f"{path} is not a readable image ({kind(error)}); replace it or remove it") from error
@@ -135,7 +140,7 @@ def read_image(path: Path) -> Image.Image:
 
 @contextmanager
 def any_size() -> Iterator[None]:
-    """Let Pillow open images above its limit, which protects servers from strangers' files."""
+    """Let Pillow open images above its limit, which is meant for servers that open strangers' files."""
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         yield
@@ -149,7 +154,7 @@ def kind(error: Exception) -> str:
 
 
 def flat(image: Image.Image) -> Image.Image:
-    """Return the image in RGB, upright by its EXIF orientation, transparency on white."""
+    """Return the image in RGB, upright by its EXIF orientation, with transparency on white."""
     upright = turned(image)
     if upright.mode.startswith("I") or upright.mode == "F":
         upright = eight_bits(upright)
@@ -160,12 +165,12 @@ def flat(image: Image.Image) -> Image.Image:
 
 
 def turned(image: Image.Image) -> Image.Image:
-    """Return the image upright; an orientation that cannot be read counts as none, other EXIF values do not matter."""
+    """Return the image upright. An orientation that cannot be read is ignored, as are other EXIF values."""
     try:
         orientation = image.getexif().get(ORIENTATION)
     except Exception:
         orientation = None
-    if isinstance(orientation, tuple):  # written twice
+    if isinstance(orientation, tuple):  # the tag occurs twice
         orientation = orientation[0] if orientation else None
     turn = TURNS.get(orientation) if isinstance(orientation, int) else None
     if turn is None:
@@ -178,10 +183,10 @@ def turned(image: Image.Image) -> Image.Image:
 
 
 def eight_bits(image: Image.Image) -> Image.Image:
-    """Return a greyscale image of 16 or 32 bits or of floats in 8 bits, scaled; `convert` would clip it.
+    """Return a grayscale image of 16 or 32 bits or of floats scaled to 8 bits. Pillow's `convert` would clip it.
 
-    16-bit images have 65535 for white. Images of 32 bits have no common white: floats up to 1 have 1, values up to 255
-    have 255, values up to 65535 have 65535, and others their maximum.
+    In 16-bit images white is 65535. Images of 32 bits have no common white: it is 1 for floats up to 1, 255 for values
+    up to 255, 65535 for values up to 65535, and the maximum otherwise.
     """
     values = np.asarray(image).astype(np.float64)
     values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)

@@ -1,25 +1,25 @@
-"""The manifest of a user's own images: a yaml file that names subjects, styles and their images.
+"""The manifest of a user's own images: a YAML file with subjects, styles and their images.
 
     subjects:
       rex:
         class: dog                    # the class word
-        images: photos/rex            # a folder or a list of files, from the manifest's folder
-        references: [photos/rex9.jpg] # only scored against; without, dataset.references decides
-        prompts: [in the snow, "a wet {}"]   # scenes of its own, for prompts.contexts=auto
-        live: true                    # may wear a hat; known of cats and dogs
-        repeats: 2                    # how often each image stands among those that training draws from
+        images: photos/rex            # a folder or a list of files, relative to the manifest's folder
+        references: [photos/rex9.jpg] # only compared with; default: as dataset.references sets
+        prompts: [in the snow, "a wet {}"]   # own scenes, for prompts.contexts=auto
+        live: true                    # an animal or person; known for cats and dogs
+        repeats: 2                    # weight of each image when training samples images
     styles:
       crayon:
         style: kid crayon drawing style
-        shows: bear                   # what the images show
+        shows: bear                   # object in the images
         images:
           - crayon/bear.jpg
           - {file: crayon/house.jpg, shows: house, repeats: 3}
-          - {file: crayon/me.jpg, caption: a portrait in szn style}   # the whole caption it is trained with
+          - {file: crayon/me.jpg, caption: a portrait in szn style}   # complete caption in training
 
-An image without a `caption` takes that beside it, `me.txt` or the folder's `metadata.jsonl` (data/captions.py).
+An image without `caption` takes the one in `me.txt` or in the folder's `metadata.jsonl` (data/captions.py).
 
-Every mistake is told with the line it stands in.
+Every error message has the line of the mistake.
 """
 
 from __future__ import annotations
@@ -45,16 +45,24 @@ ENTRY = {
 }
 REQUIRED = {"subjects": ("class", "images"), "styles": ("style", "images")}
 SHOT = {"subjects": ("file", "caption", "repeats"), "styles": ("file", "shows", "caption", "repeats")}
-MOST = 1000  # repeats of an image
-RESERVED = ("all", "live", "object")  # names of sets
+MOST = 1000  # maximum of `repeats`
+RESERVED = ("all", "live", "object")  # names of sets, not allowed for subjects and styles
 
 
 @dataclass(frozen=True)
 class Shot:
-    """One image. where: "manifest.yaml:7", its line; shows, caption: as written, or None."""
+    """One image.
+
+    Args:
+        path: Its file.
+        line: Its place in the manifest, such as "manifest.yaml:7".
+        shows: The object in it, as the manifest has it; None if it has none.
+        caption: The caption in the manifest, or None.
+        repeats: Weight of the image in training.
+    """
 
     path: Path
-    where: str
+    line: str
     shows: str | None
     caption: str | None
     repeats: int
@@ -62,7 +70,15 @@ class Shot:
 
 @dataclass(frozen=True)
 class Entry:
-    """A subject or a style; word: its class word or style phrase."""
+    """A subject or a style.
+
+    Args:
+        word: Class word or style phrase.
+        images: Images to train on.
+        references: Images to compare with; empty: by the dataset's settings.
+        prompts: Own scenes.
+        live: Whether the subject is a live one; None: by its class word.
+    """
 
     word: str
     images: tuple[Shot, ...]
@@ -73,43 +89,52 @@ class Entry:
 
 @dataclass(frozen=True)
 class Manifest:
+    """The subjects and styles of a manifest, by name."""
+
     subjects: dict[str, Entry]
     styles: dict[str, Entry]
 
 
 def read(path: Path) -> Manifest:
-    """Read and check a manifest; every image it names is there. UserError with the line of the first mistake."""
+    """Read and check a manifest. Every image in it exists.
+
+    Raises:
+        UserError: With the line of the first mistake.
+    """
     if not path.is_file():
-        what = "is a folder" if path.is_dir() else "is missing"
-        raise UserError(f"{path} {what}; use dataset.manifest=<your yaml file>, its form is in docs/sdxl.md")
+        problem = "is a folder" if path.is_dir() else "is missing"
+        raise UserError(f"{path} {problem}; use dataset.manifest=<your yaml file>, its form is in docs/sdxl.md")
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise UserError(f"{path}:{line}: no valid yaml, {error.problem or error.context}; correct the line") from error
+        raise UserError(f"{path}:{line}: not valid YAML, {error.problem or error.context}; correct the line") from error
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}:{line}: no text in UTF-8; save the file in that encoding") from error
+        raise UserError(f"{path}:{line}: not UTF-8 text; save the file in that encoding") from error
     except yaml.YAMLError as error:
-        raise UserError(f"{path} is no text in yaml ({str(error).splitlines()[0]}); correct it") from error
+        raise UserError(f"{path} is not YAML text ({str(error).splitlines()[0]}); correct it") from error
     if root is None:
         raise UserError(f"{path}:1: the manifest is empty; write subjects: and styles:")
-    return Reading(path).manifest(root)
+    return Reader(path).manifest(root)
 
 
 @dataclass(frozen=True)
-class Reading:
-    """One manifest while it is read: turns nodes of yaml into entries, and knows where each stands."""
+class Reader:
+    """Converter from the YAML nodes of a manifest to entries. Errors have the line of a node."""
 
     path: Path
 
     def fail(self, node: Node, message: str) -> NoReturn:
-        raise UserError(f"{self.where(node)}: {message}")
+        """Raise UserError with the line of a node."""
+        raise UserError(f"{self.line(node)}: {message}")
 
-    def where(self, node: Node) -> str:
+    def line(self, node: Node) -> str:
+        """Return file and line of a node."""
         return f"{self.path}:{node.start_mark.line + 1}"
 
     def manifest(self, root: Node) -> Manifest:
+        """Return the manifest of the root node."""
         blocks = self.mapping(root, tuple(ENTRY), tuple(ENTRY), "the manifest")
         subjects, styles = (self.entries(block, blocks[block]) for block in ENTRY)
         for key, _ in blocks["styles"].value:
@@ -118,6 +143,7 @@ class Reading:
         return Manifest(subjects, styles)
 
     def entries(self, block: str, node: Node) -> dict[str, Entry]:
+        """Return the entries of a block, by name."""
         named = self.mapping(node, None, (), f"{block}:")
         if not named:
             self.fail(node, f"{block}: names nothing; write a name with {', '.join(REQUIRED[block])} below it")
@@ -135,6 +161,7 @@ class Reading:
         return {name: self.entry(block, name, value) for name, value in named.items()}
 
     def entry(self, block: str, name: str, node: Node) -> Entry:
+        """Return a subject or a style."""
         keys = self.mapping(node, ENTRY[block], REQUIRED[block], name)
         repeats = self.count(keys["repeats"]) if "repeats" in keys else 1
         shows = self.text(keys["shows"]) if "shows" in keys else None
@@ -143,7 +170,7 @@ class Reading:
         trained = {image.path.resolve() for image in images}
         for shot in references:
             if shot.path.resolve() in trained:
-                raise UserError(f"{shot.where}: {shot.path} is trained on too; take it out of images or of references")
+                raise UserError(f"{shot.line}: {shot.path} is trained on too; take it out of images or of references")
         return Entry(
             word=self.text(keys["class"]) if block == "subjects" else self.text(keys["style"]).removeprefix("in "),
             images=images,
@@ -153,7 +180,7 @@ class Reading:
         )
 
     def shots(self, block: str, node: Node, shows: str | None, repeats: int) -> tuple[Shot, ...]:
-        """A folder, a file, or a list of files with what is known of each; every one exists."""
+        """Return the images of a node: a folder, a file, or a list of files with their own settings."""
         found: list[Shot] = []
         for item in node.value if isinstance(node, SequenceNode) else [node]:
             if isinstance(item, MappingNode):
@@ -164,58 +191,70 @@ class Reading:
             else:
                 paths, more = self.files(item), (shows, None, repeats)
             shown, caption, times = more
-            found += [Shot(path, self.where(item), shown, caption or caption_of(path), times) for path in paths]
+            found += [Shot(path, self.line(item), shown, caption or caption_of(path), times) for path in paths]
         if not found:
             self.fail(node, "the list is empty; write the images' files")
         seen: set[Path] = set()
         for shot in found:
             if (file := shot.path.resolve()) in seen:
-                raise UserError(f"{shot.where}: {shot.path} is named twice; name it once, with repeats: 2")
+                raise UserError(f"{shot.line}: {shot.path} is named twice; name it once, with repeats: 2")
             seen.add(file)
         return tuple(found)
 
     def files(self, node: Node) -> list[Path]:
-        """The image at a path, or all images of a folder."""
+        """Return the image at a path, or all images of a folder."""
         path = self.path.parent / Path(self.text(node)).expanduser()
         if path.is_dir():
             report_folders(path)
             if not (paths := images_in(path)):
-                self.fail(node, f"{path} holds no image; put some there or name another folder")
+                self.fail(node, f"{path} has no images; put some there or use another folder")
             return paths
         if not path.is_file():
             self.fail(node, f"{path} is missing; put the image there or correct the line")
         return [path]
 
-    def mapping(self, node: Node, known: Sequence[str] | None, required: Sequence[str], what: str) -> dict[str, Node]:
-        """Key -> node; each key once, of the known ones (None: any), with all that are required."""
+    def mapping(self, node: Node, known: Sequence[str] | None, required: Sequence[str], name: str) -> dict[str, Node]:
+        """Return the values of a mapping by key.
+
+        Args:
+            node: The mapping.
+            known: Allowed keys; None allows any.
+            required: Keys that must be there.
+            name: Name of the mapping in messages.
+        """
         if not isinstance(node, MappingNode):
-            self.fail(node, f"{what} must have keys; write {': ..., '.join(known or ('name',))}: ...")
+            self.fail(node, f"{name} must have keys; write {': ..., '.join(known or ('name',))}: ...")
         found: dict[str, Node] = {}
         for key, value in node.value:
             if not isinstance(key, ScalarNode):
-                self.fail(key, f"a key of {what} must be a word")
+                self.fail(key, f"a key of {name} must be a word")
             if key.value in found:
-                self.fail(key, f"{key.value!r} stands twice in {what}; write it once")
+                self.fail(key, f"{key.value!r} is twice in {name}; write it once")
             if known is not None and key.value not in known:
                 near = difflib.get_close_matches(key.value, known, n=1)
-                self.fail(key, f"{what} has no key {key.value!r}; write {near[0] if near else ' or '.join(known)}")
+                self.fail(key, f"{name} has no key {key.value!r}; write {near[0] if near else ' or '.join(known)}")
             found[key.value] = value
         if missing := next((key for key in required if key not in found), None):
-            self.fail(node, f"{what} lacks {missing}; write {missing}: ...")
+            self.fail(node, f"{name} lacks {missing}; write {missing}: ...")
         return found
 
     def items(self, node: Node) -> list[Node]:
+        """Return the items of a list."""
         if not isinstance(node, SequenceNode):
             self.fail(node, "must be a list; write [a, b]")
         return node.value
 
     def text(self, node: Node) -> str:
+        """Return the text of a node."""
         plain = isinstance(node, ScalarNode) and not node.tag.endswith((":null", ":bool"))
         if not plain or not node.value.strip():
-            self.fail(node, f"{self.shown(node)} is no text; write a word, in quotes where yaml takes it for more")
+            self.fail(
+                node, f"{self.shown(node)} is not text; write a word, in quotes if YAML reads it as something else"
+            )
         return node.value.strip()
 
     def context(self, node: Node) -> str:
+        """Return a scene with its place for the subject."""
         text = self.text(node)
         try:
             return template(text)
@@ -223,16 +262,19 @@ class Reading:
             self.fail(node, str(error))
 
     def count(self, node: Node) -> int:
+        """Return a number of repeats."""
         if not isinstance(node, ScalarNode) or not node.tag.endswith(":int") or not node.value.isdigit():
-            self.fail(node, f"{self.shown(node)} is no number of times; write 1 or more")
+            self.fail(node, f"{self.shown(node)} is not a number of repeats; write 1 or more")
         if not 1 <= int(node.value) <= MOST:
-            self.fail(node, f"{node.value} times cannot be; write 1 to {MOST}, or take the image out")
+            self.fail(node, f"repeats: {node.value} must be between 1 and {MOST}; remove the image to leave it out")
         return int(node.value)
 
     def flag(self, node: Node) -> bool:
+        """Return a value true or false."""
         if not isinstance(node, ScalarNode) or not node.tag.endswith(":bool"):
             self.fail(node, f"{self.shown(node)} is neither true nor false; write one of them")
         return bool(yaml.SafeLoader.bool_values[node.value.lower()])
 
     def shown(self, node: Node) -> str:
+        """Return the value of a node for messages."""
         return repr(node.value) if isinstance(node, ScalarNode) else "a list or a mapping"

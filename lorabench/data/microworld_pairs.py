@@ -1,7 +1,7 @@
-"""Held-out subjects and styles of the microworld as concepts, and the oracle's pictures of a pair.
+"""Held-out subjects and styles of the microworld as concepts, and the oracle's images of a pair.
 
-A subject is photographed in several poses; a style is shown on several individuals that are not the benchmark's.
-Every drawing follows from its name alone, so a concept is the same whatever else a run holds.
+A subject is photographed in several poses. A style is shown on several subjects that are not in the benchmark. Every
+image depends only on names and an index, so a concept is the same in every run.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ SIZE = 64  # pixels
 
 
 def subject(name: str, images: int, references: int, prompts: Prompts) -> Concept:
-    """A held-out subject: `images` photographs to train on, `references` others to score with."""
+    """Return a held-out subject with `images` photographs to train on and `references` others to compare with."""
     factors = mw.subject(name)
     shots = tuple(
         reference(factors.cls, prompts.content(factors.cls), partial(draw_photo, name, index), name, index)
@@ -29,7 +29,7 @@ def subject(name: str, images: int, references: int, prompts: Prompts) -> Concep
 
 
 def style(name: str, images: int, references: int, prompts: Prompts) -> Concept:
-    """A held-out style: `images` pictures to train on, `references` others to score with."""
+    """Return a held-out style with `images` images to train on and `references` others to compare with."""
     factors = mw.style(name)
     things = [thing(name, index) for index in range(images + references)]
     shots = tuple(
@@ -41,7 +41,7 @@ def style(name: str, images: int, references: int, prompts: Prompts) -> Concept:
 
 
 def aligned(content: Concept, style: Concept, images: int, prompt: str) -> Concept:
-    """The first photographs of a subject, and the same poses drawn in a style, captioned with the pair's prompt."""
+    """Return the first photographs of a subject, and the same poses in a style with the pair's prompt as caption."""
     before = content.images[:images]
     after = tuple(
         reference(
@@ -53,38 +53,40 @@ def aligned(content: Concept, style: Concept, images: int, prompt: str) -> Conce
 
 
 def reference(word: str, prompt: str, load: partial[Image.Image], name: str, index: int) -> Reference:
+    """Return an image of the world, identified by the world's version, a name and an index."""
     identity = f"microworld {mw.VERSION} {SIZE} {name} {index}"
     return Reference(word, prompt, hashlib.sha256(identity.encode()).hexdigest(), load)
 
 
 def draw_photo(name: str, index: int) -> Image.Image:
-    """Photograph `index` of a held-out subject."""
+    """Render photograph `index` of a held-out subject."""
     return render(mw.subject(name), None, seed_of("photo", name, index))
 
 
 def draw_styled(name: str, look: str, index: int) -> Image.Image:
-    """Photograph `index` of a held-out subject as a held-out style draws it."""
+    """Render photograph `index` of a held-out subject in a held-out style instead."""
     return render(mw.subject(name), mw.style(look), seed_of("photo", name, index))
 
 
 def draw_style(name: str, index: int) -> Image.Image:
-    """Picture `index` of a held-out style, of some individual of the class `thing(name, index)`."""
+    """Render image `index` of a held-out style, of some subject of the class `thing(name, index)`."""
     individual = mw.sample_subject(np.random.default_rng(seed_of("individual", name, index)), thing(name, index))
     return render(individual, mw.style(name), seed_of("style", name, index))
 
 
 def thing(name: str, index: int) -> str:
-    """The class that picture `index` of a style shows; twelve in a row are all different."""
+    """Return the class in image `index` of a style; twelve consecutive ones are different."""
     classes = np.random.default_rng(seed_of("classes", name)).permutation(list(mw.CLASSES))
     return str(classes[index % len(classes)])
 
 
 def oracle(pair: Pair, index: int) -> Image.Image:
-    """The truth of a single pair: this subject in that style, in pose `index`."""
+    """Render the ground truth of a single pair: this subject in this style, in pose `index`."""
     [content], [style] = pair.contents, pair.styles
     return render(content.factors, style.factors, seed_of("oracle", content.name, style.name, index))
 
 
 def render(individual: mw.Subject, look: mw.Style | None, seed: int) -> Image.Image:
+    """Render a subject in a style (None: as a photograph), in a pose sampled with the seed."""
     pose = mw.sample_pose(np.random.default_rng(seed))
     return Image.fromarray(mw.render(individual, look, pose, SIZE))

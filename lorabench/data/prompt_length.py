@@ -1,6 +1,6 @@
-"""How many tokens a prompt has, and how many a text encoder reads: longer prompts are cut in silence by every library.
+"""The number of tokens of a prompt and the limit of each text encoder. Libraries silently cut longer prompts.
 
-Only the tokenizers are read, so that a prompt is checked before torch is imported. Both kinds are CLIP's byte-pair
+Only tokenizers are read, so that prompts are checked before torch is imported. Both kinds are CLIP's byte-pair
 encoding: that of a diffusers folder (`tokenizer.json`, or `vocab.json` and `merges.txt`) and that of open_clip.
 """
 
@@ -28,12 +28,12 @@ OPEN_CLIP_MERGES = 49152 - 256 - 2  # merges that open_clip reads from its file
 
 @dataclass(frozen=True)
 class TextReader:
-    """What reads prompts.
+    """A text encoder's tokenizer and limit.
 
     Args:
-        name: For messages, such as "model=micro".
-        limit: Tokens that it reads, the first and the last one included.
-        load: Makes its tokenizer, which adds no special tokens.
+        name: Name in messages, such as "model=micro".
+        limit: Maximum number of tokens, with the start and end tokens.
+        load: Function that returns the tokenizer, which adds no special tokens.
     """
 
     name: str
@@ -42,18 +42,19 @@ class TextReader:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
+        """Return the tokenizer without truncation and padding."""
         found = self.load()
         found.no_truncation()
         found.no_padding()
         return found
 
     def count(self, text: str) -> int:
-        """Return the number of tokens of a text, the first and the last one included."""
+        """Return the number of tokens of a text, with the start and end tokens."""
         return len(self.tokenizer.encode(text, add_special_tokens=False).ids) + SPECIAL
 
     def lost(self, text: str) -> str:
-        """Return the end of a text that is not read; empty if all of it is."""
-        if len(text.encode()) + SPECIAL <= self.limit:  # a token has a byte at least
+        """Return the end of a text that the encoder does not read; empty if it reads all."""
+        if len(text.encode()) + SPECIAL <= self.limit:  # a token has at least one byte
             return ""
         found = self.tokenizer.encode(text, add_special_tokens=False)
         if len(found.ids) + SPECIAL <= self.limit:
@@ -62,18 +63,18 @@ class TextReader:
         return text[start:].strip()
 
     def unknown(self, text: str) -> str:
-        """Return the first character that the vocabulary lacks; it would end the text. Empty if there is none."""
+        """Return the first character that is not in the vocabulary and would end the text; "" if none."""
         found = self.tokenizer.encode(text, add_special_tokens=False)
         at = next((span for token, span in zip(found.tokens, found.offsets, strict=True) if token == END), None)
         return text[slice(*at)] if at else ""
 
 
 def model_readers(folder: Path, name: str) -> list[TextReader]:
-    """Return the readers of a diffusers folder, one per tokenizer.
+    """Return the text encoders of a diffusers folder, one per tokenizer.
 
     Args:
         folder: The folder with `tokenizer*` and `text_encoder*`.
-        name: For messages.
+        name: Name in messages.
     """
     readers = []
     for tokenizer in sorted(folder.glob("tokenizer*")):
@@ -87,25 +88,27 @@ def model_readers(folder: Path, name: str) -> list[TextReader]:
 
 
 def clip_reader(name: str, architecture: Mapping[str, Any], folder: Path) -> TextReader:
-    """Return the reader of a CLIP scorer.
+    """Return the text encoder of a CLIP scorer.
 
     Args:
-        name: The scorer's.
-        architecture: Of its description.
-        folder: Where its own merges are, if it has some.
+        name: The scorer's name.
+        architecture: The architecture in its description.
+        folder: Folder of its own merges file, if it has one.
     """
     config = architecture.get("config") or {}
-    limit = config.get("text_cfg", {}).get("context_length", 77)  # that of every model which open_clip knows by name
+    limit = config.get("text_cfg", {}).get("context_length", 77)  # 77 for every model that open_clip has by name
     merges = folder / architecture["merges"] if architecture.get("merges") else None
     return TextReader(name, limit, lambda: merges_tokenizer(merges))
 
 
 def read(file: Path) -> dict[str, Any]:
+    """Return the content of a JSON file; empty if there is no file."""
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 @cache
 def folder_tokenizer(folder: Path) -> Tokenizer:
+    """Return the tokenizer of a diffusers folder."""
     from tokenizers import Tokenizer
 
     if (folder / "tokenizer.json").is_file():
@@ -117,7 +120,7 @@ def folder_tokenizer(folder: Path) -> Tokenizer:
 
 @cache
 def merges_tokenizer(file: Path | None) -> Tokenizer:
-    """Return the tokenizer of open_clip's merges, or of its own ones for None."""
+    """Return the tokenizer for a merges file; None: for open_clip's own merges."""
     from tokenizers.pre_tokenizers import ByteLevel
 
     if file is None:
@@ -132,7 +135,7 @@ def merges_tokenizer(file: Path | None) -> Tokenizer:
 
 
 def byte_pair(vocabulary: dict[str, int], merges: list[Any]) -> Tokenizer:
-    """Return CLIP's tokenizer of a vocabulary and its merges."""
+    """Return CLIP's tokenizer for a vocabulary and its merges."""
     from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
     from tokenizers.models import BPE
 
@@ -147,10 +150,10 @@ def byte_pair(vocabulary: dict[str, int], merges: list[Any]) -> Tokenizer:
 
 
 def check_prompts(prompts: Iterable[str], readers: Iterable[TextReader]) -> None:
-    """Check that every prompt is read to its end.
+    """Check that no prompt is cut.
 
     Raises:
-        UserError: For the first that is not, with its length and the limit.
+        UserError: For the first prompt that is too long, with its length and the limit.
     """
     readers = list(readers)
     for prompt in dict.fromkeys(prompts):
@@ -159,7 +162,7 @@ def check_prompts(prompts: Iterable[str], readers: Iterable[TextReader]) -> None
 
 
 def cut(prompt: str, readers: Iterable[TextReader]) -> str | None:
-    """Return what of a prompt is not read and what to do; None if all of it is."""
+    """Return a message if a text encoder would cut a prompt, with the lost words; else None."""
     for reader in readers:
         if lost := reader.lost(prompt):
             return (

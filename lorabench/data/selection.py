@@ -1,7 +1,6 @@
-"""Which subjects meet which styles: all, a seeded sample, or the pairs of a publication. By names, before any image.
+"""Which subjects are paired with which styles: all, a seeded sample, or the pairs of a publication. Names only.
 
-A sample depends on the names and the seed alone, not on the order in which they are listed, and a larger one holds
-the smaller.
+A sample depends only on the names and the seed, not on their order, and a larger sample contains a smaller one.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,13 +14,19 @@ from lorabench.config.dataset_schemas import PhotoSpec
 from lorabench.data.packaged import packaged
 from lorabench.data.pairs import JOIN
 
-Names = tuple[str, ...]  # subjects or styles that are shown together
+Names = tuple[str, ...]  # subjects or styles in one image
 
 
 def select(spec: PhotoSpec, subjects: dict[str, bool], styles: Sequence[str]) -> list[tuple[Names, Names]]:
-    """(subjects, styles) of every pair, subjects first.
+    """Return the names (subjects, styles) of every pair, sorted by subject.
 
-    subjects: every one that the dataset has, and whether it is a live one; styles: every one.
+    Args:
+        spec: Settings of the dataset.
+        subjects: Whether each subject of the dataset is a live one, by name.
+        styles: Names of all styles.
+
+    Raises:
+        UserError: If a pair list needs a name that is missing, or more names than there are.
     """
     lists = packaged("pair_lists")
     choose("dataset.pairs", spec.pairs, ("all", "random", *lists))
@@ -45,7 +50,7 @@ def select(spec: PhotoSpec, subjects: dict[str, bool], styles: Sequence[str]) ->
         )
     if lacking := [name for name in chosen["subjects"] if name not in subjects]:
         raise UserError(
-            f"dataset.pairs={spec.pairs} needs the subject {lacking[0]}, which is not here; put it there, or type "
+            f"dataset.pairs={spec.pairs} needs the subject {lacking[0]}, which is not here; put it there, or use "
             "dataset.pairs=all and name subjects and styles"
         )
     named = [published(spec.pairs, style, image, styles) for style, image in chosen["styles"].items()]
@@ -53,23 +58,30 @@ def select(spec: PhotoSpec, subjects: dict[str, bool], styles: Sequence[str]) ->
 
 
 def groups(key: str, names: Any, sets: Mapping[str, Iterable[str]], together: bool = False) -> list[Names]:
-    """The groups that a list of names or the name of a set stands for."""
+    """Return the groups for a list of names or for the name of a set.
+
+    Args:
+        key: "subjects" or "styles".
+        names: Names, groups "a+b", or the name of a set.
+        sets: Members of each set.
+        together: Return all names as one group.
+    """
     if isinstance(names, str):
         if names in sets:
             if not (members := list(sets[names])):
-                raise UserError(f"dataset.{key}={names} names none of the {key} that are here; use their names")
+                raise UserError(f"dataset.{key}={names} is a set without members here; use names of {key}")
             return [(name,) for name in members]
         names = [names]
-    names = [normalize("NFC", name) for name in names]  # as the names of files are
+    names = [normalize("NFC", name) for name in names]  # as names of files are normalized
     return [tuple(names)] if together else [tuple(name.split(JOIN)) for name in names]
 
 
 def sample(contents: list[Names], styles: list[Names], count: int, seed: int) -> list[tuple[Names, Names]]:
-    """`count` of all pairs."""
+    """Return a sample of `count` pairs."""
     pairs = list(product(contents, styles))
     if count > len(pairs):
         raise UserError(
-            f"{count} pairs cannot be drawn from {len(contents)} subjects and {len(styles)} styles; name more of them "
+            f"{count} pairs cannot be sampled from {len(contents)} subjects and {len(styles)} styles; name more "
             f"in dataset.subjects and dataset.styles, or use dataset.pairs=random dataset.count={len(pairs)}"
         )
     ranked = sorted(pairs, key=lambda pair: seed_of("pair", JOIN.join(pair[0]), JOIN.join(pair[1]), seed))
@@ -77,10 +89,10 @@ def sample(contents: list[Names], styles: list[Names], count: int, seed: int) ->
 
 
 def draw(kind: str, names: list[Names], count: int, seed: int) -> list[Names]:
-    """`count` of the subjects, or of the styles."""
+    """Return a sample of `count` subjects or styles."""
     if count > len(names):
         raise UserError(
-            f"{count} {kind} cannot be drawn from the {len(names)} that are here; fetch more, or type "
+            f"{count} {kind} cannot be sampled from the {len(names)} that are here; add more, or use "
             "dataset.pairs=all and name them"
         )
     ranked = sorted(names, key=lambda name: seed_of("draw", kind, *name, seed))
@@ -88,7 +100,7 @@ def draw(kind: str, names: list[Names], count: int, seed: int) -> list[Names]:
 
 
 def published(pairs: str, style: str, image: str, known: Sequence[str]) -> str:
-    """A publication's style by the name that it has here: its own, or that of the same image."""
+    """Return the local name of a publication's style: the same name, or the name of its image."""
     for name in (style, image):
         if name in known:
             return name

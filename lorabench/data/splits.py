@@ -1,8 +1,8 @@
-"""Which images of a concept are trained on and which are kept back to score with.
+"""Division of a concept's images into images to train on and references to compare with.
 
-The field trains on all images of a subject and scores against the same ones. A model that copies its training images
-then scores best, so some images can be held out. Images that are nearly the same (a flipped or shifted copy, one
-source) go to the same side: otherwise the copy of a training image would be among the references.
+Most papers train on all images of a subject and compare with the same images. Then a model that copies its training
+images scores best. So some images can be held out. Near-duplicates (a flipped or shifted copy, or the same source) stay
+on the same side: otherwise the references would contain a copy of a training image.
 """
 
 from collections.abc import Sequence
@@ -16,17 +16,25 @@ Images = tuple[Reference, ...]
 def split(
     name: str, images: Sequence[tuple[str, Reference]], held_out: int, near: Sequence[Sequence[str]] = ()
 ) -> tuple[Images, Images]:
-    """(trained on, references) of a concept's images [(name of the image, image)]; both are all for held_out=0.
+    """Return (images to train on, references). With held_out=0, both are all images.
 
-    near: names of images that belong together; files of equal bytes do by themselves. Which images are held out
-    follows from the names alone. UserError where no groups of near-duplicates make up exactly `held_out` images.
+    The choice depends only on the names.
+
+    Args:
+        name: Name of the concept.
+        images: (name, image) of each image.
+        held_out: Number of images that are references only.
+        near: Names of images that are near-duplicates. Files with equal bytes are recognized without it.
+
+    Raises:
+        UserError: If no groups of near-duplicates have exactly `held_out` images together.
     """
     everything = tuple(image for _, image in images)
     if not held_out:
         return everything, distinct(everything)
     groups = clusters(images, near)
     ranked = sorted(groups, key=lambda group: seed_of("held out", name, *group))
-    ways: dict[int, frozenset[str]] = {0: frozenset()}  # number of images -> the first way to have so many
+    ways: dict[int, frozenset[str]] = {0: frozenset()}  # number of images -> first choice with that number
     for group in ranked:
         for count, chosen in list(ways.items()):
             ways.setdefault(count + len(group), chosen | set(group))
@@ -45,7 +53,7 @@ def split(
 
 
 def clusters(images: Sequence[tuple[str, Reference]], near: Sequence[Sequence[str]]) -> list[list[str]]:
-    """The images' names in groups that belong together."""
+    """Return the names of the images in groups of near-duplicates."""
     group = {stem: {stem} for stem, _ in images}
     same_bytes: dict[str, list[str]] = {}
     for stem, image in images:

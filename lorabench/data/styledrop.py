@@ -1,5 +1,5 @@
 """Styles as images: StyleDrop-PyTorch's data/<image> and data/data.json {image: [object, style phrase]}, or any folder
-of images, each a style, or of folders, each a style of several images.
+in which each image is a style and each subfolder is a style of several images.
 
 Sohn et al., StyleDrop, NeurIPS 2023; github.com/zideliu/StyleDrop-PyTorch (or aim-uofa/StyleDrop-PyTorch).
 """
@@ -18,13 +18,19 @@ from lorabench.data.pairs import Concept, Prompts, distinct
 
 MANIFEST = "data.json"
 REPOSITORY = ("styledrop", "StyleDrop-PyTorch", "StyleDrop-PyTorch-main", "styles")
-FOLDER = "-folder"  # ends the name of a folder that has the name of an image beside it
-PICTURE = "picture"  # what an image shows of which nothing is known
+FOLDER = "-folder"  # ending of a subfolder's style name if an image has the same name
+PICTURE = "picture"  # object of an image whose content is unknown
 
 
 @dataclass(frozen=True)
 class Look:
-    """A style: its images, what they show ("bay"), its phrase ("watercolor painting style")."""
+    """A style.
+
+    Args:
+        paths: Its images.
+        thing: Object in the images ("bay").
+        phrase: Style phrase ("watercolor painting style").
+    """
 
     paths: tuple[Path, ...]
     thing: str
@@ -32,7 +38,11 @@ class Look:
 
 
 def find(root: Path) -> Path:
-    """The folder of the style images: of a clone, or a plain one; the root itself, or below it under a known name."""
+    """Return the folder of style images: `root` or a subfolder with a known name, of a clone or with plain images.
+
+    Raises:
+        UserError: If there is none.
+    """
     bases = (*(root / name for name in REPOSITORY), root)
     for base in bases:
         for folder in (base / "data", base):
@@ -49,11 +59,13 @@ def find(root: Path) -> Path:
 
 
 def plain(folder: Path) -> dict[str, tuple[Path, ...]]:
-    """Name -> images, of the images and of the folders of images in a folder."""
+    """Return the styles of a folder by name: an image each, or the images of a subfolder."""
     found: dict[str, tuple[Path, ...]] = {}
     for path in images_in(folder):
         stem, whole = normalize("NFC", path.stem), normalize("NFC", path.name)
-        found[stem if stem not in found else whole] = (path,)  # the second of a stem by its whole name
+        found[stem if stem not in found else whole] = (
+            path,
+        )  # of two files with the same stem, the second keeps its ending
     for below in sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path)):
         if paths := images_in(below):
             name = normalize("NFC", below.name)
@@ -62,7 +74,7 @@ def plain(folder: Path) -> dict[str, tuple[Path, ...]]:
 
 
 def looks(folder: Path) -> dict[str, Look]:
-    """Every style by its name, the stem of a file or the name of a folder; those of the manifest first."""
+    """Return every style by its name (the stem of a file or the name of a subfolder), those of the manifest first."""
     found = read_manifest(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
     for name, paths in plain(folder).items():
         if name not in found:
@@ -72,7 +84,11 @@ def looks(folder: Path) -> dict[str, Look]:
 
 
 def style(styles: dict[str, Look], name: str, prompts: Prompts) -> Concept:
-    """One style; raises UserError where it is unknown or its image is missing."""
+    """Return a style.
+
+    Raises:
+        UserError: If there is no such style, or its image is missing.
+    """
     if name not in styles:
         raise UserError(unknown("dataset.styles", name, sorted(styles)))
     look = styles[name]
@@ -83,7 +99,7 @@ def style(styles: dict[str, Look], name: str, prompts: Prompts) -> Concept:
 
 
 def read_manifest(path: Path) -> dict[str, Look]:
-    """Stem -> style; "A bay" becomes "bay", "in glowing style" becomes "glowing style"."""
+    """Return the styles of data.json by stem; "A bay" becomes "bay", "in glowing style" becomes "glowing style"."""
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
         return {
@@ -97,12 +113,12 @@ def read_manifest(path: Path) -> dict[str, Look]:
 
 
 def bare(thing: str) -> str:
-    """The object without its article or its capital: "A bay" -> "bay", "Slice of melon" -> "slice of melon"."""
+    """Return the object without article or capital: "A bay" -> "bay", "Slice of melon" -> "slice of melon"."""
     return thing.removeprefix("A ") if thing.startswith("A ") else thing[:1].lower() + thing[1:]
 
 
 def phrase_of(name: str) -> str:
-    """The phrase that the name of a file or folder gives.
+    """Return the style phrase for the name of a file or folder.
 
     >>> phrase_of("oil_painting2"), phrase_of("kid crayon style")
     ('oil painting style', 'kid crayon style')

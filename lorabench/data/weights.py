@@ -1,4 +1,4 @@
-"""Draw images as often as their weights say, without repeating an image."""
+"""Random draws of images with weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def draw_weighted(weights: Sequence[int], count: int, generator: torch.Generator
     Args:
         weights: Relative frequency of each image.
         count: Number of indices.
-        passes: How often the images follow one another, as with mirrored images after the others.
+        passes: Number of passes over the images, such as 2 if mirrored images follow the others.
 
     Returns:
         [count], each between 0 and passes * len(weights) - 1. With weights of 1 all are equally likely.
