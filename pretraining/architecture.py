@@ -80,7 +80,7 @@ def build_text_encoders(
 def build_scheduler() -> EulerDiscreteScheduler:
     """v-prediction, linear betas to 0.02, trailing steps: the last step is noise alone (SNR 4e-5).
 
-    SDXL's own schedule leaves the mean colour of a 16x16 latent visible at its last step, and no style adapter could
+    SDXL's own schedule leaves the mean color of a 16x16 latent visible at its last step, and no style adapter could
     then turn a background dark or tinted.
     """
     return EulerDiscreteScheduler(

@@ -2,7 +2,7 @@
 
 A linear code is known before anything is trained, so the UNet can learn while the VAE is still being distilled onto
 it. Dividing by the square root of each component's deviation lifts fine detail above the noise without letting it
-drown the mean colour, which full whitening would.
+drown the mean color, which full whitening would.
 """
 
 from __future__ import annotations

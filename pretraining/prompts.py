@@ -15,7 +15,7 @@ import numpy as np
 from lorabench.base import seed_of
 from lorabench.data import microworld as mw
 from lorabench.data.microworld.captions import PLACE
-from lorabench.data.microworld.colours import NAMED, hue_name
+from lorabench.data.microworld.colors import NAMED, hue_name
 from lorabench.data.microworld.factors import MARKS
 from pretraining import bank
 

@@ -65,10 +65,10 @@ def distance_matrix(things: Sequence[T | None], distance: Callable[[T, T], float
 
 
 def subject_targets(subjects: Sequence[mw.Subject]) -> torch.Tensor:
-    """Identity as numbers [n, 18]: shape 3, body 3, accent 3, mark 6 (one-hot), colour of the mark 3, about [-1, 1]."""
+    """Identity as numbers [n, 18]: shape 3, body 3, accent 3, mark 6 (one-hot), color of the mark 3, about [-1, 1]."""
     rows = []
     for s in subjects:
-        mark_rgb = s.body.rgb if s.mark == "plain" else s.mark_colour.rgb
+        mark_rgb = s.body.rgb if s.mark == "plain" else s.mark_color.rgb
         one_hot = [float(s.mark == m) for m in MARKS]
         rows.append([*s.shape, *s.body.rgb, *s.accent.rgb, *one_hot, *mark_rgb])
     return torch.tensor(np.array(rows, np.float32)) * 2 - 1

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import CPU, random_lora
-from test_merge import recoloured, short
+from test_merge import recolored, short
 from tiny_scorers import write_scorer
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -144,7 +144,7 @@ def test_no_step_of_several_pairs_forms_dense_update(model, loras, pair, name) -
     stacked = [LoRA.stack(alike) for alike in zip(*rebased, strict=True)]
     layers = model.layers.adapted(loras, pair.roles)
     starts = [method.masks(layers, seed) for seed in (0, 1)]
-    pairs = [pair, recoloured(pair, "cup_1")]
+    pairs = [pair, recolored(pair, "cup_1")]
     draws = [Draws(model, each, seed) for seed, each in enumerate(pairs)]
     with model.attach(stacked) as adapters:
         module = Merging(adapters, layers, method, starts, pairs, draws)

@@ -24,11 +24,11 @@ PROMPTS = Prompts()
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """Two subjects and a style in the public layouts."""
-    for name, colour in (("dog", "brown"), ("cat2", "grey")):
+    for name, color in (("dog", "brown"), ("cat2", "grey")):
         folder = tmp_path / "dreambooth" / "dataset" / name
         folder.mkdir(parents=True)
         for index in range(2):
-            Image.new("RGB", (40, 30 + index), colour).save(folder / f"{index:02d}.jpg")
+            Image.new("RGB", (40, 30 + index), color).save(folder / f"{index:02d}.jpg")
     manifest = "Classes\n\nsubject_name,class\ndog,dog\ncat2,cat\nvase,vase\n"
     (tmp_path / "dreambooth" / "dataset" / "prompts_and_classes.txt").write_text(manifest)
     styles = tmp_path / "styledrop" / "data"

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lorabench.data import microworld as mw
-from lorabench.data.microworld.colours import NAMED
+from lorabench.data.microworld.colors import NAMED
 from lorabench.scoring.factors import LABELS
 from pretraining import bank
 from pretraining.evaluate import SHEET, generate, shares, sheet

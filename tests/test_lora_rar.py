@@ -15,7 +15,7 @@ import torch
 from conftest import CPU, random_lora
 from hydra import compose
 from test_koala import koala as koala
-from test_merge import recoloured
+from test_merge import recolored
 from test_resume import Killed, kill_at
 from torch import Tensor
 
@@ -213,7 +213,7 @@ def test_what_file_holds_decides_and_not_its_name(pair, tmp_path: Path) -> None:
 
 
 def trained(model, pair: Pair, loras, epochs: int, progress: Callable[[int], None] | None = None, scratch=None):
-    pairs = [pair, recoloured(pair, "cup_1")]
+    pairs = [pair, recolored(pair, "cup_1")]
     known = {"mug_1": loras[0], "cup_1": random_lora(model, 3, "cup"), "halftone_1": loras[1]}
     curves = Curves()
     checkpoint = Checkpoint(scratch, 2, curves) if scratch else None

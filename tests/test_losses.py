@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import random_lora
 from dense import Dense, mse
-from test_merge import merging, recoloured, short, three, trio  # noqa: F401 (fixtures)
+from test_merge import merging, recolored, short, three, trio  # noqa: F401 (fixtures)
 from torch.nn.functional import cosine_similarity
 
 from lorabench.merging.method import load
@@ -197,7 +197,7 @@ def test_terms_of_pair_do_not_depend_on_its_company(model, loras, pair, name) ->
     starts = [method.masks(layers, seed) for seed in (9, 5)]
     stacked = [LoRA.stack(alike) for alike in zip(others, rebased, strict=True)]
     adapters = model.attach(stacked)
-    pairs = [recoloured(pair, "cup_1"), pair]
+    pairs = [recolored(pair, "cup_1"), pair]
     draws = [Draws(model, each, seed) for each, seed in zip(pairs, (9, 5), strict=True)]
     both = Merging(adapters, layers, method, starts, pairs, draws).loss(0)
     adapters.detach()

@@ -32,7 +32,7 @@ def merging(model, loras, pair: Pair, method: Method, seed: int = 0) -> Merging:
     return Merging(model.attach(rebased), layers, merge, [start], [pair], [Draws(model, pair, seed)])
 
 
-def recoloured(pair: Pair, name: str) -> Pair:
+def recolored(pair: Pair, name: str) -> Pair:
     """Another pair of the same shape."""
     content = replace(pair.contents[0], name=name, images=pair.styles[0].images)
     return replace(pair, contents=(content,))
@@ -133,7 +133,7 @@ def test_pairs_side_by_side_are_pairs_one_by_one(model, loras, pair, name) -> No
     """And keep being it whatever else is in the batch."""
     method = short(name)
     others = [random_lora(model, 3, "other"), random_lora(model, 2, "look")]
-    items = [MergeItem(tuple(loras), pair), MergeItem(tuple(others), recoloured(pair, "cup_1"))]
+    items = [MergeItem(tuple(loras), pair), MergeItem(tuple(others), recolored(pair, "cup_1"))]
     alone = [merge_all(model, method, [item])[0] for item in items]
     together = merge_all(model, method, items)
     turned = merge_all(model, method, items[::-1])[::-1]
@@ -152,7 +152,7 @@ def test_pairs_side_by_side_are_pairs_one_by_one(model, loras, pair, name) -> No
 def test_loras_of_other_shapes_get_batch_of_their_own(model, loras, pair) -> None:
     method = short("ziprank")
     wide = (random_lora(model, 5, "other"), loras[1])
-    items = [MergeItem(tuple(loras), pair), MergeItem(wide, pair), MergeItem(tuple(loras), recoloured(pair, "cup_1"))]
+    items = [MergeItem(tuple(loras), pair), MergeItem(wide, pair), MergeItem(tuple(loras), recolored(pair, "cup_1"))]
     done: list[int] = []
     results = merge_all(model, method, items, progress=done.append)
     assert [result.file.rank for result in results] == [5, 7, 5] and done == [2, 4, 5, 6]
@@ -201,7 +201,7 @@ def test_adapter_that_lacks_layer_leaves_it_alone(model, loras, pair) -> None:
 
 
 def test_pair_stops_by_itself(model, loras, pair) -> None:
-    few = recoloured(pair, "cup_1")
+    few = recolored(pair, "cup_1")
     few = replace(few, contents=(replace(few.contents[0], images=pair.contents[0].images * 2),))
     method = load("duolora", "early_stop", fit={"steps": 4, "lr": 0.01, "batch": 1})
     items = [MergeItem(tuple(loras), pair), MergeItem(tuple(loras), few)]

@@ -79,7 +79,7 @@ def test_bank_latents_match_code(pictures):
 
 
 def test_last_step_is_noise_alone():
-    """Terminal SNR: SDXL's own schedule would leave the mean colour visible (SNR 0.005)."""
+    """Terminal SNR: SDXL's own schedule would leave the mean color visible (SNR 0.005)."""
     alpha_bar = build_scheduler().alphas_cumprod[-1]
     assert alpha_bar / (1 - alpha_bar) < 1e-4
 

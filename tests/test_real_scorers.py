@@ -125,14 +125,14 @@ def test_crops_round_to_middle_where_rest_is_odd():
 
 @pytest.mark.parametrize("mode", ["L", "P", "CMYK", "LA", "RGBA", "I;16"])
 def test_pictures_of_every_mode_become_rgb(mode):
-    colours = picture(40, 30)
-    image = Image.new("I;16", (40, 30), 300) if mode == "I;16" else colours.convert(mode)
+    colors = picture(40, 30)
+    image = Image.new("I;16", (40, 30), 300) if mode == "I;16" else colors.convert(mode)
     found = to_uint8(image)
     assert found.shape == (30, 40, 3) and found.dtype == np.uint8
     if mode == "I;16":
         assert (found == 300 // 256).all()  # scaled, not clipped
     if mode in ("CMYK", "RGBA"):
-        assert np.abs(found.astype(int) - np.asarray(colours)).max() <= 1
+        assert np.abs(found.astype(int) - np.asarray(colors)).max() <= 1
 
 
 def test_half_transparent_pixels_are_laid_on_white_and_exif_turns_picture():

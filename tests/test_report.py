@@ -78,12 +78,12 @@ def test_one_pair_has_no_interval_and_says_so(tmp_path: Path) -> None:
 def test_grid_has_row_pair(run: Path) -> None:
     with Image.open(run / "grid.png") as grid:
         assert grid.width > grid.height > 4 * 100
-        colours = {colour for _, colour in grid.convert("RGB").getcolors(1 << 20) or []}
+        colors = {color for _, color in grid.convert("RGB").getcolors(1 << 20) or []}
     shown = [("content", "mug_1", 0), ("style", "neon_1", 0), ("duolora", "bird_1", "neon_1", 2)]
     shown += [("oracle", "mug_1", "neon_1", 0), ("content_only", "mug_1", "halftone_1", 0)]
     for names in shown:
-        assert paint(*names).getpixel((0, 0)) in colours
-    assert paint("oracle", "mug_1", "neon_1", 1).getpixel((0, 0)) not in colours  # the oracle is shown once
+        assert paint(*names).getpixel((0, 0)) in colors
+    assert paint("oracle", "mug_1", "neon_1", 1).getpixel((0, 0)) not in colors  # the oracle is shown once
 
 
 def test_joint_report_compares_with_direct(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -184,9 +184,9 @@ def test_several_subjects_in_one_picture(tmp_path: Path) -> None:
     table = read_table(folder)
     assert list(table.index) == ["base", "content_only", "style_only", "duolora"]
     with Image.open(folder / "grid.png") as grid:
-        colours = {colour for _, colour in grid.convert("RGB").getcolors(1 << 20) or []}
+        colors = {color for _, color in grid.convert("RGB").getcolors(1 << 20) or []}
     for names in (("content", GROUPS[1][0], 0), ("duolora", *GROUPS[1], 2)):
-        assert paint(*names).getpixel((0, 0)) in colours
+        assert paint(*names).getpixel((0, 0)) in colors
 
 
 def test_long_names_stay_beside_pictures_of_grid() -> None:

@@ -137,7 +137,7 @@ def test_kill_9_and_same_again(tmp_path: Path, folder: Path, generate_spec, lora
 
 
 def make(store: Store, folder: Path, spec: LoRASpec, generation: GenerateSpec, progress: Callable[[int], None]) -> Path:
-    images = tuple(reference("mug", "a sks mug", colour) for colour in ("red", "orange"))
+    images = tuple(reference("mug", "a sks mug", color) for color in ("red", "orange"))
     concept = Concept("mug_1", "content", "mug", images, images)
     scratch = store.scratch(artifact("personalize", PARTS))
     job = DreamBoothJob(concept, spec, concept.name)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lorabench.base import UserError
 from lorabench.data import microworld as mw
-from lorabench.data.microworld.colours import NAMED
+from lorabench.data.microworld.colors import NAMED
 from lorabench.data.microworld.factors import MARKS
 from lorabench.scoring.files import MICRO_SCORERS, TRUTH
 from lorabench.scoring.scorer import Scorer
@@ -117,7 +117,7 @@ def turn(read: Tensor, hue: float) -> Tensor:
 
 def subject_values(subject: mw.Subject) -> dict[str, list[float]]:
     """Return the factors of a subject that are numbers; a plain subject's mark has the color of its body."""
-    mark = subject.body.rgb if subject.mark == "plain" else subject.mark_colour.rgb
+    mark = subject.body.rgb if subject.mark == "plain" else subject.mark_color.rgb
     colors = {"body": subject.body.rgb, "accent": subject.accent.rgb, "mark_color": mark}
     return {"shape": list(subject.shape), **{name: rgb.tolist() for name, rgb in colors.items()}}
 

@@ -1,4 +1,4 @@
-"""A procedural world of subjects and styles in which the truth is known (see docs/architecture.md)."""
+"""A procedural world of subjects and styles with known ground truth (see docs/architecture.md)."""
 
 from lorabench.data.microworld.captions import caption as caption
 from lorabench.data.microworld.captions import vocabulary as vocabulary
@@ -7,7 +7,7 @@ from lorabench.data.microworld.factors import FAMILIES as FAMILIES
 from lorabench.data.microworld.factors import SCENES as SCENES
 from lorabench.data.microworld.factors import SEEN_FAMILIES as SEEN_FAMILIES
 from lorabench.data.microworld.factors import UNSEEN_FAMILIES as UNSEEN_FAMILIES
-from lorabench.data.microworld.factors import Colour as Colour
+from lorabench.data.microworld.factors import Color as Color
 from lorabench.data.microworld.factors import Pose as Pose
 from lorabench.data.microworld.factors import Style as Style
 from lorabench.data.microworld.factors import Subject as Subject

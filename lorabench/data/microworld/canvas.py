@@ -1,7 +1,7 @@
-"""Rasteriser: pieces of a subject (polygons in object space) become one map of piece numbers.
+"""Rasterizer: the pieces of a subject (polygons in object space) become one map of piece numbers.
 
-Everything a style needs follows from that map: flat colours by part, edges where piece numbers change, a height
-field for shading. Object space is x right, y down, the subject about within [-1, 1]; so is screen space.
+A style reads everything from that map: flat colors by part, edges between pieces, a height field for shading. In object
+space, x points right, y points down, and the subject is about within [-1, 1]; in screen space the same holds.
 """
 
 from __future__ import annotations
@@ -14,14 +14,20 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from lorabench.data.microworld import colours
+from lorabench.data.microworld import colors
 from lorabench.data.microworld.factors import Pose, Subject
 
 BACKGROUND, BODY, ACCENT, DARK, LIGHT, MARK = range(6)
 
 
 class Canvas:
-    """Collects the pieces of one subject; each piece lies over the earlier ones."""
+    """Canvas for the pieces of one subject. Each piece covers earlier ones.
+
+    Args:
+        subject: The subject.
+        pose: Its pose.
+        pixels: Width and height of the raster.
+    """
 
     def __init__(self, subject: Subject, pose: Pose, pixels: int):
         self.subject, self.pose, self.pixels = subject, pose, pixels
@@ -34,22 +40,23 @@ class Canvas:
         self._draw = ImageDraw.Draw(self._image)
 
     def poly(self, points, part: int) -> None:
-        """A filled polygon of object-space points [n, 2]."""
+        """Draw a filled polygon with corners [n, 2] in object space."""
         screen = np.asarray(points, dtype=float) @ self.matrix.T + self.offset
         pixels = (screen + 1) * (self.pixels / 2) - 0.5
         self.parts.append(part)
         self._draw.polygon([tuple(p) for p in pixels.tolist()], fill=len(self.parts) - 1)
 
     def ellipse(self, x: float, y: float, rx: float, ry: float, part: int, start=0.0, stop=360.0) -> None:
-        """A filled ellipse, or the sector-less part of it between two angles (degrees, clockwise from right)."""
+        """Draw a filled ellipse, or the part of it between two angles (degrees, clockwise from the right)."""
         t = np.radians(np.linspace(start, stop, 40))
         self.poly(np.stack([x + rx * np.cos(t), y + ry * np.sin(t)], axis=1), part)
 
     def box(self, x0: float, y0: float, x1: float, y1: float, part: int) -> None:
+        """Draw a filled rectangle."""
         self.poly([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], part)
 
     def stroke(self, points, width: float, part: int) -> None:
-        """A thick polyline with round joints, drawn as one piece."""
+        """Draw a thick polyline as one piece."""
         points = np.asarray(points, dtype=float)
         step = np.gradient(points, axis=0)
         normal = np.stack([-step[:, 1], step[:, 0]], axis=1)
@@ -57,19 +64,19 @@ class Canvas:
         self.poly(np.concatenate([points + normal, (points - normal)[::-1]]), part)
 
     def arc(self, x, y, rx, ry, start, stop, width, part) -> None:
-        """A thick elliptic arc: handles, spouts, tails."""
+        """Draw a thick elliptic arc, for handles, spouts and tails."""
         t = np.radians(np.linspace(start, stop, 24))
         self.stroke(np.stack([x + rx * np.cos(t), y + ry * np.sin(t)], axis=1), width, part)
 
     def profile(self, ys, widths, part: int, x: float = 0.0, samples: int = 32) -> None:
-        """A solid of revolution: half-widths at heights, joined by a smooth curve."""
+        """Draw a solid of revolution: half-widths at given heights, joined by a smooth curve."""
         y = np.linspace(ys[0], ys[-1], samples)
         w = np.interp(y, ys, widths)
         w = np.concatenate([[w[0]], np.convolve(w, [0.25, 0.5, 0.25], "valid"), [w[-1]]])
         self.poly(np.concatenate([np.stack([x - w, y], 1), np.stack([x + w, y], 1)[::-1]]), part)
 
     def drawing(self) -> Drawing:
-        """The finished raster, marks laid over the body."""
+        """Return the finished raster with the marks on the body."""
         piece = np.asarray(self._image)
         label = np.array(self.parts)[piece]
         n = self.pixels
@@ -80,13 +87,13 @@ class Canvas:
         label = np.where(marked, MARK, label)
         s = self.subject
         table = np.stack(
-            [np.zeros(3), s.body.rgb, s.accent.rgb, [0.13, 0.12, 0.16], [0.96, 0.95, 0.90], s.mark_colour.rgb]
+            [np.zeros(3), s.body.rgb, s.accent.rgb, [0.13, 0.12, 0.16], [0.96, 0.95, 0.90], s.mark_color.rgb]
         )
         return Drawing(piece=piece, label=label, table=table)
 
 
 def _mark(kind: str, local: np.ndarray) -> np.ndarray:
-    """Where the mark lies on the body, in object coordinates [H, W, 2] -> bool [H, W]."""
+    """Return the pixels that a mark covers, [H, W] bool, for object coordinates [H, W, 2]."""
     x, y = local[..., 0], local[..., 1]
     if kind == "striped":
         return np.mod(x / 0.34 + 0.25, 1) < 0.5
@@ -104,7 +111,7 @@ def _mark(kind: str, local: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A rasterised subject before any style. Maps are [n, n]; `table` [6, 3] is the colour of each part."""
+    """A rasterized subject before any style. Maps are [n, n]; `table` [6, 3] has the color of each part."""
 
     piece: np.ndarray
     label: np.ndarray
@@ -112,28 +119,30 @@ class Drawing:
 
     @property
     def n(self) -> int:
+        """Return the width in pixels."""
         return self.label.shape[0]
 
     @cached_property
     def mask(self) -> np.ndarray:
+        """Return the pixels of the subject, [n, n] bool."""
         return self.label > 0
 
     @cached_property
     def xy(self) -> tuple[np.ndarray, np.ndarray]:
-        """Screen coordinates in [-1, 1]."""
+        """Return the screen coordinates x, y in [-1, 1], each [n, n]."""
         axis = (np.arange(self.n) + 0.5) / self.n * 2 - 1
         x, y = np.meshgrid(axis, axis)
         return x, y
 
     @cached_property
     def flat(self) -> np.ndarray:
-        """Flat part colours RGB[n, n, 3]; the background is zero."""
+        """Return the flat colors of the parts, RGB [n, n, 3]; the background is zero."""
         return self.table[self.label]
 
     @cached_property
     def tone(self) -> np.ndarray:
-        """Luminance by part [n, n], stretched over the subject's own range to [0, 1]; background 1 (paper)."""
-        lum = colours.luminance(self.table)
+        """Return the luminance by part [n, n], scaled to [0, 1] over the subject's parts; background 1 (paper)."""
+        lum = colors.luminance(self.table)
         seen = np.unique(self.label[self.mask]) if self.mask.any() else np.array([BODY])
         low, high = lum[seen].min(), lum[seen].max()
         scaled = (lum - low) / max(high - low, 1e-3)
@@ -141,7 +150,7 @@ class Drawing:
         return scaled[self.label]
 
     def edges(self, width: float) -> np.ndarray:
-        """Soft line map [n, n] in [0, 1] along borders of pieces and marks; width in screen units."""
+        """Return soft lines [n, n] in [0, 1] along borders of pieces and marks; width in screen units."""
         ids = self.piece.astype(np.int32) * 8 + self.label
         hard = np.zeros(ids.shape, dtype=np.float32)
         hard[:, 1:] = np.maximum(hard[:, 1:], ids[:, 1:] != ids[:, :-1])
@@ -152,19 +161,19 @@ class Drawing:
 
     @cached_property
     def height(self) -> np.ndarray:
-        """Rounded relief [n, n] in [0, 1]: smoothed distance to the border of each piece's subject."""
+        """Return a rounded relief [n, n] in [0, 1]: the smoothed distance to the border of the subject."""
         step = max(self.n // 64, 1)
         depth = np.asarray(ndimage.distance_transform_edt(self.mask[::step, ::step])) / 64
         relief = np.sqrt(np.clip(depth / 0.18, 0, 1))
         return ndimage.gaussian_filter(ndimage.zoom(relief, step, order=1), self.n / 64)
 
     def shade(self, light: float = 0.35) -> np.ndarray:
-        """Lambert shading [n, n] in about [0, 1] of the relief, lit from above left (0) to above right (1)."""
+        """Return the Lambert shading [n, n] of the relief, about [0, 1], lit from above left (0) to above right (1)."""
         gy, gx = np.gradient(self.height * self.n / 16)
         lx = 1.4 * light - 0.7
         return np.clip((-gx * lx + gy * 0.75 + 0.65) / np.sqrt(gx**2 + gy**2 + 1), 0, 1.3)
 
     def blur(self, image: np.ndarray, width: float) -> np.ndarray:
-        """Gaussian blur of a map or an RGB image; width in screen units."""
+        """Return a map or an RGB image after a Gaussian blur; width in screen units."""
         sigma = width * self.n / 2
         return ndimage.gaussian_filter(image, (sigma, sigma, 0) if image.ndim == 3 else sigma, truncate=2.5)

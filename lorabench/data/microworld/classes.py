@@ -1,4 +1,4 @@
-"""The twelve object classes. Each draws itself on a canvas from three proportions a, b, c in [0, 1]."""
+"""The twelve object classes. A function draws each on a canvas, given three proportions a, b, d in [0, 1]."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Accepted candidates of the development names, as `python -m pretraining development` prints them."""
+"""Numbers of the accepted candidates of development names, printed by `python -m pretraining development`."""
 
 SUBJECT_DRAWS = {
     "mug_dev1": 24, "mug_dev2": 8,

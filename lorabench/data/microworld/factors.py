@@ -1,4 +1,4 @@
-"""The factors of the world: what a subject, a style and a pose are, how they are drawn and how far apart they lie."""
+"""The factors of the world: subjects, styles and poses, how they are sampled, and distances between them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lorabench.data.microworld import colours
+from lorabench.data.microworld import colors
 
 CLASSES = ("mug", "teapot", "vase", "lamp", "house", "car", "boat", "fish", "duck", "cat", "mushroom", "rocket")
 MARKS = ("plain", "striped", "dotted", "banded", "checked", "patched")
 SCENES = ("studio", "table", "grass", "beach", "snow", "night")
-# The last three families are never shown while the base model is trained.
+# The base model is never trained on the last three families.
 FAMILIES = (
     "poster", "ink", "halftone", "pencil", "neon", "watercolor", "crayon", "pixel", "glass", "woodcut",
     "duotone", "clay", "chalk", "blueprint", "gold", "stitch",
@@ -22,8 +22,8 @@ SEEN_FAMILIES = FAMILIES[:-3]
 
 
 @dataclass(frozen=True)
-class Colour:
-    """A named colour and a small shift of hue and value, so that two red things need not be the same red."""
+class Color:
+    """A named color with a small shift of hue and value, so that two red things need not have the same red."""
 
     name: str
     hue_shift: float = 0.0
@@ -31,25 +31,26 @@ class Colour:
 
     @property
     def rgb(self) -> np.ndarray:
-        h, s, v = colours.NAMED[self.name]
-        return colours.hsv(h + self.hue_shift, s, v + self.value_shift)
+        """Return the RGB color [3]."""
+        h, s, v = colors.NAMED[self.name]
+        return colors.hsv(h + self.hue_shift, s, v + self.value_shift)
 
 
 @dataclass(frozen=True)
 class Subject:
-    """One individual: a class, three proportions in [0, 1], a body, an accent and a mark."""
+    """An individual: a class, three proportions in [0, 1], colors of body and accent, and a mark."""
 
     cls: str
     shape: tuple[float, float, float]
-    body: Colour
-    accent: Colour
+    body: Color
+    accent: Color
     mark: str
-    mark_colour: Colour
+    mark_color: Color
 
 
 @dataclass(frozen=True)
 class Style:
-    """One rendering process: a family and five continuous parameters in [0, 1].
+    """A style: a family of rendering functions and five parameters in [0, 1].
 
     hue and hue2 set the palette, scale the texture, weight the edges, ground the tone of the background.
     """
@@ -64,7 +65,7 @@ class Style:
 
 @dataclass(frozen=True)
 class Pose:
-    """How a subject stands in the picture: none of it is identity. Photographs also have a scene and its light."""
+    """The place of a subject in an image, not part of its identity. Photographs also have a scene and light."""
 
     scale: float = 0.9
     dx: float = 0.0
@@ -72,27 +73,28 @@ class Pose:
     rotation: float = 0.0  # degrees
     flip: bool = False
     scene: str = "studio"
-    light: float = 0.5  # where the light comes from, left 0 to right 1
+    light: float = 0.5  # direction of the light, from left 0 to right 1
     tone: float = 0.5  # variation inside the scene
 
 
-def sample_colour(rng: np.random.Generator) -> Colour:
-    name = str(rng.choice(list(colours.NAMED)))
-    return Colour(name, float(rng.uniform(-0.02, 0.02)), float(rng.uniform(-0.06, 0.03)))
+def sample_color(rng: np.random.Generator) -> Color:
+    """Sample a color."""
+    name = str(rng.choice(list(colors.NAMED)))
+    return Color(name, float(rng.uniform(-0.02, 0.02)), float(rng.uniform(-0.06, 0.03)))
 
 
-def _contrasting(rng: np.random.Generator, against: Colour, least: float) -> Colour:
-    """A colour whose luminance differs by at least `least`, so that it stays visible in one-ink styles."""
+def _contrasting(rng: np.random.Generator, against: Color, least: float) -> Color:
+    """Sample a color whose luminance differs by at least `least`, so that it is visible in styles with one ink."""
     while True:
-        colour = sample_colour(rng)
-        if abs(colours.luminance(colour.rgb) - colours.luminance(against.rgb)) >= least:
-            return colour
+        color = sample_color(rng)
+        if abs(colors.luminance(color.rgb) - colors.luminance(against.rgb)) >= least:
+            return color
 
 
 def sample_subject(rng: np.random.Generator, cls: str | None = None) -> Subject:
-    """A random individual, of the given class or any."""
+    """Sample an individual of a class; None samples the class."""
     cls = cls or str(rng.choice(CLASSES))
-    body = sample_colour(rng)
+    body = sample_color(rng)
     accent = _contrasting(rng, body, 0.12)
     mark = str(rng.choice(MARKS))
     shape = tuple(float(x) for x in rng.uniform(0, 1, 3))
@@ -100,12 +102,13 @@ def sample_subject(rng: np.random.Generator, cls: str | None = None) -> Subject:
 
 
 def sample_style(rng: np.random.Generator, family: str | None = None) -> Style:
-    """A random style, of the given family or any of the families the base model may see."""
+    """Sample a style of a family; None samples one of the families that the base model may be trained on."""
     family = family or str(rng.choice(SEEN_FAMILIES))
     return Style(family, *(float(x) for x in rng.uniform(0, 1, 5)))
 
 
 def sample_pose(rng: np.random.Generator) -> Pose:
+    """Sample a pose."""
     return Pose(
         scale=float(rng.uniform(0.8, 1.0)),
         dx=float(rng.uniform(-0.07, 0.07)),
@@ -119,17 +122,17 @@ def sample_pose(rng: np.random.Generator) -> Pose:
 
 
 def content_distance(a: Subject, b: Subject) -> float:
-    """Distance of two subjects in their true factors, 0 (same) to 1: class weighs a half, the rest identity."""
+    """Return the distance of two subjects' factors, from 0 (equal) to 1. The class counts one half."""
     shape = math.dist(a.shape, b.shape) / math.sqrt(3)
     body = float(np.linalg.norm(a.body.rgb - b.body.rgb)) / math.sqrt(3)
     accent = float(np.linalg.norm(a.accent.rgb - b.accent.rgb)) / math.sqrt(3)
-    marks = [s.mark_colour.rgb if s.mark != "plain" else s.body.rgb for s in (a, b)]
+    marks = [s.mark_color.rgb if s.mark != "plain" else s.body.rgb for s in (a, b)]
     mark = 0.5 * (a.mark != b.mark) + 0.5 * float(np.linalg.norm(marks[0] - marks[1])) / math.sqrt(3)
     return 0.5 * (a.cls != b.cls) + 0.5 * (0.3 * shape + 0.3 * body + 0.15 * accent + 0.25 * mark)
 
 
 def style_distance(a: Style, b: Style) -> float:
-    """Distance of two styles in their true factors, 0 (same) to 1: family weighs a half; hue is a circle."""
+    """Return the distance of two styles' factors, from 0 (equal) to 1. The family counts one half; hue is circular."""
     turn = [2 * min(abs(p - q) % 1, 1 - abs(p - q) % 1) for p, q in ((a.hue, b.hue), (a.hue2, b.hue2))]
     rest = [abs(a.scale - b.scale), abs(a.weight - b.weight), abs(a.ground - b.ground)]
     return 0.5 * (a.family != b.family) + 0.5 * float(np.average(turn + rest, weights=[3, 1, 2, 2, 2]))

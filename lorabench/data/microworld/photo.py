@@ -1,11 +1,11 @@
-"""The photo domain: a shaded subject standing in a scene, with a contact shadow. Pose and scene vary freely."""
+"""Photographs: a shaded subject in a scene, with a contact shadow. Pose and scene vary freely."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from lorabench.data.microworld.canvas import Drawing
-from lorabench.data.microworld.colours import hsv, mix, ramp
+from lorabench.data.microworld.colors import hsv, mix, ramp
 from lorabench.data.microworld.factors import Pose
 
 # scene -> (sky or wall top, wall bottom, ground far, ground near) as HSV, and the height of the horizon in [-1, 1]
@@ -20,7 +20,7 @@ _SCENES = {
 
 
 def photograph(d: Drawing, pose: Pose) -> np.ndarray:
-    """RGB float [n, n, 3]."""
+    """Return the photograph of a drawing, RGB float [n, n, 3]."""
     x, y = d.xy
     top, bottom, far, near, horizon = _SCENES[pose.scene]
     shift = 0.06 * (pose.tone - 0.5)

@@ -27,7 +27,7 @@ HELDOUT_STYLES = [f"{f}_{i}" for f in FAMILIES for i in range(1, 5 if f in UNSEE
 DEVELOPMENT_SUBJECTS = list(SUBJECT_DRAWS)
 DEVELOPMENT_STYLES = list(STYLE_DRAWS)
 
-# The samplers keep this far from every named thing, in units of content_distance and style_distance.
+# Minimum distance of sampled subjects and styles to named ones, in units of content_distance and style_distance.
 MARGIN = 0.06
 
 
@@ -36,13 +36,13 @@ def _rng(name: str, draw: int | None = None) -> np.random.Generator:
     return np.random.default_rng([zlib.crc32(name.encode()), int(VERSION), *([] if draw is None else [draw])])
 
 
-def _kind(name: str, known: list[str], what: str) -> str:
+def _kind(name: str, known: list[str], role: str) -> str:
     """Return the class or family in a name. Raises UserError if the name is not in `known`."""
     if name not in known:
         import difflib
 
         near = difflib.get_close_matches(name, known, 3) or known[:3]
-        raise UserError(f"the microworld has no {what} {name!r}; use one of {', '.join(near)}")
+        raise UserError(f"the microworld has no {role} {name!r}; use one of {', '.join(near)}")
     return name.rsplit("_", 1)[0]
 
 
@@ -65,8 +65,8 @@ def sample_subject(rng: np.random.Generator, cls: str | None = None, development
 
     Args:
         cls: Its class; None samples one.
-        development: Also keep the margin to the development subjects. False reproduces what was rendered before they
-            existed.
+        development: Also keep the margin to the development subjects. False reproduces images that were rendered
+            before development subjects existed.
     """
     while True:
         draw = factors.sample_subject(rng, cls)
@@ -90,7 +90,7 @@ def sample_style(rng: np.random.Generator, family: str | None = None, developmen
 
 @cache
 def _rivals(kind: str, development: bool) -> list[str]:
-    """Return the names of a class or family to keep away from."""
+    """Return the named subjects or styles of a class or family, to which samples must keep a margin."""
     names = HELDOUT_SUBJECTS + HELDOUT_STYLES
     if development:
         names = names + DEVELOPMENT_SUBJECTS + DEVELOPMENT_STYLES

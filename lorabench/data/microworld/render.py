@@ -1,4 +1,4 @@
-"""From factors to pixels: one deterministic function."""
+"""Rendering of factors to pixels by one deterministic function."""
 
 from __future__ import annotations
 
@@ -14,7 +14,17 @@ SUPERSAMPLING = 3
 
 
 def render(subject: Subject, style: Style | None, pose: Pose, size: int = 64) -> np.ndarray:
-    """Draw a subject in a style (None: photographed) and a pose: uint8 [size, size, 3], size a multiple of 16."""
+    """Render a subject in a style (None: as a photograph) and a pose.
+
+    Args:
+        subject: The subject.
+        style: The style.
+        pose: The pose.
+        size: Width and height in pixels, a multiple of 16.
+
+    Returns:
+        RGB uint8 [size, size, 3].
+    """
     canvas = Canvas(subject, pose, size * SUPERSAMPLING)
     DRAW[subject.cls](canvas, *subject.shape)
     drawing = canvas.drawing()

@@ -1,7 +1,7 @@
-"""The sixteen style families: each turns a drawing and a style's parameters into a picture, RGB float [n, n, 3].
+"""The sixteen style families: each converts a drawing and a style's parameters to an image, RGB float [n, n, 3].
 
-A family reads hue and hue2 (palette), scale (size of its texture), weight (strength of its lines) and ground (tone of
-its background) in its own way. Textures are regular rather than random: a small model can learn them.
+Each family uses hue and hue2 (palette), scale (size of its texture), weight (strength of its lines) and ground (tone of
+its background) in its own way. Textures are regular instead of random, so that a small model can learn them.
 """
 
 from __future__ import annotations
@@ -11,27 +11,30 @@ from collections.abc import Callable
 import numpy as np
 
 from lorabench.data.microworld.canvas import Drawing
-from lorabench.data.microworld.colours import hsv, luminance, mix, ramp
+from lorabench.data.microworld.colors import hsv, luminance, mix, ramp
 from lorabench.data.microworld.factors import Style
 
 FAMILY: dict[str, Callable[[Drawing, Style], np.ndarray]] = {}
 
 
 def family(draw: Callable[[Drawing, Style], np.ndarray]) -> Callable[[Drawing, Style], np.ndarray]:
+    """Register a family by the name of its function."""
     FAMILY[draw.__name__] = draw
     return draw
 
 
-def _fill(d: Drawing, colour: np.ndarray) -> np.ndarray:
-    return np.broadcast_to(colour, (d.n, d.n, 3))
+def _fill(d: Drawing, color: np.ndarray) -> np.ndarray:
+    """Return an image of one color."""
+    return np.broadcast_to(color, (d.n, d.n, 3))
 
 
 def _over(d: Drawing, subject: np.ndarray, ground: np.ndarray) -> np.ndarray:
+    """Return the subject on a background."""
     return np.where(d.mask[..., None], subject, ground)
 
 
 def _wave(t: np.ndarray, softness: float = 0.25) -> np.ndarray:
-    """Soft square wave of period 1, in [0, 1]."""
+    """Return a soft square wave of period 1, in [0, 1]."""
     return np.clip(np.sin(2 * np.pi * t) / softness * 0.5 + 0.5, 0, 1)
 
 
@@ -58,7 +61,7 @@ def ink(d: Drawing, s: Style) -> np.ndarray:
 
 @family
 def halftone(d: Drawing, s: Style) -> np.ndarray:
-    """Dots on a turned grid whose radius follows the darkness."""
+    """Dots on a rotated grid, with a radius that follows the darkness."""
     x, y = d.xy
     cell = 0.13 + 0.07 * s.scale
     u, v = (x + y) / np.sqrt(2) / cell, (x - y) / np.sqrt(2) / cell
@@ -89,9 +92,9 @@ def neon(d: Drawing, s: Style) -> np.ndarray:
     wall = _fill(d, hsv(s.hue2, 0.75, 0.05 + 0.12 * s.ground))
     line = d.edges(0.022 + 0.02 * s.weight)
     glow = np.clip(d.blur(line, 0.07 + 0.07 * s.scale) * 2.0, 0, 1)
-    colour = mix(_fill(d, hsv(s.hue, 0.9, 1.0)), _fill(d, hsv(s.hue2, 0.9, 1.0)), d.tone)
-    lit = mix(wall, colour, np.maximum(0.75 * glow, 0.16 * d.mask))
-    return mix(lit, 0.45 * colour + 0.55, np.clip(line * 1.2 - 0.2, 0, 1))
+    color = mix(_fill(d, hsv(s.hue, 0.9, 1.0)), _fill(d, hsv(s.hue2, 0.9, 1.0)), d.tone)
+    lit = mix(wall, color, np.maximum(0.75 * glow, 0.16 * d.mask))
+    return mix(lit, 0.45 * color + 0.55, np.clip(line * 1.2 - 0.2, 0, 1))
 
 
 @family
@@ -99,18 +102,18 @@ def watercolor(d: Drawing, s: Style) -> np.ndarray:
     """Transparent washes that bleed over the outline and darken at their rims."""
     x, y = d.xy
     tint = mix(d.flat, _fill(d, hsv(s.hue, 0.6, 0.9)), 0.22)
-    colour = d.blur(np.where(d.mask[..., None], tint, 1.0), 0.012 + 0.025 * s.scale)
+    color = d.blur(np.where(d.mask[..., None], tint, 1.0), 0.012 + 0.025 * s.scale)
     pool = 0.5 + 0.5 * np.sin(4.5 * x + 2 * np.sin(3 * y)) * np.sin(4 * y + 1.5 * np.sin(4 * x))
-    colour = 1 - (1 - colour) * (0.55 + 0.40 * pool)[..., None]
+    color = 1 - (1 - color) * (0.55 + 0.40 * pool)[..., None]
     rim = d.blur(d.mask.astype(float), 0.02) * (1 - d.blur(d.mask.astype(float), 0.05)) * 4
     paper = hsv(s.hue2, 0.10 + 0.30 * s.ground, 1.0)
     halo = 1 - (1 - paper) * np.clip(1.25 - np.hypot(x, y), 0, 1)[..., None]
-    return np.clip(colour * halo - (0.10 + 0.25 * s.weight) * np.clip(rim, 0, 1)[..., None], 0, 1)
+    return np.clip(color * halo - (0.10 + 0.25 * s.weight) * np.clip(rim, 0, 1)[..., None], 0, 1)
 
 
 @family
 def crayon(d: Drawing, s: Style) -> np.ndarray:
-    """Waxy strokes in the subject's own colours, a thick coloured outline, tinted paper."""
+    """Waxy strokes in the subject's own colors, a thick colored outline, tinted paper."""
     x, y = d.xy
     paper = _fill(d, hsv(s.hue2, 0.08 + 0.22 * s.ground, 0.98))
     pitch = 0.10 + 0.09 * s.scale
@@ -122,20 +125,20 @@ def crayon(d: Drawing, s: Style) -> np.ndarray:
 
 @family
 def pixel(d: Drawing, s: Style) -> np.ndarray:
-    """Big square pixels of few colours on a two-tone checker."""
+    """Big square pixels of few colors on a two-tone checker."""
     cells = 16
     step = d.n // cells
     block = _over(d, d.flat, _fill(d, np.full(3, -1.0))).reshape(cells, step, cells, step, 3)
     covered = (block[..., 0] >= 0).mean(axis=(1, 3)) > 0.5
-    colour = np.where(block >= 0, block, 0).sum(axis=(1, 3))
-    colour = colour / np.maximum((block[..., 0] >= 0).sum(axis=(1, 3)), 1)[..., None]
-    colour = np.round(colour * 4) / 4 * (0.85 + 0.15 * hsv(s.hue, 0.5, 1.0))
+    color = np.where(block >= 0, block, 0).sum(axis=(1, 3))
+    color = color / np.maximum((block[..., 0] >= 0).sum(axis=(1, 3)), 1)[..., None]
+    color = np.round(color * 4) / 4 * (0.85 + 0.15 * hsv(s.hue, 0.5, 1.0))
     row, column = np.indices((cells, cells))
     size = 1 + (s.scale > 0.5)
     checker = ((row // size + column // size) % 2)[..., None]
     shade = 0.16 + 0.6 * s.ground
     ground = hsv(s.hue2, 0.55, shade) * (1 + 0.35 * checker)
-    small = np.where(covered[..., None], colour, ground)
+    small = np.where(covered[..., None], color, ground)
     image = small.repeat(step, axis=0).repeat(step, axis=1)
     seam = ((np.arange(d.n) % step) < max(step // 6, 1)).astype(float) * 0.30 * s.weight
     return image * (1 - np.maximum(seam[:, None], seam[None, :]))[..., None]
@@ -176,7 +179,7 @@ def woodcut(d: Drawing, s: Style) -> np.ndarray:
 
 @family
 def duotone(d: Drawing, s: Style) -> np.ndarray:
-    """Two-colour gradient: dusk behind, the subject shaded between the two inks."""
+    """Two-color gradient: dusk behind, the subject shaded between the two inks."""
     x, y = d.xy
     low, high = hsv(s.hue, 0.85, 0.28), hsv(s.hue2, 0.40, 1.0)
     subject = ramp(np.clip(0.75 * d.tone + 0.45 * (d.shade(0.3) - 0.5) + 0.05, 0, 1), [low, high])
@@ -202,7 +205,7 @@ def clay(d: Drawing, s: Style) -> np.ndarray:
 
 @family
 def chalk(d: Drawing, s: Style) -> np.ndarray:
-    """Chalk on a board: broken outlines, a light rub of colour inside."""
+    """Chalk on a board: broken outlines, a light rub of color inside."""
     x, y = d.xy
     board = _fill(d, hsv(s.hue2, 0.40, 0.18 + 0.16 * s.ground))
     grain = 0.55 + 0.45 * _wave((x * 0.4 + y) / (0.07 + 0.06 * s.scale), 0.8)
@@ -243,7 +246,7 @@ def gold(d: Drawing, s: Style) -> np.ndarray:
 
 @family
 def stitch(d: Drawing, s: Style) -> np.ndarray:
-    """Cross-stitch on linen: little crosses in the subject's colours."""
+    """Cross-stitch on linen: little crosses in the subject's colors."""
     x, y = d.xy
     pitch = 0.125 + 0.05 * s.scale
     u, v = np.mod(x / pitch, 1) - 0.5, np.mod(y / pitch, 1) - 0.5
