@@ -1,4 +1,4 @@
-"""python run.py method=duolora: personalise, merge, generate, score and report; see README.md."""
+"""Run the benchmark or another task: python run.py method=duolora. See README.md."""
 
 import os
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))
-# So that processes of launchers, wherever they start, import this very code.
+# So that child processes of launchers import this code, whatever their working folder.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
 from lorabench.tasks.cli import main  # noqa: E402

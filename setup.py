@@ -1,4 +1,4 @@
-"""Put conf/ and experiments/, which are at the top of the repository, into the installed package."""
+"""Install conf/ and experiments/, which are at the top of the repository, as parts of the package."""
 
 from setuptools import find_packages, setup
 

@@ -1,4 +1,4 @@
-"""Composing a content LoRA and a style LoRA: a benchmark of the ways to do it, and the ways themselves."""
+"""Methods that merge a content LoRA and a style LoRA, and a benchmark of them."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +10,11 @@ if TYPE_CHECKING:
 
 
 __all__ = ["UserLoRA", "merge"]
-ALIASES = {"OwnLoRA": "UserLoRA"}  # names until version 0.1; removed in 0.3
+ALIASES = {"OwnLoRA": "UserLoRA"}  # old names, to be removed in version 0.3
 
 
 def __getattr__(name: str) -> Any:
-    """Import `lorabench.merge` and `lorabench.UserLoRA` when they are used: they bring the configuration along."""
+    """Import `lorabench.merge` and `lorabench.UserLoRA` on first use, because they import the configuration."""
     if name not in (*__all__, *ALIASES):
         raise AttributeError(f"module 'lorabench' has no attribute {name!r}")
     from lorabench.tasks import merge_files as merging

@@ -1,4 +1,4 @@
-"""What every part of the package may use: the error that users see, seeds tied to names, and paths of shipped files."""
+"""Common definitions: the error that users see, seeds derived from names, and paths of shipped files."""
 
 import hashlib
 from pathlib import Path
@@ -14,14 +14,14 @@ EXPERIMENTS = CONF_ROOT / "experiments"
 
 
 class UserError(Exception):
-    """A mistake of the user: one line that names it and shows a value that works.
+    """A mistake of the user. Its message is one line with the mistake and a valid setting.
 
     The command line prints the message without a traceback and exits with code 2.
     """
 
 
 def seed_of(*names: object) -> int:
-    """Return a 63-bit seed that depends on the names only, not on order of work, batch size or processes.
+    """Return a 63-bit seed that depends on the names only, and not on the order of work, batch size or processes.
 
     >>> seed_of("mug_1", "halftone_1", 0) == seed_of("mug_1", "halftone_1", 0)
     True

@@ -247,7 +247,7 @@ def test_nodes_with_different_commands_are_told_so() -> None:
     [
         (["trainer.devices=-1"], "trainer.devices=-1 must be at least 0"),
         (["trainer.nodes=2"], "trainer.nodes=2 needs ranks on each; use trainer=ddp trainer.devices="),
-        (["trainer=ddp", "trainer.nodes=2"], "trainer.rendezvous=None is no place to meet; use trainer.rendezvous="),
+        (["trainer=ddp", "trainer.nodes=2"], "trainer.rendezvous=None must have the form <host>:<port>"),
         (["trainer=ddp", "trainer.nodes=2", "trainer.rendezvous=node7"], "trainer.rendezvous=node7 is no place"),
         (["scorers.batch=0"], "scorers.batch=0 must be at least 1"),
     ],

@@ -117,5 +117,5 @@ def test_what_does_not_go_together(lora_spec) -> None:
         with pytest.raises(UserError, match=r"lora.betas=\[0.9.*\] must be two numbers less than 1"):
             check_recipe(replace(lora_spec, betas=betas))
     pytest.importorskip("prodigyopt")
-    with pytest.raises(UserError, match=r"one step size .* use lora.text_lr=1.0"):
+    with pytest.raises(UserError, match=r"single learning rate, .* use lora.text_lr=1.0"):
         check_recipe(replace(lora_spec, optimizer="prodigy", lr=1.0, text_encoders=True))

@@ -1,7 +1,7 @@
 """Checks of a configuration, made before anything runs.
 
-Conditions on single values are declared with their fields; here are those on several values together. A method is
-checked when it is built, see lorabench.merging.method. Nothing heavy is imported: `--cfg job` must be fast.
+Conditions on single values are declared with their fields; conditions on several values are here. A method is checked
+when it is built, see lorabench.merging.method. No heavy package is imported, because `--cfg job` must be fast.
 """
 
 import math
@@ -18,7 +18,11 @@ from lorabench.config.settings import LIMITS, items
 
 
 def validate(cfg: DictConfig) -> None:
-    """Check every value; raises UserError with what to type."""
+    """Check all values of a configuration.
+
+    Raises:
+        UserError: With the wrong setting and a valid one.
+    """
     from lorabench.config.recipe import check_recipe
 
     missing = sorted(OmegaConf.missing_keys(cfg))
@@ -59,17 +63,25 @@ def check_limits(node: DictConfig, path: str = "") -> None:
 
 
 def check_nodes(trainer: dict[str, Any]) -> None:
-    """UserError where several machines could not find each other."""
+    """Check that several machines can find each other.
+
+    Raises:
+        UserError: If they have no ranks or no rendezvous.
+    """
     nodes, meet = trainer["nodes"], trainer["rendezvous"]
     if nodes > 1 and not trainer["devices"]:
-        raise UserError(f"trainer.nodes={nodes} needs ranks on each; use trainer=ddp trainer.devices=<ranks a node>")
+        raise UserError(f"trainer.nodes={nodes} needs ranks on each; use trainer=ddp trainer.devices=<ranks per node>")
     host, _, port = (meet or "").rpartition(":")
     if nodes > 1 and not (host and port.isdigit() and 0 < int(port) < 65536):
-        raise UserError(f"trainer.rendezvous={meet} is no place to meet; use trainer.rendezvous=<host>:<port>")
+        raise UserError(f"trainer.rendezvous={meet} must have the form <host>:<port>")
 
 
 def check_reference(label: str) -> None:
-    """UserError unless a method, and the ablation after it, have their yaml."""
+    """Check that the reference row is a method with an optional ablation.
+
+    Raises:
+        UserError: If one of them does not exist.
+    """
     method, _, ablation = label.partition(" ")
     known = {group: sorted(path.stem for path in (CONF / group).glob("*.yaml")) for group in ("method", "ablation")}
     choose("reference", method.partition("+")[0], known["method"])
@@ -81,7 +93,7 @@ def check_logger(logger: dict[str, Any]) -> None:
     """Check the name of a W&B project, which W&B itself would report as a failed connection.
 
     Raises:
-        UserError: If the name has a character that W&B does not take, or is too long.
+        UserError: If the name is too long or has a character that W&B does not accept.
     """
     project = logger.get("project", "")
     if logger["kind"] == "wandb" and (set(project) & set(r"/\#?%:") or not 0 < len(project) <= 128):
@@ -91,7 +103,11 @@ def check_logger(logger: dict[str, Any]) -> None:
 
 
 def check_dataset(dataset: dict[str, Any]) -> None:
-    """UserError where names are no lists, or name something twice."""
+    """Check the names of subjects and styles, and the number of references.
+
+    Raises:
+        UserError: If names are not a list, or a name occurs twice.
+    """
     for group in ("contents", "subjects", "styles"):
         if (names := dataset[group]) is None and group == "contents":
             continue
@@ -106,18 +122,26 @@ def check_dataset(dataset: dict[str, Any]) -> None:
                 raise UserError(f"dataset.{group} names something twice: {', '.join(together)}; name each once")
     references = dataset["references"]
     if references != "same" and (isinstance(references, bool) or not isinstance(references, int)):
-        raise UserError(f"dataset.references={references} is neither same nor a number; use dataset.references=same")
+        raise UserError(f"dataset.references={references} must be same or a number; use dataset.references=same")
 
 
 def check_contexts(contexts: Any) -> None:
-    """UserError unless they are a name, or a list of texts; which names there are is told in data/contexts.py."""
+    """Check that the contexts are a name or a list of texts. data/contexts.py checks the name.
+
+    Raises:
+        UserError: If they are neither.
+    """
     texts = contexts if isinstance(contexts, list) else [contexts]
     if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
-        raise UserError(f"prompts.contexts={contexts} is no list of scenes; use prompts.contexts=['in the snow']")
+        raise UserError(f"prompts.contexts={contexts} is not a list of scenes; use prompts.contexts=['in the snow']")
 
 
 def check_protocol(protocol: dict[str, Any], scorers: dict[str, Any]) -> None:
-    """UserError where a column can have no score: no folder of scorers may stand in, and its backbone is not chosen."""
+    """Check that the protocol's columns are valid and that the chosen scorers include their backbones.
+
+    Raises:
+        UserError: If they do not, and no folder of scorers is given that could have the backbone.
+    """
     for column in protocol["columns"]:
         at = f"the column {column['name']} of protocol={protocol['name']}"
         choose(f"{at}: references", column["references"], ("mean", "max", "first"))
@@ -129,7 +153,7 @@ def check_protocol(protocol: dict[str, Any], scorers: dict[str, Any]) -> None:
 
 
 def leaves(value: Any, path: str = "") -> Iterable[tuple[str, Any]]:
-    """(dotted path, leaf) of nested dicts and lists; list items carry their list's path."""
+    """Yield (dotted path, leaf) of nested dicts and lists. An item of a list has the path of the list."""
     if isinstance(value, dict):
         for key, child in value.items():
             yield from leaves(child, f"{path}.{key}" if path else str(key))

@@ -1,4 +1,4 @@
-"""The components of methods: one module per component, found by being in its folder.
+"""Components of methods. A component is found because its module is in the folder of its kind.
 
 A component is a frozen dataclass whose fields are its settings. Its name is the name of its module.
 """
@@ -20,7 +20,7 @@ def components(package: str, base: type) -> dict[str, type]:
 
     Args:
         package: Name of the package.
-        base: Class that components derive from; each module defines one that is not abstract.
+        base: Class that components derive from. Each module defines one subclass that is not abstract.
     """
     found = {}
     for name in submodules(importlib.import_module(package)):
@@ -37,6 +37,7 @@ def components(package: str, base: type) -> dict[str, type]:
 
 
 def submodules(package: ModuleType) -> list[str]:
+    """Return the names of the modules in a package, sorted."""
     return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
 
 
@@ -47,10 +48,10 @@ def component_name(component: Any) -> str:
 
 
 def overrides(component: Any, base: type, *hooks: str) -> bool:
-    """Return True if the component replaces one of these methods of a base class."""
+    """Return whether the component replaces one of these methods of a base class."""
     return any(getattr(type(component), hook) is not getattr(base, hook) for hook in hooks)
 
 
 def values_of(component: Any) -> dict[str, Any]:
-    """Return the settings of a component by name, as `dataclasses.asdict` but without copying nested values."""
+    """Return the settings of a component by name, like `dataclasses.asdict` without copies of nested values."""
     return {each.name: getattr(component, each.name) for each in fields(component)}

@@ -10,7 +10,7 @@ from lorabench.config.settings import setting
 
 @dataclass
 class WorldSpec:
-    """Settings of all datasets of the microworld: subjects and styles."""
+    """Settings of all datasets of the microworld."""
 
     name: str = MISSING
     subjects: Any = MISSING  # names, or a set: all (held out) | development; "a+b": both in one image
@@ -20,6 +20,8 @@ class WorldSpec:
 
 @dataclass
 class MicroworldSpec(WorldSpec):
+    """Settings of dataset=microworld."""
+
     content_images: int = setting(MISSING, least=1)  # training photos per subject
     style_images: int = setting(MISSING, least=1)  # training images per style
     references: int = setting(MISSING, least=1)  # further images per subject and style, for scoring
@@ -43,7 +45,7 @@ class StylisedSpec(WorldSpec):
 
 @dataclass
 class PhotoSpec:
-    """Settings of all datasets of photographs: pairs and reference images."""
+    """Settings of all datasets of photographs."""
 
     name: str = MISSING
     contents: list[str] | None = MISSING  # one group of subjects, instead of `subjects`
@@ -56,17 +58,22 @@ class PhotoSpec:
 
     @property
     def held_out(self) -> int:
+        """Return the number of images per subject that are not trained on."""
         return 0 if self.references == "same" else int(self.references)
 
 
 @dataclass
 class DreamBoothStyleDropSpec(PhotoSpec):
-    root: str = MISSING  # a clone of google/dreambooth, or a folder that holds it
+    """Settings of dataset=dreambooth_styledrop."""
+
+    root: str = MISSING  # a clone of google/dreambooth, or a folder that contains one
     style_root: str | None = MISSING  # a clone of StyleDrop-PyTorch, or a folder of images; null: root
 
 
 @dataclass
 class FolderSpec(PhotoSpec):
+    """Settings of dataset=folder."""
+
     manifest: str = MISSING  # see lorabench/data/manifest.py
 
 

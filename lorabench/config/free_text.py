@@ -1,7 +1,7 @@
-"""Values of the command line that are text of the user's: paths and prompts, taken as they were typed.
+"""Values on the command line that are the user's text (paths and prompts), which Hydra must not interpret.
 
-Hydra's grammar gives a meaning to `[ ] { } ( ) = , ' "` and to words such as `500` and `true`. File names and prompts
-have such characters too.
+In Hydra's grammar `[ ] { } ( ) = , ' "` and words such as `500` and `true` have a meaning. File names and prompts may
+have them, too.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ QUOTES = "'\""
 
 
 def as_typed(words: Iterable[str]) -> list[str]:
-    """Return the words of a command line with free text in quotes where Hydra would read something else.
+    """Return the words of a command line, with free text quoted if Hydra would interpret it.
 
     `null`, lists such as `content=[a.safetensors,b.safetensors]` and, with -m, sweeps keep their meaning.
 

@@ -5,11 +5,15 @@ from importlib.util import find_spec
 from lorabench.base import UserError
 from lorabench.config.schemas import LoRASpec
 
-EXTRAS = {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt"}  # names of our extras, and what they install
+EXTRAS = {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt"}  # package of each of our extras
 
 
 def check_recipe(spec: LoRASpec) -> None:
-    """UserError where a recipe asks for what is not installed, or for two things that do not go together."""
+    """Check a training recipe.
+
+    Raises:
+        UserError: If it needs a package that is not installed, or has settings that contradict each other.
+    """
     package = EXTRAS.get(spec.optimizer)
     if package and find_spec(package) is None:
         raise UserError(
@@ -20,6 +24,6 @@ def check_recipe(spec: LoRASpec) -> None:
         raise UserError(f"lora.betas={list(spec.betas)} must be two numbers less than 1")
     if spec.optimizer == "prodigy" and spec.text_encoders and spec.text_lr != spec.lr:
         raise UserError(
-            f"lora.optimizer=prodigy has one step size for all it trains, not lora.lr={spec.lr} and "
+            f"lora.optimizer=prodigy has a single learning rate, not lora.lr={spec.lr} and "
             f"lora.text_lr={spec.text_lr}; use lora.text_lr={spec.lr}"
         )

@@ -1,4 +1,4 @@
-"""Registers the schemas where the yaml files find them: `defaults: [schema/<name>, _self_]`."""
+"""Registration of the schemas with Hydra, for the line `defaults: [schema/<name>, _self_]` of YAML files."""
 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
@@ -53,19 +53,20 @@ SCHEMAS = {
 }
 
 
-# At import, since the jobs of a launcher compose in processes where `register` was never called.
+# At import, because the jobs of a launcher compose in processes that do not call `register`.
 OmegaConf.register_new_resolver("count", lambda names: len(names or [None]), replace=True)
 
 
 class ExperimentsGroup(SearchPathPlugin):
-    """Make experiments/ a config group."""
+    """Plugin that makes experiments/ a config group."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         search_path.append("lorabench", f"file://{CONF_ROOT}")
+        """Add the folder that contains experiments/ to Hydra's search path."""
 
 
 def register() -> None:
-    """Make Hydra find the schemas (`defaults: [schema/<name>, _self_]`) and the experiments."""
+    """Register the schemas and experiments with Hydra."""
     Plugins.instance().register(ExperimentsGroup)
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)

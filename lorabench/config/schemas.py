@@ -1,8 +1,8 @@
 """Types of the configuration.
 
-Values are in conf/*.yaml, types and conditions here. Hydra refuses an unknown key or a wrong type while it composes;
-lorabench/config/checks.py checks the conditions. The settings of a method are the fields of its components, see
-lorabench/merging/method.py. Nothing heavy is imported here, because `--cfg job` must be fast.
+conf/*.yaml has the values, this file the types and conditions. Hydra refuses an unknown key or a wrong type when it
+composes; lorabench/config/checks.py checks the conditions. The settings of a method are the fields of its components,
+see lorabench/merging/method.py. No heavy package is imported here, because `--cfg job` must be fast.
 """
 
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from lorabench.config.task_schemas import UserLoRASpec
 
 @dataclass
 class LoRASpec:
-    """How one LoRA is trained (stage 1): the options of diffusers' DreamBooth-LoRA script for SDXL."""
+    """Training of one LoRA: the options of diffusers' DreamBooth-LoRA script for SDXL."""
 
     rank: int = setting(MISSING, least=1)
     alpha: float = setting(MISSING, above=0)  # the update is scaled by alpha / rank
@@ -50,7 +50,7 @@ class LoRASpec:
 
 @dataclass
 class GenerateSpec:
-    """How the images of a pair are generated."""
+    """Generation of the images of a pair."""
 
     images: int = setting(MISSING, least=1)  # images per pair and row
     steps: int = setting(MISSING, least=1)  # sampling steps
@@ -60,6 +60,8 @@ class GenerateSpec:
 
 @dataclass
 class PromptSpec:
+    """Words of the prompts."""
+
     content_token: str = MISSING
     style_token: str = MISSING
     contexts: Any = MISSING  # scenes: none | object | live | auto, or a list ("in the snow", "a wet {}")
@@ -67,7 +69,7 @@ class PromptSpec:
 
 @dataclass
 class ModelSpec:
-    """A model of the SDXL family and its place in memory. Only the first eight settings change results."""
+    """A model of the SDXL family and its memory. Only the first eight settings change results."""
 
     name: str = MISSING
     path: str = MISSING  # "micro" (the packaged one), a diffusers folder, a single .safetensors file or a hub id
@@ -86,6 +88,8 @@ class ModelSpec:
 
 @dataclass
 class ScorerSpec:
+    """The scorers."""
+
     name: str = MISSING
     path: str | None = MISSING  # "micro" (the packaged ones) or a folder with one subfolder per scorer
     backbones: list[str] = MISSING  # published ones, as "dino@vits16"; listed in lorabench/assets/scorers
@@ -95,7 +99,7 @@ class ScorerSpec:
 
 @dataclass
 class ColumnSpec:
-    """One column of a publication's table, from the stored value of each image and reference."""
+    """One column of a publication's table, computed from the stored value of each image and reference."""
 
     name: str = MISSING  # as the publication prints it
     metric: str = MISSING  # dino/content, clip_i/style, clip_t (plain words), clip_t/prompt
@@ -109,7 +113,7 @@ class ColumnSpec:
 
 @dataclass
 class ProtocolSpec:
-    """How scores become the columns of a table; a view of stored scores."""
+    """The columns of a table, computed from stored scores."""
 
     name: str = MISSING
     arxiv: str | None = MISSING  # number of the publication
@@ -118,17 +122,18 @@ class ProtocolSpec:
 
 @dataclass
 class MergeSpec:
-    """How merges of all methods are computed."""
+    """Computation of merges, for all methods."""
 
     pairs_per_batch: int = setting(MISSING, least=1)  # pairs merged in one batch; changes speed and last digits
 
 
 @dataclass
 class TrainerSpec:
-    """Devices and processes of a run. `precision` is part of every key.
+    """Devices and processes of a run.
 
-    The device and `threads` change last digits (about 1e-7 of a weight, one gray level), so the manifest of a run has
-    them and a table says where they differ. Nothing else here changes a number.
+    `precision` is part of every key. The device and `threads` change the last digits (about 1e-7 of a weight, one gray
+    level), so the manifest of a run has them, and a table has a note if they differ. No other setting here changes
+    results.
     """
 
     accelerator: str = setting(MISSING, options=("cpu", "gpu", "auto"))
@@ -143,6 +148,8 @@ class TrainerSpec:
 
 @dataclass
 class LoggerSpec:
+    """The logger of a run."""
+
     kind: str = setting(MISSING, options=("wandb", "csv", "none"))
     mode: str = setting("offline", options=("offline", "online"))  # mode of wandb
     project: str = "lorabench"
@@ -150,7 +157,7 @@ class LoggerSpec:
 
 @dataclass
 class Config:
-    """The root. Groups have schemas of their own."""
+    """The root of the configuration. Groups have their own schemas."""
 
     name: str = MISSING
     seed: int = setting(MISSING, least=0)

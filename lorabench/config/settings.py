@@ -3,7 +3,7 @@
     density: float = setting(above=0, most=1)
     basis: str = setting(options=("svd", "raw"))
 
-A list is checked item by item; None is not checked, because a field that allows it says so in its type.
+Each item of a list is checked. None is not checked, because the type of a field shows whether None is allowed.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ LIMITS = "limits"  # key of a field's metadata
 
 @dataclass(frozen=True)
 class Limits:
-    """Condition on a value.
+    """Condition on a setting.
 
     Args:
-        least: Smallest allowed value.
+        least: Minimum.
         above: Value that must be exceeded.
-        most: Largest allowed value.
+        most: Maximum.
         options: Allowed strings.
     """
 
@@ -47,6 +47,7 @@ class Limits:
             raise UserError(f"{key}={value} must be {self}; use {key}={self.example:g}")
 
     def holds(self, value: float) -> bool:
+        """Return whether a number meets the condition."""
         return (
             (self.least is None or value >= self.least)
             and (self.above is None or value > self.above)
@@ -74,17 +75,17 @@ def setting(
     most: float | None = None,
     options: Sequence[str] = (),
 ) -> Any:
-    """Return a dataclass field with a condition on its value, see `Limits`."""
+    """Return a dataclass field with a condition on its value. See `Limits` for the arguments."""
     metadata = {LIMITS: Limits(least, above, most, tuple(options))}
     return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
 
 
 def check_settings(key: str, settings: Any) -> None:
-    """Check every field of a dataclass, and of the dataclasses in it.
+    """Check every field of a dataclass and of nested dataclasses.
 
     Args:
-        key: Path of the dataclass in the configuration, "method".
-        settings: An instance, or a container with the values of one and its type in `_metadata`.
+        key: Path of the dataclass in the configuration, such as "method".
+        settings: An instance, or a container with its values and its type in `_metadata`.
 
     Raises:
         UserError: If a value is not allowed.

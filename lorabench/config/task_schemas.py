@@ -10,10 +10,11 @@ from lorabench.config.settings import setting
 
 @dataclass
 class TaskSpec:
-    """A command.
+    """Settings of all tasks.
 
     Args:
-        folder: Folder of the results in `output/name`.
+        name: Name of the task.
+        folder: Subfolder of `output/name` for its results.
     """
 
     name: str = MISSING
@@ -22,11 +23,15 @@ class TaskSpec:
 
 @dataclass
 class ParamsTask(TaskSpec):
+    """Settings of task=params."""
+
     ranks: dict[str, int] = MISSING  # rank of both LoRAs by model
 
 
 @dataclass
 class MemoryTask(TaskSpec):
+    """Settings of task=memory."""
+
     models: list[str] = MISSING
     methods: list[str] = MISSING
     rank: int = setting(MISSING, least=1)  # rank of both LoRAs
@@ -34,24 +39,32 @@ class MemoryTask(TaskSpec):
 
 @dataclass
 class LayerProbeTask(TaskSpec):
+    """Settings of task=layer_probe."""
+
     scale: float = MISSING  # scale of the LoRA in the probed layers
     by: list[str] = MISSING  # "block" or "layer" (a transformer block)
 
 
 @dataclass
 class CompareTask(TaskSpec):
+    """Settings of task=compare."""
+
     rows: Any = MISSING  # methods, each with an optional ablation ("duolora no_cycle"), or all
     fit_steps: int | None = MISSING  # optimizer steps of learned merges; null: as the method sets
 
 
 @dataclass
 class GridTask(TaskSpec):
+    """Settings of task=grid."""
+
     merges: list[str] = MISSING  # options of method/merge
     fit_steps: int = setting(MISSING, least=1)  # optimizer steps of learned merges
 
 
 @dataclass
 class TradeoffTask(TaskSpec):
+    """Settings of task=tradeoff."""
+
     methods: list[str] = MISSING
     strengths: list[float] = MISSING  # scales of one role while the other has 1; 1 is always included
     content: str = MISSING  # metric of the first axis, "dino/content"
@@ -60,17 +73,23 @@ class TradeoffTask(TaskSpec):
 
 @dataclass
 class CalibrationTask(TaskSpec):
+    """Settings of task=calibration."""
+
     holds: float = MISSING  # share of cases in which the known answer must hold
 
 
 @dataclass
 class CostTask(TaskSpec):
+    """Settings of task=cost."""
+
     methods: list[str] = MISSING
     repeats: int = MISSING  # repeats per merge and set of images, each in a new process
 
 
 @dataclass
 class HypernetworkTask(TaskSpec):
+    """Settings of task=hypernetwork."""
+
     subjects: list[str] = MISSING  # training subjects; the subjects of the dataset are held out
     styles: list[str] = MISSING
     epochs: int = setting(MISSING, least=1)  # random pairs to train on
@@ -82,7 +101,7 @@ class HypernetworkTask(TaskSpec):
 
 @dataclass
 class UserLoRASpec:
-    """The user's LoRA of one role. For several LoRAs, each field holds a list. See lorabench/tasks/user_loras.py."""
+    """The user's LoRA of one role. If there are several, each field is a list. See lorabench/tasks/user_loras.py."""
 
     lora: Any = MISSING  # .safetensors
     prompt: Any = MISSING  # training prompt, as "a sks dog"; needed by methods that learn
@@ -93,7 +112,7 @@ class UserLoRASpec:
 
 @dataclass
 class FileTask(TaskSpec):
-    """Merge, and generate with, the user's own files."""
+    """Settings of task=merge and task=generate, which use the user's files."""
 
     format: str = setting(MISSING, options=("kohya", "diffusers"))  # format of the merged file
     rank: int | None = setting(MISSING, least=1)  # rank of the merged file; null: exact merge with the sum of the ranks
