@@ -14,7 +14,7 @@ from benchmarks import sequential
 from benchmarks.sequential import ColumnMasked, RankMasked, Sequential
 from benchmarks.sizes import RANKS, plain_pair, random_lora
 from lorabench.lora.adapter import LoRA, in_basis
-from lorabench.merging.constyle import go_back
+from lorabench.merging.constyle import remove
 from lorabench.merging.learn import Draws, Merging
 from lorabench.merging.method import load
 from lorabench.merging.step import MergeStep
@@ -118,12 +118,12 @@ class Extra:
         step, both = self.step, (0, 1)
         starts = [step.images[k].under(step.both) for k in both]
         if self.duolora.method.constyle == "through_merge":
-            ends = go_back(step, both, starts, step.merged(*starts), [(0,), (1,)])
+            ends = remove(step, both, starts, step.merged(*starts), [(0,), (1,)])
             errors = [step.mse(target, end.prediction) for target, end in zip(self.targets, ends, strict=True)]
             torch.stack(errors).sum().backward()
         else:
             with torch.no_grad():
-                go_back(step, both, starts, step.alone(starts, [(1,), (0,)]), [(1,), (0,)])
+                remove(step, both, starts, step.unmasked(starts, [(1,), (0,)]), [(1,), (0,)])
 
 
 class Floor:

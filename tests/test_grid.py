@@ -40,7 +40,7 @@ def test_grid_prints_what_runs_and_what_is_refused(few, tiny, tmp_path: Path) ->
         "| joint | ties | refused (3) | refused (1) |",
     ]
     assert "4 of 8 combinations run, 4 are refused, 0 failed." in lines
-    assert any(line.startswith("(1) method/sampling=switch scales each LoRA by itself") for line in lines)
+    assert any(line.startswith("(1) method/sampling=switch scales each LoRA separately") for line in lines)
 
 
 def test_failed_combination_is_reported(few, tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -175,9 +175,9 @@ def spoilt(tmp_path: Path, kind: str) -> str:
     ("kind", "words"),
     [
         ("absent", "method.weights=.*absent.* is unknown; use method.weights=<micro|a file of task=hypernetwork>"),
-        ("pickle", "is no safetensors file"),
-        ("lora", "holds no hypernetwork of LoRA.rar; use task=hypernetwork"),
-        ("torn", "is no whole hypernetwork"),
+        ("pickle", "is not a safetensors file"),
+        ("lora", "has no hypernetwork of LoRA.rar; use task=hypernetwork"),
+        ("torn", "is an incomplete hypernetwork"),
     ],
 )
 def test_wrong_weights_are_told_in_one_line(model, loras, pair, tmp_path: Path, kind: str, words: str) -> None:

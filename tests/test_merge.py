@@ -71,7 +71,7 @@ def test_masks_of_switched_off_adapters_get_no_gradient(model, loras, pair) -> N
         assert used is not None and unused is not None
         assert used.abs().sum() > 0 and not unused.any()
     module.adapters.detach()
-    for predictions in (step.teachers(), step.alone(step.images, [(0,), (1,)])):
+    for predictions in (step.teachers(), step.unmasked(step.images, [(0,), (1,)])):
         assert not any(prediction.requires_grad for prediction in predictions)
 
 

@@ -153,10 +153,13 @@ def test_components_combine(typed: str, name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("ties+sampling.klora", "method/sampling=klora scales each LoRA by itself, but method/merge=ties makes one"),
-        ("dare_ties+sampling.switch", "method/merge=dare_ties makes one new update"),
+        (
+            "ties+sampling.klora",
+            "method/sampling=klora scales each LoRA separately, but method/merge=ties computes one",
+        ),
+        ("dare_ties+sampling.switch", "method/merge=dare_ties computes one update"),
         ("dreambooth_joint+merge.duolora", "method/training=joint trains one LoRA .* method/merge=duolora has nothing"),
-        ("dreambooth_joint+sampling.klora", "method/sampling=klora cannot tell content from style"),
+        ("dreambooth_joint+sampling.klora", "method/sampling=klora cannot scale content and style separately"),
         ("direct+training.given", "method/training=given trains nothing; use task=merge"),
         ("direct+sampling.kloro", "method/sampling=kloro is unknown, did you mean klora"),
         ("direct+rule.klora", "component=rule is unknown"),

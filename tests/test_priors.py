@@ -47,7 +47,7 @@ def test_priors_that_make_no_sense_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="needs lists of module paths"):
         read_prior(str(file))
     file.write_text("content: [")
-    with pytest.raises(UserError, match=r"prior\.yaml is no yaml"):
+    with pytest.raises(UserError, match=r"prior\.yaml is not valid YAML"):
         read_prior(str(file))
     with pytest.raises(UserError, match=r"its content layers \(middle\) are not"):
         check_prior({"content": ["middle"], "style": ["up_blocks.1"]}, SDXL)

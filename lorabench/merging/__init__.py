@@ -1,1 +1,1 @@
-"""Merges: how adapters become one thing."""
+"""Merges: several adapters are combined into one."""

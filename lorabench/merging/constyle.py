@@ -1,22 +1,21 @@
-"""Constyle, the cycle of DuoLoRA (arXiv 2504.13206), one way round for the images of each LoRA.
+"""Constyle, the cycle loss of DuoLoRA (arXiv 2504.13206), with one cycle for the images of each LoRA.
 
     L_cycle_style   = || I_cc - I_csc ||^2      content image: add style, remove style
     L_cycle_content = || I_ss - I_scs ||^2      style image: add content, remove content
 
-Both ways are one step at one timestep. Adding gives a prediction under the combined prompt p_cs and from it a clean
-estimate, which is noised again with the same eps and t; removing is a prediction from that under the image's own
-prompt.
+Adding and removing are one step each, at the same timestep. The first step predicts under the combined prompt p_cs. Its
+clean estimate is noised with the same eps and t, and the second step predicts from that under the image's own prompt.
 
-`constyle: through_merge`, the paper's words: the merged adapter adds, the image's own LoRA removes, and the result is
-compared with that LoRA's own prediction of the image. The gradient flows through the removing pass into the adding one,
-the only one with masks: a mask learns what of the other concept stays when it should be gone.
+`constyle: through_merge` follows the paper's text: the merged adapter adds, the image's own LoRA removes, and the
+result is compared with that LoRA's own prediction of the image. The gradient flows through the removing pass into the
+adding pass, the only one with masks. So a mask learns which parts of the other concept remain after the removal.
 
-`constyle: detached`, the released code: the other LoRA alone adds, nothing of the way round has a gradient, and its end
-is the target of the merged prediction of the image. The masks then learn to imitate the detour instead of shortening
-it. The released code also removes with the LoRA that added (`remove_with: other`), so that its target is an image with
-the other concept added twice.
+`constyle: detached` follows the released code: the other LoRA without the merge adds, the cycle has no gradient, and
+its result is the target of the merged prediction of the image. Then the masks learn to imitate the cycle instead of
+closing it. The released code also removes with the LoRA that added (`remove_with: other`), so that its target is an
+image with the other concept added twice.
 
-`cycle_in: image` compares decoded clean estimates instead of predictions; a decoder pass each, with gradients.
+`cycle_in: image` compares decoded clean estimates instead of predictions, at the cost of decoder passes with gradients.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ CYCLES: dict[Role, str] = {"content": "style_cycle", "style": "content_cycle"}  
 
 
 class Answer(NamedTuple):
-    """A prediction with what it was made from."""
+    """A prediction and its input."""
 
     noised: Noised
     prediction: Tensor
@@ -43,11 +42,20 @@ class Answer(NamedTuple):
 def constyle(
     step: MergeStep, weights: Mapping[Role, float], through_merge: bool, own_removes: bool, in_image: bool
 ) -> tuple[dict[str, Tensor], tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """The cycle terms [pairs], and the merged predictions and the targets of the reconstruction.
+    """Compute the cycle terms of a step.
 
-    All in three forwards: the teachers, the merge, the removing LoRAs; what adds is rows of the merge's forward, or of
-    the teachers' where other LoRAs than the merge add.
-    weights: of the cycle of a role's images; 0 leaves it out.
+    This takes three forward passes: of the teachers, of the merge, and of the removing LoRAs. The adding step is a part
+    of the batch of the merge, or of the teachers if other LoRAs than the merge add.
+
+    Args:
+        step: Random draws of the step and the model.
+        weights: Weight of the cycle of a role's images; 0 omits the cycle.
+        through_merge: Add with the merged adapter, with gradients.
+        own_removes: Remove with the image's own LoRA instead of the one that added.
+        in_image: Compare decoded images instead of predictions.
+
+    Returns:
+        The terms [pairs] by name, and the merged predictions and targets of the reconstruction loss.
     """
     count = len(step.images)
     cycles = [k for k, role in enumerate(step.roles) if weights[role]]
@@ -59,13 +67,13 @@ def constyle(
         targets = step.teachers()
         merged = step.merged(*step.images, *starts)
         predictions = merged[:count]
-        ends = go_back(step, cycles, starts, merged[count:], removers)
+        ends = remove(step, cycles, starts, merged[count:], removers)
         starts_of = [Answer(step.images[k], targets[k]) for k in cycles]
     else:
-        with torch.no_grad():  # the teachers and what adds share a forward
-            answers = step.alone((*step.images, *starts), [*((k,) for k in range(count)), *others])
+        with torch.no_grad():  # teachers and adding LoRAs in one forward pass
+            answers = step.unmasked((*step.images, *starts), [*((k,) for k in range(count)), *others])
             targets = answers[:count]
-            ends = go_back(step, cycles, starts, answers[count:], removers)
+            ends = remove(step, cycles, starts, answers[count:], removers)
         predictions = step.merged(*step.images)
         starts_of = [Answer(step.images[k], predictions[k]) for k in cycles]
 
@@ -77,21 +85,32 @@ def constyle(
     return terms, predictions, targets
 
 
-def go_back(
+def remove(
     step: MergeStep,
     cycles: Sequence[int],
     starts: Sequence[Noised],
     added: Sequence[Tensor],
     removers: Sequence[Sequence[int]],
 ) -> list[Answer]:
-    """Noise the clean estimates of what was added again and remove it, under each image's own prompt."""
-    there = [
+    """Noise the clean estimates of the adding step again and predict with the removing LoRAs.
+
+    Args:
+        step: Random draws of the step and the model.
+        cycles: Index of the images in each cycle.
+        starts: Inputs of the adding step.
+        added: Predictions of the adding step.
+        removers: Indices of the LoRAs that remove, for each cycle.
+
+    Returns:
+        The predictions under each image's own prompt.
+    """
+    noised = [
         step.renoised(start, prediction, step.images[k].prompt)
         for k, start, prediction in zip(cycles, starts, added, strict=True)
     ]
-    return [Answer(*each) for each in zip(there, step.alone(there, removers), strict=True)]
+    return [Answer(*each) for each in zip(noised, step.unmasked(noised, removers), strict=True)]
 
 
 def image_error(step: MergeStep, left: Answer, right: Answer) -> Tensor:
-    """Mean squared error of the decoded clean estimates [pairs]."""
+    """Return the mean squared error of the decoded clean estimates, [pairs]."""
     return step.mse(*(step.model.decode(step.clean(*answer)) for answer in (left, right)))

@@ -1,11 +1,11 @@
-"""The training of LoRA.rar's hypernetwork (arXiv 2412.05148): ZipLoRA's loss on a random pair of LoRAs an epoch.
+"""Training of LoRA.rar's hypernetwork (arXiv 2412.05148) with ZipLoRA's loss, on a random pair of LoRAs per epoch.
 
     L = || e_m(x_c, p_c) - e_c(x_c, p_c) ||^2 + || e_m(x_s, p_s) - e_s(x_s, p_s) ||^2 + lambda sum_l |cos(m_c, m_s)|
 
-e_m is the network with the merge whose masks are predicted, e_k with LoRA k alone. The step, its teachers and the loss
-are those of a learned merge (lorabench/merging/step.py, `ziplora`); instead of the masks the hypernetwork learns. An
-epoch
-has a step for each training image of a concept, as in ZipLoRA's code. Pairs and draws are seeded by epoch and step.
+e_m is the denoiser with the merge whose masks are predicted, e_k the denoiser with LoRA k only. Steps, teachers and
+loss are those of a learned merge (lorabench/merging/step.py, `ziplora`), but the hypernetwork is trained instead of
+masks. An epoch has one step per training image of a concept, as in ZipLoRA's code. Pairs and draws are seeded by epoch
+and step.
 """
 
 from __future__ import annotations
@@ -33,20 +33,28 @@ from lorabench.merging.methods.ziplora import ZipLoRA
 from lorabench.models.layer import Layer
 from lorabench.models.model import DiffusionModel
 
-Predict = Callable[[Sequence[Factors], Layer], Sequence[Tensor]]  # the masks [in] of a layer's updates
+Predict = Callable[[Sequence[Factors], Layer], Sequence[Tensor]]  # returns the masks [in] of a layer's updates
 
 
 def zip_loss(weight: float, layers: str = "sum") -> ZipLoRA:
-    """ZipLoRA as LoRA.rar has it; weight: lambda.  layers: "sum" or "mean" of the similarity over them."""
+    """Return ZipLoRA with the settings of LoRA.rar.
+
+    Args:
+        weight: Weight lambda of the similarity.
+        layers: Reduction of the similarity over layers, "sum" or "mean".
+    """
     merge = load("ziplora", lambda_similarity=weight, similarity="cosine", layers=layers).merge
     assert isinstance(merge, ZipLoRA)
     return merge
 
 
 class Masked:
-    """LoRAs on the denoiser with masks that are predicted anew for each step, until they are closed.
+    """LoRAs on the denoiser with masks that are predicted for each step. `close` removes them.
 
-    draws: of the pair whose LoRAs they are.
+    Args:
+        model: The model.
+        draws: Random draws of the pair.
+        loras: LoRAs of the pair.
     """
 
     def __init__(self, model: DiffusionModel, draws: Draws, loras: Sequence[LoRA]):
@@ -55,7 +63,7 @@ class Masked:
         self.adapters = model.attach(loras, dtype=torch.float32)
 
     def loss(self, method: ZipLoRA, predict: Predict, step: int, batch: int = 1) -> dict[str, Tensor]:
-        """The weighted terms of a step, each a number."""
+        """Return the weighted terms of a step as scalars."""
         masks: AllMasks = {}
         for name, layer in self.adapters.layers.items():
             if is_masked(name):
@@ -65,13 +73,22 @@ class Masked:
         return {name: term.sum() for name, term in terms.items()}
 
     def close(self) -> None:
+        """Remove the LoRAs from the denoiser."""
         self.adapters.detach()
 
 
 class Predicting(pl.LightningModule):
-    """Trains a hypernetwork on pairs of trained LoRAs; the model and the LoRAs stay as they are.
+    """Lightning module that trains a hypernetwork on pairs of trained LoRAs. The model and the LoRAs are frozen.
 
-    loras: by name of the concept.  epoch: steps with one pair.
+    Args:
+        model: The model.
+        network: The hypernetwork.
+        pairs: Pairs to train on.
+        loras: LoRA of each concept, by name.
+        lr: Learning rate of Adam.
+        loss: Loss, see `zip_loss`.
+        epoch: Steps with one pair.
+        seed: Seed of pairs and draws.
     """
 
     def __init__(
@@ -88,9 +105,9 @@ class Predicting(pl.LightningModule):
         super().__init__()
         self.model, self.network, self.pairs, self.loras = model, network, pairs, loras
         self.lr, self.method, self.epoch, self.seed = lr, loss, epoch, seed
-        self.factors = nn.ParameterList(network.parameters())  # what a checkpoint keeps
-        self.draws: dict[str, Draws] = {}  # by pair: its images are encoded once
-        self.present: tuple[str, Masked] | None = None  # the pair whose LoRAs are on the denoiser
+        self.factors = nn.ParameterList(network.parameters())  # saved in checkpoints
+        self.draws: dict[str, Draws] = {}  # by pair, so that its images are encoded once
+        self.present: tuple[str, Masked] | None = None  # pair whose LoRAs are on the denoiser
 
     def training_step(self, step: int) -> Tensor:
         terms = self.at(step // self.epoch).loss(self.method, self.predict, step)
@@ -98,10 +115,11 @@ class Predicting(pl.LightningModule):
         return torch.stack(list(terms.values())).sum()
 
     def predict(self, updates: Sequence[Factors], layer: Layer) -> list[Tensor]:
+        """Return the predicted masks of a layer."""
         return self.network(updates, layer.roles)
 
     def at(self, epoch: int) -> Masked:
-        """The LoRAs of the pair of an epoch."""
+        """Return the LoRAs of the pair of an epoch, on the denoiser."""
         draw = torch.Generator().manual_seed(seed_of("pair", self.seed, epoch))
         pair = self.pairs[int(torch.randint(len(self.pairs), (1,), generator=draw))]
         if self.present is None or self.present[0] != pair.name:
@@ -113,7 +131,7 @@ class Predicting(pl.LightningModule):
         return self.present[1]
 
     def close(self) -> None:
-        """Take the LoRAs off the denoiser."""
+        """Remove the LoRAs from the denoiser."""
         if self.present is not None:
             self.present[1].close()
             self.present = None
@@ -136,10 +154,20 @@ def train(
     checkpoint: Checkpoint | None = None,
     curves: Curves | None = None,
 ) -> Hypernetwork:
-    """The hypernetwork of a model, trained on these pairs; it starts as torch makes it, from `seed`.
+    """Train the hypernetwork of a model. Its initial weights are torch's, drawn with `seed`.
 
-    loss: as `zip_loss` has it.  progress: called after every step with the number of those done.
-    checkpoint: where a killed training is found again.
+    Args:
+        model: The model.
+        pairs: Pairs to train on.
+        loras: LoRA of each concept, by name.
+        epochs: Number of epochs.
+        lr: Learning rate of Adam.
+        loss: Loss, see `zip_loss`.
+        seed: Seed of weights, pairs and draws.
+        trainer: Settings of precision and devices.
+        progress: Called after every step with the number of finished steps.
+        checkpoint: Checkpoint to resume from and to write.
+        curves: Logger for the loss terms.
     """
     widths = {len(each.up) for lora in loras.values() for layer, each in lora.items() if is_masked(layer)}
     with torch.random.fork_rng(devices=[]):
@@ -157,12 +185,12 @@ def train(
 
 
 def item_seed(use: str, pair: Pair, seed: int) -> int:
-    """Of the draws of a pair: of what its images and words are, whatever it is called."""
+    """Return the seed of a pair's draws. It depends on images and words, but not on names."""
     return seed_of(use, *(concept.identity() for concept in pair.concepts), seed)
 
 
 def epoch_of(pairs: Sequence[Pair]) -> int:
-    """Steps of an epoch: the images of the concept that has most."""
+    """Return the steps per epoch: the largest number of images of a concept."""
     return max(concept.weight for pair in pairs for concept in pair.concepts)
 
 
@@ -170,19 +198,32 @@ def held_out(
     model: DiffusionModel,
     pair: Pair,
     loras: Sequence[LoRA],
-    ways: Mapping[str, Predict],
+    predictors: Mapping[str, Predict],
     loss: ZipLoRA,
     draws: int,
     seed: int,
 ) -> dict[str, dict[str, float]]:
-    """By way of making masks, the mean terms of the loss on a pair, over the same seeded draws for all."""
+    """Return the mean terms of the loss on a pair for several kinds of masks, over the same random draws.
+
+    Args:
+        model: The model.
+        pair: The pair.
+        loras: Its LoRAs.
+        predictors: Functions that return a layer's masks, by name.
+        loss: Loss, see `zip_loss`.
+        draws: Number of random draws.
+        seed: Seed of the draws.
+
+    Returns:
+        The mean of each term, by name of the predictor.
+    """
     masked = Masked(model, Draws(model, pair, item_seed("held out", pair, seed), loras), loras)
     try:
         found: dict[str, dict[str, float]] = {}
-        for way, predict in ways.items():
+        for name, predict in predictors.items():
             with torch.no_grad():
                 steps = [masked.loss(loss, predict, step) for step in range(draws)]
-            found[way] = {term: float(torch.stack([each[term] for each in steps]).mean()) for term in steps[0]}
+            found[name] = {term: float(torch.stack([each[term] for each in steps]).mean()) for term in steps[0]}
         return found
     finally:
         masked.close()

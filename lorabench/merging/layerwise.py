@@ -1,4 +1,4 @@
-"""Merges that make one new update of each layer. The result is one LoRA; its adapters cannot be told apart again."""
+"""Merges that compute a new update for each layer. The result is one LoRA, whose adapters cannot be separated again."""
 
 from __future__ import annotations
 
@@ -19,25 +19,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerwiseMerge(Merge):
-    """One update per layer, made of those of the adapters. Their parts for the text encoders are summed."""
+    """One new update per layer. Text encoders are merged too, or summed if activations are needed."""
 
-    version: ClassVar[int] = 2  # text encoders go through the merge; dense updates are cut by subspace iteration
+    version: ClassVar[int] = 2  # merges text encoders, and compresses dense updates by subspace iteration
 
     @abstractmethod
     def combine(self, updates: Sequence[Factors], layer: Layer, seed: int, moments: Tensor | None) -> Factors | Tensor:
         """Return the merged update of a layer.
 
         Args:
-            updates: Factors of each adapter, of rank 0 if it does not adapt the layer.
-            seed: Seed of the pair; a random draw is seeded with it and the name of the layer.
-            moments: What `activations` asks for, [adapters, n, n].
+            updates: Factors of each adapter, with rank 0 if it does not adapt the layer.
+            layer: The layer.
+            seed: Seed of the pair. Random draws are seeded with it and the name of the layer.
+            moments: Second moments of the activations that `activations` requests, [adapters, n, n].
 
         Returns:
             Factors, or a dense update [out, in], which becomes the nearest factors of `file_rank`.
         """
 
     def file_rank(self, layer: Layer) -> int:
-        """Return the rank of the file at a layer with a dense update: the sum of the adapters' ranks."""
+        """Return the rank in the file for a layer with a dense update: the sum of the adapters' ranks."""
         return sum(layer.ranks)
 
     def merge_pairs(self, items: Sequence[MergeItem], env: MergeEnvironment) -> list[Merged]:
@@ -68,9 +69,12 @@ class LayerwiseMerge(Merge):
         The error of the file is ||exact - file||_F / ||exact||_F over all layers as one vector; 0 for exact factors.
 
         Args:
+            loras: The adapters.
             layers: Layers of the denoiser.
+            seed: Seed of the pair.
+            moments: Second moments of activations by layer.
             text: Layers of the text encoders that are merged in the same way; the others are summed.
-            env: Device and progress; the CPU without.
+            env: Device and progress. None: the CPU, without progress.
         """
         from torch import Tensor
 
@@ -94,7 +98,7 @@ class LayerwiseMerge(Merge):
             if env is not None and env.share is not None:
                 env.share(done / len(every))
         error = (lost / whole) ** 0.5 if whole else 0.0
-        others = export([each.replaced({}) for each in loras])  # tokens, and text encoders that are summed
+        others = export([each.replaced({}) for each in loras])  # tokens, and text encoders, which are summed
         return Merged(
             others.replaced({name: merged[name] for name in layers}, {name: merged[name] for name in text} or None),
             error=error,
@@ -102,7 +106,7 @@ class LayerwiseMerge(Merge):
 
 
 def device(accelerator: str) -> str:
-    """Return where the singular vectors of dense updates are computed."""
+    """Return the device on which singular vectors of dense updates are computed."""
     import torch
 
     return "cuda" if accelerator == "gpu" and torch.cuda.is_available() else "cpu"

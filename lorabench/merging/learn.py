@@ -1,7 +1,8 @@
-"""The learning of masks: one Lightning module for one pair, or for several pairs side by side in one batch.
+"""Training of masks: a Lightning module for one pair, or for several pairs in one batch.
 
-Pairs share nothing but the frozen model: each draws from its own seed, its loss is its own, Adam works on each number
-by itself, and a pair that has made its steps keeps the masks it had then. So its result does not depend on its company.
+Pairs share only the frozen model. Each has its own seed for random draws and its own loss, Adam updates each number
+independently, and a pair that has finished its steps keeps its masks. So the result of a pair does not depend on the
+other pairs.
 """
 
 from __future__ import annotations
@@ -27,16 +28,23 @@ from lorabench.models.model import Conditioning, DiffusionModel, pixels
 
 
 class Draws:
-    """The seeded draws of one pair: its images as the denoiser sees them, computed once, noised anew at each step."""
+    """The random draws of one pair. Its images are encoded once and noised for each step."""
 
     def __init__(self, model: DiffusionModel, pair: Pair, seed: int, loras: Sequence[LoRA] = ()):
-        """loras: that are merged; their parts for the text encoders are summed, for teachers and merge alike."""
+        """Encode the images and prompts of a pair.
+
+        Args:
+            model: The model.
+            pair: The pair.
+            seed: Seed of the draws.
+            loras: LoRAs to merge. Their parts for the text encoders are summed, for teachers and merge alike.
+        """
         self.model, self.seed, self.roles = model, seed, pair.roles
         self.concepts = [Images(model, concept, loras) for concept in pair.concepts]
         self.both = model.encode_prompts([pair.prompt], loras)
 
     def step(self, step: int, batch: int, adapters: Adapters, layers: Mapping[str, Layer]) -> MergeStep:
-        """`batch` images of each concept; one noise and timestep for an image of each."""
+        """Return a step with `batch` images per concept. Noise and timesteps are the same for all concepts."""
         draw = torch.Generator().manual_seed(seed_of(self.seed, step))
         picks = [draw_weighted(each.weights, batch, draw) for each in self.concepts]
         t = self.model.process.timesteps(batch, draw)
@@ -55,6 +63,7 @@ class Images:
         self.prompts = model.encode_prompts([reference.prompt for reference in concept.images], loras)
 
     def noised(self, picks: Tensor, noise: Tensor, t: Tensor) -> Noised:
+        """Return noised images with their prompts. `picks` are indices of images, [batch]."""
         return Noised(self.model.process.add_noise(self.latents[picks], noise, t), self.prompts.take(picks))
 
 
@@ -66,7 +75,7 @@ class Fit(Protocol):
 
 
 class Learner(Protocol):
-    """What is learned, see `LearnedMasks`."""
+    """A merge with learned masks, see `LearnedMasks`."""
 
     @property
     def fit(self) -> Fit: ...
@@ -92,7 +101,14 @@ class Learned:
 def learn(
     merge: Learner, items: Sequence[MergeItem], layers: Mapping[str, Layer], env: MergeEnvironment
 ) -> list[Learned]:
-    """Learn the masks of items of one shape side by side; the items are in the basis of the merge."""
+    """Learn the masks of pairs in one batch.
+
+    Args:
+        merge: The merge.
+        items: Adapters and pairs of equal shapes, in the basis of the merge.
+        layers: The adapted layers.
+        env: Model, seed, precision and progress.
+    """
     first, *others = items
     assert env.model is not None
     model, loras = env.model, first.loras
@@ -113,11 +129,15 @@ def learn(
 
 
 class Merging(pl.LightningModule):
-    """Learns the masks of pairs of one shape; the adapters and the model are frozen.
+    """Lightning module that learns the masks of pairs with equal shapes. The adapters and the model are frozen.
 
     Args:
-        starts: Masks of each pair before the first step.
-        draws: Draws of each pair.
+        adapters: The adapters on the denoiser.
+        layers: The adapted layers.
+        merge: The merge.
+        starts: Initial masks of each pair.
+        pairs: The pairs.
+        draws: Random draws of each pair.
     """
 
     def __init__(
@@ -143,11 +163,11 @@ class Merging(pl.LightningModule):
         self.results: list[AllMasks | None] = [None for _ in pairs]
 
     def draw(self, step: int) -> MergeStep:
-        """The step of every pair, pair by pair in one batch."""
+        """Return the random draws of a step for all pairs, in one batch ordered by pair."""
         return joined([draws.step(step, self.spec.batch, self.adapters, self.layers) for draws in self.draws])
 
     def loss(self, step: int) -> dict[str, Tensor]:
-        """The weighted terms [pairs] of a step."""
+        """Return the weighted terms [pairs] of a step."""
         return {name: term.reshape(-1) for name, term in self.merge.loss(self.draw(step), self.masks).items()}
 
     def training_step(self, step: int) -> Tensor:
@@ -169,21 +189,21 @@ class Merging(pl.LightningModule):
             self.trainer.should_stop = True
 
     def is_finished(self) -> bool:
-        """Return whether every pair has made its steps or met the method's criterion to stop."""
+        """Return whether every pair has finished its steps or met the method's criterion to stop."""
         return None not in self.results
 
     def masks_of(self, pair: int) -> AllMasks:
-        """A pair's masks as they stand, on the CPU."""
+        """Return the current masks of a pair, on the CPU."""
         batched = len(self.losses) > 1
         return map_masks(self.masks, lambda mask: (mask[pair] if batched else mask).detach().cpu().clone())
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        # Updates of all tensors at once would race where tensors share their memory.
+        # Updates of all tensors at once would be a race if tensors share memory.
         return torch.optim.Adam(self.learned, lr=self.spec.lr, foreach=False if self.shared else None)
 
 
 def joined(steps: Sequence[MergeStep]) -> MergeStep:
-    """Steps of several pairs as one."""
+    """Join the steps of several pairs into one batch."""
     first = steps[0]
     if len(steps) == 1:
         return first
@@ -197,10 +217,10 @@ def joined(steps: Sequence[MergeStep]) -> MergeStep:
 
 
 def parameters(starts: Sequence[AllMasks], device: torch.device) -> tuple[AllMasks, bool]:
-    """Learnable masks from those of each pair, and whether some of them share their memory.
+    """Return learnable masks for the initial masks of each pair, and whether some of them share memory.
 
-    A tensor that stands at several layers becomes as many parameters on one memory: each has a gradient and a state of
-    Adam of its own, and every one of them moves the numbers, as in the released code of DuoLoRA.
+    A tensor that several layers share becomes several parameters on one memory. Each has its own gradient and Adam
+    state, and each updates the numbers, as in the released code of DuoLoRA.
     """
     memory: dict[tuple[int, ...], Tensor] = {}
     shared = False
@@ -226,4 +246,5 @@ def parameters(starts: Sequence[AllMasks], device: torch.device) -> tuple[AllMas
 
 
 def map_masks(masks: AllMasks, function: Callable[[Tensor], Tensor]) -> AllMasks:
+    """Return masks with a function applied to every tensor."""
     return {layer: tuple(mask.map(function) for mask in each) for layer, each in masks.items()}

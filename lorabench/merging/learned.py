@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class FitSpec:
-    """How the masks of a merge are learned.
+    """Settings of the training of masks.
 
     Args:
         steps: Optimizer steps.
         lr: Learning rate of Adam.
-        batch: Content images and style images per step, as many of each, drawn with replacement.
+        batch: Images of each concept per step, drawn with replacement.
     """
 
     steps: int = setting(least=1)
@@ -39,14 +39,14 @@ class FitSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class LearnedMasks(Merge):
-    """The sum of adapters with learned masks.
+    """A sum of adapters with learned masks.
 
     Args:
         fit: Optimizer steps, learning rate and batch.
         concepts: See `MaskedSum`.
 
     Attributes:
-        basis: Factors that rank masks act on, "raw" or "svd".
+        basis: Factors that rank masks multiply, "raw" or "svd".
     """
 
     basis: ClassVar[str] = "raw"
@@ -64,27 +64,28 @@ class LearnedMasks(Merge):
 
     @abstractmethod
     def masks(self, layers: Mapping[str, Layer], seed: int) -> AllMasks:
-        """Return the masks before the first step.
+        """Return the initial masks.
 
-        All layers are given at once, because several may share a mask.
+        All layers are given at once, because several layers may share a mask.
 
         Args:
-            seed: Seed of the pair; a random draw is seeded with it and the name of the layer.
+            layers: The adapted layers.
+            seed: Seed of the pair. Random draws are seeded with it and the name of the layer.
         """
 
     @abstractmethod
     def loss(self, step: MergeStep, masks: AllMasks) -> dict[str, Tensor]:
-        """Return weighted terms [pairs] whose sum is minimized over the masks; called once per step.
+        """Return the weighted terms [pairs] whose sum is minimized. Called once per step.
 
-        Masks of several pairs in one batch have a leading axis [pairs]: reduce over the last axis only.
+        Masks of several pairs in one batch have a leading axis [pairs], so reduce over the last axis only.
         """
 
     def steps(self, images: Sequence[int]) -> int:
-        """Return the optimizer steps for concepts with this many training images each."""
+        """Return the number of optimizer steps for concepts with these numbers of training images."""
         return self.fit.steps
 
     def stop(self, terms: Mapping[str, Tensor]) -> Tensor | None:
-        """Return which pairs [pairs] stop after a step with these terms; None continues."""
+        """Return which pairs [pairs] stop after a step with these terms; None if none does."""
         return None
 
     def scales(self, layer: Layer) -> tuple[float, ...]:
@@ -100,7 +101,7 @@ class LearnedMasks(Merge):
         return merge_by_concepts(self, items, env)
 
     def joint(self, items: Sequence[MergeItem], env: MergeEnvironment) -> list[Merged]:
-        """Merge all adapters of each item at once; items whose adapters have equal shapes share a batch."""
+        """Merge all adapters of each item at once. Items with adapters of equal shapes share a batch."""
         from lorabench.merging.masks import rebased
 
         items = [MergeItem(tuple(rebased(item.loras, self.basis)), item.pair) for item in items]
@@ -114,7 +115,7 @@ class LearnedMasks(Merge):
         return [results[index] for index in range(len(items))]
 
     def learned(self, items: Sequence[MergeItem], env: MergeEnvironment) -> list[Merged]:
-        """Learn the masks of items of one shape, which are in the basis of the merge."""
+        """Learn the masks of items with equal shapes, whose adapters are in the basis of the merge."""
         from lorabench.merging.learn import learn
         from lorabench.merging.masks import masked_sum
 

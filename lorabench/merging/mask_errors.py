@@ -1,7 +1,7 @@
-"""How well a mask with k non-zero entries can approximate a low-rank update dW = U D, whatever the entries are.
+"""Minimum error of approximating a low-rank update dW = U D with a mask that has k non-zero entries of any value.
 
-Errors are ||dW - masked|| / ||dW|| (Frobenius), for every k from 1 to the rank at once, in float64, and from the r x r
-core or Gram matrices of the factors: no dense update is formed. See docs/theorem1.md for what is compared and why.
+Errors are ||dW - masked|| / ||dW|| (Frobenius) in float64, for all k from 1 to the rank at once. They are computed from
+the r x r core or Gram matrices of the factors, without the dense update. docs/theorem1.md explains the comparison.
 """
 
 from __future__ import annotations
@@ -11,44 +11,44 @@ from torch import Tensor
 
 from lorabench.lora.adapter import Factors
 
-EXACT_RANK = 18  # up to here all 2^r subsets of raw rank-one terms are tried; doubles its memory with every rank
-SINGULAR = 1e-12  # a pivot of a unit-diagonal Gram matrix below this is a term that the kept ones already span
+EXACT_RANK = 18  # up to this rank, all 2^r subsets of raw rank-one terms are tried; the memory doubles with each rank
+SINGULAR = 1e-12  # pivot of a unit-diagonal Gram matrix below which a term is in the span of the chosen ones
 
 
 def svd_rank_errors(factors: Factors) -> Tensor:
-    """[r]: a rank mask in the SVD basis.  The terms are orthogonal, so keeping the k largest, unscaled, is best."""
+    """Return the errors [r] of a rank mask in the SVD basis. Terms are orthogonal, so the k largest are best."""
     return tail_errors(factors.singular_values().square(), factors.rank)
 
 
 def out_errors(factors: Factors) -> Tensor:
-    """[min(r, out)]: an output mask.  Rows do not meet each other, so keeping the k longest, unscaled, is best."""
+    """Return the errors [min(r, out)] of an output mask. Rows are orthogonal, so the k longest are best."""
     _, right = triangles(factors)
     rows = (factors.up.double() @ right.mT).square().sum(1)
     return tail_errors(rows.sort(descending=True).values, min(factors.rank, len(rows)))
 
 
 def raw_rank_errors(factors: Factors) -> Tensor:
-    """[r]: a rank mask on the factors as trained; the best k of the r terms u_i d_i, each times the best real number.
+    """Return the errors [r] of a rank mask on the trained factors: the best k of r terms u_i d_i with the best weights.
 
-    Exact up to EXACT_RANK; above, each next term is the one that lowers the error most, which is an upper bound.
+    Exact up to EXACT_RANK. Above, each next term is the one that reduces the error most, which gives an upper bound.
     """
     gram, total = term_gram(factors)
     if total == 0:
         return gram.new_zeros(factors.rank)
     best = exhaustive(gram) if factors.rank <= EXACT_RANK else greedy(gram)
-    # A larger subset is never worse; rounding of nearly dependent terms could say otherwise.
+    # A larger subset is never worse, except for rounding of nearly dependent terms.
     return (best[1:] / total).clamp(min=0).cummin(0).values.sqrt()
 
 
 def triangles(factors: Factors) -> tuple[Tensor, Tensor]:
-    """R factors of U and of D^T: dW = Q_U (R_U R_D^T) Q_D^T with orthonormal Q."""
+    """Return the R factors of U and of D^T: dW = Q_U (R_U R_D^T) Q_D^T with orthonormal Q."""
     up, down = factors.up.detach().double(), factors.down.detach().double()
     return torch.linalg.qr(up, mode="r").R, torch.linalg.qr(down.mT, mode="r").R
 
 
 def tail_errors(energies: Tensor, count: int) -> Tensor:
-    """Falling energies of orthogonal parts -> relative error of keeping the first 1, 2, ... `count` of them."""
-    left = energies.flip(0).cumsum(0).flip(0)  # left[k] = what follows the first k
+    """Return the relative errors of keeping the first 1, 2, ... `count` orthogonal parts, given sorted energies."""
+    left = energies.flip(0).cumsum(0).flip(0)  # left[k]: energy after the first k
     if left[0] == 0:
         return left.new_zeros(count)
     missing = torch.cat([left[1:], left.new_zeros(count)])[:count]
@@ -56,9 +56,12 @@ def tail_errors(energies: Tensor, count: int) -> Tensor:
 
 
 def term_gram(factors: Factors) -> tuple[Tensor, Tensor]:
-    """Inner products of the r terms u_i d_i at unit length and, last, of their true sum dW; and ||dW||^2.
+    """Return inner products and the norm of dW.
 
     <u_i d_i, u_j d_j> = (U^T U)_ij (D D^T)_ij.
+
+    Returns:
+        Inner products of the r normalized terms u_i d_i and, last, of dW; and ||dW||^2.
     """
     up, down = factors.up.detach().double(), factors.down.detach().double()
     terms = (up.mT @ up) * (down @ down.mT)
@@ -72,11 +75,11 @@ def term_gram(factors: Factors) -> tuple[Tensor, Tensor]:
 
 
 def exhaustive(gram: Tensor) -> Tensor:
-    """[r + 1]: the least squared distance of dW to the span of any k terms, k = 0..r, over all subsets.
+    """Return the minimum squared distances [r + 1] of dW to the span of k terms, k = 0..r, over all subsets.
 
-    Term after term, every matrix of the stack splits in two: the term left out (its row and column dropped), and taken
-    (what it explains subtracted from all that remains). At the end one number is left of each: the residual of dW.
-    Halving matrices in the end make this about six numbers a subset.
+    For each term, every matrix of the stack is split in two: without the term (its row and column are dropped), and
+    with it (its explained part is subtracted from the rest). In the end, one number per subset remains: the residual of
+    dW. As the matrices shrink, this needs about six numbers per subset.
     """
     r = len(gram) - 1
     stack, taken = gram[None], torch.zeros(1, dtype=torch.long)
@@ -89,7 +92,7 @@ def exhaustive(gram: Tensor) -> Tensor:
 
 
 def greedy(gram: Tensor) -> Tensor:
-    """[r + 1]: as `exhaustive`, taking next the term that explains most of what is left of dW."""
+    """Return distances [r + 1] as `exhaustive`, but for a subset that grows by the term that explains most of dW."""
     residuals, gram = [gram[-1, -1]], gram.clone()
     for _ in range(len(gram) - 1):
         pivots, towards = gram.diagonal()[:-1], gram[:-1, -1]
@@ -100,7 +103,7 @@ def greedy(gram: Tensor) -> Tensor:
 
 
 def explained(stack: Tensor, term: int) -> Tensor:
-    """What a term explains of the inner products of all others and dW; nothing once the taken ones span it."""
+    """Return the part of all inner products that a term explains; zero if the chosen terms span it."""
     pivot = stack[:, term, term]
     inverse = torch.where(pivot > SINGULAR, 1 / pivot, 0.0)
     return inverse[:, None, None] * stack[:, :, term, None] * stack[:, term, None, :]

@@ -1,4 +1,4 @@
-"""What the kinds of merges that keep their adapters apart have in common: the exact file, parts, and means of masks."""
+"""Functions of merges that keep their adapters separate: the exact file, the parts for sampling, and means of masks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class MaskedMerge(Protocol):
 
 
 def merge_by_concepts(merge: MaskedMerge, items: Sequence[MergeItem], env: MergeEnvironment) -> list[Merged]:
-    """Merge all adapters of a pair at once, or the mean of the merges of each content with each style."""
+    """Merge all adapters of a pair at once, or average the merges of each content with each style."""
     if merge.concepts == "joint" or all(item.pair.is_single for item in items):
         return merge.joint(items, env)
     results, done = [], 0
@@ -45,7 +45,7 @@ def merge_by_concepts(merge: MaskedMerge, items: Sequence[MergeItem], env: Merge
 
 
 def uniform(merge: MaskedMerge, item: MergeItem, env: MergeEnvironment) -> Merged:
-    """Average the merges of each content with each style: the updates average, so their masks do."""
+    """Average the merges of each content with each style. Averaging the masks averages the updates."""
     pair = item.pair
     if pair.is_single:
         return merge.joint([item], env)[0]
@@ -69,7 +69,7 @@ def uniform(merge: MaskedMerge, item: MergeItem, env: MergeEnvironment) -> Merge
 
 
 def mean_masks(parts: Sequence[Merged], couples: Sequence[tuple[int, ...]], layer: Layer, adapter: int) -> Masks:
-    """Return the mean over all couples of an adapter's masks at a layer; zero in the couples without the adapter."""
+    """Return the mean of an adapter's masks at a layer over all couples; couples without the adapter count as zero."""
     own = [
         part.masks[layer.name][couple.index(adapter)] if part.masks else Masks(r=torch.ones(layer.ranks[adapter]))
         for part, couple in zip(parts, couples, strict=True)
@@ -88,7 +88,17 @@ def masked_sum(
     learned_params: int = 0,
     losses: dict[str, list[float]] | None = None,
 ) -> Merged:
-    """Return the merge as one LoRA, exactly; `loras` are in the basis of the merge."""
+    """Return the merge as one exact LoRA.
+
+    Args:
+        merge: The merge.
+        loras: The adapters in the basis of the merge.
+        roles: Role of each adapter.
+        layers: The adapted layers.
+        masks: Masks by layer, one per adapter; None without.
+        learned_params: Number of learned parameters.
+        losses: Loss terms, one value per step.
+    """
     everywhere = {**layers, **text_layers(loras, roles)}
     file = export(loras, masks, {name: merge.scales(layer) for name, layer in everywhere.items()})
     return Merged(file, masks, learned_params, losses or {})
@@ -101,17 +111,17 @@ def parts_of(
     masks: AllMasks | None,
     strength: Mapping[Role, float] | None,
 ) -> Parts:
-    """Return the adapters of a merge as sampling rules see them."""
+    """Return the separate adapters of a merge for sampling rules."""
     return Parts(rebased(loras, merge.basis), tuple(roles), merge.scales, masks, strength)
 
 
 def rebased(loras: Sequence[LoRA], basis: str) -> Sequence[LoRA]:
-    """Return the adapters as they are used together, in factors of a basis."""
+    """Return the adapters in factors of a basis."""
     return in_basis(jointly(loras), basis)
 
 
 def updates_at(loras: Sequence[LoRA], layer: Layer) -> list[Factors]:
-    """Return each adapter's factors at a layer, of rank 0 if it does not adapt it."""
+    """Return each adapter's factors at a layer, with rank 0 if it does not adapt the layer."""
     nothing = Factors(torch.zeros(0, layer.in_features), torch.zeros(layer.out_features, 0))
     return [lora.get(layer.name) or lora.text.get(layer.name) or nothing for lora in loras]
 

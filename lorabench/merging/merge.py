@@ -1,4 +1,4 @@
-"""What one thing is made of the adapters of a pair: the second of the three components of a method.
+"""Merges: combine the adapters of a pair. The merge is the second of the three components of a method.
 
 There are three kinds of merges, each with its own file: `MaskedSum` (masked.py), `LearnedMasks` (learned.py) and
 `LayerwiseMerge` (layerwise.py). A new merge is a class of one kind in lorabench/merging/methods/<name>.py.
@@ -37,8 +37,8 @@ class Activations:
     Args:
         draws: Number of teacher passes.
         batch: Images of each concept per pass.
-        noise: Use the noisiest timestep, where the images do not matter.
-        inputs: Moments of the inputs of a layer instead of those after `down`.
+        noise: Use pure noise at the noisiest timestep instead of noised images.
+        inputs: Moments of a layer's inputs instead of those after `down`.
     """
 
     draws: int
@@ -55,20 +55,21 @@ class MergeItem:
     pair: Pair
 
     def seed(self, seed: int) -> int:
-        """Return the seed of this pair's random draws; `seed` is that of the run."""
+        """Return the seed of this pair's random draws, given the seed of the run."""
         return seed_of("merge", *(concept.identity() for concept in self.pair.concepts), seed)
 
 
 @dataclass(frozen=True)
 class MergeEnvironment:
-    """What a merge works with.
+    """The model, seed and settings that a merge needs.
 
     Args:
         layers: The layers of the model.
         model: The model; None if `Merge.needs_model` is False.
         seed: Seed of the run.
-        progress: Called with the optimizer steps done, summed over the items.
-        share: Called with the share of layers done by merges without optimizer steps.
+        trainer: Settings of precision and devices.
+        progress: Called with the number of finished optimizer steps, summed over the items.
+        share: Called with the share of finished layers, by merges without optimizer steps.
     """
 
     layers: LayerMap
@@ -79,7 +80,7 @@ class MergeEnvironment:
     share: Callable[[float], None] | None = None
 
     def shifted(self, start: int, count: int = 1) -> MergeEnvironment:
-        """Return the environment of a part of the work: its steps count `count` times, after `start` steps."""
+        """Return the environment for a part of the work, whose steps count `count` times, after `start` steps."""
         if self.progress is None:
             return self
         report = self.progress
@@ -92,11 +93,11 @@ class Merged:
 
     Args:
         file: The merge as one LoRA.
-        masks: Masks by layer, one per adapter; None without.
-        learned_params: How many numbers were learned.
-        losses: Weighted terms by name, one value per step.
+        masks: Masks by layer, one per adapter; None if there are none.
+        learned_params: Number of learned parameters.
+        losses: Weighted loss terms by name, one value per step.
         ranks: Effective rank of each adapter's masked update by layer; empty if it was not measured.
-        error: Relative distance of the file from the exact merge, if its rank is too low for that.
+        error: Relative error of the file, if its rank is too low for the exact merge.
     """
 
     file: LoRA
@@ -107,7 +108,7 @@ class Merged:
     error: float = 0.0
 
     def save(self, folder: Path) -> None:
-        """Write merged.safetensors (the convention of diffusers), masks.safetensors if any, and merge.json.
+        """Write merged.safetensors (in diffusers' convention), masks.safetensors if there are masks, and merge.json.
 
         Raises:
             UserError: If the merge is not finite.
@@ -131,7 +132,7 @@ class Merged:
 
     @classmethod
     def load(cls, folder: Path) -> Merged:
-        """Read what `save` wrote."""
+        """Return the result that `save` has written."""
         from safetensors.torch import load_file
 
         from lorabench.lora.adapter import LoRA
@@ -166,12 +167,12 @@ class Merge(ABC):
 
     @property
     def activations(self) -> Activations | None:
-        """Return the activations that the merge is computed from; None if adapters suffice."""
+        """Return the activations that the merge needs; None if the adapters suffice."""
         return None
 
     @property
     def needs_model(self) -> bool:
-        """Return True if merging runs the model."""
+        """Return whether merging runs the model."""
         return self.activations is not None
 
     @property
@@ -180,7 +181,7 @@ class Merge(ABC):
         return self.activations is not None and not self.activations.noise
 
     def files(self) -> dict[str, Path]:
-        """Return the files that settings name; their contents are part of the key."""
+        """Return the files among the settings; their contents are part of the key."""
         return {}
 
     def trained_on(self) -> frozenset[str]:
@@ -188,7 +189,7 @@ class Merge(ABC):
         return frozenset()
 
     def check(self, layers: Mapping[str, Layer]) -> None:
-        """Check the adapted layers before any adapter is trained, and those of a user's files.
+        """Check the adapted layers before any adapter is trained, and the layers of a user's files.
 
         Raises:
             UserError: If the merge does not fit them.
@@ -196,7 +197,7 @@ class Merge(ABC):
         return None
 
     def uses(self, role: Role) -> bool:
-        """Return False if the adapters of a role have scale 0 in every layer, so that they need not be trained."""
+        """Return whether the adapters of a role are used. If not, they are not trained."""
         return True
 
     def optimizer_steps(self, pair: Pair) -> int:
@@ -210,20 +211,21 @@ class Merge(ABC):
         masks: AllMasks | None,
         strength: Mapping[Role, float] | None = None,
     ) -> Parts | None:
-        """Return the adapters as sampling rules see them; None if the merge does not keep them apart.
+        """Return the separate adapters for sampling rules; None if the merge does not keep them separate.
 
         Args:
             loras: The adapters before merging.
-            masks: Those of `Merged`.
-            strength: Further scale of all adapters of a role.
+            roles: Role of each adapter.
+            masks: The masks of `Merged`.
+            strength: Additional scale of all adapters of a role.
         """
         return None
 
     @property
     def keeps_parts(self) -> bool:
-        """Return True if the adapters can still be scaled after merging."""
+        """Return whether the adapters can still be scaled after merging."""
         return overrides(self, Merge, "parts")
 
     @abstractmethod
     def merge_pairs(self, items: Sequence[MergeItem], env: MergeEnvironment) -> list[Merged]:
-        """Merge several pairs. Every random draw is seeded by the pair's images and words, the seed and the step."""
+        """Merge several pairs. Random draws are seeded by the pair's images and words, the run's seed and the step."""

@@ -1,7 +1,7 @@
 """A method: a training, a merge and a sampling rule.
 
-Each component is chosen by itself, `method=<preset> method/training=... method/merge=... method/sampling=...`, and a
-preset chooses all three. Settings have the short spelling `method.<key>`: they reach the component that has the key.
+Each component is chosen separately, `method=<preset> method/training=... method/merge=... method/sampling=...`, and a
+preset chooses all three. A setting has the short form `method.<key>` and belongs to the component that has the key.
 B-LoRA's blocks are settings of its training and of its merge, and one value serves both.
 """
 
@@ -31,11 +31,14 @@ CHANGED = "+"  # between a preset and a changed component, "duolora+sampling.com
 
 @dataclass(frozen=True)
 class Method:
-    """Three components.
+    """A training, a merge and a sampling rule.
 
     Args:
         name: Name in tables: the preset and the components that differ from it, without the ablation.
-        options: The option of each group, by which results are labeled.
+        options: The chosen option of each group.
+        training: The training.
+        merge: The merge.
+        sampling: The sampling rule.
     """
 
     name: str
@@ -46,12 +49,12 @@ class Method:
 
     @property
     def is_file(self) -> bool:
-        """Return True if one LoRA file expresses the method; this follows from the sampling rule."""
+        """Return whether one LoRA file can express the method, which follows from its sampling rule."""
         return self.sampling.is_plain
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Return all settings by name, as `cfg.method` has them."""
+        """Return all settings by name, as in `cfg.method`."""
         values: dict[str, Any] = {}
         for each in self.components:
             values |= values_of(each)
@@ -59,41 +62,42 @@ class Method:
 
     @property
     def components(self) -> tuple[Training, Merge, Sampling]:
+        """Return the three components."""
         return self.training, self.merge, self.sampling
 
     def with_settings(self, **settings: Any) -> Method:
-        """Return the method with other values of some settings of its merge."""
+        """Return the method with other settings of its merge."""
         return replace(self, merge=replace(self.merge, **settings))
 
     def check(self) -> None:
-        """Check that the components go together.
+        """Check that the components can be combined.
 
         Raises:
-            UserError: If they do not, with the reason.
+            UserError: With the reason why they cannot.
         """
         rule, merge = self.options["sampling"], self.options["merge"]
         if not self.sampling.is_plain and not self.merge.keeps_parts:
             raise UserError(
-                f"method/sampling={rule} scales each LoRA by itself, but method/merge={merge} makes one new update of "
-                "them; use method/sampling=plain or method/merge=direct"
+                f"method/sampling={rule} scales each LoRA separately, but method/merge={merge} computes one update; "
+                "use method/sampling=plain or method/merge=direct"
             )
         if isinstance(self.training, Joint):
             if not (isinstance(self.merge, MaskedSum) and self.merge.is_plain):
                 raise UserError(
-                    f"method/training=joint trains one LoRA that holds both concepts, so method/merge={merge} has "
-                    "nothing to merge; use method/merge=direct"
+                    f"method/training=joint trains one LoRA for both concepts, so method/merge={merge} has nothing to "
+                    "merge; use method/merge=direct"
                 )
             if not self.sampling.is_plain:
                 raise UserError(
-                    f"method/training=joint trains one LoRA that holds both concepts, so method/sampling={rule} cannot "
-                    "tell content from style; use method/sampling=plain"
+                    f"method/training=joint trains one LoRA for both concepts, so method/sampling={rule} cannot "
+                    "scale content and style separately; use method/sampling=plain"
                 )
         if isinstance(self.training, Given):
             raise UserError("method/training=given trains nothing; use task=merge content=<file> style=<file>")
 
 
 def plain(value: Any) -> Any:
-    """Return nested settings as JSON: dataclasses become dicts."""
+    """Return nested settings as JSON values; dataclasses become dicts."""
     if hasattr(value, "__dataclass_fields__"):
         return {each.name: plain(getattr(value, each.name)) for each in fields(value)}
     if isinstance(value, Mapping):
@@ -102,10 +106,16 @@ def plain(value: Any) -> Any:
 
 
 def build(options: Mapping[str, str], settings: Mapping[str, Any], name: str) -> Method:
-    """Return the method of these options and settings.
+    """Return the method with these options and settings.
+
+    Args:
+        options: Option of each group.
+        settings: Settings by name.
+        name: Name in tables.
 
     Raises:
-        UserError: If a setting belongs to no component, has a wrong type or value, or components do not go together.
+        UserError: If a setting belongs to no component or has a wrong type or value, or if components cannot be
+        combined.
     """
     classes = classes_of(options)
     unknown = [key for key in settings if key not in presets.settings_of(classes)]
@@ -142,12 +152,12 @@ def composed(cfg: DictConfig, choices: Mapping[str, Any]) -> Method:
 
 
 def options_of(choices: Mapping[str, Any]) -> dict[str, str]:
-    """Return the option of each group, given Hydra's choices."""
+    """Return the option of each group for Hydra's choices."""
     return {group: choices[f"method/{group}"] for group in GROUPS}
 
 
 def named(choices: Mapping[str, Any]) -> str:
-    """Return the name in tables, given Hydra's choices."""
+    """Return the name in tables for Hydra's choices."""
     return name_of(choices["method"], options_of(choices))
 
 
@@ -155,7 +165,7 @@ def check_ablation(ablation: str, name: str, options: Mapping[str, str]) -> None
     """Check that the components have all settings that an ablation changes.
 
     Raises:
-        UserError: If they do not.
+        UserError: If one is missing.
     """
     if not set(presets.ablation_values(ablation)) <= presets.settings_of(classes_of(options)):
         raise presets.misfit(ablation, name)
@@ -167,15 +177,15 @@ def classes_of(options: Mapping[str, str]) -> dict[str, type]:
 
 
 def load(name: str, ablation: str = "none", **settings: Any) -> Method:
-    """Return a method with the values of its yaml files.
+    """Return a method with the settings of its YAML files.
 
     Args:
-        name: A preset, or one with other components, "duolora+sampling.composite".
+        name: A preset, or one with other components, such as "duolora+sampling.composite".
         ablation: Name of an ablation.
-        settings: Values of settings, `load("duolora", "no_cycle", prior=0.2)`.
+        settings: Values of settings, as in `load("duolora", "no_cycle", prior=0.2)`.
 
     Raises:
-        UserError: For an unknown name, an ablation that does not fit, and settings that the method does not have.
+        UserError: If a name is unknown, the ablation does not fit, or the method does not have a setting.
     """
     preset, options = parse(name)
     values: dict[str, Any] = {}
@@ -217,7 +227,7 @@ def name_of(preset: str, options: Mapping[str, str]) -> str:
 
 
 def key_of_component(component: Training | Merge | Sampling) -> dict[str, Any]:
-    """Return what of a component determines its results: class, version and settings."""
+    """Return the properties of a component that determine its results: name, version and settings."""
     return {
         "name": component_name(component),
         "version": getattr(component, "version", 1),

@@ -1,4 +1,4 @@
-"""What each adapter, alone on its own images, sends through every adapted layer: its second moments."""
+"""Second moments of the activations in every adapted layer, for each adapter by itself on its own images."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ from lorabench.models.layer import Layer
 
 
 class Moment:
-    """A running mean over tokens of v v^T, [K teachers, n, n], with v = x or z = D x.
+    """Forward pre-hook that averages v v^T over tokens, [K teachers, n, n], with v = x or z = D x.
 
-    A forward pre-hook. Rows come teacher by teacher, as `MergeStep.teachers` orders them. Products are made in single
-    precision, whatever the model's: eight bits of bfloat16 would drown the small eigenvalues.
+    Rows are ordered by teacher, as in `MergeStep.teachers`. Products are computed in float32 for any precision of the
+    model, because bfloat16 would lose the small eigenvalues.
+
+    Args:
+        inputs: Use v = x instead of v = D x.
     """
 
     def __init__(self, inputs: bool):
@@ -39,13 +42,14 @@ class Moment:
             self.count += 1
 
     def mean(self) -> Tensor:
+        """Return the mean over all forward passes."""
         assert isinstance(self.total, Tensor)
         return self.total / self.count
 
 
 @contextmanager
 def watched(adapters: Adapters, inputs: bool) -> Iterator[dict[str, Moment]]:
-    """Collects the moments of the forwards within."""
+    """Collect the second moments of the forward passes in the block."""
     moments = {layer: Moment(inputs) for layer in adapters.layers}
     hooks = [module.register_forward_pre_hook(moments[layer]) for layer, module in adapters.layers.items()]
     try:
@@ -56,7 +60,12 @@ def watched(adapters: Adapters, inputs: bool) -> Iterator[dict[str, Moment]]:
 
 
 def teacher_moments(steps: Sequence[MergeStep], inputs: bool = False) -> dict[str, Tensor]:
-    """By layer [K, n, n] over the teacher passes of several draws: of z = D x (n = R), or of the inputs x (n = in)."""
+    """Return second moments by layer [K, n, n] over the teacher passes of several draws.
+
+    Args:
+        steps: The draws.
+        inputs: Moments of the inputs x (n = in) instead of z = D x (n = R).
+    """
     with watched(steps[0].adapters, inputs) as moments:
         for step in steps:
             step.teachers()

@@ -1,9 +1,9 @@
-"""The yaml files of methods without Hydra: presets, options of components, and ablations.
+"""Reading the YAML files of methods without Hydra: presets, options of components, and ablations.
 
 conf/method/<preset>.yaml                    one option of each group
 conf/method/{training,merge,sampling}/<option>.yaml
-                                             settings of a component; its class is the module of the same name, or
-                                             that of the option in its defaults list
+                                             settings of a component. Its class is in the module of the same name, or
+                                             in the module of the option in its defaults list
 conf/ablation/<ablation>.yaml                settings that an ablation changes
 """
 
@@ -43,17 +43,18 @@ def options(group: str) -> list[str]:
 
 
 def ablations() -> list[str]:
-    """Return the names of all ablations; "none" comes first."""
+    """Return the names of all ablations, "none" first."""
     return sorted(names("ablation"), key=lambda name: name != "none")
 
 
 @cache
 def names(group: str) -> list[str]:
+    """Return the names of the YAML files in a folder of conf/."""
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
 def check_name(group: str, name: str) -> None:
-    """Check that a yaml file exists.
+    """Check that a YAML file exists.
 
     Raises:
         UserError: If it does not.
@@ -80,14 +81,14 @@ def component_class(group: str, option: str) -> type:
 
 
 def base_option(group: str, option: str) -> str:
-    """Return the option that another one changes."""
+    """Return the option on which another option is based."""
     [base] = [each for each in read(f"method/{group}", option)["defaults"] if each != SELF]
     return base
 
 
 @cache
 def values(group: str, option: str) -> dict[str, Any]:
-    """Return the settings of an option, with those of the option that it changes."""
+    """Return the settings of an option, including those of the option on which it is based."""
     own = {key: value for key, value in read(f"method/{group}", option).items() if key != "defaults"}
     if "defaults" not in read(f"method/{group}", option):
         return own
@@ -104,6 +105,7 @@ def ablation_values(name: str) -> dict[str, Any]:
 
 @cache
 def read(group: str, name: str) -> dict[str, Any]:
+    """Return the content of a YAML file in conf/."""
     found: Any = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
     return found or {}
 
@@ -115,14 +117,14 @@ def settings_of(classes: Mapping[str, type]) -> set[str]:
 
 @cache
 def fits(preset: str, ablation: str) -> bool:
-    """Return True if the components of a preset have all settings that an ablation changes."""
+    """Return whether the components of a preset have all settings that an ablation changes."""
     return set(ablation_values(ablation)) <= settings_of(
         {group: component_class(group, option) for group, option in choices(preset).items()}
     )
 
 
 def fitting_presets(ablation: str) -> list[str]:
-    """Return the presets that an ablation fits; every preset for one that changes nothing."""
+    """Return the presets to which an ablation can be applied; all presets for an ablation without changes."""
     return [preset for preset in presets() if fits(preset, ablation)]
 
 

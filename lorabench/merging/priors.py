@@ -1,11 +1,11 @@
-"""Which role dominates a layer: presets, the live UNet's resolutions, or what a layer probe measured.
+"""The dominant role of each layer: from a preset, from resolutions, or from a measurement by a layer probe.
 
 DuoLoRA (arXiv 2504.13206) finds that layers of low resolution carry content and layers of high resolution style. A
-prior says so for the layers of a UNet:
+prior assigns the layers of a UNet to these roles:
 
     resolution              below the middle of the resolutions with attention: content; above it: style
-    a name in conf/prior    {content: [module paths], style: [module paths]}, as the paper or the released code has it
-    a file of that form     what `python run.py task=layer_probe` writes
+    a name in conf/prior    {content: [module paths], style: [module paths]}, from the paper or the released code
+    a file in this form     written by `python run.py task=layer_probe`
 """
 
 from __future__ import annotations
@@ -28,7 +28,11 @@ Blocks = dict[str, list[str]]  # module paths by role
 
 
 def read_prior(prior: str | Mapping[str, Any]) -> str | Blocks:
-    """A prior as a setting: RESOLUTION, or the blocks of a preset or a file.  UserError for any other."""
+    """Return the prior for a setting: RESOLUTION, or the blocks of a preset, a file or a mapping.
+
+    Raises:
+        UserError: If it is none of these.
+    """
     if prior == RESOLUTION:
         return RESOLUTION
     if isinstance(prior, str):
@@ -42,7 +46,7 @@ def read_prior(prior: str | Mapping[str, Any]) -> str | Blocks:
             prior = OmegaConf.to_container(OmegaConf.load(path))  # pyright: ignore[reportAssignmentType]
         except (OSError, YAMLError, OmegaConfBaseException) as error:
             raise UserError(
-                f"{path} is no yaml: {str(error).splitlines()[0]}; write it with task=layer_probe"
+                f"{path} is not valid YAML: {str(error).splitlines()[0]}; write it with task=layer_probe"
             ) from None
     if not isinstance(prior, Mapping) or set(prior) != set(ROLES) or not all(map(is_names, prior.values())):
         raise UserError("method.prior needs lists of module paths: {content: [<module path>], style: [<module path>]}")
@@ -50,6 +54,7 @@ def read_prior(prior: str | Mapping[str, Any]) -> str | Blocks:
 
 
 def is_names(value: Any) -> bool:
+    """Return whether a value is a list of strings."""
     return isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)
 
 
@@ -69,10 +74,11 @@ def check_prior(prior: str | Blocks, layers: Mapping[str, Layer]) -> None:
             )
     both = [name for name in layers if len(roles_of(prior, name)) > 1]
     if both:
-        raise UserError(f"method.prior must give {both[0]} to content or to style; take it out of one list")
+        raise UserError(f"method.prior must give {both[0]} to content or to style; remove it from one list")
 
 
 def roles_of(prior: Blocks, name: str) -> list[Role]:
+    """Return the roles to which a prior assigns a layer."""
     return [role for role in ROLES if any(within(name, block) for block in prior[role])]
 
 
@@ -88,14 +94,18 @@ def dominant_roles(prior: str | Blocks, layers: Mapping[str, Layer]) -> dict[str
     return {name: dominant_role(prior, layer) for name, layer in layers.items()}
 
 
-def leads_somewhere(roles: Mapping[str, Role | None]) -> None:
-    """UserError unless some layer has a dominant role."""
+def check_dominant(roles: Mapping[str, Role | None]) -> None:
+    """Check that some layer has a dominant role.
+
+    Raises:
+        UserError: If none has.
+    """
     if not any(roles.values()):
         raise UserError("the prior has no layer of this UNet; use ablation=no_layer_prior or another method.prior")
 
 
 def by_depth(layer: Layer) -> Role | None:
-    """Content below the middle of the resolutions with attention, style above it, None in the very middle."""
+    """Return content below the middle of the resolutions with attention, style above it, and None exactly there."""
     if layer.depth == 0.5:
         return None
     return "content" if layer.depth > 0.5 else "style"

@@ -1,7 +1,7 @@
-"""The denoiser's passes in one step of a learned merge: rows that need the same masks share one forward.
+"""The denoiser's passes in one step of a learned merge. Rows with the same masks share a forward pass.
 
-A step may hold several pairs, merged side by side. Rows then come pair by pair, so that each pair's share of them meets
-its own factors and masks (see `MaskedLoRA`), and every mean over rows is taken within a pair.
+A step may have several pairs. Then rows are ordered by pair, so that each pair's rows are multiplied with its own
+factors and masks (see `MaskedLoRA`), and every mean over rows is computed within a pair.
 """
 
 from __future__ import annotations
@@ -20,22 +20,35 @@ from lorabench.models.model import Conditioning, DiffusionModel
 
 @dataclass(frozen=True)
 class Noised:
-    """Noised latents x [pairs * batch, c, h, w] with the prompts they are denoised under."""
+    """Noised latents and their prompts.
+
+    Args:
+        x: [pairs * batch, c, h, w].
+        prompt: Conditioning of each row.
+    """
 
     x: Tensor
     prompt: Conditioning
 
     def under(self, prompt: Conditioning) -> Noised:
+        """Return the same latents with another prompt."""
         return Noised(self.x, prompt)
 
 
 @dataclass(frozen=True)
 class MergeStep:
-    """The draws of one step, and the network that answers to them.
+    """The random draws of one step, and the model.
 
-    images: of each adapter its own images x_t^k under their prompts p_k; contents, then styles, as `roles` says.
-    both: the merged prompt p_cs, one row an image.
-    noise, t: shared by the images of all adapters, as in the public codes of ZipLoRA and DuoLoRA.
+    Args:
+        model: The model.
+        adapters: The adapters on the denoiser.
+        layers: The adapted layers.
+        roles: Role of each adapter, contents first.
+        images: For each adapter, its noised images x_t^k with their prompts p_k.
+        both: The combined prompt p_cs, one row per image.
+        noise: Noise, shared by the images of all adapters as in the public codes of ZipLoRA and DuoLoRA.
+        t: Timesteps, shared in the same way.
+        pairs: Number of pairs.
     """
 
     model: DiffusionModel
@@ -50,19 +63,19 @@ class MergeStep:
 
     @torch.no_grad()
     def teachers(self) -> tuple[Tensor, ...]:
-        """e_k(x_t^k, p_k): each LoRA by itself, whole, on its own images."""
-        return self.alone(self.images, [(k,) for k in range(len(self.images))])
+        """Return e_k(x_t^k, p_k): the predictions with each LoRA by itself, unmasked, on its own images."""
+        return self.unmasked(self.images, [(k,) for k in range(len(self.images))])
 
     def merged(self, *inputs: Noised) -> tuple[Tensor, ...]:
-        """The masked merge on each input, with gradients to the masks."""
+        """Return the predictions of the masked merge for each input, with gradients to the masks."""
         return self._predict(inputs, [self._switch(range(len(self.roles)))] * len(inputs), masked=True)
 
-    def alone(self, inputs: Sequence[Noised], adapters: Sequence[Sequence[int]]) -> tuple[Tensor, ...]:
-        """On each input only some adapters, whole and without masks, with gradients to the input."""
+    def unmasked(self, inputs: Sequence[Noised], adapters: Sequence[Sequence[int]]) -> tuple[Tensor, ...]:
+        """Return the predictions for each input with some adapters, without masks, with gradients to the input."""
         return self._predict(inputs, [self._switch(on) for on in adapters], masked=False)
 
     def reconstruction(self, predictions: Sequence[Tensor], targets: Sequence[Tensor]) -> dict[str, Tensor]:
-        """|| e_m(x_k, p_k) - e_k(x_k, p_k) ||^2 [pairs] by role, summed over the adapters of a role."""
+        """Return || e_m(x_k, p_k) - e_k(x_k, p_k) ||^2 [pairs] by role, summed over the adapters of a role."""
         terms: dict[str, Tensor] = {}
         for role, prediction, target in zip(self.roles, predictions, targets, strict=True):
             error = self.mse(prediction, target)
@@ -70,15 +83,15 @@ class MergeStep:
         return terms
 
     def clean(self, noised: Noised, prediction: Tensor) -> Tensor:
-        """One-step clean estimate [pairs * batch, c, h, w] from a prediction."""
+        """Return the one-step clean estimate for a prediction, [pairs * batch, c, h, w]."""
         return self.model.process.clean(noised.x, self.t, prediction)
 
     def renoised(self, noised: Noised, prediction: Tensor, prompt: Conditioning) -> Noised:
-        """The clean estimate noised again with the same noise and timestep."""
+        """Return the clean estimate, noised with the same noise and timestep, with a prompt."""
         return Noised(self.model.process.add_noise(self.clean(noised, prediction), self.noise, self.t), prompt)
 
     def mse(self, left: Tensor, right: Tensor) -> Tensor:
-        """Mean squared error of each pair's rows [pairs]."""
+        """Return the mean squared error of each pair's rows, [pairs]."""
         return (left - right).square().reshape(self.pairs, -1).mean(dim=1)
 
     def _switch(self, on: Sequence[int]) -> tuple[float, ...]:
@@ -100,5 +113,5 @@ class MergeStep:
         return tuple(each.flatten(0, 1) for each in out.unbind(1))
 
     def _by_pair(self, parts: Sequence[Tensor]) -> Tensor:
-        """Inputs [pairs * batch, ...] -> one batch [pairs * inputs * batch, ...], pair by pair."""
+        """Join inputs [pairs * batch, ...] to one batch [pairs * inputs * batch, ...], ordered by pair."""
         return torch.stack([part.unflatten(0, (self.pairs, -1)) for part in parts], dim=1).flatten(0, 2)

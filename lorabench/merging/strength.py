@@ -1,4 +1,4 @@
-"""A merge whose adapters are weaker, for merges that do not keep their adapters apart."""
+"""Merging with scaled adapters, for merges that do not keep their adapters separate."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from lorabench.merging.merge import Merge, Merged, MergeEnvironment, MergeItem
 def merged_at_strength(
     merge: Merge, loras: Sequence[LoRA], pair: Pair, strength: Mapping[Role, float], env: MergeEnvironment
 ) -> Merged:
-    """Merge a pair again, with all adapters of a role scaled; random draws are the same."""
+    """Merge a pair again with the same random draws, after scaling all adapters of a role."""
     weaker = tuple(scaled(lora, strength[role]) for lora, role in zip(loras, pair.roles, strict=True))
     [result] = merge.merge_pairs([MergeItem(weaker, pair)], env)
     return result
 
 
 def scaled(lora: LoRA, strength: float) -> LoRA:
-    """Return a LoRA at another strength."""
+    """Return a LoRA multiplied by a number."""
 
     def times(parts: Mapping[str, Factors]) -> dict[str, Factors]:
         return {name: Factors(each.down, each.up * strength) for name, each in parts.items()}

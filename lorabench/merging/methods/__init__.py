@@ -1,1 +1,1 @@
-"""One file a method; see lorabench.merging.method for what a method is and how to add one."""
+"""Merges, one per file. lorabench.merging.method explains methods and how to add one."""

@@ -1,10 +1,12 @@
-"""B-LoRA (Frenkel et al., ECCV 2024, arXiv 2403.14572): one block of the network holds the content, another the style.
+"""B-LoRA: one block of the denoiser for the content, another one for the style.
 
     dW_m = alpha_c dW_c  in W4 (`content_block`),   alpha_s dW_s  in W5 (`style_block`),   else 0
 
-The merge takes W4 of the content and W5 of the style. The adapters are trained in both blocks together and in no other
-(`method/training=blora`). The released code scales both factors, so its alpha counts twice (`squared`). Images are
-generated with the prompt of all methods, which has the class word next to the identifier.
+The merge takes block W4 of the content LoRA and block W5 of the style LoRA. The LoRAs are trained in these two blocks
+only, both at once (`method/training=blora`). The released code multiplies both factors by alpha, so that alpha counts
+twice (`squared`). Images have the prompt of all methods, with the class word next to the identifier.
+
+Source: Frenkel et al., ECCV 2024, arXiv 2403.14572.
 """
 
 from collections.abc import Mapping
@@ -18,14 +20,14 @@ from lorabench.models.layer import Layer, within
 
 @dataclass(frozen=True, kw_only=True)
 class BLoRA(MaskedSum):
-    """One block of each role.
+    """One block per role.
 
     Args:
         content_block: Module path of the content block, W4 in the paper.
         style_block: Module path of the style block, W5 in the paper.
-        content: alpha_c.
-        style: alpha_s.
-        squared: Apply each alpha twice.
+        content: Scale alpha_c.
+        style: Scale alpha_s.
+        squared: Apply each scale twice.
     """
 
     content_block: str

@@ -1,9 +1,9 @@
-"""Custom weights: the sum with scales chosen by hand, for each role and, optionally, for modules.
+"""Custom weights: a sum with scales chosen by the user, by role and optionally by module.
 
     dW_m = w_c dW_c + w_s dW_s,   w by role or by module path
 
-With w_s < w_c this is what practitioners do if the style dominates the subject. A layer probe varies the weights of
-single modules. The lower bounds of every table are this merge with weights 0 (`base`, `content_only`, `style_only`).
+Practitioners use it with w_s < w_c if the style dominates the subject. The layer probe changes the scales of single
+modules. The lower bounds of every table are this merge with scales 0 (`base`, `content_only`, `style_only`).
 """
 
 from collections.abc import Mapping

@@ -10,4 +10,4 @@ from lorabench.merging.masked import MaskedSum
 
 @dataclass(frozen=True, kw_only=True)
 class Direct(MaskedSum):
-    """The sum without scales and masks."""
+    """A sum without scales and masks."""

@@ -1,47 +1,49 @@
-"""DuoLoRA: Cycle-consistent and Rank-disentangled Content-Style Personalization (Roy et al., ICCV 2025, 2504.13206).
+"""DuoLoRA: rank masks that are learned with a layer prior and a cycle loss.
 
     dW_m = U_c diag(m_c) S_c V_c^T + U_s diag(m_s) S_s V_s^T
     L = L_content + L_style + lambda_prior L_prior + lambda_cycle (L_cycle_style + L_cycle_content)
 
     L_content = || e_m(x_c, p_c) - e_c(x_c, p_c) ||^2,   L_style = || e_m(x_s, p_s) - e_s(x_s, p_s) ||^2
-    L_prior = ||m_dom||_1 + lambda max(0, ||m_minor||_* - ||m_dom||_*)       a layer; ||m||_* = ||diag(m)||_* = sum |m|
+    L_prior = ||m_dom||_1 + lambda max(0, ||m_minor||_* - ||m_dom||_*)     per layer; ||m||_* = ||diag(m)||_* = sum |m|
     L_cycle: see lorabench/merging/constyle.py
 
-e_m, e_c and e_s are the predictions with the merged, the content and the style adapter. The dominant adapter of a layer
-is what its prior says (lorabench/merging/priors.py); its mask starts with more ones. Of several subjects or styles,
-all have
-masks, a norm is the mean over the adapters of a role, and losses are sums over the adapters.
+e_m, e_c and e_s are the predictions with the merged, the content and the style adapter. The prior
+(lorabench/merging/priors.py) gives the dominant adapter of a layer, whose mask starts with more ones. If there are
+several subjects or styles, all have masks; norms are means over the adapters of a role, and losses are sums.
 
-Against the direct merge: masks r, learned with Adam. Against ZipRank: the prior and the cycle.
+It differs from the direct merge by masks r, learned with Adam, and from ZipRank by the prior and the cycle.
 
-The paper is silent, and this is the reading taken:
-- Constyle: `through_merge`, the only reading in which the masks can learn from the way round.
-- L_prior is the mean over the entries of a mask (`prior_norm: mean`) and over the layers with a prior: its weight
-  against the reconstruction must depend neither on the rank nor on the number of layers. With `sum`, as the norm is
-  written, it is r times as strong.
-- Which entries start as ones is drawn with a seed; the others start as zeros.
+The paper leaves open, and this code decides:
+- Constyle is `through_merge`, the only interpretation in which the masks can learn from the cycle.
+- L_prior is the mean over the entries of a mask (`prior_norm: mean`) and over the layers with a prior, so that its
+  weight relative to the reconstruction depends neither on the rank nor on the number of layers. With `sum`, as the norm
+  is written, it is r times as strong.
+- The entries that start as ones are chosen at random with a seed; the others start as zeros.
 
-The released code (aniket004/DuoLoRA at b1e029b) departs from the paper in eleven settings, and in a twelfth from the
-reading taken here. The paper's value, or the reading, is in `duolora`, the released one in `duolora_released`, and an
-ablation switches each on by itself:
+The released code (aniket004/DuoLoRA at b1e029b) differs from the paper in eleven settings, and from this code's
+interpretation in one more. `duolora` has the settings of the paper or the interpretation, `duolora_released` those of
+the released code. An ablation changes each of them separately:
 
-    ablation              setting                      released behaviour
-    released_blocks       prior: released              one block counts as content; most layers have no prior
+    ablation              setting                      released behavior
+    released_blocks       prior: released              one block is content; most layers have no prior
     vector_nuclear_norm   nuclear_norm: vector         the "nuclear norm" of a mask is that of a column, ||m||_2
-    no_hinge              hinge: false                 ||m_minor||_* - ||m_dom||_* without the max(0, .)
+    no_hinge              hinge: false                 ||m_minor||_* - ||m_dom||_* without max(0, .)
     cycle_adapters        remove_with: other           the other LoRA removes (in released_cycle it also added)
-    detached_cycle        constyle: detached           no gradient through the way round
-    shared_masks          shared_masks: true           q, k, v and out share a mask, which moves four times a step
+    detached_cycle        constyle: detached           no gradient through the cycle
+    shared_masks          shared_masks: true           q, k, v and out share a mask, which is updated four times a step
     early_stop            one_step_an_epoch: true      an epoch ends after a step: 100 / (images of a concept) steps
     swapped_lambdas       lambda_cycle, lambda_prior   0.1 and 0.01 instead of 0.01 and 0.1
     ones_init             init: ones                   every mask starts as ones
     short_content_lora    content_lora_steps: 0.1      the content LoRA has a tenth of the style LoRA's steps
-    raw_basis             basis: raw                   masks on the factors as they are trained
-    summed_prior          prior_norm: sum              (no departure: the norm as the paper, too, writes it)
+    raw_basis             basis: raw                   masks on the trained factors
+    summed_prior          prior_norm: sum              (no difference: the paper also writes the norm in this way)
 
-`init: gaussian` is the released code's other start: r = randn scaled to [0, 1], m = r where r exceeds the threshold of
-the adapter, else 0. Not reproduced: AdamW's decay of 1e-6 a step, clipping at 1, fp16, and prompts that
-name both concepts for either image ("a sbu1 slime in szn1 style").
+`init: gaussian` is another initialization of the released code: r = randn scaled to [0, 1], m = r if r exceeds the
+adapter's threshold, else 0. This code does not reproduce AdamW's decay of 1e-6 per step, clipping at 1, fp16, and
+prompts that name both concepts for either image ("a sbu1 slime in szn1 style").
+
+Source: Roy et al., DuoLoRA: Cycle-consistent and Rank-disentangled Content-Style Personalization, ICCV 2025, arXiv
+2504.13206.
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ from lorabench.base import seed_of
 from lorabench.config.settings import setting
 from lorabench.data.pairs import Role
 from lorabench.merging.learned import LearnedMasks
-from lorabench.merging.priors import check_prior, dominant_roles, leads_somewhere, read_prior
+from lorabench.merging.priors import check_dominant, check_prior, dominant_roles, read_prior
 from lorabench.models.layer import Layer
 
 if TYPE_CHECKING:
@@ -72,14 +74,25 @@ class DuoLoRA(LearnedMasks):
     """Rank masks with a layer prior and a cycle.
 
     Args:
-        basis: Factors that the masks act on.
-        prior: See lorabench/merging/priors.py.
+        basis: Factors that the masks multiply.
+        prior: Dominant role of each layer, see lorabench/merging/priors.py.
+        lambda_prior: Weight of L_prior.
+        prior_norm: "mean" or "sum" over the entries of a mask.
         prior_hinge: lambda inside L_prior.
-        cycles: Which of the two cycle losses are used.
-        dominant_ones: Share of ones at the start in the mask of the dominant adapter, with `init: prior`.
-        minor_ones: The same of the other adapter.
-        dominant_threshold: The same with `init: gaussian`.
-        minor_threshold: The same of the other adapter.
+        hinge: Clamp the difference of the norms at zero.
+        nuclear_norm: "diagonal", ||m||_1, or "vector", ||m||_2.
+        lambda_cycle: Weight of the cycle losses.
+        cycles: The cycle losses to use.
+        constyle: "through_merge" or "detached", see lorabench/merging/constyle.py.
+        remove_with: LoRA that removes in a cycle: the image's own one or the other one.
+        cycle_in: Compare predictions or decoded images.
+        init: Initial masks.
+        dominant_ones: Share of ones in the initial mask of the dominant adapter, for `init: prior`.
+        minor_ones: The same for the other adapter.
+        dominant_threshold: Threshold of the dominant adapter, for `init: gaussian`.
+        minor_threshold: The same for the other adapter.
+        shared_masks: Use one mask for q, k, v and out of an attention module.
+        one_step_an_epoch: Make one step per epoch, as the released code does by mistake.
     """
 
     basis: str = setting(options=("svd", "raw"))
@@ -109,7 +122,7 @@ class DuoLoRA(LearnedMasks):
     def check(self, layers: Mapping[str, Layer]) -> None:
         check_prior(self.prior, layers)
         if self.lambda_prior:
-            leads_somewhere(dominant_roles(self.prior, layers))
+            check_dominant(dominant_roles(self.prior, layers))
 
     def steps(self, images: Sequence[int]) -> int:
         epoch = ceil(max(images) / self.fit.batch)
@@ -127,7 +140,7 @@ class DuoLoRA(LearnedMasks):
         return masks
 
     def start(self, name: str, layer: Layer, dominant: Role | None, seed: int) -> tuple[Masks, ...]:
-        """The masks of a layer before the first step."""
+        """Return the initial masks of a layer."""
         import torch
 
         from lorabench.lora.layer import Masks
@@ -151,15 +164,15 @@ class DuoLoRA(LearnedMasks):
             "content": self.lambda_cycle * (self.cycles != "content"),
             "style": self.lambda_cycle * (self.cycles != "style"),
         }
-        ways = self.constyle == "through_merge", self.remove_with == "own", self.cycle_in == "image"
-        cycle_terms, predictions, targets = constyle(step, weights, *ways)
+        choices = self.constyle == "through_merge", self.remove_with == "own", self.cycle_in == "image"
+        cycle_terms, predictions, targets = constyle(step, weights, *choices)
         terms = step.reconstruction(predictions, targets) | cycle_terms
         if self.lambda_prior:
             terms["prior"] = self.lambda_prior * self.layer_prior(step.layers, masks)
         return terms
 
     def layer_prior(self, layers: Mapping[str, Layer], masks: AllMasks) -> Tensor:
-        """L_prior [pairs], the mean over the layers with a prior."""
+        """Return L_prior [pairs], the mean over the layers with a prior."""
         import torch
 
         terms = []
@@ -174,7 +187,7 @@ class DuoLoRA(LearnedMasks):
         return torch.stack(terms).mean(0)
 
     def nuclear(self, masks: Sequence[Tensor]) -> Tensor:
-        """||diag(m)||_* = ||m||_1, or what the released code takes for it, the nuclear norm of a column: ||m||_2."""
+        """Return ||diag(m)||_* = ||m||_1 or, as in the released code, the nuclear norm of a column, ||m||_2."""
         import torch
 
         order = 1 if self.nuclear_norm == "diagonal" else 2
@@ -182,12 +195,12 @@ class DuoLoRA(LearnedMasks):
 
 
 def attention(layer: str) -> str:
-    """The attention module of a projection: the path up to attn1 or attn2."""
+    """Return the attention module of a projection: the path up to attn1 or attn2."""
     return layer.removesuffix(".0").rpartition(".")[0]
 
 
 def ones(rank: int, share: float, seed: int) -> Tensor:
-    """A mask of zeros and round(share * rank) ones at seeded places."""
+    """Return a mask of zeros with round(share * rank) ones at random places."""
     import torch
 
     order = torch.randperm(rank, generator=torch.Generator().manual_seed(seed))
@@ -195,7 +208,7 @@ def ones(rank: int, share: float, seed: int) -> Tensor:
 
 
 def scaled_gaussian(rank: int, threshold: float, seed: int) -> Tensor:
-    """r = randn scaled to [0, 1], zero where it does not exceed the threshold; a seed gives nested supports."""
+    """Return r = randn scaled to [0, 1], with values up to the threshold set to 0. Supports are nested for one seed."""
     import torch
 
     draw = torch.randn(rank, generator=torch.Generator().manual_seed(seed))

@@ -1,10 +1,12 @@
-"""Iso-C (Marczak et al., ICML 2025, arXiv 2502.04959): the sum of the updates with a flat spectrum.
+"""Iso-C: the sum of the updates, with equal singular values.
 
     sum_k dW_k = P S V^T,   dW_m = w mean(S) P V^T
 
-Against the direct merge: the same directions, all of them equally strong. The mean is over the min(out, in) singular
-values of a full-rank update in the publication; a sum of LoRAs has R = sum_k r_k of them at most, and the mean is over
-those that are not zero: a direction without strength, as where two adapters do the same, is given none.
+The merge has the directions of the direct merge with equal strength. In the paper, the mean is over the min(out, in)
+singular values of a full-rank update. A sum of LoRAs has at most R = sum_k r_k, and the mean is over those that are not
+zero, so that directions without strength (for example, of two equal adapters) stay zero.
+
+Source: Marczak et al., ICML 2025, arXiv 2502.04959.
 """
 
 from collections.abc import Sequence
@@ -22,10 +24,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class IsoC(LayerwiseMerge):
-    """A flat spectrum.
+    """A sum with equal singular values.
 
     Args:
-        weight: w.
+        weight: Scale w.
     """
 
     weight: float

@@ -1,11 +1,12 @@
-"""KnOTS (Stoica et al., ICLR 2025, arXiv 2410.19735): TIES in a basis that all updates of a layer share.
+"""KnOTS: TIES in a basis that all updates of a layer share.
 
     [dW_1 | ... | dW_K] = P S [V_1 | ... | V_K]      (SVD; P S [out, R], V_k [R, in])
     dW_m = P S * w TIES(V_1, ..., V_K)               (see ties.py)
 
-Against the direct merge: new factors, P S and the merged V, of rank R = sum_k r_k at most, exactly. With D_k^T = Q_k
-T_k
-the SVD is that of the narrow [U_1 T_1^T | ... | U_K T_K^T], so that no dense update is formed.
+The merge has new factors, P S and the merged V, of rank R <= sum_k r_k. This is exact. With D_k^T = Q_k T_k, the SVD is
+computed of the narrow matrix [U_1 T_1^T | ... | U_K T_K^T], so that no dense update is formed.
+
+Source: Stoica et al., ICLR 2025, arXiv 2410.19735.
 """
 
 from collections.abc import Sequence
@@ -28,8 +29,8 @@ class KnOTS(LayerwiseMerge):
 
     Args:
         density: Share of the entries of each V_k that TIES keeps.
-        weight: w.
-        sign: How TIES elects signs, "total" or "frequency".
+        weight: Scale w.
+        sign: Election of signs by TIES, "total" or "frequency".
     """
 
     density: float = setting(above=0, most=1)
@@ -45,7 +46,7 @@ class KnOTS(LayerwiseMerge):
         narrow = [torch.linalg.qr(each.down.double().mT) for each in updates]
         joined = torch.cat([each.up.double() @ qr.R.mT for each, qr in zip(updates, narrow, strict=True)], dim=1)
         p, s, vt = torch.linalg.svd(joined, full_matrices=False)
-        parts = vt.split([len(qr.R) for qr in narrow], dim=1)  # a rank above the width spans no more than the width
+        parts = vt.split([len(qr.R) for qr in narrow], dim=1)  # a rank above the width spans only the width
         shared = [(part @ qr.Q.mT).float() for part, qr in zip(parts, narrow, strict=True)]
         weights = torch.full((len(shared),), self.weight)
         return Factors(ties(shared, weights, self.density, self.sign), (p * s).float())  # pyright: ignore[reportArgumentType]

@@ -1,18 +1,20 @@
-"""LoRA.rar (Shenaj et al., ICCV 2025, arXiv 2412.05148): ZipLoRA's masks, predicted in one forward of a small network.
+"""LoRA.rar: ZipLoRA's masks, predicted by one forward pass of a small network.
 
     dW_m = dW_c diag(m_c) + dW_s diag(m_s)      in to_q and to_out.0,      dW_c + dW_s in to_k and to_v
     (m_c[j], m_s[j]) = H(dW_c[:, j], dW_s[:, j])
 
-H is one network for all layers and all pairs (lorabench/merging/hypernetwork.py), trained once for a model on LoRAs
-of other
-subjects and styles with ZipLoRA's loss (lorabench/merging/hypernetwork_training.py, task=hypernetwork).
+H is one network for all layers and all pairs (lorabench/merging/hypernetwork.py). It is trained once per model, on
+LoRAs of other subjects and styles, with ZipLoRA's loss (lorabench/merging/hypernetwork_training.py, task=hypernetwork).
 
-Against the direct merge: masks i on the query and output projections, D_k' = D_k diag(m_k), so the merge has rank
-r_c + r_s, exactly. Nothing is learned for a pair. H takes one content and one style; of several of a role dW_k is their
-sum, and they share m_k. Where a layer has only one of the two, the other's columns are zero.
+The merge differs from the direct merge by masks i on the query and output projections, D_k' = D_k diag(m_k), so its
+rank is r_c + r_s, exactly. Nothing is learned per pair. H takes one content update and one style update. If a role has
+several LoRAs, dW_k is their sum, and they share m_k. If a layer has only one role, the columns of the other one are
+zero.
 
-Written from the paper's formulas. The released code and its weights, for non-commercial use, are not used here; in its
-training the style's prompt of an epoch is one of another pair, here each pair has its own.
+This code follows the formulas of the paper and does not use the released code and weights, which are for non-commercial
+use. In the released training, the style prompt of an epoch is that of another pair; here each pair has its own.
+
+Source: Shenaj et al., ICCV 2025, arXiv 2412.05148.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,8 +33,8 @@ if TYPE_CHECKING:
     from lorabench.lora.adapter import Factors
     from lorabench.lora.layer import Masks
 
-SHIPPED = ASSETS / "lora_rar"  # <name>.safetensors, a model each
-MASKED = (".to_q", ".to_out.0")  # the layers that have masks; all others are summed
+SHIPPED = ASSETS / "lora_rar"  # folder of <name>.safetensors, one per model
+MASKED = (".to_q", ".to_out.0")  # layers with masks; the others are summed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,7 @@ class LoRARar(MaskedSum):
     """Predicted input masks.
 
     Args:
-        weights: Weights of H: "micro", which is shipped, or a file of task=hypernetwork.
+        weights: Weights of H: "micro", which is included in the package, or a file of task=hypernetwork.
     """
 
     weights: str
@@ -76,12 +78,16 @@ class LoRARar(MaskedSum):
 
 
 def is_masked(layer: str) -> bool:
-    """Whether a layer of the UNet has masks: the query and output projections of attention."""
+    """Return whether a layer of the UNet has masks: the query and output projections of attention have."""
     return layer.endswith(MASKED)
 
 
 def find(weights: str) -> Path:
-    """The file of a setting: one that is shipped, by its name, or a path.  UserError where there is none."""
+    """Return the file of weights, which is in the package or is a path of the user.
+
+    Raises:
+        UserError: If there is no such file.
+    """
     path = SHIPPED / f"{weights}.safetensors"
     path = path if path.is_file() else Path(weights).expanduser()
     if not path.is_file():

@@ -1,13 +1,14 @@
-"""NP-LoRA (arXiv 2511.11051): the content LoRA leaves the directions that the style LoRA reads, without training.
+"""NP-LoRA: project the content update off the input directions that the style update uses, without training.
 
     dW_m = dW_s + dW_c (I - rho V V^T),   V: orthonormal basis of the rows of dW_s [in, r_s]
     rho = mu / (1 + mu)   (soft, mu = 0.5),   rho = 1   (hard, `hard`)
 
-Against the direct merge: D_c' = D_c (I - rho V V^T); U_c, U_s, D_s stay, so the merge has rank r_c + r_s. V comes
-from the
-factors, without a dense update; what D_s reads and U_s drops is in no row of dW_s, and stays the content's. In print
-the soft projector stands on the left once; the hard form and the appendix have it on the side of the inputs, as here.
-Several styles share one V, of their sum; every content is projected.
+Only D_c changes, D_c' = D_c (I - rho V V^T), so the merge has rank r_c + r_s. V is computed from the factors without a
+dense update. Directions of D_s that U_s maps to zero are in no row of dW_s, so the content keeps them. One formula in
+the paper has the soft projector on the left; the hard form and the appendix have it on the side of the inputs, as
+here. Several styles share the V of their sum; every content is projected.
+
+Source: arXiv 2511.11051.
 """
 
 from collections.abc import Sequence
@@ -26,11 +27,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class NPLoRA(LayerwiseMerge):
-    """Projection of the contents.
+    """A projection of the contents.
 
     Args:
         mu: Strength of the soft projection.
-        hard: Project completely.
+        hard: Use rho = 1.
     """
 
     mu: float = setting(least=0)

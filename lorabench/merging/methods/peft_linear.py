@@ -1,14 +1,13 @@
-"""The combination types of the library peft, called through it, layer by layer: what `add_weighted_adapter` makes.
+"""The combination types of the library peft, computed layer by layer with its `add_weighted_adapter`.
 
     linear, ties, dare_linear, dare_ties, magnitude_prune     A_m = f(sqrt(w) A_1, ...), B_m = f(sqrt(w) B_1, ...)
     cat                                                       dW_m = sum_k w dW_k, exactly
     svd, ties_svd, dare_linear_svd, dare_ties_svd, magnitude_prune_svd
                                                               dW_m = f(w dW_1, ...), cut to `rank`
 
-Each is a method `peft_<type>`. Against the direct merge: types of the first line merge A and B apart, which brings
-cross
-terms, (B_1 + B_2)(A_1 + A_2), and needs equal ranks; they are here because many tools offer them. The same prunings
-on dense updates are ties.py's methods. Random draws are seeded by pair and layer.
+Each type is a method `peft_<type>`. The types of the first line merge A and B separately. This gives cross terms,
+(B_1 + B_2)(A_1 + A_2), and needs equal ranks; they are included because many tools offer them. ties.py has the same
+prunings of dense updates. Random draws are seeded by pair and layer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,7 +37,7 @@ class PeftLinear(LayerwiseMerge):
         weight: Weight of each adapter.
         density: Share of entries that a pruning keeps.
         sign: How signs are elected, "total" or "frequency".
-        rank: Rank of the file, for the types that end in svd; None is the highest rank of the adapters, as in peft.
+        rank: Rank of the file for the types that end in svd. None: the highest rank of the adapters, as in peft.
     """
 
     version: ClassVar[int] = 3  # alpha / rank of the adapters is peft's scaling, not part of B
@@ -58,7 +57,7 @@ class PeftLinear(LayerwiseMerge):
                 raise UserError(f"peft's {self.combination} needs LoRAs of one rank, not {listed}; use method=peft_cat")
 
     def file_rank(self, layer: Layer) -> int:
-        return max(self.rank or 0, sum(layer.ranks))  # peft cuts the types that end in svd itself
+        return max(self.rank or 0, sum(layer.ranks))  # peft itself cuts the types that end in svd
 
     def combine(self, updates: Sequence["Factors"], layer: Layer, seed: int, moments: "Tensor | None") -> "Factors":
         import torch

@@ -1,11 +1,11 @@
-"""Spherical interpolation of the dense updates of a layer (Shoemake, SIGGRAPH 1985; practice of model merging).
+"""Spherical interpolation of the dense updates of a layer (Shoemake, SIGGRAPH 1985), as used in model merging.
 
     dW_m = n * [ sin((1 - t) a) C / |C| + sin(t a) S / |S| ] / sin(a),   C, S: sums of the content and style updates
     a: angle between C and S as vectors,   n = (1 - t) |C| + t |S|  (`norm: mean`),  or  |C + S|  (`norm: sum`)
 
-Against the direct merge: an update between both, by default as strong as one of them; `norm: sum` is as strong as the
-sum, whose direction it has at t = 0.5 where both are equally strong. It lies in the span of both, so factors are exact.
-A layer that one role leaves alone, and updates of opposite directions, are interpolated linearly.
+By default the merge is as strong as one of the updates; with `norm: sum` it is as strong as the direct merge, and equal
+to it if t = 0.5 and both are equally strong. It is in the span of both updates, so factors are exact. A layer with only
+one role, and updates in opposite directions, are interpolated linearly.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ class Slerp(LayerwiseMerge):
 
     Args:
         t: 0 is the content, 1 the style.
-        norm: Norm of the result, "mean" or "sum".
+        norm: Norm of the result, "mean" or "sum" of the norms.
     """
 
     t: float = setting(least=0, most=1)
@@ -60,5 +60,5 @@ class Slerp(LayerwiseMerge):
 
 
 def inner(left: "Factors", right: "Factors") -> float:
-    """The inner product of two updates as vectors, from their factors."""
+    """Return the inner product of two updates as vectors, computed from their factors."""
     return float(((left.up.double().mT @ right.up.double()) * (left.down.double() @ right.down.double().mT)).sum())

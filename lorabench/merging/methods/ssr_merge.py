@@ -1,13 +1,14 @@
-"""SSR-Merge (arXiv 2606.10617): the merged factors that answer, on each LoRA's own prompt, as that LoRA alone does.
+"""SSR-Merge: factors whose output, for each LoRA's own prompt, is closest to the output of that LoRA.
 
     D = [D_1; ...; D_K],  U = [U_1 | ... | U_K],  X_k: inputs of a layer while LoRA k denoises under its prompt
     Z_k = D X_k,   G = sum_k Z_k Z_k^T,   Q = stack_k( D_k X_k Z_k^T ),   R = Q G^-1
     dW_m = U R D
 
-Against the direct merge (R = I): U' = U R, of rank sum_k r_k, exactly. Calibration asks for no images: one prompt a
-LoRA,
-one timestep, noise. The timestep is the first of the schedule here, where noise is what the network gets; `ridge` times
-the mean eigenvalue is added to G, which `draws` few tokens leave near singular.
+The direct merge is R = I. The merge has U' = U R and rank sum_k r_k, exactly. Calibration needs no images: one prompt
+per LoRA, one timestep and noise. Here the timestep is the first of the schedule, for which the denoiser's input is
+noise. `ridge` times the mean eigenvalue is added to G, which is nearly singular for few `draws`.
+
+Source: arXiv 2606.10617.
 """
 
 from collections.abc import Sequence
@@ -30,8 +31,8 @@ class SSRMerge(LayerwiseMerge):
     """Factors that reproduce each adapter on its own prompt.
 
     Args:
-        draws: Draws of noise.
-        ridge: In units of the mean eigenvalue of G.
+        draws: Number of noise draws.
+        ridge: Regularization of G, relative to its mean eigenvalue.
     """
 
     draws: int = setting(least=1)

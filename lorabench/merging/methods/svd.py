@@ -1,9 +1,9 @@
-"""The direct merge at a lower rank: the nearest update of that rank in every layer (Eckart and Young 1936).
+"""SVD: the direct merge, reduced to a lower rank (Eckart and Young 1936).
 
     dW_m = argmin_{rank X <= r} || sum_k dW_k - X ||_F
 
-Against the direct merge: singular values beyond `rank` are cut off, and the error of that is told. It is what tools do
-that must not let a merged file grow (peft's combination type `svd`, kohya's svd_merge_lora).
+Singular values after the first `rank` are cut off, and the error is reported. Tools use this to limit the size of
+merged files (peft's combination type `svd`, kohya's svd_merge_lora).
 """
 
 from collections.abc import Sequence
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SVD(LayerwiseMerge):
-    """The sum at a lower rank.
+    """A sum of lower rank.
 
     Args:
-        rank: Rank of the file; None is the highest rank of the adapters, as in peft.
+        rank: Rank of the file. None: the highest rank of the adapters, as in peft.
     """
 
     rank: int | None = setting(least=1)

@@ -18,10 +18,9 @@
     della              ranked      elect
     breadcrumbs        band        sum
 
-Against the direct merge (density 1, sum): new factors. A merged update is dense, so the file holds its nearest
-factors of
-`rank`, and the error of that is told; peft merges A and B apart instead, which is another merge (`peft_ties`). The sum
-keeps the strength of every LoRA, the mean of elected entries does where only one LoRA has an entry. Pruning is peft's;
+The direct merge has density 1 and sum. The merged update is dense, so the file has its nearest factors of `rank`, and
+the error is reported. peft merges A and B separately, which is a different merge (`peft_ties`). The sum keeps the
+strength of every LoRA; the mean of elected entries keeps it only for entries of a single LoRA. Pruning is that of peft;
 random draws are seeded by pair, layer and adapter.
 """
 
@@ -47,14 +46,14 @@ class Ties(LayerwiseMerge):
     """Pruned updates, summed or elected.
 
     Args:
-        prune: See the module.
-        merge: See the module.
-        density: Share of entries kept.
-        weight: w.
-        sign: How signs are elected, "total" or "frequency".
+        prune: Rule of pruning, see above.
+        merge: Rule of merging, see above.
+        density: Share of entries to keep.
+        weight: Scale w.
+        sign: Election of signs, "total" or "frequency".
         epsilon: With prune=ranked, the difference between the largest and the smallest probability.
-        gamma: With prune=band, the share of largest entries that is removed.
-        rank: Rank of the file; None is the sum of the adapters' ranks.
+        gamma: With prune=band, the share of largest entries to remove.
+        rank: Rank of the file. None: the sum of the adapters' ranks.
     """
 
     prune: str = setting(options=("magnitude", "random", "ranked", "band"))
@@ -94,7 +93,7 @@ class Ties(LayerwiseMerge):
         return self.weight * (total(pruned) if self.merge == "sum" else elected(pruned, self.sign))
 
     def pruned(self, update: "Tensor", draw: "Generator") -> "Tensor":
-        """The update [out, in] with entries set to 0."""
+        """Return the update [out, in] with some entries set to 0."""
         import torch
 
         if self.prune == "magnitude":
@@ -110,13 +109,14 @@ class Ties(LayerwiseMerge):
 
 
 def total(updates: "Sequence[Tensor]") -> "Tensor":
+    """Return the sum of updates."""
     return sum(updates[1:], updates[0])
 
 
 def elected(updates: "Sequence[Tensor]", sign: str) -> "Tensor":
     """Return the mean, at each entry, of the updates with the elected sign, as peft's `disjoint_merge` does.
 
-    One update at a time, since stacked ones take twice the time.
+    It adds one update at a time, because stacked updates take twice the time.
 
     Args:
         updates: [out, in] each.
@@ -134,8 +134,8 @@ def elected(updates: "Sequence[Tensor]", sign: str) -> "Tensor":
 def keep_largest(update: "Tensor", density: float) -> "Tensor":
     """Return the update with all but its share `density` of largest |entries| set to 0, as peft's `prune` does.
 
-    By the threshold instead of the order of the entries, which is several times faster; entries at the threshold are
-    kept or not together.
+    It uses a threshold instead of sorting all entries, which is several times faster. Entries equal to the threshold
+    are all kept, or all set to 0.
     """
     import torch
 
@@ -151,9 +151,9 @@ def keep_largest(update: "Tensor", density: float) -> "Tensor":
 
 
 def largest(sizes: "Tensor", count: int) -> "Tensor":
-    """Return the number of this rank among `sizes`, 1 for the largest.
+    """Return the element of `sizes` with this rank; 1 is the largest.
 
-    A sample bounds it, so that few numbers are put in order; all are if the sample misleads.
+    A sample gives bounds, so that only few numbers are sorted; if the bounds are wrong, all are.
     """
     step = max(len(sizes) // SAMPLE, 1)
     sample = sizes[::step].sort(descending=True).values

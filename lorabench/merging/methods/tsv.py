@@ -1,14 +1,14 @@
-"""TSV-Merge (Gargiulo et al., CVPR 2025, arXiv 2412.00081): singular vectors of the updates are made orthogonal.
+"""TSV-Merge: make the singular vectors of all updates orthogonal, then sum.
 
     dW_k = P_k S_k V_k^T,   P = [P_1 | ... | P_K],  V likewise,  S = diag(S_1, ..., S_K)
     dW_m = w P' S V'^T,     X' = the orthonormal matrix nearest to X (Procrustes: Y Z^T of the SVD X = Y E Z^T)
 
-Against the direct merge, which has P and V themselves: updates that point into the same directions no longer add up
-there.
-The publication keeps 1 / K of each full-rank update's singular vectors; a LoRA has r_k of them, and all are kept, so
-that the merge has rank sum_k r_k, exactly. Where the vectors depend on each other, as in layers too narrow for that
-many or of equal adapters, no nearest matrix is orthonormal; X' is then the one within their span, so that the merge of
-equal adapters is the adapter.
+The direct merge has P and V themselves, so that updates in common directions add up there. The paper keeps 1 / K of the
+singular vectors of each full-rank update. A LoRA has r_k of them, and all are kept, so the merge has rank sum_k r_k,
+exactly. If the vectors are linearly dependent (in narrow layers, or for equal adapters), no nearest matrix is
+orthonormal. Then X' is the nearest one within their span, so that the merge of equal adapters is that adapter.
+
+Source: Gargiulo et al., CVPR 2025, arXiv 2412.00081.
 """
 
 from collections.abc import Sequence
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
     from lorabench.lora.adapter import Factors
 
-DEPENDENT = 1e-4  # columns are of length 1 and in fp32: what is below is rounding
+DEPENDENT = 1e-4  # singular values of unit columns in fp32 below this are rounding errors
 
 
 @dataclass(frozen=True, kw_only=True)
 class TSV(LayerwiseMerge):
-    """Orthonormal singular vectors.
+    """A sum with orthonormal singular vectors.
 
     Args:
-        weight: w.
+        weight: Scale w.
     """
 
     weight: float
@@ -49,7 +49,7 @@ class TSV(LayerwiseMerge):
 
 
 def nearest_orthonormal(x: "Tensor") -> "Tensor":
-    """Y Z^T of the SVD x = Y E Z^T, of the directions that x has, in float64."""
+    """Return Y Z^T of the SVD x = Y E Z^T without singular values of zero, computed in float64."""
     import torch
 
     y, e, zt = torch.linalg.svd(x.double(), full_matrices=False)

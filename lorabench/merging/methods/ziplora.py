@@ -1,23 +1,25 @@
-"""ZipLoRA: Any Subject in Any Style by Effectively Merging LoRAs (Shah et al., ECCV 2024, arXiv 2311.13600).
+"""ZipLoRA: learned coefficients for the columns of the updates.
 
     dW_m = m_c (x) dW_c + m_s (x) dW_s                                                  (eq. 2)
     L = || (D + dW_m)(x_c, p_c) - (D + dW_c)(x_c, p_c) ||^2
       + || (D + dW_m)(x_s, p_s) - (D + dW_s)(x_s, p_s) ||^2 + lambda sum_l |m_c . m_s|    (eq. 3)
 
-D is the base model, x_c and x_s noised content and style images under their prompts. m_c and m_s scale the columns of
-the updates (the inputs of a layer), so `mask_dim: in` is the paper; DuoLoRA's account of ZipLoRA scales the rows.
+D is the base model; x_c and x_s are noised content and style images with their prompts. m_c and m_s scale the columns
+of the updates (the inputs of a layer): `mask_dim: in` in the paper. DuoLoRA describes ZipLoRA with scaled rows.
 
-Against the direct merge: masks i (or o), learned from all ones with Adam, until the similarity has come down to zero.
+The merge has masks i (or o). They start as ones and are trained with Adam until the similarity is zero.
 
-Where the paper leaves room: the reconstruction terms are mean squared errors, as in the community's code (the paper
-writes a norm). |m_c . m_s|, which the paper calls cosine similarity, is the mean of |m_c,i m_s,i| over the entries of a
-layer (`similarity: dot`, as in the community's code) or |cos(m_c, m_s)| (`cosine`, as in LoRA.rar's re-run); and it is
-the mean over the layers here (`layers: mean`), so that its weight against the reconstruction does not depend on how
-many layers a UNet has. Summed over the 560 layers of SDXL as in the community's code (`layers: sum`) it outweighs the
-reconstruction by orders of magnitude.
+The paper leaves open, and this code decides: The reconstruction terms are mean squared errors, as in the community's
+code (the paper writes a norm). |m_c . m_s|, which the paper calls cosine similarity, is the mean of |m_c,i m_s,i| over
+the entries of a layer (`similarity: dot`, as in the community's code) or |cos(m_c, m_s)| (`cosine`, as in LoRA.rar). It
+is averaged over the layers (`layers: mean`), so that its weight relative to the reconstruction does not depend on the
+number of layers. The sum over SDXL's 560 layers, as in the community's code (`layers: sum`), is orders of magnitude
+larger than the reconstruction terms.
 
-`ziplora_mkshing` is that code (mkshing/ziplora-pytorch): lr 5e-5, at which 100 steps of Adam move a mask by at most
-0.005, and the similarity summed over the layers.
+`ziplora_mkshing` is the community's code (mkshing/ziplora-pytorch): lr 5e-5, with which 100 steps of Adam change a mask
+by at most 0.005, and the similarity summed over the layers.
+
+Source: Shah et al., ZipLoRA: Any Subject in Any Style by Effectively Merging LoRAs, ECCV 2024, arXiv 2311.13600.
 """
 
 from __future__ import annotations
@@ -45,11 +47,11 @@ class ZipLoRA(LearnedMasks):
     """Input or output masks with a similarity term.
 
     Args:
-        mask_dim: "in" masks columns of the update, "out" rows.
+        mask_dim: "in" masks the columns of the update, "out" the rows.
         lambda_similarity: Weight of the similarity.
         similarity: "dot" or "cosine".
-        layers: "mean" or "sum" of the similarity over the layers.
-        stop_at: Stop if the weighted similarity is at most this; None makes every step.
+        layers: Reduction of the similarity over layers, "mean" or "sum".
+        stop_at: Stop when the weighted similarity is at most this. None: make all steps.
     """
 
     mask_dim: str = setting(options=("in", "out"))
@@ -79,7 +81,7 @@ class ZipLoRA(LearnedMasks):
         return terms
 
     def overlap(self, masks: AllMasks) -> Tensor:
-        """sum_l |m_c . m_s| or its mean; of more than two adapters, summed over the couples."""
+        """Return sum_l |m_c . m_s| or its mean; for more than two adapters, the sum over all couples."""
         import torch
         from torch.nn.functional import cosine_similarity
 

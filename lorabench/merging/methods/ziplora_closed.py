@@ -1,19 +1,18 @@
-"""ZipLoRA in closed form (ours: no publication): the masks of each layer by least squares, without optimiser steps.
+"""ZipLoRA in closed form (not published): the masks of each layer by least squares, without optimizer steps.
 
     mask_dim in:   dW_m = sum_k dW_k diag(m_k),   m_k in R^in
     mask_dim out:  dW_m = sum_k diag(m_k) dW_k,   m_k in R^out
     L = sum_k || dW_m x_k - dW_k x_k ||^2,   k = c, s
 
-x_k is what a layer gets while adapter k alone denoises its own images. Both are least squares in the masks: one system
-of size 2 in for the columns, one of size 2 for each row. lorabench.merging.least_squares gives the matrices.
+x_k is a layer's input while the model with adapter k only denoises the images of concept k. L is quadratic in the
+masks: one system of size 2 in for the columns, or one system of size 2 for each row (lorabench.merging.least_squares).
 
-Against the direct merge: masks i (or o). Against ZipLoRA: layers are fitted one by one and to convergence, on the
-inputs
-that the teachers give them. The similarity |m_c . m_s| is left out: a product of unknowns is no least squares, and what
-it is for, that the adapters do not disturb each other, is what the least squares measure on the inputs that occur.
+The merge has masks i (or o). In contrast to ZipLoRA, each layer is fitted separately and to its optimum, on the inputs
+from the teachers. The similarity |m_c . m_s| is omitted, because a product of unknowns is not quadratic. Its purpose,
+that the adapters do not disturb each other, is what least squares measure on actual inputs.
 
-Input masks need the second moments of a layer's inputs [in, in] by teacher: about 10 GB for the 560 layers of SDXL, and
-systems of up to 4096 unknowns; output masks need what rank masks need, which is 100 times less.
+Input masks need the second moments of a layer's inputs [in, in] per teacher: about 10 GB for SDXL's 560 layers, and
+systems of up to 4096 unknowns. Output masks need the same as rank masks, 100 times less.
 """
 
 from __future__ import annotations
@@ -39,10 +38,10 @@ class ZipLoRAClosed(MaskedSum):
     """Input or output masks by least squares.
 
     Args:
-        draws: Teacher passes.
+        draws: Number of teacher passes.
         batch: Images of each concept per pass.
-        ridge: See lorabench.merging.least_squares.
-        mask_dim: "in" masks columns of the update, "out" rows.
+        ridge: Regularization, see lorabench.merging.least_squares.
+        mask_dim: "in" masks the columns of the update, "out" the rows.
     """
 
     draws: int = setting(least=1)

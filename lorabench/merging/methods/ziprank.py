@@ -1,16 +1,16 @@
-"""ZipRank: the masks of DuoLoRA without its priors and its cycle (Roy et al., ICCV 2025, arXiv 2504.13206, first row of
-its ablation table).
+"""ZipRank: learned rank masks, which is DuoLoRA without priors and cycle (the first row of its ablation table).
 
     dW_m = sum_k U_k diag(m_k) S_k V_k^T,   dW_k = U_k S_k V_k^T,   m_k in R^r,   k = c, s
     L = sum_k || e_m(x_k, p_k) - e_k(x_k, p_k) ||^2
 
-Against the direct merge: masks r, learned from all ones with Adam. Against ZipLoRA: r numbers an adapter and layer
-instead
-of d_in, and no similarity term.
+The merge has masks r, which start as ones and are trained with Adam. In contrast to ZipLoRA, there are r numbers per
+adapter and layer instead of d_in, and there is no similarity term.
 
-The masks act in the basis of the update's singular value decomposition, as the paper writes it (`basis: svd`). The
-released code masks the factors as they are trained (`basis: raw`), which depends on how an update happens to be
-factored: (U Q)(Q^-1 D) is the same update for any invertible Q and meets another mask.
+The masks multiply the singular values of the update, as in the paper (`basis: svd`). The released code masks the
+trained factors (`basis: raw`), so that its result depends on how an update is factored: (U Q)(Q^-1 D) is the same
+update for any invertible Q, but its masks have another effect.
+
+Source: Roy et al., ICCV 2025, arXiv 2504.13206.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class ZipRank(LearnedMasks):
     """Rank masks.
 
     Args:
-        basis: Factors that the masks act on.
+        basis: Factors that the masks multiply.
     """
 
     basis: str = setting(options=("svd", "raw"))

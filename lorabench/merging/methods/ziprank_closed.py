@@ -1,27 +1,26 @@
-"""ZipRank in closed form (ours: no publication): the masks of each layer by least squares, without optimiser steps.
+"""ZipRank in closed form (not published): the masks of each layer by least squares, without optimizer steps.
 
     dW_m = sum_k U_k diag(m_k) D_k,   m_k in R^r,   k = c, s
     L = sum_k || U diag(m) z_k - U_k D_k x_k ||^2,   z_k = [D_c; D_s] x_k,   U = [U_c | U_s],   m = [m_c; m_s]
       = m^T A m - 2 b^T m + const,   A = (U^T U) o sum_k E[z_k z_k^T],   b = sum_k ((U^T U) o E[z_k z_k^T]) e_k
 
-x_k is what a layer gets while adapter k alone denoises its own images, e_k marks its entries of m, `o` is elementwise.
-ZipRank asks the same of the last prediction instead of each layer's output: m is then learned through the whole UNet,
-a forward and a backward pass a step. Here a few teacher passes give A and b of all layers at once, and m solves a
-system of size r_c + r_s.
+x_k is a layer's input while the model with adapter k only denoises the images of concept k. e_k marks the entries of
+adapter k in m, and `o` is elementwise. ZipRank minimizes the same error of the final prediction instead of each layer's
+output; then m is learned through the whole UNet, with a forward and a backward pass per step. Here a few teacher passes
+give A and b of all layers, and m is the solution of a system of size r_c + r_s.
 
-Against the direct merge: masks r. Against ZipRank: layers are fitted one by one, each to its optimum, on the inputs
-that
-the teachers give them; a layer neither sees nor mends what the others leave over. ZipRank's 100 steps of 0.01 from all
-ones do, and reach a prediction that is nearer to the teachers'.
+The merge has masks r. In contrast to ZipRank, each layer is fitted separately, to its optimum, on the inputs from the
+teachers, and cannot correct the errors of other layers. ZipRank's 100 steps of 0.01 from ones can, and its predictions
+are closer to the teachers'.
 
-The layer prior of DuoLoRA can be added, with masks that may not be negative:
+DuoLoRA's layer prior can be added, with masks that must not be negative:
 
     L / energy + lambda_prior * mean(m_dom),   m >= 0,   energy = sum_k || U_k D_k x_k ||^2
 
-a lasso, solved exactly. Its hinge between dominant and minor mask is left out.
+This is a lasso, which is solved exactly. The hinge between dominant and minor mask is omitted.
 
-The optimum depends on the basis: in the SVD basis (`basis: svd`, the paper's) the entries of one adapter do not meet in
-U, among the trained factors (`basis: raw`) they do.
+The optimum depends on the basis: in the SVD basis (`basis: svd`, as in the paper) the columns of an adapter's U are
+orthogonal, in the trained factors (`basis: raw`) they are not.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 from lorabench.config.settings import setting
 from lorabench.merging.masked import MaskedSum
 from lorabench.merging.merge import Activations
-from lorabench.merging.priors import check_prior, dominant_role, dominant_roles, leads_somewhere, read_prior
+from lorabench.merging.priors import check_dominant, check_prior, dominant_role, dominant_roles, read_prior
 from lorabench.models.layer import Layer
 
 if TYPE_CHECKING:
@@ -48,12 +47,12 @@ class ZipRankClosed(MaskedSum):
     """Rank masks by least squares.
 
     Args:
-        draws: Teacher passes.
+        draws: Number of teacher passes.
         batch: Images of each concept per pass.
-        ridge: See lorabench.merging.least_squares.
-        basis: Factors that the masks act on.
-        prior: Which adapter dominates a layer, as in DuoLoRA.
-        lambda_prior: Weight of the prior; 0 is without.
+        ridge: Regularization, see lorabench.merging.least_squares.
+        basis: Factors that the masks multiply.
+        prior: Dominant role of each layer, as in DuoLoRA.
+        lambda_prior: Weight of the prior; 0: no prior.
     """
 
     draws: int = setting(least=1)
@@ -74,7 +73,7 @@ class ZipRankClosed(MaskedSum):
     def check(self, layers: Mapping[str, Layer]) -> None:
         if self.lambda_prior:
             check_prior(self.prior, layers)
-            leads_somewhere(dominant_roles(self.prior, layers))
+            check_dominant(dominant_roles(self.prior, layers))
 
     def masks(self, updates: Sequence[Factors], layer: Layer, seed: int, moments: Tensor | None) -> tuple[Masks, ...]:
         from lorabench.lora.layer import Masks
