@@ -18,7 +18,7 @@ from lorabench.merging.constyle import remove
 from lorabench.merging.learn import Draws, Merging
 from lorabench.merging.method import load
 from lorabench.merging.step import MergeStep
-from lorabench.models.model import Conditioning
+from lorabench.models.conditioning import Conditioning
 from lorabench.models.sdxl.model import SDXL
 
 SEED = 0

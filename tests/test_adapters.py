@@ -116,7 +116,7 @@ def test_row_sees_its_own_scales_only(model, loras) -> None:
 
 def test_lora_of_another_model_is_refused(model, loras) -> None:
     layer = loras[0].layers[0]
-    with pytest.raises(UserError, match="no linear layer"):
+    with pytest.raises(UserError, match="not a linear layer"):
         model.attach([LoRA({"mid_block.nowhere": loras[0][layer]})])
     with pytest.raises(UserError, match="trained on this model"):
         model.attach([LoRA({layer: Factors(torch.ones(1, 3), torch.ones(3, 1))})])

@@ -19,9 +19,9 @@ from lorabench.base import UserError
 from lorabench.lora.adapter import Adapter
 from lorabench.lora.factors import Factors
 from lorabench.models import model as interface
+from lorabench.models.conditioning import Conditioning
 from lorabench.models.files import model_folder
 from lorabench.models.load import load
-from lorabench.models.model import Conditioning
 from lorabench.models.schedulers import DETERMINISTIC, STOCHASTIC
 from lorabench.sampling.sampler import sample_latents
 

@@ -45,7 +45,7 @@ def test_from_images_to_image(koala: SDXL, pair, lora_spec, method: str) -> None
 
 
 def test_lora_of_sdxl_does_not_fit(koala: SDXL, loras, pair) -> None:
-    with pytest.raises(UserError, match="no linear layer here; give a LoRA trained on this model"):
+    with pytest.raises(UserError, match="not a linear layer here; give a LoRA trained on this model"):
         merge_all(koala, load("direct"), [MergeItem(tuple(loras), pair)])
 
 

@@ -124,7 +124,7 @@ def test_loras_that_do_not_fit_name_layer(model: SDXL, loras) -> None:
     wide = LoRA({first: Factors(torch.zeros(1, 99), loras[0][first].up[:, :1])})
     with pytest.raises(UserError, match=rf"maps 99 to \d+ channels at {first}, the model \d+ to \d+; give a LoRA"):
         model.layers.adapted([wide], ["content"])
-    with pytest.raises(UserError, match=r"the LoRA adapts text_encoder\.nothing, which is no linear layer here"):
+    with pytest.raises(UserError, match=r"the LoRA adapts text_encoder\.nothing, which is not a linear layer here"):
         model.layers.adapted([LoRA({}, {"text_encoder.nothing": loras[0][first]})], ["content"])
 
 

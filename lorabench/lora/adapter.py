@@ -1,4 +1,4 @@
-"""What a training adds to a model, with all its parts."""
+"""Adapters: the result of a training, with all its parts."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 
 class Adapter(Mapping[str, Factors]):
-    """Factors by layer of the denoiser, and the other parts.
+    """Factors by layer of the denoiser, with the other parts as attributes.
 
-    Masks and layer groups are about the denoiser, so the mapping shows its layers only.
+    As a mapping, it contains only the layers of the denoiser, because masks and groups of layers refer to these.
 
     Attributes:
         text: Factors on the text encoders, by "<text encoder>.<module path>".
         tokens: Learned embeddings by trigger and text encoder, [vectors, width].
-        masks: Masks by layer that were learned together with the factors. They are applied if the adapter is used
-            together with others, and not on its own.
-        backbone: Key of the change of the base weights that the adapter was trained on; None for the plain model.
-        metadata: Strings of the file that it was read from.
+        masks: Masks by layer that were learned together with the factors. They apply if the adapter is used together
+            with others, and not if it is used by itself.
+        backbone: Key of the change of the base weights that the adapter was trained on; None: unchanged weights.
+        metadata: Strings in the file that it was read from.
     """
 
     def __init__(
@@ -61,24 +61,26 @@ class Adapter(Mapping[str, Factors]):
 
     @property
     def layers(self) -> list[str]:
+        """Return the names of the adapted denoiser layers."""
         return list(self._factors)
 
     @property
     def shapes(self) -> dict[str, Shape]:
-        """Rank, inputs and outputs by layer, those of the text encoders too; reads no tensors of a file."""
+        """Return rank, inputs and outputs by layer, including text encoders. Reads no tensors of a file."""
         return shapes_of(self._factors) | shapes_of(self.text)
 
     @property
     def rank(self) -> int:
-        """The highest rank of any layer; 0 without factors."""
+        """Return the highest rank of any layer; 0 without factors."""
         return max((shape[0] for shape in self.shapes.values()), default=0)
 
     @property
     def is_empty(self) -> bool:
+        """Return whether the adapter has no factors and no tokens."""
         return not (self._factors or self.text or self.tokens)
 
     def replaced(self, factors: Mapping[str, Factors], text: Mapping[str, Factors] | None = None) -> Adapter:
-        """Return the adapter with other factors; `text` None keeps those of the text encoders."""
+        """Return the adapter with other factors. If `text` is None, the factors of the text encoders are kept."""
         text = self.text if text is None else text
         return Adapter(factors, text, self.tokens, self.masks, self.backbone, self.metadata)
 
@@ -87,7 +89,7 @@ class Adapter(Mapping[str, Factors]):
         return Adapter(self._factors, self.text, tokens, self.masks, self.backbone, self.metadata)
 
     def times(self, weight: float) -> Adapter:
-        """Return the adapter at another scale; token embeddings have none."""
+        """Return the adapter multiplied by a number; token embeddings are unchanged."""
         if weight == 1:
             return self
         return self.replaced(_times(self._factors, weight), _times(self.text, weight))
@@ -97,11 +99,11 @@ class Adapter(Mapping[str, Factors]):
         return self.replaced(dict(self), dict(self.text))
 
     def svd(self) -> Adapter:
-        """Return the same updates in the basis of their singular value decompositions; text factors are kept."""
+        """Return the same updates in the basis of their singular value decompositions, except for text encoders."""
         return self.replaced({layer: factors.svd() for layer, factors in self.items()})
 
     def jointly(self) -> Adapter:
-        """Return the adapter as it is used together with others: with its own masks multiplied into the factors."""
+        """Return the adapter for joint use with others: its own masks are multiplied into the factors."""
         if not self.masks:
             return self
         factors = {layer: self.masks[layer].masked(each) if layer in self.masks else each
@@ -109,14 +111,14 @@ class Adapter(Mapping[str, Factors]):
         return Adapter(factors, self.text, self.tokens, None, self.backbone, self.metadata)
 
     def compressed(self, rank: int) -> tuple[Adapter, CompressionError]:
-        """Return the nearest adapter of at most this rank in every layer, and its relative errors."""
+        """Return the nearest adapter with at most this rank in every layer, and its relative errors."""
         from lorabench.lora.compress import compress
 
         return compress(self, rank)
 
     @staticmethod
     def stack(adapters: Sequence[Adapter]) -> Adapter:
-        """Return adapters of equal shapes as one with a leading axis [pairs]; factors of the denoiser only."""
+        """Stack the denoiser factors of adapters with equal shapes along a leading axis [pairs]."""
         return Adapter(
             {
                 layer: Factors(
@@ -128,13 +130,13 @@ class Adapter(Mapping[str, Factors]):
         )
 
     def parameters(self, *names: str) -> int:
-        """Return how many numbers the factors of these names ("down", "up") hold, those on text encoders too."""
+        """Return the number of parameters in factors of these names ("down", "up"), including text encoders."""
         factors = [*self.values(), *self.text.values()]
         return sum(getattr(each, name).numel() for each in factors for name in names or ("down", "up"))
 
     @property
     def shape(self) -> dict[str, tuple[int, ...]]:
-        """What adapters must share to be stacked."""
+        """Return the shapes of the factors by layer. Adapters with equal shapes can be stacked."""
         return {layer: (*each.down.shape, *each.up.shape) for layer, each in self.items()}
 
     def save(
@@ -147,14 +149,14 @@ class Adapter(Mapping[str, Factors]):
         """Write a .safetensors file.
 
         Args:
-            path: Of the file.
+            path: The file.
             metadata: Strings about its origin.
             format: "kohya" (ComfyUI, A1111, Forge, diffusers), "diffusers" (diffusers only), or "store", which keeps
                 every part bitwise.
-            dtype: "float32", "float16" or "bfloat16"; None keeps the factors as they are.
+            dtype: "float32", "float16" or "bfloat16"; None keeps the data types of the factors.
 
         Raises:
-            UserError: If the format has no place for a part, or the precision does not hold the numbers.
+            UserError: If the format cannot hold a part, or the data type cannot hold the numbers.
         """
         from lorabench.lora.files.write import write
 
@@ -162,7 +164,7 @@ class Adapter(Mapping[str, Factors]):
 
     @classmethod
     def load(cls, path: Path | str) -> Adapter:
-        """Read a file of any naming convention, in fp32, with alpha / rank folded into `up`.
+        """Read a file in any naming convention, in fp32, with alpha / rank multiplied into `up`.
 
         Raises:
             UserError: If the file is not an adapter for linear layers of a model of the SDXL family.
@@ -171,7 +173,7 @@ class Adapter(Mapping[str, Factors]):
 
     @classmethod
     def open(cls, path: Path | str) -> Adapter:
-        """As `load`, but factors are read from the file each time they are asked for."""
+        """Read a file as `load` does, but read factors from the file each time they are used."""
         from lorabench.lora.files.read import read
 
         return cls(**read(path))
@@ -181,7 +183,7 @@ def _times(factors: Mapping[str, Factors], weight: float) -> LazyFactors:
     return LazyFactors(shapes_of(factors), lambda layer: factors[layer].times(weight))
 
 
-LoRA = Adapter  # the name until version 0.1; removed in 0.3
+LoRA = Adapter  # the name until version 0.1, to be removed in 0.3
 
 
 def _in_order(factors: Mapping[str, Factors]) -> Mapping[str, Factors]:
@@ -189,12 +191,12 @@ def _in_order(factors: Mapping[str, Factors]) -> Mapping[str, Factors]:
 
 
 def is_lazy(factors: Mapping[str, Factors]) -> bool:
-    """Return whether factors are read or computed each time they are asked for."""
+    """Return whether factors are read or computed each time they are used."""
     return isinstance(factors._factors if isinstance(factors, Adapter) else factors, LazyFactors)
 
 
 def shapes_of(factors: Mapping[str, Factors]) -> dict[str, Shape]:
-    """Return rank, inputs and outputs by layer; reads no tensors of a file."""
+    """Return rank, inputs and outputs by layer, without reading tensors of a file."""
     factors = factors._factors if isinstance(factors, Adapter) else factors
     return factors.shapes if isinstance(factors, LazyFactors) else {name: each.shape for name, each in factors.items()}
 
@@ -203,7 +205,7 @@ def common_backbone(adapters: Sequence[Adapter]) -> str | None:
     """Return the backbone that all adapters were trained on.
 
     Raises:
-        UserError: If they were trained on different ones.
+        UserError: If the backbones differ.
     """
     found = {each.backbone for each in adapters}
     if len(found) > 1:
@@ -213,5 +215,5 @@ def common_backbone(adapters: Sequence[Adapter]) -> str | None:
 
 
 def in_basis(adapters: Sequence[Adapter], basis: str) -> Sequence[Adapter]:
-    """Return the same updates in factors as trained ("raw") or as their singular value decomposition ("svd")."""
+    """Return the same updates as trained factors ("raw") or as singular value decompositions ("svd")."""
     return [each.svd() for each in adapters] if basis == "svd" else adapters

@@ -1,4 +1,4 @@
-"""The best LoRA of a lower rank, and how far it is from the one it stands for."""
+"""The nearest LoRA of a lower rank, and its error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lorabench.lora.factors import Factors
 if TYPE_CHECKING:
     from lorabench.lora.adapter import Adapter
 
-SMALL = 4  # times the rank: up to this size the whole SVD is computed
+SMALL = 4  # complete SVD if the size is at most this times the rank, else subspace iteration
 EXTRA, ITERATIONS = 16, 4  # subspace iteration: extra vectors, and passes over the update
 
 
@@ -23,8 +23,9 @@ EXTRA, ITERATIONS = 16, 4  # subspace iteration: extra vectors, and passes over 
 class CompressionError:
     """Relative errors ||update - compressed||_F / ||update||_F.
 
-    layers: of each layer, UNet layers by module path and text layers with their encoder in front.
-    overall: of all updates as one vector.
+    Args:
+        layers: Error of each layer. Names of text layers start with the encoder.
+        overall: Error of all updates as one vector.
     """
 
     layers: dict[str, float]
@@ -36,9 +37,12 @@ class CompressionError:
 
 
 def compress(adapter: Adapter, rank: int) -> tuple[Adapter, CompressionError]:
-    """Return the nearest update of at most this rank in every layer (Eckart and Young 1936), balanced.
+    """Return the nearest adapter with at most this rank in every layer (Eckart and Young 1936), and its errors.
 
-    Layers of no higher rank are kept. Balanced factors U sqrt(s) and sqrt(s) V^T suit half precision.
+    Layers with no higher rank are kept. Factors are balanced, U sqrt(s) and sqrt(s) V^T, which suits half precision.
+
+    Raises:
+        UserError: If the rank is less than 1.
     """
     if rank < 1:
         raise UserError(f"task.rank={rank} must be at least 1; use task.rank=8")
@@ -56,14 +60,15 @@ def compress(adapter: Adapter, rank: int) -> tuple[Adapter, CompressionError]:
 
 
 def relative(tail: float, whole: float) -> float:
+    """Return the square root of a ratio of squared norms; 0 if both are zero."""
     return (tail / whole) ** 0.5 if whole > 0 else 0.0
 
 
 def truncated(factors: Factors, rank: int) -> tuple[Factors, float, float]:
-    """Return the nearest factors of a rank, balanced, and squared norms of what is cut off and of all.
+    """Return the nearest balanced factors of a rank, and the squared norms of the discarded part and of the update.
 
-    With up = P S and down^T = Q T (QR), the SVD of the small S T^T is that of the update, whose dense form is never
-    computed. In fp64, as the smallest singular values of a merge are far below the largest.
+    With up = P S and down^T = Q T (QR), the SVD of the small matrix S T^T gives that of the update, so the dense update
+    is not needed. Computed in fp64, because the smallest singular values of a merge are far below the largest one.
     """
     up, down = (factor.detach().to("cpu", torch.float64) for factor in (factors.up, factors.down.mT))
     if factors.rank <= rank:
@@ -78,10 +83,10 @@ def truncated(factors: Factors, rank: int) -> tuple[Factors, float, float]:
 
 
 def nearest(update: Tensor, rank: int) -> tuple[Factors, float, float]:
-    """Return the nearest factors of a dense update, balanced, and squared norms of what is cut off and of all.
+    """Return the nearest balanced factors of a dense update, and squared norms of the discarded part and the update.
 
     For a rank far below the size, subspace iteration (Halko et al., SIAM Review 2011) finds the leading singular
-    vectors several times faster than a whole SVD. Its error is the exact distance of the factors that it returns.
+    vectors several times faster than a complete SVD. The returned error is that of the returned factors.
     """
     dense = update.float()
     if SMALL * rank >= min(dense.shape):

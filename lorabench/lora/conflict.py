@@ -1,4 +1,4 @@
-"""Where two adapters change the same layer, how strong each is there, and which directions they share."""
+"""Conflicts of two adapters: the layers that both change, their norms there, and the directions that they share."""
 
 from __future__ import annotations
 
@@ -17,9 +17,12 @@ class Meeting:
     """Two updates of one layer.
 
     Attributes:
-        content, style: Frobenius norms; 0 if an adapter leaves the layer as it is.
+        layer: Name of the layer.
+        content: Frobenius norm of the content update; 0 if there is none.
+        style: The same for the style.
         cosine: Cosine of the updates as vectors.
-        outputs, inputs: Cosines of the principal angles of the spaces that both write to and read from, descending.
+        outputs: Cosines of the principal angles between the spaces that both write to, descending.
+        inputs: The same for the spaces that both read from.
     """
 
     layer: str
@@ -31,13 +34,13 @@ class Meeting:
 
     @property
     def shared(self) -> float:
-        """Mean squared cosine of the principal angles of outputs and inputs: 0 orthogonal, 1 one space in the other."""
+        """Return the mean squared cosine of the principal angles: 0 if orthogonal, 1 if one contains the other."""
         angles = [*self.outputs, *self.inputs]
         return sum(each**2 for each in angles) / len(angles) if angles else 0.0
 
 
 def meetings(contents: Sequence[Adapter], styles: Sequence[Adapter]) -> list[Meeting]:
-    """Return all layers that any adapter changes, those of text encoders too, sorted by name."""
+    """Return all layers that any adapter changes, including text encoders, sorted by name."""
     sides = [[*map(_parts, contents)], [*map(_parts, styles)]]
     layers = sorted({layer for side in sides for part in side for layer in part})
     return [_meeting(layer, *([part[layer] for part in side if layer in part] for side in sides)) for layer in layers]
@@ -69,7 +72,7 @@ class _Basis:
 
 
 def _basis(parts: Sequence[Factors]) -> _Basis | None:
-    """The basis of a sum of updates; None without one."""
+    """Return the basis of a sum of updates; None if it is zero."""
     if not parts or (total := Factors.total(parts)).is_zero:
         return None
     whole = total.proper_svd()

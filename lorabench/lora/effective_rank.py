@@ -1,4 +1,4 @@
-"""Effective rank of what an adapter adds to a layer, from its factors."""
+"""The effective rank of a layer's update, computed from its factors."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from lorabench.lora.adapter import Factors
 
 
 def effective_rank(down: Tensor, up: Tensor) -> float:
-    """exp of the entropy of the normalised singular values of `up @ down` (Roy & Vetterli, EUSIPCO 2007).
+    """Return exp of the entropy of the normalized singular values of `up @ down` (Roy & Vetterli, EUSIPCO 2007).
 
-    Between 1 and the rank; 0.0 for no update at all, NaN for one that is not finite.
+    It is between 1 and the rank, 0.0 for an update of zero, and NaN for an update that is not finite.
     """
     if not (torch.isfinite(down).all() and torch.isfinite(up).all()):
         return float("nan")

@@ -17,15 +17,15 @@ Scales = Mapping[str, Sequence[float]]
 
 
 def export(adapters: Sequence[Adapter], masks: LayerMasks | None = None, scales: Scales | None = None) -> Adapter:
-    """Return the sum as one adapter whose rank is the sum of the ranks; exact.
+    """Return the sum as one adapter whose rank is the sum of the ranks. This is exact.
 
-    down = cat_k(D_k i_k), up = cat_k(scale_k o_k U_k r_k). A layer of scale 0 is left out. Text encoders are summed in
-    the same way. The layers of adapters that stay in their files are computed when they are asked for.
+    down = cat_k(D_k i_k), up = cat_k(scale_k o_k U_k r_k). Layers with scale 0 are omitted. Text encoders are summed in
+    the same way. If an adapter's factors are in a file, each layer of the sum is computed when it is used.
 
     Args:
-        adapters: What is summed; masks of their own are multiplied in if there are several.
-        masks: By layer, one per adapter; layers without masks are summed as they are.
-        scales: By layer, one per adapter; None is 1.
+        adapters: The adapters. If there are several, their own masks are multiplied in.
+        masks: Masks by layer, one per adapter. Layers without masks are summed as they are.
+        scales: Scales by layer, one per adapter; None: 1.
 
     Raises:
         UserError: If the adapters were trained on different backbones.
@@ -42,7 +42,7 @@ def export(adapters: Sequence[Adapter], masks: LayerMasks | None = None, scales:
 
 
 def jointly(adapters: Sequence[Adapter]) -> Sequence[Adapter]:
-    """Return adapters as they are used together; one adapter on its own is used without its masks."""
+    """Return adapters for joint use. A single adapter is returned without its masks applied."""
     return adapters if len(adapters) == 1 else [each.jointly() for each in adapters]
 
 

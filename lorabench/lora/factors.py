@@ -1,4 +1,4 @@
-"""The update of one linear layer as two factors, and factors that stay in a file until they are used."""
+"""The update of a linear layer as two factors, and factors that are read from a file when they are used."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-NO_STRENGTH = 1e-6  # share of all singular values; smaller ones are rounding
+NO_STRENGTH = 1e-6  # singular values below this share of their sum are rounding errors
 Shape = tuple[int, int, int]  # rank, inputs, outputs
 
 
@@ -21,8 +21,8 @@ class Factors:
     Attributes:
         down: [rank, in], called A (lora_A) in peft.
         up: [out, rank], `scale` times B (lora_B) of peft.
-        scale: alpha / rank of the training. `up` holds it, so that the update is a plain product; rules that act on
-            A and B, such as peft's, divide by it.
+        scale: alpha / rank of the training, which is included in `up`, so that the update is a plain product. Rules
+            that use A and B, such as peft's, divide `up` by it.
     """
 
     down: Tensor
@@ -31,20 +31,22 @@ class Factors:
 
     @property
     def rank(self) -> int:
+        """Return the rank."""
         return self.down.shape[-2]
 
     @property
     def shape(self) -> Shape:
+        """Return rank, inputs and outputs."""
         return self.down.shape[-2], self.down.shape[-1], self.up.shape[-2]
 
     @property
     def is_zero(self) -> bool:
-        """Whether the update is zero because a factor is."""
+        """Return whether the update is zero because a factor is zero."""
         return not self.rank or any(not each.norm() and not each.any() for each in (self.up, self.down))
 
     @property
     def trained(self) -> tuple[Tensor, Tensor]:
-        """A [rank, in] and B [out, rank] without `scale`; B is zero where `scale` is."""
+        """Return A [rank, in] and B [out, rank], without `scale`. B is zero if `scale` is zero."""
         return self.down, self.up / self.scale if self.scale else self.up
 
     def times(self, weight: float) -> Factors:
@@ -54,7 +56,7 @@ class Factors:
     def singular_values(self) -> Tensor:
         """Return the singular values of the update, in float64 on the CPU.
 
-        With up = Q S and down^T = P T the update is Q (S T^T) P^T: those of a core of rank x rank.
+        With up = Q S and down^T = P T, the update is Q (S T^T) P^T and has the singular values of a rank x rank matrix.
         """
         factors = (factor.detach().to("cpu", torch.float64) for factor in (self.up, self.down.mT))
         left, right = (torch.linalg.qr(factor, mode="r").R for factor in factors)
@@ -63,15 +65,15 @@ class Factors:
     def svd(self) -> Factors:
         """Return the update as orthonormal U [out, rank] and diag(s) V^T [rank, in], s descending.
 
-        The trained factors may be multiplied by any invertible matrix and its inverse; these belong to the update. The
-        dense update is never formed.
+        The trained factors are unique only up to an invertible matrix; these are unique. The dense update is not
+        computed.
         """
         q, s = torch.linalg.qr(self.up.float()), torch.linalg.qr(self.down.float().mT)
         u, values, vt = torch.linalg.svd(q.R @ s.R.mT, full_matrices=False)
         return Factors((values[:, None] * vt @ s.Q.mT).to(self.down), (q.Q @ u).to(self.up))
 
     def proper_svd(self) -> Factors:
-        """Return `svd` without directions whose singular value is rounding."""
+        """Return `svd` without directions whose singular value is a rounding error."""
         whole = self.svd()
         s = whole.down.norm(dim=1)
         kept = s > NO_STRENGTH * s.sum()
@@ -79,21 +81,21 @@ class Factors:
 
     @classmethod
     def total(cls, parts: Sequence[Factors]) -> Factors:
-        """Return the sum of updates of one layer in fp32; its rank is the sum of their ranks."""
+        """Return the sum of updates of one layer in fp32. Its rank is the sum of their ranks."""
         down, up = torch.cat([each.down for each in parts]), torch.cat([each.up for each in parts], dim=1)
         return cls(down.float(), up.float(), shared_scale(parts))
 
 
 def shared_scale(parts: Sequence[Factors]) -> float:
-    """Return the scale that all factors have, or 1."""
+    """Return the common scale of all factors, or 1 if they differ."""
     scales = {each.scale for each in parts if each.rank}
     return scales.pop() if len(scales) == 1 else 1.0
 
 
 class LazyFactors(Mapping[str, Factors]):
-    """Factors by layer that are read or computed each time they are asked for.
+    """Factors by layer that are read or computed each time they are used.
 
-    A merge of two files holds one layer in memory at a time this way.
+    So a merge of two files has only one layer in memory at a time.
     """
 
     def __init__(self, shapes: Mapping[str, Shape], read: Callable[[str], Factors]):

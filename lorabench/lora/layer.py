@@ -1,13 +1,12 @@
-"""The one adapter layer: any number of LoRAs on a linear layer, masked and weighted row by row.
+"""The adapter layer: any number of LoRAs on a linear layer, with masks and a scale per row.
 
     y[row] = W x[row] + sum_k scale_k[row] * o_k . U_k ( r_k . D_k ( i_k . x[row] ) )
 
-The adapters are stacked along the rank, D' = cat_k(D_k i_k) and U' = cat_k(o_k U_k), and the rank masks and the scales
-scale the R = sum_k r_k numbers between them, so that K adapters cost two small products and no dense update is formed.
-The same layer trains an adapter, learns the masks of a merge and samples.
+The adapters are stacked along the rank, D' = cat_k(D_k i_k) and U' = cat_k(o_k U_k). Rank masks and scales multiply the
+R = sum_k r_k numbers between them. So K adapters cost two small products, and no dense update is computed. The same
+layer is used to train an adapter, to learn the masks of a merge, and to sample.
 
-Several pairs go through one batch when factors and masks have a leading axis [pairs]: each pair's share of the rows,
-one after the other, then meets its own.
+Several pairs can be in one batch. Then factors and masks have a leading axis [pairs], and rows are ordered by pair.
 """
 
 from __future__ import annotations
@@ -29,11 +28,12 @@ __all__ = ["Adapters", "AllMasks", "MaskedLoRA", "Masks", "attach", "export", "l
 
 
 class MaskedLoRA(nn.Module):
-    """A frozen linear layer with K adapters stacked on the rank.
+    """A frozen linear layer with K stacked adapters.
 
-    scale: [rows or 1, R], the strength of every rank entry in each row of the next forward; None stands for ones.
-    masked: whether the next forward applies the masks.
-    own: input of each adapter in the next forward, [rows, ..., in] each; None stands for the layer's input.
+    Attributes:
+        scale: Scale of every rank entry in each row of the next forward pass, [rows or 1, R]; None: ones.
+        masked: Whether the next forward pass applies the masks.
+        own: Input of each adapter in the next forward pass, [rows, ..., in] each; None: the layer's input.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class MaskedLoRA(nn.Module):
         self.own: Sequence[Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [rows, ..., in] -> [rows, ..., out]."""
+        """Map x [rows, ..., in] to [rows, ..., out]."""
         down, up, rank = self._masked() if self.masked else (self.down, self.up, None)
         if self.own is None:
             z = product(x, down.to(x.dtype))
@@ -70,12 +70,12 @@ class MaskedLoRA(nn.Module):
         return self.base(x) + product(z, up.to(x.dtype))
 
     def factors(self) -> list[Factors]:
-        """The adapters, as views of the stacked factors."""
+        """Return the adapters as views of the stacked factors."""
         downs, ups = self.down.split(self.ranks, dim=-2), self.up.split(self.ranks, dim=-1)
         return [Factors(down, up) for down, up in zip(downs, ups, strict=True)]
 
     def _masked(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """D', U' and the rank masks between them; what no mask touches is passed on as it is."""
+        """Return D', U' and the rank masks between them. Factors without masks are returned as they are."""
         down, up, rank = self.down, self.up, None
         masked = list(zip(self.masks or (), self.factors(), strict=True))
         if any(mask.i is not None for mask, _ in masked):
@@ -89,7 +89,7 @@ class MaskedLoRA(nn.Module):
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
-    """x W^T for weight [out, in]; for [pairs, out, in], each pair's share of the rows of x with its own weight."""
+    """Return x W^T for a weight [out, in], or for weights [pairs, out, in], which multiply the rows of their pair."""
     if weight.ndim == 2:
         return linear(x, weight)
     shared = x.reshape(len(weight), -1, x.shape[-1])
@@ -97,20 +97,26 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
 
 
 class Adapters:
-    """The adapters on a UNet; a context manager that takes them off again."""
+    """The adapters on a denoiser. As a context manager, it removes them at the end.
+
+    Args:
+        network: The denoiser.
+        layers: The adapted layers, by module path.
+    """
 
     def __init__(self, network: nn.Module, layers: Mapping[str, MaskedLoRA]):
         self.network = network
         self.layers = dict(layers)
-        self.weights: list[tuple[nn.Linear, Tensor]] = []  # that `change_base` replaced
+        self.weights: list[tuple[nn.Linear, Tensor]] = []  # original weights that `change_base` replaced
         for layer, module in self.layers.items():
             self.network.set_submodule(layer, module)
 
     def rows(self, scales: Tensor | Mapping[str, Tensor], masked: bool = True) -> None:
-        """Set what the next forwards use.
+        """Set the scales and masks of the next forward passes.
 
-        scales: [rows, K], or one such a layer; a single row serves every row of the batch.
-        masked: False switches the masks off, in every row.
+        Args:
+            scales: [rows, K], or one per layer. A single row applies to every row of the batch.
+            masked: Whether masks apply.
         """
         expanded: dict[tuple[tuple[int, ...], int], Tensor] = {}  # layers of equal ranks and scales share one tensor
         for layer, module in self.layers.items():
@@ -122,7 +128,7 @@ class Adapters:
             module.masked = masked and module.masks is not None
 
     def loras(self) -> list[Adapter]:
-        """The adapters as they stand, on their own memory."""
+        """Return copies of the adapters with their current values."""
         stacks = {layer: module.factors() for layer, module in self.layers.items()}
         count = len(next(iter(stacks.values())))
         return [
@@ -139,7 +145,7 @@ class Adapters:
             module.weight.data = module.weight.data + (factors.up @ factors.down).to(module.weight)
 
     def detach(self) -> None:
-        """Put the very layers and weights back that were there before."""
+        """Restore the original layers and weights."""
         for layer, module in self.layers.items():
             self.network.set_submodule(layer, module.base)
         for module, weight in self.weights:
@@ -164,10 +170,16 @@ def attach(
     masks: Mapping[str, Sequence[Masks]] | None = None,
     dtype: torch.dtype | None = None,
 ) -> Adapters:
-    """Put LoRAs on a UNet, every one at full strength until `rows` says otherwise.
+    """Put LoRAs on a denoiser, each with scale 1 until `rows` sets others.
 
-    masks: by layer, one a LoRA.  dtype: of the factors, where it should not be the UNet's.
-    Raises UserError where a LoRA does not fit the UNet.
+    Args:
+        network: The denoiser.
+        loras: The LoRAs.
+        masks: Masks by layer, one per LoRA.
+        dtype: Data type of the factors; None: that of the denoiser.
+
+    Raises:
+        UserError: If a LoRA does not fit the denoiser.
     """
     layers, loras = {}, jointly(loras)
     for layer in union(loras):
@@ -179,11 +191,16 @@ def attach(
 
 
 def union(loras: Sequence[Adapter]) -> list[str]:
+    """Return the sorted names of all layers that any LoRA adapts."""
     return sorted({layer for lora in loras for layer in lora})
 
 
 def fitting_layer(network: nn.Module, layer: str, factors: Sequence[Factors]) -> nn.Linear:
-    """The layer that the factors adapt; UserError where they have other widths."""
+    """Return the layer that factors adapt.
+
+    Raises:
+        UserError: If there is no such linear layer, or its widths differ.
+    """
     module = linear_at(network, layer)
     for each in factors:
         if each.down.shape[-1] != module.in_features or each.up.shape[-2] != module.out_features:
@@ -195,15 +212,16 @@ def fitting_layer(network: nn.Module, layer: str, factors: Sequence[Factors]) ->
 
 
 def linear_at(network: nn.Module, layer: str) -> nn.Linear:
+    """Return the linear layer at a module path; raises UserError if there is none."""
     try:
         module = network.get_submodule(layer)
     except AttributeError:
         module = None
     if not isinstance(module, nn.Linear):
-        raise UserError(f"the LoRA adapts {layer}, which is no linear layer here; give a LoRA trained on this model")
+        raise UserError(f"the LoRA adapts {layer}, which is not a linear layer here; give a LoRA trained on this model")
     return module
 
 
 def _nothing(like: Factors) -> Factors:
-    """An adapter of rank 0: it leaves the layer alone."""
+    """Return factors of rank 0, which do not change a layer."""
     return Factors(like.down[..., :0, :], like.up[..., :0])

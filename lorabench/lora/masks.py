@@ -12,10 +12,13 @@ from lorabench.lora.factors import Factors
 
 @dataclass(frozen=True)
 class Masks:
-    """Mask vectors of one adapter in one layer; None stands for ones.
+    """Mask vectors of one adapter in one layer; None stands for ones. With factors of several pairs, each has a leading
+    axis [pairs].
 
-    Attributes:
-        o, r, i: [out], [rank] and [in], with a leading axis [pairs] if the factors have one.
+    Args:
+        o: Mask of the outputs, [out].
+        r: Mask of the ranks, [rank].
+        i: Mask of the inputs, [in].
     """
 
     o: Tensor | None = None
@@ -46,12 +49,13 @@ class Masks:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Masks:
         return Masks(**{kind: function(tensor) for kind, tensor in self.named().items()})
+        """Return masks with a function applied to each."""
 
 
 AllMasks = dict[str, tuple[Masks, ...]]  # by layer, one per adapter
 
 
 def learned_params(masks: Mapping[str, Sequence[Masks]]) -> int:
-    """Return how many numbers the masks hold; a tensor that several layers share counts once."""
+    """Return the number of parameters in masks. A tensor that several layers share counts once."""
     tensors = [tensor for layer in masks.values() for mask in layer for tensor in mask.named().values()]
     return sum({id(tensor): tensor.numel() for tensor in tensors}.values())

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from lorabench.data.pairs import Role
 from lorabench.lora.layer import Adapters
+from lorabench.models.conditioning import Conditioning
 from lorabench.models.layer import Layer
-from lorabench.models.model import Conditioning, DiffusionModel
+from lorabench.models.model import DiffusionModel
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""Gradient checkpointing (Chen et al., arXiv 1604.06174) for a denoiser whose adapters change between forwards.
+"""Gradient checkpointing (Chen et al., arXiv 1604.06174) for a denoiser whose adapters change between forward passes.
 
-The activations of a block are not kept and are computed again in the backward pass. By then the adapters may be set for
-another forward: the rows of teachers follow those of students. So each block keeps the settings that its adapters had
-in its forward, and uses them again in the recomputation.
+The activations of a block are not kept, but recomputed in the backward pass. By then the adapters may have the settings
+of another forward pass, since the rows of teachers follow those of students. So each block stores the settings that its
+adapters had in its forward pass, and uses them for the recomputation.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Settings = list[tuple[Tensor | None, bool, Sequence[Tensor] | None]]  # scale, m
 
 
 def recomputed(module: nn.Module, *inputs: Any) -> Any:
-    """Return module(*inputs) and recompute its activations in the backward pass; diffusers calls it for each block."""
+    """Return module(*inputs), whose activations are recomputed in the backward pass. diffusers calls it per block."""
     layers = [layer for layer in module.modules() if isinstance(layer, MaskedLoRA)]
     settings = settings_of(layers)
 
@@ -32,13 +32,13 @@ def recomputed(module: nn.Module, *inputs: Any) -> Any:
 
 
 def settings_of(layers: Sequence[MaskedLoRA]) -> Settings:
-    """Return the settings of adapted layers for the next forward."""
+    """Return the settings of adapted layers for the next forward pass."""
     return [(layer.scale, layer.masked, layer.own) for layer in layers]
 
 
 @contextmanager
 def using(layers: Sequence[MaskedLoRA], settings: Settings) -> Iterator[None]:
-    """Give layers other settings within the block."""
+    """Use other settings of layers in the block, and restore the previous ones afterwards."""
     before = settings_of(layers)
     put(layers, settings)
     try:

@@ -1,6 +1,6 @@
 """The files of a model: a diffusers folder, a single-file checkpoint, or a repository of the hub.
 
-Found and checked by names and headers, before anything heavy is imported.
+They are found and checked by names and headers, before heavy packages are imported.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ class ModelFiles:
     checkpointing: bool = False
 
     def numbers(self) -> dict[str, Any]:
-        """Return the settings that change results; attention, offload and checkpointing only change the cost."""
+        """Return the settings that change results. Attention, offload and checkpointing change only the cost."""
         neutral = ModelFiles(self.path, self.config)
         names = ("variant", "dtype", "vae_dtype", "resolution")
         return {name: getattr(self, name) for name in names if getattr(self, name) != getattr(neutral, name)}
 
     def sources(self) -> list[Path]:
-        """Return the files that loading the model reads, and no other variant that its folder has."""
+        """Return the files that loading the model reads, without other variants in its folder."""
         if self.path.is_file():
             found = [self.path, *used_files(self.config, None, weights=False)]
         else:
@@ -98,7 +98,7 @@ def model_files(spec: ModelSpec) -> ModelFiles:
 
 
 def model_folder(path: str | Path) -> ModelFiles:
-    """Return "micro", the packaged model, or a diffusers folder, in fp32."""
+    """Return the files of a model in fp32, given "micro" (the packaged model) or a diffusers folder."""
     folder = find(str(path), ())
     check_configs(folder)
     return ModelFiles(folder, folder)
@@ -120,7 +120,11 @@ def find(source: str, patterns: Sequence[str]) -> Path:
 
 
 def find_vae(source: str) -> Path:
-    """Return the folder or file of an autoencoder."""
+    """Return the folder or file of an autoencoder.
+
+    Raises:
+        UserError: If there is none.
+    """
     path = Path(source)
     if not path.exists() and HUB_ID.fullmatch(source):
         path = fetch(source, ("config.json", "diffusion_pytorch_model.safetensors"))
@@ -132,7 +136,7 @@ def find_vae(source: str) -> Path:
 
 
 def preset(model: str | Path) -> ModelSpec:
-    """Return the values of conf/model/<name>.yaml, or those of "sdxl" with its own VAE for a folder, file or hub id."""
+    """Return conf/model/<name>.yaml; for a folder, file or hub id, the settings of "sdxl" with the model's own VAE."""
     name = str(model) if (CONF / "model" / f"{model}.yaml").is_file() else "sdxl"
     values: Any = OmegaConf.load(CONF / "model" / f"{name}.yaml")
     if "sdxl" in values.pop("defaults"):  # KOALA's presets change a few values of SDXL's

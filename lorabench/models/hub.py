@@ -37,7 +37,7 @@ def fetch(repository: str, patterns: Sequence[str]) -> Path:
 
 @contextmanager
 def quiet_hub() -> Iterator[None]:
-    """Silence the warnings of the hub's client, but not its progress bar: our own message replaces its retries."""
+    """Silence the warnings of the hub's client, but not its progress bar. Our own message replaces its retries."""
     from huggingface_hub.utils import logging
 
     known = logging.get_verbosity()

@@ -1,4 +1,4 @@
-"""A layer that adapters change, and groups of layers. Imports no torch, so that plans stay quick."""
+"""A layer that adapters change, and groups of layers. It does not import torch, so that plans are fast."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Layer:
 
 
 def within(name: str, module: str) -> bool:
-    """Return True if a layer is the module or lies in it."""
+    """Return whether a layer is the module or a part of it."""
     return name == module or name.startswith(f"{module}.")
 
 

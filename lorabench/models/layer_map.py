@@ -1,7 +1,7 @@
-"""The layers of a model, known without its weights. Imports no torch, so that plans stay quick.
+"""The layers of a model, without its weights. It does not import torch, so that plans are fast.
 
-A layer map lists every linear layer of a model by its exact path, in the order of the forward pass, with the groups
-that methods speak of: modules, blocks with attention, and depth.
+A layer map has every linear layer of a model by its exact path, in the order of the forward pass, and the groups that
+methods use: modules, blocks with attention, and depth.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class LayerMap(Mapping[str, Layer]):
         Args:
             rank: Rank of the LoRAs.
             roles: Role of each LoRA.
-            groups: Groups of layers by role, where its LoRAs do not adapt all attention projections.
+            groups: Groups of layers by role, if its LoRAs do not adapt all attention projections.
         """
         names = [self.trained((groups or {}).get(role, ())) for role in roles]
         return with_ranks(self.denoiser, [dict.fromkeys(each, rank) for each in names], roles)
@@ -102,11 +102,11 @@ class LayerMap(Mapping[str, Layer]):
         return sorted(names, key=places.__getitem__)
 
     def block_of(self, name: str) -> str:
-        """Return the short name of the block that holds a layer, or the module at its top."""
+        """Return the short name of the block that contains a layer, or its top-level module."""
         return next((short for block, short in self.blocks.items() if within(name, block)), name.partition(".")[0])
 
     def transformer_block_of(self, name: str) -> str:
-        """Return the path of the transformer block that holds a layer, or of the module that it belongs to."""
+        """Return the path of the transformer block that contains a layer, or of the layer's module."""
         found = (block for block in self.transformer_blocks if within(name, block))
         return next(found, name.rpartition(".")[0] or name)
 
@@ -119,9 +119,13 @@ def text_layers(loras: Sequence[Adapter], roles: Sequence[Role]) -> dict[str, La
 
 
 def check_fit(layer: Layer | None, name: str, shape: tuple[int, int, int]) -> None:
-    """Raise UserError if factors of a shape (rank, inputs, outputs) do not fit the layer of this name."""
+    """Check that factors of a shape (rank, inputs, outputs) fit the layer of this name.
+
+    Raises:
+        UserError: If there is no such layer, or its widths differ.
+    """
     if layer is None:
-        raise UserError(f"the LoRA adapts {name}, which is no linear layer here; give a LoRA trained on this model")
+        raise UserError(f"the LoRA adapts {name}, which is not a linear layer here; give a LoRA trained on this model")
     _, inputs, outputs = shape
     if (inputs, outputs) != (layer.in_features, layer.out_features):
         raise UserError(

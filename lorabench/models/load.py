@@ -1,4 +1,4 @@
-"""Loading a model of any family."""
+"""Loading of models of all families."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from lorabench.models.sdxl.model import SDXL
 
 
 def load(files: ModelFiles, device: str = "cpu") -> DiffusionModel:
-    """Load the model of these files on a device."""
+    """Load a model from its files onto a device."""
     return SDXL.load(files, device)

@@ -1,7 +1,7 @@
-"""The interface of a diffusion model: all that methods, losses and sampling rules see of it.
+"""The interface of a diffusion model, which methods, losses and sampling rules use.
 
-A model is a denoiser, text encoders, an autoencoder and a noise process. A family (`lorabench/models/sdxl`) implements
-what is abstract here and keeps the rest to itself: packing of latents, size embeddings, the sign and the unit of time.
+A model consists of a denoiser, text encoders, an autoencoder and a noise process. A family (`lorabench/models/sdxl`)
+implements the abstract methods and hides everything else: packing of latents, size embeddings, sign and unit of time.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -21,48 +20,24 @@ from torch import Tensor, nn
 from lorabench.lora.adapter import Adapter
 from lorabench.lora.files.embeddings import Tokens, joined
 from lorabench.lora.layer import Adapters, AllMasks, attach
+from lorabench.models.conditioning import Conditioning
 from lorabench.models.layer_map import LayerMap
 from lorabench.models.noise import NoiseProcess
 from lorabench.models.sampler import Sampler
 
-PROMPTS_KEPT = 256  # encoded prompts that a model keeps; 160 MB on SDXL in fp32
-
-
-@dataclass(frozen=True)
-class Conditioning:
-    """What the denoiser knows of n prompts.
-
-    Args:
-        tensors: Tensors of n rows each. Their meaning belongs to the family.
-    """
-
-    tensors: tuple[Tensor, ...]
-
-    def __len__(self) -> int:
-        return len(self.tensors[0])
-
-    def take(self, rows: Tensor | Sequence[int]) -> Conditioning:
-        """Return the conditioning of these rows."""
-        index = rows if isinstance(rows, Tensor) else list(rows)
-        return Conditioning(tuple(tensor[index] for tensor in self.tensors))
-
-    @staticmethod
-    def join(parts: Sequence[Conditioning]) -> Conditioning:
-        """Return the rows of all parts, one part after the other."""
-        columns = zip(*(part.tensors for part in parts), strict=True)
-        return Conditioning(tuple(torch.cat(column) for column in columns))
+PROMPTS_KEPT = 256  # number of encoded prompts in the cache; 160 MB for SDXL in fp32
 
 
 class DiffusionModel(ABC):
     """A frozen text-to-image model.
 
     Args:
-        denoiser: Network that predicts; adapters are attached to it.
-        text: Text encoders by the name that their layers start with.
+        denoiser: The network to which adapters are attached.
+        text: Text encoders, by the first part of their layers' names.
         process: Noise process.
         layers: Linear layers of denoiser and text encoders.
-        resolution: Edge of the images in pixels.
-        latent_shape: Channels, height and width of the latents.
+        resolution: Width and height of images in pixels.
+        latent_shape: Channels, height and width of latents.
         offload: Keep text encoders and autoencoder on the CPU while they are not used.
 
     Attributes:
@@ -102,11 +77,11 @@ class DiffusionModel(ABC):
 
     @abstractmethod
     def unconditional(self, n: int) -> Conditioning:
-        """Return n rows of the empty prompt, as classifier-free guidance needs them."""
+        """Return n rows of the empty prompt, for classifier-free guidance."""
 
     @abstractmethod
     def with_crops(self, conditioning: Conditioning, crops: Tensor) -> Conditioning:
-        """Return the conditioning with the crop that each image is, for models that are conditioned on it.
+        """Return the conditioning with crop positions, for models that are conditioned on them.
 
         Args:
             conditioning: Rows of n prompts.
@@ -129,7 +104,7 @@ class DiffusionModel(ABC):
             xt: Noisy latents [n, c, h, w] of variance 1.
             t: Noise levels [n], or one for all rows.
             conditioning: n rows.
-            own: n rows for each attached adapter, which the adapter reads instead in the layers that read the prompt.
+            own: n rows for each attached adapter, which this adapter uses instead in layers that read the prompt.
             guidance: Guidance scale, for models whose guidance is embedded.
         """
 
@@ -143,11 +118,11 @@ class DiffusionModel(ABC):
 
     @abstractmethod
     def recomputed_blocks(self) -> list[nn.Module]:
-        """Return the modules whose activations gradient checkpointing computes again."""
+        """Return the modules whose activations gradient checkpointing recomputes."""
 
     @abstractmethod
     def learned_tokens(self, tokens: Tokens) -> AbstractContextManager[None]:
-        """Let triggers in prompts stand for learned embeddings within the block.
+        """Replace triggers in prompts by learned embeddings within the block.
 
         Args:
             tokens: Embeddings [vectors, width] by trigger and text encoder.
@@ -165,8 +140,8 @@ class DiffusionModel(ABC):
     ) -> Conditioning:
         """Return one row per prompt.
 
-        Without gradients every prompt is encoded on its own, so that its row does not depend on the other prompts, and
-        the most recent rows are kept.
+        Without gradients, every prompt is encoded in a batch of its own, so that its row does not depend on other
+        prompts, and the most recent rows are cached.
 
         Args:
             prompts: Prompts; equal ones are encoded once.
@@ -191,7 +166,7 @@ class DiffusionModel(ABC):
         return Conditioning.join([known[prompt] for prompt in prompts])
 
     def initial_noise(self, seeds: Sequence[int]) -> Tensor:
-        """Return noise [n, c, h, w] of variance 1; each row depends on its seed only, not on batch or device."""
+        """Return noise [n, c, h, w] of variance 1. Each row depends only on its seed, not on batch or device."""
         shape = (1, *self.latent_shape)
         return torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]).to(
             self.device
@@ -227,9 +202,9 @@ class DiffusionModel(ABC):
         scales: Mapping[str, Sequence[float]] | None = None,
         dtype: torch.dtype | None = None,
     ) -> Iterator[Adapters]:
-        """Put the text parts of adapters on the text encoders; prompts are encoded with these within the block.
+        """Put the text parts of adapters on the text encoders while prompts are encoded in the block.
 
-        Triggers of learned tokens stand for their embeddings; the second of two equal triggers is renamed.
+        Triggers are replaced by learned embeddings; the second of two equal triggers is renamed.
 
         Args:
             adapters: Adapters with factors for text encoders or learned tokens; others change nothing.
@@ -252,7 +227,7 @@ class DiffusionModel(ABC):
 
     @contextmanager
     def fresh_prompts(self) -> Iterator[None]:
-        """Encode all prompts again within the block: the text encoders have changed."""
+        """Use an empty prompt cache within the block, because the text encoders have changed."""
         kept, self._prompts = self._prompts, OrderedDict()
         try:
             yield
@@ -261,11 +236,11 @@ class DiffusionModel(ABC):
 
     @contextmanager
     def present(self, *modules: nn.Module, stay: bool = False) -> Iterator[None]:
-        """Hold modules on the model's device within the block; with `offload` they are on the CPU otherwise.
+        """Keep modules on the model's device within the block. With `offload`, they are on the CPU otherwise.
 
         Args:
             modules: Text encoders or autoencoder.
-            stay: Leave them there, because a backward pass will need their weights.
+            stay: Do not move them back, because a backward pass will need their weights.
         """
         for module in modules if self.offload else ():
             module.to(self.device)

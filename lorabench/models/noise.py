@@ -1,10 +1,10 @@
-"""Noise processes: how clean latents become noisy, and what a denoiser predicts of them.
+"""Noise processes: how noise is added to latents, and what a denoiser predicts.
 
 Every process mixes latents and noise at a noise level t,
 
     x_t = signal(t) x_0 + spread(t) eps
 
-and defines the training target of the denoiser. Losses, cycles and weights need nothing else of a model.
+and defines the training target of the denoiser. Losses, cycles and weights use no other property of a model.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MIN_SIGNAL = 2**-24  # lower bound of alphas_bar in diffusers' schedulers: the c
 
 
 class NoiseProcess(ABC):
-    """Mixture of latents and noise by noise level.
+    """Mixture of latents and noise for each noise level.
 
     Attributes:
         noisiest: Noise level at which sampling starts.
@@ -33,7 +33,7 @@ class NoiseProcess(ABC):
 
     @abstractmethod
     def timesteps(self, n: int, rng: torch.Generator, law: str = "uniform") -> Tensor:
-        """Draw n noise levels [n] for training, on the device of the process.
+        """Sample n noise levels [n] for training, on the device of the process.
 
         Args:
             n: Number of levels.
@@ -50,7 +50,7 @@ class NoiseProcess(ABC):
 
     @abstractmethod
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Return what the denoiser should predict for x_t."""
+        """Return the training target for the prediction at x_t."""
 
     @abstractmethod
     def clean(self, xt: Tensor, t: Tensor, prediction: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ class DDPM(NoiseProcess):
     """Variance-preserving process in discrete timesteps (Ho et al., arXiv 2006.11239).
 
     Args:
-        alphas_bar: Squared signal share of each timestep [T], falling.
+        alphas_bar: Squared signal of each timestep [T], descending.
         predicts: "epsilon" for the noise, "v_prediction" for the velocity
             v = sqrt(abar_t) eps - sqrt(1 - abar_t) x_0 (Salimans and Ho, arXiv 2202.00512).
     """
@@ -105,8 +105,8 @@ class DDPM(NoiseProcess):
     def loss_weight(self, t: Tensor, spec: LoRASpec) -> Tensor | None:
         """Return Min-SNR weights (Hang et al., ICCV 2023, equations 7 and 8) if `spec.min_snr` is set.
 
-        min(snr, gamma) / snr for the noise and min(snr, gamma) / (snr + 1) for the velocity: both weigh the error of
-        the clean estimate by min(snr, gamma).
+        The weights are min(snr, gamma) / snr for the noise and min(snr, gamma) / (snr + 1) for the velocity. Both weigh
+        the error of the clean estimate by min(snr, gamma).
         """
         if spec.min_snr is None:
             return None

@@ -1,4 +1,4 @@
-"""The steps from noise to latents, by a deterministic scheduler of diffusers."""
+"""The sampling steps from noise to latents with a deterministic scheduler of diffusers."""
 
 from __future__ import annotations
 

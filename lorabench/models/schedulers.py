@@ -1,7 +1,7 @@
-"""The schedulers of diffusers that sample without drawing random numbers. Imports no torch.
+"""The schedulers of diffusers that do not use random numbers. torch is not imported.
 
-An image depends on the noise of its seed only, so a scheduler that adds noise in its steps is refused. Its noise would
-come from the global random state and depend on the batch and the device.
+An image must depend only on the noise of its seed, so a scheduler that adds noise in its steps is refused: its noise
+would come from the global random state and depend on the batch and the device.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ STOCHASTIC = {
 }
 
 
-def check_deterministic(name: str, config: Mapping[str, Any], where: str) -> None:
-    """Check that a scheduler draws no random numbers.
+def check_deterministic(name: str, config: Mapping[str, Any], owner: str) -> None:
+    """Check that a scheduler does not use random numbers.
 
     Args:
         name: Class in diffusers.
         config: Its settings.
-        where: Model that has it, for the message.
+        owner: Name of its model, for the message.
 
     Raises:
-        UserError: If it adds noise in its steps, or is not known; names a deterministic scheduler.
+        UserError: If it adds noise in its steps, or is unknown. The message names a deterministic scheduler.
     """
     algorithm = str(config.get("algorithm_type", ""))
     if name in STOCHASTIC:
@@ -56,4 +56,4 @@ def check_deterministic(name: str, config: Mapping[str, Any], where: str) -> Non
         reason, use = f"with algorithm_type={algorithm} adds random noise in every step", algorithm.removeprefix("sde-")
     else:
         return
-    raise UserError(f"{where} samples with {name}, which {reason}; use {use} in its scheduler configuration")
+    raise UserError(f"{owner} samples with {name}, which {reason}; use {use} in its scheduler configuration")

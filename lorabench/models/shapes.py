@@ -1,4 +1,4 @@
-"""Models without their weights: a layer map needs no torch, an empty model no memory."""
+"""Models without weights: layer maps, which do not need torch, and models on the meta device, which need no memory."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from lorabench.lora.adapter import Adapter
     from lorabench.models.model import DiffusionModel
 
-KNOWN = tuple(UNETS)  # names of models whose configurations are packaged
+KNOWN = tuple(UNETS)  # models whose configurations are in the package
 
 
 def layer_map(source: ModelFiles | ModelSpec | str | Sequence[Adapter]) -> LayerMap:
-    """Return the layers of a model, text encoders included.
+    """Return the layers of a model, including text encoders.
 
     Args:
-        source: Files of a model, its configuration, the name of a known model, or LoRAs. A configuration is not
-            downloaded if its model is known. For LoRAs the result is the first known model that they all fit.
+        source: Files of a model, its configuration, the name of a known model, or LoRAs. The configuration of a known
+            model is not downloaded. For LoRAs, the result is the first known model that all of them fit.
 
     Raises:
         UserError: If there is no such model, or no known model fits.
@@ -45,7 +45,7 @@ def layer_map(source: ModelFiles | ModelSpec | str | Sequence[Adapter]) -> Layer
 
 
 def spec_layers(spec: ModelSpec) -> LayerMap:
-    """Return the layers of a configured model, without download if possible."""
+    """Return the layers of a configured model, without a download if possible."""
     local = MICRO if spec.path == "micro" else Path(spec.path)
     folder = Path(spec.config) if local.is_file() else local
     if has_configs(folder):

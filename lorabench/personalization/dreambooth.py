@@ -31,7 +31,8 @@ from lorabench.engine.checkpoint import Checkpoint
 from lorabench.engine.lightning import fit
 from lorabench.lora.adapter import Factors, LoRA
 from lorabench.lora.layer import Adapters
-from lorabench.models.model import Conditioning, DiffusionModel
+from lorabench.models.conditioning import Conditioning
+from lorabench.models.model import DiffusionModel
 from lorabench.personalization.initial import core, initial, initial_text
 from lorabench.personalization.optimizers import optimiser, schedule
 from lorabench.personalization.samples import Look, Samples

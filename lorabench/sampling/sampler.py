@@ -9,7 +9,8 @@ from torch import Tensor
 
 from lorabench.data.pairs import Scene, Wording, worded
 from lorabench.lora.layer import Adapters
-from lorabench.models.model import Conditioning, DiffusionModel
+from lorabench.models.conditioning import Conditioning
+from lorabench.models.model import DiffusionModel
 from lorabench.sampling.parts import StepScales
 from lorabench.sampling.rule import Branch
 

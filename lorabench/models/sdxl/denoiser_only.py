@@ -1,7 +1,7 @@
-"""A UNet without text encoders and autoencoder, under SDXL's noise schedule.
+"""A UNet with SDXL's noise schedule, without text encoders and autoencoder.
 
-Merges and trainings use nothing else in their steps. For counts and benchmarks, with random weights or on torch's meta
-device.
+Steps of merges and trainings need only this. It is used for counts and benchmarks, with random weights or on torch's
+meta device.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from torch import Tensor
 
 from lorabench.base import seed_of
 from lorabench.models.checkpointing import recomputed
-from lorabench.models.model import Conditioning, DiffusionModel
+from lorabench.models.conditioning import Conditioning
+from lorabench.models.model import DiffusionModel
 from lorabench.models.noise import DDPM
 from lorabench.models.sampler import Sampler
 from lorabench.models.sdxl.layers import layers_of
@@ -28,7 +29,7 @@ SCHEDULE: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_sche
 
 
 class DenoiserOnly(SDXL):
-    """An SDXL model whose prompts and images have seeded random codes.
+    """An SDXL model with seeded random encodings of prompts and images.
 
     Args:
         unet: Denoiser.

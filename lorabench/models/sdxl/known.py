@@ -1,4 +1,4 @@
-"""Configurations of SDXL models, known without files of theirs. Imports no torch.
+"""Configurations of SDXL models in the package. torch is not imported.
 
 The UNets are those of stabilityai/stable-diffusion-xl-base-1.0, etri-vilab/koala-1b-llava-cap and
 etri-vilab/koala-700m-llava-cap, with the keys that differ from diffusers' defaults; all have the same text encoders.
@@ -44,5 +44,5 @@ def folder_layers(folder: Path) -> LayerMap:
 
 
 def has_configs(folder: Path) -> bool:
-    """Return True if a folder has the configurations that `folder_layers` reads."""
+    """Return whether a folder has the configurations that `folder_layers` reads."""
     return all((folder / each / "config.json").is_file() for each in ("unet", *TEXT_ENCODERS))

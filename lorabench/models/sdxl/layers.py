@@ -1,4 +1,4 @@
-"""The layers of SDXL's UNet and CLIP text encoders, from their configurations. Imports no torch.
+"""The layers of SDXL's UNet and CLIP text encoders, from their configurations. torch is not imported.
 
 The order is that of the forward pass. Depth is the resolution of a layer: 0 at the highest resolution with attention, 1
 at the lowest. On SDXL the layers of down_blocks.1 and up_blocks.1 have depth 0; those of down_blocks.2, mid_block and
@@ -50,10 +50,12 @@ class Block:
 
     @property
     def modules(self) -> list[str]:
+        """Return the paths of the attention modules."""
         return [f"{self.path}.attentions.{i}" for i in range(self.attentions)]
 
     @property
     def transformer_blocks(self) -> list[str]:
+        """Return the paths of the transformer blocks."""
         return [f"{module}.transformer_blocks.{k}" for module in self.modules for k in range(self.depth)]
 
 
@@ -114,7 +116,7 @@ def blocks_of(unet: Config) -> list[Block]:
 
 
 def embedding_layers(unet: Config) -> Iterator[tuple[str, Widths]]:
-    """Yield the layers that embed timestep, size and pooled prompt."""
+    """Yield the layers that embed timestep, size and pooled prompt, with their widths."""
     first, width = unet["block_out_channels"][0], time_width(unet)
     yield "time_embedding.linear_1", (first, width)
     yield "time_embedding.linear_2", (width, width)
@@ -124,7 +126,7 @@ def embedding_layers(unet: Config) -> Iterator[tuple[str, Widths]]:
 
 
 def block_layers(unet: Config, block: Block) -> Iterator[tuple[str, Widths]]:
-    """Yield the layers of a block: each residual block, then its attention module."""
+    """Yield the layers of a block with their widths: each residual block, then its attention module."""
     for i in range(block.resnets):
         yield f"{block.path}.resnets.{i}.time_emb_proj", (time_width(unet), block.width)
         if i < block.attentions:
@@ -132,6 +134,7 @@ def block_layers(unet: Config, block: Block) -> Iterator[tuple[str, Widths]]:
 
 
 def attention_layers(unet: Config, block: Block, path: str) -> Iterator[tuple[str, Widths]]:
+    """Yield the layers of an attention module with their widths."""
     width, context = block.width, unet["cross_attention_dim"]
     linear = unet.get("use_linear_projection", False)
     if linear:
@@ -150,7 +153,7 @@ def attention_layers(unet: Config, block: Block, path: str) -> Iterator[tuple[st
 
 
 def clip_layers(encoder: str, config: Config) -> Iterator[tuple[str, Widths]]:
-    """Yield the layers of a CLIP text encoder."""
+    """Yield the layers of a CLIP text encoder with their widths."""
     width, inner = config["hidden_size"], config["intermediate_size"]
     for k in range(config["num_hidden_layers"]):
         head = f"{encoder}.{CLIP_PATHS[encoder]}.layers.{k}"
@@ -163,11 +166,12 @@ def clip_layers(encoder: str, config: Config) -> Iterator[tuple[str, Widths]]:
 
 
 def per_block(value: int | list[int], count: int) -> list[int]:
-    """Return a setting of diffusers that is one number for all blocks, or one per block, as a list."""
+    """Return a list with one value per block for a setting that is one number for all blocks or a list."""
     return [value] * count if isinstance(value, int) else list(value)
 
 
 def time_width(unet: Config) -> int:
+    """Return the width of the time embedding."""
     return unet.get("time_embedding_dim") or 4 * unet["block_out_channels"][0]
 
 

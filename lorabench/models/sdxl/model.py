@@ -1,4 +1,4 @@
-"""The SDXL family: SDXL itself, KOALA, and models of its structure in other sizes."""
+"""The SDXL family: SDXL, KOALA, and models with the same structure in other sizes."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ from torch import Tensor, nn
 from lorabench.lora.files.embeddings import Tokens
 from lorabench.lora.layer import MaskedLoRA
 from lorabench.models.checkpointing import recomputed
+from lorabench.models.conditioning import Conditioning
 from lorabench.models.files import ModelFiles, model_folder
-from lorabench.models.model import Conditioning, DiffusionModel
+from lorabench.models.model import DiffusionModel
 from lorabench.models.noise import DDPM
 from lorabench.models.sampler import Sampler
 from lorabench.models.sdxl.layers import TEXT_ENCODERS, layers_of
 from lorabench.models.sdxl.reading import read_pipeline, set_attention
 from lorabench.models.sdxl.tokens import learned_tokens
 
-LARGE = 512  # pixels, from which images are decoded one by one
+LARGE = 512  # pixels; images of at least this size are decoded one by one
 
 
 class SDXL(DiffusionModel):
-    """The parts of a StableDiffusionXLPipeline.
+    """A model made from a StableDiffusionXLPipeline.
 
-    A conditioning holds the hidden states of both text encoders side by side [n, tokens, width], the pooled state of
-    the second one [n, width], and the size embedding's input [n, 6]: original size, crop corner, target size.
+    A conditioning has the concatenated hidden states of both text encoders [n, tokens, width], the pooled state of the
+    second one [n, width], and the input of the size embedding [n, 6]: original size, crop corner, target size.
 
     Args:
         pipeline: Pipeline with its weights.
@@ -89,7 +90,7 @@ class SDXL(DiffusionModel):
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
-        """Return the mode of the encoder's distribution."""
+        """Return the modes of the encoder's distributions as latents."""
         with self.present(self.vae):
             code = self.vae.encode(images.to(self.device, self.vae.dtype)).latent_dist.mode()
         return code.float() * self.vae.config.scaling_factor
@@ -97,12 +98,12 @@ class SDXL(DiffusionModel):
     def decode(self, latents: Tensor) -> Tensor:
         code = (latents.float() / self.vae.config.scaling_factor).to(self.vae.dtype)
         present = self.present(self.vae, stay=code.requires_grad)
-        with present, torch.autocast(self.device.type, enabled=False):  # bf16 would show as banding
+        with present, torch.autocast(self.device.type, enabled=False):  # bf16 would cause banding
             images = self.vae.decode(code).sample
         return (images.float() / 2 + 0.5).clamp(0, 1)
 
     def unconditional(self, n: int) -> Conditioning:
-        """Return zeros or the encoded empty string, as the pipeline is configured."""
+        """Return n rows of zeros or of the encoded empty string, depending on the pipeline's configuration."""
         empty = self.encode_prompts([""])
         if dict(self.pipeline.config)["force_zeros_for_empty_prompt"]:
             states, pooled, size = empty.tensors
@@ -133,7 +134,7 @@ class SDXL(DiffusionModel):
 
     @contextmanager
     def reading(self, own: Sequence[Tensor] | None) -> Iterator[None]:
-        """Let each adapter read its own hidden states of a prompt in cross-attention, within the block."""
+        """Set each adapter's own hidden states of a prompt as its input in cross-attention, within the block."""
         readers = (
             []
             if own is None
@@ -163,6 +164,6 @@ class SDXL(DiffusionModel):
         return Conditioning((states, pooled, self.whole_image(len(prompts))))
 
     def whole_image(self, n: int) -> Tensor:
-        """Return the size conditioning [n, 6] of uncropped images of the model's resolution."""
+        """Return the size conditioning [n, 6] for uncropped images at the model's resolution."""
         edge = self.resolution
         return torch.tensor([[edge, edge, 0, 0, edge, edge]] * n, device=self.device)

@@ -43,7 +43,7 @@ def read_pipeline(files: ModelFiles) -> StableDiffusionXLPipeline:
 
 
 def from_files(files: ModelFiles) -> StableDiffusionXLPipeline:
-    """Read a pipeline with diffusers, which leaves missing weights on the meta device."""
+    """Read a pipeline with diffusers. Missing weights stay on the meta device."""
     if files.path.is_file():
         return StableDiffusionXLPipeline.from_single_file(
             str(files.path),
@@ -62,7 +62,7 @@ def from_files(files: ModelFiles) -> StableDiffusionXLPipeline:
 
 
 def read_encoder(files: ModelFiles, name: str) -> Any:
-    """Return a text encoder of a folder, with an error for missing weights: transformers would draw them at random."""
+    """Return a text encoder of a folder. Missing weights are an error, because transformers would initialize them."""
     encoder, facts = ENCODERS[name].from_pretrained(
         files.path / name,
         dtype=DTYPES[files.dtype],
@@ -76,7 +76,7 @@ def read_encoder(files: ModelFiles, name: str) -> Any:
 
 
 def read_vae(files: ModelFiles, path: Path) -> AutoencoderKL:
-    """Return the autoencoder of a folder or of a single file, which may be a whole checkpoint."""
+    """Return the autoencoder of a folder or of a single file, which may be a complete checkpoint."""
     dtype = DTYPES[files.vae_dtype]
     try:
         if path.is_file():
@@ -88,12 +88,12 @@ def read_vae(files: ModelFiles, path: Path) -> AutoencoderKL:
 
 
 def set_attention(unet: UNet2DConditionModel, attention: str) -> None:
-    """Set how attention is computed. Results are equal up to rounding.
+    """Set the implementation of attention. Results are equal up to rounding.
 
     Args:
         unet: Denoiser.
-        attention: "sdpa" for PyTorch's fused kernels, "math" for plain products, "sliced" for one head at a time on
-            GPUs without fused kernels, "auto" for "sdpa" on a GPU and "math" on a CPU, where it is a quarter faster.
+        attention: "sdpa" for PyTorch's fused kernels, "math" for plain products, "sliced" for one head at a time (for
+            GPUs without fused kernels), "auto" for "sdpa" on a GPU and "math" on a CPU, which is 25 % faster there.
     """
     if attention == "sliced":
         unet.set_attention_slice("max")

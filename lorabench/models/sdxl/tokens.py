@@ -18,13 +18,13 @@ TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 
 @contextmanager
 def learned_tokens(pipeline: Any, tokens: Mapping[str, Mapping[str, Tensor]]) -> Iterator[None]:
-    """Let triggers in prompts stand for learned embeddings.
+    """Replace triggers in prompts by learned embeddings within the block.
 
-    Tokenizers and embedding layers are replaced for as long as the context lasts; nothing is changed in place.
+    Tokenizers and embedding layers are exchanged for the block; nothing is changed in place.
 
     Args:
         pipeline: A diffusers pipeline with two text encoders.
-        tokens: By trigger and text encoder, vectors [n, width].
+        tokens: Vectors [n, width] by trigger and text encoder.
 
     Raises:
         UserError: If an embedding has another width than its text encoder.
@@ -57,7 +57,11 @@ def _extended(pipeline: Any, encoder: str, tokenizer: str, tokens: Mapping[str, 
 
 
 def check_widths(encoder: str, width: int, tokens: Mapping[str, Tensor]) -> None:
-    """UserError where an embedding has another width than its text encoder."""
+    """Check that embeddings have the width of their text encoder.
+
+    Raises:
+        UserError: If one has not.
+    """
     for trigger, vectors in tokens.items():
         if vectors.shape[-1] != width:
             raise UserError(
@@ -67,7 +71,7 @@ def check_widths(encoder: str, width: int, tokens: Mapping[str, Tensor]) -> None
 
 
 class _Tokenizer:
-    """A tokenizer that reads each trigger as its learned tokens, the longest trigger first."""
+    """A tokenizer that replaces each trigger by its learned tokens, the longest trigger first."""
 
     def __init__(self, tokenizer: Any, names: Mapping[str, list[str]]):
         self.tokenizer, self.names = tokenizer, names
