@@ -1,6 +1,6 @@
-"""`python -m pretraining <step>`: rebuild the shipped model and scorers (see the model card).
+"""Rebuild the shipped model and scorers: `python -m pretraining <step>` (see the model card).
 
-Order of a rebuild from nothing: bank, unet, unet --anneal, vae, export, evaluate, scorers.
+Steps of a complete rebuild, in order: bank, unet, unet --anneal, vae, export, evaluate, scorers.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ SHIPPED = ASSETS / "micro_sdxl"
 
 
 def arguments() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m pretraining", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -30,9 +31,9 @@ def arguments() -> argparse.ArgumentParser:
 
     unet = steps.add_parser("unet", help="train the UNet and the text encoders")
     unet.add_argument("--minutes", type=float, help="stop after this time")
-    unet.add_argument("--samples", type=int, help="stop when the model has seen so many samples in all")
+    unet.add_argument("--samples", type=int, help="stop when the model has seen so many samples in total")
     unet.add_argument(
-        "--resume", action="store_true", help="go on from the last checkpoint, or from --weights if it is lost"
+        "--resume", action="store_true", help="resume from the last checkpoint, or from --weights if it is lost"
     )
     unet.add_argument("--anneal", type=int, default=0, metavar="M", help="branch a decay over M samples, for export")
     unet.add_argument("--weights", type=Path, default=SHIPPED, help="exported pipeline (%(default)s)")
@@ -42,32 +43,33 @@ def arguments() -> argparse.ArgumentParser:
     unet.add_argument("--devices", type=int, default=1)
     unet.add_argument("--every", type=int, default=32_000, help="samples between checkpoints")
 
-    vae = steps.add_parser("vae", help="distil the autoencoder onto the latent code")
+    vae = steps.add_parser("vae", help="distill the autoencoder onto the latent code")
     vae.add_argument("--steps", type=int, default=2500)
     vae.add_argument("--decay", type=int, default=700)
     vae.add_argument("--batch", type=int, default=32)
     vae.add_argument("--lr", type=float, default=2e-3)
 
-    export = steps.add_parser("export", help="write the pipeline that ships")
+    export = steps.add_parser("export", help="write the shipped pipeline")
     export.add_argument("--name", default="unet-anneal", help="the checkpoint is <work>/<name>/last.ckpt")
     export.add_argument("--vae", type=Path, default=SHIPPED / "vae", help="autoencoder (%(default)s)")
     export.add_argument("--out", type=Path, default=SHIPPED)
 
     plot = steps.add_parser("plot", help="plot the held-out losses of trainings")
-    plot.add_argument("names", nargs="*", default=["unet"], help="folders in <work>, the first drawn solid")
+    plot.add_argument("names", nargs="*", default=["unet"], help="folders in <work>, the first with solid lines")
     plot.add_argument("--out", type=Path, default=ASSETS / "curve.png")
 
     steps.add_parser("development", help="choose the development names")
-    steps.add_parser("scorers", help="train the scorers (an hour on one thread) and judge them")
+    steps.add_parser("scorers", help="train the scorers (an hour on one thread) and evaluate them")
 
     steps.add_parser("factors", help="train the networks that read the world's factors")
 
-    evaluate = steps.add_parser("evaluate", help="generate 400 images and read what they show")
+    evaluate = steps.add_parser("evaluate", help="generate 400 images and measure how well they match their prompts")
     evaluate.add_argument("--folder", type=Path, default=SHIPPED)
     return parser
 
 
 def main() -> None:
+    """Run a step of the command line."""
     args = arguments().parse_args()
     steps = {
         "bank": bank, "unet": unet, "vae": vae, "export": export, "plot": plot, "development": development,
@@ -81,6 +83,7 @@ def main() -> None:
 
 
 def bank(args: argparse.Namespace) -> None:
+    """Render training images."""
     from tqdm import tqdm
 
     from pretraining import bank as images
@@ -91,6 +94,7 @@ def bank(args: argparse.Namespace) -> None:
 
 
 def unet(args: argparse.Namespace) -> None:
+    """Train the UNet and the text encoders."""
     from pretraining.encoded import EncodedBank
     from pretraining.heldout import heldout_data
     from pretraining.training import pretrain
@@ -102,9 +106,9 @@ def unet(args: argparse.Namespace) -> None:
     if args.anneal and not last.exists():
         raise UserError(f"--anneal={args.anneal} needs {last}; use --minutes 60 --resume first")
     if last.exists() and not (args.resume or args.anneal):
-        raise UserError(f"--name={args.name} has a checkpoint; use --resume to go on from it, or another --name")
+        raise UserError(f"--name={args.name} has a checkpoint; use --resume to continue it, or another --name")
     if args.anneal and (branch / "last.ckpt").exists() and not args.resume:
-        raise UserError(f"{branch} holds an earlier decay; use --resume to finish it, or remove the folder")
+        raise UserError(f"{branch} has an earlier decay; use --resume to finish it, or remove the folder")
     pretrain(
         EncodedBank(args.work / "bank"),
         branch if args.anneal else out,
@@ -122,12 +126,14 @@ def unet(args: argparse.Namespace) -> None:
 
 
 def vae(args: argparse.Namespace) -> None:
+    """Distill the autoencoder."""
     from pretraining.vae import distil
 
     distil(args.work, args.steps, args.decay, args.batch, args.lr)
 
 
 def export(args: argparse.Namespace) -> None:
+    """Write the shipped pipeline."""
     from pretraining.export import export as write
 
     size = write(args.work / args.name / "last.ckpt", args.vae, args.out)
@@ -135,18 +141,21 @@ def export(args: argparse.Namespace) -> None:
 
 
 def plot(args: argparse.Namespace) -> None:
+    """Plot the held-out losses of trainings."""
     from pretraining.curve import plot as write
 
     write({name: args.work / name / "curve.csv" for name in args.names}, args.out)
 
 
 def development(args: argparse.Namespace) -> None:
+    """Choose the development names."""
     from pretraining.development import print_tables
 
     print_tables()
 
 
 def scorers(args: argparse.Namespace) -> None:
+    """Train the scorers and evaluate them."""
     from lorabench.scoring.files import MICRO_SCORERS
     from pretraining.scorers import train_scorers
 
@@ -154,6 +163,7 @@ def scorers(args: argparse.Namespace) -> None:
 
 
 def factors(args: argparse.Namespace) -> None:
+    """Train the networks that read the world's factors."""
     import json
 
     from pretraining.factors import train_factors
@@ -162,6 +172,7 @@ def factors(args: argparse.Namespace) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
+    """Generate images and measure how well they match their prompts."""
     import json
 
     from tqdm import tqdm

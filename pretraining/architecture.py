@@ -1,8 +1,8 @@
-"""The micro SDXL: a real `StableDiffusionXLPipeline` with SDXL's block structure and small widths.
+"""The micro SDXL: a `StableDiffusionXLPipeline` with SDXL's block structure and small widths.
 
-SDXL has blocks (320, 640, 1280) with (0, 2, 10) transformer layers on 128x128x4 latents; here (64, 96, 160) with
-(0, 1, 2) on 16x16x12. Block names, two attentions a down block and three an up block, the `text_time` conditioning and
-the two text encoders, whose penultimate states are joined, are SDXL's own.
+SDXL has blocks (320, 640, 1280) with (0, 2, 10) transformer layers on 128x128x4 latents; the micro model has (64, 96,
+160) with (0, 1, 2) on 16x16x12. As in SDXL are block names, two attentions per down block and three per up block, the
+`text_time` conditioning, and the two text encoders with concatenated penultimate states.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ LATENT_CHANNELS = 12
 def build_unet(
     widths=(64, 96, 160), heads=(2, 3, 5), layers=(1, 1, 2), text_width=96, groups=32
 ) -> UNet2DConditionModel:
+    """Return a UNet with random weights."""
     return UNet2DConditionModel(
         sample_size=RESOLUTION // 4,
         in_channels=LATENT_CHANNELS,
@@ -44,6 +45,7 @@ def build_unet(
 
 
 def build_vae(widths=(32, 64, 64), groups=16) -> AutoencoderKL:
+    """Return an autoencoder with random weights."""
     blocks: Any = {"down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3}
     return AutoencoderKL(
         in_channels=3,
@@ -63,6 +65,7 @@ def build_vae(widths=(32, 64, 64), groups=16) -> AutoencoderKL:
 def build_text_encoders(
     tokenizer: CLIPTokenizer, text_width=96, layers=3
 ) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
+    """Return both text encoders with random weights."""
     special: Any = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
@@ -78,10 +81,10 @@ def build_text_encoders(
 
 
 def build_scheduler() -> EulerDiscreteScheduler:
-    """v-prediction, linear betas to 0.02, trailing steps: the last step is noise alone (SNR 4e-5).
+    """Return the scheduler: v-prediction, linear betas to 0.02, trailing steps. The noisiest step has an SNR of 4e-5.
 
-    SDXL's own schedule leaves the mean color of a 16x16 latent visible at its last step, and no style adapter could
-    then turn a background dark or tinted.
+    With SDXL's schedule, the mean color of a 16x16 latent would be visible at the noisiest step, and no style adapter
+    could turn a background dark or tinted.
     """
     return EulerDiscreteScheduler(
         num_train_timesteps=1000,
@@ -98,7 +101,7 @@ def build_pipeline(
     vae: AutoencoderKL | None = None,
     text_encoders: tuple[CLIPTextModel, CLIPTextModelWithProjection] | None = None,
 ) -> StableDiffusionXLPipeline:
-    """The whole pipeline; parts not given are freshly initialised. `.save_pretrained(folder)` writes it."""
+    """Return the complete pipeline. Parts that are not given are initialized; `.save_pretrained(folder)` writes it."""
     tokenizer = build_tokenizer()
     first, second = text_encoders or build_text_encoders(tokenizer)
     scheduler: Any = build_scheduler()

@@ -1,6 +1,6 @@
-"""The training pictures of the base model: rendered once, in shards, and read back as memory maps.
+"""The training images of the base model: rendered once, in shards, and read as memory maps.
 
-Picture i depends on i alone, so shards can be rendered by any number of processes and in any order.
+Image i depends only on i, so shards can be rendered by any number of processes and in any order.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from lorabench.data import microworld as mw
 
 SHARD = 4000
 PHOTO_SHARE = 0.4
-DEVELOPMENT_FROM = 136_000  # earlier pictures were trained on before the development names were chosen
+DEVELOPMENT_FROM = 136_000  # earlier images were used for training before the development names were chosen
 
 
 def factors_of(i: int) -> tuple[mw.Subject, mw.Style | None, mw.Pose, np.random.Generator]:
-    """Return the subject, style (None: a photograph) and pose of training picture i, and the generator of its caption.
+    """Return the subject, style (None: a photograph) and pose of training image i, and the generator of its caption.
 
-    Two pictures in five are photographs. Pictures from DEVELOPMENT_FROM on keep a margin to the development names.
+    Two images in five are photographs. Images from DEVELOPMENT_FROM on keep a margin to the development names.
     """
     rng = np.random.default_rng([int(mw.VERSION), i])
     later = i >= DEVELOPMENT_FROM
@@ -32,13 +32,13 @@ def factors_of(i: int) -> tuple[mw.Subject, mw.Style | None, mw.Pose, np.random.
 
 
 def picture(i: int) -> tuple[np.ndarray, str]:
-    """Render training picture i, uint8 [64, 64, 3], and write its caption."""
+    """Return training image i, uint8 [64, 64, 3], and its caption."""
     subject, style, pose, rng = factors_of(i)
     return mw.render(subject, style, pose), mw.caption(subject, style, pose, rng)
 
 
 def render_shard(folder: Path, shard: int) -> None:
-    """Write one shard unless it is there already; the captions come last and mark it as complete."""
+    """Write one shard if it does not exist. The captions are written last and mark it as complete."""
     images, captions = folder / f"{shard:04d}.npy", folder / f"{shard:04d}.json"
     if captions.exists():
         return
@@ -51,7 +51,7 @@ def render_shard(folder: Path, shard: int) -> None:
 
 
 def render(folder: Path, shards: range, workers: int, progress: Callable[[int], object]) -> None:
-    """Render the missing ones of these shards on `workers` processes; call `progress` with the pictures done."""
+    """Render the missing shards with `workers` processes; call `progress` with numbers of finished images."""
     from concurrent.futures import ProcessPoolExecutor, as_completed
 
     missing = [s for s in shards if not (folder / f"{s:04d}.json").exists()]
@@ -66,7 +66,7 @@ def load(folder: Path) -> list[np.ndarray]:
     """Return memory maps of all complete shards, uint8 [SHARD, 64, 64, 3]."""
     done = sorted(folder.glob("*.json"))
     if not done:
-        raise UserError(f"--work={folder.parent} has no pictures; run `python -m pretraining bank` first")
+        raise UserError(f"--work={folder.parent} has no images; run `python -m pretraining bank` first")
     return [load_shard(path)[0] for path in done]
 
 

@@ -1,4 +1,4 @@
-"""The curve of a training: curve.csv, a row per checkpoint, and its plot for the model card.
+"""The curve of a training: curve.csv with one row per checkpoint, and its plot for the model card.
 
 Columns: samples (over all legs), rate, loss (mean since the last row), images_per_second, and the held-out loss of the
 averaged weights by timestep (heldout_50, ...).
@@ -17,12 +17,12 @@ from pretraining.heldout import TIMESTEPS, heldout_losses
 
 
 class Curve:
-    """Appends rows to a file.
+    """Writer of curve.csv.
 
     Args:
-        path: The csv file. Rows beyond `begun` are dropped: their training is repeated.
+        path: The file. Rows beyond `begun` are dropped, because their training is repeated.
         begun: Samples seen before this training.
-        heldout: Latents and token ids; None leaves the held-out columns out.
+        heldout: Latents and token ids; None: no held-out columns.
     """
 
     def __init__(self, path: Path, begun: int, heldout: tuple[Tensor, Tensor] | None = None) -> None:
@@ -34,16 +34,17 @@ class Curve:
         self.reset()
 
     def reset(self) -> None:
+        """Start the means of the next row."""
         self.total, self.steps, self.images, self.since = 0.0, 0, 0, time.monotonic()
 
     def step(self, loss: Tensor, images: int) -> None:
-        """Count a step of so many images."""
+        """Count a step with this number of images."""
         self.total += float(loss)
         self.steps += 1
         self.images += images
 
     def row(self, module: Any) -> None:
-        """Add the row of a `Pretraining` at its present number of samples."""
+        """Add a row for the current state of a `Pretraining`."""
         row = {
             "samples": module.samples,
             "rate": module.rate(),
@@ -59,10 +60,10 @@ class Curve:
 
 
 def plot(curves: dict[str, Path], out: Path) -> None:
-    """Plot the held-out loss over samples, a line per timestep, solid at constant rate and dotted in decays.
+    """Plot the held-out loss over samples: one line per timestep, solid at constant rate and dotted for decays.
 
     Args:
-        curves: csv files by their label, the first drawn solid.
+        curves: csv files by label, the first with solid lines.
         out: The image file.
     """
     from matplotlib.figure import Figure

@@ -1,14 +1,14 @@
 """Choose the development names: `python -m pretraining development` prints the tables of microworld/development.py.
 
-The bank's pictures 0 to 135,999 were trained on before these names existed, so the names keep away from the pictures:
-candidate k of a name is a function of (name, k), and the first candidate is taken that is
+The bank's images 0 to 135,999 were used for training before these names existed, so the names must differ from the
+images. Candidate k of a name is a function of (name, k). The first candidate is chosen that is
 
-- at least MARGIN away from every held-out and every earlier development name,
-- at least BANK_MARGIN away from every picture of the bank before DEVELOPMENT_FROM.
+- at least MARGIN away from every held-out name and every earlier development name,
+- at least BANK_MARGIN away from every image of the bank before DEVELOPMENT_FROM.
 
-The bank is too dense for MARGIN everywhere: one random subject in 70 and no style in a thousand keeps it. One subject
-in 10 and one style in 3 keep BANK_MARGIN, so the names are not pushed into the corners of the world. Pictures from
-DEVELOPMENT_FROM on keep MARGIN.
+The bank is too dense for MARGIN: only one random subject in 70 and no style in a thousand keeps it. One subject in 10
+and one style in 3 keep BANK_MARGIN, so the names are not limited to rare combinations. Images from DEVELOPMENT_FROM on
+keep MARGIN.
 """
 
 from __future__ import annotations
@@ -40,8 +40,11 @@ def choose(
     Args:
         kinds: Classes or families.
         sample: `factors.sample_subject` or `factors.sample_style`.
+        distance: Distance of two subjects or styles.
+        heldout: The held-out subjects or styles.
         pictures: The subjects or styles of the bank.
-        kind_of: Returns the class of a subject or the family of a style.
+        bank_margin: Minimum distance to those of the bank.
+        kind_of: Function that returns the class of a subject or the family of a style.
     """
     chosen: dict[str, int] = {}
     for kind in kinds:
@@ -60,7 +63,7 @@ def choose(
 
 
 def print_tables() -> None:
-    """Print the tables."""
+    """Print the tables of microworld/development.py."""
     subjects, styles = [], []
     for i in range(DEVELOPMENT_FROM):
         subject, style, _, _ = factors_of(i)

@@ -1,6 +1,6 @@
 """The bank as latents and token ids: encoded once per shard and read as memory maps.
 
-The latent code is shipped (pca.safetensors, fitted on pictures 0 to 3,999), because the VAE was distilled onto it and
+The latent code (pca.safetensors, fitted on images 0 to 3,999) is shipped, because the VAE was distilled onto it, and
 the sign of an eigenvector depends on the machine that computes it.
 """
 
@@ -22,12 +22,12 @@ CODE = Path(__file__).with_name("pca.safetensors")
 
 
 class EncodedBank:
-    """All complete shards of a folder, in the order of their numbers."""
+    """The encoded images of all complete shards of a folder, in order."""
 
     def __init__(self, folder: Path) -> None:
         shards = [path for path in sorted(folder.glob("*.json")) if path.with_suffix(".npy").exists()]
         if not shards:
-            raise UserError(f"--work={folder.parent} has no pictures; run `python -m pretraining bank` first")
+            raise UserError(f"--work={folder.parent} has no images; run `python -m pretraining bank` first")
         pca = PatchPCA.load(CODE)
         encoded = [encode_shard(path, pca) for path in shards]
         self.latents, self.ids = (
@@ -46,18 +46,19 @@ class EncodedBank:
         return torch.from_numpy(latents).float(), torch.from_numpy(ids).long()
 
     def batch(self, position: int, count: int) -> tuple[Tensor, Tensor]:
-        """Return samples `position` to `position + count` of an endless training that shuffles each epoch anew."""
+        """Return `count` samples from `position` of an endless sequence of epochs, each shuffled differently."""
         at = range(position, position + count)
         return self.take(torch.tensor([int(shuffled(k // len(self), len(self))[k % len(self)]) for k in at]))
 
 
 @lru_cache(2)
 def shuffled(epoch: int, count: int) -> Tensor:
+    """Return the order of samples in an epoch."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(epoch))
 
 
 def encode_shard(captions: Path, pca: PatchPCA) -> tuple[Path, Path]:
-    """Write a shard's latents and token ids unless they exist; return both paths."""
+    """Write a shard's latents and token ids if they do not exist; return both paths."""
     latents, ids = captions.with_suffix(".latents.npy"), captions.with_suffix(".ids.npy")
     if not ids.exists():
         images, texts = bank.load_shard(captions)
@@ -67,6 +68,7 @@ def encode_shard(captions: Path, pca: PatchPCA) -> tuple[Path, Path]:
 
 
 def save(path: Path, array: np.ndarray) -> None:
+    """Write an array to a temporary file and rename it."""
     partial = path.with_suffix(".tmp.npy")
     np.save(partial, array)
     partial.rename(path)

@@ -1,7 +1,7 @@
-"""How much of a prompt the base model shows: `python -m pretraining evaluate`.
+"""Measure how well images of the base model match their prompts: `python -m pretraining evaluate`.
 
-Images of prompts with seen words in unseen combinations are read by the networks of lorabench/scoring/factors.py, whose
-own errors are in truth/factors.json. Writes evaluation.json and the sample sheet of the model card next to the model.
+The prompts have seen words in unseen combinations. The networks of lorabench/scoring/factors.py read the images; their
+own errors are in truth/factors.json. This writes evaluation.json and the model card's samples next to the model.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SHEET = 12  # images per row of the sample sheet
 
 
 def evaluate(folder: Path, progress: Callable[[int], object] = lambda n: None) -> dict[str, float]:
-    """Generate and read all images; return the shares that show what was asked for."""
+    """Generate and read all images; return the shares of images that match their prompts."""
     asked = choose(seen_combinations())
     images = generate(SDXL.load(folder), [each.prompt for each in asked], progress)
     scorers = load_scorers()
@@ -40,7 +40,7 @@ def evaluate(folder: Path, progress: Callable[[int], object] = lambda n: None) -
 
 
 def generate(model: SDXL, prompts: Sequence[str], progress: Callable[[int], object] = lambda n: None) -> np.ndarray:
-    """Generate one image per prompt, uint8 [n, 64, 64, 3]; its noise depends on its prompt and number."""
+    """Generate one image per prompt, uint8 [n, 64, 64, 3]. Its noise depends on its prompt and number."""
     parts = []
     for start in range(0, len(prompts), BATCH):
         part = list(prompts[start : start + BATCH])
@@ -51,7 +51,7 @@ def generate(model: SDXL, prompts: Sequence[str], progress: Callable[[int], obje
 
 
 def shares(read: Mapping[str, Tensor], asked: Sequence[Asked]) -> dict[str, float]:
-    """Return the share of images with the factor as asked, over the prompts that name it; "all": with all of them."""
+    """Return the share of matching images for each factor, over the prompts that name it; "all": for all factors."""
     wanted = {
         "class": [each.cls for each in asked],
         "family": [each.family or "photo" for each in asked],
@@ -69,7 +69,7 @@ def shares(read: Mapping[str, Tensor], asked: Sequence[Asked]) -> dict[str, floa
 
 
 def sheet(images: np.ndarray, asked: Sequence[Asked]) -> np.ndarray:
-    """Arrange images as rows of one class each (photographs), then one family each."""
+    """Return images in a grid: one row per class of photographs, then one row per family."""
     kinds = [each.cls if each.scene else each.family for each in asked]
     rows = [np.flatnonzero([kind == other for other in kinds])[:SHEET] for kind in (*mw.CLASSES, *mw.SEEN_FAMILIES)]
     return np.concatenate([np.concatenate(list(images[row]), axis=1) for row in rows if len(row) == SHEET])

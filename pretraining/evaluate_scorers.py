@@ -1,9 +1,9 @@
-"""Do the micro scorers earn trust? Retrieval and rank correlation with the truth, on held-out subjects and styles.
+"""Evaluate the micro scorers on held-out subjects and styles: retrieval, and rank correlation with true distances.
 
-Retrieval at 1: the nearest other picture shows the same subject (style); candidates in the query's own style (of its
-own subject) are left out, so the match has to be made across styles (subjects). Spearman's correlation is taken
-between cosine and the negative true distance of all pairs of pictures across styles (subjects); "within" only counts
-pairs of different individuals of one class (family), the hard case.
+Retrieval at 1: the nearest other image shows the same subject (style). Images in the query's own style (of its own
+subject) are excluded, so that the match must be across styles (subjects). Spearman's correlation is computed between
+cosine and negative true distance of all pairs of images across styles (subjects); "within" uses only pairs of
+different individuals of one class (family), which are harder.
 """
 
 from __future__ import annotations
@@ -29,24 +29,25 @@ from pretraining.scorer_losses import distance_matrix
 
 STYLES_A_SUBJECT, PHOTOS_A_SUBJECT = 8, 4
 FIGURES, CARD = "figures.json", "README.md"
-BEGIN, END = "<!-- figures -->\n", "<!-- end of figures -->\n"  # what the card has between these is written here
+BEGIN, END = "<!-- figures -->\n", "<!-- end of figures -->\n"  # marks of the generated part of the card
 
 
 @dataclass(frozen=True)
 class Views:
-    """Pictures [n, 64, 64, 3], each of a held-out subject in a held-out style ("photo" for a photograph)."""
+    """Images [n, 64, 64, 3] with names of held-out subjects and styles ("photo" for a photograph)."""
 
     images: np.ndarray
     subjects: list[str]
     styles: list[str]
 
     def only(self, photographs: bool) -> Views:
+        """Return only the photographs, or only the others."""
         rows = [i for i, style in enumerate(self.styles) if (style == PHOTO) == photographs]
         return Views(self.images[rows], [self.subjects[i] for i in rows], [self.styles[i] for i in rows])
 
 
 def heldout_views() -> Views:
-    """Each held-out subject in 8 of the held-out styles, evenly used, and 4 photographs, every one in its own pose."""
+    """Return each held-out subject in 8 held-out styles, all used equally often, and in 4 photographs."""
     images, subjects, styles = [], [], []
     for k, name in enumerate(mw.HELDOUT_SUBJECTS):
         rng = np.random.default_rng(seed_of("scorer evaluation", name))
@@ -63,19 +64,19 @@ def heldout_views() -> Views:
 
 
 def codes(names: Sequence[str]) -> torch.Tensor:
-    """Integer labels [n], equal where names are equal."""
+    """Return integer labels [n] that are equal for equal names."""
     return torch.tensor(np.unique(np.array(names), return_inverse=True)[1])
 
 
 def rank_correlation(unit: torch.Tensor, distances: torch.Tensor, usable: torch.Tensor) -> float:
-    """Spearman of cosine and negative true distance over the usable pairs [n, n] above the diagonal."""
+    """Return Spearman's correlation of cosine and negative true distance, over usable pairs [n, n]."""
     chosen = torch.triu(usable & ~torch.isnan(distances), diagonal=1)
     cosine, closeness = cosine_matrix(unit, unit)[chosen].numpy(), -distances[chosen].numpy()
     return float(np.corrcoef(rankdata(cosine), rankdata(closeness))[0, 1])
 
 
 def role_figures(unit: torch.Tensor, views: Views, role: str) -> dict[str, float]:
-    """Figures of one embedding [n, d] in one role on the pictures."""
+    """Return the figures of one embedding [n, d] for one role."""
     if role == "content":
         labels, groups, kinds = views.subjects, views.styles, [name.rsplit("_", 1)[0] for name in views.subjects]
         distances = distance_matrix([mw.subject(name) for name in labels], mw.content_distance)
@@ -93,7 +94,7 @@ def role_figures(unit: torch.Tensor, views: Views, role: str) -> dict[str, float
 
 
 def photo_r1(drawn: torch.Tensor, drawings: Views, photographed: torch.Tensor, photographs: Views) -> float:
-    """Share of drawings whose subject has the highest mean cosine over its photographs: how the metric is used."""
+    """Return the share of drawings whose subject has the highest mean cosine over its photographs, as in tables."""
     similarity = cosine_matrix(drawn, photographed)
     means = torch.stack(
         [similarity[:, [s == name for s in photographs.subjects]].mean(dim=1) for name in mw.HELDOUT_SUBJECTS], dim=1
@@ -103,7 +104,7 @@ def photo_r1(drawn: torch.Tensor, drawings: Views, photographed: torch.Tensor, p
 
 
 def truth_figures(truth: Truth, scorers: Sequence[Scorer], views: Views) -> dict[str, float]:
-    """Accuracy of class, family and nearest prototype, on drawings and on photographs."""
+    """Return the accuracy of class, family and nearest prototype, for drawings and photographs."""
     embeddings = {s.name: s.embed(views.images) for s in scorers if s.name in (CONTENT[0], STYLE[0])}
     read = truth.read(embeddings)
     photo = np.array([style == PHOTO for style in views.styles])
@@ -111,9 +112,9 @@ def truth_figures(truth: Truth, scorers: Sequence[Scorer], views: Views) -> dict
     classes = np.array([name.rsplit("_", 1)[0] for name in views.subjects])
     families = np.array([name.rsplit("_", 1)[0] for name in views.styles])  # "photo" stays "photo"
     figures = {}
-    for what, right in (("class", classes), ("subject", subjects)):
-        hit = np.array(read[what]) == right
-        figures |= {f"{what}_drawings": float(hit[~photo].mean()), f"{what}_photographs": float(hit[photo].mean())}
+    for name, right in (("class", classes), ("subject", subjects)):
+        hit = np.array(read[name]) == right
+        figures |= {f"{name}_drawings": float(hit[~photo].mean()), f"{name}_photographs": float(hit[photo].mean())}
     hit = np.array(read["family"]) == families
     figures |= {"family_drawings": float(hit[~photo].mean()), "family_photographs": float(hit[photo].mean())}
     figures["style_drawings"] = float((np.array(read["style"]) == styles)[~photo].mean())
@@ -121,7 +122,7 @@ def truth_figures(truth: Truth, scorers: Sequence[Scorer], views: Views) -> dict
 
 
 def text_figures(clip: Clip, drawings: Views) -> dict[str, float]:
-    """Of all "a <class> in <family> style", is the nearest sentence right in class, in family, in both?"""
+    """Return how often the nearest of all sentences "a <class> in <family> style" has the right class and family."""
     sentences = [(c, f) for c in mw.CLASSES for f in mw.FAMILIES]
     texts = clip.embed_text([f"a {c} in {f} style" for c, f in sentences])
     best = cosine_matrix(clip.embed(drawings.images)["content"], texts).argmax(dim=1).tolist()
@@ -134,7 +135,7 @@ def text_figures(clip: Clip, drawings: Views) -> dict[str, float]:
 
 
 def figures_of(scorers: Sequence[Scorer], truth: Truth) -> dict[str, Any]:
-    """All figures, by metric and role."""
+    """Return all figures, by metric and role."""
     views = heldout_views()
     drawings, photographs = views.only(photographs=False), views.only(photographs=True)
     figures: dict[str, Any] = {"world": mw.VERSION, "pictures": len(views.subjects), "retrieval": {}, "truth": {}}
@@ -152,7 +153,7 @@ def figures_of(scorers: Sequence[Scorer], truth: Truth) -> dict[str, Any]:
 
 
 def as_markdown(figures: dict[str, Any]) -> str:
-    """The fragment for the model card."""
+    """Return the generated part of the model card."""
     lines = [
         f"On {figures['pictures']} pictures of the {len(mw.HELDOUT_SUBJECTS)} held-out subjects in the "
         f"{len(mw.HELDOUT_STYLES)} held-out styles (world {figures['world']}):",
@@ -180,7 +181,7 @@ def as_markdown(figures: dict[str, Any]) -> str:
 
 
 def evaluate_scorers(root: Path) -> dict[str, Any]:
-    """Write root/figures.json, and the figures' part of the model card where there is one; returns the figures."""
+    """Write root/figures.json and the generated part of the model card, if there is one; return the figures."""
     scorers = load_scorers(root)
     figures = figures_of(scorers, load_truth(scorers, root))
     (root / FIGURES).write_text(json.dumps(figures, indent=1) + "\n")

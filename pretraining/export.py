@@ -1,4 +1,4 @@
-"""From checkpoints to the folder that ships: a plain `StableDiffusionXLPipeline` in half precision."""
+"""Export of checkpoints to the shipped folder: a `StableDiffusionXLPipeline` in half precision."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def averaged(checkpoint: Path) -> Denoiser:
 
 
 def assemble(checkpoint: Path, vae: Path) -> StableDiffusionXLPipeline:
-    """The whole pipeline in fp32."""
+    """Return the complete pipeline in fp32."""
     model, autoencoder = averaged(checkpoint), build_vae()
-    autoencoder.load_state_dict(AutoencoderKL.from_pretrained(vae).state_dict())  # without the path it remembers
+    autoencoder.load_state_dict(AutoencoderKL.from_pretrained(vae).state_dict())  # without its path in the config
     return build_pipeline(
         unet=model.unet,
         vae=autoencoder,
@@ -34,7 +34,7 @@ def assemble(checkpoint: Path, vae: Path) -> StableDiffusionXLPipeline:
 
 
 def export(checkpoint: Path, vae: Path, folder: Path) -> int:
-    """Write the pipeline to `folder` in float16, and training.json beside it; return its size in bytes."""
+    """Write the pipeline to `folder` in float16, and training.json next to it; return its size in bytes."""
     assemble(checkpoint, vae).to(torch.float16).save_pretrained(folder, safe_serialization=True)
     course = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["course"]
     (folder.parent / "training.json").write_text(json.dumps({"samples": course["samples"]}) + "\n")

@@ -1,10 +1,10 @@
 """Train the networks that read the world's factors: `python -m pretraining factors` (lorabench/scoring/factors.py).
 
 Examples are images of the bank from 136,000 on and, since the bank has no unseen family, images of the three unseen
-families. No held-out or development subject or style is among them. Half are blurred and half have grain, as generated
+families. They show no held-out or development subject or style. Half are blurred and half have grain, as generated
 images have. Embeddings are computed once per block and kept in the work folder.
 
-The readers' own error is measured on every held-out subject in 8 held-out styles, and in 4 photographs.
+The errors of the networks are measured on every held-out subject in 8 held-out styles and in 4 photographs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pretraining.evaluate_scorers import PHOTO, heldout_views
 from pretraining.scorer_models import degrade
 
 BLOCK = 4000  # examples
-BLOCKS = 2  # blocks of the bank; one more has the unseen families
+BLOCKS = 2  # blocks from the bank; one more block has the unseen families
 EPOCHS, BATCH, PEAK_LR = 20, 128, 1.5e-3
 Thing = tuple[mw.Subject, mw.Style | None, mw.Pose]
 
@@ -50,7 +50,7 @@ def example(number: int, blocks: int = BLOCKS) -> Thing:
 
 
 def embedded(block: int, scorers: Sequence[Scorer], work: Path, blocks: int = BLOCKS) -> Tensor:
-    """Return the joined embeddings [BLOCK, d] of a block of examples, from the work folder if they are there."""
+    """Return the concatenated embeddings [BLOCK, d] of a block of examples, from the work folder if they exist."""
     path = work / "factors" / f"{block}.npy"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ def degraded(images: np.ndarray, seed: int) -> np.ndarray:
 
 
 def targets(things: Sequence[Thing]) -> dict[str, Tensor]:
-    """Return labels [n] of the factors in LABELS (-1: not there) and values [n, k] of the others (NaN: not there)."""
+    """Return labels [n] of factors in LABELS (-1: not present) and values [n, k] of others (NaN: not present)."""
     rows: dict[str, list] = {name: [] for name in (*CONTENT, *STYLE)}
     for subject, style, pose in things:
         rows["class"].append(mw.CLASSES.index(subject.cls))
@@ -89,7 +89,7 @@ def targets(things: Sequence[Thing]) -> dict[str, Tensor]:
 
 
 def loss(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> Tensor:
-    """Return the sum of cross entropies and of squared errors in units of a uniform factor's variance."""
+    """Return the sum of cross entropies and of squared errors, relative to a uniform factor's variance."""
     terms = []
     for name, value in found.items():
         target = wanted[name]
@@ -101,7 +101,7 @@ def loss(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> Tensor:
 
 
 def train(inputs: Tensor, wanted: dict[str, Tensor], outputs: dict[str, int], epochs: int = EPOCHS) -> FactorNetwork:
-    """Train a network; the rate rises over 100 steps and falls linearly to zero."""
+    """Train a network. The rate rises for 100 steps and then falls linearly to zero."""
     torch.manual_seed(seed_of("factor network", *outputs) % 2**31)
     network = FactorNetwork(inputs.shape[1], outputs)
     network.mean.copy_(inputs.mean(0))
@@ -119,12 +119,12 @@ def train(inputs: Tensor, wanted: dict[str, Tensor], outputs: dict[str, int], ep
 
 
 def errors(reader: FactorReader, scorers: Sequence[Scorer]) -> dict[str, dict[str, float]]:
-    """Measure the readers on held-out subjects and styles.
+    """Measure the errors of the networks on held-out subjects and styles.
 
     Returns:
-        "drawings" and "photographs": share of right labels, mean absolute error of other factors (hues in turns).
-        "spearman": mean rank correlation of read and true distance over drawings, by subject or style; "within" of
-        the same class or family.
+        "drawings" and "photographs": share of correct labels, mean absolute error of other factors (hues in turns).
+        "spearman": mean rank correlation of read and true distance over drawings, by subject or style; "within":
+        only drawings of the same class or family.
     """
     views = heldout_views()
     read = reader.read({scorer.name: scorer.embed(views.images) for scorer in scorers})
@@ -176,7 +176,7 @@ def rank(
 
 
 def train_factors(work: Path, root: Path = MICRO_SCORERS, blocks: int = BLOCKS, epochs: int = EPOCHS) -> dict:
-    """Write the networks and their errors next to the scorers; return the errors."""
+    """Write the networks and their errors into the folder of the scorers; return the errors."""
     torch.set_num_threads(1)
     scorers = load_scorers(root)
     inputs = torch.cat([embedded(block, scorers, work, blocks) for block in range(blocks + 1)])

@@ -1,7 +1,7 @@
-"""The held-out loss: the error of v at fixed noise levels on pictures that are never trained on.
+"""The held-out loss: the error of v at fixed noise levels, on images that are never used for training.
 
-The pictures start at FIRST, far outside any bank. Each has one noise, the same at every level and in every call, so
-that two checkpoints are compared on equal terms. The loss at t = 950 is the first to rise when a model overfits.
+The numbers of the images start at FIRST, far beyond any bank. Each image has the same noise at every level and in every
+call, so that checkpoints are comparable. The loss at t = 950 is the first to rise when a model overfits.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BATCH = 64
 
 
 def heldout_data(count: int = COUNT, first: int = FIRST) -> tuple[Tensor, Tensor]:
-    """Render held-out pictures; return their latents [count, 12, 16, 16] and token ids [count, 32]."""
+    """Return latents [count, 12, 16, 16] and token ids [count, 32] of held-out images."""
     pictures = [bank.picture(first + i) for i in range(count)]
     pca = PatchPCA.load(CODE)
     return encode_bank(pca, [np.stack([image for image, _ in pictures])]), tokenize([text for _, text in pictures])

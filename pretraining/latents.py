@@ -1,8 +1,8 @@
-"""The latent space: principal components of 4x4 patches, 12 of 48, with their spread half equalised.
+"""The latent space: 12 of the 48 principal components of 4x4 patches, with partly equalized variance.
 
-A linear code is known before anything is trained, so the UNet can learn while the VAE is still being distilled onto
-it. Dividing by the square root of each component's deviation lifts fine detail above the noise without letting it
-drown the mean color, which full whitening would.
+A linear code is known before anything is trained, so the UNet can be trained while the VAE is distilled onto the code.
+Each component is divided by the square root of its standard deviation. This lifts fine detail above the noise, while
+full whitening would make it dominate the mean color.
 """
 
 from __future__ import annotations
@@ -23,7 +23,13 @@ PATCH = 4
 
 @dataclass(frozen=True)
 class PatchPCA:
-    """mean [48], encoder [k, 48], decoder [48, k] over patches flattened as (channel, row, column)."""
+    """A linear code of patches flattened as (channel, row, column).
+
+    Args:
+        mean: [48].
+        encoder: [k, 48].
+        decoder: [48, k].
+    """
 
     mean: Tensor
     encoder: Tensor
@@ -31,7 +37,7 @@ class PatchPCA:
 
     @classmethod
     def fit(cls, images: np.ndarray, channels: int = LATENT_CHANNELS) -> PatchPCA:
-        """From uint8 images [n, H, W, 3]; the latents have variance one on average over the channels."""
+        """Return the code for uint8 images [n, H, W, 3]. Latents have variance one on average over the channels."""
         patches = _patches(to_tensor(images)).transpose(1, 2).reshape(-1, 3 * PATCH**2).double()
         mean = patches.mean(0)
         values, vectors = torch.linalg.eigh((patches - mean).T @ (patches - mean) / len(patches))
@@ -41,26 +47,28 @@ class PatchPCA:
         return cls(mean.float(), (vectors * scale).T.float().contiguous(), (vectors / scale).float().contiguous())
 
     def encode(self, images: Tensor) -> Tensor:
-        """[n, 3, H, W] in [-1, 1] -> [n, k, H/4, W/4]."""
+        """Map images [n, 3, H, W] in [-1, 1] to latents [n, k, H/4, W/4]."""
         flat = torch.einsum("kp,npl->nkl", self.encoder, _patches(images) - self.mean[:, None])
         return flat.reshape(len(images), -1, images.shape[2] // PATCH, images.shape[3] // PATCH)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """The linear decoder, [n, k, h, w] -> [n, 3, 4h, 4w] in [-1, 1]."""
+        """Map latents [n, k, h, w] to images [n, 3, 4h, 4w] in [-1, 1]."""
         n, k, h, w = latents.shape
         flat = torch.einsum("pk,nkl->npl", self.decoder, latents.reshape(n, k, h * w)) + self.mean[:, None]
         return F.fold(flat, (h * PATCH, w * PATCH), PATCH, stride=PATCH).clamp(-1, 1)
 
     def save(self, path: Path) -> None:
+        """Write the code to a .safetensors file."""
         save_file({"mean": self.mean, "encoder": self.encoder, "decoder": self.decoder}, path)
 
     @classmethod
     def load(cls, path: Path) -> PatchPCA:
+        """Read a code."""
         return cls(**load_file(path))
 
 
 def to_tensor(images: np.ndarray) -> Tensor:
-    """uint8 [n, H, W, 3] -> float [n, 3, H, W] in [-1, 1]."""
+    """Convert images uint8 [n, H, W, 3] to float [n, 3, H, W] in [-1, 1]."""
     return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 

@@ -1,8 +1,8 @@
-"""Prompts of `python -m pretraining evaluate`: what each asks for, in words of the world.
+"""The prompts of `python -m pretraining evaluate`, and the factors that each names.
 
 192 photographs name color, mark, class and scene. 208 drawings name mark, class, hue and family, and color if the
-family keeps the colors of a subject. The combination of a drawing is on no image that the model was trained on before
-DEVELOPMENT_FROM; photographs have too few combinations for that.
+family keeps a subject's colors. The combination of a drawing occurs in no image before DEVELOPMENT_FROM, on which the
+model was trained; photographs have too few combinations for that.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lorabench.data.microworld.colors import NAMED, hue_name
 from lorabench.data.microworld.factors import MARKS
 from pretraining import bank
 
-COLORED = ("watercolor", "crayon", "pixel", "glass", "clay")  # families that keep the colors of a subject
+COLORED = ("watercolor", "crayon", "pixel", "glass", "clay")  # families that keep a subject's colors
 PHOTOS_PER_CLASS, DRAWINGS_PER_FAMILY = 16, 16
 MARKED = MARKS[1:]  # without "plain", which captions do not name
 HUES = tuple(dict.fromkeys(hue_name(hue) for hue in np.linspace(0, 1, 200)))
@@ -27,7 +27,7 @@ HUES = tuple(dict.fromkeys(hue_name(hue) for hue in np.linspace(0, 1, 200)))
 
 @dataclass(frozen=True)
 class Asked:
-    """What a prompt asks for; "" is not named."""
+    """The factors that a prompt names; "" for others."""
 
     cls: str
     mark: str
@@ -38,6 +38,7 @@ class Asked:
 
     @property
     def prompt(self) -> str:
+        """Return the text of the prompt."""
         thing = " ".join(word for word in ("a", self.color, self.mark, self.cls) if word)
         if self.scene:
             return f"a photo of {thing} {PLACE[self.scene]}"
@@ -45,17 +46,18 @@ class Asked:
 
     @property
     def combination(self) -> tuple[str, ...]:
+        """Return the factors of a drawing."""
         return self.cls, self.mark, self.color, self.hue, self.family
 
 
 def combination(subject: mw.Subject, style: mw.Style) -> tuple[str, ...]:
-    """Return the combination that a drawing shows, as in `Asked`."""
+    """Return the combination of a drawing, as in `Asked`."""
     color = subject.body.name if style.family in COLORED else ""
     return subject.cls, subject.mark, color, hue_name(style.hue), style.family
 
 
 def choose(seen: Iterable[tuple[str, ...]]) -> list[Asked]:
-    """Return the prompts: photographs, then drawings whose combination is not among those seen."""
+    """Return the prompts: photographs, then drawings with unseen combinations."""
     rng, seen = np.random.default_rng(seed_of("evaluation prompts")), set(seen)
 
     def one(words: Iterable[str]) -> str:
@@ -78,6 +80,6 @@ def choose(seen: Iterable[tuple[str, ...]]) -> list[Asked]:
 
 
 def seen_combinations(count: int = bank.DEVELOPMENT_FROM) -> set[tuple[str, ...]]:
-    """Return the combinations of the first drawings of the bank (two minutes for all)."""
+    """Return the combinations in the first drawings of the bank (two minutes for all)."""
     things = (bank.factors_of(i)[:2] for i in range(count))
     return {combination(subject, style) for subject, style in things if style}

@@ -1,4 +1,4 @@
-"""Fits the truth readout: linear heads on the bank, prototypes of the held-out subjects and styles."""
+"""Fit the readout of ground truth: linear heads on the bank, and prototypes of held-out subjects and styles."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from lorabench.scoring.load import load_scorer
 from lorabench.scoring.truth import CONTENT, PHOTO, STYLE
 from pretraining.scorer_bank import STYLES, SUBJECTS, VIEWS, ScorerBank
 
-HEAD_ROWS = (0, SUBJECTS // 2)  # rows per block: one subject of either class
+HEAD_ROWS = (0, SUBJECTS // 2)  # rows per block: one subject of each class
 PHOTOS_A_SUBJECT, DRAWINGS_A_SUBJECT, DRAWINGS_A_STYLE = 8, 24, 32
 
 
 def subject_views(name: str) -> np.ndarray:
-    """Pictures [n, 64, 64, 3] of a held-out subject: photographs, and drawings in styles of the training kind."""
+    """Return images [n, 64, 64, 3] of a held-out subject: photographs, and drawings in styles that are not held out."""
     rng = np.random.default_rng(seed_of("prototype of subject", name))
     views = [mw.render(mw.subject(name), None, mw.sample_pose(rng)) for _ in range(PHOTOS_A_SUBJECT)]
     for k in range(DRAWINGS_A_SUBJECT):
@@ -32,14 +32,14 @@ def subject_views(name: str) -> np.ndarray:
 
 
 def style_views(name: str) -> np.ndarray:
-    """Pictures [n, 64, 64, 3] of a held-out style, of individuals of the training kind and all classes."""
+    """Return images [n, 64, 64, 3] of a held-out style, of subjects of all classes that are not held out."""
     rng = np.random.default_rng(seed_of("prototype of style", name))
     subjects = [mw.sample_subject(rng, mw.CLASSES[k % len(mw.CLASSES)]) for k in range(DRAWINGS_A_STYLE)]
     return np.stack([mw.render(s, mw.style(name), mw.sample_pose(rng)) for s in subjects])
 
 
 def fit_head(unit: torch.Tensor, labels: torch.Tensor, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logistic regression with a small ridge on unit rows [n, d] -> weight [classes, d], bias [classes]."""
+    """Fit a logistic regression with a small ridge on unit rows [n, d]; return weight [classes, d], bias [classes]."""
     head = torch.nn.Linear(unit.shape[1], classes)
     torch.nn.init.zeros_(head.weight)
     torch.nn.init.zeros_(head.bias)
@@ -56,7 +56,7 @@ def fit_head(unit: torch.Tensor, labels: torch.Tensor, classes: int) -> tuple[to
 
 
 def fit_readout(root: Path, bank: ScorerBank) -> None:
-    """Write root/truth/ for the dino and csd scorers in `root`."""
+    """Fit the readout for the dino and csd scorers in `root` and write root/truth/."""
     from safetensors.torch import save_file
 
     dino, csd = (load_scorer(ScorerFiles.of(root / kind)) for kind in ("dino", "csd"))

@@ -1,9 +1,9 @@
-"""Pictures that the micro scorers learn from, drawn once to a memory map.
+"""The images on which the micro scorers are trained, rendered once to a memory map.
 
-A block is a full grid of 8 subjects (2 classes x 4) in 8 styles (4 families x 2), plus 3 photographs of each subject,
-every picture in a pose of its own. So identities repeat across styles and styles across identities, and a batch can
-hold what is hardest to tell apart: other individuals of the same class in the very same style, and other settings of
-the same family on the very same subject. All factors follow from the block's number; only pixels are stored.
+A block is a grid of 8 subjects (2 classes x 4) in 8 styles (4 families x 2), with 3 photographs of each subject; every
+image has its own pose. So subjects repeat across styles and styles across subjects, and a batch can contain the hardest
+comparisons: other individuals of the same class in the same style, and other settings of the same family on the same
+subject. All factors depend only on the block's number; only pixels are stored.
 """
 
 from __future__ import annotations
@@ -19,25 +19,26 @@ import numpy as np
 from lorabench.base import seed_of
 from lorabench.data import microworld as mw
 
-SUBJECTS, STYLES, PHOTOS = 8, 8, 3  # a block
+SUBJECTS, STYLES, PHOTOS = 8, 8, 3  # per block
 VIEWS = STYLES + PHOTOS
 SIZE = 64
 
 
 @dataclass(frozen=True)
 class Block:
-    """8 subjects, 8 styles and the poses [8][VIEWS]; view j < 8 is style j, the others are photographs."""
+    """8 subjects, 8 styles and poses [8][VIEWS]. View j < 8 is style j; the others are photographs."""
 
     subjects: list[mw.Subject]
     styles: list[mw.Style]
     poses: list[list[mw.Pose]]
 
     def style_of(self, view: int) -> mw.Style | None:
+        """Return the style of a view; None for a photograph."""
         return self.styles[view] if view < STYLES else None
 
 
 def draw_block(number: int) -> Block:
-    """The factors of a block, from its number alone; never a held-out subject or style."""
+    """Return the factors of a block. They depend only on its number and are never held-out ones."""
     rng = np.random.default_rng(seed_of("scorer block", mw.VERSION, number))
     classes = rng.choice(mw.CLASSES, 2, replace=False)
     families = rng.choice(mw.FAMILIES, 4, replace=False)
@@ -50,7 +51,7 @@ def draw_block(number: int) -> Block:
 
 @cache
 def world_fingerprint() -> str:
-    """Hash of one picture of every family as it is drawn now: a bank of another world is another file."""
+    """Return a hash of one image per family, which identifies the current world in file names."""
     digest = hashlib.sha256()
     rng = np.random.default_rng(seed_of("fingerprint"))
     for number, family in enumerate([*mw.FAMILIES, None]):
@@ -61,7 +62,10 @@ def world_fingerprint() -> str:
 
 
 class ScorerBank:
-    """`blocks` blocks: .pixels uint8 [blocks, SUBJECTS, VIEWS, SIZE, SIZE, 3] (memory map) and .factors."""
+    """The images of `blocks` blocks.
+
+    `pixels` is a memory map, uint8 [blocks, SUBJECTS, VIEWS, SIZE, SIZE, 3]; `factors` has the blocks.
+    """
 
     def __init__(self, folder: Path, blocks: int) -> None:
         self.blocks = blocks
@@ -70,7 +74,7 @@ class ScorerBank:
         self.shape = (blocks, SUBJECTS, VIEWS, SIZE, SIZE, 3)
 
     def build(self, progress: Callable[[int], None] = lambda done: None) -> None:
-        """Draw what is not there yet (about 5 ms a picture); continues after an interruption."""
+        """Render the missing images (about 5 ms each). After an interruption, this resumes."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         done = int(self.done_path.read_text()) if self.done_path.is_file() else 0
         pixels = np.memmap(self.path, np.uint8, "r+" if self.path.is_file() else "w+", shape=self.shape)
@@ -85,8 +89,10 @@ class ScorerBank:
 
     @cached_property
     def pixels(self) -> np.memmap:
+        """Return the images."""
         return np.memmap(self.path, np.uint8, "r", shape=self.shape)
 
     @cached_property
     def factors(self) -> list[Block]:
+        """Return the blocks."""
         return [draw_block(number) for number in range(self.blocks)]

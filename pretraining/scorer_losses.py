@@ -1,4 +1,4 @@
-"""Losses of the micro scorers, and the true factors they learn from, as pure functions."""
+"""Losses of the micro scorers, and the true factors for them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def supervised_contrastive(embeddings: torch.Tensor, labels: torch.Tensor, temperature: float) -> torch.Tensor:
-    """SupCon, L_out of arXiv 2004.11362 (eq. 2): unit rows [n, d], labels [n]; rows without a positive are skipped."""
+    """Return SupCon, L_out in eq. 2 of arXiv 2004.11362, for unit rows [n, d]; rows without a positive are skipped."""
     itself = torch.eye(len(labels), dtype=torch.bool)
     logits = (embeddings @ embeddings.T / temperature).masked_fill(itself, -math.inf)
     log_prob = logits - logits.logsumexp(dim=1, keepdim=True)
@@ -30,16 +30,16 @@ def supervised_contrastive(embeddings: torch.Tensor, labels: torch.Tensor, tempe
 def image_text_contrastive(
     image: torch.Tensor, text: torch.Tensor, same: torch.Tensor, scale: torch.Tensor
 ) -> torch.Tensor:
-    """CLIP's symmetric loss with several positives: unit rows [n, d]; same [n, n] is true where texts are equal."""
+    """Return CLIP's symmetric loss with several positives for unit rows [n, d]. same [n, n]: texts are equal."""
     logits = scale * image @ text.T
     target = same.float() / same.sum(dim=1, keepdim=True)
     return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
 
 
 def disagreement(embeddings: torch.Tensor, distances: torch.Tensor) -> torch.Tensor:
-    """1 + Pearson's correlation of cosine and true distance [n, n] over the pairs that have one (not NaN, not 0).
+    """Return 1 + Pearson's correlation of cosine and true distance over pairs whose distance is not NaN or 0.
 
-    Free of scale and offset, so it orders similar things by how similar they are without fighting the contrast.
+    It does not depend on scale and offset, so it ranks similar things without working against the contrastive loss.
     """
     chosen = torch.triu(~torch.isnan(distances) & (distances > 0), diagonal=1)
     cosine, distance = (embeddings @ embeddings.T)[chosen], distances[chosen]
@@ -48,7 +48,7 @@ def disagreement(embeddings: torch.Tensor, distances: torch.Tensor) -> torch.Ten
 
 
 def distance_matrix(things: Sequence[T | None], distance: Callable[[T, T], float]) -> torch.Tensor:
-    """True distances [n, n] in float32, NaN beside a None (a photograph has no style); each distinct pair once."""
+    """Return true distances [n, n] in float32, NaN for None (a photograph's style). Each pair is computed once."""
     first = {id(thing): i for i, thing in enumerate(things)}
     distinct = sorted(first.values())
     small = np.full((len(distinct), len(distinct)), np.nan, np.float32)
@@ -65,7 +65,7 @@ def distance_matrix(things: Sequence[T | None], distance: Callable[[T, T], float
 
 
 def subject_targets(subjects: Sequence[mw.Subject]) -> torch.Tensor:
-    """Identity as numbers [n, 18]: shape 3, body 3, accent 3, mark 6 (one-hot), color of the mark 3, about [-1, 1]."""
+    """Return a subject as numbers [n, 18] in about [-1, 1]: shape 3, body 3, accent 3, mark 6 (one-hot) and color 3."""
     rows = []
     for s in subjects:
         mark_rgb = s.body.rgb if s.mark == "plain" else s.mark_color.rgb
@@ -75,7 +75,7 @@ def subject_targets(subjects: Sequence[mw.Subject]) -> torch.Tensor:
 
 
 def style_targets(styles: Sequence[mw.Style | None]) -> torch.Tensor:
-    """A style's parameters as numbers [n, 7]: both hues as (cos, sin), scale, weight, ground; NaN for a photograph."""
+    """Return a style as numbers [n, 7]: both hues as (cos, sin), scale, weight, ground; NaN for a photograph."""
     rows = []
     for s in styles:
         if s is None:
@@ -87,6 +87,6 @@ def style_targets(styles: Sequence[mw.Style | None]) -> torch.Tensor:
 
 
 def masked_mse(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Mean squared error over the entries of target [n, k] that are not NaN."""
+    """Return the mean squared error over entries of target [n, k] that are not NaN."""
     known = ~torch.isnan(target)
     return F.mse_loss(prediction[known], target[known])

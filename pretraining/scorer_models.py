@@ -1,4 +1,4 @@
-"""The three micro scorers: their config.json, and one training loss each on batches of the bank."""
+"""The three micro scorers: their config.json and their training losses."""
 
 from __future__ import annotations
 
@@ -28,17 +28,23 @@ PREPROCESS = {
     "resize": SIZE, "crop": SIZE, "interpolation": "bicubic", "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25],
 }  # fmt: skip
 CONTEXT = 32  # tokens of a caption
-# Shapes need convolutions at this size of data, so CLIP and CSD have the residual tower of OpenAI's RN models: with a
-# plain transformer CSD learned style perfectly but no content at all.
+# CLIP and CSD have the residual tower of OpenAI's RN models, because with so little data only convolutions learn
+# shapes: with a plain transformer, CSD learned style perfectly and no content.
 CLIP_TOWER = {"layers": [1, 2, 2, 1], "width": 16}
 CSD_TOWER = {"layers": [1, 2, 1, 1], "width": 16}
 
 
 @dataclass
 class Batch:
-    """pixels [n, 3, SIZE, SIZE] preprocessed; what each picture shows; integer labels [n] of subject and style.
+    """A batch of images with their factors.
 
-    Every second text says everything, the others leave details out at random.
+    Args:
+        pixels: Preprocessed images [n, 3, SIZE, SIZE].
+        subjects: Subject of each image.
+        styles: Style of each image; None for a photograph.
+        texts: Caption of each image. Every second one is complete; the others omit details at random.
+        subject_ids: Integer labels of the subjects, [n].
+        style_ids: Integer labels of the styles, [n].
     """
 
     pixels: torch.Tensor
@@ -50,33 +56,33 @@ class Batch:
 
 
 def grid_batch(bank: ScorerBank, rng: np.random.Generator, blocks: int, rows: int, styled: int, photos: int) -> Batch:
-    """From each of `blocks` blocks, `rows` subjects in the same `styled` styles, and `photos` photographs of each."""
-    where, subject_ids, style_ids = [], [], []
+    """Return, from each of `blocks` blocks, `rows` subjects in the same `styled` styles and `photos` photographs."""
+    places, subject_ids, style_ids = [], [], []
     for b in rng.choice(bank.blocks, blocks, replace=False):
         chosen = rng.choice(SUBJECTS, rows, replace=False)
         styles = rng.choice(STYLES, styled, replace=False)
         for i in chosen:
             for view in [*styles, *(STYLES + rng.choice(PHOTOS, photos, replace=False))]:
-                where.append((int(b), int(i), int(view)))
+                places.append((int(b), int(i), int(view)))
                 subject_ids.append(int(b) * SUBJECTS + int(i))
                 style_ids.append(int(b) * STYLES + int(view) if view < STYLES else -1)
-    images = torch.from_numpy(np.stack([bank.pixels[w] for w in where])).permute(0, 3, 1, 2)
+    images = torch.from_numpy(np.stack([bank.pixels[place] for place in places])).permute(0, 3, 1, 2)
     factors = bank.factors
-    subjects = [factors[b].subjects[i] for b, i, _ in where]
-    shown_styles = [factors[b].style_of(view) for b, _, view in where]
-    poses = [factors[b].poses[i][view] for b, i, view in where]
+    subjects = [factors[b].subjects[i] for b, i, _ in places]
+    shown_styles = [factors[b].style_of(view) for b, _, view in places]
+    poses = [factors[b].poses[i][view] for b, i, view in places]
     return Batch(
         degrade((images.float() / 255 - 0.5) / 0.25, rng),
         subjects,
         shown_styles,
-        [mw.caption(subjects[k], shown_styles[k], poses[k], rng if k % 2 else None) for k in range(len(where))],
+        [mw.caption(subjects[k], shown_styles[k], poses[k], rng if k % 2 else None) for k in range(len(places))],
         torch.tensor(subject_ids),
         torch.tensor(style_ids),
     )
 
 
 def degrade(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Blur and grain on half of the pictures each, as an autoencoder leaves them: generated images are not crisp."""
+    """Return images with blur on half of them and grain on half of them, as in decoded images of a model."""
     n = len(pixels)
     weights = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0])
     kernel = (weights[:, None] * weights[None, :] / 256).expand(3, 1, 5, 5)
@@ -88,26 +94,26 @@ def degrade(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 
 
 def half() -> torch.autocast:
-    """bfloat16 for the network only: cosines close to one need the losses in float32."""
+    """Return a context in which the network uses bfloat16. Losses need float32, because cosines are close to one."""
     return torch.autocast("cpu", torch.bfloat16)
 
 
 class ScorerTask(nn.Module):
-    """A network to be trained: which batches it learns from, and its losses by name."""
+    """A network with its batches and loss terms."""
 
     network: nn.Module
 
     @abstractmethod
     def batch(self, bank: ScorerBank, rng: np.random.Generator) -> Batch:
-        """The batch that this generator draws."""
+        """Return a random batch."""
 
     @abstractmethod
     def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """The terms whose sum is minimised."""
+        """Return the terms whose sum is minimized."""
 
 
 class DinoTask(ScorerTask):
-    """Identity: the same subject in other styles, poses and places, against others of its class in the same style."""
+    """Training of identity: a subject in other styles, poses and places, against others of its class in its style."""
 
     def __init__(self, config: dict[str, Any], folder: Path) -> None:
         super().__init__()
@@ -134,7 +140,7 @@ class DinoTask(ScorerTask):
 
 
 class CSDTask(ScorerTask):
-    """Style: the same setting on other subjects, against others of its family; the content head the other way round."""
+    """Training of style: a style on other subjects, against others of its family; and the converse for content."""
 
     def __init__(self, config: dict[str, Any], folder: Path) -> None:
         super().__init__()
@@ -168,7 +174,7 @@ class CSDTask(ScorerTask):
 
 
 def start_from_clip(tower: nn.Module, weights: Path) -> None:
-    """Copy what fits of the trained CLIP's image tower, where there is one: the released CSD began from CLIP too."""
+    """Copy the fitting weights of the trained CLIP's image tower, if it exists, as the released CSD does."""
     if weights.is_file():
         own = tower.state_dict()
         visual = {name.removeprefix("visual."): value for name, value in read_safetensors(weights).items()}
@@ -177,7 +183,7 @@ def start_from_clip(tower: nn.Module, weights: Path) -> None:
 
 
 class ClipTask(ScorerTask):
-    """Pictures and their captions."""
+    """Training of images and their captions."""
 
     def __init__(self, config: dict[str, Any], folder: Path) -> None:
         super().__init__()
@@ -196,7 +202,7 @@ class ClipTask(ScorerTask):
 
 
 def clip_vocabulary() -> list[tuple[str, str]]:
-    """Byte-pair merges that spell each word of the world as one token: those of the micro model's own tokenizer."""
+    """Return byte-pair merges with which each word of the world is one token, from the micro model's tokenizer."""
     from pretraining.tokens import build_tokenizer as build_micro_tokenizer
 
     model = json.loads(build_micro_tokenizer().backend_tokenizer.to_str())["model"]
@@ -205,14 +211,14 @@ def clip_vocabulary() -> list[tuple[str, str]]:
 
 
 def write_merges(path: Path, merges: list[tuple[str, str]]) -> int:
-    """CLIP's merges file: a header line, then a pair a line, gzip without a date. Returns the vocabulary's size."""
+    """Write CLIP's merges file (a header line, then one pair per line, gzip without a date); return the token count."""
     text = "\n".join(["#version: lorabench", *(" ".join(merge) for merge in merges)])
     path.write_bytes(gzip.compress(text.encode(), mtime=0))
     return 2 * 256 + len(merges) + 2
 
 
 def open_clip_config(vision: dict[str, Any], embed_dim: int, vocabulary: int) -> dict[str, Any]:
-    """open_clip's config of a two-tower model at the world's size."""
+    """Return open_clip's configuration of a two-tower model for images of the world."""
     return {
         "embed_dim": embed_dim,
         "vision_cfg": {"image_size": SIZE, "head_width": 32, **vision},
@@ -221,11 +227,11 @@ def open_clip_config(vision: dict[str, Any], embed_dim: int, vocabulary: int) ->
 
 
 def make_config(kind: str, folder: Path) -> dict[str, Any]:
-    """The config.json of a micro scorer; for CLIP also writes its merges into `folder`."""
+    """Return the config.json of a micro scorer. For CLIP, this also writes its merges into `folder`."""
     architecture: dict[str, Any]
     if kind == "dino":
-        # A hierarchical transformer with a convolutional stem: a plain one of this size does not learn the twelve
-        # classes at all in the first 10 000 pictures, this one does within 3 000.
+        # A hierarchical transformer with a convolutional stem. A plain one of this size does not learn the twelve
+        # classes at all in the first 10 000 images; this one learns them within 3 000.
         args = {
             "embed_dims": [32, 64, 128, 160], "depths": [2, 2, 3, 1], "num_heads": [1, 2, 4, 5],
             "window_sizes": [7, 8, 4, 2], "drop_path_rate": 0.0,

@@ -1,8 +1,8 @@
-"""Trains the micro scorers on the world: `python -m pretraining scorers`.
+"""Train the micro scorers on the world: `python -m pretraining scorers`.
 
-About 10 minutes each on one free CPU thread, in bfloat16; an interrupted training continues from its last hundredth
-step. Scorers are instruments, so they know all 16 style families, also those the base model never sees; held-out
-subjects and styles are new to both.
+This takes about 10 minutes per scorer on one free CPU thread, in bfloat16. An interrupted training resumes at its last
+multiple of 100 steps. As instruments of measurement, the scorers are trained on all 16 style families, including those
+that the base model never sees. Held-out subjects and styles are new to both.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SAVE_EVERY = 100
 
 
 def learning_rate(step: int, steps: int) -> float:
-    """Linear warm-up, then a cosine to zero."""
+    """Return the rate of a step: a linear warm-up, then a cosine to zero."""
     if step < WARMUP:
         return PEAK_LR * (step + 1) / WARMUP
     return PEAK_LR * 0.5 * (1 + math.cos(math.pi * (step - WARMUP) / max(1, steps - WARMUP)))
@@ -38,7 +38,7 @@ def learning_rate(step: int, steps: int) -> float:
 def train_scorer(
     kind: str, out: Path, steps: int, bank: ScorerBank, cache: Path, report: Callable[[str], None]
 ) -> Path:
-    """Train one scorer and write its folder out/<kind>; continues from the checkpoint in `cache`."""
+    """Train one scorer and write its folder out/<kind>. An interrupted training resumes from its checkpoint."""
     from safetensors.torch import save_file
 
     folder = out / kind
@@ -93,7 +93,7 @@ def train_scorers(
     cache: Path = CACHE,
     report: Callable[[str], None] = print,
 ) -> None:
-    """Draw the bank, train the scorers into out/<kind>, fit the truth readout, and write the model card's figures."""
+    """Render the bank, train the scorers into out/<kind>, fit the readout, and write the model card's figures."""
     from pretraining.evaluate_scorers import evaluate_scorers
     from pretraining.readout import fit_readout
 

@@ -1,4 +1,4 @@
-"""The micro model's CLIP tokenizer: one token for every word of the world, letters for all other words."""
+"""The micro model's CLIP tokenizer: one token for each word of the world, single letters for other words."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from transformers import CLIPTokenizer
 from lorabench.data import microworld as mw
 
 MAX_LENGTH = 32
-# Identifiers for personalisation: single tokens that no caption of the world holds (as "sks" is rare for SDXL).
+# Identifiers for personalization: single tokens that occur in no caption of the world ("sks" is rare for SDXL).
 IDENTIFIERS = ("sks", "szn", "tok", "sbu")
 
 
 def build_tokenizer() -> CLIPTokenizer:
-    """A byte-pair vocabulary whose merges spell exactly the words of the world and the identifiers."""
+    """Return a byte-pair tokenizer whose merges are exactly those for words of the world and identifiers."""
     letters = list(string.ascii_lowercase + string.digits + ",.-'")
     vocab = letters + [letter + "</w>" for letter in letters]
     words = [[*word[:-1], word[-1] + "</w>"] for word in [*mw.vocabulary(), *IDENTIFIERS]]
@@ -33,7 +33,7 @@ def build_tokenizer() -> CLIPTokenizer:
 
 
 def _merge(word: list[str], pair: tuple[str, str]) -> list[str]:
-    """Join every occurrence of the pair, left to right."""
+    """Join every occurrence of a pair, from left to right."""
     out: list[str] = []
     for symbol in word:
         if out and (out[-1], symbol) == pair:

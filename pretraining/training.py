@@ -1,11 +1,12 @@
 """Training of the denoiser: `python -m pretraining unet`.
 
-The rate is constant after a warm-up, so that training can go on for as long as there is time. `--anneal M` branches a
-linear decay over M samples off the last checkpoint, for export; the constant-rate training goes on from its own state.
-If that state is lost, training goes on from the exported weights and warms up again, which costs about 20,000 samples.
+The rate is constant after a warm-up, so that training can continue for any time. `--anneal M` branches from the last
+checkpoint with a linear decay over M samples, for export; the training at constant rate continues from its own state.
+If that state is lost, training continues from the exported weights with a new warm-up, which costs about 20,000
+samples.
 
-Every batch is a function of the number of samples seen, so a resumed training gives the weights of an undisturbed one,
-and the number of devices changes the last digits only.
+Every batch is a function of the number of samples seen. So a resumed training gives the weights of an uninterrupted
+one, and the number of devices changes only the last digits.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Pretraining(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.model = Denoiser()
-        self.samples = 0  # seen, over all legs
+        self.samples = 0  # seen in total
         if weights:
             load_exported(self.model, weights)
             self.samples = exported_samples(weights)
@@ -100,12 +101,13 @@ class Pretraining(pl.LightningModule):
 
 
 class Keeper(pl.Callback):
-    """Saves the training and a row of its curve every `every` samples and at the end.
+    """Callback that saves the training and a row of its curve every `every` samples and at the end.
 
     Args:
         out: Folder of last.ckpt and curve.csv.
         every: Samples between two checkpoints.
-        until: Samples at which training stops; None leaves that to the time.
+        until: Samples at which training stops; None: it stops by time.
+        curve: Writer of curve.csv.
     """
 
     def __init__(self, out: Path, every: int, until: int | None, curve: Curve) -> None:
@@ -120,12 +122,13 @@ class Keeper(pl.Callback):
             self.save(trainer, module)
 
     def save(self, trainer: pl.Trainer, module: Any) -> None:
+        """Save a checkpoint and a row of the curve, unless this step is saved already."""
         if self.saved == module.samples:
             return
         partial = self.out / "new.ckpt"
         trainer.save_checkpoint(partial)
         if trainer.is_global_zero:
-            partial.rename(self.out / "last.ckpt")  # a kill in the middle leaves the earlier one
+            partial.rename(self.out / "last.ckpt")  # an interrupted save leaves the earlier checkpoint
             self.curve.row(module)
         self.saved = module.samples
 
@@ -144,19 +147,26 @@ def pretrain(
     every: int = 32_000,
     heldout: tuple[Tensor, Tensor] | None = None,
 ) -> int:
-    """Train for a time, a number of samples or the length of a decay; return the samples seen over all legs.
+    """Train for a time, a number of samples or the length of a decay; return the number of samples seen in total.
 
     Args:
+        data: The images.
         out: Folder of the checkpoint and the curve; a checkpoint there is resumed.
-        start: Checkpoint to branch off if `out` has none.
-        weights: Exported pipeline to start from if there is no checkpoint; None starts from random weights.
-        samples: Stop when so many samples were seen over all legs.
+        start: Checkpoint to branch from if `out` has none.
+        weights: Exported pipeline to start from if there is no checkpoint; None: random weights.
+        minutes: Stop after this time.
+        samples: Stop when so many samples were seen in total.
+        anneal: Samples of the decay.
+        batch: Samples per step over all devices.
+        lr: Constant learning rate.
+        devices: Number of devices.
+        every: Samples between two checkpoints.
         heldout: Latents and token ids for the curve.
     """
     if batch % devices:
         raise UserError(f"--batch={batch} must be a multiple of --devices={devices}; use --batch {devices * 32}")
     torch.set_num_threads(1)
-    torch.manual_seed(0)  # random weights to start from
+    torch.manual_seed(0)  # for the initial weights
     last = out / "last.ckpt"
     found = last if last.exists() else start
     module = Pretraining(data, batch, lr, anneal, None if found else weights)
@@ -168,7 +178,7 @@ def pretrain(
     until = anneal_from + anneal if anneal else samples
     out.mkdir(parents=True, exist_ok=True)
     keeper = Keeper(out, every, until, Curve(out / "curve.csv", begun, heldout))
-    clear_environment()  # Lightning would take arguments from it
+    clear_environment()  # Lightning would read arguments from it
     trainer = pl.Trainer(
         accelerator="auto",
         devices=devices,

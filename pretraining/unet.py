@@ -1,8 +1,8 @@
 """The micro UNet with its two text encoders as one module, and its loss: v-prediction on latents.
 
-The text encoders learn together with the UNet. The loss is the error of v, its weight capped at low noise:
-min(1, 5 / (SNR + 1)). This is Min-SNR (arXiv 2303.09556) with gamma 5, except that high noise, which decides
-backgrounds and palettes, keeps its full weight. Timesteps are sampled more densely where shape is decided.
+The text encoders are trained together with the UNet. The loss is the error of v, with the weight min(1, 5 / (SNR + 1)).
+This is Min-SNR (arXiv 2303.09556) with gamma 5, except that high noise, which determines backgrounds and palettes,
+keeps its full weight. Timesteps that determine shapes are sampled more often.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ SNR_CAP = 5.0
 
 
 class Denoiser(nn.Module):
-    """UNet and text encoders joined as `StableDiffusionXLPipeline` joins them."""
+    """UNet and text encoders, combined as in `StableDiffusionXLPipeline`."""
 
     def __init__(self) -> None:
         super().__init__()
         self.unet = build_unet()
         self.unet.set_attn_processor(AttnProcessor())
         self.text_encoder, self.text_encoder_2 = build_text_encoders(build_tokenizer())
-        for name, weight in self.text_encoder.named_parameters():  # only its penultimate state is ever read
+        for name, weight in self.text_encoder.named_parameters():  # only its penultimate state is used
             weight.requires_grad_("layers.2." not in name and "final_layer_norm" not in name)
 
     def forward(self, latents: Tensor, t: Tensor, ids: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ class Denoiser(nn.Module):
 
 
 class VLoss:
-    """The training loss of a batch, with all its random numbers from one generator."""
+    """The training loss of a batch. All random numbers come from one generator."""
 
     def __init__(self) -> None:
         self.alphas_cumprod = build_scheduler().alphas_cumprod
@@ -58,10 +58,12 @@ class VLoss:
         """Return the mean weighted error of v over some rows of a batch.
 
         Args:
+            model: The denoiser.
             x0: Latents of the whole batch [n, 12, 16, 16], on the CPU.
             ids: Token ids of the whole batch [n, 32].
-            seed: Of the timesteps, noise and dropped captions of the whole batch.
+            seed: Seed of timesteps, noise and dropped captions of the whole batch.
             rows: Rows that this process computes, so that the loss does not depend on the number of devices.
+            device: Device of the model.
         """
         rng, n = torch.Generator().manual_seed(seed), len(x0)
         ids = torch.where(torch.rand(n, 1, generator=rng) < EMPTY_SHARE, self.empty, ids)

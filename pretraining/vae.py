@@ -1,8 +1,8 @@
-"""Distilling an `AutoencoderKL` onto the latent space of the patch code.
+"""Distillation of an `AutoencoderKL` onto the latent space of the patch code.
 
-Trained from scratch an autoencoder of this size stalls for hours; given the latents, both halves are plain regression:
-the encoder learns image -> latent, the decoder latent -> image, and the decoder, which sees neighbours, draws finer
-than the linear code can. A little noise on its input prepares it for the UNet's samples.
+Trained from scratch, an autoencoder of this size stalls for hours. With given latents, both halves are regressions: the
+encoder learns image -> latent, the decoder latent -> image. The decoder sees neighboring patches, so its images are
+finer than those of the linear code. Slight noise on its input prepares it for the UNet's samples.
 """
 
 from __future__ import annotations
@@ -30,10 +30,12 @@ LOG_VARIANCE = -8.0
 
 
 class Distillation(pl.LightningModule):
+    """Training of an autoencoder on the latents of the patch code."""
+
     def __init__(self, shards: list, pca: PatchPCA, batch: int, lr: float, steps: int, decay: int) -> None:
         super().__init__()
         self.vae = build_vae()
-        for name, weight in self.vae.named_parameters():  # residual branches start silent
+        for name, weight in self.vae.named_parameters():  # residual branches start as zero
             if ".conv2.weight" in name:
                 nn.init.zeros_(weight)
         self.data = (shards, pca)
@@ -62,7 +64,7 @@ class Distillation(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rate, "interval": "step"}}
 
     def rate(self, step: int) -> float:
-        """Return the factor of the learning rate: 100 steps of warm-up, constant, a linear decay to zero."""
+        """Return the factor of the learning rate: 100 steps of warm-up, a constant part, a linear decay to zero."""
         return min(1.0, (step + 1) / 100, max(self.steps - step, 1) / max(self.decay, 1))
 
 
@@ -70,14 +72,18 @@ def distil(work: Path, steps: int, decay: int, batch: int, lr: float, every: int
     """Train for `steps` on one thread, resuming from <work>/vae/last.ckpt; the result is saved to <work>/vae/model.
 
     Args:
-        decay: Last steps, over which the rate falls to zero.
+        work: Folder of images and checkpoints.
+        steps: Number of steps.
+        decay: Number of last steps, in which the rate falls to zero.
+        batch: Images per step.
+        lr: Learning rate.
         every: Steps between checkpoints.
     """
     torch.set_num_threads(1)
-    torch.manual_seed(0)  # the weights to start from
+    torch.manual_seed(0)  # for the initial weights
     module = Distillation(bank.load(work / "bank"), PatchPCA.load(CODE), batch, lr, steps, decay)
     out, last = work / "vae", work / "vae" / "last.ckpt"
-    clear_environment()  # Lightning would take arguments from it
+    clear_environment()  # Lightning would read arguments from it
     trainer = pl.Trainer(
         accelerator="auto",
         devices=1,
