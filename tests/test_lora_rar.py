@@ -299,7 +299,7 @@ def test_task_trains_checks_and_writes(tiny, hydra, tmp_path: Path, capsys) -> N
         ("dataset.styles=[neon_1]", r"the dataset has neon_1, .* leave it out of task\.styles"),
         ("task.subjects=[lamp_4]", r"experiments=\w+ has lamp_4, .* leave it out of task\.subjects"),
         ("task.styles=[ink_1]", r"the dataset has ink_1"),
-        ("task.subjects=[vase_1,vase_1]", r"each once; use task\.subjects="),
+        ("task.subjects=[vase_1,vase_1]", r"list of different names; use task\.subjects="),
         ("task.styles=[]", r"use task\.styles="),
         ("task.subjects=[teapot_1+vase_1]", r"teapot_1\+vase_1\+neon_1 has several subjects"),
     ],
