@@ -81,7 +81,7 @@ def test_components_are_groups_that_can_be_exchanged(overrides: tuple[str, ...])
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["method=ties", "method/sampling=klora"], "method/merge=ties makes one new update"),
+        (["method=ties", "method/sampling=klora"], "method/merge=ties computes one update"),
         (["method=dreambooth_joint", "method/merge=svd"], "method/merge=svd has nothing to merge"),
         (["method=content_only", "method/merge=ties", "method.density=2"], "method.density=2.0 must be"),
         (["method=duolora", "method.constyle=attached"], "did you mean detached"),
@@ -164,7 +164,7 @@ def test_ablation_composes_with_methods_it_fits_and_with_no_other(ablation: str)
         ("dataset.styles=[]", "use dataset.styles="),
         ("dataset.styles=[ink_1,ink_1]", "name each once"),
         ("prompts.style_token=sks", "must differ"),
-        *((f"prompts.contexts={contexts}", "no list of scenes") for contexts in ("[]", "null", "3", "[' ']", "{a: b}")),
+        *((f"prompts.contexts={contexts}", "not a list of scenes") for contexts in ("[]", "null", "3", "[' ']", "{a: b}")),
         ("name=???", "use name="),
     ],
 )

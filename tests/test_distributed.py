@@ -238,7 +238,7 @@ def test_two_nodes_share_run(commands: Commands, tiny: list[str], tmp_path: Path
 def test_nodes_with_different_commands_are_told_so() -> None:
     group = Group(1, 2, cast(Any, None), ("localhost", 1))
     with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match="given different commands; use the"):
-        patch.setattr(Group, "told", lambda self, mine: "what rank 0 has to make")
+        patch.setattr(Group, "broadcast", lambda self, mine: "the keys of rank 0")
         check_same(group, [[item(0, fine)]])
 
 
@@ -248,7 +248,7 @@ def test_nodes_with_different_commands_are_told_so() -> None:
         (["trainer.devices=-1"], "trainer.devices=-1 must be at least 0"),
         (["trainer.nodes=2"], "trainer.nodes=2 needs ranks on each; use trainer=ddp trainer.devices="),
         (["trainer=ddp", "trainer.nodes=2"], "trainer.rendezvous=None must have the form <host>:<port>"),
-        (["trainer=ddp", "trainer.nodes=2", "trainer.rendezvous=node7"], "trainer.rendezvous=node7 is no place"),
+        (["trainer=ddp", "trainer.nodes=2", "trainer.rendezvous=node7"], "trainer.rendezvous=node7 must have the form"),
         (["scorers.batch=0"], "scorers.batch=0 must be at least 1"),
     ],
 )

@@ -119,7 +119,7 @@ def test_store_that_is_deleted_under_run(run: Run, tmp_path: Path, expected: byt
             shutil.rmtree(tmp_path / "out" / "store", ignore_errors=True)
 
     code, line = run(tmp_path / "out", meanwhile=delete)
-    assert code == 2 and line.startswith("error: what was stored in") and line.endswith("to make it anew")
+    assert code == 2 and line.startswith("error: stored files in") and line.endswith("to recompute them")
     assert run(tmp_path / "out")[0] == 0
     assert scores(tmp_path / "out") == expected
 

@@ -259,7 +259,7 @@ def assert_drawn(model: SDXL, lora: LoRA, images: Path) -> None:
         ("merge", ["method=direct", "output=merged.ckpt"], "must be a .safetensors file"),
         ("merge", ["method=direct", "task.format=a1111"], "use task.format=<kohya|diffusers>"),
         ("merge", ["method=direct", "task.rank=0"], "task.rank=0 must be at least 1"),
-        ("merge", ["method=ziprank", *PROMPTS, "content.images=nowhere"], "nowhere is no folder"),
+        ("merge", ["method=ziprank", *PROMPTS, "content.images=nowhere"], "nowhere is not a folder"),
         ("merge", ["method=direct", "output=a.safetensors/merged.safetensors"], "cannot write to a.safetensors: File"),
         ("generate", ["method=direct"], "task=generate needs a prompt"),
         ("generate", ["method=direct", PROMPTS[-1], "output=b.safetensors"], "cannot write to b.safetensors: File"),
