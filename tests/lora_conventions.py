@@ -39,7 +39,7 @@ Triples = dict[str, tuple[Tensor, Tensor, float | None]]
 
 
 def with_text_model(layer: str) -> str:
-    """Insert `text_model` as in files, where the first encoder has it; transformers 5 has removed this module."""
+    """Insert `text_model` for the first encoder, as files have it; transformers 5 has removed this module."""
     return layer.replace("text_encoder.", "text_encoder.text_model.", 1)
 
 

@@ -1,4 +1,4 @@
-"""Adapters with all their parts: kept by the store, carried by the formats that have a place, used in generation."""
+"""Adapters with all their parts: the store keeps them, formats write those that they can, generation uses them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def factors(rank: int, seed: int, scale: float = 1.0) -> Factors:
 
 
 def whole() -> Adapter:
-    """An adapter that has every part."""
+    """Return an adapter with every part."""
     torch.manual_seed(3)
     return Adapter(
         {LAYER: factors(2, 0, 0.5)},
@@ -83,7 +83,7 @@ def test_store_bundles_tokens(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("format", ["kohya", "diffusers"])
 def test_tokens_are_in_file_beside_layers(tmp_path: Path, format: str) -> None:
-    """diffusers 0.42 refuses a LoRA file that has embeddings inside."""
+    """diffusers 0.42 refuses a LoRA file with embeddings in it."""
     adapter = whole()
     adapter.masks, adapter.backbone = {}, None
     adapter.save(tmp_path / FILE, format=format)
@@ -170,7 +170,7 @@ def test_adapters_of_different_backbones_are_refused() -> None:
 
 
 def test_trigger_reads_as_its_vectors(model: SDXL) -> None:
-    """A trigger that holds the vectors of two known words encodes as the words; afterwards nothing is changed."""
+    """A trigger with the vectors of two known words is encoded like these words; afterwards the model is unchanged."""
     ids = model.pipeline.tokenizer("red mug").input_ids[1:-1]
     vectors = {name: encoder.get_input_embeddings().weight[ids].clone() for name, encoder in model.text.items()}
     expected, before = model.encode_prompts(["a red mug"]), model.encode_prompts(["a <s0>"])

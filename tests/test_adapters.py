@@ -1,4 +1,4 @@
-"""The masked layer against the dense formula, the exported merge against the live one, and clean removal."""
+"""The masked layer against the dense formula, the exported merge against attached adapters, and their removal."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def factors() -> list[Factors]:
 
 
 def dense(base: nn.Linear, x, factors, masks, scales):
-    """W x + sum_k scale_k[row] diag(o) U diag(r) D diag(i) x, with every update formed."""
+    """Return W x + sum_k scale_k[row] diag(o) U diag(r) D diag(i) x, with dense updates."""
     y = base(x)
     for k, (each, mask) in enumerate(zip(factors, masks, strict=True)):
         o, r, i = (torch.ones(n) if g is None else g for g, n in ((mask.o, OUT), (mask.r, each.rank), (mask.i, IN)))
@@ -50,7 +50,7 @@ def test_without_rows_every_adapter_is_at_full_strength(factors) -> None:
 
 
 def test_layer_may_move_after_its_rows_are_set(factors) -> None:
-    """As text encoders do that wait elsewhere until they are used."""
+    """Text encoders move in this way if they are offloaded."""
     with attach(nn.Sequential(nn.Linear(IN, OUT)), [LoRA({"0": each}) for each in factors]) as adapters:
         adapters.rows(torch.ones(1, 2))
         moved = adapters.network.to("meta")

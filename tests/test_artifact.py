@@ -1,4 +1,4 @@
-"""The graph of artifacts: keys, order of computation, and what a change of code recomputes."""
+"""The graph of artifacts: keys, order of computation, and the artifacts that a change of code recomputes."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ print(json.dumps([[each.stage, each.name, each.key] for each in plan.all_artifac
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """A copy of the package without its weights, and of its configuration."""
+    """Return a copy of the package without its weights, and of its configuration."""
     source = Path(lorabench.__file__).parent
     shutil.copytree(source, tmp_path / "lorabench", ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
     shutil.copytree(source.parent / "conf", tmp_path / "conf")

@@ -1,4 +1,4 @@
-"""A mistake gets one line that says what is wrong and what to type, exit code 2, and nothing is trained."""
+"""A mistake is reported in one line with a fix, the exit code is 2, and nothing is trained."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 
 def photographs(root: Path) -> Path:
-    """One subject and one style."""
+    """Return overrides for one subject and one style."""
     subject, style = root / "dreambooth" / "dataset" / "dog", root / "styledrop" / "data"
     subject.mkdir(parents=True)
     style.mkdir(parents=True)

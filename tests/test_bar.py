@@ -1,4 +1,4 @@
-"""The progress bar: there with the first work done, at the whole in the end."""
+"""The progress bar: it appears with the first progress and ends at 100 %."""
 
 from __future__ import annotations
 

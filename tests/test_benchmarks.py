@@ -155,7 +155,7 @@ def test_no_step_of_several_pairs_forms_dense_update(model, loras, pair, name) -
 
 @pytest.mark.parametrize("name", REFERENCES)
 def test_reference_forms_dense_updates(model, loras, name) -> None:
-    """This shows that the tests above would detect one."""
+    """This shows that the tests above would detect a dense update."""
     overrides, layer, loss = REFERENCES[name]
     plain = Plain(model, loras, load(name, fit=THREE, **overrides).merge, layer, loss)
     plain.attach()

@@ -64,7 +64,7 @@ def test_block_that_is_not_there_is_named(model, loras) -> None:
 
 
 def test_lora_without_its_block_is_told(model, loras) -> None:
-    """Else the merge would be empty."""
+    """Otherwise the merge would be empty."""
     swapped = [
         LoRA({layer: each for layer, each in lora.items() if layer.startswith(block)})
         for lora, block in zip(loras, (W5, W4), strict=True)

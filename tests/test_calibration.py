@@ -1,4 +1,4 @@
-"""Calibration of metrics with known results: ground truth, constant, the wrong role, the opposite."""
+"""Calibration of metrics with known results: the ground truth, a constant, the wrong role, the negative."""
 
 from __future__ import annotations
 

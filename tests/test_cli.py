@@ -1,4 +1,4 @@
-"""The main job as a user runs it: a whole run, found again, resumed, interrupted, the same for any workers."""
+"""The benchmark on the command line: a complete run, a repeated, resumed and interrupted one, any number of workers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FOLDER = "adhoc/duolora-none-s0"
 
 
 def hashes(folder: Path, pattern: str) -> dict[str, str]:
-    """Relative path -> hash of the bytes."""
+    """Return the hash of each file by relative path."""
     return {
         str(f.relative_to(folder)): sha256(f.read_bytes()).hexdigest()
         for f in sorted(folder.rglob(pattern))
@@ -36,7 +36,7 @@ def hashes(folder: Path, pattern: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, tiny: list[str]) -> tuple[Path, list[str], str]:
-    """(output folder, command line, what it printed) of a finished run, started as a user does."""
+    """Return output folder, command line and printed text of a finished run."""
     output = tmp_path_factory.mktemp("output")
     arguments = [*tiny, *WORLD, *DUOLORA, f"output={output}", "logger=csv", "trainer.workers=2"]
     command = [sys.executable, str(ROOT / "run.py"), *arguments]
@@ -119,7 +119,7 @@ def test_second_method_finds_loras_and_baselines(run: tuple[Path, list[str], str
 def test_killed_and_resumed_in_this_process_gives_same(
     run: tuple[Path, list[str], str], commands: Commands, tmp_path: Path
 ) -> None:
-    """Killed with the LoRAs under way; resumed without workers, so their number does not matter either."""
+    """The run is killed while it trains LoRAs, and resumed without workers, because their number must not matter."""
     output, arguments, _ = run
     elsewhere = [*arguments, f"output={tmp_path}"]
     killed = commands.start(*elsewhere)

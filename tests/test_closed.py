@@ -1,4 +1,4 @@
-"""Closed-form masks: against dense least squares, against activations taken independently, and in their limits."""
+"""Closed-form masks against dense least squares, against independent activations, and in their limits."""
 
 from dataclasses import replace
 from typing import Any
@@ -24,7 +24,7 @@ KINDS = {"rank": rank_error, "in": input_error, "out": output_error}
 
 
 def problem(ranks, features=6, out=7, tokens=40, seed=0) -> tuple[list[Factors], list[Tensor]]:
-    """Random factors, and each teacher's inputs [tokens, in], correlated as activations are."""
+    """Return random factors and each teacher's inputs [tokens, in], which are correlated as activations are."""
     draw = torch.Generator().manual_seed(seed)
 
     def randn(*shape: int) -> Tensor:
@@ -40,7 +40,7 @@ def moments_of(kind: str, factors: list[Factors], inputs: list[Tensor]) -> Tenso
 
 
 def dense(kind: str, factors: list[Factors], inputs: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """The same least squares as a tall matrix and a target: a column is what one entry of the masks puts out."""
+    """Return the least squares as a matrix and a target. A column is the output of one entry of the masks."""
     unit = {
         "rank": lambda each: [torch.outer(u, d) for u, d in zip(each.up.mT, each.down, strict=True)],
         "in": lambda each: [torch.outer(w, e) for w, e in zip((each.up @ each.down).mT, torch.eye(6), strict=True)],
@@ -120,7 +120,7 @@ def test_heavy_prior_switches_dominant_adapter_off_and_no_other() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_adapters_that_do_not_meet_keep_masks_of_one(kind) -> None:
-    """Content inputs lie where only the content adapter looks, and the other way round."""
+    """Content inputs are in a space that only the content adapter reads, style inputs in that of the style adapter."""
     factors, inputs = problem((3, 2))
     left, right = torch.eye(6, dtype=torch.float64).split(3)
     factors = [
@@ -146,7 +146,7 @@ def test_identical_adapters_share_work(kind) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_no_input_reaches_keeps_masks_of_one(kind) -> None:
-    """An adapter of zeros; its teacher still asks the other one to be silent on its inputs."""
+    """One adapter is zero. Its teacher still demands that the other one has no output for its inputs."""
     factors, inputs = problem((3, 2))
     factors[1] = Factors(factors[1].down, torch.zeros_like(factors[1].up))
     error = KINDS[kind](factors, moments_of(kind, factors, inputs))
@@ -164,7 +164,7 @@ def few_steps(model, pair, adapters, count=2):
 
 
 def seen(model, lora, noised, t) -> dict[str, Tensor]:
-    """What reaches each layer [tokens, in] with one LoRA's dense update in the weights: nothing of our adapters."""
+    """Return each layer's inputs [tokens, in] with one LoRA's dense update in the weights, without our adapters."""
     inputs, weights = {}, {}
     hooks = []
     for layer, factors in lora.items():
@@ -214,7 +214,7 @@ CLOSED = [
 
 @pytest.mark.parametrize(("name", "overrides", "kind", "count"), CLOSED)
 def test_merge_has_least_local_error(model, loras, pair, name, overrides, kind, count) -> None:
-    """The regularized error is below that of ones and of trained masks, on the draws that the masks were made from."""
+    """The regularized error is below that of ones and of trained masks, for the draws that gave the masks."""
     method: Any = load(name, draws=2, batch=2, ridge=1e-4, **overrides)
     result = merged(model, method, loras, pair)
     assert result.masks is not None and result.losses == {}

@@ -1,4 +1,4 @@
-"""Weight-space merges against dense formulas and against the libraries that have them."""
+"""Weight-space merges against dense formulas and against libraries."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_prunings_are_peft_s_on_dense_update(model, loras, name, sign) -> None:
 
 
 def elected(updates: list[Tensor]) -> Tensor:
-    """The mean, at each entry, of the updates that have the sign of their sum there."""
+    """Return the mean, at each entry, of the updates that have the sign of their sum there."""
     stacked = torch.stack(updates)
     agree = (stacked * stacked.sum(0) > 0).double()
     return (stacked * agree).sum(0) / agree.sum(0).clamp(min=1)
@@ -65,7 +65,7 @@ def elected(updates: list[Tensor]) -> Tensor:
 @pytest.mark.parametrize("density", [0.3, 1.0])
 @pytest.mark.parametrize("name", ["dare_linear", "dare_ties", "della"])
 def test_random_prunings_are_their_dense_formula(model, loras, name, density) -> None:
-    """On the masks of the very draws: DARE's probability is the density, DELLA's rises along a row's magnitudes."""
+    """Compare with the same random draws: DARE's probability is the density, DELLA's rises with magnitude in a row."""
     epsilon = 0.4 if name == "della" and density < 1 else 0.0
     lora, _ = merged(model, name, loras, density=density, weight=0.8, epsilon=epsilon, **FULL)
     for layer in loras[0]:
@@ -122,7 +122,7 @@ def test_np_lora_is_its_dense_formula(model, loras, hard) -> None:
 
 @pytest.mark.parametrize("hard", [False, True])
 def test_np_lora_projects_off_update_and_not_off_its_factors(model, loras, hard) -> None:
-    """Rows of `down` that `up` drops, or that are there twice, are nothing that the style reads."""
+    """Rows of `down` that `up` maps to zero, and duplicate rows, are no additional inputs of the style."""
     content, style = loras
     idle = LoRA({
         layer: Factors(
@@ -250,7 +250,7 @@ def test_peft_types_on_both_factors_apart(model, name, sign) -> None:
 
 
 def assert_pruned_at_random(found: Tensor, parts: list[Tensor], elects: bool) -> None:
-    """Every entry is made of those of the parts that were kept: their sum, or the mean of those of one sign."""
+    """Every entry is the sum of the kept entries of the parts, or the mean of those with one sign."""
     none, (a, b) = torch.zeros_like(found), parts
     both = torch.where(a * b > 0, (a + b) / 2, torch.where(a.abs() > b.abs(), a, b)) if elects else a + b
     options, rounding = torch.stack([none, a.to(found), b.to(found), both.to(found)]), 1e-4 * a.abs().max()
@@ -305,7 +305,7 @@ def test_layers_that_one_lora_lacks(model, loras, name) -> None:
 
 
 def test_ssr_merge_answers_each_prompt_as_its_lora_does(model, loras, pair) -> None:
-    """Its own least-squares system, from the inputs of every layer, collected apart."""
+    """Compare with the least-squares system from independently collected inputs of every layer."""
     from lorabench.merging.learn import Draws
 
     method: Any = load("ssr_merge", ridge=1e-12)

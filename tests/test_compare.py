@@ -1,4 +1,4 @@
-"""Several rows in one run: one folder and one table; what fails is listed and costs the others nothing."""
+"""Several rows in one run: one folder and one table; failed rows are listed and do not affect the others."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ KEY = stats.UNIT
 
 
 def images(values: np.ndarray, pairs: list[str] | None = None) -> pd.DataFrame:
-    """What stats.image_means gives of one image a pair."""
+    """Return values in the form of stats.image_means, with one image per pair."""
     names = pairs or [f"c{number}" for number in range(len(values))]
     rows = [("world", name, "s", "p", 0) for name in names]
     return pd.DataFrame({"value": values, "count": 1}, index=pd.MultiIndex.from_tuples(rows, names=KEY))

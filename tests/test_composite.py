@@ -19,7 +19,7 @@ PROMPTS, SEEDS = ["a sks mug in szn style", "a boat"], [1, 2]
 
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 def test_composite_is_mean_of_loras_own_guided_predictions(model, loras, guidance) -> None:
-    """One step: the scheduler maps predictions to latents affinely, so latents average as predictions do."""
+    """Sample one step. The scheduler is affine in the prediction, so averaging latents averages predictions."""
     scales, branches = sampled(model, load("lora_composite"), loras, ("content", "style"), 1, guidance)
     with model.attach(loras) as adapters:
         found = sample_latents(model, PROMPTS, SEEDS, 1, guidance, adapters, scales, branches)

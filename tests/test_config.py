@@ -1,4 +1,4 @@
-"""Every yaml composes, wrong pairs do not, values are checked, and composing stays quick."""
+"""Every YAML file composes, wrong combinations do not, values are checked, and composition is fast."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("hydra")
 
 
 def composed(*overrides: str) -> DictConfig:
-    """As Hydra hands it to the task: the run folder's name is resolved from the choices."""
+    """Compose as Hydra does for a task: the run folder's name is resolved from the choices."""
     cfg = compose("config", list(overrides), return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
     with open_dict(cfg):
@@ -44,7 +44,7 @@ def composed(*overrides: str) -> DictConfig:
 
 
 def check(cfg: DictConfig) -> None:
-    """As the command line does before it runs a task."""
+    """Check a configuration as the command line does before it runs a task."""
     validate(cfg)
     method_of(cfg)
 
@@ -120,7 +120,7 @@ def test_every_experiment_composes_and_every_run_of_its_sweep_does(experiment: s
 
 
 def sweep_values(values: str) -> list[str]:
-    """The choices of a sweep: commas outside brackets part them."""
+    """Return the choices of a sweep, which commas outside brackets separate."""
     return re.findall(r"\[[^]]*\]|[^,\[\]]+", values)
 
 
@@ -132,7 +132,7 @@ def settings(method: str) -> DictConfig:
 
 @pytest.mark.parametrize("ablation", options("ablation"))
 def test_ablation_composes_with_methods_it_fits_and_with_no_other(ablation: str) -> None:
-    """Presets of one class have the same settings, so the first stands for all; of the others, some drawn at random."""
+    """Return one preset per class, because presets of a class have the same settings, and random other ones."""
     chosen = {type(load(name).merge): name for name in sorted(options("method"), key=len, reverse=True)}.values()
     fitting = set(presets.fitting_presets(ablation)) & {*chosen, *presets.fitting_presets(ablation)[:3]}
     others = sorted(set(chosen) - set(presets.fitting_presets(ablation)))
@@ -164,7 +164,10 @@ def test_ablation_composes_with_methods_it_fits_and_with_no_other(ablation: str)
         ("dataset.styles=[]", "use dataset.styles="),
         ("dataset.styles=[ink_1,ink_1]", "name each once"),
         ("prompts.style_token=sks", "must differ"),
-        *((f"prompts.contexts={contexts}", "not a list of scenes") for contexts in ("[]", "null", "3", "[' ']", "{a: b}")),
+        *(
+            (f"prompts.contexts={contexts}", "not a list of scenes")
+            for contexts in ("[]", "null", "3", "[' ']", "{a: b}")
+        ),
         ("name=???", "use name="),
     ],
 )

@@ -1,4 +1,4 @@
-"""What methods take: every measurement in a process of its own after a warm-up, medians and ratios of them."""
+"""Costs of methods: every measurement in a new process after a warm-up, medians and ratios."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("hydra")
 
 
 def test_each_measurement_is_fresh_and_warmed_up(tiny, tmp_path: Path, monkeypatch, capsys) -> None:
-    """The processes are counted and their jobs done here, which is quicker."""
+    """Count the processes, and run their jobs in this one, which is faster."""
     pools, drawn = [], []
 
     def pool(count: int, threads: int, environment: dict[str, str]) -> Pool:

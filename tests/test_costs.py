@@ -1,4 +1,4 @@
-"""What a block costs: its time, the rows that went through the UNet, the most memory that was held."""
+"""Costs of a block: time, rows through the UNet, and peak memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STATUS = Path("/proc/self/status")
 
 
 def tells_peaks() -> bool:
-    """Whether the system forgets a peak of this process's memory when it is told to."""
+    """Return whether the system can reset the peak of this process's memory."""
     np.ones(FLOATS)
     return reset_peak()
 
@@ -58,7 +58,7 @@ def test_peak_is_of_block_alone() -> None:
 
 @pytest.mark.skipif(not STATUS.is_file(), reason="only Linux tells the peak of a process")
 def test_peak_of_something_else_is_not_noted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some kernels take the order to forget it and go on as before."""
+    """Some kernels accept the request and do not reset it."""
     np.ones(FLOATS)
     monkeypatch.setattr(Path, "write_text", lambda *_: 1)
     costs: dict[str, float] = {}

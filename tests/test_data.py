@@ -1,4 +1,4 @@
-"""Concepts of the microworld and of photographs in their public layouts, and what bad files get."""
+"""Concepts of the microworld and of photographs in their public layouts, and errors for bad files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PROMPTS = Prompts()
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Two subjects and a style in the public layouts."""
+    """Write two subjects and a style in the public layouts."""
     for name, color in (("dog", "brown"), ("cat2", "grey")):
         folder = tmp_path / "dreambooth" / "dataset" / name
         folder.mkdir(parents=True)

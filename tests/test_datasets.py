@@ -1,4 +1,4 @@
-"""Public datasets as they are cloned, pair lists and samples, splits, scenes, and what the package knows of them."""
+"""Clones of public datasets, pair lists and samples, splits, scenes, and packaged facts."""
 
 from __future__ import annotations
 
@@ -205,7 +205,7 @@ def test_test_set_of_lorarar_is_named() -> None:
 
 
 def some(count: int, same: Sequence[int] = ()) -> list[tuple[str, Reference]]:
-    """Images of which those in `same` have equal bytes."""
+    """Return images; those in `same` have equal bytes."""
     digest = {i: str(same[0] if i in same else i) for i in range(count)}
     return [(f"{i:02d}", Reference("dog", "a sks dog", digest[i], lambda: None)) for i in range(count)]  # type: ignore
 

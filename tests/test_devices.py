@@ -1,4 +1,4 @@
-"""Claims of GPUs, of devices made up, by real processes."""
+"""Claims on invented GPUs by real processes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def holders():
-    """Starts processes that hold so many of the pair of devices until their input ends."""
+    """Return a function that starts a process that holds this many of two devices until its input ends."""
     with ExitStack() as stack:
 
         def start(count: int) -> subprocess.Popen[str]:

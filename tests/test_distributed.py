@@ -1,4 +1,4 @@
-"""Ranks: the same numbers for any number of them, and a failure of one is everybody's at once."""
+"""Ranks: equal results for any number of ranks, and a failure of one ends all."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def plan(tmp_path: Path, lora_spec: LoRASpec) -> Plan:
 
 
 def composed(tiny: Sequence[str], root: Path, *overrides: str) -> Plan:
-    """The plan of a tiny run with a store of its own."""
+    """Return the plan of a tiny run with its own store."""
     cfg = compose("config", [*tiny, *WORLD, f"output={root}", *overrides], return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
     return plan_of(cfg)
 
 
 def made(plan: Plan) -> dict[str, pd.DataFrame]:
-    """The scores of every row, after everything that is lacking was made."""
+    """Compute missing artifacts and return the scores of every row."""
     make(plan.store, plan.trainer, plan.all_artifacts())
     return {item.name: pd.read_parquet(plan.path(item) / "scores.parquet") for item in plan.artifacts("score")}
 
@@ -67,14 +67,14 @@ def files(plan: Plan, stage: str) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def alone(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, dict[str, pd.DataFrame]]:
-    """A run of one process and its scores."""
+    """Return a run of one process and its scores."""
     with project_config():
         plan = composed(tiny, tmp_path_factory.mktemp("alone"), "trainer.workers=0")
     return plan, made(plan)
 
 
 def assert_same(plan: Plan, alone: tuple[Plan, dict[str, pd.DataFrame]], scores: dict[str, pd.DataFrame]) -> None:
-    """To the last bit, down to the files of images and scores."""
+    """Check that images and scores are equal bit by bit."""
     first, expected = alone
     for name, frame in expected.items():
         pd.testing.assert_frame_equal(scores[name], frame, check_exact=True)
@@ -87,7 +87,7 @@ def assert_same(plan: Plan, alone: tuple[Plan, dict[str, pd.DataFrame]], scores:
 
 @pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_ranks_give_scores_of_one(tiny: list[str], tmp_path: Path, hydra: None, alone, ranks: int) -> None:
-    """Also if there are fewer items than ranks: one merge, two LoRAs; every row of images is two units."""
+    """There are fewer items than ranks (one merge, two LoRAs), and every row of images has two units."""
     plan = composed(tiny, tmp_path, "trainer=ddp", "trainer.accelerator=cpu", f"trainer.devices={ranks}")
     assert len(plan.artifacts("personalize")) == 2 and len(plan.artifacts("merge")) == 1
     assert_same(plan, alone, made(plan))
@@ -98,7 +98,7 @@ def denoiser_passes(path: Path) -> int | None:
 
 
 def test_batch_sizes_change_nothing_but_last_digits(tiny: list[str], tmp_path: Path, hydra: None) -> None:
-    """Scores to 1e-5 for other batches of scoring, to 2e-3 for other batches of drawing: grey levels that round off."""
+    """Scores differ by 1e-5 between scoring batch sizes, by 2e-3 between generation batches (rounded gray levels)."""
     tables: dict[tuple[int, int], pd.DataFrame] = {}
     for drawn, scored in ((1, 1), (1, 4), (1, 8), (4, 8), (8, 8)):
         batches = ["generate.images=5", f"generate.batch={drawn}", f"scorers.batch={scored}"]
@@ -124,7 +124,7 @@ def test_shares_keep_neighbours_together_and_cost_same() -> None:
 
 @pytest.fixture
 def log(tmp_path: Path) -> Path:
-    """A folder in which slow jobs say, by a file, in which process they run."""
+    """Return a folder in which slow jobs record the process that they run in."""
     (tmp_path / "log").mkdir()
     return tmp_path / "log"
 
@@ -151,7 +151,7 @@ def until(condition: Callable[[], object], seconds: float) -> None:
 def test_failing_rank_ends_others_and_shows_its_own_error(
     plan: Plan, log: Path, capfd: pytest.CaptureFixture[str], work: Job, kind: type[Exception], line: str
 ) -> None:
-    """One rank is in the middle of a job of a minute when the other fails."""
+    """One rank is in the middle of a long job when the other one fails."""
     with pytest.raises(kind, match=line) as raised:
         make(plan.store, plan.trainer, [item(0, fine), item(1, Slow(log)), item(2, After(log, work))])
     began = max(file.stat().st_mtime for file in log.iterdir())
@@ -187,7 +187,7 @@ if __name__ == "__main__":
     [pytest.param(signal.SIGINT, "Predicting", marks=pytest.mark.slow), (signal.SIGKILL, "Slow")],
 )
 def test_ranks_end_with_their_parent(tmp_path: Path, log: Path, number: signal.Signals, work: str) -> None:
-    """Ctrl-C, which reaches the whole process group and both ranks inside Lightning, and a parent that is killed."""
+    """Test Ctrl-C, which reaches the process group and both ranks inside Lightning, and a killed parent."""
     script = tmp_path / "script.py"
     script.write_text(CODE)
     paths = os.pathsep.join([str(Path(__file__).parent), str(ROOT)])
@@ -215,7 +215,7 @@ def free_port() -> int:
 
 @pytest.mark.slow
 def test_two_nodes_share_run(commands: Commands, tiny: list[str], tmp_path: Path, hydra: None, alone) -> None:
-    """The same command twice: the one that has rank 0 assembles the run folder.  Two ranks, with the scores of one."""
+    """Run the command twice: the process with rank 0 assembles the run folder. Two ranks give the scores of one."""
     output, port = tmp_path / "output", free_port()
     nodes = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=1", "trainer.nodes=2"]
     command = [*tiny, *WORLD, *nodes, f"trainer.rendezvous=localhost:{port}", f"output={output}"]

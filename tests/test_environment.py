@@ -66,7 +66,7 @@ def test_merge_and_images_ignore_environment(
 
 
 class Number(pl.LightningModule):
-    """One number that learns."""
+    """A module with one trainable number."""
 
     def __init__(self, stops_after: int | None = None) -> None:
         super().__init__()

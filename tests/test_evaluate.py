@@ -1,4 +1,4 @@
-"""Prompts that the base model is asked, and the shares of images that show what was asked for."""
+"""Prompts for the base model, and the shares of images that match them."""
 
 import numpy as np
 import pytest

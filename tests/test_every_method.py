@@ -32,7 +32,7 @@ def koala(tmp_path_factory: pytest.TempPathFactory) -> SDXL:
 
 @pytest.fixture(scope="module")
 def uneven(koala: SDXL) -> tuple[LoRA, ...]:
-    """Ranks 2 and 3; every third layer is adapted by the content alone, every third by the style alone."""
+    """Return LoRAs of ranks 2 and 3; a third of the layers has only the content, another third only the style."""
     loras = random_lora(koala, 2, "content"), random_lora(koala, 3, "style")
     return tuple(
         LoRA({layer: each for i, (layer, each) in enumerate(lora.items()) if i % 3 != k})

@@ -1,4 +1,4 @@
-"""Factors read from images: distances equal the world's own when all is read right, and training of the readers."""
+"""Factors read from images: distances equal the world's for correct readings; training of the readers."""
 
 import json
 import math
@@ -17,7 +17,7 @@ NAMES = mw.HELDOUT_SUBJECTS[::5], mw.HELDOUT_STYLES[::4]
 
 
 def read_right(things: list[training.Thing]) -> dict[str, torch.Tensor]:
-    """What a reader without error returns."""
+    """Return the output of a reader without errors."""
     wanted = training.targets(things)
     return {
         name: torch.nn.functional.one_hot(target, {**factors.CONTENT, **factors.STYLE}[name]).float()
@@ -81,7 +81,7 @@ def test_loss_of_right_reading_is_below_that_of_wrong_one():
 
 
 def test_network_learns_what_embeddings_contain():
-    """Embeddings that are the factors themselves; after training, new ones are read right."""
+    """Embeddings are the factors themselves; after training, new ones are read correctly."""
     things = [training.example(i) for i in range(600)]
     wanted = training.targets(things)
     parts = [read_right(things)[name] for name in ("class", "mark", "shape", "body", "accent", "mark_color")]

@@ -1,4 +1,4 @@
-"""What is said of a fault of the system: only what it was, and what helps."""
+"""Messages of system failures: the cause and the fix only."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_file_that_artifact_never_had_is_no_deletion(tmp_path: Path) -> None:
 
 @pytest.fixture
 def attempt(tmp_path: Path, monkeypatch) -> Callable[[BaseException], tuple[Failed | None, str]]:
-    """What becomes of a run that raises something."""
+    """Return the result of a run that raises an error."""
 
     def attempt(error: BaseException) -> tuple[Failed | None, str]:
         def run(*_: object) -> None:

@@ -1,4 +1,4 @@
-"""Merges of users' files: all parts, text encoders by the same rule, weights, and what the file says of its origin."""
+"""Merges of users' files: all parts, text encoders by the same rule, weights, and metadata of their origin."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def spec(folder: Path) -> ModelSpec:
 
 
 def drawn(spec: ModelSpec, seed: int, rank: int, scale: float = 1.0, unet: bool = True) -> Adapter:
-    """An adapter of one layer of the UNet and two of the text encoders."""
+    """Return an adapter of one UNet layer and two text-encoder layers."""
     layers, rng = layer_map(spec), torch.Generator().manual_seed(seed)
 
     def factors(layer: Any) -> Factors:
@@ -58,7 +58,7 @@ def dense(adapter: Adapter) -> dict[str, Tensor]:
 
 
 def test_text_encoders_are_merged_by_same_rule(pair, folder: Path) -> None:
-    """`svd` of rank 2 cuts them too, to the nearest update."""
+    """`svd` of rank 2 reduces them too, to the nearest update."""
     exact, cut = dense(merge(*pair, model=folder)), merge(*pair, "svd", model=folder, rank=2)
     assert set(cut.text) == set(TEXT) and {each.rank for each in cut.text.values()} == {2}
     for name, update in dense(cut).items():
@@ -84,7 +84,7 @@ def test_text_encoders_only_are_merged(spec: ModelSpec, folder: Path, tmp_path: 
 
 
 def peft_merge(adapters: list[Adapter], name: str, combination: str, density: float) -> Tensor:
-    """The same merge by peft itself, from A, B and alpha as a file has them."""
+    """Return the same merge by peft, from A, B and alpha as they are in a file."""
     parts = [adapter[name] if name in adapter else adapter.text[name] for adapter in adapters]
     base = nn.Sequential()
     base.add_module("layer", nn.Linear(parts[0].down.shape[1], parts[0].up.shape[0], bias=False))
@@ -104,7 +104,7 @@ def peft_merge(adapters: list[Adapter], name: str, combination: str, density: fl
 
 @pytest.mark.parametrize("combination", ["linear", "ties", "magnitude_prune"])
 def test_peft_merges_keep_alpha_and_rank_apart(spec: ModelSpec, folder: Path, tmp_path: Path, combination: str) -> None:
-    """Inputs of alpha / rank 0.25 and 2; kohya's files carry it as alpha, ours as metadata."""
+    """Return inputs with alpha / rank 0.25 and 2, which kohya's files have as alpha and ours as metadata."""
     adapters = [drawn(spec, k, 3, scale) for k, scale in ((0, 0.25), (1, 2.0))]
     paths = [saved(each, tmp_path / f"{k}.safetensors") for k, each in enumerate(adapters)]
     found = dense(
@@ -166,7 +166,7 @@ def test_own_lora_is_alias_for_one_version() -> None:
 
 @pytest.mark.parametrize("rank", [700, 20])
 def test_rank_above_width_is_merged(spec: ModelSpec, folder: Path, tmp_path: Path, rank: int) -> None:
-    """`knots` of density 1 gives the mean of equal updates: the update."""
+    """`knots` with density 1 gives the mean of equal updates, which is the update."""
     adapter = drawn(spec, 0, rank)
     path = saved(adapter, tmp_path / "a.safetensors")
     merged = merge(path, path, "knots", model=folder, density=1.0)
@@ -177,7 +177,7 @@ def test_rank_above_width_is_merged(spec: ModelSpec, folder: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("rank", [4, 40, 150])
 def test_nearest_factors_are_those_of_svd(rank: int) -> None:
-    """By subspace iteration for a small rank, whose squared error is within 0.5 % of the least for noise."""
+    """Subspace iteration for a small rank has a squared error within 0.5 % of the minimum for noise."""
     torch.manual_seed(0)
     update = torch.randn(200, 30) @ torch.randn(30, 300) + torch.randn(200, 300)
     factors, cut, total = nearest(update, rank)

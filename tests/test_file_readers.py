@@ -1,4 +1,4 @@
-"""What we write, by the rules of the programs that read it. docs/files.md names the source of each rule."""
+"""Our files, read by the rules of other programs. docs/files.md has the source of each rule."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FACTOR_ENDINGS = re.compile(r"\.(lora_down|lora_up|lora_A|lora_B|lora_linear_lay
 
 
 def adapter(ranks: tuple[int, ...] = (3,), layers: list[str] | None = None, text: bool = True) -> Adapter:
-    """An adapter of every linear layer of SDXL's structure, each update the matrix of ones whatever the rank."""
+    """Return an adapter of every linear layer of SDXL's structure; each update is the matrix of ones for any rank."""
 
     def ones(names: list[str]) -> dict[str, Factors]:
         sizes = ((name, ranks[i % len(ranks)]) for i, name in enumerate(names))
@@ -42,7 +42,7 @@ def metadata(path: Path) -> dict[str, str]:
 
 
 def comfy_layers(keys: list[str]) -> set[str]:
-    """The layers of which ComfyUI reads a file's keys, by the names of its key map (model_lora_keys_unet and _clip)."""
+    """Return the layers whose keys ComfyUI reads, by its key map (model_lora_keys_unet and _clip)."""
     known: dict[str, str] = {}
     for layer in linears(*SDXL):
         ldm = f"lora_unet_{layer.replace('.', '_')}"
@@ -68,7 +68,7 @@ def test_comfyui_reads_every_layer_of_default_format(tmp_path: Path) -> None:
 
 
 def test_comfyui_reads_no_attention_layer_of_diffusers_format(tmp_path: Path) -> None:
-    """Why diffusers' format is not the default."""
+    """This is why diffusers' format is not the default."""
     adapter().save(tmp_path / FILE, format="diffusers")
     unread = {*linears(*SDXL), *TEXT} - comfy_layers(list(load_file(tmp_path / FILE)))
     assert {layer for layer in linears(*SDXL) if layer.endswith(ATTENTION)} <= unread
@@ -76,7 +76,7 @@ def test_comfyui_reads_no_attention_layer_of_diffusers_format(tmp_path: Path) ->
 
 @pytest.mark.parametrize("dtype", [None, "float16"])
 def test_kohya_alpha_and_rank_give_update(tmp_path: Path, dtype: str | None) -> None:
-    """up @ down * alpha / rank, as sd-scripts, A1111, Forge and ComfyUI compute it."""
+    """Return up @ down * alpha / rank, as sd-scripts, A1111, Forge and ComfyUI compute it."""
     adapter(ranks=(1, 3, 8)).save(tmp_path / FILE, dtype=dtype)
     tensors = load_file(tmp_path / FILE)
     stems = {key.removesuffix(".alpha") for key in tensors if key.endswith(".alpha")}
@@ -88,7 +88,7 @@ def test_kohya_alpha_and_rank_give_update(tmp_path: Path, dtype: str | None) -> 
 
 
 def old_diffusers_scales(path: Path, component: str) -> dict[str, float]:
-    """The scale of each layer in diffusers 0.35 to 0.39: `LoraConfig(**metadata)` of the component, applied by peft."""
+    """Return the scale of each layer in diffusers 0.35 to 0.39: peft applies the component's `LoraConfig(**metadata)`."""
     options: dict[str, Any] = json.loads(metadata(path)["lora_adapter_metadata"])
     config = {key.removeprefix(f"{component}."): value for key, value in options.items() if key.startswith(component)}
     assert {"rank_pattern", "target_modules"} <= config.keys()  # which it reads without asking
@@ -113,7 +113,7 @@ def old_diffusers_scales(path: Path, component: str) -> dict[str, float]:
 
 
 def test_old_diffusers_scale_mixed_ranks_by_one(tmp_path: Path) -> None:
-    """Without the metadata they take the alpha of the most frequent rank for all layers."""
+    """Without metadata, they use the alpha of the most frequent rank for all layers."""
     layers = [layer for layer in linears(*SDXL) if ".attentions." in layer][:40]
     adapter(ranks=(1, 3, 8), layers=layers).save(tmp_path / FILE, format="diffusers")
     scales = old_diffusers_scales(tmp_path / FILE, "unet")
@@ -121,7 +121,7 @@ def test_old_diffusers_scale_mixed_ranks_by_one(tmp_path: Path) -> None:
 
 
 def test_peft_metadata_names_every_component(tmp_path: Path) -> None:
-    """diffusers reads the options of each text encoder that has layers, without asking whether they are there."""
+    """diffusers reads the options of each text encoder with layers, without checking whether they exist."""
     adapter().save(tmp_path / FILE, format="diffusers")
     options = json.loads(metadata(tmp_path / FILE)["lora_adapter_metadata"])
     for component in ("unet", "text_encoder", "text_encoder_2"):

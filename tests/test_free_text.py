@@ -1,4 +1,4 @@
-"""Paths and prompts of the command line are taken as they were typed."""
+"""Paths and prompts on the command line are used without changes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NAMES = [
 
 
 def value(word: str) -> Any:
-    """What Hydra reads of `key=value`."""
+    """Return the value that Hydra parses from `key=value`."""
     return OverridesParser.create().parse_override(word).value()
 
 
@@ -55,7 +55,7 @@ def test_quoted_text_is_read_as_itself(text: str) -> None:
 def test_files_with_every_name_are_merged(
     commands: Commands, loras: tuple[Adapter, Adapter], folder: Path, tmp_path: Path
 ) -> None:
-    """A folder named 500, a name with brackets, and another in Japanese."""
+    """Use a folder named 500, a name with brackets, and a Japanese name."""
     (tmp_path / "500").mkdir()
     loras[0].save(tmp_path / "500" / "pytorch_lora_weights.safetensors")
     loras[1].save(tmp_path / "My LoRA (1).safetensors")

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("hydra")
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two trainings and two rules."""
+    """Return two trainings and two rules."""
     known = {
         "lorabench.personalization.schemes": ["dreambooth", "joint"],
         "lorabench.sampling.rules": ["plain", "switch"],

@@ -1,4 +1,4 @@
-"""Images that people have: every format, odd EXIF data, depths of 16 and 32 bits, hidden and foreign files."""
+"""Images of users: every format, unusual EXIF data, 16 and 32 bits, hidden and other files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EIGHT = np.tile(np.linspace(0, 255, 96), (8, 1))
 
 
 def with_exif(path: Path, tags: list[tuple[int, int, int, bytes]], tail: bytes = b"") -> Path:
-    """A JPEG, black on the left and white on the right, whose EXIF directory has these (tag, type, count, value)."""
+    """Return a JPEG, black left and white right, whose EXIF directory has these (tag, type, count, value)."""
     pixels = np.zeros((64, 96, 3), np.uint8)
     pixels[:, 48:] = 255
     Image.fromarray(pixels).save(path, format="JPEG")

@@ -1,4 +1,4 @@
-"""task=inspect: what files are, how they conflict, and which commands are worth trying."""
+"""task=inspect: descriptions of files, their conflicts, and recommended commands."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TEXT = "text_encoder.encoder.layers.0.mlp.fc1"
 
 
 def unit(size: int, *places: int) -> torch.Tensor:
-    """Columns of the identity, [size, places]."""
+    """Return columns of the identity matrix, [size, places]."""
     return torch.eye(size)[:, list(places)]
 
 

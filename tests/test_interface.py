@@ -1,4 +1,4 @@
-"""The model interface: what is refused, what is kept, and that nothing else knows a family."""
+"""The model interface: refusals, the prompt cache, and independence of all other code from a model family."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_backbone_is_change_of_base_weights(model, loras) -> None:
 
 
 def test_adapters_read_their_own_prompts_in_cross_attention(model, loras) -> None:
-    """Adapters on keys and values only: their products with the own prompts, written out."""
+    """Adapt keys and values only, and compare with explicit products with the adapters' own prompts."""
     readers = [name for name in loras[0] if name.endswith(("attn2.to_k", "attn2.to_v"))]
     pair = [Adapter({name: lora[name] for name in readers}) for lora in loras]
     words = ["a boat", "a red tree"]

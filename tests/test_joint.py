@@ -1,4 +1,4 @@
-"""LoRAs that are trained for a pair: one for both concepts, and two from a picture before and after styling."""
+"""LoRAs that are trained for a pair: one for both concepts, and two from an image before and after styling."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def test_content_s_training_does_not_know_style(model: SDXL, concept: Concept, l
 
 
 class Dense(nn.Module):
-    """W + s (U_c D_c + U_s D_s) of one layer; `on`: how much of each."""
+    """Return W + s (U_c D_c + U_s D_s) of one layer, with the scales `on`."""
 
     def __init__(self, downs: list[Tensor], out: int, scale: float):
         super().__init__()
@@ -227,7 +227,7 @@ def test_both_adapters_are_trained_as_two_dense_updates_by_two_optimisers(model,
 
 
 def test_gradients_are_optimiser_s_before_they_are_unscaled(model, concept, lora_spec) -> None:
-    """What half precision on a GPU does between the backward pass and the step, by hand."""
+    """Do by hand what half precision on a GPU does between the backward pass and the step."""
     starts = disjoint(model.layers.trained(), lora_spec.rank, BASIS_SEED)
     with model.attach(starts, dtype=torch.float32) as adapters:
         module = AlignedLoRAs(model, adapters, concept, lora_spec, 0)
@@ -282,7 +282,7 @@ def test_killed_aligned_training_goes_on(model, concept, lora_spec, tmp_path, ki
     ],
 )
 def test_whole_run_of_loras_that_are_method_s_own(commands, tiny, tmp_path, method) -> None:
-    """To the report, whose parts may count the LoRAs of a pair."""
+    """Run up to the report, because some of its parts count the LoRAs of a pair."""
     pair = ["dataset.subjects=[mug_1]", "dataset.styles=[ink_1]"]
     result = commands.run(*tiny, *pair, f"method={method}", f"output={tmp_path}", cwd=tmp_path)
     assert result.returncode == 0, result.stderr

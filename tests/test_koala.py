@@ -1,4 +1,4 @@
-"""KOALA's structure (one layer a block, in the smaller one no middle block) through training, merging and sampling."""
+"""Training, merging and sampling with KOALA's structure (one layer per block; KOALA-700M has no middle block)."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ SMALL = [
 
 @pytest.fixture
 def sweep(commands: Commands, tiny: list[str], tmp_path: Path):
-    """Runs run.py on one pair from a folder of its own; returns (exit code, stdout, stderr)."""
+    """Return a function that runs run.py on one pair in its own folder and returns (exit code, stdout, stderr)."""
 
     def start(*overrides: str) -> tuple[int, str, str]:
         done = commands.run(*tiny, *SMALL, f"output={tmp_path}", *overrides, cwd=tmp_path)

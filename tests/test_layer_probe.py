@@ -1,4 +1,4 @@
-"""The layer probe: shares against numbers made by hand, modules of the live UNet, and a prior that DuoLoRA can read."""
+"""The layer probe: shares against invented numbers, modules of the UNet, and a prior that DuoLoRA can read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BLOCKS = ["down_blocks.1", "down_blocks.2", "mid_block", "up_blocks.0", "up_bloc
 
 
 def scores(content: float, style: float) -> pd.DataFrame:
-    """Six pairs of two images; pairs differ by what cancels in a difference."""
+    """Return scores of six pairs with two images; the differences between pairs cancel in a comparison."""
     rows = []
     for pair in range(6):
         for image in range(2):

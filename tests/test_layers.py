@@ -1,4 +1,4 @@
-"""Layer maps from configurations, against live models; groups, and what does not fit."""
+"""Layer maps from configurations against models; groups, and LoRAs that do not fit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A LoRA as data: read back what was written, with the alpha that diffusers writes; the best LoRA of a lower rank."""
+"""LoRAs as data: writing and reading, the alpha of diffusers' files, and the nearest LoRA of a lower rank."""
 
 from pathlib import Path
 
@@ -53,7 +53,7 @@ def test_rank_is_highest_of_any_layer() -> None:
 
 @pytest.mark.parametrize("rank", [1, 3, 4, 9])
 def test_compression_is_truncated_svd(rank: int) -> None:
-    """Against the SVD of the dense updates: the best of that rank, and the norm of what is cut off (Eckart-Young)."""
+    """Compare with the SVD of the dense updates: nearest update and norm of the discarded part (Eckart-Young)."""
     torch.manual_seed(0)
     shapes = {"a": (7, 12, 9), "b": (4, 5, 30), "c": (2, 6, 6)}
     factors = {layer: Factors(torch.randn(r, m) * 3, torch.randn(n, r)) for layer, (r, n, m) in shapes.items()}

@@ -1,4 +1,4 @@
-"""LoRA files: every naming convention in, two out, and nothing lost on the way."""
+"""LoRA files: all naming conventions are read, two are written, and no number changes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ TEXT = [
 
 @cache
 def linears(layers_per_block: int, depths: Any) -> list[str]:
-    """Every linear layer of a UNet of SDXL's blocks: (2, (0, 2, 10)) is SDXL, (1, (0, 2, 6)) is KOALA-1B."""
+    """Return every linear layer of a UNet with SDXL's blocks: (2, (0, 2, 10)) is SDXL, (1, (0, 2, 6)) is KOALA-1B."""
     with torch.device("meta"):
         if layers_per_block == 2:
             unet = build_unet((8, 8, 8), (1, 1, 1), depths, 16, 8)
@@ -55,7 +55,7 @@ SDXL, KOALA = (2, (1, 2, 10)), (1, (1, 2, 6))
 
 
 def draw(seed: int, allowed: set[str] | None = None, alphas: bool = True) -> Triples:
-    """Any layers, any rank, any alpha: what a file may hold."""
+    """Return random factors of any layers, ranks and alphas, as files may have them."""
     chance = random.Random(seed)
     layers = [f"unet.{layer}" for layer in linears(*SDXL)] + TEXT
     chosen = chance.sample([layer for layer in layers if allowed is None or layer in allowed], chance.randint(5, 60))
@@ -70,7 +70,7 @@ def draw(seed: int, allowed: set[str] | None = None, alphas: bool = True) -> Tri
 
 
 def lora_of(triples: Triples, alphas: bool = True) -> LoRA:
-    """What the file says, by the definition of alpha."""
+    """Return the update in a file by the definition of alpha."""
     factors = {
         layer: Factors(down, up if alpha is None or not alphas else up * (alpha / len(down)))
         for layer, (down, up, alpha) in triples.items()
@@ -97,7 +97,7 @@ def shuffled(tensors: dict, seed: int) -> dict:
 
 
 def allowed(convention: str) -> set[str] | None:
-    """The layers that a convention has names for."""
+    """Return the layers for which a convention has names."""
     everywhere = [f"unet.{layer}" for layer in linears(*SDXL)] + TEXT
     if convention in conventions.UNET_ONLY:
         everywhere = [layer for layer in everywhere if layer.startswith("unet.")]
@@ -111,7 +111,7 @@ def allowed(convention: str) -> set[str] | None:
 @pytest.mark.parametrize("convention", conventions.ALL)
 @pytest.mark.parametrize("seed", range(6))
 def test_every_convention_is_read(tmp_path: Path, convention: str, seed: int) -> None:
-    """Any ranks, alphas and missing layers, in any order of keys."""
+    """Test any ranks, alphas and missing layers, in any order of keys."""
     triples = draw(seed, allowed(convention))
     save_file(shuffled(conventions.ALL[convention](triples), seed), tmp_path / FILE)
     assert_same(LoRA.load(tmp_path / FILE), lora_of(triples, convention in conventions.WITH_ALPHA))
@@ -121,7 +121,7 @@ def test_every_convention_is_read(tmp_path: Path, convention: str, seed: int) ->
 @pytest.mark.parametrize("first", ["diffusers", "kohya"])
 @pytest.mark.parametrize("seed", range(4))
 def test_formats_turn_into_each_other_and_back(tmp_path: Path, first: str, second: str, seed: int) -> None:
-    """Bitwise, but for one rounding where kohya's one alpha meets ranks that differ."""
+    """Values are bitwise equal, except for one rounding if ranks differ, because kohya's format has one alpha."""
     lora = lora_of(draw(seed))
     lora.save(tmp_path / "a.safetensors", {"made": "here"}, format=first)
     LoRA.load(tmp_path / "a.safetensors").save(tmp_path / "b.safetensors", format=second)
@@ -149,7 +149,7 @@ def test_half_precision_rounds_once(tmp_path: Path, format: str, dtype: str, rto
 
 
 def test_alpha_is_folded_in_before_rounding(tmp_path: Path) -> None:
-    """1e-7 is nothing more than one bit in fp16, a hundredth of it nothing at all."""
+    """In fp16, 1e-7 has one significant bit, and a hundredth of it is zero."""
     tensors = {"lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": torch.ones(100, 2),
                "lora_unet_mid_block_attentions_0_proj_in.lora_up.weight": torch.full((2, 100), 1e-7),
                "lora_unet_mid_block_attentions_0_proj_in.alpha": torch.tensor(1.0)}  # fmt: skip
@@ -252,7 +252,7 @@ def test_config_beside_peft_file_counts(tmp_path: Path) -> None:
 
 
 def test_export_carries_text_encoders(tmp_path: Path) -> None:
-    """As the sum of the updates, in the factors side by side."""
+    """The merge is the sum of the updates, with concatenated factors."""
 
     def factors(rank: int, name: int) -> Factors:
         torch.manual_seed(name)
@@ -273,7 +273,7 @@ def test_export_carries_text_encoders(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("format", ["store", "kohya", "diffusers"])
 def test_equal_adapters_give_equal_files(tmp_path: Path, format: str) -> None:
-    """Also with metadata beyond ASCII and with characters that JSON escapes."""
+    """Metadata may have characters that are not ASCII or that JSON escapes."""
     adapter = LoRA(
         {"mid_block.attentions.0.transformer_blocks.0.attn1.to_q": Factors(torch.ones(2, 8), torch.ones(8, 2))}
     )

@@ -1,4 +1,4 @@
-"""The same file through diffusers' own loader and through ours: the same UNet, the same text encoders."""
+"""The same file in diffusers' loader and in ours: equal outputs of UNet and text encoders."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def linears(model: SDXL) -> dict[str, nn.Linear]:
 
 
 def draw(model: SDXL, name: str, alpha: float | None = None, ranks=(3,), only: str = "") -> Triples:
-    """Factors that change the output visibly, at the linear layers whose layers match the pattern `only`."""
+    """Return factors that change the output visibly, for linear layers that match the pattern `only`."""
     triples = {}
     for layer, module in linears(model).items():
         if re.search(only, layer) is None:
@@ -62,7 +62,7 @@ def lora_of(triples: Triples) -> LoRA:
 
 @torch.no_grad()
 def outputs(model: SDXL) -> list[Tensor]:
-    """The UNet's prediction and both encoders' outputs, with the adapters that are on."""
+    """Return the UNet's prediction and both encoders' outputs with the active adapters."""
     embeds, _, pooled, _ = model.pipeline.encode_prompt("a mug in halftone style", do_classifier_free_guidance=False)
     chance = torch.Generator().manual_seed(2)
     sample = torch.randn(2, model.unet.config.in_channels, 16, 16, generator=chance)
@@ -117,7 +117,7 @@ def test_every_convention_loads_as_in_diffusers(folder: Path, model: SDXL, tmp_p
 def test_what_we_write_diffusers_reads(
     folder: Path, tmp_path: Path, model: SDXL, format: str, only: str, ranks
 ) -> None:
-    """Ranks that differ by layer, encoders adapted in their MLPs alone, a B-LoRA, layers that may be a KOALA's."""
+    """Test different ranks by layer, encoders with adapted MLPs only, a B-LoRA, and layers that KOALA has, too."""
     lora = lora_of(draw(model, "written", ranks=ranks, only=only))
     lora.save(tmp_path / "lora.safetensors", format=format)
     expected, found = (load(folder, tmp_path / "lora.safetensors") for load in (ours, theirs))
@@ -125,7 +125,7 @@ def test_what_we_write_diffusers_reads(
 
 
 def test_alphas_that_differ_by_layer(folder: Path, model: SDXL, tmp_path: Path) -> None:
-    """diffusers 0.42 drops them (it says "alpha_pattern keys did not match"), so the file with each alpha folded in."""
+    """diffusers 0.42 drops them ("alpha_pattern keys did not match"), so compare with the file with alphas folded."""
     drawn = draw(model, "alphas", ranks=(2, 4), only=TRANSFORMERS)
     alphas = {layer: float(i % 3 + 1) for i, layer in enumerate(drawn)}
     triples: Triples = {layer: (a, b, alphas[layer]) for layer, (a, b, _) in drawn.items()}
@@ -136,7 +136,7 @@ def test_alphas_that_differ_by_layer(folder: Path, model: SDXL, tmp_path: Path) 
 
 
 def test_kohya_files_of_diffusers_own_converter(model: SDXL, tmp_path: Path) -> None:
-    """Its alphas are integers, and since transformers 5 its first encoder has no `text_model`."""
+    """Alphas in diffusers are integers, and with transformers 5 the first encoder has no `text_model`."""
     triples = draw(model, "converted", ranks=(2, 4))
     expected = lora_of(triples)
     tensors = convert_state_dict_to_kohya(conventions.keyed(triples, str, ".lora_A.weight", ".lora_B.weight"))
@@ -151,7 +151,7 @@ def test_kohya_files_of_diffusers_own_converter(model: SDXL, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("rslora", [False, True])
 def test_file_of_peft_adapters_with_their_config(folder: Path, tmp_path: Path, rslora: bool) -> None:
-    """Adapters as a training script makes and saves them, against the very network that they were saved from."""
+    """Compare adapters that a training script has saved with the network that they were saved from."""
     trained = SDXL.load(folder)
     pipeline = trained.pipeline
     common: Any = {"init_lora_weights": False, "use_rslora": rslora}

@@ -1,4 +1,4 @@
-"""What is no LoRA of SDXL's linear layers is refused in one line: what was found, what was expected, what to do."""
+"""Other files than LoRAs of SDXL's linear layers are refused in one line: found content, expected content, fix."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_files_that_are_no_safetensors(tmp_path: Path) -> None:
 
 
 class Told(nn.Module):
-    """Unpickling one of these would raise."""
+    """Unpickling an instance raises an error."""
 
     def __reduce__(self):
         return (exit, (1,))

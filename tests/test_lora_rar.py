@@ -1,4 +1,4 @@
-"""LoRA.rar: masks against the formula column by column, any ranks and widths, and the hypernetwork's training."""
+"""LoRA.rar: masks against the formula by column, any ranks and widths, and the hypernetwork's training."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def network(*widths: int, seed: int = 0) -> Hypernetwork:
 
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
-    """A hypernetwork of the tiny model's width, its masks far from zero."""
+    """Return a hypernetwork for the tiny model's width, with masks far from zero."""
     made = network(16)
     with torch.no_grad():
         made.last.bias.add_(torch.tensor([1.0, 0.5]))
@@ -66,7 +66,7 @@ def dense(factors: Factors | None, like: Factors) -> Tensor:
 
 
 def by_columns(path: Path, contents: Tensor, styles: Tensor) -> Tensor:
-    """The merged update of dense ones [out, in], a column at a time, from the tensors of the file."""
+    """Return the merged update [out, in] of dense updates, column by column, from the tensors of the file."""
     from safetensors.torch import load_file
 
     tensors, out = load_file(path), torch.zeros_like(contents)
@@ -245,7 +245,7 @@ def test_resumed_is_same_bit_by_bit(model, loras, pair, tmp_path: Path) -> None:
 
 
 def test_step_is_ziploras_of_merge_as_file(model, loras, pair, weights, method) -> None:
-    """The loss of predicted masks is that of the exported merge, and gradients reach every tensor of the network."""
+    """The loss with predicted masks equals that of the exported merge, and every network tensor has a gradient."""
     made = load(weights)
     predict = lambda updates, layer: made(updates, layer.roles)  # noqa: E731
     masked = Masked(model, Draws(model, pair, 3), loras)

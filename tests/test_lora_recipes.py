@@ -1,4 +1,4 @@
-"""Every recipe of conf/lora composes, trains, and says of the papers what their sources say."""
+"""Every recipe of conf/lora composes, trains, and has the values of its paper's sources."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_trains(name: str, model, pair) -> None:
 
 
 def test_micro_recipe_asks_for_nothing_new() -> None:
-    """Its results are in the documents: what came later is switched off."""
+    """Its results are in the documentation, so later features are switched off."""
     spec = recipe("default")
     assert (spec.blocks, spec.text_encoders, spec.accumulate, spec.optimizer) == ([], False, 1, "adamw")
     assert (spec.schedule, spec.min_snr, spec.prior_weight) == ("constant", None, 0)
@@ -75,7 +75,7 @@ def test_micro_recipe_asks_for_nothing_new() -> None:
 
 
 def test_run_with_class_images_and_samples(tmp_path: Path, tiny: list[str]) -> None:
-    """Two subjects of a class share their class images; what a training kept for a restart is gone."""
+    """Two subjects of a class share their class images, and files for resuming a training are removed."""
     plan = planned(
         *tiny, f"output={tmp_path}", "lora=ziplora", "lora.rank=2", "lora.steps=2", "lora.prior_weight=1",
         "lora.prior_images=3", "lora.sample_every=1", "lora.crops=1", "lora.flips=true", "lora.text_encoders=true",
@@ -95,7 +95,7 @@ def test_run_with_class_images_and_samples(tmp_path: Path, tiny: list[str]) -> N
 
 
 def test_what_lora_is_found_by(tmp_path: Path, tiny: list[str]) -> None:
-    """Not by how often it is saved; by its class images where it has some."""
+    """The key does not depend on the frequency of checkpoints; it depends on class images, if there are any."""
 
     def keys(*overrides: str) -> list[str]:
         return [item.key for item in planned(*tiny, f"output={tmp_path}", *overrides).artifacts("personalize")]

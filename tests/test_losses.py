@@ -1,4 +1,4 @@
-"""Every term of every learned merge, and its gradient, against the formula written out on dense updates."""
+"""Every term of every learned merge, and its gradient, against the formula with dense updates."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def reconstruction(dense: Dense, step) -> Terms:
 
 
 def ziplora(dense: Dense, step, overlap: Callable = lambda a, b: (a * b).abs().mean(), summed: bool = False) -> Terms:
-    """eq. 3 of the paper."""
+    """Return eq. 3 of the paper."""
     layers = [overlap(*masks) for masks in dense.leaves.values()]
     total: Any = sum(layers)
     return reconstruction(dense, step) | {"similarity": 0.01 * total / (1 if summed else len(layers))}
@@ -38,7 +38,7 @@ def low_resolution(layer: str) -> bool:
 
 
 def paper_prior(dense: Dense, step) -> torch.Tensor:
-    """||m_dom||_1 + max(0, ||m_minor||_* - ||m_dom||_*) a layer, the norms means over the adapters of a role."""
+    """Return ||m_dom||_1 + max(0, ||m_minor||_* - ||m_dom||_*) per layer; norms are means over a role's adapters."""
     layers = []
     for layer, masks in dense.leaves.items():
         dominant = "content" if low_resolution(layer) else "style"
@@ -75,7 +75,7 @@ def duolora(dense: Dense, step, in_image: bool = False) -> Terms:
 
 
 def released(dense: Dense, step) -> Terms:
-    """Section 1.3 of the notes on the released code: L1, L2, L4, L5, L6 with the weights of its scripts."""
+    """Return L1, L2, L4, L5, L6 of the released code with the weights of its scripts."""
     terms = reconstruction(dense, step)
     content, style = step.images
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""LoHa and LoKr files: read as the updates that LyCORIS computes, by formulas written out here."""
+"""LoHa and LoKr files are read as the updates of LyCORIS, by independent formulas."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def loha() -> tuple[dict[str, Tensor], Tensor]:
 
 
 def lokr(first: bool, second: bool) -> tuple[dict[str, Tensor], Tensor]:
-    """Whether the sides are whole matrices; alpha counts only if one of them is a product."""
+    """Return whether both sides are full matrices; alpha applies only if one of them is a product."""
     parts: dict[str, Tensor] = {"alpha": torch.tensor(1.5)}
     sides = []
     for side, is_whole, (height, width) in ((1, first, (3, 4)), (2, second, (4, 5))):

@@ -1,4 +1,4 @@
-"""dataset=folder: a user's own images by a manifest, and what each mistake in it gets: one line with its place."""
+"""dataset=folder: a user's own images in a manifest; each mistake is reported in one line with its place."""
 
 from __future__ import annotations
 

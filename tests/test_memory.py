@@ -1,4 +1,4 @@
-"""What is counted on shapes alone is what a real forward keeps; the table of SDXL's family."""
+"""Memory counted from shapes equals that of a real forward pass; the table of SDXL's family."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_shapes_keep_what_numbers_keep(model, checkpointing) -> None:
 
 
 def test_what_chain_of_known_size_keeps() -> None:
-    """relu keeps its output, x * x keeps x once: 100 + 100 floats; a weight counts nothing."""
+    """relu keeps its output, x * x keeps x once: 100 + 100 floats; a weight does not count."""
     layer = torch.nn.Linear(10, 10)
     with Kept(layer, []) as kept:
         x = torch.ones(10, 10, requires_grad=True) + 0

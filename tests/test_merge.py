@@ -1,4 +1,4 @@
-"""Stage 2: gradients reach the masks and nothing else, rows do not see one another, results come back from disk."""
+"""Merging: only masks have gradients, rows are independent, and results can be written and read."""
 
 from dataclasses import replace
 from typing import Any
@@ -33,14 +33,14 @@ def merging(model, loras, pair: Pair, method: Method, seed: int = 0) -> Merging:
 
 
 def recolored(pair: Pair, name: str) -> Pair:
-    """Another pair of the same shape."""
+    """Return another pair of the same shape."""
     content = replace(pair.contents[0], name=name, images=pair.styles[0].images)
     return replace(pair, contents=(content,))
 
 
 @pytest.fixture
 def trio(pair: Pair) -> Pair:
-    """Two subjects in one style."""
+    """Return two subjects in one style."""
     cat = replace(pair.contents[0], name="cat_1", word="cat", images=pair.contents[0].images[:1])
     return make_pair((pair.contents[0], cat), pair.styles, Prompts())
 
@@ -130,7 +130,7 @@ def test_merge_leaves_model_and_loras_alone_and_is_repeatable(model, loras, pair
 
 @pytest.mark.parametrize("name", ["ziplora", "ziprank", "duolora", "duolora_released"])
 def test_pairs_side_by_side_are_pairs_one_by_one(model, loras, pair, name) -> None:
-    """And keep being it whatever else is in the batch."""
+    """They stay equal, whatever else is in the batch."""
     method = short(name)
     others = [random_lora(model, 3, "other"), random_lora(model, 2, "look")]
     items = [MergeItem(tuple(loras), pair), MergeItem(tuple(others), recolored(pair, "cup_1"))]

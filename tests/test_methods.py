@@ -1,4 +1,4 @@
-"""Every method: its files, its ablations, what its masks start from, and how many passes a step takes."""
+"""Every method: its files, its ablations, its initial masks, and the passes of a step."""
 
 import inspect
 from dataclasses import fields, replace

@@ -1,4 +1,4 @@
-"""The world: deterministic, versioned, and what is held out stays held out."""
+"""The world: deterministic rendering, its version, and held-out subjects and styles."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def subject(cls: str) -> mw.Subject:
 
 
 def test_pictures_of_version_never_change():
-    """A failure here means that the pictures changed: raise VERSION, so that no table mixes two worlds."""
+    """If this fails, images have changed: raise VERSION, so that no table mixes two worlds."""
     pictures = [mw.render(mw.subject("mug_1"), None, POSE), mw.render(mw.subject("cat_2"), mw.style("neon_1"), POSE)]
     thumbs = [p.reshape(8, 8, 8, 8, 3).mean(axis=(1, 3)).round().astype(int) for p in pictures]
     assert mw.VERSION == "1"
@@ -26,7 +26,7 @@ def test_pictures_of_version_never_change():
 
 @pytest.mark.parametrize("family", [None, *mw.FAMILIES])
 def test_every_class_is_visible_in_every_family(family):
-    """The subject differs from what the same style draws of another class."""
+    """The subject differs from another class in the same style."""
     style = mw.style(f"{family}_1") if family else None
     drawn = [mw.render(subject(cls), style, POSE).astype(float) for cls in mw.CLASSES]
     for i, one in enumerate(drawn):
@@ -47,7 +47,7 @@ def test_larger_pictures_show_same_thing():
 
 
 def test_identity_survives_scene():
-    """The subject's pixels stay when the scene around them changes."""
+    """The subject's pixels do not depend on the scene."""
     rng = np.random.default_rng(0)
     one = mw.sample_subject(rng, "lamp")
     in_snow, at_night = (mw.render(one, None, mw.Pose(scene=s)) for s in ("snow", "night"))
@@ -65,7 +65,7 @@ def test_sampled_things_keep_margin_to_heldout_names():
 
 
 def test_development_names_leave_heldout_names_as_they_were():
-    """Factors as rendered before development names existed: every shipped score depends on them."""
+    """Factors are as before development names existed, because every shipped score depends on them."""
     assert mw.subject("mug_1").shape[0] == pytest.approx(0.30920154392772237)
     assert mw.style("ink_1").hue == pytest.approx(0.045323506384000734)
     names = [*mw.HELDOUT_SUBJECTS, *mw.HELDOUT_STYLES, *mw.DEVELOPMENT_SUBJECTS, *mw.DEVELOPMENT_STYLES]
@@ -86,7 +86,7 @@ def test_development_names_keep_margin_to_all_other_names():
 
 @pytest.mark.parametrize("first", [0, bank.DEVELOPMENT_FROM])
 def test_bank_keeps_margin_to_development_names(first):
-    """A sample of the bank; `pretraining.development` compares with all of it."""
+    """This compares with a sample of the bank; `pretraining.development` compares with all of it."""
     earlier = first < bank.DEVELOPMENT_FROM
     subject_margin = BANK_MARGIN["subject"] if earlier else MARGIN
     style_margin = BANK_MARGIN["style"] if earlier else MARGIN
@@ -100,7 +100,7 @@ def test_bank_keeps_margin_to_development_names(first):
 
 
 def test_pictures_of_earlier_bank_are_unchanged():
-    """Factors of picture 135,999 as they were trained on."""
+    """Factors of image 135,999 are as in the training."""
     subject, style, _, _ = bank.factors_of(135_999)
     assert (subject.cls, subject.mark, style) == ("house", "banded", None)
     assert subject.shape[0] == pytest.approx(0.6533934723092881)

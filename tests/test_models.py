@@ -1,4 +1,4 @@
-"""Models from folders and single files, in several precisions, with less memory; what is no SDXL model is refused."""
+"""Models from folders and single files, in several precisions, with less memory; other models are refused."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SPEC = ModelSpec(
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory) -> tuple[Path, Path]:
-    """The same weights as a folder and as a single file."""
+    """Return the same weights as a folder and as a single file."""
     root = tmp_path_factory.mktemp("single")
     pipeline = tiny_pipeline()
     pipeline.save_pretrained(root / "folder")
@@ -52,7 +52,7 @@ def test_single_file_is_same_model_as_its_folder(both) -> None:
 
 
 def test_file_that_model_does_not_use_changes_no_digest(both, tmp_path: Path) -> None:
-    """Another variant that is downloaded later, a model card, weights in another format."""
+    """Add another variant that is downloaded later, a model card, and weights in another format."""
     store, folder = Store(tmp_path / "store"), tmp_path / "model"
     shutil.copytree(both[0], folder)
 
@@ -159,7 +159,7 @@ def test_only_what_changes_numbers_is_in_key(folder) -> None:
 
 
 def test_gradients_through_recomputed_blocks(folder, loras) -> None:
-    """Two forwards with other rows and masks before one backward: what a learned merge does."""
+    """Run two forward passes with different rows and masks before one backward pass, as a learned merge does."""
 
     def gradients(files: ModelFiles) -> list[torch.Tensor]:
         model = SDXL.load(files)

@@ -1,4 +1,4 @@
-"""The optimisers and schedules of stage 1, against diffusers and the packages themselves."""
+"""Optimizers and schedules of LoRA training against diffusers and the packages."""
 
 from __future__ import annotations
 

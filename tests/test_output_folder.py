@@ -1,4 +1,4 @@
-"""Folders that commands fill: files of the user's stay as they are."""
+"""Folders that commands fill: the user's files are not changed."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_failed_command_leaves_earlier_files(tmp_path: Path) -> None:
 
 
 def test_killed_command_leaves_folder_that_is_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed between two moves: what is there is listed, and the next command replaces it."""
+    """After a kill between two moves, all files are listed, and the next command replaces them."""
     folder, moved = OutputFolder(tmp_path), []
 
     def replace(source: Path, target: Path) -> None:

@@ -1,4 +1,4 @@
-"""The user's own LoRA files: merged by any method, from Python and from the command line, and drawn with."""
+"""The user's LoRA files: merging by any method, from Python and the command line, and generating images."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def files(loras: tuple[LoRA, LoRA], tmp_path: Path) -> tuple[Path, Path]:
 
 @pytest.fixture
 def run(commands: Commands, files, folder: Path, tmp_path: Path):
-    """Runs a task on the files from their folder."""
+    """Return a function that runs a task on the files in their folder."""
 
     def start(task: str, *overrides: str):
         model = ["model=micro", f"model.path={folder}", "generate.images=2", "generate.steps=2"]
@@ -54,7 +54,7 @@ def run(commands: Commands, files, folder: Path, tmp_path: Path):
 
 
 def unasked(*_: Any) -> NoReturn:
-    """The teacher of a merge that must not ask for one."""
+    """Fail, because the merge must not need a teacher."""
     pytest.fail("the teacher was asked")
 
 
@@ -116,7 +116,7 @@ def test_given_images_are_taken_instead(files, folder, tmp_path) -> None:
 
 
 def test_merge_that_looks_at_no_image_has_none_drawn(files, folder, loras, pair, model) -> None:
-    """SSR-Merge asks the network for answers to noise under both prompts."""
+    """SSR-Merge runs the model on noise with both prompts."""
     own = UserPair(
         (UserLoRA(files[0], "a sks mug"),), (UserLoRA(files[1], "a boat in szn style"),), "a sks mug in szn style"
     )
@@ -213,7 +213,7 @@ def test_learned_merge_on_command_line_finds_its_images_again(run, files, folder
 
 
 def test_sweep_makes_file_method(run, files, folder, loras, tmp_path) -> None:
-    """The switch may stand anywhere; nothing of Hydra's is left beside the files."""
+    """The flag may be anywhere on the command line; Hydra leaves no files."""
     output = "output=merged_${hydra:runtime.choices.method}.safetensors"
     result = run("merge", "method=direct,content_only", "-m", output)
     assert (result.returncode, result.stderr) == (0, ""), result.stderr
@@ -236,7 +236,7 @@ def test_generate_on_command_line(run, files, folder, loras, model, tmp_path) ->
 
 
 def assert_drawn(model: SDXL, lora: LoRA, images: Path) -> None:
-    """The images are those of one LoRA, up to rounding."""
+    """Check that the images are those of one LoRA, up to rounding."""
     prompt = "a sks mug in szn style"
     seeds = [seed_of("image", prompt, index, 0) for index in range(2)]
     spec = GenerateSpec(images=2, steps=2, guidance=5.0, batch=1)

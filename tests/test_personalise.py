@@ -1,4 +1,4 @@
-"""Stage 1: the loss is the plain denoising loss, only the factors move, and every draw belongs to the item."""
+"""LoRA training: the loss is the denoising loss, only factors change, and draws are seeded by the concept."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -45,7 +45,7 @@ def test_draws_belong_to_concept_and_seed(model, pair, lora_spec) -> None:
 
 
 def test_alpha_over_rank_is_folded_in(model, pair, lora_spec) -> None:
-    """The trained adapter at strength alpha / rank and the returned LoRA at full strength are one function."""
+    """The trained adapter with scale alpha / rank equals the returned LoRA with scale 1."""
     start = initial(model.layers.trained(), lora_spec.rank, 0)
     with model.attach([start], dtype=torch.float32) as adapters:
         DreamBoothLoRA(model, adapters, pair.contents[0], lora_spec, 0)
@@ -102,7 +102,7 @@ def test_min_snr_weights_follow_diffusers_snr(model: SDXL, lora_spec, prediction
 
 
 def test_prior_term_is_weighted_by_its_weight_alone(model: SDXL, pair, lora_spec) -> None:
-    """Its timesteps are not: min-SNR weighs the concept's images only, as in diffusers."""
+    """Their timesteps are not weighted: min-SNR applies to the concept's images only, as in diffusers."""
     spec = replace(lora_spec, min_snr=0.5, prior_weight=3.0)
     prior = [reference("mug", "a mug", "gray")]
     with model.attach([initial(model.layers.trained(), 2, 0)]) as adapters:
@@ -121,7 +121,7 @@ def test_prior_term_is_weighted_by_its_weight_alone(model: SDXL, pair, lora_spec
 
 
 def test_accumulated_forwards_are_one_update(model: SDXL, pair, lora_spec) -> None:
-    """Not an update each, which accelerate makes of one-image data: the rate's schedule sees updates too."""
+    """There is not one update per pass, as in accelerate with one image; the schedule counts updates, too."""
     curves, done = Curves(), []
     spec = replace(lora_spec, accumulate=4, steps=2)
     personalize(model, pair.contents[0], spec, Environment(0, CPU, done.append, curves))
@@ -180,7 +180,7 @@ def test_class_prompts_are_captions_in_plain_words(pair) -> None:
 
 
 def test_model_may_be_in_half_precision_and_checkpointed(folder: Path, model: SDXL, pair, lora_spec) -> None:
-    """Factors stay in fp32, whose updates at a rate of 5e-5 bf16 would round away; checkpointing changes no number."""
+    """Factors are fp32, because bf16 would round updates of 5e-5 to zero; checkpointing changes no number."""
     spec = replace(lora_spec, text_encoders=True, crops=1)
     files = model_folder(folder)
     exact, checkpointed, half = (

@@ -1,4 +1,4 @@
-"""Our module trains the LoRA that diffusers' script trains: same draws and first factors, same factors at the end."""
+"""Our training and diffusers' script give equal factors from equal draws and initial factors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CASES = [(recipe, "v_prediction") for recipe in RECIPES] + [("plain", "epsilon")
 
 
 def textured(prompt: str, *seeds: int) -> tuple[Reference, ...]:
-    """Noise: flat images leave some layers gradients of the size of rounding errors, which Adam makes large."""
+    """Return noise images. With flat images, gradients of some layers are rounding errors, which Adam amplifies."""
     return tuple(Reference("mug", prompt, f"noise {seed}", partial(noise, seed)) for seed in seeds)
 
 
@@ -40,7 +40,7 @@ def noise(seed: int) -> Image.Image:
 
 
 def with_schedule(folder: Path, target: Path, prediction_type: str) -> Path:
-    """The same model as one that predicts something else."""
+    """Return the same model with another prediction type."""
     shutil.copytree(folder, target)
     file = target / "scheduler" / "scheduler_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"prediction_type": prediction_type}))

@@ -1,4 +1,4 @@
-"""What a run consists of, and what its keys depend on."""
+"""The artifacts of a run, and the inputs of their keys."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_another_method_shares_loras_and_baselines(plan: Plan) -> None:
 
 
 def test_method_trains_on_images_of_its_own_choice(plan: Plan) -> None:
-    """Both in the same two blocks."""
+    """Both LoRAs adapt the same two blocks."""
     own, shared = (
         keys(replace(plan, rows=[chosen("blora", ablation)]))["personalize"] for ablation in ("none", "all_images")
     )
@@ -206,7 +206,7 @@ def test_how_many_pairs_share_batch_is_in_key_where_masks_are_learned(plan: Plan
 
 
 def test_another_component_is_another_row_and_shares_what_it_can(plan: Plan) -> None:
-    """A changed sampling keeps LoRAs and merges; a changed merge keeps LoRAs; a changed training nothing."""
+    """Another sampling keeps LoRAs and merges, another merge keeps LoRAs, and another training keeps nothing."""
     plain = keys(replace(plan, rows=[chosen("duolora")]))
     composite = keys(replace(plan, rows=[chosen("duolora+sampling.composite")]))
     assert plain["personalize"] == composite["personalize"] and plain["merge"] == composite["merge"]

@@ -1,4 +1,4 @@
-"""Runs share a table, and a row, only where nothing that defines their numbers differs."""
+"""Runs share a table, or a row, only if all settings that define their numbers are equal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lorabench.report.text import write_markdown
 
 
 def configured(run: Path, manifest: dict[str, Any] | None = None, **groups: Any) -> Path:
-    """The run with these groups in its config."""
+    """Return the run with these groups in its configuration."""
     config = yaml.safe_load((run / "config.yaml").read_text())
     for name, values in groups.items():
         config[name] = (config.get(name) or {}) | values if isinstance(values, dict) else values
@@ -52,7 +52,7 @@ def rescored(run: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> Path:
     ],
 )
 def test_runs_made_otherwise_are_refused_with_key(tmp_path: Path, one: dict, two: dict, key: str) -> None:
-    """Of other seeds, so that no image has two values."""
+    """Seeds differ, so that no image has two values."""
     runs = [make_run(tmp_path / str(seed), "direct", images=1, seed=seed) for seed in (0, 1)]
     others = [make_run(tmp_path / name, name, images=1, seed=seed) for seed, name in enumerate(("ziplora", "duolora"))]
     for pair in (runs, others):
@@ -89,7 +89,7 @@ def test_settings_of_method_make_rows_of_their_own(tmp_path: Path) -> None:
 
 
 def test_other_references_of_same_images_are_refused(tmp_path: Path) -> None:
-    """Whatever configs say: by the references that scores name."""
+    """References are compared by those in the scores, and not by the configuration."""
     runs = [make_run(tmp_path / name, name, images=1) for name in ("direct", "duolora")]
     rescored(runs[1], lambda scores: scores[scores["reference"] == "0"])
     with pytest.raises(UserError, match=r"has different references \(2 and 1; dataset\.references\)"):
@@ -104,7 +104,7 @@ def test_other_version_of_scorer_is_refused(tmp_path: Path) -> None:
 
 
 def test_images_are_known_by_pair_prompt_and_seed(tmp_path: Path) -> None:
-    """The same images in another order and number: each counts once, and all that both have are paired."""
+    """The images have another order and number; each counts once, and all common ones are paired."""
     runs = [make_run(tmp_path / name, name, images=images) for name, images in (("direct", 3), ("duolora", 2))]
     expected = Table.of([RunFolder.load(run) for run in runs]).lines.set_index(["label", "metric"])
     names = pd.Series({0: 1, 1: 0})

@@ -1,4 +1,4 @@
-"""Pretraining of the micro model: its pieces, its loss, resuming, and decays that leave the training as it was."""
+"""Pretraining of the micro model: its parts, its loss, resuming, and decays that do not change the training."""
 
 import json
 from functools import partial
@@ -32,7 +32,7 @@ def pictures():
 
 @pytest.fixture
 def work(tmp_path, pictures, monkeypatch):
-    """A work folder with two small shards."""
+    """Return a work folder with two small shards."""
     monkeypatch.setattr(bank, "SHARD", 30)
     (tmp_path / "bank").mkdir()
     for shard in (0, 1):
@@ -56,7 +56,7 @@ def test_every_word_of_world_is_one_token():
 
 
 def test_patch_code_is_best_linear_one(pictures):
-    """Reconstruction error equals the variance of the components left out; with all 48 nothing is lost."""
+    """The reconstruction error equals the variance of the omitted components; with all 48 it is zero."""
     images = to_tensor(pictures)
     whole = PatchPCA.fit(pictures, channels=48)
     assert torch.allclose(whole.decode(whole.encode(images)), images, atol=1e-4)
@@ -165,7 +165,7 @@ def test_interrupted_decay_ends_as_undisturbed_one(work, narrow, monkeypatch):
 
 
 def test_lost_state_is_replaced_by_exported_weights(work):
-    """Training goes on from the shipped weights and their number of samples, with a new warm-up."""
+    """Training continues from the shipped weights and their number of samples, with a new warm-up."""
     module = Pretraining(EncodedBank(work / "bank"), batch=64, lr=6e-4, weights=SHIPPED)
     assert module.samples == exported_samples(SHIPPED) >= 1_105_000
     assert module.rate() == pytest.approx(6e-4 * 64 / 4000)
@@ -239,7 +239,7 @@ def test_unet_command_refuses_in_one_line(work, typed, words, monkeypatch):
 
 
 def test_checkpoint_is_exported_as_loadable_pipeline(work):
-    """Two steps of each training, exported: what ships is what diffusers reads back."""
+    """After two steps of each training, diffusers reads the exported pipeline."""
     pretrain(EncodedBank(work / "bank"), work / "unet", samples=4, batch=2, lr=1e-3)
     distil(work, steps=2, decay=1, batch=2, lr=1e-3)
     size = export(work / "unet" / "last.ckpt", work / "vae" / "model", work / "pipeline")

@@ -1,4 +1,4 @@
-"""Which role dominates a layer, by the resolutions of the live UNet, by a preset's names or by a file."""
+"""The dominant role of a layer by the UNet's resolutions, by a preset's names or by a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompts that a text encoder would cut are known before training."""
+"""Prompts that a text encoder would cut are found before training."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def pairs_of(tmp_path: Path, contexts: Any, **prompts: str) -> tuple[list[Pair],
 def test_listed_scenes_that_are_cut_are_left_out_of_all_pairs_by_name(
     readers: list[TextReader], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """ "teapot" has more tokens than "dog": what one pair cannot have the other does not have either."""
+    """ "teapot" has more tokens than "dog"; a scene that is too long for one pair is left out of all pairs."""
     listed, prompts = pairs_of(tmp_path, "object")
     found = fitting(listed, prompts, readers, [])
     assert [[scene.context for scene in pair.scenes] for pair in found] == [
@@ -112,7 +112,7 @@ def test_caption_and_plain_words_that_are_cut_are_errors(readers: list[TextReade
 
 
 def test_packaged_scenes_fit_sdxl() -> None:
-    """By the tokens of SDXL's first encoder, which are open_clip's."""
+    """Tokens are those of SDXL's first encoder and of open_clip."""
     reader = clip_reader("SDXL", {"model": "ViT-L-14"}, MICRO)
     scenes = [scene for kind in ("object", "live") for scene in packaged("contexts")[kind]]
     prompts = [

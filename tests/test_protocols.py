@@ -1,4 +1,4 @@
-"""Protocols: known results on hand-written scores, for each average and each printed column."""
+"""Protocols: known results for hand-written scores, for each average and each printed column."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Effective ranks against the dense update, and their figure and table by layer."""
+"""Effective ranks against dense updates, and their figure and table by layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report, on a small run folder made here: values against pandas, hostile names, self-containedness."""
+"""The report of a small invented run: values against pandas, hostile names, no other files needed."""
 
 from dataclasses import replace
 from errno import EACCES
@@ -146,7 +146,7 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
 
 
 def otherwise(run: Path, off: float, **settings: object) -> Path:
-    """The run with all its scores that much greater and these settings in its config."""
+    """Return the run with increased scores and these settings in its configuration."""
     scores = pd.read_parquet(run / "scores.parquet")
     scores.assign(value=scores["value"] + off).to_parquet(run / "scores.parquet")
     config = yaml.safe_load((run / "config.yaml").read_text())
@@ -178,7 +178,7 @@ GROUPS = [("mug_1+cat_1", "ink_1"), ("mug_1+cat_1+bicycle_3+duck_12", "ink_1+wat
 
 
 def test_several_subjects_in_one_picture(tmp_path: Path) -> None:
-    """Their names are long, and the world has no truth of them."""
+    """Their names are long, and they have no ground truth."""
     folder = make_run(tmp_path / "run", pairs=GROUPS, oracle=False)
     write_report(folder)
     table = read_table(folder)

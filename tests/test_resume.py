@@ -1,4 +1,4 @@
-"""A training that was killed goes on from its last saved update and ends where it would have ended."""
+"""A killed training resumes from its last checkpoint and gives the same result."""
 
 from __future__ import annotations
 

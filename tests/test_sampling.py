@@ -28,7 +28,7 @@ PROMPTS = ["a sks mug in szn style", "a boat"]
 
 @pytest.fixture(params=["micro", "sdxl"])
 def any_model(request, folder) -> SDXL:
-    """The micro model's scheduler (velocity, trailing), and SDXL's (noise, leading) with zeros for no prompt."""
+    """Test the micro model's scheduler (velocity, trailing), and SDXL's (noise, leading; zeros for an empty prompt)."""
     model = SDXL.load(folder)
     if request.param == "sdxl":
         model.pipeline.scheduler = EulerDiscreteScheduler(**SDXL_SCHEDULE)

@@ -1,4 +1,4 @@
-"""Pairs that are drawn in several scenes: which images, seeds, keys and captions a run has of them."""
+"""Pairs with several scenes: their images, seeds, keys and captions."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_scenes_change_images_and_scores_and_no_merge(plan: Plan) -> None:
 
 
 def test_images_are_scored_in_their_order_beyond_hundred(tmp_path: Path, scorers: Path, plan: Plan) -> None:
-    """ "100.png" stands before "11.png" by name."""
+    """ "100.png" is sorted before "11.png"."""
     scenes = (Scene(f"a sks mug {number} in szn style", f"a mug {number} in ink style") for number in range(51))
     pair = replace(PAIR, scenes=tuple(scenes))
     files = scorer_set(ScorerSpec("tiny", str(scorers), [], {}))

@@ -35,14 +35,14 @@ def scorers(tmp_path_factory):
 
 @pytest.fixture
 def micro_scorers(scorers, monkeypatch):
-    """The tiny scorers under the names that the readout of the microworld needs."""
+    """Return the tiny scorers with the names that the readout of the microworld needs."""
     for scorer, name in zip(scorers, ("dino@micro", "clip@micro", "csd@micro"), strict=True):
         monkeypatch.setattr(scorer, "name", name)
     return scorers
 
 
 class Fixed(Readout):
-    """Reads the first label and the first name from every image."""
+    """A readout that returns the first label and name for every image."""
 
     def label(self, unit):
         return [self.labels[0]] * len(unit)
@@ -132,7 +132,7 @@ def test_image_scores_one_against_itself(scorers):
 
 @pytest.mark.parametrize("batch", [1, 2, 4, 8])
 def test_scores_do_not_depend_on_batch(scorers, batch):
-    """The rows are the same and in the same order; their values to rounding."""
+    """Check that rows are in the same order and that values are equal up to rounding."""
     images, pair = pictures(9), pair_of(pictures(2, seed=1), pictures(1, seed=2))
     whole, other = run(scorers, images, pair), run(scorers, images, pair, batch=batch)
     without = [
@@ -179,7 +179,7 @@ def test_image_is_decoded_once_for_all_backbones(scorers):
 
 
 def named(root, name, seed):
-    """A tiny DINO of that name with weights of its own."""
+    """Write a tiny DINO with this name and its own weights."""
     folder = write_scorer(root / name, "dino")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "name": name}))

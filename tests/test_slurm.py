@@ -54,7 +54,7 @@ PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[dict[str, str]]:
-    """The environment in which SLURM's commands find a cluster of this machine alone, ended for sure."""
+    """Yield the environment in which SLURM's commands find a cluster of this machine only; end it afterwards."""
     with ExitStack() as stack:
         folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # a socket's path must be short
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -88,7 +88,7 @@ def cluster() -> Iterator[dict[str, str]]:
 
 
 def daemon(stack: ExitStack, command: list[str], env: dict[str, str]) -> None:
-    """Started now, in the foreground, and ended with the stack."""
+    """Start a program in the foreground, which ends with the stack."""
     process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def end() -> None:
@@ -125,7 +125,7 @@ def free_port() -> int:
 
 
 def memory_mib() -> int:
-    """A little less than the machine has, as SLURM drains a node that has less than it was told."""
+    """Return slightly less memory than the machine has, because SLURM drains a node with less than configured."""
     return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 0.9 / 2**20)
 
 

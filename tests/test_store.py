@@ -1,4 +1,4 @@
-"""The store: whole or absent, made once, found by what determines it."""
+"""The store: artifacts are complete or absent, computed once, and found by their inputs."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_digest_of_files_has_all_of_them(tmp_path: Path) -> None:
 
 
 def flip(file: Path, keep_time: bool) -> None:
-    """Another bit in the middle of a file, its size the same."""
+    """Flip a bit in the middle of a file."""
     stat, data = file.stat(), bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
@@ -303,7 +303,7 @@ def test_deleted_in_middle(tmp_path: Path, says: Exception | None) -> None:
 
 @pytest.fixture
 def mounted(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 300 kB."""
+    """Return a file system of 300 kB."""
     folder = tmp_path / "mounted"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(folder)]

@@ -1,4 +1,4 @@
-"""The store's commands: what is in it, why two keys differ, and what nobody needs any more."""
+"""The commands of a store: its content, differences of keys, and files that can be deleted."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lorabench.engine.store_commands import main
 
 
 def run_of(store: Store, folder: Path, rank: int) -> tuple[Path, Path, Path]:
-    """A run folder whose manifest names a merge; also the merge and the LoRA that it is made of."""
+    """Return a run folder whose manifest has a merge, the merge, and its LoRA."""
     trained = artifact("personalize", {"lora": {"rank": rank}, "seed": 0})
     lora = store.get_or_make(trained, write)
     merge = store.get_or_make(artifact("merge", {"prompt": "a sks mug"}, inputs={"loras": [trained]}), write)

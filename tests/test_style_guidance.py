@@ -1,4 +1,4 @@
-"""StyleDrop and PairCustomization: predictions of several prompts and adapters, summed; and QR-LoRA's updates."""
+"""StyleDrop and PairCustomization: sums of predictions with several prompts and adapters; QR-LoRA's updates."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def one_step(model: SDXL, loras, method, roles=ROLES) -> Tensor:
 
 
 def alone(model: SDXL, loras, words) -> Tensor:
-    """One step of the scheduler from one plain prediction; it maps predictions to latents affinely."""
+    """Return the latents after one step with one prediction; the scheduler is affine in the prediction."""
     with model.attach(loras):
         branches = [Branch(1.0, (), words)]
         return sample_latents(model, SCENES, SEEDS, 1, 1.0, branches=branches)
@@ -61,7 +61,7 @@ def test_styledrop_is_style_lora_under_class_word(model, loras) -> None:
 
 @pytest.mark.parametrize("share", [0.6, 0.0])
 def test_two_terms_weigh_text_and_lora_apart(model, loras, share) -> None:
-    """Without the LoRA's term it is the base model under a prompt that names the style."""
+    """Without the LoRA's term, this is the base model with a prompt that names the style."""
     found = one_step(model, loras, load("styledrop", "two_term_guidance", two_terms=share))
     u, c, s = alone(model, [], None), alone(model, [], "styled"), alone(model, [loras[1]], "styled")
     close(found, u + W * (c - u) + share * W * (s - c))
@@ -95,7 +95,7 @@ def test_style_weight_of_nothing_is_base(model, loras, generate_spec) -> None:
 
 @pytest.mark.parametrize("share", [0.6, 1.0])
 def test_branches_of_no_weight_are_not_drawn(model, loras, share, generate_spec) -> None:
-    """With the style's weight that of the text, two branches are left: classifier-free guidance."""
+    """If the style has the weight of the text, two branches remain: classifier-free guidance."""
     rows: list[int] = []
     with model.unet.register_forward_pre_hook(lambda unet, given: rows.append(len(given[0]))):
         method = load("pair_customization", share=share)
@@ -105,7 +105,7 @@ def test_branches_of_no_weight_are_not_drawn(model, loras, share, generate_spec)
 
 @pytest.mark.parametrize("method", ["styledrop", "pair_customization"])
 def test_content_s_text_encoders_are_left_out_too(model, loras, method, generate_spec) -> None:
-    """Of both methods no branch knows the content's LoRA, in the UNet or beside it."""
+    """No branch of both methods uses the content LoRA, in the UNet or the text encoders."""
     name, layer = next(
         (name, layer) for name, layer in model.pipeline.text_encoder.named_modules() if name.endswith("q_proj")
     )
@@ -119,7 +119,7 @@ def test_content_s_text_encoders_are_left_out_too(model, loras, method, generate
 
 
 def test_core_s_basis_is_that_of_greatest_singular_values(model: SDXL) -> None:
-    """(W - QR) + Q (R + dR) = W + Q dR, for the released code's own Q and R."""
+    """(W - QR) + Q (R + dR) = W + Q dR holds for the released code's Q and R."""
     layers = model.layers.trained()
     for layer, factors in core(model.denoiser, layers, 3).items():
         weight, q = model.denoiser.get_submodule(layer).weight.detach(), factors.up

@@ -1,4 +1,4 @@
-"""The joint report at the end of a sweep: of its own finished runs, wherever the jobs ran and whatever failed."""
+"""The joint report of a sweep has its finished runs, wherever jobs ran and whatever failed."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_job_killed_under_submitit_is_told_and_others_are_waited_for(program: Pa
 
 
 def test_scheduler_may_ask_running_job_to_pack_itself_up(tmp_path: Path) -> None:
-    """submitit pickles the callback again where a job has reached its time limit and is to be started anew."""
+    """submitit pickles the callback again when it restarts a job after its time limit."""
     report = JointReport()
     report.register = tmp_path
     config = OmegaConf.create({"hydra": {"job": {"num": 3}, "overrides": {"task": ["a=1"]}, "runtime": {}}})

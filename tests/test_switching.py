@@ -1,4 +1,4 @@
-"""Methods that choose one LoRA at a time: against the rule written out, and at their limits."""
+"""Methods that use one LoRA at a time, against an explicit loop, and in their limits."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def scales(model, method, loras, steps: int, roles: Any = ROLES) -> dict[str, li
 
 @pytest.mark.parametrize("ablation", ["none", "klora_star"])
 def test_klora_is_its_rule(model, loras, ablation) -> None:
-    """As a loop over steps and layers on dense updates would have it."""
+    """Sample with dense updates in a loop over steps and layers."""
     method = load("klora", ablation)
     dense = [{layer: (each.up @ each.down).numpy() for layer, each in lora.items()} for lora in loras]
     ratios = np.array([np.abs(dense[0][layer]).sum() / np.abs(dense[1][layer]).sum() for layer in dense[0]])

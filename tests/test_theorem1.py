@@ -1,4 +1,4 @@
-"""Best masks with k entries against dense brute force; Theorem 1 in the SVD basis, and where it fails."""
+"""Best masks with k entries against dense brute force; Theorem 1 in the SVD basis, and its violations."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ def factors(rank: int, outs: int, ins: int, seed: int = 0) -> Factors:
 
 
 def low_rank() -> Factors:
-    """Rank 2 in factors of 5 columns."""
+    """Return factors of 5 columns with rank 2."""
     return Factors(normal(5, 6), normal(7, 2) @ normal(2, 5, seed=1))
 
 
 def orthogonal_rows() -> Factors:
-    """Rows that are the singular directions: equality."""
+    """If rows are singular directions, both errors are equal."""
     up = torch.zeros(9, 4)
     up[[1, 3, 4, 8], [0, 1, 2, 3]] = torch.tensor([4.0, 3.0, 2.0, 1.0])
     return Factors(torch.eye(4, 6), up)
 
 
 def cancelling() -> Factors:
-    """The update e_1 d as two terms that cancel in another row."""
+    """Return the update e_1 d as two terms that cancel in another row."""
     return Factors(torch.ones(2, 4), torch.tensor([[1.0, 0.0], [10.0, -10.0], [0.0, 0.0]]))
 
 
@@ -138,7 +138,7 @@ def test_half_rows_can_beat_half_ranks() -> None:
 
 
 def test_merge_is_beyond_theorem() -> None:
-    """Two output entries answer both LoRAs' inputs exactly, two rank entries do not (docs/theorem1.md)."""
+    """Two output entries reproduce both LoRAs exactly, two rank entries do not (docs/theorem1.md)."""
     v_c, v_s = torch.tensor([1.0, 0.5]), torch.tensor([0.5, 1.0])
     updates = torch.stack([torch.outer(v_c, v_c), torch.outer(v_s, v_s)])
     inputs = torch.eye(2)  # rows: x_c, x_s

@@ -1,4 +1,4 @@
-"""Trade-off curves: hypervolumes against areas by hand, what is dominated, the fan of strengths on shared merges."""
+"""Trade-off curves: hypervolumes against known areas, dominated points, and scales on shared merges."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ SMALL = [
 
 
 def by_pair(metric: str, shares: list[float]) -> pd.Series:
-    """Values whose shares of the axis these are, a pair each."""
+    """Return the values with these shares of an axis, one per pair."""
     axis = AXES["content" if metric == "content" else "style"]
     pairs = pd.MultiIndex.from_tuples([("d", f"c{i}", "s") for i in range(len(shares))], names=stats.PAIR)
     return pd.Series([axis.off + share * (axis.on - axis.off) for share in shares], pairs)
 
 
 def measured(points: dict[str, list[tuple[float, float]]], spread: float = 0.0) -> Measured:
-    """Each method's points in the order of the fan, on six pairs that differ by `spread`."""
+    """Return each method's points in the order of the fan, for six pairs that differ by `spread`."""
     offsets = np.linspace(-spread, spread, 6)
     return {
         (name, at): {role: by_pair(role, list(value + offsets)) for role, value in zip(ROLES, point, strict=True)}
@@ -92,7 +92,7 @@ def test_fan_has_whole_point_in_its_middle() -> None:
 
 @pytest.mark.usefixtures("hydra")
 def test_strengths_are_drawn_with_same_merges(tiny, tmp_path: Path, monkeypatch, capsys) -> None:
-    """Random weights give no LoRA that is worth its name, so the axes are set by hand."""
+    """With random weights, LoRAs do not learn their concepts, so the axes are set by hand."""
     monkeypatch.setattr(tradeoff, "axis_of", lambda role, metric, alone: Axis(metric, -1.0, 1.0))
     run(compose("config", [*tiny, *SMALL, f"output={tmp_path}"]), tmp_path)
     assert len(list((tmp_path / "store" / "merge").iterdir())) == 2  # one per pair: klora samples with the direct merge

@@ -1,4 +1,4 @@
-"""What was typed wrongly is told as it was typed."""
+"""Messages about mistakes on the command line quote the user's words."""
 
 from __future__ import annotations
 

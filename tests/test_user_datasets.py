@@ -1,4 +1,4 @@
-"""Folders of images as users have them: nothing is dropped in silence, and nothing fails after training."""
+"""Folders of users' images: no image is dropped silently, and no run fails after training."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CHOICE = {"contents": None, "pairs": "all", "count": 1, "pairs_seed": 0}
 
 
 def own_pairs(tmp_path: Path, references: object = "same") -> list[Pair]:
-    """The pair of photos/ and of style/, named by a manifest."""
+    """Return the pair of photos/ and style/ with a manifest."""
     text = "subjects: {rex: {class: dog, images: photos}}\nstyles: {ink: {style: ink style, images: style}}\n"
     (tmp_path / "manifest.yaml").write_text(text)
     spec = FolderSpec(

@@ -1,4 +1,4 @@
-"""No command touches a file that it did not make."""
+"""No command changes a file that it did not write."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MINE = ("images/dog/1.png", "references/a.png", "merged/a.safetensors", "figures
 
 
 def write(folder: Path, *names: str) -> dict[str, str]:
-    """Files of the user's, with what they hold."""
+    """Return the user's files with their content."""
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(f"mine {name}")
@@ -43,7 +43,7 @@ def test_run_into_folder_of_user_is_refused_before_work(
 
 
 def test_run_replaces_its_own_files_only(commands: Commands, tiny: list[str], tmp_path: Path) -> None:
-    """Another row of images, no curves: of the first run nothing is left, and everything of the user's."""
+    """The second run has another row and no curves: all files of the first run are gone, all of the user's remain."""
     run = tmp_path / "run"
     arguments = [*tiny, *ONE_PAIR, f"hydra.run.dir={run}", f"output={tmp_path}"]
     first = commands.run(*arguments, "method=direct", "logger=csv")
@@ -60,7 +60,7 @@ def test_run_replaces_its_own_files_only(commands: Commands, tiny: list[str], tm
 
 
 def test_killed_run_is_resumed_in_its_folder(commands: Commands, tiny: list[str], tmp_path: Path) -> None:
-    """Killed at any moment before the end, the folder is known as ours."""
+    """A folder is known as ours if the run is killed at any time before its end."""
     run = tmp_path / "run"
     arguments = [*tiny, *ONE_PAIR, f"hydra.run.dir={run}", f"output={tmp_path}", "method=direct", "logger=csv"]
     assert commands.run(*arguments).returncode == 0

@@ -1,4 +1,4 @@
-"""Crops, flips and what SDXL is told of them, against coordinates worked out by hand."""
+"""Crops, flips and SDXL's conditioning on them, against coordinates computed by hand."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from lorabench.personalization.views import cut_at, views
 
 
 def gradient(width: int, height: int) -> Image.Image:
-    """Red counts columns, green counts rows."""
+    """Return an image in which red counts columns and green counts rows."""
     column, row = np.meshgrid(np.arange(width), np.arange(height))
     return Image.fromarray(np.stack([column, row, 0 * row], axis=-1).astype(np.uint8))
 
 
 def corner(image: Image.Image) -> tuple[int, int]:
-    """Top and left of a crop of `gradient`."""
+    """Return top and left of a crop of `gradient`."""
     left, top, _ = image.getpixel((0, 0))  # pyright: ignore[reportGeneralTypeIssues]
     return top, left
 
@@ -50,7 +50,7 @@ def test_tall_image_is_resized_by_its_shorter_side() -> None:
 
 
 def test_mirror_image_is_cut_after_it_is_mirrored() -> None:
-    """As in diffusers: the corner is one of the image that the UNet sees."""
+    """As in diffusers, the corner refers to the image that the UNet gets."""
     cut = cut_at(gradient(101, 64), 64, mirrored=True, seed=None)
     left = round(37 / 2)
     assert cut.crop == (64, 101, 0, left, 64, 64)
@@ -87,7 +87,7 @@ def test_without_crops_centre_counts_as_whole_image(model: SDXL) -> None:
 
 
 def test_unet_is_told_crop_of_each_row(model: SDXL, pair, lora_spec, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows of the concept with their own size and corner, rows of its class as whole images."""
+    """Rows of the concept have their own size and corner, rows of its class are conditioned as whole images."""
     told: list[torch.Tensor] = []
     unet, forward = model.unet, model.unet.forward
 

@@ -1,4 +1,4 @@
-"""Worker processes: the same results for any number, the first failure ends all, a dead worker is noticed."""
+"""Worker processes: equal results for any number, the first failure ends all, dead workers are detected."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_results_do_not_depend_on_number_of_workers(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[Pool]:
-    """One worker, which a failing job leaves as it was."""
+    """Use one worker, which survives a failing job."""
     with Pool(1, threads=1, environment={"CUDA_VISIBLE_DEVICES": "3"}) as pool:
         yield pool
 
@@ -86,7 +86,7 @@ def test_error_of_system_keeps_its_number_and_file(pool: Pool) -> None:
 
 
 class Stubborn(Exception):
-    """Cannot be made again from what pickle keeps of it."""
+    """An exception that cannot be unpickled."""
 
     def __init__(self, one: str, two: str) -> None:
         super().__init__(one)

@@ -35,7 +35,7 @@ def records(path: Path) -> list[Any]:
 
 
 class OfflineRun:
-    """The data that `wandb sync` would upload from a folder offline-run-<time>-<id>."""
+    """Return the data that `wandb sync` would upload from a folder offline-run-<time>-<id>."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
