@@ -131,10 +131,10 @@ def test_np_lora_projects_off_update_and_not_off_its_factors(model, loras, hard)
         )
         for layer, each in style.items()
     })  # fmt: skip
-    alone, _ = merged(model, "np_lora", [content, style], hard=hard)
+    pair, _ = merged(model, "np_lora", [content, style], hard=hard)
     found, _ = merged(model, "np_lora", [content, idle], hard=hard)
     for layer in content:
-        close(dense(found, layer), dense(alone, layer), 1e-4)
+        close(dense(found, layer), dense(pair, layer), 1e-4)
 
 
 def test_knots_is_ties_in_shared_basis(model, loras) -> None:
@@ -299,7 +299,7 @@ def test_layers_that_one_lora_lacks(model, loras, name) -> None:
     half = LoRA({layer: style[layer] for layer in style.layers[::2]})
     lora, error = merged(model, name, [content, half])
     assert set(lora) == set(content) and 0 <= error < 1
-    if name in ("np_lora", "tsv", "svd", "peft_cat", "peft_svd"):  # what one LoRA has alone stays as it is
+    if name in ("np_lora", "tsv", "svd", "peft_cat", "peft_svd"):  # layers of only one LoRA stay as they are
         layer = content.layers[1]
         close(dense(lora, layer), dense(content, layer))
 
@@ -327,8 +327,8 @@ def test_ssr_merge_answers_each_prompt_as_its_lora_does(model, loras, pair) -> N
         own = [each.reshape(-1, each.shape[-1]) for each in x.chunk(2)]
         down = torch.cat([lora[name].down for lora in loras]).double()
         z = torch.cat([each @ down.mT for each in own])  # tokens of both prompts
-        alone = [part @ lora[name].down.double().mT for part, lora in zip(own, loras, strict=True)]
-        wanted = torch.cat([torch.nn.functional.pad(z, at) for z, at in zip(alone, ((0, 2), (3, 0)), strict=True)])
+        own_inputs = [part @ lora[name].down.double().mT for part, lora in zip(own, loras, strict=True)]
+        wanted = torch.cat([torch.nn.functional.pad(z, at) for z, at in zip(own_inputs, ((0, 2), (3, 0)), strict=True)])
         r = torch.linalg.lstsq(z, wanted, driver="gelsd").solution.mT
         up = torch.cat([lora[name].up for lora in loras], dim=1).double()
         answers = [part @ (result.file[name].up.double() @ result.file[name].down.double()).mT for part in own]

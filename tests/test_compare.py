@@ -97,12 +97,12 @@ def test_failing_row_is_listed_and_others_are_reported(tiny, folder_of: Path, ca
         patched.setattr(ZipRank, "check", broken)
         with pytest.raises(Incomplete) as end:
             run(cfg, folder_of)
-    out, told = capsys.readouterr().out, str(end.value)
+    out, failure = capsys.readouterr().out, str(end.value)
     assert "| direct |" in out and "lora_switch" not in out
-    assert told.splitlines()[0] == "2 of 7 rows failed"
-    assert f"lora_switch: generate of lora_switch {PAIR}: ZeroDivisionError: no steps to take turns in" in told
-    assert "ziprank: ZeroDivisionError" in told  # found before anything was trained
-    log = Path(told.rpartition("turns in (")[2].partition(")")[0])
+    assert failure.splitlines()[0] == "2 of 7 rows failed"
+    assert f"lora_switch: generate of lora_switch {PAIR}: ZeroDivisionError: no steps to take turns in" in failure
+    assert "ziprank: ZeroDivisionError" in failure  # found before anything was trained
+    log = Path(failure.rpartition("turns in (")[2].partition(")")[0])
     assert log.parent == folder_of / "failed" and "in broken" in log.read_text()
     assert "key" not in json.loads((folder_of / "manifest.json").read_text())  # not done
     run(cfg, folder_of)
@@ -123,9 +123,9 @@ def test_of_several_nodes_one_goes_on(tmp_path: Path, lora_spec, monkeypatch) ->
     made: list[int] = []
     monkeypatch.setattr(pipeline, "make", lambda store, trainer, artifacts: made.append(trainer.nodes))
     plan = plan_at(tmp_path, replace(CPU, devices=1, nodes=2), lora_spec)
-    alone = at_one_node(plan, [])
-    assert (made, alone.trainer.nodes) == ([2], 1)
-    assert at_one_node(alone, []) is alone and made == [2]
+    one_node = at_one_node(plan, [])
+    assert (made, one_node.trainer.nodes) == ([2], 1)
+    assert at_one_node(one_node, []) is one_node and made == [2]
 
 
 def test_one_process_at_time_fills_run_folder(tmp_path: Path, lora_spec, monkeypatch) -> None:

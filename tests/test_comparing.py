@@ -88,8 +88,8 @@ def test_ranks_are_of_pairs_that_all_share() -> None:
     b = images(np.array([0.3, 0.2]), ["y", "x"])
     found = comparing.ranks({"a": a, "b": b})
     assert found["rank"].tolist() == [2, 1]
-    alone = comparing.ranks({"a": a, "b": b.query("content == 'x'")})
-    assert alone["rank"].tolist() == [2, 1] and alone["rank_low"].isna().to_numpy().all()
+    one_pair = comparing.ranks({"a": a, "b": b.query("content == 'x'")})
+    assert one_pair["rank"].tolist() == [2, 1] and one_pair["rank_low"].isna().to_numpy().all()
     for column in ({"a": a}, {}, {"a": a, "b": images(np.array([0.1]), ["z"])}):
         assert comparing.ranks(column)["rank"].isna().to_numpy().all()
 

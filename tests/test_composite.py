@@ -23,11 +23,11 @@ def test_composite_is_mean_of_loras_own_guided_predictions(model, loras, guidanc
     scales, branches = sampled(model, load("lora_composite"), loras, ("content", "style"), 1, guidance)
     with model.attach(loras) as adapters:
         found = sample_latents(model, PROMPTS, SEEDS, 1, guidance, adapters, scales, branches)
-    alone = []
+    separate = []
     for lora in loras:
         with model.attach([lora]):
-            alone.append(sample_latents(model, PROMPTS, SEEDS, 1, guidance))
-    torch.testing.assert_close(found, (alone[0] + alone[1]) / 2, atol=2e-4, rtol=1e-3)
+            separate.append(sample_latents(model, PROMPTS, SEEDS, 1, guidance))
+    torch.testing.assert_close(found, (separate[0] + separate[1]) / 2, atol=2e-4, rtol=1e-3)
     assert not torch.allclose(found, model.initial_noise(SEEDS))
 
 

@@ -46,7 +46,7 @@ def test_block_that_fails_leaves_no_hook_and_no_file(model, tmp_path: Path) -> N
 
 def test_peak_is_of_block_alone() -> None:
     if not tells_peaks():
-        pytest.skip("this system does not tell the peak of a block")
+        pytest.skip("this system has no peak memory of a block")
     before: dict[str, float] = {}
     with measured(before):
         np.ones(FLOATS)
@@ -56,7 +56,7 @@ def test_peak_is_of_block_alone() -> None:
     assert before["peak_bytes"] - after["peak_bytes"] > 250e6
 
 
-@pytest.mark.skipif(not STATUS.is_file(), reason="only Linux tells the peak of a process")
+@pytest.mark.skipif(not STATUS.is_file(), reason="only Linux has the peak memory of a process")
 def test_peak_of_something_else_is_not_noted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some kernels accept the request and do not reset it."""
     np.ones(FLOATS)

@@ -62,10 +62,10 @@ def test_microworld_pairs_are_all_pairs_with_their_prompts() -> None:
 
 
 def test_concept_does_not_depend_on_rest_of_run() -> None:
-    alone = load_pairs(MicroworldSpec("microworld", ["cat_1"], ["ink_1"], None, 3, 2, 2), PROMPTS)[0]
+    single = load_pairs(MicroworldSpec("microworld", ["cat_1"], ["ink_1"], None, 3, 2, 2), PROMPTS)[0]
     among = load_pairs(WORLD, PROMPTS)[3]
-    assert alone.contents[0].identity() == among.contents[0].identity()
-    assert alone.styles[0].identity() == among.styles[0].identity()
+    assert single.contents[0].identity() == among.contents[0].identity()
+    assert single.styles[0].identity() == among.styles[0].identity()
 
 
 def test_microworld_images_are_same_in_another_process() -> None:

@@ -66,16 +66,16 @@ def files(plan: Plan, stage: str) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def alone(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, dict[str, pd.DataFrame]]:
+def one_process(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, dict[str, pd.DataFrame]]:
     """Return a run of one process and its scores."""
     with project_config():
-        plan = composed(tiny, tmp_path_factory.mktemp("alone"), "trainer.workers=0")
+        plan = composed(tiny, tmp_path_factory.mktemp("one_process"), "trainer.workers=0")
     return plan, made(plan)
 
 
-def assert_same(plan: Plan, alone: tuple[Plan, dict[str, pd.DataFrame]], scores: dict[str, pd.DataFrame]) -> None:
+def assert_same(plan: Plan, one_process: tuple[Plan, dict[str, pd.DataFrame]], scores: dict[str, pd.DataFrame]) -> None:
     """Check that images and scores are equal bit by bit."""
-    first, expected = alone
+    first, expected = one_process
     for name, frame in expected.items():
         pd.testing.assert_frame_equal(scores[name], frame, check_exact=True)
     for stage in ("generate", "score"):
@@ -86,11 +86,11 @@ def assert_same(plan: Plan, alone: tuple[Plan, dict[str, pd.DataFrame]], scores:
 
 
 @pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_ranks_give_scores_of_one(tiny: list[str], tmp_path: Path, hydra: None, alone, ranks: int) -> None:
+def test_ranks_give_scores_of_one(tiny: list[str], tmp_path: Path, hydra: None, one_process, ranks: int) -> None:
     """There are fewer items than ranks (one merge, two LoRAs), and every row of images has two units."""
     plan = composed(tiny, tmp_path, "trainer=ddp", "trainer.accelerator=cpu", f"trainer.devices={ranks}")
     assert len(plan.artifacts("personalize")) == 2 and len(plan.artifacts("merge")) == 1
-    assert_same(plan, alone, made(plan))
+    assert_same(plan, one_process, made(plan))
 
 
 def denoiser_passes(path: Path) -> int | None:
@@ -159,8 +159,8 @@ def test_failing_rank_ends_others_and_shows_its_own_error(
     if work is broken:
         assert 'raise ValueError("ours")' in str(raised.value.__cause__)
     assert plan.store.find(item(0, fine)) and not plan.store.find(item(1, fine))
-    told = capfd.readouterr()
-    assert not told.out and all("left" in text for text in told.err.splitlines() if text)  # nothing but the bar
+    captured = capfd.readouterr()
+    assert not captured.out and all("left" in text for text in captured.err.splitlines() if text)  # nothing but the bar
 
 
 CODE = """
@@ -214,7 +214,7 @@ def free_port() -> int:
 
 
 @pytest.mark.slow
-def test_two_nodes_share_run(commands: Commands, tiny: list[str], tmp_path: Path, hydra: None, alone) -> None:
+def test_two_nodes_share_run(commands: Commands, tiny: list[str], tmp_path: Path, hydra: None, one_process) -> None:
     """Run the command twice: the process with rank 0 assembles the run folder. Two ranks give the scores of one."""
     output, port = tmp_path / "output", free_port()
     nodes = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=1", "trainer.nodes=2"]
@@ -230,12 +230,12 @@ def test_two_nodes_share_run(commands: Commands, tiny: list[str], tmp_path: Path
     plan = composed(tiny, output, *nodes)
     assert_same(
         plan,
-        alone,
+        one_process,
         {item.name: pd.read_parquet(plan.path(item) / "scores.parquet") for item in plan.artifacts("score")},
     )
 
 
-def test_nodes_with_different_commands_are_told_so() -> None:
+def test_nodes_with_different_commands_are_refused() -> None:
     group = Group(1, 2, cast(Any, None), ("localhost", 1))
     with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match="given different commands; use the"):
         patch.setattr(Group, "broadcast", lambda self, mine: "the keys of rank 0")
@@ -252,6 +252,6 @@ def test_nodes_with_different_commands_are_told_so() -> None:
         (["scorers.batch=0"], "scorers.batch=0 must be at least 1"),
     ],
 )
-def test_mistakes_are_told_before_anything_starts(hydra: None, overrides: list[str], line: str) -> None:
+def test_mistakes_are_found_before_anything_starts(hydra: None, overrides: list[str], line: str) -> None:
     with pytest.raises(UserError, match=line):
         validate(compose("config", overrides))

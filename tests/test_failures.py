@@ -71,8 +71,8 @@ def test_traceback_of_fault_is_there_for_who_asks(wanted: str, attempt, monkeypa
     monkeypatch.setenv(cli.TRACEBACK, wanted)
     failed, text = attempt(OSError(ENOSPC, "No space left on device", "/full/x"))
     assert failed and failed.code == 2 and "raise error" in text
-    told = capsys.readouterr().err
-    assert ("Traceback" in told) == (wanted == "1") and told.splitlines()[-1].startswith("error: no space is left")
+    err = capsys.readouterr().err
+    assert ("Traceback" in err) == (wanted == "1") and err.splitlines()[-1].startswith("error: no space is left")
 
 
 def test_run_of_which_some_failed_does_not_end_sweep(attempt, capsys) -> None:

@@ -88,7 +88,7 @@ def test_kohya_alpha_and_rank_give_update(tmp_path: Path, dtype: str | None) -> 
 
 
 def old_diffusers_scales(path: Path, component: str) -> dict[str, float]:
-    """Return the scale of each layer in diffusers 0.35 to 0.39: peft applies the component's `LoraConfig(**metadata)`."""
+    """Return the scale of each layer in diffusers 0.35 to 0.39: peft applies `LoraConfig(**metadata)`."""
     options: dict[str, Any] = json.loads(metadata(path)["lora_adapter_metadata"])
     config = {key.removeprefix(f"{component}."): value for key, value in options.items() if key.startswith(component)}
     assert {"rank_pattern", "target_modules"} <= config.keys()  # which it reads without asking

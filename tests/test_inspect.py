@@ -101,7 +101,7 @@ def test_inspect_on_command_line(commands: Commands, loras, tmp_path: Path) -> N
     report = json.loads((tmp_path / "out" / "look.json").read_text())
     assert [each["ranks"] for each in report["files"]] == [[3], [2]] and len(report["layers"]) == len(loras[0])
     assert Image.open(tmp_path / "out" / "look.png").width > 500
-    alone = commands.run("task=inspect", "content=a.safetensors", "output=one", cwd=tmp_path)
-    assert alone.returncode == 0 and "rank 3" in alone.stdout and not (tmp_path / "one.png").exists()
+    single = commands.run("task=inspect", "content=a.safetensors", "output=one", cwd=tmp_path)
+    assert single.returncode == 0 and "rank 3" in single.stdout and not (tmp_path / "one.png").exists()
     nothing = commands.run("task=inspect", cwd=tmp_path)
     assert nothing.returncode == 2 and "task=inspect needs a file; use content=" in nothing.stderr

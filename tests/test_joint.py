@@ -133,8 +133,8 @@ def test_aligned_loras_are_of_couple(tmp_path, lora_spec, generate_spec) -> None
     assert len(plan.artifacts("personalize")) == 4
     assert set(plan.sample(row, pair).params["prompts"]) == {"subject"}
     other = Row.of("pair_customization")  # without the content LoRA, which the same job trains
-    [alone] = plan.loras(other, pair)
-    assert alone.key == style.key and set(plan.sample(other, pair).params["prompts"]) == {"plain", "styled"}
+    [adapter] = plan.loras(other, pair)
+    assert adapter.key == style.key and set(plan.sample(other, pair).params["prompts"]) == {"plain", "styled"}
     several = load_pairs(replace(WORLD, subjects=["mug_1+cat_1"], styles=["ink_1+ink_2"]), Prompts())[0]
     loras = plan.loras(row, several)
     assert [lora.name for lora in loras] == ["content", "content", "style", "style"]

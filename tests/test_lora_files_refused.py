@@ -125,7 +125,7 @@ def test_files_that_are_no_safetensors(tmp_path: Path) -> None:
         LoRA.load(tmp_path)
 
 
-class Told(nn.Module):
+class Exits(nn.Module):
     """Unpickling an instance raises an error."""
 
     def __reduce__(self):
@@ -134,7 +134,7 @@ class Told(nn.Module):
 
 @pytest.mark.parametrize("name", ["lora.pt", "lora.bin", "lora.safetensors"])
 def test_pickles_are_never_opened(tmp_path: Path, name: str) -> None:
-    torch.save({"weight": Told()}, tmp_path / name)
+    torch.save({"weight": Exits()}, tmp_path / name)
     with pytest.raises(UserError, match=r"is a pickle.*convert it: python -c .*save_file.*lora\.safetensors"):
         LoRA.load(tmp_path / name)
 

@@ -158,7 +158,7 @@ def test_what_is_shipped_fits_micro_model() -> None:
     assert [len(mask) for mask in masks] == [96, 96] and all(mask.isfinite().all() for mask in masks)
 
 
-def spoilt(tmp_path: Path, kind: str) -> str:
+def wrong_weights(tmp_path: Path, kind: str) -> str:
     from safetensors.torch import save_file
 
     path = tmp_path / f"{kind}.safetensors"
@@ -180,9 +180,9 @@ def spoilt(tmp_path: Path, kind: str) -> str:
         ("torn", "is an incomplete hypernetwork"),
     ],
 )
-def test_wrong_weights_are_told_in_one_line(model, loras, pair, tmp_path: Path, kind: str, words: str) -> None:
+def test_wrong_weights_are_refused_in_one_line(model, loras, pair, tmp_path: Path, kind: str, words: str) -> None:
     with pytest.raises(UserError, match=words.replace("|", r"\|")) as error:
-        merged(model, load_method("lora_rar", weights=spoilt(tmp_path, kind)), loras, pair)
+        merged(model, load_method("lora_rar", weights=wrong_weights(tmp_path, kind)), loras, pair)
     assert "\n" not in str(error.value)
 
 
@@ -191,9 +191,11 @@ def test_widths_that_are_lacking_are_named(tmp_path: Path, known: list[int]) -> 
     path = tmp_path / "h.safetensors"
     network(*known).save(path, {})
     lacking = "640 and 1280" if 96 in known else "1280"
-    told = rf"knows layers of width {' and '.join(map(str, known))} and this model has {lacking}; use method.weights="
+    message = (
+        rf"knows layers of width {' and '.join(map(str, known))} and this model has {lacking}; use method.weights="
+    )
     method = load_method("lora_rar", weights=str(path))
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         method.merge.check(layer_map("sdxl").planned(4, ROLES))  # before any LoRA is trained
 
 

@@ -99,7 +99,7 @@ def test_sets_samples_and_held_out_images(folder: Path) -> None:
     assert len(rex.contents[0].images) == 2  # the manifest names its references
     [content] = mug.contents
     assert len(content.references) == 1 and content.images[0].sha256 != content.references[0].sha256
-    assert [image.weight for image in content.images] in ([2], [3])  # the other image as often as the manifest says
+    assert [image.weight for image in content.images] in ([2], [3])  # the other image as often as in the manifest
     with pytest.raises(UserError, match=r"dataset.references=1 does not go with the images of fox"):
         pairs(folder, subjects=["fox"], references=1)
     with pytest.raises(UserError, match="did you mean rex"):

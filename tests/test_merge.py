@@ -134,10 +134,10 @@ def test_pairs_side_by_side_are_pairs_one_by_one(model, loras, pair, name) -> No
     method = short(name)
     others = [random_lora(model, 3, "other"), random_lora(model, 2, "look")]
     items = [MergeItem(tuple(loras), pair), MergeItem(tuple(others), recolored(pair, "cup_1"))]
-    alone = [merge_all(model, method, [item])[0] for item in items]
+    separate = [merge_all(model, method, [item])[0] for item in items]
     together = merge_all(model, method, items)
     turned = merge_all(model, method, items[::-1])[::-1]
-    for one, *batched in zip(alone, together, turned, strict=True):
+    for one, *batched in zip(separate, together, turned, strict=True):
         for result in batched:
             assert result.learned_params == one.learned_params and result.losses.keys() == one.losses.keys()
             for term in one.losses:

@@ -173,7 +173,7 @@ def test_what_no_file_can_hold_is_refused_and_drawn(
         merge(*files, "klora", model=folder)
     result = run("generate", "method=klora", "method.beta=1e9", PROMPTS[-1], "output=images")
     assert result.returncode == 0, result.stderr
-    assert_drawn(model, loras[1], tmp_path / "images")  # so much weight on the style leaves it alone
+    assert_drawn(model, loras[1], tmp_path / "images")  # with so much weight on the style, the content has no effect
 
 
 def test_merge_on_command_line(run, files, folder, loras, tmp_path) -> None:

@@ -147,8 +147,8 @@ def test_several_subjects_have_no_oracle_and_kind_of_merge_is_in_key(plan: Plan)
     uniform = replace(joint, rows=rows_with_baselines(chosen("duolora", "uniform"), spec, pairs))
     assert not keys(joint)["merge"] & keys(uniform)["merge"]
     assert [item.steps for item in uniform.artifacts("merge")] == [200, 200]
-    alone = rows_with_baselines(chosen("duolora", "uniform"), WORLD, PAIRS)
-    assert keys(replace(plan, rows=alone)) == keys(plan)
+    one_pair = rows_with_baselines(chosen("duolora", "uniform"), WORLD, PAIRS)
+    assert keys(replace(plan, rows=one_pair)) == keys(plan)
 
 
 def test_method_is_shown_unet_before_any_training(plan: Plan, folder: Path) -> None:
@@ -198,8 +198,8 @@ def test_baseline_images_depend_only_on_loras_that_they_use(plan: Plan) -> None:
 
 
 def test_how_many_pairs_share_batch_is_in_key_where_masks_are_learned(plan: Plan) -> None:
-    alone, together = keys(plan), keys(replace(plan, merging=MergeSpec(3)))
-    assert alone["personalize"] == together["personalize"] and not alone["merge"] & together["merge"]
+    separate, together = keys(plan), keys(replace(plan, merging=MergeSpec(3)))
+    assert separate["personalize"] == together["personalize"] and not separate["merge"] & together["merge"]
     assert "pairs_per_batch" not in plan.artifacts("merge")[0].parts
     summed = replace(plan, rows=rows_with_baselines(chosen("direct"), WORLD, PAIRS))
     assert keys(summed) == keys(replace(summed, merging=MergeSpec(3)))
@@ -249,8 +249,8 @@ def test_aligned_training_needs_dataset_that_has_such_images(plan: Plan) -> None
 
 
 def test_uses_are_sample_sets_of_their_own(plan: Plan) -> None:
-    alone = replace(plan, uses=("joint", "content", "style"))
-    one, all_uses = keys(plan), keys(alone)
+    with_uses = replace(plan, uses=("joint", "content", "style"))
+    one, all_uses = keys(plan), keys(with_uses)
     assert one["merge"] == all_uses["merge"] and one["personalize"] == all_uses["personalize"]
     assert one["generate"] < all_uses["generate"] and one["score"] < all_uses["score"]
     assert len(all_uses["generate"]) == 4 * (4 * 3 + 1)  # the oracle has joint images only

@@ -94,10 +94,10 @@ def test_joint_report_compares_with_direct(tmp_path: Path, capsys: pytest.Captur
     methods = ["direct", "duolora", "duolora no_cycle"]
     assert list(table.index) == ["base", "content_only", "style_only", *methods, "oracle"]
     write_report(runs[1])
-    alone = read_table(runs[1])
-    pd.testing.assert_series_equal(table.loc["base"].dropna(), alone.loc["base"].dropna())
+    single = read_table(runs[1])
+    pd.testing.assert_series_equal(table.loc["base"].dropna(), single.loc["base"].dropna())
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
-    assert not any("~" in row for row in rows)  # 0.1 apart, noise 0.01: told apart on four pairs
+    assert not any("~" in row for row in rows)  # 0.1 apart, noise 0.01: distinct on four pairs
 
 
 def test_not_separated_is_marked(tmp_path: Path) -> None:

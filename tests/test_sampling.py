@@ -77,8 +77,8 @@ def test_images_do_not_depend_on_their_batch(model, loras, generate_spec) -> Non
     done: list[int] = []
     images = generate(model, loras, prompts, seeds, generate_spec, CPU, progress=done.append)
     assert images.shape == (3, 64, 64, 3) and done == [2, 3]
-    alone = generate(model, loras, prompts[:1], seeds[2:], generate_spec, CPU)
-    np.testing.assert_allclose(alone[0].astype(int), images[2].astype(int), atol=1)
+    single = generate(model, loras, prompts[:1], seeds[2:], generate_spec, CPU)
+    np.testing.assert_allclose(single[0].astype(int), images[2].astype(int), atol=1)
 
 
 @pytest.mark.parametrize(

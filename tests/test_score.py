@@ -193,8 +193,8 @@ def test_several_backbones_of_kind_score_side_by_side(scorers, tmp_path):
     both = [*scorers, named(tmp_path, "dino@other", 1)]
     images, pair = pictures(3), pair_of(pictures(2, seed=1), pictures(1, seed=2))
     rows = run(both, images, pair)
-    alone = run(both[3:], images, pair)
-    assert [row for row in rows if row["backbone"] == "dino@other"] == alone
+    single = run(both[3:], images, pair)
+    assert [row for row in rows if row["backbone"] == "dino@other"] == single
     assert [row for row in rows if row["backbone"] != "dino@other"] == run(scorers, images, pair)
     with pytest.raises(RuntimeError, match="lacks dino/content by dino@other"):
         kept = [row for row in rows if (row["image"], row["backbone"]) != (1, "dino@other")]

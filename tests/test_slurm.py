@@ -1,6 +1,6 @@
 """A sweep on a real SLURM: munge, slurmctld and slurmd of the distribution's packages, in a temporary folder.
 
-Skipped where they are missing, or where this is not root, who alone may start them. `.ci/run` installs them.
+Skipped where they are missing, or if the user is not root, because only root may start them. `.ci/run` installs them.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def cluster() -> Iterator[dict[str, str]]:
         daemon(stack, ["slurmd", "-D", "-f", env["SLURM_CONF"]], env)
         stack.callback(subprocess.run, ["scancel", "--user=root"], env=env, timeout=20, capture_output=True)
         logs = [folder / "slurmctld.log", folder / "slurmd.log"]
-        until(lambda: "idle" in said(["sinfo", "-h", "-o", "%T"], env), logs)
+        until(lambda: "idle" in output_of(["sinfo", "-h", "-o", "%T"], env), logs)
         yield env
 
 
@@ -102,7 +102,7 @@ def daemon(stack: ExitStack, command: list[str], env: dict[str, str]) -> None:
     stack.callback(end)
 
 
-def said(command: list[str], env: dict[str, str]) -> str:
+def output_of(command: list[str], env: dict[str, str]) -> str:
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=20).stdout
 
 

@@ -156,7 +156,7 @@ def test_bit_that_rots_is_found_by_check(tmp_path: Path, capsys) -> None:
     store = Store(tmp_path)
     path = store.get_or_make(artifact("merge", PARTS), write)
     flip(path / "deep" / "result.txt", keep_time=True)
-    assert store.find(artifact("merge", PARTS)) == path  # nothing tells of it but the bytes
+    assert store.find(artifact("merge", PARTS)) == path  # only the bytes differ
     assert main(["check", "--store", str(tmp_path)]) == 1
     assert f"damaged: merge/{path.name} (deep/result.txt)" in capsys.readouterr().out
     assert store.find(artifact("merge", PARTS)) is None
@@ -221,7 +221,7 @@ print("ready", flush=True)
 while not go.exists():
     time.sleep(0.001)
 for number in range(20):
-    store.get_or_make(Artifact("alone", "", 1, {"n": number}, make), make(number))
+    store.get_or_make(Artifact("single", "", 1, {"n": number}, make), make(number))
 store.get_or_make_all([Artifact("together", "", 1, {"n": number}, make) for number in range(10)], make_all)
 """
     go = tmp_path / "go"
@@ -273,14 +273,14 @@ def test_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch) -> No
         Store.open(tmp_path)
 
 
-@pytest.mark.parametrize("says", [None, RuntimeError("a library's own words"), UserError("a file is broken")])
-def test_deleted_in_middle(tmp_path: Path, says: Exception | None) -> None:
+@pytest.mark.parametrize("failure", [None, RuntimeError("a library's own words"), UserError("a file is broken")])
+def test_deleted_in_middle(tmp_path: Path, failure: Exception | None) -> None:
     store = Store.open(tmp_path / "store")
 
     def vanish(folder: Path) -> None:
         shutil.rmtree(store.root)
-        if says:
-            raise says
+        if failure:
+            raise failure
         write(folder)
 
     with pytest.raises(UserError, match=r"stored files in .*store were deleted; run the same command again"):
@@ -321,10 +321,14 @@ def test_full_disk_harms_nothing(mounted: Path) -> None:
     kept = store.get_or_make(artifact("merge", PARTS), write)
     much = torch.zeros(200_000)
 
-    def alone(folder: Path) -> None:
+    def write_bytes(folder: Path) -> None:
         (folder / "file").write_bytes(bytes(800_000))
 
-    ways = [alone, lambda folder: save_file({"w": much}, folder / "w"), lambda folder: torch.save(much, folder / "w")]
+    ways = [
+        write_bytes,
+        lambda folder: save_file({"w": much}, folder / "w"),
+        lambda folder: torch.save(much, folder / "w"),
+    ]
     for number, fill in enumerate(ways):
         with pytest.raises(UserError, match=r"no space is left to write .*the same command again"):
             store.get_or_make(artifact("merge", {"n": number}), fill)

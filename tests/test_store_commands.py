@@ -82,8 +82,8 @@ def test_manifest_that_cannot_be_read_is_no_reason_to_remove_what_it_names(tmp_p
     for spoil in (lambda file: file.write_text("{"), lambda file: (file.unlink(), file.symlink_to(file))):
         spoil(run / "manifest.json")
         assert main(command) == 2 and all(path.is_dir() for path in made)
-        told = capsys.readouterr().err
-        assert told.startswith(f"error: {run / 'manifest.json'} cannot be read (") and told.count("\n") == 1
+        output = capsys.readouterr().err
+        assert output.startswith(f"error: {run / 'manifest.json'} cannot be read (") and output.count("\n") == 1
 
 
 def test_what_was_made_or_found_anew_meanwhile_stays(tmp_path: Path) -> None:
@@ -120,9 +120,9 @@ def test_store_that_may_only_be_read_is_one_line(tmp_path: Path, capsys, monkeyp
     (tmp_path / DRAFTS / ("0" * 32)).mkdir(parents=True)
     monkeypatch.setattr("filelock._unix.os.open", forbid)
     assert main(["gc", "--delete", "--store", str(tmp_path)]) == 2
-    told = capsys.readouterr().err
-    assert told.startswith(f"error: cannot write to {tmp_path}/.locks/") and told.count("\n") == 1
-    assert told.strip().endswith("use --store <a store that you can write to>")
+    output = capsys.readouterr().err
+    assert output.startswith(f"error: cannot write to {tmp_path}/.locks/") and output.count("\n") == 1
+    assert output.strip().endswith("use --store <a store that you can write to>")
 
 
 def test_ls_says_what_there_is(tmp_path: Path, capsys) -> None:
@@ -154,9 +154,9 @@ def test_gc_takes_what_nobody_needs_and_leaves_rest(tmp_path: Path, capsys) -> N
         (write_in / "half").write_text("half")
     (store.root / INTACT / ("1" * 32)).write_text("{}")
 
-    assert main(["gc", *at]) == 0  # only says what it would do
-    told = capsys.readouterr().out
-    assert "draft of a killed run" in told and "--delete" in told and "unused" not in told
+    assert main(["gc", *at]) == 0  # only lists the files
+    output = capsys.readouterr().out
+    assert "draft of a killed run" in output and "--delete" in output and "unused" not in output
     assert (store.root / DRAFTS / ("0" * 32)).is_dir()
 
     with store.lock("0" * 32):  # somebody works on it

@@ -41,7 +41,7 @@ def one_step(model: SDXL, loras, method, roles=ROLES) -> Tensor:
         return sample_latents(model, SCENES, SEEDS, 1, W, adapters, scales, branches)
 
 
-def alone(model: SDXL, loras, words) -> Tensor:
+def single(model: SDXL, loras, words) -> Tensor:
     """Return the latents after one step with one prediction; the scheduler is affine in the prediction."""
     with model.attach(loras):
         branches = [Branch(1.0, (), words)]
@@ -63,25 +63,25 @@ def test_styledrop_is_style_lora_under_class_word(model, loras) -> None:
 def test_two_terms_weigh_text_and_lora_apart(model, loras, share) -> None:
     """Without the LoRA's term, this is the base model with a prompt that names the style."""
     found = one_step(model, loras, load("styledrop", "two_term_guidance", two_terms=share))
-    u, c, s = alone(model, [], None), alone(model, [], "styled"), alone(model, [loras[1]], "styled")
+    u, c, s = single(model, [], None), single(model, [], "styled"), single(model, [loras[1]], "styled")
     close(found, u + W * (c - u) + share * W * (s - c))
 
 
 def test_style_guidance_is_publication_s_sum(model, loras) -> None:
-    u, c, s = alone(model, [], None), alone(model, [], "plain"), alone(model, [loras[1]], "styled")
+    u, c, s = single(model, [], None), single(model, [], "plain"), single(model, [loras[1]], "styled")
     close(one_step(model, loras, load("pair_customization")), u + W * (c - u) + 3.0 * (s - c))
 
 
 def test_style_guidance_with_subject(model, loras) -> None:
     content = [loras[0]]
-    u, c, s = alone(model, content, None), alone(model, content, "subject"), alone(model, loras, "prompt")
+    u, c, s = single(model, content, None), single(model, content, "subject"), single(model, loras, "prompt")
     close(one_step(model, loras, load("pair_customization", "keep_subject")), u + W * (c - u) + 3.0 * (s - c))
 
 
 def test_every_style_of_blend_has_term(model, loras) -> None:
     other = LoRA({layer: replace(each, up=-0.5 * each.up) for layer, each in loras[1].items()})
-    u, c = alone(model, [], None), alone(model, [], "plain")
-    one, two = (alone(model, [style], "styled") for style in (loras[1], other))
+    u, c = single(model, [], None), single(model, [], "plain")
+    one, two = (single(model, [style], "styled") for style in (loras[1], other))
     found = one_step(model, [*loras, other], load("pair_customization"), ("content", "style", "style"))
     close(found, u + W * (c - u) + 3.0 * (one - c) + 3.0 * (two - c))
 

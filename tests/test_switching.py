@@ -82,7 +82,7 @@ def test_switching_goes_round(model, loras, ablation, turns) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "settings", "alone"),
+    ("method", "settings", "index"),
     [
         ("klora", {"beta": 1e-9, "alpha": 1e-9}, 0),
         ("klora", {"beta": 1e9}, 1),
@@ -90,9 +90,9 @@ def test_switching_goes_round(model, loras, ablation, turns) -> None:
         ("lora_switch", {"tau": 4}, 0),
     ],
 )
-def test_limits_are_one_lora_alone(model, loras, method, settings, alone) -> None:
+def test_limits_are_single_lora(model, loras, method, settings, index) -> None:
     images = draw(model, load(method, **settings), lambda: loras, ROLES, None, ["a mug"], [3], SPEC, CPU)
-    expected = generate(model, [loras[alone]], ["a mug"], [3], SPEC, CPU)
+    expected = generate(model, [loras[index]], ["a mug"], [3], SPEC, CPU)
     assert np.abs(images.astype(int) - expected).max() <= 1
 
 

@@ -125,7 +125,7 @@ def test_equality_for_orthogonal_rows() -> None:
 def test_trained_factors_can_violate_it_and_another_basis_of_them_does_not() -> None:
     each = cancelling()
     assert out_errors(each)[0] < 1e-7
-    assert raw_rank_errors(each)[0] == pytest.approx(0.995, abs=5e-4)  # what docs/theorem1.md says
+    assert raw_rank_errors(each)[0] == pytest.approx(0.995, abs=5e-4)  # as in docs/theorem1.md
     torch.testing.assert_close(raw_rank_errors(each.svd()), svd_rank_errors(each), atol=1e-5, rtol=0)
 
 

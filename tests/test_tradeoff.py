@@ -81,9 +81,9 @@ def test_fronts_of_method_and_of_all(tmp_path: Path) -> None:
 
 
 def test_lora_that_does_nothing_spans_no_axis() -> None:
-    alone = {"content_only": by_pair("content", [0.5, 0.5]), "style_only": by_pair("content", [0.5, 0.6])}
+    single = {"content_only": by_pair("content", [0.5, 0.5]), "style_only": by_pair("content", [0.5, 0.6])}
     with pytest.raises(UserError, match="not greater with the content LoRA"):
-        axis_of("content", "dino/content", alone)
+        axis_of("content", "dino/content", single)
 
 
 def test_fan_has_whole_point_in_its_middle() -> None:
@@ -93,7 +93,7 @@ def test_fan_has_whole_point_in_its_middle() -> None:
 @pytest.mark.usefixtures("hydra")
 def test_strengths_are_drawn_with_same_merges(tiny, tmp_path: Path, monkeypatch, capsys) -> None:
     """With random weights, LoRAs do not learn their concepts, so the axes are set by hand."""
-    monkeypatch.setattr(tradeoff, "axis_of", lambda role, metric, alone: Axis(metric, -1.0, 1.0))
+    monkeypatch.setattr(tradeoff, "axis_of", lambda role, metric, single: Axis(metric, -1.0, 1.0))
     run(compose("config", [*tiny, *SMALL, f"output={tmp_path}"]), tmp_path)
     assert len(list((tmp_path / "store" / "merge").iterdir())) == 2  # one per pair: klora samples with the direct merge
     assert len(list((tmp_path / "store" / "generate").iterdir())) == (2 + 2 * 3) * 2

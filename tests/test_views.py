@@ -86,13 +86,13 @@ def test_without_crops_centre_counts_as_whole_image(model: SDXL) -> None:
     assert batch.crops.shape == (4, 6) and batch.latents.shape[0] == len(batch.prompts) == 4
 
 
-def test_unet_is_told_crop_of_each_row(model: SDXL, pair, lora_spec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unet_gets_crop_of_each_row(model: SDXL, pair, lora_spec, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of the concept have their own size and corner, rows of its class are conditioned as whole images."""
-    told: list[torch.Tensor] = []
+    time_ids: list[torch.Tensor] = []
     unet, forward = model.unet, model.unet.forward
 
     def listen(*args, added_cond_kwargs, **kwargs):
-        told.append(added_cond_kwargs["time_ids"])
+        time_ids.append(added_cond_kwargs["time_ids"])
         return forward(*args, added_cond_kwargs=added_cond_kwargs, **kwargs)
 
     monkeypatch.setattr(unet, "forward", listen)
@@ -101,4 +101,4 @@ def test_unet_is_told_crop_of_each_row(model: SDXL, pair, lora_spec, monkeypatch
     personalize(
         model, concept, replace(lora_spec, crops=1, prior_weight=1.0, steps=1), Environment(0, CPU, class_images=prior)
     )
-    assert told[0].tolist() == [[80, 100, 0, 8, 64, 64]] * 2 + [[64, 64, 0, 0, 64, 64]] * 2
+    assert time_ids[0].tolist() == [[80, 100, 0, 8, 64, 64]] * 2 + [[64, 64, 0, 0, 64, 64]] * 2
