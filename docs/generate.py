@@ -91,7 +91,7 @@ def results_page() -> str:
 
 def methods_page() -> str:
     """Return docs/methods.md: presets with their components, then the options of each component."""
-    lines = [["method", "what it is", *presets.GROUPS, "one LoRA file"], ["---"] * 6]
+    lines = [["method", "description", *presets.GROUPS, "one LoRA file"], ["---"] * 6]
     for name in presets.presets():
         chosen = presets.choices(name)
         components = [f"`{chosen[group]}`" for group in presets.GROUPS]

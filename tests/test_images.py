@@ -62,14 +62,14 @@ def test_orientation_that_does_not_exist_is_none(tmp_path: Path, tags) -> None:
         (Image.fromarray(EIGHT.astype(np.int32)), "small32.tif"),
     ],
 )
-def test_deep_greyscale_is_scaled(tmp_path: Path, image: Image.Image, file: str) -> None:
+def test_deep_grayscale_is_scaled(tmp_path: Path, image: Image.Image, file: str) -> None:
     image.save(tmp_path / file)
     found = np.asarray(read_image(tmp_path / file)).astype(float)
     assert found.shape == (8, 96, 3)
     assert np.abs(found - EIGHT[..., None]).max() <= 1
 
 
-def test_deep_greyscale_keeps_its_transparency(tmp_path: Path) -> None:
+def test_deep_grayscale_keeps_its_transparency(tmp_path: Path) -> None:
     """The value 0 is transparent, so the first column is white; all others are scaled."""
     Image.fromarray(RAMP).save(tmp_path / "a.png", transparency=0)
     found = np.asarray(read_image(tmp_path / "a.png")).astype(float)

@@ -155,8 +155,8 @@ def glass(d: Drawing, s: Style) -> np.ndarray:
     parity = np.mod(np.floor(u + 0.5) + np.floor(v + 0.5), 2)
     value = 0.95 - 0.35 * s.ground
     panes = mix(_fill(d, hsv(s.hue, 0.55, value)), _fill(d, hsv(s.hue2, 0.55, value)), parity)
-    grey = luminance(d.flat)[..., None]
-    vivid = np.clip(grey + (d.flat - grey) * 1.5, 0, 1) * (0.80 + 0.30 * (1 - np.hypot(x, y)))[..., None]
+    gray = luminance(d.flat)[..., None]
+    vivid = np.clip(gray + (d.flat - gray) * 1.5, 0, 1) * (0.80 + 0.30 * (1 - np.hypot(x, y)))[..., None]
     dark = np.maximum(lead, d.edges(0.04 + 0.035 * s.weight))
     return mix(_over(d, vivid, panes), _fill(d, np.array([0.06, 0.05, 0.08])), dark)
 
