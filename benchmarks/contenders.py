@@ -164,7 +164,7 @@ def loras_of(model: SDXL, size: str) -> tuple[LoRA, LoRA]:
 
 
 def builders(model: SDXL, loras: tuple[LoRA, LoRA]) -> dict[str, Callable[[], Contender]]:
-    """Return a function that builds each contender; contenders share what several of them need."""
+    """Return a function that builds each contender; they share the parts that several of them need."""
 
     @cache
     def ours(name: str) -> Ours:

@@ -176,8 +176,13 @@ def goals(
     if DUOLORA in whole:
         rows.append(("s for 100 DuoLoRA steps of SDXL on a GPU", whole[DUOLORA], "at most", 30.0))
     return [
-        {"quantity": what, "value": value, "goal": f"{bound} {goal:g}", "met": (value >= goal) == (bound == "at least")}
-        for what, value, bound, goal in rows
+        {
+            "quantity": quantity,
+            "value": value,
+            "goal": f"{bound} {goal:g}",
+            "met": (value >= goal) == (bound == "at least"),
+        }
+        for quantity, value, bound, goal in rows
     ]
 
 

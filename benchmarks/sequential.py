@@ -3,8 +3,8 @@
 Each adapted layer holds its updates dW_c and dW_s [out, in] and a switch that selects the active adapter. Every forward
 pass forms the dense update, and each teacher and each student is a separate pass with another active adapter. The
 public implementations of ZipLoRA and DuoLoRA work this way. This one is written from their formulas and shares neither
-adapters nor passes with the product. It omits what would only slow it down: updates have the UNet's precision (theirs
-are fp32), images and prompts are encoded once, and DuoLoRA's teachers use updates formed in advance.
+adapters nor passes with the product. It omits parts that would only slow it down: updates have the UNet's precision
+(theirs are fp32), images and prompts are encoded once, and DuoLoRA's teachers use updates formed in advance.
 
 Notation: e(a, x, p) is the UNet's prediction with adapter a (merged, content, style) for noised latents x and prompt p.
 """

@@ -116,7 +116,7 @@ def test_np_lora_is_its_dense_formula(model, loras, hard) -> None:
         rho = 1.0 if hard else 0.5 / 1.5
         expected = style + content @ (torch.eye(len(v), dtype=v.dtype) - rho * v @ v.mT)
         close(dense(lora, layer), expected)
-        if hard:  # what the style reads, content does not
+        if hard:  # the content does not read the inputs of the style
             assert (dense(lora, layer) @ v - style @ v).norm() < 1e-5 * style.norm()
 
 

@@ -49,7 +49,7 @@ def test_any_false_difference_is_as_rare_as_promised(shared: float, least: float
     p = stats.p_value(deltas, np.ones(pairs))
     wrong = np.mean([(comparing.holm(each) <= comparing.ALPHA).any() for each in p])
     assert least < wrong < most
-    assert np.mean((p <= comparing.ALPHA).any(axis=1)) > 2 * wrong  # what would be without it
+    assert np.mean((p <= comparing.ALPHA).any(axis=1)) > 2 * wrong  # without the correction
 
 
 def test_ranks_of_methods_that_are_far_apart_are_sure() -> None:

@@ -40,7 +40,7 @@ def test_each_measurement_is_fresh_and_warmed_up(tiny, tmp_path: Path, monkeypat
     monkeypatch.setattr(cost, "load_of_machine", lambda: 1.5)
     run(compose("config", [*tiny, *SMALL, f"output={tmp_path}", f"store={tmp_path}/elsewhere"]), tmp_path)
     assert pools == [1] * (2 + 2 * 2)  # LoRAs, then methods by repeats
-    assert drawn == [2, 3] * 4  # steps: the warm-up, then what is measured
+    assert drawn == [2, 3] * 4  # steps: the warm-up, then the measured ones
     assert not (tmp_path / "elsewhere").exists() and not list(tmp_path.glob("store-*"))
     repeats = pd.read_csv(tmp_path / "repeats.csv")
     assert repeats.groupby("method").size().to_dict() == {"direct": 2, "ziprank_closed": 2}

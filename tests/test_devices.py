@@ -146,7 +146,7 @@ def test_jobs_of_this_process_compute_on_claimed_gpu(tmp_path: Path, lora_spec, 
         ("1", 1, {"1": "GPU-b2"}),
         ("GPU-b, GPU-a1", 2, {"GPU-b": "GPU-b2", "GPU-a1": "GPU-a1"}),
         ("MIG-x/1/0", 1, {"MIG-x/1/0": "MIG-x-1-0"}),
-        ("0,-1,1", 1, {"0": "GPU-a1"}),  # CUDA stops at what it does not know
+        ("0,-1,1", 1, {"0": "GPU-a1"}),  # CUDA stops at an unknown name
     ],
 )
 def test_what_is_visible(

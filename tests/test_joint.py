@@ -121,7 +121,7 @@ def test_aligned_pictures_differ_in_style_alone() -> None:
     expected = world.render(pair.contents[0].factors, pair.styles[0].factors, seed)
     np.testing.assert_array_equal(drawing, np.asarray(expected))
     oracles = [np.asarray(world.oracle(pair, index)) for index in range(8)]
-    assert not any(np.array_equal(drawing, oracle) for oracle in oracles)  # what is scored is another pose
+    assert not any(np.array_equal(drawing, oracle) for oracle in oracles)  # another pose is scored
 
 
 def test_aligned_loras_are_of_couple(tmp_path, lora_spec, generate_spec) -> None:
@@ -227,7 +227,7 @@ def test_both_adapters_are_trained_as_two_dense_updates_by_two_optimisers(model,
 
 
 def test_gradients_are_optimiser_s_before_they_are_unscaled(model, concept, lora_spec) -> None:
-    """Do by hand what half precision on a GPU does between the backward pass and the step."""
+    """Repeat by hand the work of half precision on a GPU between the backward pass and the step."""
     starts = disjoint(model.layers.trained(), lora_spec.rank, BASIS_SEED)
     with model.attach(starts, dtype=torch.float32) as adapters:
         module = AlignedLoRAs(model, adapters, concept, lora_spec, 0)

@@ -23,7 +23,9 @@ from lorabench.lora.layer import Masks, export
 from lorabench.models.sdxl.model import SDXL
 
 ATTENTION = r"\.(to_[qkv]|to_out\.0|[qkv]_proj|out_proj)$"
-TRANSFORMERS = r"\.attentions\.|^text"  # what kohya's trainer adapts; diffusers garbles its own names of the embeddings
+TRANSFORMERS = (
+    r"\.attentions\.|^text"  # the layers of kohya's trainer; diffusers garbles its own names of the embeddings
+)
 ADAPTED = {"processors": ATTENTION, "kohya": TRANSFORMERS}
 
 

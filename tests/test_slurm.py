@@ -1,6 +1,6 @@
 """A sweep on a real SLURM: munge, slurmctld and slurmd of the distribution's packages, in a temporary folder.
 
-Skipped where they are missing, or if the user is not root, because only root may start them. `.ci/run` installs them.
+Skipped if they are missing, or if the user is not root, because only root may start them. `.ci/run` installs them.
 """
 
 from __future__ import annotations

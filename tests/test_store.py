@@ -295,7 +295,7 @@ def test_deleted_in_middle(tmp_path: Path, failure: Exception | None) -> None:
         except OSError:
             raise UserError("the LoRA is broken") from None
 
-    for made_of in (read, misread):  # what is gone
+    for made_of in (read, misread):  # missing inputs
         with pytest.raises(UserError, match="were deleted"):
             store.get_or_make(artifact("merge", PARTS), made_of)
     assert store.get_or_make(artifact("merge", PARTS), write) == store.find(artifact("merge", PARTS))

@@ -31,7 +31,7 @@ from lorabench.engine.failures import Failed
 from lorabench.report.sweep import JointReport
 from submitit.core.core import Job
 
-Job._results_timeout_s = 1  # what submitit waits for the words of a dead job
+Job._results_timeout_s = 1  # seconds that submitit waits for the result of a dead job
 
 @hydra.main(version_base="1.3", config_path={conf!r}, config_name="config")
 def app(cfg):

@@ -98,7 +98,7 @@ def test_limits_are_single_lora(model, loras, method, settings, index) -> None:
 
 def test_est_lora_ends_with_style_alone(model, loras) -> None:
     for own in scales(model, load("est_lora", alpha=1e9, discrepancy=0.0), loras, 4).values():
-        assert own[1:] == [(0.0, 1.0)] * 3  # at the first step, where p is 0, energies decide
+        assert own[1:] == [(0.0, 1.0)] * 3  # at the first step, p is 0 and energies decide
 
 
 def test_layer_of_one_role_is_that_role_s_whatever_threshold(model, loras) -> None:

@@ -1,4 +1,4 @@
-"""Tables of several runs: what differences are to, ranks, costs, and the three formats."""
+"""Tables of several runs: references of differences, ranks, costs, and the three formats."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Images of held-out subjects in held-out styles, from which both are to be learned.
 
 The world can also photograph the same subject and show the same style on other subjects. These images are the
-references, so that what was learned of the content and of the style is compared with ground truth.
+references, so that the learned content and the learned style are compared with ground truth.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Command line for stores: list artifacts, explain why two differ, check for damage, delete what is not needed."""
+"""Command line for stores: list artifacts, explain why two differ, check for damage, delete unused ones."""
 
 import argparse
 import sys

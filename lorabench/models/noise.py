@@ -1,4 +1,4 @@
-"""Noise processes: how noise is added to latents, and what a denoiser predicts.
+"""Noise processes: how noise is added to latents, and which target a denoiser predicts.
 
 Every process mixes latents and noise at a noise level t,
 

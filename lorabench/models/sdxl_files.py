@@ -1,4 +1,4 @@
-"""The files of an SDXL model: what a folder or a single file must hold. Imports nothing heavy."""
+"""Checks of the files of an SDXL model: a folder or a single file. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def check_configs(folder: Path, complete: bool = True) -> None:
 
 
 def check_scheduler(folder: Path, index: dict[str, Any]) -> None:
-    """Raise UserError unless the scheduler is deterministic and predicts what the noise process knows."""
+    """Raise UserError unless the scheduler is deterministic and the noise process supports its prediction type."""
     settings: dict[str, Any] = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
     if settings.get("prediction_type", "epsilon") not in PREDICTION_TYPES:
         raise UserError(f"{folder} predicts {settings['prediction_type']}, not one of {PREDICTION_TYPES}; {HINT}")

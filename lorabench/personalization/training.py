@@ -25,7 +25,7 @@ Images = Literal["concepts", "aligned", "stylised"]
 
 @dataclass(frozen=True)
 class Environment:
-    """What a job needs besides its own parameters.
+    """Inputs of a job besides its own parameters.
 
     Args:
         seed: Seed of the run.
@@ -68,7 +68,7 @@ class Job(ABC):
 
     @property
     def params(self) -> dict[str, Any]:
-        """Return what determines the adapters, as JSON; the base model and the seed are added by the plan."""
+        """Return the parameters that determine the adapters, as JSON; the plan adds the base model and the seed."""
         return {
             "training": type(self).__name__, "version": self.version, "lora": asdict(self.recipe),
             "concept": self.concept.identity(),
@@ -128,8 +128,8 @@ class Training(ABC):
     """A training scheme. Its fields are its settings.
 
     Attributes:
-        images: What the dataset must provide: images of each concept, one image before and after styling, or images of
-            the content in the style only.
+        images: Images that the dataset must provide: images of each concept, one image before and after styling, or
+            images of the content in the style only.
     """
 
     images: ClassVar[Images] = "concepts"

@@ -29,7 +29,9 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m lorabench.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="finished run folder, or a folder of them")
-    parser.add_argument("--out", type=Path, help="where to write; default: the folder, or `joint` next to several")
+    parser.add_argument(
+        "--out", type=Path, help="folder of the report; default: the given folder, or `joint` next to several"
+    )
     parser.add_argument("--protocol", metavar="NAME", help="protocol of the columns; default: that of the runs")
     parser.add_argument("--reference", metavar="ROW", help="row for differences; default: the runs' `reference`")
     parser.add_argument("--paper", metavar="NAME", help="only print a publication's tables with our numbers")
@@ -37,9 +39,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         folders = run_folders(args.runs)
         if args.paper is not None:
-            from lorabench.report.beside import beside
+            from lorabench.report.paper_tables import paper_tables
 
-            print(beside(args.paper, load_runs(folders)))
+            print(paper_tables(args.paper, load_runs(folders)))
             return 0
         out = args.out or place(args.runs)
         if out.exists() and not out.is_dir():

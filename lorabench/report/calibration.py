@@ -153,7 +153,7 @@ def draw_calibration(found: pd.DataFrame, path: Path) -> None:
         width = rows.reindex(labels).fillna(0).to_numpy()
         middle.barh(range(len(labels)), width, left=start, color=color, height=0.62, label=source)
         start += width
-    middle.set_title("what moves it", loc="left", fontsize=11)
+    middle.set_title("variance by source", loc="left", fontsize=11)
     middle.legend(ncols=3, frameon=False, loc="upper left", bbox_to_anchor=(0, -0.06), fontsize=9, handlelength=1)
 
     for row in checks.to_dict("records"):

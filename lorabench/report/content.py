@@ -35,12 +35,12 @@ from lorabench.report.table import COSTS, PEAKS, Table, format_cost, row_order
 PairName = tuple[str, str]  # content, style
 
 
-def content(runs: list[RunFolder], table: Table, shelf: Shelf, beside: Path | None) -> dict[str, Any]:
+def content(runs: list[RunFolder], table: Table, shelf: Shelf, folder: Path | None) -> dict[str, Any]:
     """Return all data that the page's scripts need; web/state.js describes how they use it."""
     pictures = [(run, picture) for run in runs for picture in run.pictures]
     labels = row_order([*table.labels, *(picture.label for _, picture in pictures)])
     pairs = described_pairs(runs, pictures, shelf)
-    images = described_images(pictures, labels, list(pairs.values()), shelf, beside)
+    images = described_images(pictures, labels, list(pairs.values()), shelf, folder)
     metrics = list(dict.fromkeys(name for image in images for name in image["scores"]))
     of_methods = pd.DataFrame(
         {number: image["scores"] for number, image in enumerate(images) if labels[image["row"]] not in FRAMES},
@@ -158,7 +158,7 @@ def described_images(
     labels: list[str],
     pairs: list[dict[str, Any]],
     shelf: Shelf,
-    beside: Path | None,
+    folder: Path | None,
 ) -> list[dict[str, Any]]:
     """Return each image once, ordered by row and pair; images of one prompt and seed have the same `index`."""
     images, known = [], set()
@@ -182,7 +182,7 @@ def described_images(
                 "prompt": pairs[pair]["prompts"].index(p.prompt),
                 "noise": str(p.seed),  # exceeds the exact integers of JavaScript
                 "picture": shelf.at[p.path],
-                "file": link(p.path, beside),
+                "file": link(p.path, folder),
                 "scores": {name: round(value, 4) for name, value in p.values.items() if math.isfinite(value)},
             }
         )
@@ -195,14 +195,14 @@ def files_of(run: RunFolder) -> list[Path]:
     return [p.path for p in run.pictures] + [path for each in sorted(concepts) for path in run.references(*each)]
 
 
-def link(path: Path, beside: Path | None) -> str | None:
+def link(path: Path, folder: Path | None) -> str | None:
     """Return a relative URL if the file exists in the page's folder or in one next to it, else None."""
-    if beside is None or not path.is_file():
+    if folder is None or not path.is_file():
         return None
-    path, beside = path.resolve(), beside.resolve()
-    if not path.is_relative_to(beside.parent):
+    path, folder = path.resolve(), folder.resolve()
+    if not path.is_relative_to(folder.parent):
         return None
-    return quoted(os.path.relpath(path, beside))
+    return quoted(os.path.relpath(path, folder))
 
 
 def quoted(path: str) -> str:

@@ -45,7 +45,7 @@ def recognized(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
 
 
 def similar(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    """Yield the rows of `both_similarity`; none if a single LoRA is no nearer to its concept than the base model."""
+    """Yield the rows of `both_similarity`; none if a single LoRA is not nearer to its concept than the base model."""
     scaled = []
     for metric, single in zip((CONTENT, STYLE), SINGLE, strict=True):
         rows = scores[scores["metric"] == metric]

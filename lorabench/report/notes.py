@@ -1,4 +1,4 @@
-"""The paragraphs below a table: what stands behind its numbers and how they are compared."""
+"""The paragraphs below a table: the numbers of images and pairs, and the tests."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def seen_notes(runs: list[RunFolder]) -> list[str]:
 
 
 def design_notes(scores: pd.DataFrame) -> tuple[str, str]:
-    """Return the numbers of subjects and styles behind the means, and the words for what is resampled."""
+    """Return the numbers of subjects and styles behind the means, and the names of the resampled units."""
     pairs = scores[["content", "style"]].drop_duplicates()
     design = Design.of(pd.MultiIndex.from_frame(pairs))
     shared = {"content": "subjects", "style": "styles"}
@@ -92,7 +92,7 @@ def design_notes(scores: pd.DataFrame) -> tuple[str, str]:
 
 
 def fewest_units(lines: pd.DataFrame) -> int:
-    """Return the smallest number of independent units behind a mean; what all pairs share is fixed."""
+    """Return the smallest number of independent units behind a mean; a concept that all pairs share does not count."""
     counts = lines[["contents", "styles"]].where(lines[["contents", "styles"]] > 1)
     return int(np.fmin(counts.min(axis=1), lines["pairs"]).min())
 

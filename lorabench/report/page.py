@@ -39,13 +39,13 @@ RUN_FILES = (
 )
 
 
-def render(runs: list[RunFolder], table: Table, beside: Path | None = None) -> str:
+def render(runs: list[RunFolder], table: Table, folder: Path | None = None) -> str:
     """Render the page of one or several runs.
 
     Args:
         runs: Finished runs.
         table: Their table.
-        beside: Folder in which the page will be stored; files of runs in it or next to it get relative links.
+        folder: Folder in which the page will be stored; files of runs in it or next to it get relative links.
     """
     environment = Environment(
         loader=PackageLoader("lorabench.report", "web"),
@@ -60,11 +60,11 @@ def render(runs: list[RunFolder], table: Table, beside: Path | None = None) -> s
     shelf = embed(
         [path for run in runs for path in files_of(run)], [run.rank_figure for run in runs if run.rank_figure]
     )
-    data = content(runs, table, shelf, beside)
+    data = content(runs, table, shelf, folder)
     return environment.get_template("page.html.j2").render(
         title=" · ".join(methods) if len(methods) < 3 else f"{len(methods)} methods on {runs[0].manifest['dataset']}",
         methods=methods,
-        runs=[described(run, name, shelf, beside) for run, name in zip(runs, run_names(runs), strict=True)],
+        runs=[described(run, name, shelf, folder) for run, name in zip(runs, run_names(runs), strict=True)],
         manifest=runs[0].manifest,
         seeds=list(dict.fromkeys(run.manifest["seed"] for run in runs)),
         pairs=data["pairs"],
@@ -97,9 +97,9 @@ def in_script(data: Any) -> Markup:
     return Markup(text.replace("<", "\\u003c"))
 
 
-def described(run: RunFolder, name: str, shelf: Shelf, beside: Path | None) -> dict[str, Any]:
+def described(run: RunFolder, name: str, shelf: Shelf, folder: Path | None) -> dict[str, Any]:
     """Return the data of a run for the section on how it was made."""
-    own = "report.html" if beside and run.path.resolve() == beside.resolve() else None  # may not exist yet
+    own = "report.html" if folder and run.path.resolve() == folder.resolve() else None  # may not exist yet
     return {
         "name": name,
         "label": run.label,
@@ -108,7 +108,7 @@ def described(run: RunFolder, name: str, shelf: Shelf, beside: Path | None) -> d
         "versions": run.manifest.get("versions") or {},
         "losses": loss_curves(run),
         "ranks": drawing(run.rank_figure, shelf) if run.rank_figure else None,
-        "files": {file: where for file in RUN_FILES if file != own and (where := link(run.path / file, beside))},
+        "files": {file: url for file in RUN_FILES if file != own and (url := link(run.path / file, folder))},
     }
 
 

@@ -42,7 +42,7 @@ class PaperTable:
 
     Attributes:
         name: Name as printed, or a short description.
-        about: What the table measures.
+        about: Subject of the table.
         source: Version or page that the numbers were copied from.
         model, dataset, pairs, protocol: Names in conf/model, conf/dataset, data/pair_lists.yaml and conf/protocol.
         images: Images per pair.

@@ -31,7 +31,7 @@ def nearest(queries: torch.Tensor, gallery: torch.Tensor) -> torch.Tensor:
 
 
 def leave_group_out_r1(embeddings: torch.Tensor, labels: torch.Tensor, groups: torch.Tensor) -> float:
-    """Compute recall at 1 within one set, where a query must not match rows of its own group.
+    """Compute recall at 1 within one set; a query must not match rows of its own group.
 
     For subjects, the group is the style of a row: the match must have another style, so style cannot help.
 

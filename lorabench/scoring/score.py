@@ -31,6 +31,6 @@ def score_rows(
         for embedded in backbones:
             rows += similarity_rows(image, index, embedded)
         if truth is not None and known:
-            rows += truth_rows(image, {what: names[index] for what, names in read.items()}, truth)
+            rows += truth_rows(image, {factor: names[index] for factor, names in read.items()}, truth)
     check_rows(rows, images, expected)
     return rows

@@ -10,7 +10,7 @@ from lorabench.base import UserError
 from lorabench.config.dataset_schemas import DatasetSpec, MicroworldSpec, StylisedSpec
 from lorabench.merging.method import Method, composed, named
 
-# What trainings need besides images of each concept, and the dataset that has it.
+# Images that trainings need besides those of each concept, and the dataset that has them.
 NEEDED = {
     "aligned": ("an image before and after styling", "microworld"),
     "stylised": ("images of the subject in the style", "microworld_stylised"),

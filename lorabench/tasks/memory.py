@@ -177,7 +177,7 @@ class Kept:
 
 
 def key(tensor: Tensor) -> int:
-    """Return an identity of a tensor's storage that also works on the meta device, where data has no address."""
+    """Return an identity of a tensor's storage that also works on the meta device, whose data has no address."""
     return tensor.untyped_storage()._cdata
 
 

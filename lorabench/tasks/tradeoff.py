@@ -1,8 +1,8 @@
 """task=tradeoff: content against style for several scales of the LoRAs, as one curve per method.
 
 Scaling one LoRA moves a merge along a trade-off of content and style, so a table with one point per method may only
-show where on a common curve the methods are. Here the LoRAs of one role are scaled during sampling (`Row.strength`)
-while the other role stays at 1, and the curves are compared. The merges are shared, so that the cost is sampling only.
+show positions on a common curve. Here the LoRAs of one role are scaled during sampling (`Row.strength`) while the other
+role stays at 1, and the curves are compared. The merges are shared, so that the cost is sampling only.
 
 Both axes are relative to single LoRAs, so that they can be read without knowledge of the metrics:
 

@@ -1,4 +1,4 @@
-"""Casting factors for a file, without losing what is small or large."""
+"""Casting factors for a file, without losing small or large numbers."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from lorabench.report.loggers.view import CsvView, View
 
 
 def logger_of(cfg: DictConfig) -> LoggerSpec:
-    """Return the logger of a config; none where the environment disables W&B (WANDB_MODE=disabled)."""
+    """Return the logger of a config; that is `none` if the environment disables W&B (WANDB_MODE=disabled)."""
     spec: Any = OmegaConf.to_object(cfg.logger)
     if spec.kind == "wandb" and os.environ.get("WANDB_MODE") == "disabled":
         return replace(spec, kind="none")

@@ -16,7 +16,7 @@ from lorabench.report.text import escape, row
 HEAD = ["row", "column", "paper", "ours", "verdict"]
 
 
-def beside(name: str, runs: list[RunFolder]) -> str:
+def paper_tables(name: str, runs: list[RunFolder]) -> str:
     """Return all tables of conf/paper/<name>.yaml as markdown.
 
     Raises:
