@@ -7,7 +7,7 @@
     <trigger>                                 diffusers' `learned_embeds`                            the key
     bundle_emb.<trigger>.clip_l, .clip_g      OneTrainer and A1111, inside a LoRA file               in the key
 
-An embedding of a trigger is {encoder: [n, width]}: n vectors stand for the trigger in that encoder's prompt.
+An embedding of a trigger is {encoder: [n, width]}: n vectors replace the trigger in the prompt of that text encoder.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def read_tokens(
         path: The file, whose name is the trigger if neither a key nor the metadata has it.
         keys: Keys of embeddings only.
         read: Returns the tensor of a key.
-        metadata: Of the file.
+        metadata: Metadata of the file.
 
     Raises:
         UserError: If a tensor is not a finite float matrix, or two keys hold the same embedding.
@@ -101,9 +101,9 @@ def bundle(tokens: Tokens) -> dict[str, Tensor]:
 
 
 def separate(tokens: Tokens, path: Path) -> dict[Path, tuple[str, dict[str, Tensor]]]:
-    """Return trigger and tensors of the files of embeddings beside a LoRA file: every program reads such files.
+    """Return trigger and tensors by path for embedding files next to a LoRA file; every program reads such files.
 
-    Embeddings inside a LoRA file are read by A1111, Forge and OneTrainer; diffusers 0.42 refuses the whole file.
+    Embeddings inside a LoRA file are read by A1111, Forge and OneTrainer. diffusers 0.42 refuses such a file.
     """
     ending = {trigger: f"_{index}" if index else "" for index, trigger in enumerate(tokens)}
     return {
@@ -116,9 +116,9 @@ def separate(tokens: Tokens, path: Path) -> dict[Path, tuple[str, dict[str, Tens
 
 
 def joined(several: Sequence[Tokens]) -> Tokens:
-    """Return the embeddings of several adapters; a trigger that stands for two embeddings is renamed the second time.
+    """Join the embeddings of several adapters; if a trigger has two embeddings, the second is renamed.
 
-    "<s0>" becomes "<s0>_2"; equal embeddings of one trigger stay one.
+    "<s0>" becomes "<s0>_2". Equal embeddings of one trigger are joined into one.
     """
     together: Tokens = {}
     for tokens in several:
@@ -132,4 +132,5 @@ def joined(several: Sequence[Tokens]) -> Tokens:
 
 
 def same(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> bool:
+    """Return whether two embeddings are equal in every text encoder."""
     return left.keys() == right.keys() and all(torch.equal(left[encoder], right[encoder]) for encoder in left)

@@ -1,8 +1,8 @@
-"""Formats of adapter files: keys of the factors, what each has a place for, and its own metadata.
+"""Formats of adapter files: the keys of the factors, the supported parts, and the metadata of the format.
 
-kohya        A1111, Forge, ComfyUI, Fooocus, sd-scripts and diffusers
-diffusers    diffusers; ComfyUI reads no attention layer of it
-store        lorabench: diffusers' keys, and every part
+kohya        read by A1111, Forge, ComfyUI, Fooocus, sd-scripts and diffusers
+diffusers    read by diffusers; ComfyUI reads none of its attention layers
+store        read by lorabench: diffusers' keys, with every part
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lorabench.lora.adapter import Adapter
 
 Keys = dict[str, tuple[str, str, int | None]]  # by component and layer: down, up, alpha
-PEFT_METADATA = "lora_adapter_metadata"  # where diffusers keeps the peft configs of a file
+PEFT_METADATA = "lora_adapter_metadata"  # metadata key of the peft configs that diffusers writes
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class Format:
     """A format.
 
     Attributes:
-        name: As in `task.format`.
+        name: Name of the format in `task.format`.
         keys: Returns the keys of an adapter's factors, and the alpha that readers divide by the rank; None: no alpha.
         notes: Returns metadata from the ranks by component and layer.
-        bundles: Whether token embeddings are in the file, which diffusers refuses; else they are in files beside it.
-        keeps_all: Whether masks and a backbone have a place.
+        bundles: Whether token embeddings are in the file, which diffusers refuses; else they get files of their own.
+        keeps_all: Whether the format supports masks and a backbone.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Format:
     keeps_all: bool = False
 
     def check(self, adapter: Adapter) -> None:
-        """UserError if the format has no place for a part of the adapter."""
+        """Raise UserError if the format does not support a part of the adapter."""
         if self.keeps_all:
             return
         if adapter.masks:
@@ -56,14 +56,15 @@ class Format:
 
 
 def _kohya(adapter: Adapter) -> Keys:
-    """kohya's names and one alpha for the whole file, the highest rank.
+    """Return kohya's names, and one alpha for the whole file: the highest rank.
 
     Readers multiply by alpha / rank, so `up` holds the inverse in layers of a lower rank. (alpha = rank in each layer
-    would mean the same, but diffusers 0.42 drops alphas that differ.) alpha is in fp32: bf16 lacks some integers.
+    would mean the same, but diffusers 0.42 drops alphas that differ.) alpha is in fp32, because bf16 lacks some
+    integers.
 
-    SDXL's layers carry LDM's block numbers, as kohya's trainer writes them. These depend on the number of layers in a
-    block; if the layers do not show it, all keep diffusers' block names, which A1111 and ComfyUI read as well. (All,
-    since diffusers drops one kind from a file that has both.)
+    SDXL's layers have LDM's block numbers, as in files of kohya's trainer. These numbers depend on the number of layers
+    in a block. If the layers do not show it, all keep diffusers' block names, which A1111 and ComfyUI also read. Names
+    are never mixed, because diffusers drops one kind from a file that has both.
     """
     layers = [*(f"{DENOISER}.{layer}" for layer in adapter), *adapter.text]
     ldm, alpha = names.ldm_is_safe(adapter.layers), adapter.rank
@@ -77,10 +78,10 @@ def _kohya(adapter: Adapter) -> Keys:
 
 
 def _diffusers(adapter: Adapter) -> Keys:
-    """peft's names for the UNet; `lora_linear_layer` for text encoders, as diffusers writes them itself.
+    """Return peft's names for the UNet, and `lora_linear_layer` for text encoders, as diffusers writes them.
 
     (diffusers refuses peft's names if an encoder has adapters on its MLPs only.) No alpha is written, which means
-    alpha = rank: the update is `up @ down` as it stands.
+    alpha = rank: the update is `up @ down` without a factor.
     """
     keys = {}
     for layer in [*(f"{DENOISER}.{layer}" for layer in adapter), *adapter.text]:
@@ -92,7 +93,7 @@ def _diffusers(adapter: Adapter) -> Keys:
 
 
 def _peft_configs(adapter: Adapter, ranks: Mapping[str, int]) -> dict[str, str]:
-    """peft's configuration of each component, in which alpha is the rank of every layer.
+    """Return peft's configuration of each component, in which alpha is the rank of every layer.
 
     diffusers before 0.40 takes one alpha for all layers if a file has none, and scales layers of other ranks wrongly.
     Paths of the first text encoder have no `text_model` here: peft compares the ends of module paths, and

@@ -25,7 +25,7 @@ Shape = tuple[int, ...]
 
 
 def split(key: str) -> tuple[str, str] | None:
-    """Return a key as (stem, part); None if it is not LyCORIS's."""
+    """Split a key into (stem, part); return None if it is not one of LyCORIS."""
     match = KEY.fullmatch(key)
     return match and (match["stem"], match["part"])
 

@@ -26,7 +26,7 @@ SDXL_ONLY = re.compile(r"up_blocks\.0\.attentions\.|add_embedding\.|.*\.transfor
 def general(adapter: Adapter, path: Path, ranks: Mapping[str, int], tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """Return the metadata of kohya's trainer and of the model specification (SAI).
 
-    A1111 takes a file with metadata for one of SD1.5, and hides it, unless they name SDXL.
+    A1111 treats a file with metadata as one of SD1.5, and hides it, unless the metadata name SDXL.
     """
     version = adapter.metadata.get(BASE, "")
     base = version if version.startswith("sdxl") else SDXL if is_sdxl(adapter) else None
@@ -44,7 +44,7 @@ def general(adapter: Adapter, path: Path, ranks: Mapping[str, int], tensors: Map
 
 
 def inherited(several: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """Return what holds for a merge of files with these metadata: the base model, if all of them name one."""
+    """Return the metadata of a merge of files with these metadata: the base model, if all of them name one."""
     versions = {metadata.get(BASE) for metadata in several}
     version = versions.pop() if len(versions) == 1 else None
     return {BASE: version} if version else {}

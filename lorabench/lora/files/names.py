@@ -4,16 +4,16 @@ A *layer* in this package is a component and a module path inside it: "unet.mid_
 "text_encoder.encoder.layers.0.mlp.fc1", "text_encoder_2.text_model.encoder.layers.0.self_attn.q_proj" (transformers 5
 has no `text_model` module in the first encoder). A *stem* is a key of a file without its ending.
 
-Trainers of kohya's kind write every dot as an underscore, and often the block numbers of the original (LDM) code, which
-count the layers of all blocks in one row. Underscores also stand inside module names; since the modules of this family
-have few names, a list of those with underscores is all that is needed to find the dots again.
+kohya's and similar trainers write every dot as an underscore. Many also use the block numbers of the original (LDM)
+code, which count the layers of all blocks consecutively. Module names contain underscores too. The modules of this
+family have few names, so a list of those with underscores is enough to recover the dots.
 """
 
 from __future__ import annotations
 
 import re
 
-DENOISER = "unet"  # component of the layers that an adapter's mapping shows
+DENOISER = "unet"  # component of the layers in an adapter's mapping
 LAYERS = 2  # ResNets of a down block: 2 in SDXL, 1 in KOALA; an up block has one more
 ENCODERS = {"lora_te_": "text_encoder", "lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2"}
 COMFY_ENCODERS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
@@ -57,7 +57,7 @@ LDM_RESNET = {
 
 
 def split(key: str) -> tuple[str, str] | None:
-    """A key as (stem, "down" | "up" | "alpha"); None if no LoRA has such an ending."""
+    """Split a key into (stem, "down" | "up" | "alpha"); return None if it does not end like a LoRA's key."""
     match = ENDING.fullmatch(key)
     if match is None:
         return None
@@ -66,9 +66,11 @@ def split(key: str) -> tuple[str, str] | None:
 
 
 def layer(stem: str, layers: int = LAYERS) -> str | None:
-    """The layer that a stem names in any convention; None for another model's layer.
+    """Return the layer that a stem names in any convention, or None for a layer of another model.
 
-    layers: ResNets of a down block, on which LDM's block numbers depend.
+    Args:
+        stem: Key of a file without its ending.
+        layers: ResNets of a down block, on which LDM's block numbers depend.
     """
     if stem.startswith("lora_unet_"):
         path = unet_path(stem.removeprefix("lora_unet_"), layers)
@@ -100,13 +102,13 @@ def layer(stem: str, layers: int = LAYERS) -> str | None:
 
 
 def unet_path(name: str, layers: int = LAYERS) -> str | None:
-    """Module path of an underscored name, with the block names of diffusers or of LDM."""
+    """Return the module path of an underscored name with the block names of diffusers or of LDM."""
     name = _from_ldm(name, layers)
     return _dotted(name) if name.startswith(tuple(UNET_ROOTS)) else None
 
 
 def text_layer(encoder: str, name: str) -> str | None:
-    """Layer of an underscored name inside a text encoder."""
+    """Return the layer of an underscored name inside a text encoder."""
     name = name.removeprefix("base_model_model_").removeprefix("text_model_")
     old = re.fullmatch(r"(.+_self_attn)_to_([qkv]|out)", name)  # diffusers before 0.22: self_attn.to_q_lora
     path = _dotted(f"{old[1]}_{old[2]}_proj" if old else name)
@@ -116,12 +118,12 @@ def text_layer(encoder: str, name: str) -> str | None:
 
 
 def layers_of(stems: list[str]) -> int:
-    """ResNets of a down block as LDM's block numbers tell: SDXL's third input block halves, KOALA's attends."""
+    """Return the ResNets of a down block from LDM's block numbers; only KOALA's input block 3 has attention."""
     return 1 if any(re.search(r"input_blocks[._]3[._]1[._]", stem) for stem in stems) else LAYERS
 
 
 def kohya_stem(layer: str, ldm: bool) -> str:
-    """The underscored name of a layer; `ldm`: with LDM's block numbers, as kohya's trainer names SDXL's layers."""
+    """Return the underscored name of a layer, with LDM's block numbers if `ldm`, as kohya's trainer names SDXL's."""
     component, _, path = layer.partition(".")
     if component == "unet":
         name = path.replace(".", "_")
@@ -131,15 +133,16 @@ def kohya_stem(layer: str, ldm: bool) -> str:
 
 
 def file_path(layer: str) -> str:
-    """The path of a layer as diffusers files have it: encoder layers always below `text_model`."""
+    """Return the path of a layer in files of diffusers, which have encoder layers below `text_model`."""
     component, _, path = layer.partition(".")
     return f"text_model.{path}" if component == "text_encoder" and not path.startswith("text_model.") else path
 
 
 def ldm_is_safe(paths: list[str]) -> bool:
-    """Whether LDM's block numbers of SDXL are right for these module paths of a UNet, whatever its number of layers.
+    """Return whether LDM's block numbers of SDXL are right for these module paths of a UNet with any number of layers.
 
-    They are the same in the first up block and the middle; elsewhere a layer that KOALA lacks shows that this is SDXL.
+    The numbers are the same in the first up block and the middle. Elsewhere, a layer that KOALA lacks shows that the
+    model is SDXL.
     """
     if any(re.match(r"down_blocks\.\d+\.(attentions|resnets)\.1\.|up_blocks\.\d+\.(attentions|resnets)\.2\.", path)
            for path in paths):  # fmt: skip
@@ -148,7 +151,7 @@ def ldm_is_safe(paths: list[str]) -> bool:
 
 
 def _from_ldm(name: str, layers: int) -> str:
-    """LDM's block numbers into diffusers' blocks; other names pass."""
+    """Convert LDM's block numbers to diffusers' blocks; other names are unchanged."""
     if name in LDM_SINGLES:
         return LDM_SINGLES[name]
     if match := INPUT.fullmatch(name):
@@ -171,7 +174,7 @@ def _inner(attention: bool, layer: int, rest: str) -> str:
 
 
 def _to_ldm(name: str) -> str:
-    """SDXL's diffusers blocks into LDM's numbers."""
+    """Convert SDXL's diffusers blocks to LDM's numbers."""
     if name in LDM_OF_SINGLES:
         return LDM_OF_SINGLES[name]
     resnet = {ours: theirs for theirs, ours in LDM_RESNET.items()}

@@ -25,11 +25,11 @@ class Precision:
     def factors(self, layer: str, factors: Factors) -> tuple[Tensor, Tensor]:
         """Return down and up in the precision of the file.
 
-        alpha much smaller than the rank makes `up` so small that half precision loses it. Then `up` is multiplied and
-        `down` divided by a power of two, which changes no digit and leaves the update as it is.
+        If alpha is much smaller than the rank, `up` is too small for half precision. Then `up` is multiplied and
+        `down` divided by a power of two, which changes neither a digit nor the update.
 
         Raises:
-            UserError: If numbers are too large or too small even so.
+            UserError: If numbers are still too large or too small.
         """
         down, up = factors.down.detach(), factors.up.detach()
         if self.dtype is None:
@@ -55,7 +55,11 @@ class Precision:
         return (norm <= largest or bool(tensor.abs().max() <= largest)) and lost <= ROUNDING[self.dtype] * norm
 
     def cast(self, name: str, tensor: Tensor) -> Tensor:
-        """UserError if the cast overflows or loses more than MOST."""
+        """Cast a tensor to the precision of the file.
+
+        Raises:
+            UserError: If a number is too large, or the cast loses more than MOST of the norm.
+        """
         assert self.dtype is not None
         if self.dtype == "float32":
             return plain(tensor)
@@ -72,9 +76,10 @@ class Precision:
 
 
 def plain(tensor: Tensor) -> Tensor:
-    """Return a tensor on memory of its own: safetensors refuses tensors that share it."""
+    """Copy a tensor to memory of its own; safetensors refuses tensors that share memory."""
     return tensor.detach().to("cpu", copy=True).contiguous()
 
 
 def rms(tensor: Tensor) -> Tensor:
+    """Return the root mean square of a tensor in double precision."""
     return tensor.double().square().mean().sqrt()

@@ -19,18 +19,18 @@ from lorabench.lora.files import embeddings, lycoris, names, refuse, stored
 from lorabench.lora.files.names import DENOISER
 from lorabench.lora.files.tensors import TensorFile, is_finite
 
-METADATA_KEY = "lora_adapter_metadata"  # where diffusers' save_lora_weights keeps the peft configs of a file
-PRODUCT = "lorabench.product"  # metadata key of an adapter of which layers are a LoHa or LoKr
+METADATA_KEY = "lora_adapter_metadata"  # metadata key of the peft configs that diffusers' save_lora_weights writes
+PRODUCT = "lorabench.product"  # metadata key of an adapter that has LoHa or LoKr layers
 PEFT_PREFIX = "base_model.model."
-PEFT_CONFIG = "adapter_config.json"  # where peft keeps the config of a file in the same folder
+PEFT_CONFIG = "adapter_config.json"  # name of the config that peft writes into the folder of a file
 
 
 def read(path: Path | str) -> dict[str, Any]:
-    """Return the parts of the adapter in a .safetensors file, or in a folder as diffusers or peft write it.
+    """Return the parts of the adapter in a .safetensors file, or in a folder of diffusers or peft.
 
-    Names, shapes and metadata are checked here; factors are read from the file, in fp32, when they are asked for.
-    Factors are paired by name. alpha / rank is folded into `up`: the `.alpha` of a layer (kohya), else peft's config in
-    the file's metadata or beside it, else alpha = rank, which is what every reader assumes then.
+    Names, shapes and metadata are checked here. Factors are read from the file on demand, in fp32. They are paired by
+    name, and alpha / rank is folded into `up`. alpha is the `.alpha` of a layer (kohya), else that of peft's config in
+    the file's metadata or next to the file, else the rank, as in all other readers.
 
     Returns:
         The arguments of `Adapter`.
@@ -88,7 +88,7 @@ def read(path: Path | str) -> dict[str, Any]:
 
 
 def _layers(path: Path, keys: list[str]) -> dict[str, dict[str, str]]:
-    """By layer, the keys of its "down", "up" and perhaps "alpha"."""
+    """Return the keys of "down", "up" and "alpha", if there is one, by layer."""
     parts = {}
     for key in keys:
         if (split := names.split(key) or lycoris.split(key)) is None:
@@ -110,7 +110,7 @@ def _layers(path: Path, keys: list[str]) -> dict[str, dict[str, str]]:
 
 def _check(path: Path, layers: Mapping[str, Mapping[str, str]], shapes: Mapping[str, tuple[int, ...]],
            metadata: Mapping[str, str]) -> None:  # fmt: skip
-    """UserError if pairs are not whole, shapes do not fit each other, or the base model is another one."""
+    """Raise UserError if a factor is missing, shapes do not match, or the base model is another one."""
     if not layers:
         raise UserError(f"{path} lacks every factor; {refuse.EXPECTED}: write it again with pipe.save_lora_weights")
     widths = {}
@@ -146,7 +146,7 @@ def _check(path: Path, layers: Mapping[str, Mapping[str, str]], shapes: Mapping[
 
 
 def _check_product(path: Path, layer: str, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Return the inputs of a LoHa or LoKr; UserError if parts are missing or are not matrices."""
+    """Return the inputs of a LoHa or LoKr; raise UserError if parts are missing or are not matrices."""
     if not lycoris.whole(shapes) or any(len(shape) != 2 for part, shape in shapes.items() if part != "alpha"):
         raise UserError(
             f"{path} has a {lycoris.kind(shapes)} of convolutions or without all parts at {layer}; {refuse.EXPECTED}: "
@@ -157,7 +157,7 @@ def _check_product(path: Path, layer: str, shapes: Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class _Config:
-    """What peft's config of one component says about alpha; None is alpha = rank."""
+    """alpha in peft's config of one component; None: alpha = rank."""
 
     alpha: float | None = None
     patterns: tuple[tuple[re.Pattern[str], float], ...] = ()
@@ -165,7 +165,11 @@ class _Config:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> _Config:
-        """From peft's own options.  ValueError, TypeError, AttributeError or re.error where they are none."""
+        """Read peft's own options.
+
+        Raises:
+            ValueError, TypeError, AttributeError, re.error: If they are not options of peft.
+        """
         alpha = config.get("lora_alpha")
         alphas = (config.get("alpha_pattern") or {}).items()
         patterns = tuple(
@@ -174,22 +178,22 @@ class _Config:
         return cls(None if alpha is None else float(alpha), patterns, bool(config.get("use_rslora")))
 
     def scale(self, path: str, rank: int) -> float:
-        """alpha / rank, or alpha / sqrt(rank) with rank stabilisation."""
+        """Return alpha / rank, or alpha / sqrt(rank) with rank stabilization."""
         alpha = rank if self.alpha is None else self.alpha
         alpha = next((value for pattern, value in self.patterns if pattern.fullmatch(path)), alpha)
         return alpha / (rank**0.5 if self.rslora else rank)
 
 
 def _configs(path: Path, keys: list[str], metadata: Mapping[str, str]) -> dict[str, _Config]:
-    """By component, from the file's metadata or from the config that peft writes beside its files."""
+    """Return the configs by component, from the file's metadata or from the config file in the same folder."""
     found: dict[str, dict[str, Any]] = {}
     try:
         for name, value in json.loads(metadata.get(METADATA_KEY, "{}")).items():
             component, _, option = name.partition(".")
             found.setdefault(component, {})[option] = value
-        beside = path.parent / PEFT_CONFIG
-        if not found and beside.is_file() and any(key.startswith(PEFT_PREFIX) for key in keys):
-            found["unet"] = json.loads(beside.read_text())
+        config_file = path.parent / PEFT_CONFIG
+        if not found and config_file.is_file() and any(key.startswith(PEFT_PREFIX) for key in keys):
+            found["unet"] = json.loads(config_file.read_text())
         return {component: _Config.of(config) for component, config in found.items()}
     except (ValueError, TypeError, AttributeError, re.error) as error:
         raise UserError(
@@ -208,7 +212,7 @@ def _factors(
 ) -> Factors:
     """Return down [rank, in] and up [out, rank] in fp32 with alpha / rank in `up`.
 
-    fp32 before the fold: alpha / rank of 1/128 would push half-precision values below what they can hold.
+    The fold is in fp32: alpha / rank of 1/128 would make half-precision values too small for their type.
     """
     down, up = (tensors[part].float().flatten(1) for part in ("down", "up"))
     if layer in scales and "alpha" not in tensors:  # files of the store: `up` contains the scale

@@ -1,6 +1,6 @@
-"""What is not read as a LoRA: each refusal says what the file is, what was expected and what to do.
+"""Errors for files that are not LoRAs of SDXL; each names the kind of the file, the expected kind and a remedy.
 
-Everything here looks at the first bytes, names and shapes alone, so that a checkpoint of gigabytes is refused at once.
+The checks use only the first bytes, names and shapes, so that a checkpoint of gigabytes is refused at once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from lorabench.lora.files import lycoris, names
 EXPECTED = "a LoRA of an SDXL model's linear layers is expected"
 WEIGHT_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")  # as diffusers and peft name them
 
-# A pattern of keys, what such a file is, what to do. The first that any key matches.
+# Pattern of a key, kind of such a file, remedy. The first pattern that any key matches is used.
 KINDS = (
     (r"\.(hada|lokr)_t[12]$", "a LyCORIS adapter of convolutions", "train one of linear layers only"),
     (r"[._](b?oft_|oft_blocks|oft_diag)", "an OFT adapter", "train or extract a plain LoRA"),
@@ -44,7 +44,11 @@ OLD_WIDTHS = {768: "SD1.5", 1024: "SD2"}  # widths of the text states; SDXL has 
 
 
 def resolve(path: Path | str) -> Path:
-    """The file to open: `path`, or the one in a folder of diffusers or peft.  UserError if there is none."""
+    """Return the file to open: `path`, or the one in a folder of diffusers or peft.
+
+    Raises:
+        UserError: If there is none.
+    """
     path = Path(path)
     if path.is_dir():
         found = [path / name for name in WEIGHT_FILES if (path / name).is_file()]
@@ -57,7 +61,7 @@ def resolve(path: Path | str) -> Path:
 
 
 def broken(path: Path, error: Exception) -> UserError:
-    """What to say of a file that safetensors cannot open."""
+    """Return the error for a file that safetensors cannot open."""
     try:
         with path.open("rb") as file:
             start = file.read(64)
@@ -70,7 +74,7 @@ def broken(path: Path, error: Exception) -> UserError:
             f'{str(path.with_suffix(".safetensors"))!r})"'
         )
     if start.startswith(b"version https://git-lfs"):
-        return UserError(f"{path} cannot be read as a LoRA: it is a Git LFS pointer; use git lfs pull where it lies")
+        return UserError(f"{path} cannot be read as a LoRA: it is a Git LFS pointer; use git lfs pull in its folder")
     if start.lstrip()[:1] == b"<":
         return UserError(f"{path} cannot be read as a LoRA: it is a web page; download the file itself")
     return UserError(
@@ -80,12 +84,12 @@ def broken(path: Path, error: Exception) -> UserError:
 
 
 def other_kinds(path: Path, keys: Iterable[str]) -> None:
-    """UserError if the keys are those of another kind of adapter, of another kind of model, or of whole weights."""
+    """Raise UserError if the keys are those of another kind of adapter, of another model, or of whole weights."""
     keys = list(keys)
-    for pattern, what, remedy in KINDS:
+    for pattern, kind, remedy in KINDS:
         for key in keys:
             if re.search(pattern, key):
-                raise UserError(f"{path} is {what} (key {key!r}); {EXPECTED}: {remedy}")
+                raise UserError(f"{path} is {kind} (key {key!r}); {EXPECTED}: {remedy}")
     if not any(names.split(key) or lycoris.split(key) for key in keys) and any(
         key.endswith((".weight", ".bias")) for key in keys
     ):
@@ -95,6 +99,7 @@ def other_kinds(path: Path, keys: Iterable[str]) -> None:
 
 
 def unknown_key(path: Path, key: str) -> UserError:
+    """Return the error for a key in an unknown convention."""
     return UserError(
         f"{path} has the key {key!r}, whose spelling is not known; {EXPECTED}, in kohya's format "
         "(lora_unet_<layer>.lora_down.weight) or diffusers' (unet.<layer>.lora_A.weight): export it in one of them, or "
@@ -103,7 +108,7 @@ def unknown_key(path: Path, key: str) -> UserError:
 
 
 def convolution(path: Path, layer: str) -> None:
-    """UserError if the layer is a convolution of the UNet."""
+    """Raise UserError if the layer is a convolution of the UNet."""
     if CONVOLUTION.search(layer):
         raise UserError(
             f"{path} is a convolution LoRA (LoCon, it adapts {layer}); {EXPECTED}: train one without convolutions"
@@ -111,17 +116,23 @@ def convolution(path: Path, layer: str) -> None:
 
 
 def other_bases(path: Path, widths: Mapping[str, int], metadata: Mapping[str, str]) -> None:
-    """UserError if the file tells that its base model is no SDXL.
+    """Check that nothing in the file names another base model than SDXL.
 
-    widths: inputs of each adapted layer, by layer.  metadata: the file's, where kohya's trainer notes the base model.
+    Args:
+        path: The file.
+        widths: Inputs of each adapted layer, by layer.
+        metadata: Metadata of the file; kohya's trainer writes the base model there.
+
+    Raises:
+        UserError: If the base model is another one.
     """
     model = metadata.get("ss_base_model_version", "")
     if re.match(r"sd_v|sd3|flux", model):
-        raise UserError(f"{path} was trained on {model} (its metadata say so); {EXPECTED}: give one trained on SDXL")
+        raise UserError(f"{path} was trained on {model}, as its metadata show; {EXPECTED}: give one trained on SDXL")
     for layer, width in widths.items():
         if OLD_BLOCKS.search(layer):
             raise UserError(
-                f"{path} was trained on SD1.5 or SD2 (it adapts {layer}, which SDXL has not); {EXPECTED}: "
+                f"{path} was trained on SD1.5 or SD2 (it adapts {layer}, which SDXL lacks); {EXPECTED}: "
                 "give one trained on SDXL"
             )
         if re.search(r"\.attn2\.to_[kv]$", layer) and width in OLD_WIDTHS:

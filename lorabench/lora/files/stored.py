@@ -1,4 +1,4 @@
-"""Parts of an adapter that only lorabench's own files have: learned masks, scales and the backbone."""
+"""Parts that only adapter files of lorabench have: learned masks, scales and the backbone."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
 BACKBONE = "lorabench.backbone"  # metadata key
 SCALES = "lorabench.scales"  # metadata key, JSON by component and layer
-MASK = "lorabench_mask|"  # in front of a key "<layer>|<o, r or i>"
+MASK = "lorabench_mask|"  # beginning of a key "<layer>|<o, r or i>"
 
 
 def is_mask(key: str) -> bool:
+    """Return whether a key of a file is that of a mask."""
     return key.startswith(MASK)
 
 
@@ -41,7 +42,7 @@ def mask_tensors(adapter: Adapter) -> dict[str, Tensor]:
 
 
 def scales(metadata: Mapping[str, str]) -> dict[str, float]:
-    """Return the scales by component and layer from a file's metadata; `up` holds them already."""
+    """Return the scales by component and layer from a file's metadata; `up` includes them."""
     try:
         return {layer: float(scale) for layer, scale in json.loads(metadata.get(SCALES, "{}")).items()}
     except (ValueError, TypeError, AttributeError):
