@@ -1,14 +1,14 @@
-"""Stage 1 of PairCustomization (Jones et al., arXiv 2405.01536): a content and a style LoRA from one picture before and
-after styling.
+"""Training of PairCustomization (Jones et al., arXiv 2405.01536): content and style LoRAs from one styled image.
 
-    content   min_{U_c}  E || e_{c}(x_t, t, p_c) - eps ||^2              on the picture before styling
-    style     min_{U_s}  E || e_{c+s}(x_t', t, p_cs) - eps ||^2          on it after styling, with U_c as it stands
+    content   min_{U_c}  E || e_{c}(x_t, t, p_c) - eps ||^2              on the image before styling
+    style     min_{U_s}  E || e_{c+s}(x_t', t, p_cs) - eps ||^2          on the image after styling, with U_c fixed
 
-What the picture shows is the content's to explain and only what styling changed is left to the style. D_c and D_s are
-fixed rows of one orthonormal basis (`layers.disjoint`), so that the two read different features. A step updates the
-content and later on, once it has learned something, the style too (`phases`), both with the same noise and timestep.
+The content adapter learns the image, and the style adapter learns only the change by styling. D_c and D_s are fixed
+rows of one orthonormal basis (`initial.disjoint`), so that the two adapters read different features. In a first part of
+the training, a step updates only the content adapter. Later, a step updates both (`phases`), with the same noise and
+timestep.
 
-Batches are drawn from the views of one picture. The recipe of the released code is `lora=pair`.
+Batches are drawn from the views of one image. The recipe of the released code is `lora=pair`.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from lorabench.personalization.phases import check_aligned, phase, updates
 from lorabench.personalization.training import Environment
 from lorabench.personalization.views import views
 
-BASIS_SEED = 0  # one basis for all trainings, as in the released code: style LoRAs of several pictures share theirs
+BASIS_SEED = 0  # one basis for all trainings, as in the released code: style LoRAs of several images share it
 
 
 class AlignedLoRAs(pl.LightningModule):
-    """Trains the two adapters on the denoiser; the "batches" are numbers of forwards, `accumulate` an update."""
+    """Trains both adapters of the denoiser; a "batch" is the number of a forward pass, `accumulate` make an update."""
 
     def __init__(self, model: DiffusionModel, adapters: Adapters, concept: Concept, spec: LoRASpec, seed: int):
         super().__init__()
@@ -47,8 +47,8 @@ class AlignedLoRAs(pl.LightningModule):
         shots: dict[Role, Any] = {"content": concept.images, "style": concept.styled}
         self.views = {role: views(model, shots[role], spec.flips, spec.crops, seed) for role in ROLES}
         self.layers = list(adapters.layers.values())
-        # The adapters' own columns of the stacked factors, on the same memory: Adam moves a parameter without a
-        # gradient not at all, and one with a gradient of zero by its momentum.
+        # The adapters' own columns of the stacked factors, as parameters of their own: Adam does not move a parameter
+        # without a gradient, but moves one with a gradient of zero by its momentum.
         self.ups = {
             role: [nn.Parameter(layer.factors()[k].up.detach()) for layer in self.layers]
             for k, role in enumerate(ROLES)
@@ -65,7 +65,7 @@ class AlignedLoRAs(pl.LightningModule):
         return loss
 
     def loss(self, role: Role, step: int, part: int = 0) -> Tensor:
-        """The content's, with its adapter alone, or the style's, with both."""
+        """Return the content's loss, with only its adapter, or the style's, with both."""
         draw = torch.Generator().manual_seed(seed_of(self.seed, step, part))
         batch = self.views[role].draw(self.model, self.spec.batch, draw)
         scale = self.spec.alpha / self.spec.rank
@@ -74,7 +74,7 @@ class AlignedLoRAs(pl.LightningModule):
         return weighted_mse(prediction, target, self.model.process.loss_weight(batch.t, self.spec))
 
     def on_after_backward(self) -> None:
-        """Only this update's adapter learns from the gradient; before that is unscaled or clipped."""
+        """Give the gradient only to the adapter of this update, before gradients are unscaled or clipped."""
         k = ROLES.index(self.role)
         for layer, up in zip(self.layers, self.ups[self.role], strict=True):
             assert layer.up.grad is not None
@@ -89,12 +89,15 @@ class AlignedLoRAs(pl.LightningModule):
 
 
 def train_aligned(model: DiffusionModel, concept: Concept, spec: LoRASpec, env: Environment) -> dict[Role, LoRA]:
-    """Train both LoRAs of a subject whose `styled` images are its `images` after styling; alpha / rank is folded in.
+    """Train both LoRAs of a subject; its `styled` images are its `images` after styling. alpha / rank is in `up`.
 
     The content's LoRA does not depend on the style.
 
     Args:
-        env: Its progress counts `updates(spec.steps)`.
+        model: The model.
+        concept: The subject.
+        spec: Settings of the training.
+        env: Seed, trainer and progress; the progress counts `updates(spec.steps)`.
 
     Raises:
         UserError: If the recipe does not fit the model or this training.

@@ -1,6 +1,6 @@
-"""Class images: what prior preservation (Ruiz et al., DreamBooth, CVPR 2023, section 3.2) holds the model to.
+"""Class images for prior preservation (Ruiz et al., DreamBooth, CVPR 2023, section 3.2).
 
-They show the concept's class as the base model draws it, before anything is learned. Concepts of a class share them.
+They show the concept's class as the base model generates it before training. Concepts of a class share them.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class ClassImages:
         ]
 
     def each(self) -> list[str]:
-        """The prompt of every image."""
+        """Return the prompt of every image."""
         return [self.prompts[index % len(self.prompts)] for index in range(self.spec.images)]
 
     def generate(
@@ -68,6 +68,6 @@ class ClassImages:
 
 
 def class_prompts(concept: Concept) -> tuple[str, ...]:
-    """What a concept's images show, without its identifier: "a dog"; "a village in oil painting style"."""
+    """Return descriptions of a concept's images without its identifier: "a dog"; "a village in oil painting style"."""
     look = f" in {concept.word}" if concept.role == "style" else ""
     return tuple(dict.fromkeys(f"a {image.word}{look}" for image in concept.images))

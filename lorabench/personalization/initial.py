@@ -1,4 +1,4 @@
-"""The factors that a LoRA starts from."""
+"""Initial factors of a LoRA."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lorabench.models.layer import Layer
 
 
 def initial(layers: Mapping[str, Layer], rank: int, seed: int) -> LoRA:
-    """Where training starts: `down` normal with standard deviation 1 / rank, `up` zero (peft's "gaussian")."""
+    """Return factors with normal `down` of standard deviation 1 / rank and zero `up` (peft's "gaussian")."""
     factors = {}
     for name, layer in layers.items():
         draw = torch.Generator().manual_seed(seed_of(seed, name))
@@ -24,7 +24,7 @@ def initial(layers: Mapping[str, Layer], rank: int, seed: int) -> LoRA:
 
 
 def initial_text(layers: Mapping[str, Layer], rank: int, seed: int) -> LoRA:
-    """The same for layers of text encoders; every encoder has draws of its own, seeded by its name."""
+    """Return the same for layers of text encoders; the draws of an encoder are seeded by its name."""
     factors: dict[str, Factors] = {}
     for encoder in dict.fromkeys(name.partition(".")[0] for name in layers):
         head = f"{encoder}."
@@ -35,12 +35,14 @@ def initial_text(layers: Mapping[str, Layer], rank: int, seed: int) -> LoRA:
 
 
 def core(denoiser: nn.Module, layers: Mapping[str, Layer], rank: int) -> LoRA:
-    """Where QR-LoRA (arXiv 2507.04599) starts: `up` an orthonormal basis Q of what the layer's own weight does most,
-    `down` zero.
+    """Return the start of QR-LoRA (arXiv 2507.04599): `up` is a basis of the layer's main output directions.
 
         W = U S V^T,    Q R = U_r S_r V_r^T    (r: rank;  Q [out, r], R [r, in])
 
-    Its W - QR + Q (R + dR) is W + Q dR, a LoRA whose `down` alone learns. UserError where a layer has fewer dimensions.
+    `up` = Q, `down` = 0. QR-LoRA's W - QR + Q (R + dR) is W + Q dR, a LoRA of which only `down` learns.
+
+    Raises:
+        UserError: If a layer has fewer dimensions than the rank.
     """
     factors = {}
     for name, layer in layers.items():
@@ -54,10 +56,13 @@ def core(denoiser: nn.Module, layers: Mapping[str, Layer], rank: int) -> LoRA:
 
 
 def disjoint(layers: Mapping[str, Layer], rank: int, seed: int, count: int = 2) -> list[LoRA]:
-    """Where `count` adapters start that cannot read the same features: `up` zero, `down` rows of one orthonormal basis.
+    """Return `count` adapters that read different features: `up` zero, `down` rows of one orthonormal basis.
 
-    PairCustomization (arXiv 2405.01536): layers of equal width share a random basis, of which the first adapter has the
-    first `rank` rows, the next the next. UserError where a layer is too narrow.
+    PairCustomization (arXiv 2405.01536): layers of equal width share a random basis. The first adapter has its first
+    `rank` rows, the second the next `rank` rows.
+
+    Raises:
+        UserError: If a layer is too narrow.
     """
     bases: dict[int, Tensor] = {}
     adapters: list[dict[str, Factors]] = [{} for _ in range(count)]

@@ -1,7 +1,7 @@
-"""The optimisers of stage 1 and the schedules of their learning rate.
+"""Optimizers of LoRA training and the schedules of their learning rates.
 
-AdamW is torch's. Two are extras: AdamW with its moments in 8 bits (Dettmers et al., arXiv 2110.02861; bitsandbytes) and
-Prodigy, which estimates its own step size (Mishchenko and Defazio, arXiv 2306.06101; prodigyopt).
+AdamW is torch's. The other two need extra packages: AdamW with moments in 8 bits (Dettmers et al., arXiv 2110.02861;
+bitsandbytes) and Prodigy, which estimates its own step size (Mishchenko and Defazio, arXiv 2306.06101; prodigyopt).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def optimiser(spec: LoRASpec, groups: Sequence[dict[str, Any]]) -> Optimizer:
-    """The optimiser of parameter groups ({"params": ..., "lr": ...}).
+    """Return the optimizer of parameter groups ({"params": ..., "lr": ...}).
 
     Prodigy has the settings of diffusers' scripts: decoupled weight decay, bias correction, no estimate from the
     warm-up.
@@ -43,10 +43,10 @@ def optimiser(spec: LoRASpec, groups: Sequence[dict[str, Any]]) -> Optimizer:
 
 
 def schedule(optimiser: Optimizer, spec: LoRASpec) -> LambdaLR:
-    """The learning rate of every update: a linear warm-up, then the law of diffusers' scheduler of that name.
+    """Return the learning rate by update: a linear warm-up, then diffusers' schedule of that name.
 
-    It is diffusers' `get_scheduler` with one more warm-up update, one update ahead. With a warm-up the first update of
-    diffusers has a rate of zero and changes nothing; without one both are the same.
+    It is diffusers' `get_scheduler` with one more warm-up update, one update ahead. In diffusers, the first update of a
+    warm-up has a rate of zero and changes nothing. Without a warm-up both are the same.
     """
     from torch.optim.lr_scheduler import LambdaLR
 
@@ -55,11 +55,11 @@ def schedule(optimiser: Optimizer, spec: LoRASpec) -> LambdaLR:
 
 
 def schedule_law(spec: LoRASpec) -> Callable[[int], float]:
-    """Diffusers' factor on the learning rate, by the number of updates done."""
+    """Return diffusers' factor on the learning rate as a function of the number of finished updates."""
     import torch
     from diffusers.optimization import get_scheduler
 
-    anything = torch.optim.SGD([torch.zeros(1)], lr=spec.lr)  # a law is only to be had on an optimiser
+    anything = torch.optim.SGD([torch.zeros(1)], lr=spec.lr)  # get_scheduler needs an optimizer
     [law] = get_scheduler(
         "constant_with_warmup" if spec.schedule == "constant" else spec.schedule,
         anything,

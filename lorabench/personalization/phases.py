@@ -1,6 +1,7 @@
-"""Which of its two adapters each update of a training on aligned pictures is of; see `stages/aligned.py`.
+"""Order of the updates of both adapters in a training on aligned images; see `personalization/aligned.py`.
 
-A step updates the content and, from the third part on, the style after it (step 250 of 750 in the released code).
+A step updates the content and, after the first third of the steps, also the style (step 250 of 750 in the released
+code).
 """
 
 from lorabench.base import UserError
@@ -12,7 +13,7 @@ STYLE_FROM = 1 / 3  # share of the steps
 
 
 def updates(steps: int) -> int:
-    """Updates of either adapter that so many steps make.
+    """Return the number of updates of both adapters in a training of `steps` steps.
 
     >>> updates(750)
     1250
@@ -21,12 +22,12 @@ def updates(steps: int) -> int:
 
 
 def style_start(steps: int) -> int:
-    """The first step that updates the style."""
+    """Return the first step that updates the style."""
     return int(steps * STYLE_FROM)
 
 
 def phase(update: int, steps: int) -> tuple[Role, int]:
-    """Which adapter an update is of, and its step.
+    """Return the adapter and the step of an update.
 
     >>> [phase(update, 3) for update in range(updates(3))]
     [('content', 0), ('content', 1), ('style', 1), ('content', 2), ('style', 2)]

@@ -1,8 +1,8 @@
 """The training images of a LoRA as latents: crops and mirror images, encoded once, with their crop coordinates.
 
 SDXL is conditioned on the size of the original image and on the corner of the crop (Podell et al., arXiv 2307.01952,
-section 2.2), so that crops do not teach it to cut heads off. As in diffusers' scripts, the shorter side of an image is
-resized to the model's resolution and crops are cut from that.
+section 2.2), so that it does not learn to cut off heads from crops. As in diffusers' scripts, the shorter side of an
+image is resized to the model's resolution, and crops are cut from the result.
 """
 
 from __future__ import annotations
@@ -24,10 +24,13 @@ from lorabench.models.model import DiffusionModel, pixels
 
 
 class Batch(NamedTuple):
-    """Images of one forward, before noise is added.
+    """Images of one forward pass, before noise is added.
 
-    latents, noise: [n, c, h, w]; t: [n]; prompts: n of them.
-    crops: [n, 6], see `DiffusionModel.with_crops`.
+    Attributes:
+        latents, noise: [n, c, h, w].
+        t: Timesteps [n].
+        prompts: n prompts.
+        crops: [n, 6], see `DiffusionModel.with_crops`.
     """
 
     latents: Tensor
@@ -37,7 +40,7 @@ class Batch(NamedTuple):
     crops: Tensor
 
     def join(self, other: Batch) -> Batch:
-        """This batch, then the other."""
+        """Append another batch to this one."""
         latents, noise, t = (torch.cat(pair) for pair in zip(self[:3], other[:3], strict=True))
         return Batch(latents, noise, t, self.prompts + other.prompts, torch.cat([self.crops, other.crops]))
 
@@ -65,7 +68,9 @@ class Views:
 class Cut(NamedTuple):
     """A crop of an image.
 
-    crop: its coordinates, see `DiffusionModel.with_crops`.
+    Attributes:
+        image: The crop.
+        crop: Its coordinates, see `DiffusionModel.with_crops`.
     """
 
     image: Image.Image
@@ -99,8 +104,8 @@ def views(model: DiffusionModel, references: Sequence[Reference], flips: bool, c
 
 
 def cut_at(image: Image.Image, edge: int, mirrored: bool, seed: int | None) -> Cut:
-    """A square of the image with its shorter side resized to `edge`: a drawn one, or the centre without a seed."""
-    resizing: Any = resize  # its types know of no PIL image
+    """Cut a square from the image with its shorter side resized to `edge`: random, or the center without a seed."""
+    resizing: Any = resize  # torchvision's types do not include PIL images
     small: Image.Image = resizing(image, edge, InterpolationMode.LANCZOS)
     if mirrored:
         small = ImageOps.mirror(small)

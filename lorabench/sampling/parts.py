@@ -18,7 +18,7 @@ from lorabench.sampling.rule import Context, Sampling, adapters_used
 
 @dataclass(frozen=True)
 class Parts:
-    """What a merge keeps apart, so that a sampling rule can scale it.
+    """The separate adapters of a merge, which a sampling rule can scale.
 
     Args:
         adapters: The adapters, contents first.

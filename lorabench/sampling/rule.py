@@ -38,7 +38,7 @@ class Branch:
 
 @dataclass(frozen=True)
 class Context:
-    """What a rule knows before sampling starts.
+    """Facts that a rule can use before sampling starts.
 
     Args:
         roles: Role of each adapter.

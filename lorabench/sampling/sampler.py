@@ -1,4 +1,4 @@
-"""Sampling: guidance as rows of one forward, noise from each image's own seed."""
+"""Sampling: guidance as rows of one forward pass, and noise from the seed of each image."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def sample_latents(
 
 
 def _guided(predictions: Tensor, guidance: float, branches: Sequence[Branch] | None) -> Tensor:
-    """One prediction [n, c, h, w] of those of all branches [b, n, c, h, w]."""
+    """Combine the predictions of all branches [b, n, c, h, w] into one [n, c, h, w]."""
     if branches is not None:
         weights = torch.tensor([branch.weight for branch in branches], device=predictions.device)
         return torch.einsum("b,bnchw->nchw", weights, predictions)

@@ -43,6 +43,8 @@ def dreambooth(concept: Concept, recipe: LoRASpec, note: str = "") -> Output:
     """Return the adapter of a concept with its own role.
 
     Args:
+        concept: The concept.
+        recipe: Settings of the training.
         note: Added to the name if the training differs from that of other methods.
     """
     return Output(DreamBoothJob(concept, recipe, concept.name + note), "lora", concept.role, concept)

@@ -1,4 +1,4 @@
-"""The user's files instead of a training: what task=merge and task=generate use, whatever the method's own training."""
+"""The user's files instead of a training; task=merge and task=generate use it for every method."""
 
 from __future__ import annotations
 

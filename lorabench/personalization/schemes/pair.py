@@ -1,9 +1,9 @@
 """The training of PairCustomization (Jones et al., arXiv 2405.01536): one image before and after styling.
 
-It trains a content adapter on the image before styling and a style adapter on what styling changes, see
+It trains a content adapter on the image before styling and a style adapter on the difference that styling makes, see
 lorabench/personalization/aligned.py. Only a world that can render the same image twice has such images. The styled
-image is what other methods are asked for (in a pose that is not scored), so a row of this training shows the effect of
-known ground truth and does not compare merging.
+image is the image that other methods should generate (in a pose that is not scored). So a row of this training shows
+the effect of known ground truth and does not compare merging.
 """
 
 from __future__ import annotations
