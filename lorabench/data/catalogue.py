@@ -26,7 +26,7 @@ class Shelf:
     """The content of a dataset of photographs, before any image is read.
 
     Args:
-        subjects: Whether each subject is a live one, by name.
+        subjects: Whether a subject is alive, by name.
         styles: Names of the styles.
         load: Function that returns the concept of a role and name.
         contexts: The dataset's own scenes for "object" and "live" subjects.
@@ -83,6 +83,7 @@ def check_name(name: str) -> None:
 
 
 def microworld(spec: WorldSpec, prompts: Prompts) -> list[Pair]:
+    """Return the pairs of a microworld dataset."""
     from lorabench.data import microworld_pairs as world
     from lorabench.data.matching import select_world
 
@@ -102,7 +103,7 @@ def microworld(spec: WorldSpec, prompts: Prompts) -> list[Pair]:
 
 
 def public(spec: DreamBoothStyleDropSpec, prompts: Prompts) -> Shelf:
-    """Clones of google/dreambooth and of StyleDrop-PyTorch, or folders like theirs."""
+    """Return the content of clones of google/dreambooth and StyleDrop-PyTorch, or of folders like them."""
     from lorabench.data import dreambooth, packaged, styledrop
 
     dataset = dreambooth.find(Path(spec.root).expanduser())
@@ -120,7 +121,7 @@ def public(spec: DreamBoothStyleDropSpec, prompts: Prompts) -> Shelf:
 
 
 def own(spec: FolderSpec, prompts: Prompts) -> Shelf:
-    """A user's own images with their manifest."""
+    """Return the content of the user's own images with their manifest."""
     from lorabench.data import folder
     from lorabench.data.manifest import read
 
@@ -136,14 +137,14 @@ def own(spec: FolderSpec, prompts: Prompts) -> Shelf:
 
 
 def aligned(content: Concept, style: Concept, prompt: str) -> Concept:
-    """A subject of the microworld before and after styling, in one picture as the publication has it."""
+    """Return a subject of the microworld before and after styling, in one image as in the publication."""
     from lorabench.data import microworld_pairs as world
 
     return world.aligned(content, style, 1, prompt)
 
 
 def world_version(spec: DatasetSpec) -> str:
-    """The microworld's version, kept in every row of scores; empty for photographs."""
+    """Return the microworld's version, which every row of scores has; empty for photographs."""
     if not isinstance(spec, WorldSpec):
         return ""
     from lorabench.data import microworld

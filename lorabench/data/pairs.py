@@ -1,4 +1,4 @@
-"""What is personalised and merged: references, concepts (a subject or a style) and pairs of them."""
+"""Inputs of trainings and merges: reference images, concepts (a subject or a style) and pairs of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from lorabench.base import UserError
 
 NO_SCENE = "a {}"
-JOIN = "+"  # between names of what is drawn together
+JOIN = "+"  # between names of concepts in one image
 Role = Literal["content", "style"]
 Wording = Literal["prompt", "subject", "styled", "plain"]
 ROLES: tuple[Role, Role] = ("content", "style")
@@ -22,7 +22,10 @@ ROLES: tuple[Role, Role] = ("content", "style")
 class Prompts:
     """The prompts of DreamBooth-LoRA with ZipLoRA's identifiers; both identifiers are configurable.
 
-    contexts: the scenes to draw pairs in, by name or one by one (lorabench/data/contexts.py).
+    Args:
+        content_token: Identifier of subjects.
+        style_token: Identifier of styles.
+        contexts: Scenes of the pairs: the name of a list, or the scenes themselves (lorabench/data/contexts.py).
     """
 
     content_token: str = "sks"
@@ -30,15 +33,17 @@ class Prompts:
     contexts: str | Sequence[str] = "none"
 
     def content(self, word: str) -> str:
+        """Return the prompt of a subject with this class word."""
         return f"a {self.content_token} {word}"
 
     def style(self, word: str) -> str:
+        """Return the prompt of an image of the style that shows an object."""
         return f"a {word} in {self.style_token} style"
 
     def scene(self, words: Sequence[str], styles: Sequence[str], context: str = NO_SCENE) -> Scene:
-        """Subjects of these class words in a context, and styles of these phrases.
+        """Return the scene of subjects with these class words in a context, and of styles with these phrases.
 
-        Each subject has its identifier; that of the styles is the same for all and comes once.
+        Each subject has its identifier. All styles share one identifier, which occurs once.
 
         >>> Prompts().scene(["dog"], ["oil painting style"], "a {} in the snow").prompt
         'a sks dog in the snow in szn style'
@@ -57,11 +62,12 @@ class Prompts:
 class Reference:
     """One image of a concept.
 
-    word: the object it shows, without an article ("dog").
-    prompt: the caption it is trained with ("a sks dog", "a house in szn style").
-    sha256: identity of the image, what the store's keys are made of.
-    load: draws or decodes it (upright RGB, any size); picklable, so that a worker does it.
-    weight: how often training draws it, relative to the other images of its concept.
+    Args:
+        word: The object in the image, without an article ("dog").
+        prompt: Its caption in training ("a sks dog", "a house in szn style").
+        sha256: Identity of the image; keys of the store contain it.
+        load: Function that renders or decodes the image (upright RGB, any size); picklable, so that workers can call it.
+        weight: Frequency of the image in training, relative to the other images of its concept.
     """
 
     word: str
@@ -71,11 +77,11 @@ class Reference:
     weight: int = 1
 
     def identity(self) -> list[Any]:
-        """Return what distinguishes this image from any other in training."""
+        """Return the properties that distinguish this image from any other in training."""
         return [self.prompt, self.sha256, *([self.weight] if self.weight != 1 else [])]
 
     def image(self, size: int) -> Image.Image:
-        """RGB [size, size]: centre crop to a square, then one antialiased resize."""
+        """Return the RGB image [size, size]: a center crop, then one antialiased resize."""
         return square(self.load(), size)
 
 
@@ -83,14 +89,17 @@ class Reference:
 class Concept:
     """A subject (role content) or a style.
 
-    word: the class word ("dog") or the style phrase ("oil painting style").
-    images: what the LoRA is trained on.
-    references: what generated images are compared with; other images than the trained ones where there are some.
-    factors: the true factors in a world that has them, else None.
-    live: whether it is a living subject, which may wear a hat.
-    contexts: of its own to be drawn in, for prompts.contexts=auto.
-    styled: the same pictures after styling, for a training on aligned pictures.
-    token: its identifier in the prompts; "" where that is not known, as of a user's own LoRA.
+    Args:
+        name: Name in the dataset.
+        role: "content" or "style".
+        word: The class word ("dog") or the style phrase ("oil painting style").
+        images: Training images of the LoRA.
+        references: Images for comparison with generated images; other images than `images` if there are some.
+        factors: The true factors in a world that has them, else None.
+        live: Whether it is a living subject, which may wear a hat.
+        contexts: Scenes of its own, for prompts.contexts=auto.
+        styled: `images` after styling, for a training on aligned images.
+        token: Its identifier in the prompts; "" if unknown, as for a user's own LoRA.
     """
 
     name: str
@@ -110,7 +119,7 @@ class Concept:
         return sum(image.weight for image in self.images)
 
     def identity(self) -> dict[str, Any]:
-        """What tells this concept from any other, for keys: words and image hashes, no path."""
+        """Return the properties that distinguish this concept in keys: words and image hashes, no path."""
         known = {"images": self.images, **({"styled": self.styled} if self.styled else {})}
         shown = {kind: [each.identity() for each in images] for kind, images in known.items()}
         return {"role": self.role, "word": self.word, **shown}
@@ -136,23 +145,25 @@ class Scene(NamedTuple):
     context: str = ""
 
     def worded(self, wording: Wording) -> str:
-        """The prompt in a wording, as it stands where that is not known."""
+        """Return the prompt in a wording, or `prompt` if the wording is unknown."""
         return getattr(self, wording) or self.prompt
 
 
 def worded(prompts: Sequence[str | Scene], wording: Wording) -> list[str]:
-    """Scenes in a wording; a string says the same in all."""
+    """Return scenes in a wording; strings are unchanged."""
     return [each if isinstance(each, str) else each.worded(wording) for each in prompts]
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A subject to be drawn in a style; or several subjects together, or in a blend of several styles.
+    """A subject to be generated in a style; or several subjects together, or in a blend of several styles.
 
-    alone: the pair in no particular place, what a merge learns with.
-    couples: of several, each content with each style as a pair of its own; empty for a single pair.
-    scenes: what is drawn instead; merges do not know of them.
-    content_scenes, style_scenes: what is drawn for uses of the subject or the style by itself; empty: as `scenes`.
+    Args:
+        contents, styles: The concepts.
+        alone: The pair without a place; merges learn with it.
+        couples: Each content with each style as a pair, if there are several; empty for a single pair.
+        scenes: Scenes to generate instead of `alone`; merges do not depend on them.
+        content_scenes, style_scenes: Scenes for uses of only the subject or only the style; empty: `scenes`.
     """
 
     contents: tuple[Concept, ...]
@@ -165,62 +176,74 @@ class Pair:
 
     @property
     def prompt(self) -> str:
+        """Return the prompt without a place."""
         return self.alone.prompt
 
     @property
     def text(self) -> str:
+        """Return the prompt without a place and in plain words."""
         return self.alone.text
 
     @property
     def drawn(self) -> tuple[Scene, ...]:
-        """The scenes; without any, the pair alone."""
+        """Return the scenes, or the pair without a place if there are none."""
         return self.scenes or (self.alone,)
 
     def shots(self, images: int) -> list[Scene]:
-        """The scene of every image, in their order: each scene `images` times."""
+        """Return the scene of every image in order: each scene `images` times."""
         return [scene for scene in self.drawn for _ in range(images)]
 
     @property
     def concepts(self) -> tuple[Concept, ...]:
-        """Contents, then styles: the order of the adapters."""
+        """Return contents, then styles, which is the order of the adapters."""
         return self.contents + self.styles
 
     @property
     def roles(self) -> tuple[Role, ...]:
+        """Return the role of each concept."""
         return tuple(concept.role for concept in self.concepts)
 
     @property
     def content_name(self) -> str:
+        """Return the joined names of the contents."""
         return JOIN.join(concept.name for concept in self.contents)
 
     @property
     def style_name(self) -> str:
+        """Return the joined names of the styles."""
         return JOIN.join(concept.name for concept in self.styles)
 
     @property
     def names(self) -> dict[Role, str]:
+        """Return the joined names by role."""
         return {"content": self.content_name, "style": self.style_name}
 
     @property
     def name(self) -> str:
+        """Return the name of the pair: names of contents and styles."""
         return f"{self.content_name}{JOIN}{self.style_name}"
 
     def of(self, role: Role) -> tuple[Concept, ...]:
+        """Return the concepts of a role."""
         return self.contents if role == "content" else self.styles
 
     @property
     def is_single(self) -> bool:
-        """One subject in one style: what the truth of a microworld knows how to draw and to name."""
+        """Return whether this is one subject in one style, which a microworld can render and name."""
         return len(self.concepts) == 2
 
 
 def pair(contents: tuple[Concept, ...], styles: tuple[Concept, ...], prompts: Prompts) -> Pair:
-    """Contents and styles with the prompts that name each of them; UserError where a prompt cannot tell two apart."""
+    """Return a pair of contents and styles with its prompts.
+
+    Raises:
+        UserError: If two subjects have the same class word, so that a prompt cannot distinguish them.
+    """
     words = [content.word for content in contents]
     if twice := next((word for word in words if words.count(word) > 1), None):
         names = JOIN.join(content.name for content in contents)
         raise UserError(
-            f"{names} has two subjects called {twice!r}, which no prompt tells apart; name one of each class"
+            f"{names} has two subjects called {twice!r}, which no prompt can distinguish; name one of each class"
         )
     singles = [((content,), (style,)) for content in contents for style in styles]
     couples = tuple(pair(*single, prompts) for single in singles) if len(singles) > 1 else ()
@@ -228,12 +251,12 @@ def pair(contents: tuple[Concept, ...], styles: tuple[Concept, ...], prompts: Pr
 
 
 def distinct(references: Iterable[Reference]) -> tuple[Reference, ...]:
-    """Return each image once: a file that is there under two names is one reference."""
+    """Return each image once; a file with two names is one reference."""
     return tuple({reference.sha256: reference for reference in references}.values())
 
 
 def joined(pair: Pair) -> Concept:
-    """Return all concepts of a pair as one, from which training draws as often as from any other."""
+    """Return all concepts of a pair as one concept, in which training draws each of them equally often."""
     total = lcm(*(concept.weight for concept in pair.concepts))
     images = tuple(
         replace(image, weight=image.weight * (total // concept.weight))
@@ -246,7 +269,7 @@ def joined(pair: Pair) -> Concept:
 
 
 def listed(items: Iterable[str]) -> str:
-    """As a sentence lists them.
+    """Join items as in a sentence.
 
     >>> listed(["a mug", "a cat", "a dog"])
     'a mug, a cat and a dog'
@@ -256,7 +279,7 @@ def listed(items: Iterable[str]) -> str:
 
 
 def square(image: Image.Image, size: int) -> Image.Image:
-    """Centre-crop to a square and resize to `size`; an image of that size passes unchanged."""
+    """Crop the center square and resize it to `size`; an image of that size is returned unchanged."""
     if image.size == (size, size):
         return image
     return ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)

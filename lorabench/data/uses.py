@@ -1,14 +1,14 @@
-"""What a set of generated images is for: the subject in the style, or either of them alone.
+"""Uses of a set of generated images: the subject in the style, or only one of them.
 
     use       prompt               adapters    shows
-    joint     "a sks dog in szn style"  all    what the tables report
-    content   "a sks dog"          content     the subject; its scores of style are what leaks from the style images
-    style     "a dog in szn style" style       the style; its scores of content are what leaks from the subject
+    joint     "a sks dog in szn style"  all    both, as reported in tables
+    content   "a sks dog"          content     the subject; its scores of style show leaks from the style images
+    style     "a dog in szn style" style       the style; its scores of content show leaks from the subject
     cross     as joint             all         the content of one training with the style of another
 
 Images of every use are compared with the references of both concepts. `cross` is a joint set of a pair whose adapters
-come from different trainings, so the pair says it and no prompt changes. A merge without separate adapters, such as
-TIES, is used whole.
+come from different trainings: the pair has these adapters, and the prompt does not change. A merge without separate
+adapters, such as TIES, is used as a whole.
 """
 
 from __future__ import annotations
@@ -44,5 +44,5 @@ def scene_for(scene: Scene, use: Role) -> Scene:
 
 
 def strength_for(use: Use) -> dict[Role, float] | None:
-    """Return the scale of all adapters of a role; None scales none."""
+    """Return the scale of all adapters by role; None: no scaling."""
     return {role: float(role == use) for role in ROLES} if use in ROLES else None
