@@ -66,7 +66,7 @@ class Reference:
         word: The object in the image, without an article ("dog").
         prompt: Its caption in training ("a sks dog", "a house in szn style").
         sha256: Identity of the image; keys of the store contain it.
-        load: Function that renders or decodes the image (upright RGB, any size); picklable, so that workers can call it.
+        load: Function that renders or decodes the image (upright RGB, any size); picklable for workers.
         weight: Frequency of the image in training, relative to the other images of its concept.
     """
 

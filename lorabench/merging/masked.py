@@ -61,7 +61,7 @@ class MaskedSum(Merge):
         Args:
             updates: Factors of each adapter, of rank 0 if it does not adapt the layer.
             seed: Seed of the pair; a random draw is seeded with it and the name of the layer.
-            moments: What `activations` asks for, [adapters, n, n].
+            moments: Input moments that `activations` asks for, [adapters, n, n].
         """
         return None
 

@@ -1,4 +1,4 @@
-"""Images drawn while a LoRA is trained, to see whether it learns too little or too much."""
+"""Images generated during the training of a LoRA, to see whether it learns too little or too much."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ class Look:
 
 
 class Samples(pl.Callback):
-    """One image of a prompt every few updates, always from the same noise.
+    """Generates an image of a prompt every few updates, always from the same noise.
 
-    text: whether the text encoders are in training, so that the prompt is encoded anew.
+    Args:
+        text: Whether the text encoders are in training, so that the prompt is encoded again each time.
     """
 
     def __init__(self, look: Look, every: int, model: DiffusionModel, prompt: str, seed: int, text: bool):

@@ -1,9 +1,9 @@
-"""task=merge and task=generate: the user's own LoRAs merged into one file, or drawn with.
+"""task=merge and task=generate: merge the user's own LoRAs into one file, or generate images with them.
 
     python run.py task=merge content=a.safetensors style=b.safetensors method=direct output=merged.safetensors
     python run.py task=generate content=a.safetensors style=b.safetensors method=direct prompt="a sks dog in szn style"
 
-Images that a merge learns from and that nobody gave are drawn once and kept in the store.
+Images for merges that learn are generated once and kept in the store if the user gives none.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Job:
         )  # fmt: skip
 
     def check_prompts(self) -> None:
-        """Warn of prompts that the model does not read to their end; UserError where the style is lost."""
+        """Warn of prompts that the model truncates; raise UserError if words of the style would be lost."""
         readers = readers_of(self.files, self.model.name)
         words = [self.style_token, *(word for own in self.own.styles for word in (own.prompt or "").split())]
         for prompt in filter(None, [self.own.prompt, *(own.prompt for own in self.own.files)]):
@@ -89,12 +89,12 @@ class Job:
 
     @cached_property
     def store(self) -> Store:
-        """Opened where something is kept: a sum of two files needs none."""
+        """Open the store, on first use only: a sum of two files needs none."""
         return Store.open(self.root)
 
     @cached_property
     def files(self) -> ModelFiles:
-        """Looked for once, which asks the hub where the model is a hub id."""
+        """Find the files of the model once; for a hub id this asks the hub."""
         return model_files(self.model)
 
     def merged(self, bar: Bar) -> Merged:
@@ -104,7 +104,7 @@ class Job:
     def kept(
         self, model: DiffusionModel, own: UserLoRA, lora: LoRA, progress: Callable[[int], None]
     ) -> list[Reference]:
-        """Images that a LoRA draws of its prompt, from the store."""
+        """Return images that a LoRA generates from its prompt, from the store."""
         from lorabench.data.images import image_paths, reference
         from lorabench.lora.files.refuse import resolve
 
@@ -201,7 +201,7 @@ def origin(job: Job) -> dict[str, str]:
 
 
 def cores() -> int:
-    """Return how many cores this process may use, or OMP_NUM_THREADS if it is set."""
+    """Return the number of cores for this process, or OMP_NUM_THREADS if it is set."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
     return int(asked) if asked.isdigit() and int(asked) else len(os.sched_getaffinity(0))
 
@@ -245,7 +245,7 @@ def generate(job: Job) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """UserError unless files can be written to it."""
+    """Create a folder; raise UserError if files cannot be written to it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=folder).close()
@@ -270,6 +270,7 @@ def user_loras(cfg: DictConfig, role: str, needed: bool = True) -> tuple[UserLoR
 
 
 def as_list(value: Any) -> list[Any]:
+    """Return a value as a list; None is empty."""
     if value is None:
         return []
     return value if isinstance(value, list) else [value]

@@ -101,7 +101,7 @@ class MergePair(BatchWork):
 
     @classmethod
     def run(cls, works: Sequence[MergePair], folders: Sequence[Path], progress: Progress) -> None:
-        """Write the merged LoRA and what the merge learned, for each pair."""
+        """Write the merged LoRA and the learned masks, losses and costs, for each pair."""
         from lorabench.engine.costs import COST_FILE, measured
         from lorabench.lora.adapter import LoRA
         from lorabench.merging.masks import effective_ranks
@@ -135,7 +135,7 @@ def load_scorer(files: ScorerFiles, device: str) -> Scorer:
 
 @cache
 def load_model(files: ModelFiles, accelerator: str) -> DiffusionModel:
-    """The base model, once a process."""
+    """Return the base model, loaded once per process."""
     from lorabench.models.load import load
 
     quiet()
@@ -143,7 +143,7 @@ def load_model(files: ModelFiles, accelerator: str) -> DiffusionModel:
 
 
 def quiet() -> None:
-    """Lightning and diffusers announce themselves at every fit; the run has one progress bar."""
+    """Silence messages of Lightning and diffusers at every fit; the run has one progress bar."""
     import logging
     import warnings
 

@@ -1,4 +1,4 @@
-"""Merging the user's own LoRAs by any method: `lorabench.merge`, and what task=merge and task=generate do.
+"""Merging the user's own LoRAs by any method: `lorabench.merge`, also used by task=merge and task=generate.
 
     from lorabench import UserLoRA, merge
 
@@ -8,8 +8,8 @@
     merged = merge(dog, crayon, method="duolora", prompt="a sks dog in szn style", device="gpu")
     merged.save("merged.safetensors", format="kohya")
 
-A method that learns needs the model, the prompts, and images of both: the given ones, or those that each LoRA draws of
-its own prompt.
+A method that learns needs the model, the prompts, and images of both: the given ones, or images that each LoRA
+generates from its own prompt.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 TEACHERS = GenerateSpec(images=4, steps=30, guidance=5.0, batch=1)
 LAYERS = 1.0  # work of a merge without the model
-STEP, IMAGE = 10.0, 2.0  # denoiser rows that a row of a merging step, or a step of an image, costs; as Item.cost
+STEP, IMAGE = 10.0, 2.0  # cost of a row of a merging step, and of a step of an image, in denoiser rows; see Item.cost
 
 Own = UserLoRA | Path | str
 Teacher = Callable[["DiffusionModel", UserLoRA, "LoRA", Callable[[int], None]], Sequence[Reference]]
@@ -56,13 +56,20 @@ def merge(
     teachers: GenerateSpec = TEACHERS,
     **settings: Any,
 ) -> LoRA:
-    """The merge of a content LoRA and a style LoRA (or several of each) as one LoRA, to be saved.
+    """Merge a content LoRA and a style LoRA (or several of each) into one LoRA.
 
-    method, settings: as on the command line, merge(..., method="duolora", ablation="no_cycle", lambda_prior=0.2).
-    prompt: with the identifiers of both; only a method that learns needs one.
-    model: a preset ("sdxl", "koala_1b", "koala_700m", "micro"), a diffusers folder, a single file or a hub id.
-    device: "cpu", "gpu" or "auto".  teachers: how images are drawn with the LoRAs that come without.
-    Raises UserError for what does not fit, before any long work starts.
+    Args:
+        content, style: One LoRA or several: files, or files with prompts and images.
+        method: Name of the method.
+        prompt: Prompt with the identifiers of both; only a method that learns needs one.
+        model: A preset ("sdxl", "koala_1b", "koala_700m", "micro"), a diffusers folder, a single file or a hub id.
+        device: "cpu", "gpu" or "auto".
+        seed: Seed of all random draws.
+        teachers: Sampler of images for LoRAs that come without images.
+        settings: As on the command line: merge(..., method="duolora", ablation="no_cycle", lambda_prior=0.2).
+
+    Raises:
+        UserError: If files, method and model do not fit together; before any long work starts.
     """
     choose("device", device, ("cpu", "gpu", "auto"))
     chosen = load(method, **settings) if isinstance(method, str) else method
@@ -82,10 +89,17 @@ def merged(
     progress: Callable[[float], None] | None = None,
     image_cost: float = 0.0,
 ) -> Merged:
-    """The merge of a pair; the model's weights are read only for a method that needs them.
+    """Merge a pair; the model's weights are only read for a method that needs them.
 
-    teacher: draws the images of a LoRA that has none.
-    progress: called with the work done so far, of `work`, in which an image costs `image_cost`.
+    Args:
+        own: The LoRAs.
+        method: The method.
+        spec: The base model.
+        seed: Seed of all random draws.
+        trainer: Device and precision.
+        teacher: Function that generates the images of a LoRA that has none.
+        progress: Called with the finished work, in the units of `work`.
+        image_cost: Work of one image of `teacher`.
     """
     own.check(method)
     loras = tuple(each.read() for each in own.files)
@@ -110,7 +124,7 @@ def merged(
     base = load_model(model_files(spec), trainer.accelerator)
     images, done = [], 0.0
 
-    def tell(count: int, cost: float) -> None:
+    def advance(count: int, cost: float) -> None:
         if progress:
             progress(done + count * cost)
 
@@ -118,10 +132,10 @@ def merged(
         if not merge.needs_images:
             images.append((each.blank(),))
             continue
-        images.append(tuple(known or teacher(base, each, lora, partial(tell, cost=image_cost))))
+        images.append(tuple(known or teacher(base, each, lora, partial(advance, cost=image_cost))))
         done += 0 if known else len(images[-1]) * image_cost
     item = MergeItem(loras, own.pair(images))
-    env = MergeEnvironment(base.layers, base, seed, trainer, partial(tell, cost=step_cost(own, method)))
+    env = MergeEnvironment(base.layers, base, seed, trainer, partial(advance, cost=step_cost(own, method)))
     [result] = merge.merge_pairs([item], env)
     return result
 
@@ -135,7 +149,7 @@ def fitting(lora: LoRA) -> str:
 
 
 def work(own: UserPair, method: Method, teachers: GenerateSpec) -> float:
-    """What a merge costs, in rows of the UNet while sampling."""
+    """Return the cost of a merge, in rows of the UNet while sampling."""
     merge = method.merge
     if not merge.needs_model:
         return LAYERS
@@ -144,10 +158,12 @@ def work(own: UserPair, method: Method, teachers: GenerateSpec) -> float:
 
 
 def image_cost(spec: GenerateSpec) -> float:
+    """Return the cost of an image, in rows of the UNet while sampling."""
     return IMAGE * spec.steps
 
 
 def step_cost(own: UserPair, method: Method) -> float:
+    """Return the cost of a merging step, in rows of the UNet while sampling."""
     batch = method.merge.fit.batch if isinstance(method.merge, LearnedMasks) else 1
     return STEP * len(own.files) * batch
 
@@ -161,7 +177,7 @@ def drawn(
     lora: LoRA,
     progress: Callable[[int], None],
 ) -> list[Reference]:
-    """Images of its own prompt by a LoRA alone, as references; seeded by the prompt, the index and `seed`."""
+    """Generate images of a LoRA's own prompt, as references; the seed is made of prompt, index and `seed`."""
     from PIL import Image
 
     from lorabench.sampling.generate import generate

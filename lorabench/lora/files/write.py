@@ -1,4 +1,4 @@
-"""The one writer of adapter files: factors by layer in, the names that other programs read out."""
+"""The one writer of adapter files: factors by layer in, names of other programs out."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def write(
 ) -> None:
     """Write a .safetensors file; layers whose update is zero are left out.
 
-    Factors are asked for layer by layer and cast at once, so that a lazy adapter never is in memory as a whole.
+    Factors are read and cast layer by layer, so that a lazy adapter is never in memory as a whole.
 
     Args:
-        adapter: What is written.
-        path: Of the file; token embeddings are written to files beside it, except in the store.
-        origin: Metadata about where the adapter comes from.
+        adapter: The adapter.
+        path: Path of the file; token embeddings get files of their own in the same folder, except in the store.
+        origin: Metadata about the source of the adapter.
         format: "kohya", "diffusers" or "store", see formats.py.
         dtype: "float32", "float16" or "bfloat16"; None keeps the factors as they are.
 
