@@ -61,15 +61,18 @@ class Ours:
         self.detach()
 
     def attach(self) -> None:
+        """Put the adapters on the UNet."""
         for layer, module in self.adapters.layers.items():
             self.model.unet.set_submodule(layer, module)
 
     def detach(self) -> None:
+        """Take the adapters off the UNet."""
         self.adapters.detach()
 
     def prepare(self, i: int) -> None: ...
 
     def run(self, i: int) -> None:
+        """Run step i."""
         self.optimizer.zero_grad()
         total(self.module.loss(i)).backward()
         self.optimizer.step()
@@ -86,18 +89,22 @@ class Plain:
         self.optimizer = torch.optim.Adam(self.net.masks, lr=method.fit.lr)
 
     def attach(self) -> None:
+        """Put the masked layers on the UNet."""
         self.net.attach()
 
     def detach(self) -> None:
+        """Take the masked layers off the UNet."""
         self.net.detach()
 
     def prepare(self, i: int) -> None: ...
 
     def terms(self, i: int) -> dict[str, Tensor]:
+        """Return the loss terms of step i."""
         unused: Any = None
         return self.loss(self.net, self.draws.step(i, self.method.fit.batch, unused, self.layers), self.method)
 
     def run(self, i: int) -> None:
+        """Run step i."""
         self.optimizer.zero_grad()
         total(self.terms(i)).backward()
         self.optimizer.step()
@@ -111,10 +118,12 @@ class Extra:
         self.attach, self.detach = duolora.attach, duolora.detach
 
     def prepare(self, i: int) -> None:
+        """Draw step i and compute its targets."""
         self.step: MergeStep = self.duolora.module.draw(i)
         self.targets = self.step.teachers()
 
     def run(self, i: int) -> None:
+        """Run the cycle and its backward pass."""
         step, both = self.step, (0, 1)
         starts = [step.images[k].under(step.both) for k in both]
         if self.duolora.method.constyle == "through_merge":
@@ -138,14 +147,17 @@ class Floor:
         self.first = model.denoiser.get_submodule(next(iter(model.layers.trained()))).weight
 
     def attach(self) -> None:
+        """Require gradients of the first adapted layer."""
         self.first.requires_grad_(True)
 
     def detach(self) -> None:
+        """Remove the gradient of the first adapted layer."""
         self.first.requires_grad_(False).grad = None
 
     def prepare(self, i: int) -> None: ...
 
     def run(self, i: int) -> None:
+        """Run the rows of step i."""
         unused: Any = None
         step = self.draws.step(i, self.batch, unused, {})
         x, t = torch.cat([each.x for each in step.images]), step.t.repeat(len(step.images))
@@ -156,10 +168,12 @@ class Floor:
 
 
 def total(terms: dict[str, Tensor]) -> Tensor:
+    """Return the sum of all loss terms."""
     return torch.stack([term.sum() for term in terms.values()]).sum()
 
 
 def loras_of(model: SDXL, size: str) -> tuple[LoRA, LoRA]:
+    """Return a random content LoRA and a random style LoRA of the size's rank."""
     return random_lora(model, RANKS[size], "content"), random_lora(model, RANKS[size], "style")
 
 
@@ -220,5 +234,6 @@ def differences(ours: Ours, plain: Plain) -> dict[str, float]:
 
 
 def gradient(mask: Tensor) -> Tensor:
+    """Return the gradient of a mask."""
     assert mask.grad is not None
     return mask.grad

@@ -69,6 +69,7 @@ def measured(command: list[str], folder: Path) -> tuple[float, float, float]:
 
 
 def main() -> None:
+    """Measure merges of files by lorabench and, if its folder is given, by kohya's scripts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kohya", type=Path)
     parser.add_argument("--methods", default="direct,svd,ties")
@@ -93,6 +94,7 @@ def main() -> None:
 
 
 def report(name: str, command: list[str], folder: Path, output: Path) -> None:
+    """Measure a command and print a row of the table."""
     cpu, seconds, memory = measured(command, folder)
     print(f"| {name} | {cpu:.1f} | {seconds:.1f} | {memory:,.0f} | {output.stat().st_size / 1e6:.0f} |", flush=True)
 

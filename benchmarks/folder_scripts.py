@@ -56,6 +56,7 @@ class FolderScripts:
         }
 
     def against(self, kind: str, images: Sequence[Path], references: Sequence[Path]) -> torch.Tensor:
+        """Return cosine similarities [images, references] by a network of a kind."""
         network = self.load(kind)
         features: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
             "dino": network,
@@ -69,6 +70,7 @@ class FolderScripts:
         return rows[0] @ rows[1].T
 
     def against_text(self, images: Sequence[Path], text: str) -> torch.Tensor:
+        """Return cosine similarities [images, 1] of images and a text by CLIP."""
         network, config = self.load("clip"), self.config("clip")
         with self.timed("loading"):
             tokens = build_tokenizer(config["architecture"], self.files["clip"].config.parent)([text])
@@ -78,6 +80,7 @@ class FolderScripts:
         return seen @ read.T
 
     def config(self, kind: str) -> dict[str, Any]:
+        """Return the configuration of the network of a kind."""
         return read_config(self.files[kind].config)
 
     def load(self, kind: str) -> Any:
@@ -91,6 +94,7 @@ class FolderScripts:
     def embed(
         self, kind: str, features: Callable[[torch.Tensor], torch.Tensor], paths: Sequence[Path], part: str
     ) -> torch.Tensor:
+        """Return unit features [images, width], with the time booked under `part`."""
         found = []
         for start in range(0, len(paths), BATCH):
             with self.timed("reading"):
@@ -100,6 +104,7 @@ class FolderScripts:
         return torch.cat(found)
 
     def read(self, kind: str, paths: Sequence[Path]) -> torch.Tensor:
+        """Return preprocessed images [n, 3, h, w]."""
         known = self.config(kind)["preprocess"]
         transform = transforms.Compose([
             transforms.Resize(known["resize"], transforms.InterpolationMode(known["interpolation"])),
@@ -112,10 +117,12 @@ class FolderScripts:
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
+        """Add the CPU time of a block to `seconds`."""
         start = process_time()
         yield
         self.seconds[part] += process_time() - start
 
 
 def unit(features: torch.Tensor) -> torch.Tensor:
+    """Scale features [n, width] to unit length."""
     return features / features.norm(dim=-1, keepdim=True)

@@ -53,6 +53,7 @@ class Kill:
 
 
 def main(arguments: list[str]) -> int:
+    """Run the benchmark; return 1 if the scores of a killed run differ."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
@@ -91,6 +92,7 @@ class Bench:
     count: int = 0
 
     def fresh(self) -> Path:
+        """Return a new output folder."""
         self.count += 1
         return self.folder / str(self.count)
 
@@ -119,6 +121,7 @@ class Bench:
         return [Kill(kill.moment, kill.stage, equal) for kill in kills]
 
     def start(self, output: Path) -> int:
+        """Start the command and return its process id."""
         return start(self.run, [*self.overrides, f"output={output}"], self.folder / "log.txt")
 
     def killed(self, output: Path, moment: float) -> bool:
@@ -126,6 +129,7 @@ class Bench:
         return ended(self.start(output), moment) == -signal.SIGKILL
 
     def finish(self, output: Path) -> None:
+        """Run the command to its end; exit if it fails."""
         if code := ended(self.start(output)):
             raise SystemExit(f"a run ended with code {code}:\n{(self.folder / 'log.txt').read_text()[-4000:]}")
 
@@ -147,6 +151,7 @@ def ended(pid: int, moment: float = float("inf")) -> int:
 
 
 def kill(pid: int) -> None:
+    """Kill a process group, or the process if it does not have a group yet."""
     try:
         os.killpg(pid, signal.SIGKILL)
     except ProcessLookupError:  # the process group does not exist yet
@@ -213,6 +218,7 @@ def preload() -> None:
 
 
 def scores(output: Path) -> bytes:
+    """Return the bytes of the only scores.parquet in an output folder."""
     (file,) = output.glob("*/*/scores.parquet")
     return file.read_bytes()
 
@@ -226,6 +232,7 @@ def reached(output: Path) -> str:
 
 
 def report(kills: list[Kill], seconds: float, options: argparse.Namespace) -> None:
+    """Print or write the table of all kills."""
     rows = [
         [str(number), f"{kill.moment:.1f}", kill.stage, "yes" if kill.equal else "NO"]
         for number, kill in enumerate(kills, 1)

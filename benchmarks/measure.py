@@ -22,6 +22,7 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def synchronize(device: torch.device) -> None:
+    """Wait for a CUDA device; do nothing for a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -82,6 +83,7 @@ class Peak:
         self.before = 0
 
     def start(self) -> None:
+        """Free unused memory and start to measure."""
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -92,6 +94,7 @@ class Peak:
             self.before = resident("VmRSS")
 
     def mib(self) -> float | None:
+        """Return the peak in MiB, or None if the system does not report it."""
         if self.device.type == "cuda":
             return (torch.cuda.max_memory_allocated(self.device) - self.before) / MIB
         return (resident("VmHWM") - self.before) / MIB if STATUS.is_file() else None

@@ -26,6 +26,7 @@ TRAINER = TrainerSpec(accelerator="auto", precision="32-true", workers=0, thread
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Measure merges by the number of pairs per batch."""
     options = parsed(arguments)
     torch.set_num_threads(options.threads)
     model = build("micro", options.device, torch.float32)
@@ -59,6 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def parsed(arguments: list[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", default=["ziplora", "duolora"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -84,6 +86,7 @@ def difference(merge: Merge, env: MergeEnvironment, items: list[MergeItem]) -> f
 
 
 def apart(left: Merged, right: Merged) -> float:
+    """Return the largest relative difference of two merges in updates and loss curves."""
     updates = [
         (left.file[layer].up @ left.file[layer].down, right.file[layer].up @ right.file[layer].down)
         for layer in right.file

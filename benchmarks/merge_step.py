@@ -53,6 +53,7 @@ Numbers = dict[str, dict[str, float | None]]  # contender -> measurement -> valu
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Measure all contenders and publish the table."""
     options = parsed(arguments)
     settings = (options.size, options.device, options.dtype, options.latents, options.threads)
     memory = {name: in_own_process(peak, name, *settings) for name in (*METHODS, FLOOR)}
@@ -89,6 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def parsed(arguments: list[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=sorted(RANKS), default="micro")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -110,6 +112,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def prepared(size: str, device: str, dtype: str, latents: int | None, threads: int) -> Any:
+    """Set the number of threads and build the model."""
     torch.set_num_threads(threads)
     return build(size, device, getattr(torch, dtype), latents)
 
@@ -151,6 +154,8 @@ def checked(contenders: dict[str, Contender], dtype: torch.dtype) -> dict[str, d
 
 
 def timer(contender: Contender, device: torch.device) -> Any:
+    """Return a function from the number of a round to the seconds of its step."""
+
     def timed(i: int) -> float:
         contender.attach()
         contender.prepare(i)
@@ -199,6 +204,7 @@ def loops(model: Any, options: argparse.Namespace) -> dict[str, float]:
 
 
 def machine(options: argparse.Namespace, model: Any) -> dict[str, Any]:
+    """Return a description of the machine and the settings."""
     cuda = model.device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(model.device) if cuda else platform.processor() or platform.machine(),
@@ -216,6 +222,7 @@ def machine(options: argparse.Namespace, model: Any) -> dict[str, Any]:
 
 
 def report(facts: dict[str, Any]) -> str:
+    """Return the tables as markdown."""
     steps: Numbers = facts["steps"]
     plain, ours = steps[PLAIN_ZIPLORA]["seconds"], steps[ZIPLORA]["seconds"]
     assert plain is not None and ours is not None

@@ -51,11 +51,13 @@ class Way:
         return 2 if self.branches is None else sum(branch.weight != 0 for branch in self.branches)
 
     def draw(self, model: Any, adapters: Adapters, steps: int, batch: int) -> Tensor:
+        """Return the latents of a batch of one scene."""
         scenes = [SCENE] * batch
         return sample_latents(model, scenes, range(batch), steps, GUIDANCE, adapters, self.scales, self.branches)
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Measure all ways and publish the table."""
     options = parsed(arguments)
     torch.set_num_threads(options.threads)
     load_before = os.getloadavg()[0]
@@ -81,6 +83,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def parsed(arguments: list[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=sorted(RANKS), default="micro")
     parser.add_argument("--methods", nargs="+", default=live_methods())
@@ -178,6 +181,7 @@ def table(times: dict[str, list[float]], ways: dict[str, Way], before: dict[str,
 
 
 def goals(times: dict[str, list[float]]) -> str:
+    """Return the table of goals."""
     rows = []
     for name in CHOOSERS:
         if name in times:

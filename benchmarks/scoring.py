@@ -52,6 +52,7 @@ PARTS = ("loading", "reading", "references", "images")  # parts of the scripts' 
 
 
 def copy_images(source: Path, folder: Path, progress: Progress) -> None:
+    """Copy the images of a folder; the work of an artifact."""
     for path in source.glob("*.png"):
         shutil.copy(path, folder)
 
@@ -77,6 +78,7 @@ class Bench:
         make(self.store, TRAINER, [self.images(name) for _, name in self.cells])
 
     def concept(self, role: Role, number: int, count: int, side: int) -> Concept:
+        """Write the references of a concept and return it."""
         paths = [self.root / f"{role}_{number}" / f"{index:02d}.jpg" for index in range(count)]
         for path in paths:
             write_picture(path, side, str(path.relative_to(self.root)))
@@ -87,9 +89,11 @@ class Bench:
         return Concept(f"{role}_{number}", role, "mug" if role == "content" else f"ink {number} style", (), references)
 
     def paths(self, concept: Concept) -> list[Path]:
+        """Return the references of a concept."""
         return sorted((self.root / concept.name).glob("*.jpg"))
 
     def folders(self) -> dict[str, Folder]:
+        """Return the folders that the scripts score, by name."""
         return {
             name: Folder(
                 sorted((self.root / name).glob("*.png")),
@@ -120,6 +124,7 @@ class Bench:
         return Artifact("generate", name, 1, {"folder": name}, partial(copy_images, self.root / name))
 
     def plain(self) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, float]]:
+        """Score all folders with the scripts; return the metrics by folder and the CPU seconds by part."""
         scripts = FolderScripts(self.files)
         return {name: scripts.score(folder) for name, folder in self.folders().items()}, dict(scripts.seconds)
 
@@ -194,6 +199,7 @@ def random_weights(folder: Path) -> dict[str, ScorerFiles]:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Measure both sides and publish the table."""
     options = parsed(arguments)
     torch.set_num_threads(options.threads)
     settings = {
@@ -244,6 +250,7 @@ def measured(bench: Bench, repeats: int) -> tuple[dict[str, list[float]], dict[s
 
 
 def parsed(arguments: list[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, nargs="+", default=[1, 5, 10], help="images per folder")
     parser.add_argument("--contents", type=int, default=1)

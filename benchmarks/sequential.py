@@ -38,9 +38,11 @@ class ColumnMasked(nn.Module):
         )
 
     def sizes(self, content: Factors, style: Factors) -> tuple[int, int]:
+        """Return the numbers of mask entries of content and style."""
         return self.base.in_features, self.base.in_features
 
     def merged(self) -> Tensor:
+        """Return the merged dense update [out, in]."""
         m_c, m_s = self.m_c.to(self.content.dtype), self.m_s.to(self.style.dtype)
         return m_c * self.content + m_s * self.style
 
@@ -80,14 +82,17 @@ class Sequential:
         self.masks = [mask for each in self.layers.values() for mask in (each.m_c, each.m_s)]
 
     def attach(self) -> None:
+        """Put the masked layers on the UNet."""
         for layer, module in self.layers.items():
             self.model.unet.set_submodule(layer, module)
 
     def detach(self) -> None:
+        """Restore the layers of the UNet."""
         for layer, module in self.layers.items():
             self.model.unet.set_submodule(layer, module.base)
 
     def answer(self, adapter: str, noised: Noised, t: Tensor) -> Tensor:
+        """Predict noised latents with one active adapter: "content", "style" or "merged"."""
         for layer in self.layers.values():
             layer.adapter = adapter
         return self.model.predict(noised.x, t, noised.prompt)

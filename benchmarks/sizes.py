@@ -72,6 +72,7 @@ def plain_pair(name: str = "0") -> Pair:
 
 
 def concept(name: str, role: Any, word: str, prompt: str) -> Concept:
+    """Return a concept with one image in a single color."""
     color = tuple(seed_of(name, channel) % 256 for channel in "rgb")
     image = Reference(word, prompt, f"{name}-{color}", partial(Image.new, "RGB", (64, 64), color))
     return Concept(name, role, word, (image,), (image,))

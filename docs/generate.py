@@ -37,6 +37,7 @@ UNMERGED = ("base", "content_only", "style_only", "oracle")
 
 
 def main() -> int:
+    """Write the pages that have changed, or with --check only name them."""
     pages = {
         DOCS / "results.md": results_page(),
         DOCS / "methods.md": methods_page(),
@@ -84,6 +85,7 @@ def with_excerpt(page: str) -> str:
 
 
 def results_page() -> str:
+    """Return docs/results.md: the page with its table."""
     rows = results()
     names, metrics = tuple(dict.fromkeys(rows.row)), tuple(dict.fromkeys(rows.metric))
     return (DOCS / "results" / "page.md").read_text().replace("{table}\n", table(rows, names, metrics))
@@ -109,6 +111,7 @@ def title(preset: str) -> str:
 
 
 def ablations_table() -> str:
+    """Return the table of all ablations with their settings and presets."""
     lines = [["ablation", "changes", "fits"], ["---"] * 3]
     for name in presets.ablations()[1:]:
         values = ", ".join(f"`{key}={value}`" for key, value in presets.ablation_values(name).items())

@@ -61,8 +61,8 @@ class ExperimentsGroup(SearchPathPlugin):
     """Plugin that makes experiments/ a config group."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        search_path.append("lorabench", f"file://{CONF_ROOT}")
         """Add the folder that contains experiments/ to Hydra's search path."""
+        search_path.append("lorabench", f"file://{CONF_ROOT}")
 
 
 def register() -> None:

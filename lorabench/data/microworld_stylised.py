@@ -73,6 +73,7 @@ def shown_on_others(name: str, word: str, references: int, prompts: Prompts) -> 
 
 
 def scene(word: str, style: str, place: str, prompts: Prompts) -> Scene:
+    """Return the scene of a subject in a style at a place."""
     return prompts.scene([word], [style], f"a {{}} {place}")
 
 

@@ -51,8 +51,8 @@ class Artifact:
 
     @cached_property
     def key(self) -> str:
-        return key_of(self.stage, self.parts)
         """Return the key: 32 hexadecimal digits."""
+        return key_of(self.stage, self.parts)
 
     def sources(self) -> Iterator[Artifact]:
         """Yield the artifacts that this one is computed from."""
@@ -69,6 +69,7 @@ class Part:
 
     @property
     def key(self) -> str:
+        """Return the key of the artifact and the name of the part."""
         return f"{self.artifact.key}/{self.name}"
 
 

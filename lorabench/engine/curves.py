@@ -31,4 +31,5 @@ class Curves(Logger):
                 self.values.setdefault(term, []).append(float(value))
 
     def write(self, folder: Path) -> None:
+        """Write curves.json."""
         (folder / "curves.json").write_text(json.dumps(self.values))

@@ -103,6 +103,7 @@ def has_lost(place: str, text: str) -> bool:
 
 
 def gone(place: str) -> str:
+    """Return the message for stored files that were deleted during a run."""
     return f"stored files in {place} were deleted; run the same command again to recompute them"
 
 

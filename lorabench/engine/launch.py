@@ -135,6 +135,7 @@ class Agent(threading.Thread):
         self.error: BaseException | None = None
 
     def run(self) -> None:
+        """Start the ranks, wait for their end, and keep their error."""
         from torch.distributed.launcher.api import elastic_launch
 
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

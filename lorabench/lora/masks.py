@@ -48,8 +48,8 @@ class Masks:
         return mask
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Masks:
-        return Masks(**{kind: function(tensor) for kind, tensor in self.named().items()})
         """Return masks with a function applied to each."""
+        return Masks(**{kind: function(tensor) for kind, tensor in self.named().items()})
 
 
 AllMasks = dict[str, tuple[Masks, ...]]  # by layer, one per adapter

@@ -25,6 +25,7 @@ from lorabench.report.pooling import load_runs
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m lorabench.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

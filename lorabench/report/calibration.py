@@ -56,6 +56,7 @@ def write_calibration(found: pd.DataFrame, grid: tuple[int, int], photographs: i
 
 
 def correlation_table(found: pd.DataFrame) -> Iterator[str]:
+    """Yield the lines of the table of rank correlations and variances."""
     yield "| metric | scored by | Spearman | Kendall | Spearman within kind | variance by content | by style | rest |"
     yield "|---|---|---:|---:|---:|---:|---:|---:|"
     columns = [("spearman", "all"), ("kendall", "all"), ("spearman", "same kind")]
@@ -66,6 +67,7 @@ def correlation_table(found: pd.DataFrame) -> Iterator[str]:
 
 
 def answer_table(found: pd.DataFrame) -> Iterator[str]:
+    """Yield the lines of the table of checks with known answers."""
     yield "| metric | scored by | check | another kind | the same kind |"
     yield "|---|---|---|---:|---:|"
     checks = found.query("figure == 'check' and not metric.str.startswith('truth/')", engine="python")
@@ -75,6 +77,7 @@ def answer_table(found: pd.DataFrame) -> Iterator[str]:
 
 
 def value_table(found: pd.DataFrame) -> Iterator[str]:
+    """Yield the lines of the table of mean values by case."""
     values = found.query("figure == 'value' and kind == 'other'")
     cases = list(dict.fromkeys(values["of"]))
     yield f"| metric | scored by | {' | '.join(case.replace('_', ' ') for case in cases)} |"

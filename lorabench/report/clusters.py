@@ -52,6 +52,7 @@ class Design:
 
     @property
     def pairs(self) -> int:
+        """Return the number of pairs."""
         return len(self.contents)
 
     @property
@@ -72,6 +73,7 @@ class Design:
 
     @property
     def is_independent(self) -> bool:
+        """Return whether no two pairs share a subject or a style."""
         return not self.shared
 
 

@@ -112,6 +112,7 @@ class RunFolder:
 
     @property
     def label(self) -> str:
+        """Return the label of the run's row: method, ablation and changed settings."""
         return " ".join(filter(None, [label(self.manifest["method"], self.manifest["ablation"]), self.variant]))
 
     def named(self, settings: Sequence[str]) -> RunFolder:

@@ -102,6 +102,7 @@ def letter(number: int) -> str:
 
 
 def by_cell(table: Table) -> dict[tuple[str, str], dict]:
+    """Return the lines of a table by row label and metric."""
     return {(line["label"], line["metric"]): line for line in table.lines.to_dict("records")}
 
 

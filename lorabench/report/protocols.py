@@ -50,6 +50,7 @@ class Column:
 
     @property
     def name(self) -> str:
+        """Return the name of the column."""
         return self.spec.name
 
     @property
@@ -76,6 +77,7 @@ def load_protocol(name: str) -> ProtocolSpec:
 
 
 def typed(values: Any) -> ProtocolSpec:
+    """Return the protocol of values from a file, with checked types."""
     found: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ProtocolSpec), values))
     return found
 
@@ -132,6 +134,7 @@ def columns(protocol: ProtocolSpec, scores: pd.DataFrame) -> tuple[list[Column],
 
 
 def source(protocol: ProtocolSpec) -> str:
+    """Return the arXiv number of a protocol in parentheses, or ""."""
     return f" (arXiv {protocol.arxiv})" if protocol.arxiv else ""
 
 

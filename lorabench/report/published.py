@@ -49,6 +49,7 @@ class Published:
 
     @property
     def text(self) -> str:
+        """Return the label of the row."""
         return f"reported: {self.source}"
 
     @property

@@ -195,6 +195,7 @@ def draws(values: np.ndarray, weights: np.ndarray, design: Design | None = None)
 
 
 def weighted_mean(values: np.ndarray, weights: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Return the weighted mean along an axis."""
     return (values * weights).sum(axis=axis) / weights.sum(axis=axis)
 
 

@@ -46,6 +46,7 @@ class Note:
     line: str = DIED
 
     def write(self, file: Path) -> None:
+        """Write the note to a new file and rename it."""
         draft = file.with_suffix(".draft")
         draft.write_text(json.dumps(asdict(self)))
         draft.replace(file)
@@ -135,6 +136,7 @@ class JointReport(Callback):
         return sorted(self.register.glob("*.json")) if self.register is not None else []
 
     def is_running(self, file: Path) -> bool:
+        """Return whether the job of a note has no exit code and its process holds the lock."""
         if json.loads(file.read_text())["code"] is not None:
             return False
         try:

@@ -93,6 +93,7 @@ class Table:
 
     @property
     def labels(self) -> list[str]:
+        """Return the labels of the rows."""
         return list(self.lines["label"].unique())
 
     @property
@@ -199,6 +200,7 @@ def costs(runs: list[RunFolder]) -> pd.DataFrame:
 
 
 def format_score(line: dict | None) -> str:
+    """Format a mean with its interval."""
     if line is None:
         return ""
     mean, low, high = (f"{line[part]:.{line['digits']}f}" for part in ("mean", "low", "high"))
@@ -227,6 +229,7 @@ def shared(line: dict) -> str:
 
 
 def format_rank(line: dict | None) -> str:
+    """Format a rank with its interval."""
     if line is None or isnan(line["rank"]):
         return ""
     text = f"{line['rank']:g}"
@@ -234,6 +237,7 @@ def format_rank(line: dict | None) -> str:
 
 
 def format_cost(spent: pd.DataFrame, name: str, cost: str) -> str:
+    """Format a cost of a row."""
     value = spent[cost].get(name)
     if value is None or value != value:
         return ""

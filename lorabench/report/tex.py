@@ -60,6 +60,7 @@ def texts(line: Line) -> list[str]:
 
 
 def row(cells: list[str], width: int) -> str:
+    """Return a row of a LaTeX table, filled up to `width` cells."""
     return " & ".join([*cells, *[""] * (width - len(cells))]) + r" \\"
 
 

@@ -55,6 +55,7 @@ def cells(line: Line) -> list[str]:
 
 
 def row(texts: list[str]) -> str:
+    """Return a row of a markdown table."""
     return "| " + " | ".join(texts) + " |"
 
 

@@ -73,6 +73,7 @@ def draw_method(panel: Axes, curves: pd.DataFrame, name: str) -> None:
 
 
 def draw_volumes(panel: Axes, volumes: pd.DataFrame) -> None:
+    """Draw the hypervolumes with their intervals."""
     y = np.arange(len(volumes))
     panel.hlines(y, volumes["low"], volumes["high"], color=CURVE, linewidth=1.6, alpha=0.45)
     panel.plot(volumes["hypervolume"], y, "o", color=CURVE, markersize=5)
@@ -83,6 +84,7 @@ def draw_volumes(panel: Axes, volumes: pd.DataFrame) -> None:
 
 
 def plain(panel: Axes) -> None:
+    """Remove the frame of a panel and draw a light grid."""
     panel.grid(color=RULE, linewidth=0.6, zorder=0)
     panel.set_axisbelow(True)
     panel.tick_params(colors=INK, labelsize=9, length=0)

@@ -56,6 +56,7 @@ def fetch(config: Mapping[str, Any], key: str) -> Path:
 
 
 def by_hand(config: Mapping[str, Any], key: str) -> str:
+    """Return the advice to give a file for a backbone."""
     source = config["weights"]
     return f"get {source['file']} of the hub's {source['hub']} and use scorers.weights.{key}=<that file>"
 

@@ -18,6 +18,7 @@ from lorabench.scoring.pickles import convert
 
 
 def main(arguments: list[str]) -> int:
+    """Convert a published CSD file to safetensors."""
     if len(arguments) != 3 or not arguments[2].endswith(".safetensors"):
         print("use: python -m lorabench.scoring.convert_csd <checkpoint.pth> <csd.safetensors>", file=sys.stderr)
         return 2

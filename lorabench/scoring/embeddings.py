@@ -43,15 +43,18 @@ class Embeddings:
 
     @classmethod
     def by(cls, scorer: Scorer, rows: Mapping[str, Tensor]) -> Embeddings:
+        """Return the embeddings of a backbone."""
         text_metric = scorer.text_metric if isinstance(scorer, Clip) else ""
         return cls(scorer.name, scorer.metric, text_metric, scorer.version, rows)
 
     def save(self, folder: Path) -> None:
+        """Write the embeddings to a file."""
         about = {name: getattr(self, name) for name in ("name", "metric", "text_metric", "version")}
         save_file({role: rows.contiguous() for role, rows in self.rows.items()}, folder / FILE, about)
 
     @classmethod
     def load(cls, folder: Path) -> Embeddings:
+        """Read embeddings from a file."""
         with safe_open(folder / FILE, "pt") as file:
             return cls(**file.metadata(), rows={role: file.get_tensor(role) for role in file.keys()})  # noqa: SIM118
 

@@ -59,11 +59,13 @@ def read_pickle(path: Path) -> Mapping[str, Any]:
 
 
 def begins(path: Path, magic: bytes) -> bool:
+    """Return whether a file starts with these bytes."""
     with path.open("rb") as file:
         return file.read(len(magic)) == magic
 
 
 def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, without its final punctuation."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")[:120]
 
 

@@ -60,6 +60,7 @@ def read_shapes(path: Path) -> dict[str, torch.Tensor]:
 
 
 def unreadable(path: Path, error: Exception) -> str:
+    """Return the message for weights that cannot be read."""
     return f"{path} is not a readable safetensors file ({str(error).splitlines()[0]}); download it again"
 
 

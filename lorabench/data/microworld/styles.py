@@ -40,7 +40,7 @@ def _wave(t: np.ndarray, softness: float = 0.25) -> np.ndarray:
 
 @family
 def poster(d: Drawing, s: Style) -> np.ndarray:
-    """Screen print: four flat inks of two hues, a sun disc behind."""
+    """Draw a screen print: four flat inks of two hues, with a sun disc behind the subject."""
     inks = [hsv(s.hue, 0.75, 0.24), hsv(s.hue, 0.72, 0.62), hsv(s.hue2, 0.62, 0.90), hsv(s.hue2, 0.14, 0.98)]
     subject = np.stack(inks)[np.clip((d.tone * 4).astype(int), 0, 3)]
     x, y = d.xy
@@ -52,7 +52,7 @@ def poster(d: Drawing, s: Style) -> np.ndarray:
 
 @family
 def ink(d: Drawing, s: Style) -> np.ndarray:
-    """Pen on paper: outlines, and a wash in the darker parts."""
+    """Draw with pen on paper: outlines, and a wash in the darker parts."""
     paper = _fill(d, hsv(s.hue2, 0.03 + 0.16 * s.ground, 0.99 - 0.08 * s.ground))
     pen = _fill(d, hsv(s.hue, 0.85, 0.34))
     wash = (0.12 + 0.5 * s.scale) * (1 - d.tone) * d.mask
@@ -61,7 +61,7 @@ def ink(d: Drawing, s: Style) -> np.ndarray:
 
 @family
 def halftone(d: Drawing, s: Style) -> np.ndarray:
-    """Dots on a rotated grid, with a radius that follows the darkness."""
+    """Draw dots on a rotated grid, with a radius that grows with the darkness."""
     x, y = d.xy
     cell = 0.13 + 0.07 * s.scale
     u, v = (x + y) / np.sqrt(2) / cell, (x - y) / np.sqrt(2) / cell
@@ -75,7 +75,7 @@ def halftone(d: Drawing, s: Style) -> np.ndarray:
 
 @family
 def pencil(d: Drawing, s: Style) -> np.ndarray:
-    """Hatching: one direction of strokes in the half tones, a second across it in the shadows."""
+    """Draw hatching: strokes in one direction in the half tones, and a second direction in the shadows."""
     x, y = d.xy
     pitch = 0.09 + 0.07 * s.scale
     paper = _fill(d, hsv(s.hue2, 0.06, 0.97 - 0.12 * s.ground))
@@ -88,7 +88,7 @@ def pencil(d: Drawing, s: Style) -> np.ndarray:
 
 @family
 def neon(d: Drawing, s: Style) -> np.ndarray:
-    """Glowing tubes along the outlines on a black wall."""
+    """Draw glowing tubes along the outlines, on a black wall."""
     wall = _fill(d, hsv(s.hue2, 0.75, 0.05 + 0.12 * s.ground))
     line = d.edges(0.022 + 0.02 * s.weight)
     glow = np.clip(d.blur(line, 0.07 + 0.07 * s.scale) * 2.0, 0, 1)
@@ -99,7 +99,7 @@ def neon(d: Drawing, s: Style) -> np.ndarray:
 
 @family
 def watercolor(d: Drawing, s: Style) -> np.ndarray:
-    """Transparent washes that bleed over the outline and darken at their rims."""
+    """Draw transparent washes that bleed over the outline and are darker at their rims."""
     x, y = d.xy
     tint = mix(d.flat, _fill(d, hsv(s.hue, 0.6, 0.9)), 0.22)
     color = d.blur(np.where(d.mask[..., None], tint, 1.0), 0.012 + 0.025 * s.scale)
@@ -113,7 +113,7 @@ def watercolor(d: Drawing, s: Style) -> np.ndarray:
 
 @family
 def crayon(d: Drawing, s: Style) -> np.ndarray:
-    """Waxy strokes in the subject's own colors, a thick colored outline, tinted paper."""
+    """Draw waxy strokes in the subject's own colors, with a thick colored outline on tinted paper."""
     x, y = d.xy
     paper = _fill(d, hsv(s.hue2, 0.08 + 0.22 * s.ground, 0.98))
     pitch = 0.10 + 0.09 * s.scale
@@ -125,7 +125,7 @@ def crayon(d: Drawing, s: Style) -> np.ndarray:
 
 @family
 def pixel(d: Drawing, s: Style) -> np.ndarray:
-    """Big square pixels of few colors on a two-tone checker."""
+    """Draw big square pixels of few colors, on a two-tone checkerboard."""
     cells = 16
     step = d.n // cells
     block = _over(d, d.flat, _fill(d, np.full(3, -1.0))).reshape(cells, step, cells, step, 3)
@@ -146,7 +146,7 @@ def pixel(d: Drawing, s: Style) -> np.ndarray:
 
 @family
 def glass(d: Drawing, s: Style) -> np.ndarray:
-    """Stained glass: saturated panes between thick leads, a diamond window behind."""
+    """Draw stained glass: saturated panes between thick leads, with a diamond window behind the subject."""
     x, y = d.xy
     pitch = 0.42 + 0.28 * s.scale
     u, v = (x + y * 0.8) / pitch, (x - y * 0.8) / pitch
@@ -163,7 +163,7 @@ def glass(d: Drawing, s: Style) -> np.ndarray:
 
 @family
 def woodcut(d: Drawing, s: Style) -> np.ndarray:
-    """One block, one ink: carved lines whose width follows the tone, a carved sky."""
+    """Draw a woodcut in one ink: carved lines whose width depends on the tone, and a carved sky."""
     x, y = d.xy
     pitch = 0.12 + 0.08 * s.scale
     paper = _fill(d, hsv(s.hue2, 0.18 + 0.3 * s.ground, 0.97))
@@ -179,7 +179,7 @@ def woodcut(d: Drawing, s: Style) -> np.ndarray:
 
 @family
 def duotone(d: Drawing, s: Style) -> np.ndarray:
-    """Two-color gradient: dusk behind, the subject shaded between the two inks."""
+    """Draw with a two-color gradient: a dusk sky, and the subject shaded between the two inks."""
     x, y = d.xy
     low, high = hsv(s.hue, 0.85, 0.28), hsv(s.hue2, 0.40, 1.0)
     subject = ramp(np.clip(0.75 * d.tone + 0.45 * (d.shade(0.3) - 0.5) + 0.05, 0, 1), [low, high])
@@ -191,7 +191,7 @@ def duotone(d: Drawing, s: Style) -> np.ndarray:
 
 @family
 def clay(d: Drawing, s: Style) -> np.ndarray:
-    """Soft 3d: pastel clay under one lamp, a round shadow on a pastel sweep."""
+    """Draw soft 3D: pastel clay under one lamp, with a round shadow on a pastel background."""
     _, y = d.xy
     pastel = mix(d.flat, _fill(d, np.array([1.0, 0.96, 0.92])), 0.38)
     light = 0.15 + 0.7 * s.scale
@@ -205,7 +205,7 @@ def clay(d: Drawing, s: Style) -> np.ndarray:
 
 @family
 def chalk(d: Drawing, s: Style) -> np.ndarray:
-    """Chalk on a board: broken outlines, a light rub of color inside."""
+    """Draw with chalk on a board: broken outlines, with faint color inside."""
     x, y = d.xy
     board = _fill(d, hsv(s.hue2, 0.40, 0.18 + 0.16 * s.ground))
     grain = 0.55 + 0.45 * _wave((x * 0.4 + y) / (0.07 + 0.06 * s.scale), 0.8)
@@ -216,7 +216,7 @@ def chalk(d: Drawing, s: Style) -> np.ndarray:
 
 @family
 def blueprint(d: Drawing, s: Style) -> np.ndarray:
-    """Construction drawing: pale lines on a ruled dark sheet."""
+    """Draw a construction drawing: pale lines on a ruled dark sheet."""
     x, y = d.xy
     sheet = _fill(d, hsv(0.55 + 0.16 * s.hue, 0.72, 0.34 + 0.25 * s.ground))
     pitch = 0.2 + 0.12 * s.scale
@@ -229,7 +229,7 @@ def blueprint(d: Drawing, s: Style) -> np.ndarray:
 
 @family
 def gold(d: Drawing, s: Style) -> np.ndarray:
-    """Polished metal: the relief mirrors a banded sky; a dark velvet ground."""
+    """Draw polished metal: the relief mirrors a banded sky, on a dark velvet background."""
     x, y = d.xy
     warm = 0.06 + 0.10 * s.hue
     metal = [
@@ -246,7 +246,7 @@ def gold(d: Drawing, s: Style) -> np.ndarray:
 
 @family
 def stitch(d: Drawing, s: Style) -> np.ndarray:
-    """Cross-stitch on linen: little crosses in the subject's colors."""
+    """Draw cross-stitch on linen: little crosses in the subject's colors."""
     x, y = d.xy
     pitch = 0.125 + 0.05 * s.scale
     u, v = np.mod(x / pitch, 1) - 0.5, np.mod(y / pitch, 1) - 0.5

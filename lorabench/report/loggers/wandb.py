@@ -114,6 +114,7 @@ class WandbView(View):
         return table
 
     def image(self, path: Path) -> Any:
+        """Return an image for W&B, with sides of at most LARGEST pixels."""
         with Image.open(path) as image:
             shown = image.convert("RGB")
         large = max(shown.size) > LARGEST
