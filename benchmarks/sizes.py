@@ -22,10 +22,10 @@ from lorabench.data.pairs import Concept, Pair, Prompts, Reference
 from lorabench.data.pairs import pair as make_pair
 from lorabench.lora.adapter import Factors, LoRA
 from lorabench.models.files import model_folder
+from lorabench.models.known import denoiser_config
+from lorabench.models.reading import DTYPES
 from lorabench.models.sdxl.denoiser_only import DenoiserOnly
-from lorabench.models.sdxl.known import unet_config
 from lorabench.models.sdxl.model import SDXL
-from lorabench.models.sdxl.reading import DTYPES
 
 RANKS = {"micro": 16, "slice": 64, "sdxl": 64}
 DIFFERENCES: dict[str, dict[str, Any]] = {
@@ -39,7 +39,7 @@ def build(size: str, device: str, dtype: torch.dtype, latents: int | None = None
     if size == "micro":
         names = {known: name for name, known in DTYPES.items()}
         return SDXL.load(replace(model_folder("micro"), dtype=names[dtype]), device)
-    config = unet_config("sdxl") | DIFFERENCES[size]
+    config = denoiser_config("sdxl") | DIFFERENCES[size]
     if latents:
         config["sample_size"] = latents
     torch.manual_seed(0)

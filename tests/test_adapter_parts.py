@@ -19,7 +19,7 @@ from lorabench.lora.files import embeddings
 from lorabench.lora.layer import attach
 from lorabench.lora.masks import Masks
 from lorabench.models.sdxl.model import SDXL
-from lorabench.models.sdxl.tokens import learned_tokens
+from lorabench.models.tokens import learned_tokens
 from lorabench.sampling.generate import generate
 
 LAYER = "up_blocks.0.attentions.1.transformer_blocks.0.attn1.to_q"

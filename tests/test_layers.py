@@ -129,11 +129,13 @@ def test_loras_that_do_not_fit_name_layer(model: SDXL, loras) -> None:
 
 
 def test_unknown_block_types_are_refused(folder: Path, tmp_path: Path) -> None:
-    from lorabench.models.sdxl.known import unet_config
+    from lorabench.models.known import denoiser_config
     from lorabench.models.sdxl.layers import layers_of
 
     with pytest.raises(UserError, match="a UNet with AttnDownBlock2D is not of SDXL's family"):
-        layers_of({**unet_config("sdxl"), "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D"]}, {})
+        layers_of(
+            {**denoiser_config("sdxl"), "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D"]}, {}
+        )
 
 
 def test_layer_maps_need_no_torch() -> None:

@@ -11,7 +11,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from lorabench.models.checkpointing import recomputed
-from lorabench.models.sdxl.reading import set_attention
+from lorabench.models.sdxl.attention import set_attention
 from lorabench.tasks.memory import COLUMNS, PARTS, TRAINING, Kept, count, table
 
 

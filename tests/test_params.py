@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pandas as pd
 import pytest
 from omegaconf import OmegaConf
@@ -12,7 +10,7 @@ from lorabench.base import UserError
 from lorabench.data.pairs import ROLES
 from lorabench.merging.learned import LearnedMasks
 from lorabench.merging.method import load
-from lorabench.models.sdxl.known import UNETS
+from lorabench.models.known import KNOWN, denoiser_config
 from lorabench.models.shapes import empty_model, layer_map
 from lorabench.tasks.params import count, run, table
 
@@ -93,5 +91,5 @@ def test_mistakes_are_one_line(ranks: dict[str, int], message: str) -> None:
 
 
 def test_configs_hold_no_path() -> None:
-    for path in UNETS.values():
-        assert not any("/" in str(value) for value in json.loads(path.read_text()).values())
+    for name in KNOWN:
+        assert not any("/" in str(value) for value in denoiser_config(name).values())

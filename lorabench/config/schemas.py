@@ -21,7 +21,8 @@ class LoRASpec:
     rank: int = setting(MISSING, least=1)
     alpha: float = setting(MISSING, above=0)  # the update is scaled by alpha / rank
     blocks: list[str] = MISSING  # modules of the denoiser that are adapted, by path; [] adapts all attention layers
-    text_encoders: bool = MISSING  # adapt both text encoders too
+    targets: str = setting("attention", options=("attention", "script", "all"))  # set of layers that are adapted
+    text_encoders: bool = MISSING  # adapt the CLIP text encoders as well
     text_lr: float = setting(MISSING, above=0)  # learning rate of the text encoders
     steps: int = setting(MISSING, least=1)  # updates of the factors
     batch: int = setting(MISSING, least=1)  # images per forward pass, drawn with replacement
@@ -39,6 +40,10 @@ class LoRASpec:
     warmup: int = setting(MISSING, least=0)  # updates of the linear warm-up
     max_grad_norm: float | None = setting(MISSING, above=0)
     min_snr: float | None = setting(MISSING, above=0)  # gamma of Min-SNR; null: equal weights
+    timesteps: str = setting(
+        "uniform", options=("uniform", "logit_normal", "content", "style")
+    )  # distribution of the noise levels; all but uniform need a flow-matching model
+    loss: str = setting("native", options=("native", "v", "x0", "eps"))  # prediction whose squared error is minimized
     prior_weight: float = setting(MISSING, least=0)  # weight of prior preservation; 0: none
     prior_images: int = setting(MISSING, least=1)  # class images that the base model generates for prior preservation
     flips: bool = MISSING  # train on mirrored images as well
@@ -84,6 +89,7 @@ class ModelSpec:
         MISSING, options=("none", "encoders")
     )  # encoders: keep text encoders and VAE on the CPU while they are not used
     checkpointing: bool = MISSING  # gradient checkpointing: slower steps, less memory
+    true_guidance: bool = False  # FLUX.1: guide with the empty prompt instead of the guidance embedding
 
 
 @dataclass

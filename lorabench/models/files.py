@@ -14,9 +14,9 @@ from omegaconf import OmegaConf
 
 from lorabench.base import ASSETS, CONF, UserError
 from lorabench.config.schemas import ModelSpec
+from lorabench.models.families import HINT, Family, family_of
 from lorabench.models.hub import HUB_ID, fetch
-from lorabench.models.sdxl_files import (
-    HINT,
+from lorabench.models.pipeline_files import (
     check_configs,
     check_resolution,
     check_single_file,
@@ -51,11 +51,17 @@ class ModelFiles:
     attention: str = "auto"
     offload: str = "none"
     checkpointing: bool = False
+    true_guidance: bool = False
+
+    @property
+    def family(self) -> Family:
+        """The family of the model."""
+        return family_of(self.config)
 
     def numbers(self) -> dict[str, Any]:
         """Return the settings that change results. Attention, offload and checkpointing change only the cost."""
         neutral = ModelFiles(self.path, self.config)
-        names = ("variant", "dtype", "vae_dtype", "resolution")
+        names = ("variant", "dtype", "vae_dtype", "resolution", "true_guidance")
         return {name: getattr(self, name) for name in names if getattr(self, name) != getattr(neutral, name)}
 
     def sources(self) -> list[Path]:
@@ -77,8 +83,13 @@ def model_files(spec: ModelSpec) -> ModelFiles:
     """
     path = find(spec.path, [*CONFIGS, *weight_patterns(spec.variant)])
     if path.is_file():
-        check_single_file(path)
+        family = check_single_file(path)
         config = find(spec.config, CONFIGS)
+        if family_of(config) != family:
+            raise UserError(
+                f"{path} is {family.title} and model.config={spec.config} is {family_of(config).title}; use "
+                f"model={family.name}"
+            )
     else:
         config = path
     check_configs(config, complete=path is config)
@@ -94,6 +105,7 @@ def model_files(spec: ModelSpec) -> ModelFiles:
         attention=spec.attention,
         offload=spec.offload,
         checkpointing=spec.checkpointing,
+        true_guidance=spec.true_guidance,
     )
 
 
@@ -138,10 +150,14 @@ def find_vae(source: str) -> Path:
 def preset(model: str | Path) -> ModelSpec:
     """Return conf/model/<name>.yaml; for a folder, file or hub id, the settings of "sdxl" with the model's own VAE."""
     name = str(model) if (CONF / "model" / f"{model}.yaml").is_file() else "sdxl"
-    values: Any = OmegaConf.load(CONF / "model" / f"{name}.yaml")
-    if "sdxl" in values.pop("defaults"):  # KOALA's presets change a few values of SDXL's
-        values = OmegaConf.merge(OmegaConf.load(CONF / "model" / "sdxl.yaml"), values)
-        del values["defaults"]
+    values = preset_values(name)
     if name != str(model):
         values = OmegaConf.merge(values, {"path": str(model), "vae": None, "vae_dtype": "fp32"})
     return ModelSpec(**values)
+
+
+def preset_values(name: str) -> Any:
+    """Return the values of conf/model/<name>.yaml, over those of the presets in its `defaults`."""
+    values: Any = OmegaConf.load(CONF / "model" / f"{name}.yaml")
+    bases = [base for base in values.pop("defaults") if base != "_self_" and not base.startswith("schema/")]
+    return OmegaConf.merge(*map(preset_values, bases), values)

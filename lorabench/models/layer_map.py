@@ -29,6 +29,7 @@ class LayerMap(Mapping[str, Layer]):
         blocks: Paths of the blocks with attention, each with a short name for figures.
         modules: Paths of the attention modules in them.
         transformer_blocks: Paths of the transformer blocks in those.
+        targets: Other sets of layers of the denoiser that LoRAs are trained on, by name.
     """
 
     denoiser: Mapping[str, Layer]
@@ -37,6 +38,7 @@ class LayerMap(Mapping[str, Layer]):
     blocks: Mapping[str, str] = field(default_factory=dict)
     modules: tuple[str, ...] = ()
     transformer_blocks: tuple[str, ...] = ()
+    targets: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Layer:
         return self.denoiser[name]
@@ -47,16 +49,20 @@ class LayerMap(Mapping[str, Layer]):
     def __len__(self) -> int:
         return len(self.denoiser)
 
-    def trained(self, groups: Sequence[str] = ()) -> dict[str, Layer]:
+    def trained(self, groups: Sequence[str] = (), targets: str = "attention") -> dict[str, Layer]:
         """Return the layers of the denoiser that a LoRA is trained on.
 
         Args:
-            groups: Groups to which the layers are limited; none selects all attention projections.
+            groups: Groups to which the layers are limited; none selects all layers of the set.
+            targets: "attention" for the attention projections, or the name of another set of layers.
 
         Raises:
-            UserError: If a group has no such layer.
+            UserError: If the set does not exist, or a group has no layer of it.
         """
-        layers = {name: layer for name, layer in self.denoiser.items() if name in self.attention}
+        sets = {"attention": self.attention, **self.targets}
+        if targets not in sets:
+            raise UserError(f"lora.targets={targets} does not exist for this model; use one of {', '.join(sets)}")
+        layers = {name: layer for name, layer in self.denoiser.items() if name in sets[targets]}
         if not groups:
             return layers
         chosen = {name for each in groups for name in group(layers, each, "lora.blocks", self.modules)}

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -47,7 +47,7 @@ class DiffusionModel(ABC):
         dtype: Type of its weights.
     """
 
-    guidance: ClassVar[Literal["cfg", "embedded", "none"]]
+    guidance: Literal["cfg", "embedded", "none"]
 
     def __init__(
         self,

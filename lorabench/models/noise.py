@@ -4,7 +4,12 @@ Every process mixes latents and noise at a noise level t,
 
     x_t = signal(t) x_0 + spread(t) eps
 
-and defines the training target of the denoiser. Losses, cycles and weights use no other property of a model.
+and defines the training target of the denoiser. Losses, cycles and weights need nothing else of a model.
+
+A squared error of one prediction is a weighted squared error of another. For DDPM (v = signal eps - spread x_0) and for
+flow matching (v = eps - x_0) alike,
+
+    |eps error|^2 = signal^2 |v error|^2        |x_0 error|^2 = spread^2 |v error|^2
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ from lorabench.base import UserError
 from lorabench.config.schemas import LoRASpec
 
 Predicts = Literal["epsilon", "v_prediction"]
+LOSSES: dict[str, str] = {"epsilon": "eps", "v_prediction": "v"}  # what a model predicts, as `lora.loss` names it
 MIN_SIGNAL = 2**-24  # lower bound of alphas_bar in diffusers' schedulers: the clean estimate divides by its root
 
 
@@ -27,9 +33,15 @@ class NoiseProcess(ABC):
 
     Attributes:
         noisiest: Noise level at which sampling starts.
+        predicts: What the denoiser predicts.
     """
 
     noisiest: float
+    predicts: Predicts
+
+    @abstractmethod
+    def mixture(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return signal(t) and spread(t) [n]."""
 
     @abstractmethod
     def timesteps(self, n: int, rng: torch.Generator, law: str = "uniform") -> Tensor:
@@ -63,6 +75,20 @@ class NoiseProcess(ABC):
     @abstractmethod
     def loss_weight(self, t: Tensor, spec: LoRASpec) -> Tensor | None:
         """Return the weight [n] of each squared error at levels t, or None if all weights are 1."""
+
+    def of_loss(self, t: Tensor, loss: str) -> Tensor | None:
+        """Return the weight [n] that makes the squared error of the denoiser's prediction that of another one.
+
+        Args:
+            t: Noise levels [n].
+            loss: "v", "x0" or "eps" for what the squared error is of; "native" for what the denoiser predicts.
+        """
+        native = LOSSES[self.predicts]
+        if loss in ("native", native):
+            return None
+        signal, spread = self.mixture(t)
+        weights = {"v": torch.ones_like(signal), "eps": signal**2, "x0": spread**2}
+        return weights[loss] / weights[native]
 
 
 class DDPM(NoiseProcess):
@@ -109,11 +135,15 @@ class DDPM(NoiseProcess):
         the error of the clean estimate by min(snr, gamma).
         """
         if spec.min_snr is None:
-            return None
+            return self.of_loss(t, spec.loss)
         signal = self.alphas_bar[t]
         snr = signal / (1 - signal)
         return snr.clamp(max=spec.min_snr) / (snr if self.predicts == "epsilon" else snr + 1)
 
-    def _signal_and_spread(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        alpha_bar = self.alphas_bar[t].view(-1, 1, 1, 1)
+    def mixture(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha_bar = self.alphas_bar[t]
         return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+
+    def _signal_and_spread(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        signal, spread = self.mixture(t)
+        return signal.view(-1, 1, 1, 1), spread.view(-1, 1, 1, 1)

@@ -11,8 +11,9 @@ from lorabench.config.choices import unknown
 from lorabench.config.schemas import ModelSpec
 from lorabench.models.files import MICRO, ModelFiles, model_files
 from lorabench.models.hub import HUB_ID
+from lorabench.models.known import KNOWN as FAMILY_OF
+from lorabench.models.known import denoiser_config, folder_layers, has_configs, known_layers
 from lorabench.models.layer_map import LayerMap
-from lorabench.models.sdxl.known import UNETS, folder_layers, has_configs, known_layers, unet_config
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from lorabench.lora.adapter import Adapter
     from lorabench.models.model import DiffusionModel
 
-KNOWN = tuple(UNETS)  # models whose configurations are in the package
+KNOWN = tuple(FAMILY_OF)  # names of models whose configurations are packaged
 
 
 def layer_map(source: ModelFiles | ModelSpec | str | Sequence[Adapter]) -> LayerMap:
@@ -77,7 +78,17 @@ def empty_model(name: str, dtype: torch.dtype | None = None, checkpointing: bool
         name: Name of a known model.
         dtype: Type of its weights; fp32 if None.
         checkpointing: Use gradient checkpointing.
+
+    Raises:
+        UserError: If the model is not of SDXL's family.
     """
     from lorabench.models.sdxl.denoiser_only import DenoiserOnly
 
-    return DenoiserOnly.empty(unet_config(name), dtype, checkpointing)
+    if FAMILY_OF[name].name != "sdxl":
+        raise UserError(f"{name} cannot be built without its weights; use one of {', '.join(sdxl_names())}")
+    return DenoiserOnly.empty(denoiser_config(name), dtype, checkpointing)
+
+
+def sdxl_names() -> list[str]:
+    """Return the names of the known models of SDXL's family."""
+    return [name for name, family in FAMILY_OF.items() if family.name == "sdxl"]

@@ -45,7 +45,7 @@ class AlignedLoRAs(pl.LightningModule):
         super().__init__()
         self.model, self.adapters, self.spec, self.seed = model, adapters, spec, seed
         shots: dict[Role, Any] = {"content": concept.images, "style": concept.styled}
-        self.views = {role: views(model, shots[role], spec.flips, spec.crops, seed) for role in ROLES}
+        self.views = {role: views(model, shots[role], spec.flips, spec.crops, seed, spec.timesteps) for role in ROLES}
         self.layers = list(adapters.layers.values())
         # The adapters' own columns of the stacked factors, as parameters of their own: Adam does not move a parameter
         # without a gradient, but moves one with a gradient of zero by its momentum.
@@ -104,7 +104,7 @@ def train_aligned(model: DiffusionModel, concept: Concept, spec: LoRASpec, env: 
     """
     check_aligned(spec)
     item = seed_of("aligned", [image.sha256 for image in concept.images], env.seed)
-    starts = disjoint(model.layers.trained(spec.blocks), spec.rank, BASIS_SEED)
+    starts = disjoint(model.layers.trained(spec.blocks, spec.targets), spec.rank, BASIS_SEED)
     with model.attach(starts, dtype=torch.float32) as adapters:
         module = AlignedLoRAs(model, adapters, concept, spec, item)
         checkpoint = Checkpoint(env.scratch, env.trainer.checkpoint_every, env.curves) if env.scratch else None

@@ -76,9 +76,9 @@ class DreamBoothLoRA(pl.LightningModule):
         if text is not None:
             self.groups.append({"params": trainable(text, self.scale), "lr": spec.text_lr})
         self.factors = nn.ParameterList(factor for group in self.groups for factor in group["params"])
-        self.images = views(model, concept.images, spec.flips, spec.crops, seed)
+        self.images = views(model, concept.images, spec.flips, spec.crops, seed, spec.timesteps)
         self.latents = self.images.latents
-        self.prior = views(model, prior, spec.flips, min(spec.crops, 1), seed) if prior else None
+        self.prior = views(model, prior, spec.flips, min(spec.crops, 1), seed, spec.timesteps) if prior else None
         if text is None:  # all of them now, so that the text encoders are not needed again
             model.encode_prompts(self.images.prompts + (self.prior.prompts if self.prior else []))
         self.losses: list[Tensor] = []
@@ -135,7 +135,7 @@ def personalize(
     check_recipe(spec)
     item = seed_of("personalise", concept.identity(), env.seed)
     with ExitStack() as stack:
-        layers = model.layers.trained(spec.blocks)
+        layers = model.layers.trained(spec.blocks, spec.targets)
         start = core(model.denoiser, layers, spec.rank) if in_core else initial(layers, spec.rank, item)
         adapters = stack.enter_context(model.attach([start], dtype=torch.float32))
         text = None

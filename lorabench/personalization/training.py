@@ -122,6 +122,11 @@ class Output:
         """Return the modules whose attention layers are adapted; empty means all."""
         return self.job.recipe.blocks
 
+    @property
+    def targets(self) -> str:
+        """Name of the set of layers that it adapts."""
+        return self.job.recipe.targets
+
 
 @dataclass(frozen=True, kw_only=True)
 class Training(ABC):

@@ -49,18 +49,24 @@ class Batch(NamedTuple):
 class Views:
     """All views of some images, one image after the other in each pass; the views of an image are equally likely.
 
-    weights: of each image.
+    Args:
+        latents: Latents [n, c, h, w].
+        prompts: Prompt of each view.
+        crops: [n, 6], see `DiffusionModel.with_crops`.
+        weights: Weight of each image.
+        law: Distribution of the noise levels, see `NoiseProcess.timesteps`.
     """
 
     latents: Tensor
     prompts: list[str]
     crops: Tensor
     weights: Sequence[int]
+    law: str = "uniform"
 
     def draw(self, model: DiffusionModel, count: int, draw: torch.Generator) -> Batch:
         """`count` views with replacement, a noise and a timestep for each."""
         picks = draw_weighted(self.weights, count, draw, len(self.latents) // len(self.weights))
-        t = model.process.timesteps(count, draw)
+        t = model.process.timesteps(count, draw, self.law)
         noise = torch.randn(count, *self.latents.shape[1:], generator=draw).to(model.device)
         return Batch(self.latents[picks], noise, t, [self.prompts[pick] for pick in picks], self.crops[picks])
 
@@ -77,7 +83,9 @@ class Cut(NamedTuple):
     crop: tuple[int, ...]
 
 
-def views(model: DiffusionModel, references: Sequence[Reference], flips: bool, crops: int, seed: int) -> Views:
+def views(
+    model: DiffusionModel, references: Sequence[Reference], flips: bool, crops: int, seed: int, law: str = "uniform"
+) -> Views:
     """The images' views as latents.
 
     flips: mirrored ones too.  crops: of each, drawn by `seed`; 1 is the centre, 0 the centre as a whole image.
@@ -100,7 +108,7 @@ def views(model: DiffusionModel, references: Sequence[Reference], flips: bool, c
     parts = [model.encode_images(pixels(images[start : start + count])) for start in range(0, len(images), count)]
     prompts = [reference.prompt for reference in references] * len(parts)
     weights = [reference.weight for reference in references]
-    return Views(torch.cat(parts), prompts, torch.tensor(coordinates, device=model.device), weights)
+    return Views(torch.cat(parts), prompts, torch.tensor(coordinates, device=model.device), weights, law)
 
 
 def cut_at(image: Image.Image, edge: int, mirrored: bool, seed: int | None) -> Cut:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lorabench.base import UserError
 from lorabench.data.pairs import Scene, Wording, worded
 from lorabench.lora.layer import Adapters
 from lorabench.models.conditioning import Conditioning
@@ -53,7 +54,8 @@ def sample_latents(
     n = len(prompts)
     sampler = model.sampler(steps)
     latents = sampler.start(model.initial_noise(seeds))
-    words: list[Wording | None] = [None, "prompt"] if guidance > 1 else ["prompt"]
+    words: list[Wording | None] = [None, "prompt"] if guidance > 1 and model.guidance == "cfg" else ["prompt"]
+    embedded = check_guidance(model.guidance, guidance, branches)
     if branches is not None:
         branches = [branch for branch in branches if branch.weight]
         words = [branch.prompt for branch in branches]
@@ -66,10 +68,36 @@ def sample_latents(
         if adapters is not None and scales is not None:
             adapters.rows(scales.at(index, switches))
         rows = sampler.scaled(latents.repeat(len(words), 1, 1, 1), t)
-        predictions = model.predict(rows, t, conditioning).unflatten(0, (len(words), n))
+        predictions = model.predict(rows, t, conditioning, guidance=embedded).unflatten(0, (len(words), n))
         prediction = _guided(predictions, guidance, branches)
         latents = sampler.step(prediction, t, latents)
     return latents
+
+
+def check_guidance(kind: str, guidance: float, branches: Sequence[Branch] | None) -> float | None:
+    """Check that a model can be guided as asked.
+
+    Args:
+        kind: Kind of guidance of the model, see `DiffusionModel`.
+        guidance: Guidance scale.
+        branches: Predictions to be summed.
+
+    Returns:
+        The scale as an input of the denoiser, or None.
+
+    Raises:
+        UserError: If it cannot.
+    """
+    if kind == "cfg":
+        return None
+    if branches is not None:
+        raise UserError(
+            f"this method sums predictions with and without the prompt, and the guidance of this model is {kind}; "
+            "use model.true_guidance=true or another method"
+        )
+    if kind == "none" and guidance > 1:
+        raise UserError(f"generate.guidance={guidance:g} has no effect on a model without guidance; use 1")
+    return guidance if kind == "embedded" else None
 
 
 def _guided(predictions: Tensor, guidance: float, branches: Sequence[Branch] | None) -> Tensor:

@@ -19,10 +19,10 @@ from lorabench.models.checkpointing import recomputed
 from lorabench.models.conditioning import Conditioning
 from lorabench.models.model import DiffusionModel
 from lorabench.models.noise import DDPM
-from lorabench.models.sampler import Sampler
+from lorabench.models.sampler import Sampler, ScheduledSampler
+from lorabench.models.sdxl.attention import set_attention
 from lorabench.models.sdxl.layers import layers_of
 from lorabench.models.sdxl.model import SDXL
-from lorabench.models.sdxl.reading import set_attention
 
 TOKENS = 77
 SCHEDULE: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -54,7 +54,7 @@ class DenoiserOnly(SDXL):
         return cls(unet if dtype is None else unet.to(dtype), checkpointing)
 
     def sampler(self, steps: int) -> Sampler:
-        return Sampler(EulerDiscreteScheduler(**SCHEDULE), steps, self.device)
+        return ScheduledSampler(EulerDiscreteScheduler(**SCHEDULE), steps, self.device)
 
     def encode_images(self, images: Tensor) -> Tensor:
         codes = [self.random(f"image {float(image.mean())}", *self.latent_shape) for image in images]

@@ -13,16 +13,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorabench.base import UserError
-from lorabench.models.layer import Layer
+from lorabench.models.clip import Widths, clip_layers
+from lorabench.models.layer import Layer, within
 from lorabench.models.layer_map import LayerMap
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
-CLIP_PATHS = {"text_encoder": "encoder", "text_encoder_2": "text_model.encoder"}  # as transformers 5 names them
+PROJECTED = ("text_encoder_2",)
 PLAIN = ("DownBlock2D", "UpBlock2D", "UNetMidBlock2D")
 CROSS_ATTENTION = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D", "UNetMidBlock2DCrossAttn")
 ATTENTION = re.compile(r"\.(attn[12]|self_attn)\.")
 
-Widths = tuple[int, int]  # in, out
 Config = Mapping[str, Any]
 
 
@@ -78,14 +78,17 @@ def layers_of(unet: Config, encoders: Mapping[str, Config]) -> LayerMap:
     for block in blocks:
         depth = relative(block.level, min(levels), max(levels))
         layers += [Layer(name, *widths, depth=depth) for name, widths in block_layers(unet, block)]
-    text = [Layer(name, *widths) for encoder in encoders for name, widths in clip_layers(encoder, encoders[encoder])]
+    text = [Layer(name, *widths) for name, widths in text_layers(encoders)]
+    inside = [layer.name for layer in layers if any(within(layer.name, block.path) for block in attentive)]
+    attention = frozenset(layer.name for layer in (*layers, *text) if ATTENTION.search(layer.name))
     return LayerMap(
         {layer.name: layer for layer in layers},
         {layer.name: layer for layer in text},
-        frozenset(layer.name for layer in (*layers, *text) if ATTENTION.search(layer.name)),
+        attention,
         {block.path: block.short for block in attentive},
         tuple(module for block in attentive for module in block.modules),
         tuple(path for block in attentive for path in block.transformer_blocks),
+        {"script": attention, "all": frozenset(inside)},  # diffusers' script adapts the attention projections
     )
 
 
@@ -152,17 +155,10 @@ def attention_layers(unet: Config, block: Block, path: str) -> Iterator[tuple[st
         yield f"{path}.proj_out", (width, width)
 
 
-def clip_layers(encoder: str, config: Config) -> Iterator[tuple[str, Widths]]:
-    """Yield the layers of a CLIP text encoder with their widths."""
-    width, inner = config["hidden_size"], config["intermediate_size"]
-    for k in range(config["num_hidden_layers"]):
-        head = f"{encoder}.{CLIP_PATHS[encoder]}.layers.{k}"
-        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            yield f"{head}.self_attn.{name}", (width, width)
-        yield f"{head}.mlp.fc1", (width, inner)
-        yield f"{head}.mlp.fc2", (inner, width)
-    if encoder == "text_encoder_2":
-        yield f"{encoder}.text_projection", (width, config["projection_dim"])
+def text_layers(encoders: Mapping[str, Config]) -> Iterator[tuple[str, Widths]]:
+    """Yield the layers of both text encoders."""
+    for encoder, config in encoders.items():
+        yield from clip_layers(encoder, config, encoder in PROJECTED)
 
 
 def per_block(value: int | list[int], count: int) -> list[int]:

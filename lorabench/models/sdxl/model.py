@@ -5,29 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
-import diffusers
 import torch
-import transformers
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 from torch import Tensor, nn
 
 from lorabench.lora.files.embeddings import Tokens
 from lorabench.lora.layer import MaskedLoRA
+from lorabench.models import autoencoder
 from lorabench.models.checkpointing import recomputed
 from lorabench.models.conditioning import Conditioning
 from lorabench.models.files import ModelFiles, model_folder
 from lorabench.models.model import DiffusionModel
 from lorabench.models.noise import DDPM
-from lorabench.models.sampler import Sampler
+from lorabench.models.reading import place, read_pipeline
+from lorabench.models.sampler import Sampler, ScheduledSampler
+from lorabench.models.sdxl.attention import set_attention
 from lorabench.models.sdxl.layers import TEXT_ENCODERS, layers_of
-from lorabench.models.sdxl.reading import read_pipeline, set_attention
-from lorabench.models.sdxl.tokens import learned_tokens
-
-LARGE = 512  # pixels; images of at least this size are decoded one by one
+from lorabench.models.tokens import learned_tokens
 
 
 class SDXL(DiffusionModel):
@@ -41,7 +40,7 @@ class SDXL(DiffusionModel):
         files: Settings of the model; defaults if None.
     """
 
-    guidance: ClassVar[Literal["cfg", "embedded", "none"]] = "cfg"
+    guidance: Literal["cfg", "embedded", "none"] = "cfg"
 
     def __init__(self, pipeline: StableDiffusionXLPipeline, files: ModelFiles | None = None):
         self.pipeline = pipeline
@@ -60,12 +59,10 @@ class SDXL(DiffusionModel):
             (self.unet.config.in_channels, edge, edge),
             files is not None and files.offload == "encoders",
         )
-        self.vae.requires_grad_(False).eval()
+        autoencoder.prepare(self.vae, resolution)
         set_attention(self.unet, files.attention if files else "auto")
         if files is not None and files.checkpointing:
             self.unet.enable_gradient_checkpointing(recomputed)
-        if resolution >= LARGE:
-            self.vae.enable_slicing()  # decoding a whole batch needs more memory than any training step
 
     @classmethod
     def load(cls, files: ModelFiles | str | Path, device: str = "cpu") -> SDXL:
@@ -80,27 +77,17 @@ class SDXL(DiffusionModel):
         """
         if not isinstance(files, ModelFiles):
             files = model_folder(files)
-        diffusers.utils.logging.disable_progress_bar()
-        transformers.utils.logging.disable_progress_bar()
-        pipeline = read_pipeline(files)
-        waiting = () if files.offload == "encoders" else (pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2)
-        for part in (pipeline.unet, *waiting):
-            part.to(device)
-        return cls(pipeline, files)
+        pipeline = read_pipeline(StableDiffusionXLPipeline, UNet2DConditionModel, files)
+        return cls(place(pipeline, files, device), files)
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
-        """Return the modes of the encoder's distributions as latents."""
         with self.present(self.vae):
-            code = self.vae.encode(images.to(self.device, self.vae.dtype)).latent_dist.mode()
-        return code.float() * self.vae.config.scaling_factor
+            return autoencoder.encode(self.vae, images.to(self.device))
 
     def decode(self, latents: Tensor) -> Tensor:
-        code = (latents.float() / self.vae.config.scaling_factor).to(self.vae.dtype)
-        present = self.present(self.vae, stay=code.requires_grad)
-        with present, torch.autocast(self.device.type, enabled=False):  # bf16 would cause banding
-            images = self.vae.decode(code).sample
-        return (images.float() / 2 + 0.5).clamp(0, 1)
+        with self.present(self.vae, stay=latents.requires_grad):
+            return autoencoder.decode(self.vae, latents)
 
     def unconditional(self, n: int) -> Conditioning:
         """Return n rows of zeros or of the encoded empty string, depending on the pipeline's configuration."""
@@ -153,7 +140,7 @@ class SDXL(DiffusionModel):
                 module.own = None
 
     def sampler(self, steps: int) -> Sampler:
-        return Sampler(self.pipeline.scheduler, steps, self.device)
+        return ScheduledSampler(self.pipeline.scheduler, steps, self.device)
 
     def recomputed_blocks(self) -> list[nn.Module]:
         return [each for each in self.unet.modules() if isinstance(each, BasicTransformerBlock | ResnetBlock2D)]

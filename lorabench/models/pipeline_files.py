@@ -1,4 +1,4 @@
-"""Checks of the files of an SDXL model: a folder or a single file. Imports nothing heavy."""
+"""The files of a pipeline: which files a folder or a single file must contain. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -7,22 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from lorabench.base import UserError
+from lorabench.models.families import FAMILIES, HINT, SDXL, Family, family_of, index_of, parts_of
 from lorabench.models.schedulers import check_deterministic
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
-HINT = "use model.path=<a diffusers folder, an SDXL .safetensors checkpoint or a hub id>, or model=micro"
-PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 SETTINGS = (".json", ".txt", ".model")  # configurations and vocabularies
-VOCABULARIES = ("vocab.json", "tokenizer.json")  # a tokenizer has one of them
+VOCABULARIES = ("vocab.json", "tokenizer.json", "spiece.model")  # a tokenizer has one of them
 # Start of a tensor name that only one kind of file has; the first match names the kind.
-KINDS = {
-    "conditioner.embedders.1.model.": "SDXL",
+OTHER_KINDS = {
     "conditioner.embedders.0.model.": "an SDXL refiner",
     "cond_stage_model.transformer.": "a Stable Diffusion 1 checkpoint",
     "cond_stage_model.model.": "a Stable Diffusion 2 checkpoint",
-    "model.diffusion_model.joint_blocks.": "a Stable Diffusion 3 checkpoint",
-    "model.diffusion_model.double_blocks.": "a Flux checkpoint",
-    "double_blocks.": "a Flux checkpoint",
     "lora_unet_": "a LoRA",
     "unet.": "a LoRA",
     "first_stage_model.": "a VAE or an incomplete checkpoint",
@@ -32,14 +27,15 @@ KINDS = {
 def weight_patterns(variant: str | None) -> list[str]:
     """Return glob patterns of the weights in a repository, which may have each in two precisions and three formats."""
     end = f".{variant}" if variant else ""
-    stems = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder*": "model"}
+    denoisers = dict.fromkeys((family.denoiser for family in FAMILIES), "diffusion_pytorch_model")
+    stems = {**denoisers, "vae": "diffusion_pytorch_model", "text_encoder*": "model"}
     return [f"{part}/{stem}{end}{shard}.safetensors" for part, stem in stems.items() for shard in ("", "-*")]
 
 
 def variant_of(path: Path, variant: str | None) -> str | None:
     """Return the variant that a folder has: the wanted one, else none if it has weights without, else its own."""
-    names = [file.name.removesuffix(".safetensors") for file in path.glob("unet/*.safetensors")]
-    found = {name.partition(".")[2].partition("-")[0] for name in names}
+    files = [file for family in FAMILIES for file in path.glob(f"{family.denoiser}/*.safetensors")]
+    found = {file.stem.partition(".")[2].partition("-")[0] for file in files}
     if variant in found or not found or "" in found:
         return variant if variant in found else None
     return min(found)
@@ -68,11 +64,11 @@ def used_part(folder: Path, variant: str | None, weights: bool = True) -> list[P
     return [*found, *(file for file, named in of.items() if weights and named == (chosen or ""))]
 
 
-def check_single_file(path: Path) -> None:
-    """Check that the tensors of a file have the names of an SDXL checkpoint.
+def check_single_file(path: Path) -> Family:
+    """Return the family of a single file, by the names of its tensors.
 
     Raises:
-        UserError: If they do not; names the kind of file it is.
+        UserError: If it is not a checkpoint of a known family; names the kind of file it is.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -85,55 +81,66 @@ def check_single_file(path: Path) -> None:
             names = list(file.keys())
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} is not a whole safetensors file ({error}); download it again") from None
-    kind = next((kind for prefix, kind in KINDS.items() if any(name.startswith(prefix) for name in names)), None)
-    if kind != "SDXL":
-        first = names[0] if names else "nothing"
-        found = kind or f"not a known model (its first tensor is {first})"
-        raise UserError(f"{path} is {found}, not an SDXL checkpoint; {HINT}")
+    for family in FAMILIES:
+        if any(name.startswith(family.single_file) for name in names):
+            return family
+    kind = next((kind for start, kind in OTHER_KINDS.items() if any(name.startswith(start) for name in names)), None)
+    first = names[0] if names else "nothing"
+    found = kind or f"not a known model (its first tensor is {first})"
+    raise UserError(f"{path} is {found}, not a checkpoint of a text-to-image model that is supported; {HINT}")
 
 
-def check_configs(folder: Path, complete: bool = True) -> None:
-    """Check that a folder has the configurations of an SDXL pipeline that can be trained on and sampled from.
+def check_configs(folder: Path, complete: bool = True) -> Family:
+    """Check that a folder has the configurations of a pipeline that can be trained on and sampled from.
 
     Args:
         folder: Folder of diffusers.
         complete: Whether it must hold the weights too.
 
+    Returns:
+        The family of the model.
+
     Raises:
         UserError: If it is another model, lacks a file, or its scheduler is not supported.
     """
-    try:
-        index = json.loads((folder / "model_index.json").read_text())
-        kind = index["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{folder} is not a diffusers model folder; {HINT}") from None
-    if not kind.startswith("StableDiffusionXL"):
-        raise UserError(f"{folder} holds a {kind}, not an SDXL model; {HINT}")
-    needed = {"scheduler/scheduler_config.json", *(f"{part}/config.json" for part in PARTS)}
-    needed |= {f"{part}/*.safetensors" for part in PARTS if complete}
+    family, index = family_of(folder), index_of(folder)
+    parts = parts_of(folder, family)
+    needed = {"scheduler/scheduler_config.json", *(f"{part}/config.json" for part in parts)}
+    needed |= {f"{part}/*.safetensors" for part in parts if complete}
     if lacking := sorted(pattern for pattern in needed if not any(folder.glob(pattern))):
-        raise UserError(f"{folder} is an incomplete SDXL folder without {lacking[0]}; {HINT}")
-    for part in ("tokenizer", "tokenizer_2"):  # without them transformers creates tokenizers that know no word
-        if not any((folder / part / name).is_file() for name in VOCABULARIES):
-            raise UserError(f"{folder} is an incomplete SDXL folder without {part}/{VOCABULARIES[0]}; {HINT}")
-    check_scheduler(folder, index)
+        raise UserError(f"{folder} is an incomplete folder of {family.title} without {lacking[0]}; {HINT}")
+    for part in parts[2:]:  # without vocabularies transformers creates tokenizers that know no word
+        tokenizer = part.replace("text_encoder", "tokenizer")
+        if not any((folder / tokenizer / name).is_file() for name in VOCABULARIES):
+            where = f"{tokenizer}/{VOCABULARIES[0]}"
+            raise UserError(f"{folder} is an incomplete folder of {family.title} without {where}; {HINT}")
+    check_scheduler(folder, family, index)
+    return family
 
 
-def check_scheduler(folder: Path, index: dict[str, Any]) -> None:
-    """Raise UserError unless the scheduler is deterministic and the noise process supports its prediction type."""
+def check_scheduler(folder: Path, family: Family, index: dict[str, Any]) -> None:
+    """Raise UserError unless the scheduler is deterministic and its predictions are those of the noise process."""
     settings: dict[str, Any] = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    _, name = index.get("scheduler") or (None, settings.get("_class_name"))
+    if family is not SDXL:
+        if name != "FlowMatchEulerDiscreteScheduler":
+            raise UserError(f"{folder} samples with {name}; use FlowMatchEulerDiscreteScheduler in its configuration")
+        if odd := [key for key in ("stochastic_sampling", "invert_sigmas") if settings.get(key)]:
+            raise UserError(f"{folder} has a scheduler with {odd[0]}: true; use false in its configuration")
+        return
     if settings.get("prediction_type", "epsilon") not in PREDICTION_TYPES:
         raise UserError(f"{folder} predicts {settings['prediction_type']}, not one of {PREDICTION_TYPES}; {HINT}")
-    _, name = index.get("scheduler") or (None, settings.get("_class_name"))
     check_deterministic(str(name), settings, str(folder))
 
 
 def check_resolution(config: Path, resolution: int | None) -> None:
-    """Raise UserError unless latents of this resolution can be halved as often as the UNet does."""
+    """Raise UserError unless the denoiser can process latents of this resolution."""
     if resolution is None:
         return
-    blocks = json.loads((config / "unet" / "config.json").read_text())["down_block_types"]
+    family = family_of(config)
+    settings = json.loads((config / family.denoiser / "config.json").read_text())
     channels = json.loads((config / "vae" / "config.json").read_text())["block_out_channels"]
-    multiple = 2 ** (len(channels) - 1 + len(blocks) - 1)
+    halvings = len(settings["down_block_types"]) - 1 if family is SDXL else 1  # transformers read patches of 2 x 2
+    multiple = 2 ** (len(channels) - 1 + halvings)
     if resolution % multiple:
         raise UserError(f"model.resolution={resolution} must be a multiple of {multiple}")

@@ -1,0 +1,146 @@
+"""SD3 and SD3.5: a transformer with two streams, true classifier-free guidance and unpacked latents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers.models.attention import JointTransformerBlock
+from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
+from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import StableDiffusion3Pipeline
+from torch import Tensor, nn
+
+from lorabench.base import UserError
+from lorabench.lora.files.embeddings import Tokens
+from lorabench.models import autoencoder
+from lorabench.models.checkpointing import recomputed
+from lorabench.models.conditioning import Conditioning
+from lorabench.models.families import SD3 as FAMILY
+from lorabench.models.files import ModelFiles, model_folder
+from lorabench.models.flow import FlowMatching, FlowSampler, trained_levels
+from lorabench.models.model import DiffusionModel
+from lorabench.models.reading import place, read_pipeline
+from lorabench.models.sampler import Sampler
+from lorabench.models.sd3.layers import layers_of
+from lorabench.models.tokens import learned_tokens
+
+
+class SD3(DiffusionModel):
+    """The parts of a StableDiffusion3Pipeline.
+
+    A conditioning holds the hidden states of all text encoders [n, tokens, width] and the pooled states of the CLIP
+    encoders side by side [n, width].
+
+    Args:
+        pipeline: Pipeline with its weights; T5 may be absent.
+        files: Settings of the model; defaults if None.
+    """
+
+    guidance: Literal["cfg", "embedded", "none"] = "cfg"
+
+    def __init__(self, pipeline: StableDiffusion3Pipeline, files: ModelFiles | None = None):
+        self.pipeline, self.vae, self.transformer = pipeline, pipeline.vae, pipeline.transformer
+        encoders = {name: getattr(pipeline, name) for name in FAMILY.encoders if getattr(pipeline, name) is not None}
+        factor: int = pipeline.vae_scale_factor
+        config: Any = self.transformer.config
+        resolution = (files.resolution if files else None) or config.sample_size * factor
+        super().__init__(
+            self.transformer,
+            encoders,
+            FlowMatching(trained_levels(pipeline.scheduler.config).to(self.transformer.device)),
+            layers_of(config, {name: encoders[name].config.to_dict() for name in FAMILY.adapted}),
+            resolution,
+            (config.in_channels, resolution // factor, resolution // factor),
+            files is not None and files.offload == "encoders",
+        )
+        autoencoder.prepare(self.vae, resolution)
+        if files is not None and files.checkpointing:
+            self.transformer.enable_gradient_checkpointing(recomputed)
+
+    @classmethod
+    def load(cls, files: ModelFiles | str | Path, device: str = "cpu") -> SD3:
+        """Load a model.
+
+        Args:
+            files: Files of a model, or a diffusers folder.
+            device: Device of the transformer; with `offload` "encoders" the other parts stay on the CPU.
+
+        Raises:
+            UserError: If the files are not an SD3 pipeline.
+        """
+        if not isinstance(files, ModelFiles):
+            files = model_folder(files)
+        pipeline = read_pipeline(StableDiffusion3Pipeline, SD3Transformer2DModel, files)
+        return cls(place(pipeline, files, device), files)
+
+    @torch.no_grad()
+    def encode_images(self, images: Tensor) -> Tensor:
+        with self.present(self.vae):
+            return autoencoder.encode(self.vae, images.to(self.device))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        with self.present(self.vae, stay=latents.requires_grad):
+            return autoencoder.decode(self.vae, latents)
+
+    def unconditional(self, n: int) -> Conditioning:
+        """Return the encoded empty prompt."""
+        return self.encode_prompts([""]).take([0] * n)
+
+    def with_crops(self, conditioning: Conditioning, crops: Tensor) -> Conditioning:
+        """Return the conditioning: the model is not conditioned on crops."""
+        return conditioning
+
+    def learned_tokens(self, tokens: Tokens) -> AbstractContextManager[None]:
+        return learned_tokens(self.pipeline, tokens)
+
+    def predict(
+        self,
+        xt: Tensor,
+        t: Tensor,
+        conditioning: Conditioning,
+        own: Sequence[Conditioning] | None = None,
+        guidance: float | None = None,
+    ) -> Tensor:
+        if guidance is not None:
+            raise ValueError("SD3 has no guidance embedding; guide with a second prediction")
+        refuse_own(own)
+        states, pooled = conditioning.tensors
+        return self.transformer(
+            hidden_states=xt.to(self.dtype),
+            timestep=t.expand(len(xt)),
+            encoder_hidden_states=states,
+            pooled_projections=pooled,
+            return_dict=False,
+        )[0].float()
+
+    def sampler(self, steps: int) -> Sampler:
+        """Return Euler steps along the levels that diffusers' pipeline uses."""
+        scheduler = deepcopy(self.pipeline.scheduler)
+        scheduler.set_timesteps(steps)
+        return FlowSampler(scheduler.sigmas[:-1].to(self.device))
+
+    def recomputed_blocks(self) -> list[nn.Module]:
+        return [each for each in self.transformer.modules() if isinstance(each, JointTransformerBlock)]
+
+    def _encode(self, prompts: list[str]) -> Conditioning:
+        pipeline: Any = self.pipeline  # its annotation of `encode_prompt` allows one prompt only
+        states, _, pooled, _ = pipeline.encode_prompt(
+            prompts, None, None, device=self.device, do_classifier_free_guidance=False
+        )
+        return Conditioning((states.to(self.dtype), pooled.to(self.dtype)))
+
+
+def refuse_own(own: Sequence[Conditioning] | None) -> None:
+    """Raise UserError for prompts by adapter: joint attention has no layer that reads only the prompt.
+
+    Every block rewrites the text stream from both streams, so a text stream per adapter would not be exact.
+    """
+    if own is not None:
+        raise UserError(
+            "prompts by adapter need cross-attention, and this model has joint attention, which rewrites the text in "
+            "every block; use ablation=no_prompt_separation, or an SDXL model"
+        )

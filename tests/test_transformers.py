@@ -1,0 +1,299 @@
+"""SD3 and FLUX.1 against diffusers: layers, sampling, noise, training."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers_tiny import save_flux, save_sd3
+
+from lorabench.base import UserError
+from lorabench.config.schemas import LoRASpec
+from lorabench.lora.adapter import Adapter
+from lorabench.lora.factors import Factors
+from lorabench.models.files import ModelFiles, model_folder, preset
+from lorabench.models.flow import FlowMatching, trained_levels
+from lorabench.models.flux.model import pack, unpack
+from lorabench.models.known import KNOWN, denoiser_config
+from lorabench.models.layer_map import LayerMap
+from lorabench.models.load import load
+from lorabench.models.model import DiffusionModel
+from lorabench.models.noise import DDPM
+from lorabench.models.shapes import layer_map, model_of
+from lorabench.sampling.rule import Branch
+from lorabench.sampling.sampler import sample_latents
+
+PROMPTS = ["a dog in szn", "a dog"]
+COUNTS = {  # attention, script, all; blocks.md of the reference and diffusers' scripts
+    "flux": (190, 342, 494),
+    "flux_schnell": (190, 342, 494),
+    "sd35_medium": (148, 191, None),
+    "sd35_large": (152, 303, None),
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("transformers")
+    return {
+        "sd3": save_sd3(root / "sd3"),
+        "dev": save_flux(root / "dev"),
+        "schnell": save_flux(root / "schnell", guidance=False),
+    }
+
+
+@pytest.fixture(params=["sd3", "dev", "schnell"])
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def model(folders: dict[str, Path], name: str) -> DiffusionModel:
+    return load(model_folder(folders[name]))
+
+
+def random_lora(layers: LayerMap, rank: int = 2) -> Adapter:
+    rng = torch.Generator().manual_seed(1)
+    return Adapter(
+        {
+            name: Factors(
+                0.3 * torch.randn(rank, layer.in_features, generator=rng),
+                0.3 * torch.randn(layer.out_features, rank, generator=rng),
+            )
+            for name, layer in layers.trained(targets="all").items()
+        }
+    )
+
+
+def linear_layers(module: nn.Module) -> dict[str, tuple[int, int]]:
+    linear = ((name, each) for name, each in module.named_modules() if isinstance(each, nn.Linear))
+    return {name: (each.in_features, each.out_features) for name, each in linear}
+
+
+def test_layer_map_is_that_of_modules(model: DiffusionModel) -> None:
+    assert {name: (each.in_features, each.out_features) for name, each in model.layers.items()} == linear_layers(
+        model.denoiser
+    )
+    text = {name: module for name, module in model.text.named_modules() if isinstance(module, nn.Linear)}
+    assert set(model.layers.text) == {name for name in text if not name.startswith("text_encoder_2.encoder.block")}
+    depths = [layer.depth for layer in model.layers.trained().values()]
+    assert (depths[0], depths[-1]) == (0.0, 1.0) and depths == sorted(depths)
+
+
+@pytest.mark.parametrize("known", [name for name, family in KNOWN.items() if family.name != "sdxl"])
+def test_known_layers_are_those_of_full_size_modules(known: str) -> None:
+    config = denoiser_config(known)
+    kind: Any = {"SD3Transformer2DModel": SD3Transformer2DModel, "FluxTransformer2DModel": FluxTransformer2DModel}
+    with torch.device("meta"):
+        module = kind[config["_class_name"]].from_config(config)
+    layers = layer_map(known)
+    assert {name: (each.in_features, each.out_features) for name, each in layers.items()} == linear_layers(module)
+    attention, script, everything = COUNTS.get(known, (None, None, None))
+    for targets, count in (("attention", attention), ("script", script), ("all", everything)):
+        assert count is None or len(layers.trained(targets=targets)) == count
+
+
+def test_block_is_matched_by_exact_path() -> None:
+    names = layer_map("flux").trained(["transformer_blocks.7"])
+    assert names and not any(name.startswith("single") for name in names)
+
+
+def test_lora_finds_its_model() -> None:
+    for known in ("flux", "sd3"):
+        layers = layer_map(known)
+        lora = Adapter({name: Factors(torch.zeros(1, each.in_features), torch.zeros(each.out_features, 1))
+                        for name, each in list(layers.trained().items())[:9]})  # fmt: skip
+        assert model_of([lora]) == known
+
+
+def pipeline_latents(
+    model: Any, name: str, steps: int, guidance: float, lora: Adapter | None, tmp_path: Path
+) -> Tensor:
+    """Sample the prompts with diffusers' own pipeline, from the noise of seeds 0 and 1."""
+    pipeline: Any = type(model.pipeline).from_pretrained(model.pipeline.config._name_or_path or tmp_path)
+    noise = model.initial_noise([0, 1])
+    if lora is not None:
+        tensors = {f"transformer.{layer}.lora_A.weight": each.down for layer, each in lora.items()}
+        tensors |= {f"transformer.{layer}.lora_B.weight": each.up for layer, each in lora.items()}
+        save_file({key: value.contiguous() for key, value in tensors.items()}, tmp_path / "lora.safetensors")
+        pipeline.load_lora_weights(str(tmp_path / "lora.safetensors"))
+    edge = model.resolution
+    done = pipeline(
+        PROMPTS, height=edge, width=edge, num_inference_steps=steps, guidance_scale=guidance,
+        latents=noise if name == "sd3" else pack(noise), output_type="latent",
+    )  # fmt: skip
+    return done.images if name == "sd3" else unpack(done.images, *model.latent_shape[1:])
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_sampling_is_that_of_diffusers(folders: dict[str, Path], name: str, adapted: bool, tmp_path: Path) -> None:
+    model: Any = load(model_folder(folders[name]))
+    guidance = {"sd3": 4.0, "dev": 3.5, "schnell": 1.0}[name]
+    lora = random_lora(model.layers) if adapted else None
+    expected = pipeline_latents(model, name, 3, guidance, lora, tmp_path)
+    with model.attach([lora] if lora else []) as adapters:
+        found = sample_latents(model, PROMPTS, [0, 1], 3, guidance, adapters if lora else None)
+    assert (found - expected).abs().max() < 1e-5 * expected.abs().max().clamp(min=1)
+
+
+def test_true_guidance_is_that_of_diffusers(folders: dict[str, Path]) -> None:
+    model: Any = load(replace(model_folder(folders["dev"]), true_guidance=True))
+    assert model.guidance == "cfg"
+    done = model.pipeline(
+        PROMPTS, negative_prompt=["", ""], true_cfg_scale=2.5, guidance_scale=1.0, num_inference_steps=3,
+        height=model.resolution, width=model.resolution, latents=pack(model.initial_noise([0, 1])), output_type="latent",
+    )  # fmt: skip
+    expected = unpack(done.images, *model.latent_shape[1:])
+    assert (sample_latents(model, PROMPTS, [0, 1], 3, 2.5) - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_rows_carry_their_own_scales(model: DiffusionModel) -> None:
+    lora = random_lora(model.layers)
+    xt, t = model.initial_noise([0, 1]), torch.tensor([700.0, 300.0])
+    conditioning = model.encode_prompts(PROMPTS)
+    plain = model.predict(xt, t, conditioning)
+    with model.attach([lora]) as adapters:
+        adapters.rows({name: torch.tensor([[0.0], [1.0]]) for name in adapters.layers})
+        mixed = model.predict(xt, t, conditioning)
+        adapters.rows({name: torch.tensor([[1.0]]) for name in adapters.layers})
+        whole = model.predict(xt, t, conditioning)
+    assert torch.allclose(mixed[0], plain[0], atol=1e-5) and torch.allclose(mixed[1], whole[1], atol=1e-5)
+    assert (whole - plain).abs().max() > 1e-3
+
+
+def test_checkpointing_keeps_gradients(folders: dict[str, Path], name: str) -> None:
+    def gradients(checkpointing: bool) -> list[Tensor]:
+        model = load(replace(model_folder(folders[name]), checkpointing=checkpointing))
+        with model.attach([random_lora(model.layers)]) as adapters:
+            for layer in adapters.layers.values():
+                layer.up.requires_grad_(True)
+            adapters.rows({name: torch.tensor([[0.5], [1.0]]) for name in adapters.layers})
+            loss = model.predict(model.initial_noise([0, 1]), torch.tensor([500.0]), model.encode_prompts(PROMPTS)).pow(
+                2
+            )
+            adapters.rows({name: torch.tensor([[0.0]]) for name in adapters.layers})
+            loss.sum().backward()
+            return [layer.up.grad for layer in adapters.layers.values() if layer.up.grad is not None]
+
+    plain, again = gradients(False), gradients(True)
+    assert plain and all(torch.allclose(a, b, atol=1e-4, rtol=1e-3) for a, b in zip(plain, again, strict=True))
+
+
+def test_methods_that_sum_predictions_need_true_guidance(folders: dict[str, Path]) -> None:
+    model = load(model_folder(folders["dev"]))
+    branches = [Branch(-1.0, (1.0,), None), Branch(2.0, (1.0,), "prompt")]
+    with model.attach([random_lora(model.layers)]) as adapters, pytest.raises(UserError, match="true_guidance"):
+        sample_latents(model, PROMPTS, [0, 1], 2, 2.0, adapters, None, branches)
+    with pytest.raises(UserError, match=r"generate\.guidance=3 has no effect"):
+        sample_latents(load(model_folder(folders["schnell"])), PROMPTS, [0, 1], 2, 3.0)
+    with pytest.raises(UserError, match="joint attention"):
+        model.predict(model.initial_noise([0]), torch.tensor(1.0), model.encode_prompts(["a"]), own=[])
+
+
+def test_latents_are_scaled_as_diffusers_does(model: Any) -> None:
+    images = torch.rand(2, 3, model.resolution, model.resolution) * 2 - 1
+    code = model.vae.encode(images).latent_dist.mode()
+    expected = (code - model.vae.config.shift_factor) * model.vae.config.scaling_factor
+    assert torch.equal(model.encode_images(images), expected)
+    decoded = model.vae.decode(code).sample / 2 + 0.5
+    assert torch.allclose(model.decode(expected), decoded.clamp(0, 1), atol=1e-5)
+
+
+def test_packing_is_that_of_pipeline() -> None:
+    from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
+
+    latents = torch.randn(2, 16, 8, 4)
+    packed = FluxPipeline._pack_latents(latents, 2, 16, 8, 4)
+    assert torch.equal(pack(latents), packed) and torch.equal(unpack(packed, 8, 4), latents)
+
+
+def test_noise_and_target_are_those_of_training_script() -> None:
+    """examples/dreambooth/train_dreambooth_lora_sd3.py: x_t = (1 - sigma) x_0 + sigma eps; target eps - x_0."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    process = FlowMatching(trained_levels(scheduler.config))
+    assert torch.allclose(1000 * process.sigmas, scheduler.timesteps, atol=1e-3)
+    x0, noise = torch.randn(5, 16, 4, 4), torch.randn(5, 16, 4, 4)
+    for law in ("uniform", "logit_normal", "content", "style"):
+        t = process.timesteps(5, torch.Generator().manual_seed(0), law)
+        sigma = (t / 1000).view(-1, 1, 1, 1)
+        xt = process.add_noise(x0, noise, t)
+        assert torch.equal(xt, (1.0 - sigma) * x0 + sigma * noise)
+        assert torch.equal(process.target(x0, noise, t), noise - x0)
+        assert torch.allclose(process.clean(xt, t, noise - x0), x0, atol=1e-5)
+        assert torch.allclose(process.noise(xt, t, noise - x0), noise, atol=1e-5)
+    means = {
+        law: process.timesteps(4000, torch.Generator().manual_seed(0), law).mean()
+        for law in ("content", "uniform", "style")
+    }
+    assert means["style"] < means["uniform"] < means["content"]
+
+
+@pytest.mark.parametrize("kind", ["flow", "epsilon", "v_prediction"])
+@pytest.mark.parametrize("loss", ["v", "x0", "eps"])
+def test_loss_weight_is_error_of_other_prediction(kind: Any, loss: str, lora_spec: LoRASpec) -> None:
+    torch.manual_seed(0)
+    process: Any = FlowMatching(trained_levels({})) if kind == "flow" else DDPM(torch.linspace(0.99, 0.01, 1000), kind)
+    x0, noise, t = torch.randn(4, 4, 2, 2).double(), torch.randn(4, 4, 2, 2).double(), torch.tensor([50, 300, 600, 900])
+    xt = process.add_noise(x0, noise, t)
+    prediction = process.target(x0, noise, t) + 0.1 * torch.randn(4, 4, 2, 2).double()
+
+    def velocity(clean: Tensor, eps: Tensor) -> Tensor:
+        signal, spread = (each.view(-1, 1, 1, 1) for each in process.mixture(t))
+        return eps - clean if kind == "flow" else signal * eps - spread * clean
+
+    clean, eps = process.clean(xt, t, prediction), process.noise(xt, t, prediction)
+    error = {"x0": clean - x0, "eps": eps - noise, "v": velocity(clean, eps) - velocity(x0, noise)}[loss]
+    weight = process.loss_weight(t, replace(lora_spec, loss=loss, min_snr=None))
+    own = (prediction - process.target(x0, noise, t)).pow(2).mean((1, 2, 3))
+    assert torch.allclose(own if weight is None else weight * own, error.pow(2).mean((1, 2, 3)), rtol=1e-3)
+
+
+def test_min_snr_is_refused_for_flow_matching(lora_spec: LoRASpec) -> None:
+    with pytest.raises(UserError, match=r"use lora\.min_snr=null"):
+        FlowMatching(trained_levels({})).loss_weight(torch.tensor([500.0]), replace(lora_spec, min_snr=5.0))
+    with pytest.raises(UserError, match="law style does not exist for a DDPM model"):
+        DDPM(torch.linspace(0.9, 0.1, 10), "epsilon").timesteps(1, torch.Generator(), "style")
+
+
+def test_folders_are_checked(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    save_sd3(folder)
+    assert model_folder(folder).family.name == "sd3"
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "_class_name": "Flux2Pipeline"}))
+    with pytest.raises(UserError, match="Flux2Pipeline, which is not supported"):
+        model_folder(folder)
+    (folder / "model_index.json").write_text(json.dumps(index))
+    settings = folder / "scheduler" / "scheduler_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "stochastic_sampling": True}))
+    with pytest.raises(UserError, match="stochastic_sampling: true; use false"):
+        model_folder(folder)
+    (folder / "vae" / "config.json").unlink()
+    with pytest.raises(UserError, match="incomplete folder of an SD3 model without vae"):
+        model_folder(folder)
+
+
+def test_presets_fill_every_setting() -> None:
+    assert (preset("flux_schnell").checkpointing, preset("flux_schnell").name) == (True, "flux_schnell")
+    assert preset("sd35_large").path == "stabilityai/stable-diffusion-3.5-large"
+    assert isinstance(ModelFiles(Path("x"), Path("y"), true_guidance=True).numbers()["true_guidance"], bool)
+
+
+def test_whole_run(folders: dict[str, Path], commands: Any, tiny: list[str], tmp_path: Path) -> None:
+    """Train LoRAs, learn masks by the cycle, sample and score with a flow-matching transformer."""
+    overrides = [f"model.path={folders['sd3']}", "dataset.subjects=[mug_1]", "dataset.styles=[ink_1]"]
+    done = commands.run(
+        *tiny, *overrides, "method=duolora", "method.fit.steps=2", "lora.timesteps=logit_normal", "lora.loss=x0",
+        f"output={tmp_path}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "| duolora |" in done.stdout
