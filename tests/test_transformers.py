@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from lorabench.sampling.rule import Branch
 from lorabench.sampling.sampler import sample_latents
 
 PROMPTS = ["a dog in szn", "a dog"]
-COUNTS = {  # attention, script, all; blocks.md of the reference and diffusers' scripts
+COUNTS = {  # layers of the sets attention, script and all, counted on the published models
     "flux": (190, 342, 494),
     "flux_schnell": (190, 342, 494),
     "sd35_medium": (148, 191, None),
@@ -58,7 +59,12 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def model(folders: dict[str, Path], name: str) -> DiffusionModel:
-    return load(model_folder(folders[name]))
+    return load(files(folders[name]))
+
+
+def files(folder: Path) -> ModelFiles:
+    """Return the files of a model at 16 pixels; the default of FLUX.1 is 128 latents wide."""
+    return replace(model_folder(folder), resolution=16)
 
 
 def random_lora(layers: LayerMap, rank: int = 2) -> Adapter:
@@ -119,7 +125,7 @@ def pipeline_latents(
     model: Any, name: str, steps: int, guidance: float, lora: Adapter | None, tmp_path: Path
 ) -> Tensor:
     """Sample the prompts with diffusers' own pipeline, from the noise of seeds 0 and 1."""
-    pipeline: Any = type(model.pipeline).from_pretrained(model.pipeline.config._name_or_path or tmp_path)
+    pipeline: Any = deepcopy(model.pipeline)
     noise = model.initial_noise([0, 1])
     if lora is not None:
         tensors = {f"transformer.{layer}.lora_A.weight": each.down for layer, each in lora.items()}
@@ -136,7 +142,7 @@ def pipeline_latents(
 
 @pytest.mark.parametrize("adapted", [False, True])
 def test_sampling_is_that_of_diffusers(folders: dict[str, Path], name: str, adapted: bool, tmp_path: Path) -> None:
-    model: Any = load(model_folder(folders[name]))
+    model: Any = load(files(folders[name]))
     guidance = {"sd3": 4.0, "dev": 3.5, "schnell": 1.0}[name]
     lora = random_lora(model.layers) if adapted else None
     expected = pipeline_latents(model, name, 3, guidance, lora, tmp_path)
@@ -146,11 +152,12 @@ def test_sampling_is_that_of_diffusers(folders: dict[str, Path], name: str, adap
 
 
 def test_true_guidance_is_that_of_diffusers(folders: dict[str, Path]) -> None:
-    model: Any = load(replace(model_folder(folders["dev"]), true_guidance=True))
+    model: Any = load(replace(files(folders["dev"]), true_guidance=True))
     assert model.guidance == "cfg"
+    noise, edge = pack(model.initial_noise([0, 1])), model.resolution
     done = model.pipeline(
         PROMPTS, negative_prompt=["", ""], true_cfg_scale=2.5, guidance_scale=1.0, num_inference_steps=3,
-        height=model.resolution, width=model.resolution, latents=pack(model.initial_noise([0, 1])), output_type="latent",
+        height=edge, width=edge, latents=noise, output_type="latent",
     )  # fmt: skip
     expected = unpack(done.images, *model.latent_shape[1:])
     assert (sample_latents(model, PROMPTS, [0, 1], 3, 2.5) - expected).abs().max() < 1e-5 * expected.abs().max()
@@ -172,7 +179,7 @@ def test_rows_carry_their_own_scales(model: DiffusionModel) -> None:
 
 def test_checkpointing_keeps_gradients(folders: dict[str, Path], name: str) -> None:
     def gradients(checkpointing: bool) -> list[Tensor]:
-        model = load(replace(model_folder(folders[name]), checkpointing=checkpointing))
+        model = load(replace(files(folders[name]), checkpointing=checkpointing))
         with model.attach([random_lora(model.layers)]) as adapters:
             for layer in adapters.layers.values():
                 layer.up.requires_grad_(True)
@@ -189,12 +196,12 @@ def test_checkpointing_keeps_gradients(folders: dict[str, Path], name: str) -> N
 
 
 def test_methods_that_sum_predictions_need_true_guidance(folders: dict[str, Path]) -> None:
-    model = load(model_folder(folders["dev"]))
+    model = load(files(folders["dev"]))
     branches = [Branch(-1.0, (1.0,), None), Branch(2.0, (1.0,), "prompt")]
     with model.attach([random_lora(model.layers)]) as adapters, pytest.raises(UserError, match="true_guidance"):
         sample_latents(model, PROMPTS, [0, 1], 2, 2.0, adapters, None, branches)
     with pytest.raises(UserError, match=r"generate\.guidance=3 has no effect"):
-        sample_latents(load(model_folder(folders["schnell"])), PROMPTS, [0, 1], 2, 3.0)
+        sample_latents(load(files(folders["schnell"])), PROMPTS, [0, 1], 2, 3.0)
     with pytest.raises(UserError, match="joint attention"):
         model.predict(model.initial_noise([0]), torch.tensor(1.0), model.encode_prompts(["a"]), own=[])
 

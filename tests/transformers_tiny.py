@@ -75,8 +75,13 @@ def save_flux(path: Path, guidance: bool = True) -> Path:
     )  # fmt: skip
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=guidance, shift=3.0 if guidance else 1.0)
     pipeline = FluxPipeline(
-        transformer=transformer, scheduler=scheduler, vae=build_vae(), text_encoder=build_text_encoders(tokenizer, WIDTH, 2)[0],
-        tokenizer=tokenizer, text_encoder_2=t5, tokenizer_2=T5TokenizerFast(tokenizer_object=words, extra_ids=0),
-    )  # fmt: skip
+        transformer=transformer,
+        scheduler=scheduler,
+        vae=build_vae(),
+        text_encoder=build_text_encoders(tokenizer, WIDTH, 2)[0],
+        tokenizer=tokenizer,
+        text_encoder_2=t5,
+        tokenizer_2=T5TokenizerFast(tokenizer_object=words, extra_ids=0),
+    )
     pipeline.save_pretrained(path)
     return path

@@ -66,6 +66,8 @@ def from_files(pipeline_class: Any, denoiser_class: Any, files: ModelFiles) -> A
     dtypes = {"default": DTYPES[files.dtype], "vae": DTYPES[files.vae_dtype]}
     encoders = [name for name in parts_of(folder, family) if name in family.encoders]
     parts: dict[str, Any] = {name: read_encoder(files, folder, name) for name in encoders}
+    for name in set(family.encoders) - set(encoders):  # T5 of SD3 may be absent, which diffusers must know
+        parts |= {name: None, name.replace("text_encoder", "tokenizer"): None}
     if files.vae:
         parts["vae"] = read_vae(files, files.vae)
     if single:

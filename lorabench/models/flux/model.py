@@ -122,7 +122,7 @@ class Flux(DiffusionModel):
         n, _, height, width = xt.shape
         scale = torch.full((n,), TRAINING_GUIDANCE if guidance is None else guidance, device=xt.device)
         prediction = self.transformer(
-            hidden_states=pack(xt).to(self.dtype),
+            pack(xt).to(self.dtype),
             timestep=(t.expand(n) / SCALE).to(self.dtype),
             guidance=scale if self.embeds_guidance else None,
             pooled_projections=pooled,

@@ -110,7 +110,7 @@ class SD3(DiffusionModel):
         refuse_own(own)
         states, pooled = conditioning.tensors
         return self.transformer(
-            hidden_states=xt.to(self.dtype),
+            xt.to(self.dtype),
             timestep=t.expand(len(xt)),
             encoder_hidden_states=states,
             pooled_projections=pooled,
