@@ -43,7 +43,7 @@ OTHER_KINDS = {
     "dense merge": {f"unet.unet.{LAYER}.lora.weight": ones(4, 8)},
     "biases": {**pair(f"unet.{LAYER}", ".lora_A.weight", ".lora_B.weight"), f"unet.{LAYER}.lora_B.bias": ones(4)},
     "Flux": pair(f"lora_unet_{FLUX}"),
-    "Flux ": pair("transformer.single_transformer_blocks.0.attn.to_q", ".lora_A.weight", ".lora_B.weight"),
+    "Flux ": pair("diffusion_model.double_blocks.0.img_attn.qkv", ".lora_A.weight", ".lora_B.weight"),
     "SD3": pair("lora_transformer_transformer_blocks_0_attn_to_q"),
     "SD3 ": pair("diffusion_model.joint_blocks.0.x_block.attn.qkv", ".lora_A.weight", ".lora_B.weight"),
     "Cascade": pair("lora_prior_unet_down_blocks_0_0_attention_attn_in_proj"),

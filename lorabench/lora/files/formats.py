@@ -86,7 +86,7 @@ def _diffusers(adapter: Adapter) -> Keys:
     keys = {}
     for layer in [*(f"{DENOISER}.{layer}" for layer in adapter), *adapter.text]:
         component = layer.partition(".")[0]
-        stem = f"{component}.{names.file_path(layer)}"
+        stem = f"{names.file_component(layer)}.{names.file_path(layer)}"
         down, up = ("lora_A", "lora_B") if component == DENOISER else ("lora_linear_layer.down", "lora_linear_layer.up")
         keys[layer] = f"{stem}.{down}.weight", f"{stem}.{up}.weight", None
     return keys
@@ -100,9 +100,9 @@ def _peft_configs(adapter: Adapter, ranks: Mapping[str, int]) -> dict[str, str]:
     transformers 5 has no such module.
     """
     options = {}
-    for component in sorted({layer.partition(".")[0] for layer in ranks}):
+    for component in sorted({names.file_component(layer) for layer in ranks}):
         mine = {layer.partition(".")[2].removeprefix("text_model."): rank
-                for layer, rank in ranks.items() if layer.partition(".")[0] == component}  # fmt: skip
+                for layer, rank in ranks.items() if names.file_component(layer) == component}  # fmt: skip
         rank = Counter(mine.values()).most_common()[0][0]
         others = {layer: each for layer, each in mine.items() if each != rank}
         config = {"r": rank, "lora_alpha": rank, "target_modules": sorted(mine), "rank_pattern": others,

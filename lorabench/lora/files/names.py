@@ -18,6 +18,10 @@ LAYERS = 2  # ResNets of a down block: 2 in SDXL, 1 in KOALA; an up block has on
 ENCODERS = {"lora_te_": "text_encoder", "lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2"}
 COMFY_ENCODERS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
 UNET_ROOTS = {"down_blocks", "mid_block", "up_blocks", "time_embedding", "add_embedding", "conv_in", "conv_out"}
+TRANSFORMER_ROOTS = {
+    "transformer_blocks", "single_transformer_blocks", "time_text_embed", "context_embedder", "x_embedder", "norm_out",
+    "proj_out",
+}  # fmt: skip
 LDM_ROOTS = {"input_blocks", "middle_block", "output_blocks", "time_embed", "label_emb", "out"}
 
 ENDING = re.compile(
@@ -85,7 +89,7 @@ def layer(stem: str, layers: int = LAYERS) -> str | None:
         return text_layer(COMFY_ENCODERS[comfy[1]], stem[comfy.end() :].replace(".", "_"))
     component = "unet"
     while (
-        head := re.match(r"(base_model\.model|unet|text_encoder_2|text_encoder|diffusion_model)\.", stem)
+        head := re.match(r"(base_model\.model|unet|transformer|text_encoder_2|text_encoder|diffusion_model)\.", stem)
     ) is not None:
         component = head[1] if head[1].startswith("text") else component
         stem = stem[head.end() :]
@@ -95,6 +99,8 @@ def layer(stem: str, layers: int = LAYERS) -> str | None:
     if root in LDM_ROOTS:
         path = unet_path(stem.replace(".", "_"), layers)
         return path and f"unet.{path}"
+    if root in TRANSFORMER_ROOTS:
+        return f"unet.{stem}"
     if root not in UNET_ROOTS:
         return None
     stem = stem.replace(".processor.", ".")  # diffusers before 0.22: attn1.processor.to_out_lora.down.weight
@@ -130,6 +136,12 @@ def kohya_stem(layer: str, ldm: bool) -> str:
         return f"lora_unet_{_to_ldm(name) if ldm or name in LDM_OF_SINGLES else name}"
     number = 2 if component == "text_encoder_2" else 1
     return f"lora_te{number}_{file_path(layer).replace('.', '_')}"
+
+
+def file_component(layer: str) -> str:
+    """Return the component of a layer as diffusers' files name it: the denoiser of SD3 and FLUX.1 is `transformer`."""
+    component, _, path = layer.partition(".")
+    return "transformer" if component == DENOISER and path.partition(".")[0] in TRANSFORMER_ROOTS else component
 
 
 def file_path(layer: str) -> str:

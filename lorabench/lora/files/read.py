@@ -190,7 +190,7 @@ def _configs(path: Path, keys: list[str], metadata: Mapping[str, str]) -> dict[s
     try:
         for name, value in json.loads(metadata.get(METADATA_KEY, "{}")).items():
             component, _, option = name.partition(".")
-            found.setdefault(component, {})[option] = value
+            found.setdefault(DENOISER if component == "transformer" else component, {})[option] = value
         config_file = path.parent / PEFT_CONFIG
         if not found and config_file.is_file() and any(key.startswith(PEFT_PREFIX) for key in keys):
             found["unet"] = json.loads(config_file.read_text())
