@@ -85,7 +85,7 @@ def test_model_that_is_not_sdxl(commands: Commands, tmp_path: Path, tiny: list[s
     (tmp_path / "sd15" / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
     result = commands.run(*tiny, f"output={tmp_path / 'out'}", f"model.path={tmp_path / 'sd15'}")
     assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
-    assert "holds a StableDiffusionPipeline, not an SDXL model" in result.stderr
+    assert "holds a StableDiffusionPipeline, which is not supported" in result.stderr
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="no folder is read-only to root")

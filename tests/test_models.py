@@ -185,7 +185,7 @@ def test_gradients_through_recomputed_blocks(folder, loras) -> None:
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        (["cond_stage_model.transformer.text_model.x"], "is a Stable Diffusion 1 checkpoint, not an SDXL checkpoint"),
+        (["cond_stage_model.transformer.text_model.x"], "is a Stable Diffusion 1 checkpoint, not a checkpoint of"),
         (["cond_stage_model.model.x"], "is a Stable Diffusion 2 checkpoint"),
         (["conditioner.embedders.0.model.x"], "is an SDXL refiner"),
         (["lora_unet_x.alpha"], "is a LoRA"),
@@ -212,7 +212,7 @@ def test_files_that_cannot_be_read(both, tmp_path) -> None:
         model_files(replace(SPEC, path="nobody/nothing"))
     shutil.copytree(folder, tmp_path / "folder")
     (tmp_path / "folder/unet/diffusion_pytorch_model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"incomplete SDXL folder without unet/\*\.safetensors"):
+    with pytest.raises(UserError, match=r"incomplete folder of an SDXL model without unet/\*\.safetensors"):
         model_files(replace(SPEC, path=str(tmp_path / "folder")))
     config = json.loads((folder / "unet" / "config.json").read_text()) | {"cross_attention_dim": 64}
     other = shutil.copytree(folder, tmp_path / "other")
@@ -229,7 +229,7 @@ UNET, ENCODER = "unet/diffusion_pytorch_model.safetensors", "text_encoder/model.
     [
         (lambda folder: (folder / ENCODER).write_bytes((folder / ENCODER).read_bytes()[:5000]), "cannot be read as an"),
         (lambda folder: save_file({"x": torch.zeros(1)}, folder / UNET), "lacks weights of its unet"),
-        (lambda folder: shutil.rmtree(folder / "tokenizer"), "incomplete SDXL folder without tokenizer/vocab.json"),
+        (lambda folder: shutil.rmtree(folder / "tokenizer"), "incomplete folder of an SDXL model without tokenizer/vocab.json"),
         (lambda folder: (folder / "tokenizer_2/tokenizer.json").unlink(), "without tokenizer_2/vocab.json"),
     ],
     ids=["truncated encoder", "another's weights", "no tokenizer", "no vocabulary"],

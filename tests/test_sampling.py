@@ -140,7 +140,7 @@ def test_folder_that_is_no_sdxl_model_is_refused(tmp_path) -> None:
     with pytest.raises(UserError, match="not a diffusers model folder"):
         SDXL.load(tmp_path / "nowhere")
     (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
-    with pytest.raises(UserError, match="not an SDXL model"):
+    with pytest.raises(UserError, match="StableDiffusionPipeline, which is not supported"):
         SDXL.load(tmp_path)
     (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}')
     with pytest.raises(UserError, match="incomplete"):

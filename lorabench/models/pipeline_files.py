@@ -112,8 +112,8 @@ def check_configs(folder: Path, complete: bool = True) -> Family:
     for part in parts[2:]:  # without vocabularies transformers creates tokenizers that know no word
         tokenizer = part.replace("text_encoder", "tokenizer")
         if not any((folder / tokenizer / name).is_file() for name in VOCABULARIES):
-            where = f"{tokenizer}/{VOCABULARIES[0]}"
-            raise UserError(f"{folder} is an incomplete folder of {family.title} without {where}; {HINT}")
+            lacking = [f"{tokenizer}/{VOCABULARIES[0]}"]
+            raise UserError(f"{folder} is an incomplete folder of {family.title} without {lacking[0]}; {HINT}")
     check_scheduler(folder, family, index)
     return family
 
