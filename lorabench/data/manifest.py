@@ -24,11 +24,8 @@ Every error message has the line of the mistake.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
@@ -38,6 +35,7 @@ from lorabench.data.captions import caption_of
 from lorabench.data.contexts import template
 from lorabench.data.images import images_in, report_folders
 from lorabench.data.pairs import JOIN
+from lorabench.data.yaml_nodes import NodeReader
 
 ENTRY = {
     "subjects": ("class", "images", "references", "prompts", "live", "repeats"),
@@ -119,19 +117,8 @@ def read(path: Path) -> Manifest:
     return Reader(path).manifest(root)
 
 
-@dataclass(frozen=True)
-class Reader:
+class Reader(NodeReader):
     """Converter from the YAML nodes of a manifest to entries. Errors have the line of a node."""
-
-    path: Path
-
-    def fail(self, node: Node, message: str) -> NoReturn:
-        """Raise UserError with the line of a node."""
-        raise UserError(f"{self.line(node)}: {message}")
-
-    def line(self, node: Node) -> str:
-        """Return file and line of a node."""
-        return f"{self.path}:{node.start_mark.line + 1}"
 
     def manifest(self, root: Node) -> Manifest:
         """Return the manifest of the root node."""
@@ -213,46 +200,6 @@ class Reader:
             self.fail(node, f"{path} is missing; put the image there or correct the line")
         return [path]
 
-    def mapping(self, node: Node, known: Sequence[str] | None, required: Sequence[str], name: str) -> dict[str, Node]:
-        """Return the values of a mapping by key.
-
-        Args:
-            node: The mapping.
-            known: Allowed keys; None allows any.
-            required: Keys that must be there.
-            name: Name of the mapping in messages.
-        """
-        if not isinstance(node, MappingNode):
-            self.fail(node, f"{name} must have keys; write {': ..., '.join(known or ('name',))}: ...")
-        found: dict[str, Node] = {}
-        for key, value in node.value:
-            if not isinstance(key, ScalarNode):
-                self.fail(key, f"a key of {name} must be a word")
-            if key.value in found:
-                self.fail(key, f"{key.value!r} is twice in {name}; write it once")
-            if known is not None and key.value not in known:
-                near = difflib.get_close_matches(key.value, known, n=1)
-                self.fail(key, f"{name} has no key {key.value!r}; write {near[0] if near else ' or '.join(known)}")
-            found[key.value] = value
-        if missing := next((key for key in required if key not in found), None):
-            self.fail(node, f"{name} lacks {missing}; write {missing}: ...")
-        return found
-
-    def items(self, node: Node) -> list[Node]:
-        """Return the items of a list."""
-        if not isinstance(node, SequenceNode):
-            self.fail(node, "must be a list; write [a, b]")
-        return node.value
-
-    def text(self, node: Node) -> str:
-        """Return the text of a node."""
-        plain = isinstance(node, ScalarNode) and not node.tag.endswith((":null", ":bool"))
-        if not plain or not node.value.strip():
-            self.fail(
-                node, f"{self.shown(node)} is not text; write a word, in quotes if YAML reads it as something else"
-            )
-        return node.value.strip()
-
     def context(self, node: Node) -> str:
         """Return a scene with its place for the subject."""
         text = self.text(node)
@@ -268,13 +215,3 @@ class Reader:
         if not 1 <= int(node.value) <= MOST:
             self.fail(node, f"repeats: {node.value} must be between 1 and {MOST}; remove the image to leave it out")
         return int(node.value)
-
-    def flag(self, node: Node) -> bool:
-        """Return a value true or false."""
-        if not isinstance(node, ScalarNode) or not node.tag.endswith(":bool"):
-            self.fail(node, f"{self.shown(node)} is neither true nor false; write one of them")
-        return bool(yaml.SafeLoader.bool_values[node.value.lower()])
-
-    def shown(self, node: Node) -> str:
-        """Return the value of a node for messages."""
-        return repr(node.value) if isinstance(node, ScalarNode) else "a list or a mapping"
