@@ -43,15 +43,15 @@ def fit_head(unit: torch.Tensor, labels: torch.Tensor, classes: int) -> tuple[to
     head = torch.nn.Linear(unit.shape[1], classes)
     torch.nn.init.zeros_(head.weight)
     torch.nn.init.zeros_(head.bias)
-    optimiser = torch.optim.LBFGS(head.parameters(), max_iter=200, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(head.parameters(), max_iter=200, line_search_fn="strong_wolfe")
 
     def closure() -> torch.Tensor:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss = F.cross_entropy(head(unit), labels) + 1e-5 * head.weight.square().sum()
         loss.backward()
         return loss
 
-    optimiser.step(closure)
+    optimizer.step(closure)
     return head.weight.detach(), head.bias.detach()
 
 

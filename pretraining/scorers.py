@@ -48,34 +48,34 @@ def train_scorer(
     task = TASKS[kind](config, folder)
     decayed = [p for p in task.parameters() if p.ndim >= 2]
     others = [p for p in task.parameters() if p.ndim < 2]
-    optimiser = torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}], betas=(0.9, 0.98)
     )
     checkpoint, start = cache / f"scorer-{kind}-{world_fingerprint()}-{steps}.pt", 0
     if checkpoint.is_file():
         saved = torch.load(checkpoint, weights_only=True)
         task.load_state_dict(saved["task"])
-        optimiser.load_state_dict(saved["optimiser"])
+        optimizer.load_state_dict(saved["optimiser"])
         start = saved["step"]
     task.train()
     began = time.monotonic()
     for step in range(start, steps):
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps)
         rng = np.random.default_rng(seed_of("scorer batch", kind, step))
         batch = task.batch(bank, rng)
         parts = task.loss(batch)
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         torch.stack(list(parts.values())).sum().backward()
         torch.nn.utils.clip_grad_norm_(task.parameters(), 1.0)
-        optimiser.step()
+        optimizer.step()
         if (step + 1) % 20 == 0 or step + 1 == steps:
             pace = (time.monotonic() - began) / (step + 1 - start)
             values = " ".join(f"{name} {value.item():.3f}" for name, value in parts.items())
             report(f"{kind} {step + 1}/{steps} {pace:.2f} s/step {values}")
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
             partial = checkpoint.with_suffix(".tmp")
-            torch.save({"task": task.state_dict(), "optimiser": optimiser.state_dict(), "step": step + 1}, partial)
+            torch.save({"task": task.state_dict(), "optimiser": optimizer.state_dict(), "step": step + 1}, partial)
             partial.rename(checkpoint)
     state = {name: value.half().contiguous() for name, value in task.network.state_dict().items()}
     save_file(state, folder / "model.safetensors")

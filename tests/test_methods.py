@@ -286,10 +286,10 @@ def test_shared_masks_are_one_memory_that_moves_four_times() -> None:
     learned, shared = parameters([masks], torch.device("cpu"))
     assert shared
     content = [learned[name][0].only() for name in names]
-    optimiser = torch.optim.Adam(content, lr=0.01, foreach=False)
+    optimizer = torch.optim.Adam(content, lr=0.01, foreach=False)
     for mask in content:
         mask.grad = torch.ones_like(mask)
-    optimiser.step()
+    optimizer.step()
     assert all(torch.allclose(mask, torch.full_like(mask, 0.96), atol=1e-6) for mask in content)
     assert (learned[other][0].only() == 1).all()
 

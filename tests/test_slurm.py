@@ -146,7 +146,7 @@ def test_sweep_of_four_jobs_into_one_store(cluster: dict[str, str], tiny: list[s
     assert {"direct", "base", "oracle"} <= set(pd.read_csv(folder / "table.csv")["method"])
     assert (folder / "table.md").read_text() in done.stdout
     store = tmp_path / "store"
-    assert len(list(store.glob("personalise/*/key.json"))) == 4  # 2 LoRAs a seed, whoever came first
+    assert len(list(store.glob("personalize/*/key.json"))) == 4  # 2 LoRAs per seed, shared by the jobs
     assert not list(folder.glob(".sweep-*"))
     nodes = [log.read_text() for log in folder.glob(".submitit/*/*_log.out")]
     assert len(nodes) == 4 and all("Starting with JobEnvironment" in text for text in nodes)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 GB = 1e9
 TRAINING = "training a LoRA"
-PARTS = ["weights", "loras", "optimiser", "activations", "block"]
+PARTS = ["weights", "loras", "optimizer", "activations", "block"]
 COLUMNS = ["model", "step", "checkpointing", *PARTS, "total"]
 Step = tuple[Callable[[], Any], Sequence["Tensor"]]  # forward pass, and the tensors that get gradients
 
