@@ -20,7 +20,6 @@ from commands import Commands
 from conftest import project_config
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import open_dict
 from rank_jobs import After, Job, Slow, broken, fine, item, killed, mistaken, plan_at
 
 from lorabench.base import UserError
@@ -254,9 +253,6 @@ def test_nodes_with_different_commands_are_refused() -> None:
     ],
 )
 def test_mistakes_are_found_before_anything_starts(hydra: None, overrides: list[str], line: str) -> None:
-    cfg = compose("config", overrides, return_hydra_config=True)
-    HydraConfig.instance().set_config(cfg)
-    with open_dict(cfg):
-        del cfg["hydra"]
+    HydraConfig.instance().set_config(compose("config", overrides, return_hydra_config=True))
     with pytest.raises(UserError, match=line):
-        validate(cfg)
+        validate(compose("config", overrides))
