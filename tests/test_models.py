@@ -229,7 +229,10 @@ UNET, ENCODER = "unet/diffusion_pytorch_model.safetensors", "text_encoder/model.
     [
         (lambda folder: (folder / ENCODER).write_bytes((folder / ENCODER).read_bytes()[:5000]), "cannot be read as an"),
         (lambda folder: save_file({"x": torch.zeros(1)}, folder / UNET), "lacks weights of its unet"),
-        (lambda folder: shutil.rmtree(folder / "tokenizer"), "incomplete folder of an SDXL model without tokenizer/vocab.json"),
+        (
+            lambda folder: shutil.rmtree(folder / "tokenizer"),
+            "incomplete folder of an SDXL model without tokenizer/vocab.json",
+        ),
         (lambda folder: (folder / "tokenizer_2/tokenizer.json").unlink(), "without tokenizer_2/vocab.json"),
     ],
     ids=["truncated encoder", "another's weights", "no tokenizer", "no vocabulary"],
