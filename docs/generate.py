@@ -1,7 +1,7 @@
 """`python docs/generate.py` writes docs/results.md, docs/methods.md and the table in README.md.
 
 Results come from the files in docs/results/, methods from conf/method/ and the component classes. `--check` writes
-nothing and exits with 1 if a page differs from what would be written.
+nothing and exits with 1 if a page is out of date.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ def test_rows_of_one_run_are_told_apart_everywhere(tiny, tmp_path: Path, folder_
         assert {picture.label for picture in each.pictures} == {each.label, *labels[:3], "oracle"}
         assert all(picture.path.is_file() for picture in each.pictures)
     made = {path.name for path in artifact_folders(Store(Path(cfg.store)))}
-    assert made and made <= reachable(Store(Path(cfg.store)), [folder_of])  # the frame rows' too
+    assert made and made <= reachable(Store(Path(cfg.store)), [folder_of])  # also those of baselines and oracle
     parameters = [each.manifest["costs"]["learned_parameters"] for each in runs]
     assert parameters[0] == 0 and parameters[1] == parameters[2] > 0
     assert [set(each.losses) for each in runs] == [set(), {PAIR}, {PAIR}]

@@ -116,9 +116,9 @@ def test_product_bootstrap_multiplies_counts_and_skips_empty_grids() -> None:
     assert set(np.unique(times[0])) == {0, 1, 2, 4} and times[0].mean() == pytest.approx(1, abs=0.05)
     sparse = Design((0, 0, 1, 2), (0, 1, 0, 2))
     assert (counts(sparse).sum(axis=0) > 0).all()
-    alone = Design((0, 0, 0), (0, 1, 2))  # one subject: fixed
-    assert alone.is_independent and alone.units == 3
-    assert np.array_equal(counts(alone), counts(Design.independent(3)))
+    one_subject = Design((0, 0, 0), (0, 1, 2))  # one subject: fixed
+    assert one_subject.is_independent and one_subject.units == 3
+    assert np.array_equal(counts(one_subject), counts(Design.independent(3)))
 
 
 def test_limits_are_those_of_scipy() -> None:
@@ -181,13 +181,13 @@ def test_pairs_that_differ_all_same_are_as_sure_as_sign_test() -> None:
 def test_pairing_shrinks_interval_where_methods_share_their_noise_alone() -> None:
     def widths(shared: bool) -> tuple[float, float]:
         a, b = simulate(0.02, seed=1, shared=shared, pairs=30), simulate(0.0, seed=1, shared=shared, pairs=30)
-        paired, alone = stats.difference(a, b), stats.mean(a)
-        return paired.high - paired.low, alone.high - alone.low
+        paired, single = stats.difference(a, b), stats.mean(a)
+        return paired.high - paired.low, single.high - single.low
 
-    paired, alone = widths(shared=True)
-    assert paired < 0.2 * alone
-    paired, alone = widths(shared=False)
-    assert paired == pytest.approx(np.sqrt(2) * alone, rel=0.35)  # both variances add up
+    paired, single = widths(shared=True)
+    assert paired < 0.2 * single
+    paired, single = widths(shared=False)
+    assert paired == pytest.approx(np.sqrt(2) * single, rel=0.35)  # both variances add up
 
 
 def test_shared_effect_is_found() -> None:

@@ -170,7 +170,7 @@ def test_command_takes_folders_of_runs(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize(
-    ("pairs", "said"),
+    ("pairs", "words"),
     [
         ([("a", "x"), ("b", "y"), ("c", "z")], "3 pairs of 3 subjects and 3 styles (1 images per row"),
         ([("a", "x"), ("a", "x2")], "interval over pairs"),  # results hold for this subject
@@ -180,11 +180,11 @@ def test_command_takes_folders_of_runs(tmp_path: Path, capsys: pytest.CaptureFix
         ([("a", "x"), ("a", "y"), ("b", "x"), ("b", "y")], "With 2 independent units"),
     ],
 )
-def test_note_has_numbers_of_subjects_and_styles(tmp_path: Path, pairs: list[tuple[str, str]], said: str) -> None:
+def test_note_has_numbers_of_subjects_and_styles(tmp_path: Path, pairs: list[tuple[str, str]], words: str) -> None:
     of = Table.of([RunFolder.load(make_run(tmp_path / "run", pairs=pairs, images=1))])
-    said = said.replace("(1 images", f"({len(pairs)} images")
+    words = words.replace("(1 images", f"({len(pairs)} images")
     for text in (write_markdown(of), write_latex(of), " ".join(layout.notes(of))):  # the page shows these
-        assert said in text
+        assert words in text
     line = of.lines.iloc[0]
     assert (line["contents"], line["styles"]) == tuple(len(set(names)) for names in zip(*pairs, strict=True))
     (tmp_path / "table.csv").write_text(write_csv(of))
@@ -284,8 +284,8 @@ def test_markdown_shows_value_difference_and_rank(tmp_path: Path) -> None:
     assert [line.cells[1] for line in ranks.lines if line.cells[0] == "duolora"] == ["1 [1, 1]"]
     assert all(len(line.cells) == len(block.head) for block in (scores, differences, ranks) for line in block.lines)
     assert min(of.lines["mean"] - of.lines["bca_low"]) > 0 and min(of.lines["bca_high"] - of.lines["mean"]) > 0
-    alone = blocks(table(tmp_path / "alone", "duolora"))
-    assert len(alone) == 1  # nothing to compare with
+    single = blocks(table(tmp_path / "single", "duolora"))
+    assert len(single) == 1  # nothing to compare with
 
 
 def document(body: str) -> str:

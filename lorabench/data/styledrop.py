@@ -65,7 +65,7 @@ def plain(folder: Path) -> dict[str, tuple[Path, ...]]:
         stem, whole = normalize("NFC", path.stem), normalize("NFC", path.name)
         found[stem if stem not in found else whole] = (
             path,
-        )  # of two files with the same stem, the second keeps its ending
+        )  # the second of two files with the same stem keeps its ending
     for below in sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path)):
         if paths := images_in(below):
             name = normalize("NFC", below.name)

@@ -1,4 +1,4 @@
-"""Latents of unit scale: the autoencoder's codes, shifted and scaled as its configuration says."""
+"""Latents of unit scale: the autoencoder's codes, shifted and scaled by its configuration."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from lorabench.base import UserError
 from lorabench.config.schemas import LoRASpec
 
 Predicts = Literal["epsilon", "v_prediction"]
-LOSSES: dict[str, str] = {"epsilon": "eps", "v_prediction": "v"}  # what a model predicts, as `lora.loss` names it
+LOSSES: dict[str, str] = {"epsilon": "eps", "v_prediction": "v"}  # name of a model's prediction in `lora.loss`
 MIN_SIGNAL = 2**-24  # lower bound of alphas_bar in diffusers' schedulers: the clean estimate divides by its root
 
 
@@ -33,7 +33,7 @@ class NoiseProcess(ABC):
 
     Attributes:
         noisiest: Noise level at which sampling starts.
-        predicts: What the denoiser predicts.
+        predicts: Prediction of the denoiser.
     """
 
     noisiest: float
@@ -81,7 +81,7 @@ class NoiseProcess(ABC):
 
         Args:
             t: Noise levels [n].
-            loss: "v", "x0" or "eps" for what the squared error is of; "native" for what the denoiser predicts.
+            loss: Quantity of the squared error: "v", "x0" or "eps", or "native" for the denoiser's prediction.
         """
         native = LOSSES[self.predicts]
         if loss in ("native", native):

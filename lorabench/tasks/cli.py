@@ -73,7 +73,7 @@ def main() -> int:
         return 0
     except KeyboardInterrupt:
         return interrupted()
-    except Exception as error:  # of composition or of a launcher; `task` raises none
+    except Exception as error:  # raised by the composition or by a launcher; `task` raises none
         if traceback_wanted():
             raise
         if JointReport.current is not None and of_launcher(error):

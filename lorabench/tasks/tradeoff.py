@@ -41,7 +41,7 @@ from lorabench.tasks.checks import check_methods, check_scorers
 from lorabench.tasks.plan import Plan
 from lorabench.tasks.rows import Row, check_rows
 
-ALONE: dict[Role, str] = {"content": "content_only", "style": "style_only"}  # row with the single LoRA of a role
+SINGLE: dict[Role, str] = {"content": "content_only", "style": "style_only"}  # row with the single LoRA of a role
 METRICS = {"dino": "dino", "clip": "clip_i", "csd": "csd"}  # metric by kind of scorer
 
 Strengths = tuple[float, float]  # scales of content and style
@@ -72,7 +72,7 @@ def run(cfg: DictConfig, folder: Path) -> str:
 
     names, points = list(cfg.task.methods), fan(list(cfg.task.strengths))
     rows = rows_of(names, points)
-    baselines = [Row.of(name) for name in ALONE.values()]
+    baselines = [Row.of(name) for name in SINGLE.values()]
     plan = plan_of(cfg, [*baselines, *rows.values()])
     metrics: dict[Role, str] = {"content": cfg.task.content, "style": cfg.task.style}
     check_metrics(metrics, plan.scorers)
@@ -150,7 +150,7 @@ def axis_of(role: Role, metric: str, single: Mapping[str, pd.Series]) -> Axis:
         UserError: If the role's LoRA does not increase the metric.
     """
     means = {name: float(found.mean()) for name, found in single.items()}
-    on = means.pop(ALONE[role])
+    on = means.pop(SINGLE[role])
     [off] = means.values()
     if on <= off:
         raise UserError(

@@ -1,6 +1,6 @@
 """TSV-Merge: make the singular vectors of all updates orthogonal, then sum.
 
-    dW_k = P_k S_k V_k^T,   P = [P_1 | ... | P_K],  V likewise,  S = diag(S_1, ..., S_K)
+    dW_k = P_k S_k V_k^T,   P = [P_1 | ... | P_K],  V alike,  S = diag(S_1, ..., S_K)
     dW_m = w P' S V'^T,     X' = the orthonormal matrix nearest to X (Procrustes: Y Z^T of the SVD X = Y E Z^T)
 
 The direct merge has P and V themselves, so that updates in common directions add up there. The paper keeps 1 / K of the

@@ -4,12 +4,12 @@
     mask_dim out:  dW_m = sum_k diag(m_k) dW_k,   m_k in R^out
     L = sum_k || dW_m x_k - dW_k x_k ||^2,   k = c, s
 
-x_k is a layer's input while the model with adapter k only denoises the images of concept k. L is quadratic in the
+x_k is a layer's input while the model with only adapter k denoises the images of concept k. L is quadratic in the
 masks: one system of size 2 in for the columns, or one system of size 2 for each row (lorabench.merging.least_squares).
 
 The merge has masks i (or o). In contrast to ZipLoRA, each layer is fitted separately and to its optimum, on the inputs
 from the teachers. The similarity |m_c . m_s| is omitted, because a product of unknowns is not quadratic. Its purpose,
-that the adapters do not disturb each other, is what least squares measure on actual inputs.
+that the adapters do not disturb each other, is measured by least squares on actual inputs.
 
 Input masks need the second moments of a layer's inputs [in, in] per teacher: about 10 GB for SDXL's 560 layers, and
 systems of up to 4096 unknowns. Output masks need the same as rank masks, 100 times less.

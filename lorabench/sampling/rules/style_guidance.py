@@ -10,7 +10,7 @@ w_k = w the branch e(x, p) vanishes and classifier-free guidance is left.)
 
 The publication applies a style to *other* contents without the content adapter, so by default the images do not show
 the subject. `subject` (`ablation=keep_subject`) keeps the content adapter in every branch, with its identifier in the
-prompts: DuoLoRA's comparison (arXiv 2504.13206) scores the subject and does not say how it is generated.
+prompts: DuoLoRA's comparison (arXiv 2504.13206) scores the subject and does not report how it is generated.
 """
 
 from dataclasses import dataclass
