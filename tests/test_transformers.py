@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -222,6 +223,31 @@ def test_methods_that_sum_predictions_need_true_guidance(folders: dict[str, Path
         sample_latents(load(files(folders["schnell"])), PROMPTS, [0, 1], 2, 3.0)
     with pytest.raises(UserError, match="joint attention"):
         model.predict(model.initial_noise([0]), torch.tensor(1.0), model.encode_prompts(["a"]), own=[])
+
+
+@pytest.mark.parametrize(
+    ("which", "overrides", "message"),
+    [
+        ("dev", ["method=lora_composite"], "lora_composite sums predictions .* use model.true_guidance=true"),
+        ("schnell", ["method=direct"], "generate.guidance=3 has no effect"),
+        ("sd3", ["method=direct", "lora.text_encoders=true"], "use lora.text_encoders=false"),
+        ("sd3", ["method=direct", "lora.min_snr=5"], "use lora.min_snr=null"),
+        ("dev", ["method=direct", "lora.blocks=[blocks.7]"], "lora.blocks=blocks.7 has no layer"),
+    ],
+)
+def test_unsupported_settings_are_refused_before_training(
+    folders: dict[str, Path],
+    commands: Any,
+    tiny: list[str],
+    tmp_path: Path,
+    which: str,
+    overrides: list[str],
+    message: str,
+) -> None:
+    arguments = [*overrides, "dataset.subjects=[mug_1]", "dataset.styles=[ink_1]", f"output={tmp_path}"]
+    done = commands.run(*tiny, f"model.path={folders[which]}", *arguments)
+    assert done.returncode == 2 and re.search(message, done.stderr), done.stderr
+    assert not list(tmp_path.glob("store/personalize/*"))
 
 
 def test_latents_are_scaled_as_diffusers_does(model: Any) -> None:

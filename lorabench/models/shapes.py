@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 from lorabench.base import UserError
 from lorabench.config.choices import unknown
 from lorabench.config.schemas import ModelSpec
+from lorabench.models.families import FLUX
 from lorabench.models.files import MICRO, ModelFiles, model_files
 from lorabench.models.hub import HUB_ID
 from lorabench.models.known import KNOWN as FAMILY_OF
-from lorabench.models.known import denoiser_config, folder_layers, has_configs, known_layers
+from lorabench.models.known import denoiser_config, folder_layers, has_configs, known_layers, read
 from lorabench.models.layer_map import LayerMap
 
 if TYPE_CHECKING:
@@ -43,6 +44,13 @@ def layer_map(source: ModelFiles | ModelSpec | str | Sequence[Adapter]) -> Layer
             raise UserError(unknown("model", source, KNOWN))
         return known_layers(source)
     return known_layers(model_of(source))
+
+
+def guidance_kind(files: ModelFiles) -> str:
+    """Return the kind of guidance of a model: "cfg", "embedded" or "none" (see `DiffusionModel`)."""
+    if files.family != FLUX or files.true_guidance:
+        return "cfg"
+    return "embedded" if read(files.config / files.family.denoiser / "config.json")["guidance_embeds"] else "none"
 
 
 def spec_layers(spec: ModelSpec) -> LayerMap:

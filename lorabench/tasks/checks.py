@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lorabench.base import UserError
+from lorabench.models.families import SDXL
 from lorabench.models.layer import Layer
 from lorabench.models.layer_map import LayerMap, with_ranks
+from lorabench.models.shapes import guidance_kind
 from lorabench.models.shapes import layer_map as model_layers
 from lorabench.personalization.training import Output
 from lorabench.scoring.files import MICRO_SCORERS
@@ -19,6 +22,7 @@ def check_methods(plan: Plan) -> None:
         UserError: If a merge does not fit them.
     """
     layer_map = model_layers(plan.model)
+    check_model(plan, layer_map)
     seen: dict[str, dict[str, Layer]] = {}
     for row, pair in plan.cells():
         if row.method is not None:
@@ -27,6 +31,31 @@ def check_methods(plan: Plan) -> None:
             if key not in seen:
                 seen[key] = adapted_layers(layer_map, outputs)
             row.method.merge.check(seen[key])
+
+
+def check_model(plan: Plan, layer_map: LayerMap) -> None:
+    """Check the training recipe and the sampling of each method against the family of the model.
+
+    Raises:
+        UserError: If the model has no such noise levels, guidance or text layers.
+    """
+    recipe, kind, flow = plan.lora, guidance_kind(plan.model), plan.model.family != SDXL
+    if flow and recipe.min_snr is not None:
+        raise UserError("lora.min_snr weighs the timesteps of DDPM models; use lora.min_snr=null")
+    if not flow and recipe.timesteps != "uniform":
+        raise UserError(f"lora.timesteps={recipe.timesteps} needs a flow-matching model; use lora.timesteps=uniform")
+    if recipe.text_encoders and not layer_map.trained_text():
+        raise UserError("lora.text_encoders=true is not supported for this model; use lora.text_encoders=false")
+    if kind == "none" and plan.generation.guidance > 1:
+        raise UserError(f"generate.guidance={plan.generation.guidance:g} has no effect on this model; use 1")
+    for row, pair in plan.cells():
+        if kind != "cfg" and row.method is not None:
+            context = plan.context(tuple(output.shown.role for output in plan.outputs(row, pair)))
+            if row.method.sampling.branches(context) is not None:
+                raise UserError(
+                    f"{row.name} sums predictions with and without the prompt, and the guidance of this model is "
+                    f"{kind}; use model.true_guidance=true or another method"
+                )
 
 
 def adapted_layers(layer_map: LayerMap, outputs: Sequence[Output]) -> dict[str, Layer]:
