@@ -50,7 +50,14 @@ def example(number: int, blocks: int = BLOCKS) -> Thing:
 
 
 def embedded(block: int, scorers: Sequence[Scorer], work: Path, blocks: int = BLOCKS) -> Tensor:
-    """Return the concatenated embeddings [BLOCK, d] of a block of examples, from the work folder if they exist."""
+    """Return the concatenated embeddings [BLOCK, d] of a block of examples, from the work folder if they exist.
+
+    Args:
+        block: Number of the block.
+        scorers: Micro scorers.
+        work: Folder for the embeddings.
+        blocks: Number of blocks from the bank; the next block has the unseen families.
+    """
     path = work / "factors" / f"{block}.npy"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,7 +108,14 @@ def loss(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> Tensor:
 
 
 def train(inputs: Tensor, wanted: dict[str, Tensor], outputs: dict[str, int], epochs: int = EPOCHS) -> FactorNetwork:
-    """Train a network. The rate rises for 100 steps and then falls linearly to zero."""
+    """Train a network. The rate rises for 100 steps and then falls linearly to zero.
+
+    Args:
+        inputs: Embeddings [n, d].
+        wanted: Targets by name.
+        outputs: Width of each output by name.
+        epochs: Passes over the inputs.
+    """
     torch.manual_seed(seed_of("factor network", *outputs) % 2**31)
     network = FactorNetwork(inputs.shape[1], outputs)
     network.mean.copy_(inputs.mean(0))

@@ -56,7 +56,16 @@ class Batch:
 
 
 def grid_batch(bank: ScorerBank, rng: np.random.Generator, blocks: int, rows: int, styled: int, photos: int) -> Batch:
-    """Return, from each of `blocks` blocks, `rows` subjects in the same `styled` styles and `photos` photographs."""
+    """Return, from each of `blocks` blocks, `rows` subjects in the same `styled` styles and `photos` photographs.
+
+    Args:
+        bank: Images.
+        rng: Generator of all choices.
+        blocks: Number of blocks.
+        rows: Subjects per block.
+        styled: Styles per block.
+        photos: Photographs per subject.
+    """
     places, subject_ids, style_ids = [], [], []
     for b in rng.choice(bank.blocks, blocks, replace=False):
         chosen = rng.choice(SUBJECTS, rows, replace=False)

@@ -38,7 +38,16 @@ def learning_rate(step: int, steps: int) -> float:
 def train_scorer(
     kind: str, out: Path, steps: int, bank: ScorerBank, cache: Path, report: Callable[[str], None]
 ) -> Path:
-    """Train one scorer and write its folder out/<kind>. An interrupted training resumes from its checkpoint."""
+    """Train one scorer and write its folder out/<kind>. An interrupted training resumes from its checkpoint.
+
+    Args:
+        kind: "dino", "clip" or "csd".
+        out: Folder of the scorers.
+        steps: Number of training steps.
+        bank: Images.
+        cache: Folder for the checkpoint.
+        report: Called with lines about the progress.
+    """
     from safetensors.torch import save_file
 
     folder = out / kind

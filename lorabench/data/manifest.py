@@ -167,7 +167,14 @@ class Reader(NodeReader):
         )
 
     def shots(self, block: str, node: Node, shows: str | None, repeats: int) -> tuple[Shot, ...]:
-        """Return the images of a node: a folder, a file, or a list of files with their own settings."""
+        """Return the images of a node: a folder, a file, or a list of files with their own settings.
+
+        Args:
+            block: "subjects" or "styles".
+            node: The node.
+            shows: Object in images that do not have their own.
+            repeats: Weight of images that do not have their own.
+        """
         found: list[Shot] = []
         for item in node.value if isinstance(node, SequenceNode) else [node]:
             if isinstance(item, MappingNode):

@@ -53,7 +53,15 @@ def aligned(content: Concept, style: Concept, images: int, prompt: str) -> Conce
 
 
 def reference(word: str, prompt: str, load: partial[Image.Image], name: str, index: int) -> Reference:
-    """Return an image of the world, identified by the world's version, a name and an index."""
+    """Return an image of the world, identified by the world's version, a name and an index.
+
+    Args:
+        word: Object in the image.
+        prompt: Caption in training.
+        load: Function that renders the image.
+        name: Name of the subject or style.
+        index: Number of the image.
+    """
     identity = f"microworld {mw.VERSION} {SIZE} {name} {index}"
     return Reference(word, prompt, hashlib.sha256(identity.encode()).hexdigest(), load)
 

@@ -100,7 +100,14 @@ def draw(kind: str, names: list[Names], count: int, seed: int) -> list[Names]:
 
 
 def published(pairs: str, style: str, image: str, known: Sequence[str]) -> str:
-    """Return the local name of a publication's style: the same name, or the name of its image."""
+    """Return the local name of a publication's style: the same name, or the name of its image.
+
+    Args:
+        pairs: Name of the list of pairs, for the message.
+        style: Name of the style in the publication.
+        image: Name of its image.
+        known: Names of the local styles.
+    """
     for name in (style, image):
         if name in known:
             return name

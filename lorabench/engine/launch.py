@@ -70,7 +70,14 @@ class Watcher:
         self.bar, self.store, self.waiting, self.show, self.looked = bar, store, waiting, show, 0.0
 
     def reach(self, stage: str, finished: int, count: int, work: float) -> None:
-        """Set the text and the progress of the bar."""
+        """Set the text and the progress of the bar.
+
+        Args:
+            stage: Stage of the current group.
+            finished: Number of its finished artifacts.
+            count: Number of its artifacts.
+            work: Finished work in the units of the bar.
+        """
         self.bar.describe(stage, finished, count)
         self.bar.reach(work)
 
@@ -85,6 +92,13 @@ class Watcher:
 
 def launch(store: Store, trainer: TrainerSpec, groups: Groups, gpus: list[str], watcher: Watcher) -> set[int]:
     """Run the ranks of this machine and wait for their end.
+
+    Args:
+        store: The store.
+        trainer: Devices, nodes and rendezvous.
+        groups: Artifacts of each stage.
+        gpus: Reserved GPUs, one per rank; empty on a CPU.
+        watcher: Progress bar.
 
     Returns:
         The numbers of the ranks.

@@ -77,7 +77,14 @@ def check_same(group: Group, groups: Sequence[Sequence[Artifact]]) -> None:
 
 
 def make_units(group: Group, store: Store, artifacts: Sequence[Artifact], teller: Teller) -> None:
-    """Compute artifacts of one stage by all ranks together."""
+    """Compute artifacts of one stage by all ranks together.
+
+    Args:
+        group: The ranks.
+        store: The store.
+        artifacts: Artifacts of one stage whose work has units.
+        teller: Receiver of the progress.
+    """
     by_key = {each.key: each for each in artifacts}
     if group.rank > 0:
         share_units(group, store, [by_key[key] for key in group.broadcast()], teller)
@@ -98,7 +105,14 @@ def make_units(group: Group, store: Store, artifacts: Sequence[Artifact], teller
 
 
 def share_units(group: Group, store: Store, artifacts: Sequence[Artifact], teller: Teller) -> None:
-    """Compute this rank's units of the artifacts into their drafts, and wait until all ranks have done so."""
+    """Compute this rank's units of the artifacts into their drafts, and wait until all ranks have done so.
+
+    Args:
+        group: The ranks.
+        store: The store.
+        artifacts: The same artifacts in all ranks.
+        teller: Receiver of the progress.
+    """
     if not artifacts:
         return
     units, costs = [work_of(each).units for each in artifacts], [each.cost for each in artifacts]

@@ -63,7 +63,14 @@ class Masked:
         self.adapters = model.attach(loras, dtype=torch.float32)
 
     def loss(self, method: ZipLoRA, predict: Predict, step: int, batch: int = 1) -> dict[str, Tensor]:
-        """Return the weighted terms of a step as scalars."""
+        """Return the weighted terms of a step as scalars.
+
+        Args:
+            method: Merge whose loss is computed.
+            predict: Function that predicts the masks of a layer.
+            step: Number of the step, which seeds its draws.
+            batch: Images per concept.
+        """
         masks: AllMasks = {}
         for name, layer in self.adapters.layers.items():
             if is_masked(name):

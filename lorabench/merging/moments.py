@@ -75,7 +75,14 @@ def teacher_moments(steps: Sequence[MergeStep], inputs: bool = False) -> dict[st
 def collect(
     wanted: Activations, item: MergeItem, layers: Mapping[str, Layer], env: MergeEnvironment
 ) -> dict[str, Tensor]:
-    """Return the second moments of a pair's activations by layer, [adapters, n, n], computed at the run's precision."""
+    """Return the second moments of a pair's activations by layer, [adapters, n, n], computed at the run's precision.
+
+    Args:
+        wanted: Settings of the teacher passes and of the moments.
+        item: The pair with its adapters.
+        layers: Adapted layers.
+        env: Model, seed and precision.
+    """
     assert env.model is not None
     draws = Draws(env.model, item.pair, item.seed(env.seed), item.loras)
     precision = quiet_trainer(env.model.device, env.trainer.precision).precision_plugin

@@ -12,7 +12,15 @@ from lorabench.merging.merge import Merge, Merged, MergeEnvironment, MergeItem
 def merged_at_strength(
     merge: Merge, loras: Sequence[LoRA], pair: Pair, strength: Mapping[Role, float], env: MergeEnvironment
 ) -> Merged:
-    """Merge a pair again with the same random draws, after scaling all adapters of a role."""
+    """Merge a pair again with the same random draws, after scaling all adapters of a role.
+
+    Args:
+        merge: The merge.
+        loras: Adapters of the pair.
+        pair: The pair.
+        strength: Scale by role.
+        env: Model and seed.
+    """
     weaker = tuple(scaled(lora, strength[role]) for lora, role in zip(loras, pair.roles, strict=True))
     [result] = merge.merge_pairs([MergeItem(weaker, pair)], env)
     return result

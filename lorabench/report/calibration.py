@@ -107,7 +107,15 @@ def groups(found: pd.DataFrame, *columns: str) -> Iterator[tuple[list[str], pd.D
 
 
 def cell(own: pd.DataFrame, figure: str, of: str, kind: str | None = None, spread: bool = False) -> str:
-    """Format one figure of a metric, optionally with its interval; empty if there is no value."""
+    """Format one figure of a metric, optionally with its interval; empty if there is no value.
+
+    Args:
+        own: Rows of the metric.
+        figure: "spearman", "kendall", "variance", "check" or "value".
+        of: Value of the column `of`, such as "all" or a source of variance.
+        kind: "other" or "same"; None for figures without kinds.
+        spread: Append the interval.
+    """
     rows = own.loc[(own["figure"] == figure) & (own["of"] == of)]
     rows = rows if kind is None else rows.loc[rows["kind"] == kind]
     if rows.empty or np.isnan(rows["value"].iloc[0]):

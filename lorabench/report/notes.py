@@ -23,7 +23,15 @@ def footnotes(
     columns: list[Column],
     reference: str | None,
 ) -> list[str]:
-    """Return the paragraphs below the table."""
+    """Return the paragraphs below the table.
+
+    Args:
+        lines: Lines of the table.
+        comparisons: Planned comparisons.
+        scores: Scores of all runs.
+        columns: Columns of the table.
+        reference: Row for differences.
+    """
     pairs = lines["pairs"].tolist()
     backbones = list(dict.fromkeys(name for names in lines["backbone"] for name in names.split(headline.JOIN)))
     rules = {column.rule[0] for column in columns}

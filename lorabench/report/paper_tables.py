@@ -61,6 +61,13 @@ def filled(
 ) -> tuple[list[list[str]], list[str]]:
     """Compare one printed row with each of our rows for the same method.
 
+    Args:
+        paper: The publication.
+        table: Its table.
+        printed: Row of its table.
+        ours: Our table; None if it cannot be built.
+        runs: Our runs.
+
     Returns:
         Lines of (column, paper, ours, verdict), and the differences between the two protocols.
     """

@@ -83,7 +83,13 @@ def join_scores(runs: list[RunFolder]) -> pd.DataFrame:
 
 
 def refuse(one: RunFolder, two: RunFolder, keys: Sequence[str], why: str) -> None:
-    """Raise a UserError if there are differing keys."""
+    """Raise a UserError if there are differing keys.
+
+    Args:
+        one, two: The runs.
+        keys: Keys of the settings that differ.
+        why: Words between the paths in the message.
+    """
     if keys:
         raise UserError(f"{one.path} and {two.path} {why}: they differ in {', '.join(keys)}; use only one of them")
 

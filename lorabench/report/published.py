@@ -91,7 +91,14 @@ def published_results(
 
 
 def reported(paper: Paper, label: str, runs: list[RunFolder], columns: list[Column]) -> list[Published]:
-    """Return a publication's rows of one label, without those that repeat numbers of an earlier table."""
+    """Return a publication's rows of one label, without those that repeat numbers of an earlier table.
+
+    Args:
+        paper: The publication.
+        label: Label of our row.
+        runs: Our runs of that row.
+        columns: Columns of our table.
+    """
     rows: list[Published] = []
     for table in paper.tables:
         for row in (row for row in table.rows if label in row.method):
@@ -102,7 +109,15 @@ def reported(paper: Paper, label: str, runs: list[RunFolder], columns: list[Colu
 
 
 def compared(paper: Paper, table: PaperTable, row: PaperRow, runs: list[RunFolder], columns: list[Column]) -> Published:
-    """Compare one printed row with the runs of our row for the same method."""
+    """Compare one printed row with the runs of our row for the same method.
+
+    Args:
+        paper: The publication.
+        table: Its table.
+        row: Row of its table.
+        runs: Our runs of the same method.
+        columns: Columns of our table.
+    """
     values = {column.name: value for column in columns if (value := in_column(table, row, column)) is not None}
     shown = [column for column in columns if column.name in values]
     reasons = list(dict.fromkeys(why for run in runs for why in differences(table, run, shown)))

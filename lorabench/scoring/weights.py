@@ -97,6 +97,13 @@ def check_fit(
 def load_strict(
     module: nn.Module, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], source: Path
 ) -> None:
-    """Copy `tensors` into `module`; raise the UserError of `check_fit` if a name or shape differs."""
+    """Copy `tensors` into `module`; raise the UserError of `check_fit` if a name or shape differs.
+
+    Args:
+        module: Network.
+        tensors: Published weights by name.
+        config: Description of the backbone.
+        source: File of the weights, for messages.
+    """
     tensors, expected = check_fit(module, tensors, config, source), module.state_dict()
     module.load_state_dict({name: value.to(expected[name].dtype) for name, value in tensors.items()}, strict=True)

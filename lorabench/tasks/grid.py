@@ -79,7 +79,13 @@ def matrix(
     refused: Mapping[Cell, str],
     failed: Mapping[Cell, str],
 ) -> str:
-    """Return Markdown: one row per training and merge, one column per sampling rule, and the reasons as notes."""
+    """Return Markdown: one row per training and merge, one column per sampling rule, and the reasons as notes.
+
+    Args:
+        trainings, merges, rules: Names of the options.
+        refused: Reason by combination that raises an error.
+        failed: Error by combination that failed.
+    """
     reasons = list(dict.fromkeys([*refused.values(), *failed.values()]))
 
     def result(cell: Cell) -> str:

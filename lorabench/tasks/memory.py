@@ -76,7 +76,14 @@ def count(model: str, methods: Sequence[str], rank: int) -> pd.DataFrame:
 
 
 def parts(name: str, step: str, rank: int, checkpointing: bool) -> tuple[int, int, int, Kept]:
-    """Return the bytes of weights, of LoRAs and of learned tensors, and the tensors that a step keeps."""
+    """Return the bytes of weights, of LoRAs and of learned tensors, and the tensors that a step keeps.
+
+    Args:
+        name: Name of a known model.
+        step: TRAINING, or the name of a method with a learned merge.
+        rank: Rank of the LoRAs.
+        checkpointing: Whether blocks are recomputed in the backward pass.
+    """
     import torch
 
     from lorabench.lora.adapter import Factors, LoRA

@@ -177,7 +177,17 @@ def drawn(
     lora: LoRA,
     progress: Callable[[int], None],
 ) -> list[Reference]:
-    """Generate images of a LoRA's own prompt, as references; the seed is made of prompt, index and `seed`."""
+    """Generate images of a LoRA's own prompt, as references; the seed is made of prompt, index and `seed`.
+
+    Args:
+        spec: Sampler, with the number of images.
+        seed: Seed of the command.
+        trainer: Device and precision.
+        model: The model.
+        own: The LoRA's prompt.
+        lora: The LoRA.
+        progress: Called with the number of finished images.
+    """
     from PIL import Image
 
     from lorabench.sampling.generate import generate

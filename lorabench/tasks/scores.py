@@ -167,7 +167,14 @@ class Scoring:
         return {files for files in self.scorers.scorers if read_config(files.config)["kind"] == "clip"}
 
     def score(self, name: str, pair: Pair, images: Artifact, seeds: Sequence[int]) -> Artifact:
-        """Return the artifact with the scores of a pair's images, one image per seed."""
+        """Return the artifact with the scores of a pair's images, one image per seed.
+
+        Args:
+            name: Name of the artifact.
+            pair: The pair.
+            images: Artifact with the images.
+            seeds: Seed of each image.
+        """
         embedded = [self.of_images(files, name, images, len(seeds)) for files in self.scorers.scorers]
         references = [[self.of_references(files, each) for each in pair.concepts] for files in self.scorers.scorers]
         texts = [self.of_texts(files, pair) if files in self.with_text else None for files in self.scorers.scorers]
@@ -214,7 +221,16 @@ class Scoring:
         self, name: str, params: dict[str, Any], work: EmbedImages | EmbedTexts, inputs: dict[str, list[Artifact]],
         count: int, batch_key: str | None,
     ) -> Artifact:  # fmt: skip
-        """Return an artifact of the stage `embed`."""
+        """Return an artifact of the stage `embed`.
+
+        Args:
+            name: Name of the artifact.
+            params: Parameters of its key.
+            work: Its work.
+            inputs: Its inputs.
+            count: Number of images or texts.
+            batch_key: Artifacts with the same key are embedded in one batch; None: by itself.
+        """
         return Artifact("embed", name, VERSIONS["embed"], params, work, inputs, count, 2.0 * count, batch_key)
 
 

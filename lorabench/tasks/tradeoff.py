@@ -233,7 +233,15 @@ def resampled(points: np.ndarray, design: Design) -> np.ndarray:
 
 
 def table(curves: pd.DataFrame, volumes: pd.DataFrame, axes: Mapping[Role, Axis], pairs: int, images: int) -> str:
-    """Return Markdown with the hypervolumes and notes on how to read them."""
+    """Return Markdown with the hypervolumes and notes on how to read them.
+
+    Args:
+        curves: Points of all methods.
+        volumes: Hypervolume of each method.
+        axes: The axes by role.
+        pairs: Number of pairs.
+        images: Images per pair.
+    """
     rows = volumes.to_dict("records")
     compared = len(rows) > 1 and "difference" in volumes
     reference = next(name for name in volumes["reference"] if not pd.isna(name)) if compared else ""

@@ -64,12 +64,28 @@ class Canvas:
         self.poly(np.concatenate([points + normal, (points - normal)[::-1]]), part)
 
     def arc(self, x, y, rx, ry, start, stop, width, part) -> None:
-        """Draw a thick elliptic arc, for handles, spouts and tails."""
+        """Draw a thick elliptic arc, for handles, spouts and tails.
+
+        Args:
+            x, y: Center.
+            rx, ry: Radii of the middle of the line.
+            start, stop: Angles in degrees, clockwise from the right.
+            width: Width of the line.
+            part: Number of the piece.
+        """
         t = np.radians(np.linspace(start, stop, 24))
         self.stroke(np.stack([x + rx * np.cos(t), y + ry * np.sin(t)], axis=1), width, part)
 
     def profile(self, ys, widths, part: int, x: float = 0.0, samples: int = 32) -> None:
-        """Draw a solid of revolution: half-widths at given heights, joined by a smooth curve."""
+        """Draw a solid of revolution: half-widths at given heights, joined by a smooth curve.
+
+        Args:
+            ys: Heights, ascending.
+            widths: Half-width at each height.
+            part: Number of the piece.
+            x: Position of the axis.
+            samples: Number of points of the curve.
+        """
         y = np.linspace(ys[0], ys[-1], samples)
         w = np.interp(y, ys, widths)
         w = np.concatenate([[w[0]], np.convolve(w, [0.25, 0.5, 0.25], "valid"), [w[-1]]])

@@ -27,6 +27,12 @@ def general(adapter: Adapter, path: Path, ranks: Mapping[str, int], tensors: Map
     """Return the metadata of kohya's trainer and of the model specification (SAI).
 
     A1111 treats a file with metadata as one of SD1.5, and hides it, unless the metadata name SDXL.
+
+    Args:
+        adapter: The adapter.
+        path: Path of the file, whose stem is the title.
+        ranks: Rank by component and layer.
+        tensors: Tensors of the file, which are hashed.
     """
     version = adapter.metadata.get(BASE, "")
     base = version if version.startswith("sdxl") else SDXL if is_sdxl(adapter) else None
