@@ -157,7 +157,7 @@ def test_several_seeds_of_method_are_images_of_one_row(tmp_path: Path) -> None:
     assert [(image["seed"], image["index"]) for image in own] == [("0", 0), ("0", 1), ("1", 0), ("1", 1)]
 
 
-def test_runs_of_other_prompts_do_not_share_a_row(tmp_path: Path) -> None:
+def test_runs_of_other_prompts_cannot_share_row(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / name, "direct", pairs=PAIRS[:1], images=1) for name in ("one", "two")]
     scores = pd.read_parquet(runs[1] / "scores.parquet")
     scores.assign(prompt="another").to_parquet(runs[1] / "scores.parquet")

@@ -23,10 +23,10 @@ shifts both ends towards the longer tail. It is more accurate for 8 or more pair
 1) and equivalent for symmetric ones. With very few pairs, both intervals are close to the range of the pair means,
 which is the widest interval that resampling can produce.
 
-Pairs that share a subject or a style are not independent; report/clusters.py describes how they are resampled. Of 2,000
-simulated tables of normal values, in which the subject and the style have a part of the variance, the share whose 95 %
-interval contains the true mean, and the share with p <= 0.05 without a difference; "independent" treats all pairs as
-independent:
+Pairs that share a subject or a style are not independent; report/clusters.py describes how they are resampled. In 2,000
+simulations, pair means are normal, and subjects and styles have a part of their variance. The columns are the share of
+95 % intervals that contain the true mean, and the share of p <= 0.05 without a difference. "independent" treats all
+pairs as independent:
 
     subjects x styles   variance by subject, style   interval, independent   p, independent
     4 x 2               0, 0                         0.99    0.95            0.000    0.05

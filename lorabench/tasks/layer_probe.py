@@ -1,9 +1,9 @@
 """task=layer_probe: measure which layers carry content and which carry style, for any model.
 
 DuoLoRA (arXiv 2504.13206) assigned SDXL's blocks to content and style by hand. Here the direct merge of a content LoRA
-and a style LoRA generates images, first as it is, then with one of the LoRAs scaled down in one block (or in one
-transformer block) from the same noise. A layer's share of a role is the drop of the role's score, relative to the drop
-when the role's LoRA is switched off in all layers:
+and a style LoRA generates images. Then one of the LoRAs is scaled down in one block (or in one transformer block), and
+images are generated from the same noise. A layer's share of a role is the drop of the role's score, relative to the
+drop when the role's LoRA is switched off in all layers:
 
     lost_content = (C - C_scaled) / (C - C_off),   C: dino/content,   off: the row `style_only`
     lost_style   = (S - S_scaled) / (S - S_off),   S: csd/style,      off: the row `content_only`

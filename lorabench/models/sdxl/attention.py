@@ -11,8 +11,8 @@ def set_attention(unet: UNet2DConditionModel, attention: str) -> None:
 
     Args:
         unet: Denoiser.
-        attention: "sdpa" for PyTorch's fused kernels, "math" for plain products, "sliced" for one head at a time on
-            GPUs without fused kernels, "auto" for "sdpa" on a GPU and "math" on a CPU, which is a quarter faster there.
+        attention: "sdpa" for PyTorch's fused kernels; "math" for plain products; "sliced" for one head at a time, on
+            GPUs without fused kernels; "auto" for "math" on a CPU, which is a quarter faster there, else "sdpa".
     """
     if attention == "sliced":
         unet.set_attention_slice("max")
