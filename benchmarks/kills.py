@@ -7,9 +7,10 @@ moment of its duration and the same command is run to its end. Its scores.parque
     python -m benchmarks.kills trainer=ddp trainer.devices=2
     python -m benchmarks.kills --chain                     # cheaper, see below; used by the test suite
 
-With `--chain`, the command that follows a kill uses the same store and is killed as well, until one ends before its
-moment; then a new chain starts. Commands are forked from a process with all imports, so that the time is spent in runs
-and not in Python's start.
+With `--chain`, the commands that follow a kill use the same store and are killed as well: the first one in the first
+stage, a random moment after an artifact of that stage was stored, the next one in the next stage, and so on. Then the
+run is completed, and a new chain starts. So all stages are hit, however quick the run. Commands are forked from a
+process with all imports, so that the time is spent in runs and not in Python's start.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from hydra.core.plugins import Plugins
 
-from benchmarks.measure import markdown, publish
+from benchmarks.measure import markdown, new_file, publish
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
@@ -40,12 +42,18 @@ SMALL = [
     "dataset.style_images=2", "dataset.references=2",
 ]  # fmt: skip
 STAGES = ("personalize", "merge", "generate", "score")
-LIFE = 0.4  # longest life of a command in a chain, as a share of the duration of an undisturbed run
+LIFE = 0.05  # longest life of a command of a chain in its stage, as a share of the duration of an undisturbed run
 
 
 @dataclass(frozen=True)
 class Kill:
-    """One kill: seconds after the start, contents of the store, and if the final scores are equal (None: unknown)."""
+    """One kill.
+
+    Args:
+        moment: Seconds after the start, or in a chain after an artifact of the stage was stored.
+        stage: The latest stage in the store, or in a chain the stage of that artifact.
+        equal: Whether the final scores are equal; None if unknown.
+    """
 
     moment: float
     stage: str
@@ -58,8 +66,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--chain", action="store_true")
-    parser.add_argument("--out")
-    parser.add_argument("--json")
+    parser.add_argument("--out", type=new_file)
+    parser.add_argument("--json", type=new_file)
     parser.add_argument("overrides", nargs="*", help="additional overrides of run.py")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the current command is stopped too
@@ -112,10 +120,11 @@ class Bench:
         return [Kill(moment, stage, scores(output) == expected)]
 
     def chain(self, expected: bytes, most: int, life: Callable[[], float]) -> list[Kill]:
-        """Kill up to `most` successive commands on one store, until one ends by itself, then complete the run."""
+        """Kill up to `most` successive commands on one store, one in each stage, then complete the run."""
         output, kills = self.fresh(), []
-        while len(kills) < most and self.killed(output, moment := life()):
-            kills.append(Kill(moment, reached(output)))
+        for stage in STAGES[:most]:
+            if self.killed(output, moment := life(), partial(has_more, output, stage, stored(output)[stage])):
+                kills.append(Kill(moment, stage))
         self.finish(output)
         equal = scores(output) == expected
         return [Kill(kill.moment, kill.stage, equal) for kill in kills]
@@ -124,9 +133,9 @@ class Bench:
         """Start the command and return its process id."""
         return start(self.run, [*self.overrides, f"output={output}"], self.folder / "log.txt")
 
-    def killed(self, output: Path, moment: float) -> bool:
-        """Start a command and return True if it was still running at `moment`, when its process group is killed."""
-        return ended(self.start(output), moment) == -signal.SIGKILL
+    def killed(self, output: Path, moment: float, begun: Callable[[], bool] = lambda: True) -> bool:
+        """Start a command; return True if it still ran `moment` seconds after `begun`, when its group is killed."""
+        return ended(self.start(output), moment, begun) == -signal.SIGKILL
 
     def finish(self, output: Path) -> None:
         """Run the command to its end; exit if it fails."""
@@ -134,15 +143,17 @@ class Bench:
             raise SystemExit(f"a run ended with code {code}:\n{(self.folder / 'log.txt').read_text()[-4000:]}")
 
 
-def ended(pid: int, moment: float = float("inf")) -> int:
-    """Wait for a command and return its exit code; kill its group after `moment` seconds or on an interruption."""
-    end = time.monotonic() + moment
+def ended(pid: int, moment: float = float("inf"), begun: Callable[[], bool] = lambda: True) -> int:
+    """Wait for a command and return its exit code; kill its group on an interruption, or `moment` s after `begun`."""
+    end = float("inf")
     try:
         while time.monotonic() < end:
+            if end == float("inf") and begun():
+                end = time.monotonic() + moment
             done, status = os.waitpid(pid, os.WNOHANG)
             if done:
                 return os.waitstatus_to_exitcode(status)
-            time.sleep(0.01)
+            time.sleep(0.005)
     except BaseException:
         kill(pid)
         raise
@@ -223,11 +234,21 @@ def scores(output: Path) -> bytes:
     return file.read_bytes()
 
 
+def stored(output: Path) -> Counter[str]:
+    """Return the number of artifacts by stage."""
+    return Counter(path.parts[-3] for path in output.glob("store/*/*/key.json"))
+
+
+def has_more(output: Path, stage: str, count: int) -> bool:
+    """Return whether the store has more than so many artifacts of a stage."""
+    return stored(output)[stage] > count
+
+
 def reached(output: Path) -> str:
     """Return the latest stage of a killed run with its number of artifacts, "report", or "start" if there is none."""
-    if list(output.glob("*/*/manifest.json")):
+    if list(output.glob("*/*/scores.parquet")):
         return "report"
-    made = Counter(path.parts[-3] for path in output.glob("store/*/*/key.json"))
+    made = stored(output)
     return next((f"{stage} {made[stage]}" for stage in reversed(STAGES) if made[stage]), "start")
 
 
@@ -239,7 +260,7 @@ def report(kills: list[Kill], seconds: float, options: argparse.Namespace) -> No
     ]
     equal = sum(bool(kill.equal) for kill in kills)
     found = f"{len(kills)} kills, {equal} with the scores of the undisturbed run, which took {seconds:.1f} s."
-    text = f"{markdown(['kill', 'after s', 'in the store', 'scores equal'], rows)}\n\n{found}\n"
+    text = f"{markdown(['kill', 'after s', 'stage', 'scores equal'], rows)}\n\n{found}\n"
     facts = {"seconds": seconds, "overrides": options.overrides, "kills": [asdict(kill) for kill in kills]}
     publish(text, facts, options)
 

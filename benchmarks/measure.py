@@ -6,7 +6,7 @@ import ctypes
 import gc
 import json
 import re
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import get_context
 from pathlib import Path
@@ -119,10 +119,17 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, marks, *rows))
 
 
+def new_file(text: str) -> Path:
+    """Return the path of a file to write; refuse one that exists, before the benchmark starts."""
+    if Path(text).exists():
+        raise ArgumentTypeError(f"{text} exists and is left as it is; use another path")
+    return Path(text)
+
+
 def publish(text: str, facts: Mapping[str, Any], options: Namespace) -> None:
     """Print the text and, if the options are given, write it to `--out` and all numbers to `--json`."""
     print(text)
     if options.out:
-        Path(options.out).write_text(text)
+        options.out.write_text(text)
     if options.json:
-        Path(options.json).write_text(json.dumps(facts, indent=1))
+        options.json.write_text(json.dumps(facts, indent=1))

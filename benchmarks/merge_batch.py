@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import interleaved, markdown, publish, ratio, seconds
+from benchmarks.measure import interleaved, markdown, new_file, publish, ratio, seconds
 from benchmarks.sizes import RANKS, build, plain_pair, random_lora
 from lorabench.config.schemas import TrainerSpec
 from lorabench.merging.merge import Merge, Merged, MergeEnvironment, MergeItem
@@ -67,8 +67,8 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=10, help="optimizer steps per merge")
     parser.add_argument("--repeats", type=int, default=3, help="rounds after one warm-up round")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch on a CPU")
-    parser.add_argument("--out", help="markdown file to write")
-    parser.add_argument("--json", help="JSON file to write with all numbers")
+    parser.add_argument("--out", type=new_file, help="markdown file to write")
+    parser.add_argument("--json", type=new_file, help="JSON file to write with all numbers")
     return parser.parse_args(arguments)
 
 

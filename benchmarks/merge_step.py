@@ -39,6 +39,7 @@ from benchmarks.measure import (
     interleaved,
     markdown,
     matmul_rate,
+    new_file,
     publish,
     ratio,
     seconds,
@@ -101,8 +102,8 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
         "--steps", type=int, help="steps of a whole merge in the product's loop; default: 100 for sdxl, else 0"
     )
     parser.add_argument("--threads", type=int, default=1, help="threads of torch on a CPU")
-    parser.add_argument("--out", help="markdown file to write")
-    parser.add_argument("--json", help="JSON file to write with all numbers")
+    parser.add_argument("--out", type=new_file, help="markdown file to write")
+    parser.add_argument("--json", type=new_file, help="JSON file to write with all numbers")
     options = parser.parse_args(arguments)
     options.dtype = options.dtype or ("bfloat16" if options.size == "sdxl" else "float32")
     options.steps = options.steps if options.steps is not None else 100 * (options.size == "sdxl")

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.measure import interleaved, markdown, publish, ratio, seconds
+from benchmarks.measure import interleaved, markdown, new_file, publish, ratio, seconds
 from benchmarks.sizes import RANKS, build, random_lora
 from lorabench.base import seed_of
 from lorabench.data.pairs import ROLES, Scene
@@ -93,8 +93,8 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 for sdxl, else float32")
     parser.add_argument("--repeats", type=int, default=40, help="rounds after one warm-up round")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch on a CPU")
-    parser.add_argument("--out", help="markdown file to write")
-    parser.add_argument("--json", help="JSON file to write with all numbers")
+    parser.add_argument("--out", type=new_file, help="markdown file to write")
+    parser.add_argument("--json", type=new_file, help="JSON file to write with all numbers")
     options = parser.parse_args(arguments)
     options.dtype = options.dtype or ("bfloat16" if options.size == "sdxl" else "float32")
     return options

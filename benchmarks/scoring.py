@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 
 import lorabench.scoring.score  # noqa: F401  imported here, so that no round includes the import
 from benchmarks.folder_scripts import Folder, FolderScripts
-from benchmarks.measure import interleaved, markdown, publish, ratio, seconds
+from benchmarks.measure import interleaved, markdown, new_file, publish, ratio, seconds
 from lorabench.base import seed_of
 from lorabench.config.schemas import TrainerSpec
 from lorabench.data.pairs import Concept, Prompts, Reference, Role, pair
@@ -260,8 +260,8 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--side", type=int, default=1024, help="side of all images in pixels")
     parser.add_argument("--repeats", type=int, default=1, help="rounds")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
-    parser.add_argument("--out", help="markdown file to write")
-    parser.add_argument("--json", help="JSON file to write with all numbers")
+    parser.add_argument("--out", type=new_file, help="markdown file to write")
+    parser.add_argument("--json", type=new_file, help="JSON file to write with all numbers")
     return parser.parse_args(arguments)
 
 

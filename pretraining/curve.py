@@ -13,6 +13,9 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
+from lorabench.engine.own_files import PNG_NOTE, check_replaceable
+from lorabench.engine.record import write_whole
+from lorabench.report.plot_style import default_style
 from pretraining.heldout import TIMESTEPS, heldout_losses
 
 
@@ -59,15 +62,20 @@ class Curve:
         self.reset()
 
 
+@default_style()
 def plot(curves: dict[str, Path], out: Path) -> None:
     """Plot the held-out loss over samples: one line per timestep, solid at constant rate and dotted for decays.
 
     Args:
         curves: csv files by label, the first with solid lines.
-        out: The image file.
+        out: The image file, .png.
+
+    Raises:
+        UserError: If it is a file that lorabench did not write.
     """
     from matplotlib.figure import Figure
 
+    check_replaceable(out, "--out <a new file>")
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for number, path in enumerate(curves.values()):
@@ -78,4 +86,4 @@ def plot(curves: dict[str, Path], out: Path) -> None:
             axes.plot(rows["samples"] / 1e6, rows[f"heldout_{t}"], style, marker=".", color=f"C{place}", label=name)
     axes.set(xlabel="million samples", ylabel="held-out loss of v", yscale="log", title=", ".join(curves))
     axes.legend(fontsize="small")
-    figure.savefig(out, dpi=120)
+    write_whole(out, lambda draft: figure.savefig(draft, dpi=120, format="png", metadata=PNG_NOTE))

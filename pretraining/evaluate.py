@@ -20,22 +20,29 @@ from lorabench.models.sdxl.model import SDXL
 from lorabench.sampling.sampler import sample
 from lorabench.scoring.factors import labels, load_factors
 from lorabench.scoring.load import load_scorers
+from pretraining.export import check_target
 from pretraining.prompts import Asked, choose, seen_combinations
 
 STEPS, GUIDANCE = 25, 3.0  # as in conf/config.yaml
 BATCH = 24
+FOUND, SHEET_FILE = "evaluation.json", "samples.png"
 SHEET = 12  # images per row of the sample sheet
 
 
 def evaluate(folder: Path, progress: Callable[[int], object] = lambda n: None) -> dict[str, float]:
-    """Generate and read all images; return the shares of images that match their prompts."""
+    """Generate and read all images; return the shares of images that match their prompts.
+
+    Raises:
+        UserError: If a file would be replaced that is not that of an export's evaluation.
+    """
+    check_target(folder, [FOUND, SHEET_FILE])
     asked = choose(seen_combinations())
     images = generate(SDXL.load(folder), [each.prompt for each in asked], progress)
     scorers = load_scorers()
     read = load_factors(scorers).read({scorer.name: scorer.embed(images) for scorer in scorers})
     found = {"images": len(asked), **shares(read, asked)}
-    (folder.parent / "evaluation.json").write_text(json.dumps(found, indent=1) + "\n")
-    Image.fromarray(sheet(images, asked)).save(folder.parent / "samples.png")
+    (folder.parent / FOUND).write_text(json.dumps(found, indent=1) + "\n")
+    Image.fromarray(sheet(images, asked)).save(folder.parent / SHEET_FILE)
     return found
 
 

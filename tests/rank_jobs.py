@@ -19,7 +19,7 @@ from lorabench.models.files import ModelFiles
 from lorabench.scoring.files import ScorerSet
 from lorabench.tasks.plan import Plan
 
-Job = Callable[[Path, Progress], None]
+Work = Callable[[Path, Progress], None]
 WORLD = MicroworldSpec("microworld", ["mug_1"], ["ink_1"], None, 2, 2, 2)
 
 
@@ -77,7 +77,7 @@ class After:
     """Run a job once a slow job has started in another process."""
 
     log: Path
-    work: Job
+    work: Work
 
     def __call__(self, folder: Path, progress: Progress) -> None:
         while not list(self.log.iterdir()):
@@ -85,7 +85,7 @@ class After:
         self.work(folder, progress)
 
 
-def item(number: int, work: Job) -> Artifact:
+def item(number: int, work: Work) -> Artifact:
     return Artifact("personalize", f"n{number}", 1, {"n": number}, work)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import random_lora
+from conftest import CPU, random_lora
 from merges import merged
 from scipy.optimize import minimize
 from test_merge import short
@@ -271,3 +271,23 @@ def test_merge_takes_more_than_two(model, loras, pair, name, overrides) -> None:
     result = merged(model, method, (loras[0], random_lora(model, 4, "cat"), loras[1]), three)
     assert result.masks is not None and all(len(masks) == 3 for masks in result.masks.values())
     assert all(torch.isfinite(mask.only()).all() for masks in result.masks.values() for mask in masks)
+
+
+@pytest.mark.parametrize("name", ["ziplora_closed", "ziprank_closed", "ssr_merge"])
+def test_solved_merge_runs_model_in_precision_of_trainer(model, loras, pair, name) -> None:
+    """With bf16-mixed the denoiser computes in bfloat16, and the solution moves by its rounding."""
+    seen: dict[str, set[torch.dtype]] = {}
+    files: dict[str, Any] = {}
+    linear = next(module for module in model.unet.modules() if isinstance(module, torch.nn.Linear))
+    for precision in ("32-true", "bf16-mixed"):
+        seen[precision] = set()
+        hook = linear.register_forward_hook(lambda *hooked, at=precision: seen[at].add(hooked[-1].dtype))
+        try:
+            trainer = replace(CPU, precision=precision)
+            files[precision] = merged(model, load(name), loras, pair, trainer=trainer).file
+        finally:
+            hook.remove()
+    assert seen == {"32-true": {torch.float32}, "bf16-mixed": {torch.bfloat16}}
+    full, half = ({layer: each.up @ each.down for layer, each in file.items()} for file in files.values())
+    largest = max(float((full[layer] - half[layer]).norm() / full[layer].norm()) for layer in full)
+    assert 1e-5 < largest < 0.5

@@ -20,7 +20,7 @@ from commands import Commands
 from conftest import project_config
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
-from rank_jobs import After, Job, Slow, broken, fine, item, killed, mistaken, plan_at
+from rank_jobs import After, Slow, Work, broken, fine, item, killed, mistaken, plan_at
 
 from lorabench.base import UserError
 from lorabench.config.checks import validate
@@ -149,7 +149,7 @@ def until(condition: Callable[[], object], seconds: float) -> None:
     ],
 )
 def test_failing_rank_ends_others_and_shows_its_own_error(
-    plan: Plan, log: Path, capfd: pytest.CaptureFixture[str], work: Job, kind: type[Exception], line: str
+    plan: Plan, log: Path, capfd: pytest.CaptureFixture[str], work: Work, kind: type[Exception], line: str
 ) -> None:
     """One rank is in the middle of a long job when the other one fails."""
     with pytest.raises(kind, match=line) as raised:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
 
+import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 import pytorch_lightning as pl
 import torch
 from artifacts import artifact
+from commands import Commands
 from conftest import CPU
 from merges import merged
 from torch import Tensor, nn
@@ -19,6 +23,7 @@ from torch import Tensor, nn
 from lorabench.base import CONF
 from lorabench.config.schemas import LoRASpec
 from lorabench.data.pairs import Pair
+from lorabench.engine.costs import cpu
 from lorabench.engine.environment import clear_environment
 from lorabench.engine.lightning import fit
 from lorabench.engine.store import Store
@@ -28,6 +33,7 @@ from lorabench.models.sdxl.model import SDXL
 from lorabench.personalization.dreambooth import personalize
 from lorabench.personalization.training import Environment
 from lorabench.sampling.generate import generate
+from lorabench.tasks.theorem1 import draw
 
 SETTINGS = {
     "FAST_DEV_RUN": "1", "LIMIT_TRAIN_BATCHES": "1", "LIMIT_PREDICT_BATCHES": "1", "OVERFIT_BATCHES": "1",
@@ -102,9 +108,11 @@ def test_training_may_end_by_criterion_of_its_own(tmp_path: Path) -> None:
 
 
 def test_switches_of_libraries_are_removed(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("PL_TRAINER_MAX_TIME", "ONEDNN_DEFAULT_FPMATH_MODE", "DIFFUSERS_ATTN_BACKEND", "MY_PL_NAME"):
+    switches = ["DIFFUSERS_ATTN_BACKEND", "ONEDNN_DEFAULT_FPMATH_MODE", "PL_TRAINER_MAX_TIME", "TIMM_FUSED_ATTN",
+                "TORCH_MKLDNN_MATMUL_MIN_DIM"]  # fmt: skip
+    for name in (*switches, "MY_PL_NAME", "TORCH_HOME"):
         monkeypatch.setenv(name, "1")
-    assert clear_environment() == ["DIFFUSERS_ATTN_BACKEND", "ONEDNN_DEFAULT_FPMATH_MODE", "PL_TRAINER_MAX_TIME"]
+    assert clear_environment() == switches
     assert clear_environment() == []
 
 
@@ -113,3 +121,53 @@ def test_command_names_ignored_variables(monkeypatch: pytest.MonkeyPatch) -> Non
     command = [sys.executable, str(CONF.parent / "run.py"), "--cfg", "job", "--package", "lora"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and done.stderr.startswith("note: PL_TRAINER_FAST_DEV_RUN of the environment")
+
+
+FAST = [
+    "method=direct", "dataset.subjects=[mug_1]", "dataset.styles=[ink_1]", "dataset.content_images=1",
+    "dataset.style_images=1", "dataset.references=1", "lora.steps=1", "generate.images=1", "generate.steps=1",
+]  # fmt: skip
+
+
+def test_fresh_run_records_threads_of_all_stages(commands: Commands, tiny: list[str], tmp_path: Path) -> None:
+    """Threads of every stage, also where a part was computed by an earlier command with another number."""
+    for threads in (2, 1):
+        arguments = [*tiny, *FAST, f"trainer.threads={threads}", f"output={tmp_path}", f"name=n{threads}"]
+        done = commands.run(*arguments, *(["generate.steps=2"] if threads == 1 else []))
+        assert done.returncode == 0, done.stderr
+    place = cpu().partition(",")[0]
+    two, both = (json.loads((tmp_path / f"n{n}/direct-none-s0/manifest.json").read_text()) for n in (2, 1))
+    assert two["computed_on"] == [f"{place}, threads=2"]
+    assert both["computed_on"] == [f"{place}, threads=1", f"{place}, threads=2"]  # its LoRAs are those of the first
+
+
+def test_relative_output_is_that_of_command_with_chdir(commands: Commands, tiny: list[str], tmp_path: Path) -> None:
+    arguments = [*tiny, *FAST, "output=mine", "hydra.job.chdir=true"]
+    done = commands.run(*arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    assert {path.name for path in (tmp_path / "mine").iterdir()} == {"adhoc", "store"}
+    again = commands.run(*arguments[:-1], cwd=tmp_path)
+    assert again.returncode == 0 and "personalize" not in again.stderr  # found done
+    done = commands.run(*arguments, "method=direct,style_only", "-m", cwd=tmp_path)
+    assert done.returncode == 0 and [path.parent for path in tmp_path.rglob("store")] == [tmp_path / "mine"]
+
+
+def test_figures_take_no_configuration_of_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def plotted(name: str) -> bytes:
+        errors = pd.DataFrame({"e_out": [0.1, 0.4], "e_rank_svd": [0.2, 0.3], "e_rank_raw": [0.5, 0.1], "k": [1, 2]})
+        draw(errors, tmp_path / name)
+        return (tmp_path / name).read_bytes()
+
+    expected = plotted("a.png")
+    for key, value in {"axes.facecolor": "red", "font.size": 30, "savefig.dpi": 33}.items():
+        monkeypatch.setitem(matplotlib.rcParams, key, value)
+    assert plotted("b.png") == expected
+    assert matplotlib.rcParams["font.size"] == 30  # the user's own figures keep it
+
+
+def test_every_figure_is_plotted_in_default_style() -> None:
+    """All functions that make a figure, or their callers, are decorated."""
+    for path in [*(CONF.parent / "lorabench").rglob("*.py"), CONF.parent / "pretraining" / "curve.py"]:
+        text = path.read_text(encoding="utf-8")
+        assert text.count(" Figure(") == 0 or "@default_style()" in text, path

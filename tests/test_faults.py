@@ -86,7 +86,8 @@ def test_killed_run_resumes_with_equal_scores(command_line: list[str], tmp_path:
     assert done.returncode == 0, done.stdout + done.stderr
     kills = json.loads((tmp_path / "kills.json").read_text())["kills"]
     assert len(kills) == count and all(kill["equal"] for kill in kills)
-    assert count < 20 or len({kill["stage"].split()[0] for kill in kills}) >= 2
+    stages = {kill["stage"].split()[0] for kill in kills}
+    assert stages >= {"personalize", "merge", "generate"}
 
 
 def test_full_disk_and_then_read_only_one(run: Run, disk: Callable[[str], Path], expected: bytes) -> None:

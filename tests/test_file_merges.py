@@ -227,7 +227,7 @@ def test_file_says_what_was_merged(run, tmp_path: Path) -> None:
     [
         (["output=a.safetensors"], "output=a.safetensors must not be an input"),
         (["output=./b.safetensors"], "must not be an input"),
-        ([f"output={'x' * 250}.safetensors"], "must have at most 250 bytes"),
+        ([f"output={'x' * 250}.safetensors"], "must have at most 255 bytes"),
         (["weights=[1]"], "must have 2 numbers; use weights=[0.8,0.6]"),
     ],
 )

@@ -208,5 +208,5 @@ def test_zero_updates_are_left_out(tmp_path: Path, format: str) -> None:
 
 
 def test_name_longer_than_file_system_allows_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="must have at most 250 bytes"):
+    with pytest.raises(UserError, match="must have at most 255 bytes"):
         adapter().save(tmp_path / f"{'あ' * 100}.safetensors")

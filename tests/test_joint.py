@@ -20,6 +20,7 @@ from lorabench.config.schemas import MergeSpec
 from lorabench.data import microworld_pairs as world
 from lorabench.data.catalogue import load_pairs
 from lorabench.data.pairs import ROLES, Concept, Pair, Prompts, Reference, Scene, joined
+from lorabench.engine.job import Make
 from lorabench.engine.store import Store
 from lorabench.lora.adapter import LoRA
 from lorabench.models.files import ModelFiles
@@ -101,7 +102,7 @@ def test_training_for_one_pair_is_cost_of_its_merge(tmp_path, folder, lora_spec,
         [row], [pair] = plan.rows, plan.pairs
         for stage in ("personalize", "merge"):
             for item in plan.artifacts(stage):
-                plan.store.get_or_make(item, lambda draft, item=item: item.work(draft, lambda done: None))
+                Make(plan.store, (item,))(lambda done: None)
         costs = row_costs(plan, row)
         [trained] = {lora.artifact.key: plan.path(lora.artifact) for lora in plan.loras(row, pair)}.values()
         loras = [LoRA.load(file) for file in trained.glob("*.safetensors")]  # sampling need not use all of them

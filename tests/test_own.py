@@ -17,6 +17,7 @@ from PIL import Image
 from lorabench import UserLoRA, merge
 from lorabench.base import UserError, seed_of
 from lorabench.config.schemas import GenerateSpec
+from lorabench.config.task_schemas import FileTask
 from lorabench.data.pairs import ROLES
 from lorabench.lora.adapter import Factors, LoRA
 from lorabench.lora.layer import export
@@ -24,7 +25,8 @@ from lorabench.merging.method import load
 from lorabench.models.files import preset
 from lorabench.models.sdxl.model import SDXL
 from lorabench.sampling.generate import generate
-from lorabench.tasks.files import Job
+from lorabench.tasks.files import Request
+from lorabench.tasks.files import merge as merge_files
 from lorabench.tasks.merge_files import merged
 from lorabench.tasks.user_loras import UserPair
 
@@ -278,7 +280,36 @@ def test_what_is_kept_is_kept_where_files_can_be_locked(tmp_path: Path, monkeypa
 
     monkeypatch.setattr("lorabench.engine.store.check_locks", no_locks)
     none: Any = None  # fields that are not read
-    job = Job("direct", none, none, none, none, none, none, tmp_path / "store", 0, tmp_path)
+    request = Request("direct", none, none, none, none, none, none, tmp_path / "store", 0, tmp_path)
     assert not (tmp_path / "store").exists()
     with pytest.raises(UserError, match="cannot be locked"):
-        assert job.store
+        assert request.store
+
+
+def test_merge_without_model_uses_all_cores(files, folder, tmp_path, monkeypatch) -> None:
+    """SVDs of large files take minutes on one thread; a merge that learns keeps the threads of the trainer."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    threads: list[int] = []
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        threads.append(torch.get_num_threads())
+        return merged(*arguments, **options)
+
+    monkeypatch.setattr("lorabench.tasks.files.merged", counted)
+    pair = UserPair(
+        (UserLoRA(files[0], "a sks mug"),), (UserLoRA(files[1], "a boat in szn style"),), "a sks mug in szn style"
+    )
+    task = FileTask("merge", "merge", "kohya", None, "float32")
+    fit = {"steps": 1, "lr": 0.1, "batch": 1}
+    try:
+        for method in (load("svd"), load("ziplora", fit=fit)):
+            torch.set_num_threads(1)
+            output = tmp_path / f"{method.name}.safetensors"
+            request = Request(
+                method.name, pair, method, preset(folder), TEACHERS, CPU, task, tmp_path / "store", 0, output
+            )
+            merge_files(request)
+            assert output.is_file()
+    finally:
+        torch.set_num_threads(1)
+    assert threads == [3, 1]

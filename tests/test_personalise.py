@@ -17,7 +17,7 @@ from lorabench.models.sdxl.model import SDXL
 from lorabench.personalization.class_images import class_prompts
 from lorabench.personalization.dreambooth import DreamBoothLoRA, personalize
 from lorabench.personalization.initial import initial
-from lorabench.personalization.samples import Look
+from lorabench.personalization.samples import SampleTarget
 from lorabench.personalization.training import Environment
 
 
@@ -166,12 +166,14 @@ def test_samples_show_training_and_do_not_change_it(
     tmp_path: Path, model: SDXL, pair, lora_spec, generate_spec, text: bool
 ) -> None:
     spec = replace(lora_spec, sample_every=2, steps=4, text_encoders=text, text_lr=1e-2)
-    look = Look(tmp_path / "samples", generate_spec)
-    watched = personalize(model, pair.contents[0], spec, Environment(0, CPU, samples=look.folder, generate=look.spec))
+    target = SampleTarget(tmp_path / "samples", generate_spec)
+    watched = personalize(
+        model, pair.contents[0], spec, Environment(0, CPU, samples=target.folder, generate=target.spec)
+    )
     assert same(watched, personalize(model, pair.contents[0], replace(spec, sample_every=0), Environment(0, CPU)))
-    first, second = (Image.open(look.folder / name) for name in ("000002.png", "000004.png"))
+    first, second = (Image.open(target.folder / name) for name in ("000002.png", "000004.png"))
     assert first.size == (64, 64) and first.tobytes() != second.tobytes()
-    assert len(list(look.folder.iterdir())) == 2
+    assert len(list(target.folder.iterdir())) == 2
 
 
 def test_class_prompts_are_captions_in_plain_words(pair) -> None:

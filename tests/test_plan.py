@@ -19,7 +19,7 @@ from lorabench.models.layer import Layer
 from lorabench.scoring.files import ScorerSet, scorer_set
 from lorabench.tasks.checks import check_methods
 from lorabench.tasks.plan import STAGES, Plan
-from lorabench.tasks.rows import FLOORS, Row, rows_with_baselines
+from lorabench.tasks.rows import BASELINES, Row, rows_with_baselines
 
 WORLD = MicroworldSpec("microworld", ["mug_1", "cat_1"], ["ink_1", "neon_1"], None, 2, 2, 2)
 PAIRS = load_pairs(WORLD, Prompts())
@@ -191,7 +191,7 @@ def test_pairs_of_batch_are_one_job(plan: Plan) -> None:
 
 def test_baseline_images_depend_only_on_loras_that_they_use(plan: Plan) -> None:
     rows = {row.name: row for row in plan.rows}
-    used = {name: plan.sample(rows[name], PAIRS[0]).inputs.get("loras", []) for name in FLOORS}
+    used = {name: plan.sample(rows[name], PAIRS[0]).inputs.get("loras", []) for name in BASELINES}
     names = {name: [lora.artifact.name for lora in loras] for name, loras in used.items()}  # pyright: ignore
     assert names == {"base": [], "content_only": ["mug_1"], "style_only": ["ink_1"]}
     assert not replace(plan, rows=[rows["base"]]).artifacts("personalize")

@@ -19,6 +19,7 @@ from lorabench.data.pairs import Pair, Prompts
 from lorabench.data.prompt_length import TextReader, check_prompts, clip_reader, cut, model_readers
 from lorabench.scoring.files import MICRO_SCORERS, read_config
 from lorabench.tasks.prompts import check_style_kept, fitting
+from lorabench.tasks.user_loras import UserLoRA
 
 MICRO = ASSETS / "micro_sdxl"
 TEXTS = [
@@ -88,10 +89,13 @@ def test_listed_scenes_that_are_cut_are_left_out_of_all_pairs_by_name(
 ) -> None:
     """ "teapot" has more tokens than "dog"; a scene that is too long for one pair is left out of all pairs."""
     listed, prompts = pairs_of(tmp_path, "object")
-    found = fitting(listed, prompts, readers, [])
+    found, left_out = fitting(listed, prompts, readers, [])
     assert [[scene.context for scene in pair.scenes] for pair in found] == [
         ["a {} in the jungle", "a cube shaped {}"]
     ] * 2
+    assert list(left_out) == ["a {} with the Eiffel Tower in the background"] and "is lost" in next(
+        iter(left_out.values())
+    )
     assert "1 scenes are left out: the prompt 'a sks dog with the Eiffel Tower" in capsys.readouterr().err
 
 
@@ -130,6 +134,19 @@ def test_prompt_of_user_is_warned_of_and_never_loses_its_style(
     assert capsys.readouterr().err.startswith("warning: the prompt 'a sks dog in szn style with a tree")
     with pytest.raises(UserError, match="'ground in szn style' is lost"):
         check_style_kept(LONG, ["SZN"], readers)
+
+    class HalfWord(TextReader):
+        def lost(self, text: str) -> str:
+            return "n"
+
+    with pytest.raises(UserError, match="'n' is lost"):  # the limit is inside the word of the style
+        check_style_kept("a sks dog in szn", ["szn"], [HalfWord("half", 6, readers[0].load)])
+
+
+def test_words_of_user_style_are_those_after_its_preposition() -> None:
+    assert UserLoRA("a.safetensors", "a boat in szn style", trigger="<s0>").style_words == ["<s0>", "szn", "style"]
+    assert UserLoRA("a.safetensors", "szn drawing").style_words == ["szn", "drawing"]
+    assert UserLoRA("a.safetensors").style_words == []
 
 
 def test_scenes_that_are_equal_as_prompts_are_sampled_once(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The report of a small invented run: values against pandas, hostile names, no other files needed."""
 
+import json
 from dataclasses import replace
 from errno import EACCES
 from pathlib import Path
@@ -12,6 +13,7 @@ from made_run import METRICS, PAIRS, make_run, paint, read_table
 from PIL import Image, ImageFont
 
 from lorabench.base import UserError
+from lorabench.engine.output_folder import OutputFolder
 from lorabench.report import figures, write_joint_report, write_report
 from lorabench.report.__main__ import main
 from lorabench.report.folder import RunFolder
@@ -233,3 +235,23 @@ def test_place_without_rights_is_one_line(tmp_path: Path, capsys, monkeypatch) -
     assert main([str(run), "--out", "/usr/report"]) == 2
     line = "error: cannot write to /usr/report: Permission denied; use --out <writable folder>\n"
     assert capsys.readouterr().err == line
+
+
+def test_unfinished_runs_of_folder_are_named_below_table(tmp_path: Path, capsys) -> None:
+    for name in ("direct", "duolora"):
+        make_run(tmp_path / name, name, images=1)
+    OutputFolder(tmp_path / "killed").claim()
+    with OutputFolder(tmp_path / "params").filled() as draft:  # a finished command without scores
+        (draft / "params.md").write_text("parameters")
+    (tmp_path / "mine").mkdir()
+    assert main([str(tmp_path)]) == 0
+    assert capsys.readouterr().err == "note: 1 runs without results are left out: killed\n"
+    assert "Runs without results are left out: killed." in (tmp_path / "table.md").read_text()
+
+
+def test_scenes_that_were_left_out_are_named_below_table(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "direct", "direct", images=1)
+    manifest = json.loads((run / "manifest.json").read_text())
+    (run / "manifest.json").write_text(json.dumps(manifest | {"left_out_scenes": {"a {} on Mars": "too long"}}))
+    write_report(run)
+    assert "Left out, because a text encoder would cut their prompts: a {} on Mars." in (run / "table.md").read_text()

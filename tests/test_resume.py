@@ -20,7 +20,9 @@ from lorabench.config.schemas import GenerateSpec, LoRASpec
 from lorabench.data.pairs import Concept
 from lorabench.engine.checkpoint import FILE
 from lorabench.engine.curves import Curves
+from lorabench.engine.job import Make
 from lorabench.engine.store import Store
+from lorabench.engine.work import Resumable
 from lorabench.lora.adapter import LoRA
 from lorabench.models.files import model_folder
 from lorabench.personalization.dreambooth import personalize
@@ -139,7 +141,8 @@ def test_kill_9_and_same_again(tmp_path: Path, folder: Path, generate_spec, lora
 def make(store: Store, folder: Path, spec: LoRASpec, generation: GenerateSpec, progress: Callable[[int], None]) -> Path:
     images = tuple(reference("mug", "a sks mug", color) for color in ("red", "orange"))
     concept = Concept("mug_1", "content", "mug", images, images)
-    scratch = store.scratch(artifact("personalize", PARTS))
     job = DreamBoothJob(concept, spec, concept.name)
-    work = Personalize(model_folder(folder), EVERY_2, job, 0, generation, None, scratch)
-    return store.get_or_make(artifact("personalize", PARTS), lambda draft: work(draft, progress))
+    work = Personalize(model_folder(folder), EVERY_2, job, 0, generation, None)
+    made = artifact("personalize", PARTS, Resumable(work))
+    Make(store, (made,))(progress)
+    return store.path(made)

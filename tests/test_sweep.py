@@ -128,6 +128,7 @@ def test_failed_run_does_not_hide_finished_ones(program: Path, tmp_path: Path) -
     log = tmp_path / "sweep" / "ziplora-s0" / "error.txt"
     assert err.strip().endswith(f"  method=ziplora: that is wrong; use this ({log})")
     assert rows(tmp_path / "sweep") == ["direct", "duolora"] and "| duolora |" in out
+    assert "Runs without results are left out: ziplora-s0." in out
 
 
 def test_single_run_and_sweep_of_one_have_no_joint_report(program: Path, tmp_path: Path) -> None:
@@ -200,7 +201,7 @@ def test_job_that_would_overwrite_another_is_refused(program: Path, tmp_path: Pa
 
 
 def test_report_that_fails_hides_no_failed_run(tmp_path: Path, capsys, monkeypatch) -> None:
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("no rows")
 
     monkeypatch.setattr("lorabench.report.sweep.write_joint_report", broken)

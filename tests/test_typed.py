@@ -47,12 +47,13 @@ def test_project_that_wandb_does_not_take_is_refused(project: str) -> None:
     check_logger({"kind": "wandb", "project": "lorabench"})
 
 
-def test_disabled_wandb_is_no_logger(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "value"), [("WANDB_MODE", "disabled"), ("WANDB_DISABLED", "true")])
+def test_disabled_wandb_is_no_logger(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     from lorabench.config.schemas import LoggerSpec
 
     cfg = OmegaConf.create({"logger": OmegaConf.structured(LoggerSpec(kind="wandb"))})
     assert logger_of(cfg).kind == "wandb"
-    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setenv(name, value)
     assert logger_of(cfg).kind == "none"
 
 

@@ -143,3 +143,20 @@ def test_name_is_found_in_either_form_of_unicode(tmp_path: Path) -> None:
     )  # fmt: skip
     [pair] = load_pairs(spec, Prompts())
     assert pair.name == "caf\u00e9+\u00e9cru"
+
+
+def test_captions_that_public_layouts_do_not_use_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dreambooth(tmp_path, {"dog": "dog"})
+    styledrop(tmp_path)
+    captions = [tmp_path / "dataset" / "dog" / "00.txt", tmp_path / "data" / "image_01_05.caption"]
+    for path in captions:
+        path.write_text("a photo of my dog")
+    spec = DreamBoothStyleDropSpec(
+        name="dreambooth_styledrop", root=str(tmp_path), style_root=None, subjects=["dog"], styles=["image_01_05"],
+        references="same", **CHOICE,
+    )  # fmt: skip
+    [pair] = load_pairs(spec, Prompts())
+    printed = capsys.readouterr().err
+    for path in captions:
+        assert f"{path.parent}: 1 files of captions are not used ({path.name}); only dataset=folder" in printed
+    assert "a sks dog" in {image.prompt for image in pair.contents[0].images}

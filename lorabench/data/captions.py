@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -30,6 +31,20 @@ def caption_of(image: Path) -> str | None:
     if len(set(found.values())) > 1:
         raise UserError(f"{image} has two captions, in {' and '.join(map(str, found))}; keep one of them")
     return next(iter(found.values()), None)
+
+
+@cache
+def report_unused(images: tuple[Path, ...]) -> None:
+    """Print once that captions beside these images are not used."""
+    paths = (image.with_suffix(ending) for image in images for ending in ENDINGS)
+    found = [path for path in paths if path.is_file()]
+    found += [path for path in {image.parent / METADATA: None for image in images} if path.is_file()]
+    if found:
+        print(
+            f"{found[0].parent}: {len(found)} files of captions are not used ({found[0].name}); only dataset=folder "
+            "reads captions",
+            file=sys.stderr,
+        )
 
 
 def read(path: Path) -> str:

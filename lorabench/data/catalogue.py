@@ -106,9 +106,9 @@ def public(spec: DreamBoothStyleDropSpec, prompts: Prompts) -> Shelf:
     """Return the content of clones of google/dreambooth and StyleDrop-PyTorch, or of folders like them."""
     from lorabench.data import dreambooth, packaged, styledrop
 
-    dataset = dreambooth.find(Path(spec.root).expanduser())
+    dataset = dreambooth.dataset_folder(Path(spec.root).expanduser())
     manifest = dreambooth.read_manifest(dataset / dreambooth.MANIFEST)
-    looks = styledrop.looks(styledrop.find(Path(spec.style_root or spec.root).expanduser()))
+    looks = styledrop.looks(styledrop.style_folder(Path(spec.style_root or spec.root).expanduser()))
 
     def load(role: Role, name: str) -> Concept:
         if role == "style":

@@ -10,6 +10,7 @@ from unicodedata import normalize
 
 from lorabench.base import UserError
 from lorabench.config.choices import unknown
+from lorabench.data.captions import report_unused
 from lorabench.data.images import image_paths, reference
 from lorabench.data.packaged import is_live, packaged
 from lorabench.data.pairs import Concept, Prompts
@@ -21,7 +22,7 @@ BLOCKS = {"Object Prompts": "object", "Live Subject Prompts": "live"}
 
 
 @dataclass(frozen=True)
-class Manifest:
+class PromptsAndClasses:
     """The content of prompts_and_classes.txt.
 
     Args:
@@ -33,7 +34,7 @@ class Manifest:
     contexts: dict[str, list[str]]
 
 
-def find(root: Path) -> Path:
+def dataset_folder(root: Path) -> Path:
     """Return the folder `dataset` of a clone in a folder or in a subfolder with one of the repository's names.
 
     Raises:
@@ -49,7 +50,7 @@ def find(root: Path) -> Path:
     )
 
 
-def read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Path) -> PromptsAndClasses:
     """Read prompts_and_classes.txt.
 
     The file has three blocks: "Classes" (subject_name,class), then "Object Prompts" and "Live Subject Prompts", each a
@@ -77,7 +78,7 @@ def read_manifest(path: Path) -> Manifest:
                 listing, start = [], 0
     if not classes:
         raise UserError(f"{path} names no subject below a line 'Classes'; restore the original")
-    return Manifest(classes, contexts)
+    return PromptsAndClasses(classes, contexts)
 
 
 def prompt_list(code: str, path: Path, start: int) -> list[str]:
@@ -101,7 +102,7 @@ def prompt_list(code: str, path: Path, start: int) -> list[str]:
         ) from error
 
 
-def subjects(dataset: Path, manifest: Manifest) -> dict[str, str]:
+def subjects(dataset: Path, manifest: PromptsAndClasses) -> dict[str, str]:
     """Return the class word of each subject that has a folder, in the manifest's order."""
     return {normalize("NFC", name): word for name, word in manifest.classes.items() if folder_of(dataset, name)}
 
@@ -112,7 +113,7 @@ def folder_of(dataset: Path, name: str) -> Path | None:
     return next((folder for folder in forms if folder.is_dir()), None)
 
 
-def subject(dataset: Path, manifest: Manifest, name: str, prompts: Prompts, held_out: int = 0) -> Concept:
+def subject(dataset: Path, manifest: PromptsAndClasses, name: str, prompts: Prompts, held_out: int = 0) -> Concept:
     """Return a subject.
 
     Args:
@@ -132,6 +133,7 @@ def subject(dataset: Path, manifest: Manifest, name: str, prompts: Prompts, held
     folder = folder_of(dataset, name)
     assert folder is not None
     paths = image_paths(folder)
+    report_unused(tuple(paths))
     stems = [path.stem for path in paths]  # of two files with the same stem, the second keeps its ending
     names = [path.name if path.stem in stems[:i] else path.stem for i, path in enumerate(paths)]
     images = [(each, reference(path, word, prompts.content(word))) for each, path in zip(names, paths, strict=True)]

@@ -28,7 +28,7 @@ def subject(manifest: Manifest, name: str, prompts: Prompts, held_out: int = 0) 
     Raises:
         UserError: If the manifest has no such subject.
     """
-    entry = find(manifest.subjects, name, "dataset.subjects")
+    entry = entry_of(manifest.subjects, name, "dataset.subjects")
     word = entry.word
     images = [(str(i), reference(shot, word, prompts.content(word))) for i, shot in enumerate(entry.images)]
     trained, references = split(name, images, 0 if entry.references else held_out)
@@ -48,7 +48,7 @@ def style(manifest: Manifest, name: str, prompts: Prompts) -> Concept:
     Raises:
         UserError: If the manifest has no such style.
     """
-    entry = find(manifest.styles, name, "dataset.styles")
+    entry = entry_of(manifest.styles, name, "dataset.styles")
 
     def image(shot: Shot) -> Reference:
         thing = shot.shows or PICTURE
@@ -60,7 +60,7 @@ def style(manifest: Manifest, name: str, prompts: Prompts) -> Concept:
     return Concept(name, "style", entry.word, weighted, references, token=prompts.style_token)
 
 
-def find(entries: dict[str, Entry], name: str, key: str) -> Entry:
+def entry_of(entries: dict[str, Entry], name: str, key: str) -> Entry:
     """Return an entry of the manifest by name; raises UserError if there is none."""
     if name not in entries:
         raise UserError(unknown(key, name, sorted(entries)))

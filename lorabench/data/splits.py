@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from lorabench.base import UserError, seed_of
 from lorabench.data.pairs import Reference, distinct
 
-Images = tuple[Reference, ...]
+References = tuple[Reference, ...]
 
 
 def split(
     name: str, images: Sequence[tuple[str, Reference]], held_out: int, near: Sequence[Sequence[str]] = ()
-) -> tuple[Images, Images]:
+) -> tuple[References, References]:
     """Return (images to train on, references). With held_out=0, both are all images.
 
     The choice depends only on the names.

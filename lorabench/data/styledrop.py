@@ -12,6 +12,7 @@ from unicodedata import normalize
 
 from lorabench.base import UserError
 from lorabench.config.choices import unknown
+from lorabench.data.captions import report_unused
 from lorabench.data.images import images_in, is_hidden, reference, suffixes
 from lorabench.data.packaged import packaged
 from lorabench.data.pairs import Concept, Prompts, distinct
@@ -37,7 +38,7 @@ class Look:
     phrase: str
 
 
-def find(root: Path) -> Path:
+def style_folder(root: Path) -> Path:
     """Return the folder of style images: `root` or a subfolder with a known name, of a clone or with plain images.
 
     Raises:
@@ -94,6 +95,7 @@ def style(styles: dict[str, Look], name: str, prompts: Prompts) -> Concept:
     look = styles[name]
     if missing := next((path for path in look.paths if not path.is_file()), None):
         raise UserError(f"{missing} is missing; put it there or leave {name} out of dataset.styles")
+    report_unused(look.paths)
     images = tuple(reference(path, look.thing, prompts.style(look.thing)) for path in look.paths)
     return Concept(name, "style", look.phrase, images, distinct(images), token=prompts.style_token)
 

@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from lorabench.engine.record import key_of
-from lorabench.engine.work import BatchWork, Work
+from lorabench.engine.work import BatchWork, Resumable, Work
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Artifact:
     name: str
     version: int
     params: Mapping[str, Any]
-    work: Work
+    work: Work | Resumable
     inputs: Mapping[str, Sequence[Artifact | Part]] = field(default_factory=dict)
     steps: int = 1
     cost: float = 1.0

@@ -10,7 +10,7 @@ from tqdm import tqdm
 LAYOUT = "{desc:<18} {percentage:3.0f}% |{bar:30}| {elapsed}, {remaining} left"
 
 
-class Job(Protocol):
+class Costed(Protocol):
     """A piece of work on the bar: `steps` of progress that together have a `cost`."""
 
     @property
@@ -35,7 +35,7 @@ class Bar:
         self.live = sys.stderr.isatty()
         self.began = time.time()
         self.bar: tqdm | None = None
-        self.jobs: Sequence[Job] = []
+        self.jobs: Sequence[Costed] = []
         self.done: dict[int, float] = {}
 
     def __enter__(self) -> "Bar":
@@ -45,7 +45,7 @@ class Bar:
         if self.bar is not None:
             self.bar.close()
 
-    def start(self, stage: str, jobs: Sequence[Job]) -> None:
+    def start(self, stage: str, jobs: Sequence[Costed]) -> None:
         """Begin the next stage. From now on, an index means a job of this stage."""
         self.jobs, self.done, self.finished = jobs, {}, 0
         self.describe(stage, 0, len(jobs))

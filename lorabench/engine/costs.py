@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 COST_FILE = "cost.json"
 SHARED = ("seconds", "denoiser_passes")  # costs that add up
-COMPUTED_ON = "computed_on"  # name of the device; for a CPU also the number of threads
+COMPUTED_ON = "computed_on"  # name of the device; for a CPU also its instructions and the number of threads
 SLACK = 1 << 24  # bytes: largest difference of two readings of a process's memory, as Linux counts per core
 
 
@@ -45,7 +45,8 @@ def measured(costs: dict[str, Any], network: nn.Module | None = None) -> Iterato
     seconds: wall-clock time.
     denoiser_passes: batch rows of all forward passes of `network`: four for a batch of four, two for a step of one
         image with classifier-free guidance.
-    computed_on: the device. It changes the last digits of results, as does the number of threads of a CPU.
+    computed_on: the device. It changes the last digits of results, as do the instructions and the number of
+        threads of a CPU.
     peak_gpu_bytes: maximum memory of tensors on the GPU.
     peak_bytes: maximum memory of the process, with the interpreter and its libraries; on Linux only.
 
@@ -73,14 +74,20 @@ def measured(costs: dict[str, Any], network: nn.Module | None = None) -> Iterato
         if hook is not None:
             hook.remove()
     costs["seconds"] = time.perf_counter() - start
-    threads = torch.get_num_threads()
-    costs[COMPUTED_ON] = torch.cuda.get_device_name() if on_gpu else f"cpu, threads={threads}"
+    costs[COMPUTED_ON] = torch.cuda.get_device_name() if on_gpu else cpu()
     if network is not None:
         costs["denoiser_passes"] = passes
     if on_gpu:
         costs["peak_gpu_bytes"] = torch.cuda.max_memory_allocated()
     if is_reset:
         costs["peak_bytes"] = memory("VmHWM")
+
+
+def cpu() -> str:
+    """Return the instructions and the number of threads that torch uses on the CPU."""
+    import torch
+
+    return f"cpu {torch.backends.cpu.get_cpu_capability()}, threads={torch.get_num_threads()}"
 
 
 def joined_costs(costs: Sequence[dict[str, Any]]) -> dict[str, Any]:

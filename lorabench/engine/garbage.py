@@ -1,4 +1,7 @@
-"""Files of a store that can be deleted: remains of killed runs, and artifacts that no run refers to."""
+"""Files of a store that can be deleted: remains of killed runs, and artifacts that no run refers to.
+
+Only names that are keys count, and only artifacts with a key.json, because the folder may also have other files.
+"""
 
 import json
 import os
@@ -19,7 +22,6 @@ from lorabench.engine.store import DIGESTS, DRAFTS, INTACT, LOCKS, PARTIAL, Stor
 
 MANIFEST = "manifest.json"  # file name of the manifest of a run folder
 KEY = re.compile(r"[0-9a-f]{32}")
-OLD = ("embeddings",)  # folders of older versions that were not artifacts
 UNUSED_DAYS = 7.0  # artifacts used since then are kept, because a run in progress has no manifest yet
 DAY = 86400.0
 
@@ -50,19 +52,16 @@ def garbage(store: Store, outputs: Sequence[Path] | None = None, days: float | N
         days: Artifacts that were not used for so many days can be deleted; with `outputs` 7 by default.
     """
     known = {path.name for path in artifact_folders(store)}
-    for path in listed(store.root / DRAFTS):
+    for path in keyed(store.root / DRAFTS):
         yield Garbage("draft of a killed run", path, path.name)
-    for path in listed(store.root / PARTIAL):
+    for path in keyed(store.root / PARTIAL):
         yield Garbage("unfinished training of a killed run, which it would go on from", path, path.name)
-    for path in listed(store.root / INTACT):
+    for path in keyed(store.root / INTACT):
         if path.name not in known:
             yield Garbage("note on an artifact that is gone", path, path.name.strip("."))
-    for path in listed(store.root / DIGESTS):
+    for path in keyed(store.root / DIGESTS):
         if path.is_file() and (source := path.read_text()[65:]) and not Path(source).exists():
             yield Garbage("digest of a model that is gone", path, path.name)
-    for path in (store.root / name for name in OLD):
-        if path.is_dir():
-            yield Garbage("of an older version", path, path.name)
     used = reachable(store, outputs) if outputs is not None else set[str]()
     least = days if days is not None else UNUSED_DAYS
     for path in artifact_folders(store):
@@ -70,7 +69,7 @@ def garbage(store: Store, outputs: Sequence[Path] | None = None, days: float | N
             yield Garbage("damaged", path, path.name, lambda path=path: not is_whole(path))
         elif (outputs is not None or days is not None) and path.name not in used and is_unused(store, path, least):
             yield Garbage("unused", path, path.name, partial(is_unused, store, path, least))
-    for path in listed(store.root / LOCKS):
+    for path in keyed(store.root / LOCKS):
         if path.suffix == ".lock":
             yield Garbage("lock that nobody holds", path, path.stem)
 
@@ -120,7 +119,12 @@ def artifact_folders(store: Store) -> Iterator[Path]:
     """Yield the folders of all artifacts, sorted by stage and key."""
     for stage in listed(store.root):
         if not stage.name.startswith("."):
-            yield from (path for path in listed(stage) if KEY.fullmatch(path.name))
+            yield from (path for path in listed(stage) if KEY.fullmatch(path.name) and (path / KEY_FILE).is_file())
+
+
+def keyed(folder: Path) -> list[Path]:
+    """Return the files and folders whose name begins with a key, after the dot of a hidden one."""
+    return [path for path in listed(folder) if KEY.match(path.name.removeprefix("."))]
 
 
 def listed(folder: Path) -> list[Path]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import traceback
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from lorabench.base import UserError
 from lorabench.engine.artifact import Artifact
 from lorabench.engine.store import Store
-from lorabench.engine.work import BatchWork, Progress
+from lorabench.engine.work import BatchWork, Progress, Resumable
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,10 @@ class Make:
         """Compute the artifacts that the store lacks."""
         first, *others = self.artifacts
         if not others:
-            self.store.get_or_make(first, lambda folder: first.work(folder, progress))
+            work = first.work
+            if isinstance(work, Resumable):
+                work = partial(work.run, self.store.scratch(first))
+            self.store.get_or_make(first, lambda folder: work(folder, progress))
             return
         works = {each.key: each.work for each in self.artifacts}
 

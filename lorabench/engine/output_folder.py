@@ -22,6 +22,7 @@ from lorabench.engine.record import BROKEN, files_of, write_whole
 
 MANIFEST = "manifest.json"
 DRAFT = ".draft-"  # followed by the machine and the process that fills it
+UNFINISHED = "unfinished"  # key of the manifest until a command has filled the folder
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,11 @@ class OutputFolder:
     def files(self) -> dict[str, int]:
         """Return the files of ours with their sizes in bytes, by path relative to the folder."""
         return self.manifest().get("files", {})
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Return whether the folder is ours and no command has filled it yet."""
+        return UNFINISHED in self.manifest()
 
     def check(self, ignored: Iterable[str] = ()) -> None:
         """Check that the folder may be filled; nothing is written.
@@ -88,7 +94,7 @@ class OutputFolder:
         """Write an empty manifest, so that the files of a killed command are known to be ours."""
         if not self.manifest():
             self.check_free()
-            self.write_manifest({}, {})
+            self.write_manifest({UNFINISHED: True}, {})
 
     def add(self, name: str) -> Path:
         """List a file and return its path; it is ours from now on.
@@ -138,7 +144,7 @@ class OutputFolder:
         made = json.loads((draft / MANIFEST).read_text()) if (draft / MANIFEST).is_file() else {}
         new = {file: (draft / file).stat().st_size for file in files_of(draft) if file != MANIFEST}
         self.check_free(new)
-        self.write_manifest({} if not keep else own, old | new)  # before the first change, for a command that is killed
+        self.write_manifest(own if keep else {UNFINISHED: True}, old | new)  # for a command that is killed from here on
         gone = set() if keep else old.keys() - new.keys()
         for file in gone:
             (self.path / file).unlink(missing_ok=True)

@@ -7,6 +7,7 @@ import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -18,6 +19,18 @@ if TYPE_CHECKING:
 Progress = Callable[[int], None]  # called with the number of finished steps
 Work = Callable[[Path, Progress], None]  # writes the files of an artifact into an empty folder
 PARTS = "parts"  # subfolder for the results of units, which `finish` joins
+
+
+@dataclass(frozen=True)
+class Resumable:
+    """Long work that resumes after a kill.
+
+    Args:
+        run: Writes the files of an artifact; called with the scratch folder that it resumes from, with the folder to
+            fill, and with a progress function.
+    """
+
+    run: Callable[[Path, Path, Progress], None]
 
 
 class UnitWork(ABC):

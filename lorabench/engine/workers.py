@@ -21,7 +21,7 @@ from lorabench.base import UserError
 from lorabench.engine.environment import clear_environment
 
 Progress = Callable[[int], None]  # called with the number of finished steps of the job
-Job = Callable[[Progress], None]
+Call = Callable[[Progress], None]
 
 REPORT_EVERY = 0.2  # seconds between two messages of one worker
 
@@ -59,7 +59,7 @@ class Pool:
             worker.connection.close()
         self.workers.clear()
 
-    def run(self, jobs: Sequence[Job], progress: Callable[[int, int], None]) -> Iterator[int]:
+    def run(self, jobs: Sequence[Call], progress: Callable[[int, int], None]) -> Iterator[int]:
         """Run the jobs and yield the index of each finished one, in any order.
 
         Args:
@@ -116,7 +116,7 @@ class _Worker:
         theirs.close()  # so that reading here ends when the process dies
         return cls(process, ours)
 
-    def send(self, job: Job) -> None:
+    def send(self, job: Call) -> None:
         try:
             self.connection.send(job)
         except (BrokenPipeError, ConnectionResetError) as error:
@@ -167,7 +167,7 @@ def _serve(connection: "Connection[Any, Any]", threads: int, environment: dict[s
         except EOFError:
             return
         try:
-            job: Job = pickle.loads(message)
+            job: Call = pickle.loads(message)
             job(_throttled(connection))
             connection.send(("done", None))
         except BrokenPipeError:

@@ -41,7 +41,7 @@ class Draws:
             loras: LoRAs to merge. Their parts for the text encoders are summed, for teachers and merge alike.
         """
         self.model, self.seed, self.roles = model, seed, pair.roles
-        self.concepts = [Images(model, concept, loras) for concept in pair.concepts]
+        self.concepts = [ConceptImages(model, concept, loras) for concept in pair.concepts]
         self.both = model.encode_prompts([pair.prompt], loras)
 
     def step(self, step: int, batch: int, adapters: Adapters, layers: Mapping[str, Layer]) -> MergeStep:
@@ -55,7 +55,7 @@ class Draws:
         return MergeStep(self.model, adapters, layers, self.roles, images, both, noise, t)
 
 
-class Images:
+class ConceptImages:
     """A concept's training images as latents."""
 
     def __init__(self, model: DiffusionModel, concept: Concept, loras: Sequence[LoRA]):

@@ -8,18 +8,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from lorabench.config.settings import setting
-from lorabench.data.pairs import Pair, Role
-from lorabench.merging.masked import CONCEPTS
+from lorabench.data.pairs import Pair
+from lorabench.merging.masked import CONCEPTS, parts_of_masked
 from lorabench.merging.merge import Merge, Merged, MergeEnvironment, MergeItem
 from lorabench.models.layer import Layer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lorabench.lora.adapter import LoRA
     from lorabench.lora.layer import AllMasks
     from lorabench.merging.step import MergeStep
-    from lorabench.sampling.parts import Parts
 
 
 @dataclass(kw_only=True)
@@ -50,6 +48,7 @@ class LearnedMasks(Merge):
     """
 
     basis: ClassVar[str] = "raw"
+    parts = parts_of_masked
 
     fit: FitSpec
     concepts: str = setting("joint", options=CONCEPTS)
@@ -125,14 +124,3 @@ class LearnedMasks(Merge):
             masked_sum(self, item.loras, item.pair.roles, layers, each.masks, each.parameters, each.losses)
             for item, each in zip(items, learn(self, items, layers, env), strict=True)
         ]
-
-    def parts(
-        self,
-        loras: Sequence[LoRA],
-        roles: Sequence[Role],
-        masks: AllMasks | None,
-        strength: Mapping[Role, float] | None = None,
-    ) -> Parts:
-        from lorabench.merging.masks import parts_of
-
-        return parts_of(self, loras, roles, masks, strength)

@@ -14,18 +14,32 @@ from typing import TYPE_CHECKING, ClassVar
 
 from lorabench.config.components import overrides
 from lorabench.config.settings import setting
-from lorabench.data.pairs import Role
 from lorabench.merging.merge import Merge, Merged, MergeEnvironment, MergeItem
 from lorabench.models.layer import Layer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lorabench.data.pairs import Role
     from lorabench.lora.adapter import Factors, LoRA
     from lorabench.lora.layer import AllMasks, Masks
+    from lorabench.merging.masks import MaskedMerge
     from lorabench.sampling.parts import Parts
 
 CONCEPTS = ("joint", "uniform")
+
+
+def parts_of_masked(
+    self: MaskedMerge,
+    loras: Sequence[LoRA],
+    roles: Sequence[Role],
+    masks: AllMasks | None,
+    strength: Mapping[Role, float] | None = None,
+) -> Parts:
+    """Implement `Merge.parts` for the kinds of merges that keep their adapters apart."""
+    from lorabench.merging.masks import parts_of
+
+    return parts_of(self, loras, roles, masks, strength)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +55,7 @@ class MaskedSum(Merge):
     """
 
     basis: ClassVar[str] = "raw"
+    parts = parts_of_masked
 
     concepts: str = setting("joint", options=CONCEPTS)
 
@@ -102,14 +117,3 @@ class MaskedSum(Merge):
             found = self.masks(updates_at(item.loras, layer), layer, seed, moments.get(name))
             masks[name] = found or tuple(Masks() for _ in layer.ranks)
         return masks
-
-    def parts(
-        self,
-        loras: Sequence[LoRA],
-        roles: Sequence[Role],
-        masks: AllMasks | None,
-        strength: Mapping[Role, float] | None = None,
-    ) -> Parts:
-        from lorabench.merging.masks import parts_of
-
-        return parts_of(self, loras, roles, masks, strength)

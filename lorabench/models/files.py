@@ -81,10 +81,10 @@ def model_files(spec: ModelSpec) -> ModelFiles:
     Raises:
         UserError: If it is not a supported model.
     """
-    path = find(spec.path, [*CONFIGS, *weight_patterns(spec.variant)])
+    path = find_model(spec.path, [*CONFIGS, *weight_patterns(spec.variant)])
     if path.is_file():
         family = check_single_file(path)
-        config = find(spec.config, CONFIGS)
+        config = find_model(spec.config, CONFIGS)
         if family_of(config) != family:
             raise UserError(
                 f"{path} is {family.title} and model.config={spec.config} is {family_of(config).title}; use "
@@ -111,12 +111,12 @@ def model_files(spec: ModelSpec) -> ModelFiles:
 
 def model_folder(path: str | Path) -> ModelFiles:
     """Return the files of a model in fp32, given "micro" (the packaged model) or a diffusers folder."""
-    folder = find(str(path), ())
+    folder = find_model(str(path), ())
     check_configs(folder)
     return ModelFiles(folder, folder)
 
 
-def find(source: str, patterns: Sequence[str]) -> Path:
+def find_model(source: str, patterns: Sequence[str]) -> Path:
     """Return the path of "micro", of a folder or file, or of a repository of the hub.
 
     Args:

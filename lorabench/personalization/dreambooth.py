@@ -35,7 +35,7 @@ from lorabench.models.conditioning import Conditioning
 from lorabench.models.model import DiffusionModel
 from lorabench.personalization.initial import core, initial, initial_text
 from lorabench.personalization.optimizers import optimiser, schedule
-from lorabench.personalization.samples import Look, Samples
+from lorabench.personalization.samples import Samples, SampleTarget
 from lorabench.personalization.training import Environment
 from lorabench.personalization.views import Batch, views
 
@@ -149,8 +149,8 @@ def personalize(
         callbacks: list[pl.Callback] = [checkpoint] if checkpoint else []
         if env.samples is not None and env.generate is not None and spec.sample_every:
             prompt, noise = concept.images[0].prompt, seed_of("sample", item)
-            look = Look(env.samples, env.generate)
-            callbacks.append(Samples(look, spec.sample_every, model, prompt, noise, spec.text_encoders))
+            target = SampleTarget(env.samples, env.generate)
+            callbacks.append(Samples(target, spec.sample_every, model, prompt, noise, spec.text_encoders))
         fit(
             module,
             spec.steps,

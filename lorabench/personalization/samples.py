@@ -16,7 +16,7 @@ from lorabench.sampling.sampler import sample
 
 
 @dataclass(frozen=True)
-class Look:
+class SampleTarget:
     """Where samples go, <update>.png, and how they are drawn (steps and guidance)."""
 
     folder: Path
@@ -30,8 +30,8 @@ class Samples(pl.Callback):
         text: Whether the text encoders are in training, so that the prompt is encoded again each time.
     """
 
-    def __init__(self, look: Look, every: int, model: DiffusionModel, prompt: str, seed: int, text: bool):
-        self.look, self.every = look, every
+    def __init__(self, target: SampleTarget, every: int, model: DiffusionModel, prompt: str, seed: int, text: bool):
+        self.target, self.every = target, every
         self.model, self.prompt, self.seed, self.text = model, prompt, seed, text
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: int, batch_idx: int) -> None:
@@ -39,7 +39,7 @@ class Samples(pl.Callback):
         if not within and done % self.every == 0:
             encoded = self.model.fresh_prompts() if self.text else nullcontext()
             with encoded, trainer.precision_plugin.forward_context():
-                spec = self.look.spec
+                spec = self.target.spec
                 [image] = sample(self.model, [self.prompt], [self.seed], spec.steps, spec.guidance).numpy()
-            self.look.folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).save(self.look.folder / f"{done:06d}.png")
+            self.target.folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(self.target.folder / f"{done:06d}.png")

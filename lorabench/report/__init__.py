@@ -23,7 +23,11 @@ def write_report(run_folder: Path | str) -> None:
 
 
 def write_joint_report(
-    run_folders: Sequence[Path | str], out: Path | str, protocol: str | None = None, reference: str | None = None
+    run_folders: Sequence[Path | str],
+    out: Path | str,
+    protocol: str | None = None,
+    reference: str | None = None,
+    unfinished: Sequence[Path] = (),
 ) -> None:
     """Write one report on several runs.
 
@@ -32,6 +36,7 @@ def write_joint_report(
         out: Folder for table.md, table.csv, table.tex, comparisons.csv, grid.png and report.html; created if missing.
         protocol: Name of a file in conf/protocol. None: the protocol of the runs, or all metrics if they differ.
         reference: Label of the row that differences refer to. None: the row named in the runs' configs, if present.
+        unfinished: Runs that belong to the report but are not finished; they are named below the table.
     """
     from lorabench.engine.output_folder import MANIFEST, OutputFolder
     from lorabench.report import figures, page, protocols
@@ -43,6 +48,8 @@ def write_joint_report(
 
     runs = load_runs(run_folders)
     table = Table.of(runs, protocols.load_protocol(protocol) if protocol else common_protocol(runs), reference)
+    if unfinished:
+        table.notes.append(f"Runs without results are left out: {', '.join(path.name for path in unfinished)}.")
     folder = OutputFolder(Path(out), OTHER_REPORT)
     folder.check_free(FILES)  # all of them, before the first is written
     with folder.filled(keep=True) as draft:

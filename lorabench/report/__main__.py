@@ -20,7 +20,7 @@ from pathlib import Path
 from lorabench.base import UserError
 from lorabench.engine.failures import system_fault
 from lorabench.report import write_joint_report
-from lorabench.report.folder import run_folders
+from lorabench.report.folder import run_folders, unfinished_runs
 from lorabench.report.pooling import load_runs
 
 
@@ -47,7 +47,11 @@ def main(argv: list[str] | None = None) -> int:
         out = args.out or place(args.runs)
         if out.exists() and not out.is_dir():
             raise UserError(f"{out} is a file; use --out <folder>")
-        write_joint_report(folders, out, args.protocol, args.reference)
+        unfinished = unfinished_runs(args.runs)
+        if unfinished:
+            names = ", ".join(path.name for path in unfinished)
+            print(f"note: {len(unfinished)} runs without results are left out: {names}", file=sys.stderr)
+        write_joint_report(folders, out, args.protocol, args.reference, unfinished)
     except (UserError, OSError) as error:
         line = str(error)
         if not isinstance(error, UserError):

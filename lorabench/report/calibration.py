@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from lorabench.report.figures import INK, MUTED, RULE
+from lorabench.report.plot_style import default_style
 
 NAMES = {"content": "content", "style": "style", "text": "sentence"}
 KINDS = {"other": "another kind", "same": "the same kind"}
@@ -133,6 +134,7 @@ def fails(passes: object) -> bool:
     return passes is not None and not passes
 
 
+@default_style()
 def draw_calibration(found: pd.DataFrame, path: Path) -> None:
     """Plot rank correlations with intervals, sources of variance, and a colored table of the checks."""
     from matplotlib.figure import Figure

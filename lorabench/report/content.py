@@ -23,9 +23,9 @@ import numpy as np
 import pandas as pd
 
 from lorabench.report import galleries, protocols, stats
-from lorabench.report.embed import Shelf
+from lorabench.report.embed import EmbeddedImages
 from lorabench.report.folder import Picture, RunFolder
-from lorabench.report.labels import FRAMES
+from lorabench.report.labels import BASELINES_AND_ORACLE
 from lorabench.report.layout import by_cell, standings, with_verdict
 from lorabench.report.pooling import join_scores
 from lorabench.report.protocols import Column
@@ -35,15 +35,19 @@ from lorabench.report.table import COSTS, PEAKS, Table, format_cost, row_order
 PairName = tuple[str, str]  # content, style
 
 
-def content(runs: list[RunFolder], table: Table, shelf: Shelf, folder: Path | None) -> dict[str, Any]:
+def content(runs: list[RunFolder], table: Table, embedded: EmbeddedImages, folder: Path | None) -> dict[str, Any]:
     """Return all data that the page's scripts need; web/state.js describes how they use it."""
     pictures = [(run, picture) for run in runs for picture in run.pictures]
     labels = row_order([*table.labels, *(picture.label for _, picture in pictures)])
-    pairs = described_pairs(runs, pictures, shelf)
-    images = described_images(pictures, labels, list(pairs.values()), shelf, folder)
+    pairs = described_pairs(runs, pictures, embedded)
+    images = described_images(pictures, labels, list(pairs.values()), embedded, folder)
     metrics = list(dict.fromkeys(name for image in images for name in image["scores"]))
     of_methods = pd.DataFrame(
-        {number: image["scores"] for number, image in enumerate(images) if labels[image["row"]] not in FRAMES},
+        {
+            number: image["scores"]
+            for number, image in enumerate(images)
+            if labels[image["row"]] not in BASELINES_AND_ORACLE
+        },
         index=metrics,
     ).T.dropna(axis=1, how="all")
     return {
@@ -77,7 +81,7 @@ def described_rows(
     return [
         {
             "label": label,
-            "frame": label in FRAMES,
+            "frame": label in BASELINES_AND_ORACLE,
             "run": first.get(label),
             "scores": lines_of(table, label),
             "costs": {
@@ -132,7 +136,7 @@ def cost_of(table: Table, label: str, cost: str) -> float | None:
 
 
 def described_pairs(
-    runs: list[RunFolder], pictures: list[tuple[RunFolder, Picture]], shelf: Shelf
+    runs: list[RunFolder], pictures: list[tuple[RunFolder, Picture]], embedded: EmbeddedImages
 ) -> dict[PairName, Any]:
     """Return the pairs with their prompts and references; references come from the first run that has them."""
     prompts: dict[PairName, dict[str, None]] = {}
@@ -143,7 +147,7 @@ def described_pairs(
         references = {}
         for role, name in (("content", content), ("style", style)):
             found = next((paths for run in runs if (paths := run.references(role, name))), [])
-            references[role] = [shelf.at[path] for path in found]
+            references[role] = [embedded.at[path] for path in found]
         pairs[content, style] = {
             "content": content,
             "style": style,
@@ -157,7 +161,7 @@ def described_images(
     pictures: list[tuple[RunFolder, Picture]],
     labels: list[str],
     pairs: list[dict[str, Any]],
-    shelf: Shelf,
+    embedded: EmbeddedImages,
     folder: Path | None,
 ) -> list[dict[str, Any]]:
     """Return each image once, ordered by row and pair; images of one prompt and seed have the same `index`."""
@@ -181,7 +185,7 @@ def described_images(
                 "index": of_pair.setdefault((p.prompt, p.seed), len(of_pair)),
                 "prompt": pairs[pair]["prompts"].index(p.prompt),
                 "noise": str(p.seed),  # exceeds the exact integers of JavaScript
-                "picture": shelf.at[p.path],
+                "picture": embedded.at[p.path],
                 "file": link(p.path, folder),
                 "scores": {name: round(value, 4) for name, value in p.values.items() if math.isfinite(value)},
             }

@@ -15,7 +15,7 @@ EMBED = 384  # pixels: larger images are downscaled in the page; the original PN
 
 
 @dataclass(frozen=True)
-class Shelf:
+class EmbeddedImages:
     """Embedded images.
 
     Attributes:
@@ -27,13 +27,13 @@ class Shelf:
     at: dict[Path, int]
 
 
-def embed(images: Iterable[Path], drawings: Iterable[Path] = ()) -> Shelf:
+def embed(images: Iterable[Path], drawings: Iterable[Path] = ()) -> EmbeddedImages:
     """Read all files. Figures (`drawings`) keep their size, because downscaling makes lines and text unreadable."""
     how = dict.fromkeys(images, True) | dict.fromkeys(drawings, False)
     with ThreadPoolExecutor() as pool:  # Pillow releases the GIL
         texts = list(pool.map(text, how, how.values()))
     unique = {content: number for number, content in enumerate(dict.fromkeys(texts))}
-    return Shelf(list(unique), {path: unique[content] for path, content in zip(how, texts, strict=True)})
+    return EmbeddedImages(list(unique), {path: unique[content] for path, content in zip(how, texts, strict=True)})
 
 
 def text(path: Path, reduced: bool = True) -> str:

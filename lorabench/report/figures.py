@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from lorabench.report.folder import Picture, RunFolder
-from lorabench.report.labels import CEILING, FRAMES
+from lorabench.report.labels import BASELINES_AND_ORACLE, ORACLE
 from lorabench.report.pooling import join_pictures
 
 MERGED = 4  # merged images per row, shared among the methods
@@ -32,13 +32,13 @@ def grid_rows(runs: list[RunFolder]) -> dict[tuple[str, str], list[Cell | None]]
     """Return (content, style) -> cells, with the same columns for every pair; None: the pair lacks this image."""
     pictures = join_pictures(runs)
     pairs = list(dict.fromkeys((p.content, p.style) for p in pictures))
-    methods = list(dict.fromkeys(p.label for p in pictures if p.label not in FRAMES))
+    methods = list(dict.fromkeys(p.label for p in pictures if p.label not in BASELINES_AND_ORACLE))
     wanted = {
         "content_only": 1,
         "style_only": 1,
         **dict.fromkeys(methods, max(1, MERGED // len(methods or "-"))),
     }
-    wanted[CEILING] = 1
+    wanted[ORACLE] = 1
     rows = {}
     for content, style in pairs:
         cells: list[Cell | None] = []

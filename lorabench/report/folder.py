@@ -6,6 +6,7 @@
         timings     {stage: seconds}
         versions    {package: version}
         losses      {"<content>+<style>": {term: [value per step]}}
+        left_out_scenes  {scene: reason}, of a list whose prompts the model would cut
     config.yaml                                        resolved config
     images/<row>/<content>+<style>/<index:02d>.png
                                                        <method>-<ablation> if the run has several methods
@@ -31,9 +32,11 @@ import yaml
 
 from lorabench.base import UserError
 from lorabench.config.schemas import ProtocolSpec
+from lorabench.engine.output_folder import OutputFolder
 from lorabench.report import protocols
-from lorabench.report.labels import FRAMES, label
+from lorabench.report.labels import BASELINES_AND_ORACLE, label
 
+SCORES = "scores.parquet"
 REQUIRED = ("method", "ablation", "dataset", "model", "seed")
 RANK_FIGURE = "figures/rank_by_layer.png"
 
@@ -90,12 +93,12 @@ class RunFolder:
             UserError: If the folder is not a finished run.
         """
         path = Path(path)
-        for name in ("manifest.json", "scores.parquet"):
+        for name in ("manifest.json", SCORES):
             if not (path / name).is_file():
                 raise UserError(f"{path} is not a finished run (no {name}); use a folder that run.py printed")
         try:
             manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-            scores = pd.read_parquet(path / "scores.parquet")
+            scores = pd.read_parquet(path / SCORES)
             scores = scores[scores["use"] == "joint"] if "use" in scores else scores  # tables show only joint images
         except ValueError as error:  # from json or pandas
             raise UserError(f"{path} has a broken manifest.json or scores.parquet; run its command again") from error
@@ -106,7 +109,7 @@ class RunFolder:
             if missing := [key for key in REQUIRED if key not in one]:
                 raise UserError(f"{path / 'manifest.json'} has no {', '.join(missing)}; run its command again")
             run = cls(path, one, scores)
-            mine = scores["label"].isin([run.label, *FRAMES])
+            mine = scores["label"].isin([run.label, *BASELINES_AND_ORACLE])
             runs.append(replace(run, scores=scores[mine]) if several else run)
         return runs
 
@@ -117,7 +120,7 @@ class RunFolder:
 
     def named(self, settings: Sequence[str]) -> RunFolder:
         """Return the run with these settings ("fit.steps=50") in the label of its row, unless that is a baseline."""
-        if not settings or self.label in FRAMES:
+        if not settings or self.label in BASELINES_AND_ORACLE:
             return self
         own = replace(self, variant=" ".join(settings))
         mine = self.scores["label"] == self.label
@@ -196,9 +199,19 @@ def run_folders(folders: Sequence[Path]) -> list[Path]:
     """Return run folders without duplicates; a folder of runs, as of a sweep, is replaced by its finished runs."""
     found: list[Path] = []
     for folder in folders:
-        below = sorted(file.parent for file in folder.glob("*/scores.parquet"))
-        found += [folder] if (folder / "scores.parquet").is_file() or not below else below
+        below = sorted(file.parent for file in folder.glob(f"*/{SCORES}"))
+        found += [folder] if (folder / SCORES).is_file() or not below else below
     return list({folder.resolve(): folder for folder in found}.values())
+
+
+def unfinished_runs(folders: Sequence[Path]) -> list[Path]:
+    """Return the runs in these folders of runs that `run_folders` leaves out, since they have no scores."""
+    found: list[Path] = []
+    for folder in folders:
+        if not (folder / SCORES).is_file():
+            below = sorted(path for path in folder.glob("*") if path.is_dir() and not (path / SCORES).is_file())
+            found += [path for path in below if OutputFolder(path).is_unfinished]
+    return found
 
 
 def common_protocol(runs: list[RunFolder]) -> ProtocolSpec:

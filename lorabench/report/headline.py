@@ -18,12 +18,12 @@ import pandas as pd
 
 from lorabench.data import microworld as mw
 from lorabench.report import stats
-from lorabench.report.labels import CEILING, FLOORS
+from lorabench.report.labels import BASELINES, ORACLE
 
 BOTH, SIMILARITY = "both", "both_similarity"
 RECOGNIZED = ("subject_r1", "style_r1")
 CONTENT, STYLE = "dino/content", "csd/style"
-BASE, *SINGLE = FLOORS  # the base model, and the rows with one LoRA
+BASE, *SINGLE = BASELINES  # the base model, and the rows with one LoRA
 OF_METRIC = ("metric", "backbone", "role", "reference", "value", "version")
 JOIN = "+"  # between the backbones of a score by two
 LEAST = 0.01  # smallest distance of a single LoRA from the base model that can be a unit
@@ -93,8 +93,8 @@ def notes(lines: pd.DataFrame) -> list[str]:
             f"{BOTH}: share of the images in which the subject and the style are both the nearest of their candidates "
             f"({len(mw.HELDOUT_SUBJECTS)} subjects, {len(mw.HELDOUT_STYLES)} styles)."
         )
-        if (BOTH, CEILING) in shown.index:
-            text += f" Its ceiling is {shown[BOTH, CEILING]:.3f}, the value of the {CEILING}."
+        if (BOTH, ORACLE) in shown.index:
+            text += f" Its ceiling is {shown[BOTH, ORACLE]:.3f}, the value of the {ORACLE}."
         found.append(text)
     if SIMILARITY in shown.index.get_level_values("metric"):
         found.append(

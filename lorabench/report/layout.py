@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lorabench.report import published
-from lorabench.report.labels import FRAMES
+from lorabench.report.labels import BASELINES_AND_ORACLE
 from lorabench.report.planned import TITLES
 from lorabench.report.table import (
     COSTS,
@@ -53,7 +53,7 @@ def scores(table: Table) -> Block:
     for name in table.labels:
         cells = [format_score(at.get((name, metric))) for metric in metrics]
         cells += [format_cost(spent, name, cost) for cost in spent]
-        lines.append(Line("frame" if name in FRAMES else "method", [name, *cells]))
+        lines.append(Line("frame" if name in BASELINES_AND_ORACLE else "method", [name, *cells]))
         for own in table.reported.get(name, []):
             numbers = [with_verdict(own, at.get((name, metric)), metric) for metric in metrics]
             title = f"{published.MARK} {own.text} ({letters[own.standing]})"

@@ -19,7 +19,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from lorabench.report.content import content, files_of, link
-from lorabench.report.embed import EMBED, Shelf, embed
+from lorabench.report.embed import EMBED, EmbeddedImages, embed
 from lorabench.report.folder import RunFolder
 from lorabench.report.layout import notes, planned_blocks
 from lorabench.report.table import Table
@@ -57,14 +57,14 @@ def render(runs: list[RunFolder], table: Table, folder: Path | None = None) -> s
     style = (WEB / "page.css").read_text(encoding="utf-8")
     script = "\n".join((WEB / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
     methods = list(dict.fromkeys(run.label for run in runs))
-    shelf = embed(
+    embedded = embed(
         [path for run in runs for path in files_of(run)], [run.rank_figure for run in runs if run.rank_figure]
     )
-    data = content(runs, table, shelf, folder)
+    data = content(runs, table, embedded, folder)
     return environment.get_template("page.html.j2").render(
         title=" · ".join(methods) if len(methods) < 3 else f"{len(methods)} methods on {runs[0].manifest['dataset']}",
         methods=methods,
-        runs=[described(run, name, shelf, folder) for run, name in zip(runs, run_names(runs), strict=True)],
+        runs=[described(run, name, embedded, folder) for run, name in zip(runs, run_names(runs), strict=True)],
         manifest=runs[0].manifest,
         seeds=list(dict.fromkeys(run.manifest["seed"] for run in runs)),
         pairs=data["pairs"],
@@ -74,7 +74,7 @@ def render(runs: list[RunFolder], table: Table, folder: Path | None = None) -> s
         has_costs=bool(data["costs"]),
         embed=EMBED,
         data=in_script(data),
-        pictures=Markup("\n".join(shelf.texts)),  # base64 and a fixed prefix: neither can end a script block
+        pictures=Markup("\n".join(embedded.texts)),  # base64 and a fixed prefix: neither can end a script block
         style=Markup(style),
         script=Markup(script),
         policy=f"default-src 'none'; img-src data:; style-src {hash_of(style)}; script-src {hash_of(script)}; "
@@ -97,7 +97,7 @@ def in_script(data: Any) -> Markup:
     return Markup(text.replace("<", "\\u003c"))
 
 
-def described(run: RunFolder, name: str, shelf: Shelf, folder: Path | None) -> dict[str, Any]:
+def described(run: RunFolder, name: str, embedded: EmbeddedImages, folder: Path | None) -> dict[str, Any]:
     """Return the data of a run for the section on how it was made."""
     own = "report.html" if folder and run.path.resolve() == folder.resolve() else None  # may not exist yet
     return {
@@ -107,15 +107,15 @@ def described(run: RunFolder, name: str, shelf: Shelf, folder: Path | None) -> d
         "timings": run.manifest.get("timings") or {},
         "versions": run.manifest.get("versions") or {},
         "losses": loss_curves(run),
-        "ranks": drawing(run.rank_figure, shelf) if run.rank_figure else None,
+        "ranks": drawing(run.rank_figure, embedded) if run.rank_figure else None,
         "files": {file: url for file in RUN_FILES if file != own and (url := link(run.path / file, folder))},
     }
 
 
-def drawing(path: Path, shelf: Shelf) -> dict[str, int]:
+def drawing(path: Path, embedded: EmbeddedImages) -> dict[str, int]:
     """Return a figure's picture index and size; the size reserves its space before it is loaded."""
     with Image.open(path) as image:
-        return {"picture": shelf.at[path], "width": image.width, "height": image.height}
+        return {"picture": embedded.at[path], "width": image.width, "height": image.height}
 
 
 def run_names(runs: list[RunFolder]) -> list[str]:

@@ -19,7 +19,7 @@ from math import isnan, nan
 import pandas as pd
 
 from lorabench.report import comparing, stats
-from lorabench.report.labels import FRAMES
+from lorabench.report.labels import BASELINES_AND_ORACLE
 from lorabench.report.protocols import Column
 
 METHODS, ABLATIONS, CLOSED = "methods", "ablations", "closed"
@@ -50,7 +50,7 @@ def comparisons(labels: Sequence[str], reference: str | None) -> list[Comparison
     ablations ziplora row_masks - ziplora
     closed ziplora - ziplora_closed
     """
-    rows = [label for label in labels if label not in FRAMES]
+    rows = [label for label in labels if label not in BASELINES_AND_ORACLE]
     method_of = {label: label.partition(" ")[0] for label in rows}
     ablations = [label for label in rows if method_of[label] != label and method_of[label] in rows]
     found = []

@@ -19,7 +19,7 @@ import pandas as pd
 from lorabench.base import UserError
 from lorabench.report.folder import Picture, RunFolder
 from lorabench.report.headline import with_headline
-from lorabench.report.labels import FRAMES
+from lorabench.report.labels import BASELINES_AND_ORACLE
 
 ONE_VALUE = ["label", "dataset", "content", "style", "prompt", "seed", "metric", "backbone", "reference"]
 ROUNDING = 1e-3  # largest score difference of an image between machines or batch sizes
@@ -133,7 +133,7 @@ def check_repeats(runs: list[RunFolder], scores: pd.DataFrame) -> None:
         return
     name = repeated.at[other[0], "label"]
     one, two = (runs[each.at[other[0], "run"]] for each in (first, repeated))
-    if keys := differing(one, two, OF_ALL if name in FRAMES else (*OF_ALL, *OF_METHODS), missing=True):
+    if keys := differing(one, two, OF_ALL if name in BASELINES_AND_ORACLE else (*OF_ALL, *OF_METHODS), missing=True):
         why = f"their configs differ in {', '.join(keys)}"
     else:
         why = "their configs agree, but code, weights or machine differ"
@@ -180,6 +180,12 @@ def rounding_notes(runs: list[RunFolder]) -> Iterator[str]:
     for key, found in values.items():
         if len(distinct := list(dict.fromkeys(found))) > 1:
             yield f"Runs or their parts differ in {key} ({'; '.join(distinct)}), which changes last digits of scores."
+
+
+def left_out_notes(runs: list[RunFolder]) -> Iterator[str]:
+    """Yield a sentence if listed scenes were left out of the runs, because an encoder would cut them."""
+    if scenes := list(dict.fromkeys(scene for run in runs for scene in run.manifest.get("left_out_scenes") or ())):
+        yield f"Left out, because a text encoder would cut their prompts: {'; '.join(scenes)}."
 
 
 def flat(values: Any) -> dict[str, Any]:

@@ -7,11 +7,13 @@ from pathlib import Path
 import pandas as pd
 
 from lorabench.data.pairs import ROLES
+from lorabench.report.plot_style import default_style
 from lorabench.report.ranks import COLORS
 
 TITLES = {"block": "by block", "layer": "by transformer block"}
 
 
+@default_style()
 def draw_probe(found: pd.DataFrame, path: Path) -> None:
     """Plot one panel per kind of module, with one point and interval per role, modules from input to output."""
     from matplotlib.figure import Figure

@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from lorabench.models.layer_map import LayerMap
 from lorabench.report.figures import INK, MUTED, PAPER, RULE
 from lorabench.report.folder import RANK_FIGURE
+from lorabench.report.plot_style import default_style
 
 RanksByPair = Mapping[str, Mapping[str, Sequence[float]]]  # pair -> layer -> rank of each adapter
 Roles = Sequence[str] | Mapping[str, Sequence[str]]  # role of each adapter; by pair if pairs have different adapters
@@ -21,6 +22,7 @@ Roles = Sequence[str] | Mapping[str, Sequence[str]]  # role of each adapter; by 
 COLORS = {"content": "#3557d6", "style": "#c4541b"}
 
 
+@default_style()
 def write_ranks(folder: Path, ranks_by_pair: RanksByPair, roles: Roles, layers: LayerMap) -> None:
     """Write the figure and its table into a run folder; do nothing if there are no ranks."""
     if not any(ranks_by_pair.values()):

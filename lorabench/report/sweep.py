@@ -15,6 +15,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
@@ -155,7 +156,8 @@ class JointReport(Callback):
             for note in failed:
                 name = " ".join(each for each in note.overrides if each not in shared) or note.folder
                 print(f"  {name}: {note.line}{f' ({note.log})' if note.log else ''}", file=sys.stderr)
-        reported = report([Path(note.folder) for note in notes if note.code == 0])
+        finished = [Path(note.folder) for note in notes if note.code == 0]
+        reported = report(finished, [Path(note.folder) for note in failed])
         return max([int(not reported), *(1 if note.code is None else note.code for note in failed)])
 
 
@@ -177,10 +179,14 @@ def scheduler_log() -> str | None:
     return str(JobEnvironment().paths.stderr)
 
 
-def report(folders: list[Path]) -> bool:
+def report(folders: list[Path], failed: Sequence[Path] = ()) -> bool:
     """Write and print one joint report for each folder that contains several of these run folders.
 
     Runs that are not comparable get no report.
+
+    Args:
+        folders: Finished runs.
+        failed: Runs to be named as missing.
 
     Returns:
         False if a report could not be written; an exception would become a warning of Hydra.
@@ -196,7 +202,7 @@ def report(folders: list[Path]) -> bool:
     for parent, below in groupby(sorted(runs, key=lambda run: run.parent), lambda run: run.parent):
         if len(together := list(below)) > 1:
             try:
-                write_joint_report(together, parent)
+                write_joint_report(together, parent, unfinished=[path for path in failed if path.parent == parent])
                 print((parent / "table.md").read_text(encoding="utf-8"))
                 print(parent / "report.html")
             except UserError as error:

@@ -15,9 +15,9 @@ from lorabench.config.choices import choose
 from lorabench.config.schemas import ProtocolSpec
 from lorabench.report import comparing, planned, protocols, published, stats
 from lorabench.report.folder import RunFolder, label_rows
-from lorabench.report.labels import CEILING, FLOORS, FRAMES
+from lorabench.report.labels import BASELINES, BASELINES_AND_ORACLE, ORACLE
 from lorabench.report.notes import SHARED, footnotes, seen_notes
-from lorabench.report.pooling import join_scores, rounding_notes
+from lorabench.report.pooling import join_scores, left_out_notes, rounding_notes
 from lorabench.report.protocols import Column
 from lorabench.report.published import Published
 
@@ -84,7 +84,7 @@ class Table:
         spent = costs(runs)
         reported = published.published_results(runs, columns, protocol.arxiv)
         notes = [*footnotes(lines, comparisons, scores, columns, reference), *column_notes]
-        notes += [*seen_notes(runs), *rounding_notes(runs)]
+        notes += [*seen_notes(runs), *left_out_notes(runs), *rounding_notes(runs)]
         if "lora_seconds" in spent:
             notes.append(SHARED)
         if reported:
@@ -105,8 +105,8 @@ class Table:
 def row_order(labels: list[str]) -> list[str]:
     """Order labels: baselines first, then methods in their given order, the oracle last."""
     unique = list(dict.fromkeys(labels))
-    methods = [name for name in unique if name not in FRAMES]
-    return [f for f in FLOORS if f in unique] + methods + [CEILING] * (CEILING in unique)
+    methods = [name for name in unique if name not in BASELINES_AND_ORACLE]
+    return [f for f in BASELINES if f in unique] + methods + [ORACLE] * (ORACLE in unique)
 
 
 def common_reference(runs: list[RunFolder]) -> str:
@@ -153,7 +153,7 @@ def column_lines(
         reference: Label of the reference row.
         tested: Planned comparisons of the column.
     """
-    methods = {name: own for name, own in images.items() if name not in FRAMES}
+    methods = {name: own for name, own in images.items() if name not in BASELINES_AND_ORACLE}
     lines = []
     for name, own in images.items():
         at = stats.mean(own, *column.rule)

@@ -11,11 +11,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from lorabench.report.figures import INK, MUTED, RULE
+from lorabench.report.plot_style import default_style
 
 CURVE, AREA, OTHERS = "#3557d6", "#dfe5fa", "#c9cbd3"
 ACROSS = 4
 
 
+@default_style()
 def draw_tradeoff(curves: pd.DataFrame, volumes: pd.DataFrame, metrics: Mapping[str, str], path: Path) -> None:
     """Plot one panel per method, with the other methods' curves behind it, and a panel of hypervolumes with intervals.
 

@@ -57,7 +57,7 @@ class Generating(pl.LightningModule):
         return sample(self.model, prompts, seeds, steps, guidance, self.adapters, self.scales, self.branches)
 
 
-class Images(pl.Callback):
+class CountImages(pl.Callback):
     """Reports images done."""
 
     def __init__(self, progress: Progress):
@@ -96,7 +96,7 @@ def generate(
     starts = range(0, len(prompts), spec.batch)
     batches = [(prompts[i : i + spec.batch], seeds[i : i + spec.batch]) for i in starts]
     numbers = range(len(batches)) if share is None else share.batches
-    callbacks: list[pl.Callback] = [Images(progress)] if progress else []
+    callbacks: list[pl.Callback] = [CountImages(progress)] if progress else []
     if share is not None:
         callbacks.append(Written(lambda number, images: share.write(number * spec.batch, images)))
     on_device = masks and {

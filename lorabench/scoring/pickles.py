@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorabench.base import UserError
+from lorabench.base import UserError, __version__
+from lorabench.engine.own_files import VERSION, check_replaceable
 
 if TYPE_CHECKING:
     import torch
@@ -89,19 +90,25 @@ def state_of(found: Mapping[str, Any], path: Path, kind: str) -> dict[str, torch
 
 
 def convert(path: Path, target: Path, config: Mapping[str, Any]) -> None:
-    """Write a pickle's tensors to `target` as safetensors, if all names and shapes fit the architecture in `config`."""
+    """Write a pickle's tensors to `target` as safetensors, if all names and shapes fit the architecture in `config`.
+
+    Raises:
+        UserError: If they do not fit, or `target` is a file that lorabench did not write.
+    """
     import torch
     from safetensors.torch import save_file
 
     from lorabench.scoring.networks import build_network
     from lorabench.scoring.weights import check_fit
 
+    check_replaceable(target, "another path")
     state = state_of(read_pickle(path), path, config["kind"])
     check_fit(build_network(config), state, config, path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f"{target.name}.{os.getpid()}")
+    draft = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        save_file({name: value.clone(memory_format=torch.contiguous_format) for name, value in state.items()}, draft)
-        os.replace(draft, target)
+        whole = {name: value.clone(memory_format=torch.contiguous_format) for name, value in state.items()}
+        save_file(whole, draft, {"format": "pt", VERSION: __version__})
+        os.replace(draft, target.resolve())
     finally:
         draft.unlink(missing_ok=True)

@@ -53,7 +53,7 @@ def plan_of(cfg: DictConfig, rows: list[Row] | None = None) -> Plan:
     model, scorers = model_files(typed["model"]), scorer_set(typed["scorers"])
     prompts = Prompts(**cfg.prompts)
     pairs = load_pairs(typed["dataset"], prompts)
-    pairs = fitting(pairs, prompts, readers_of(model, cfg.model.name), scorer_readers(scorers))
+    pairs, left_out = fitting(pairs, prompts, readers_of(model, cfg.model.name), scorer_readers(scorers))
     if rows is None:
         chosen = Row.chosen(method_of(cfg), ablation_of())
         check_uniform([chosen], pairs)
@@ -75,6 +75,7 @@ def plan_of(cfg: DictConfig, rows: list[Row] | None = None) -> Plan:
         seed=cfg.seed,
         scoring_batch=typed["scorers"].batch,
         uses=uses_of(cfg),
+        left_out=left_out,
     )
 
 

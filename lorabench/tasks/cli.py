@@ -99,6 +99,7 @@ def task(cfg: DictConfig) -> Failed | None:
         with suppress(OSError, UserError):
             output = OutputFolder(Path(hydra_config.runtime.output_dir))
             output.check()
+            output.claim()
             log = output.add(ERROR_FILE)
             log.write_text(f"{' '.join(hydra_config.overrides.task)}\n{failed.line}\n\n{text}")
             return Failed(failed.code, failed.line, str(log))

@@ -41,7 +41,7 @@ from lorabench.tasks.benchmark import (
 from lorabench.tasks.checks import check_methods, check_scorers
 from lorabench.tasks.composition import has_images
 from lorabench.tasks.plan import STAGES, Plan
-from lorabench.tasks.rows import FLOORS, Row, check_rows, check_uniform, rows_with_baselines
+from lorabench.tasks.rows import BASELINES, Row, check_rows, check_uniform, rows_with_baselines
 from lorabench.tasks.run_folder import RunWriter
 
 ALL = "all"
@@ -116,12 +116,12 @@ def rows_of(named: Any, fit_steps: int | None = None) -> list[Row]:
             f"{name} {each}"
             for each in presets.ablations()
             for name in presets.fitting_presets(each)
-            if name not in FLOORS
+            if name not in BASELINES
         ]
     named = [named] if isinstance(named, str) else list(named or [])
     rows = [row_of(str(words), fit_steps) for words in named]
     names = [name_of(row) for row in rows]
-    check_rows("task.rows", names, "[direct,duolora] or task.rows=all", floors="is in every table")
+    check_rows("task.rows", names, "[direct,duolora] or task.rows=all", baselines="is in every table")
     return rows
 
 

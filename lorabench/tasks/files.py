@@ -29,14 +29,15 @@ from lorabench.engine.bar import Bar
 from lorabench.engine.devices import claim_here
 from lorabench.engine.failures import unwritable
 from lorabench.engine.output_folder import MANIFEST, OutputFolder
+from lorabench.engine.own_files import VERSION, check_replaceable
 from lorabench.engine.record import sha256
 from lorabench.engine.store import Store
+from lorabench.engine.work import Progress
 from lorabench.engine.workers import use_threads
 from lorabench.merging.method import Method
 from lorabench.models.files import ModelFiles, model_files
 from lorabench.report.labels import label
 from lorabench.tasks.composition import ablation_of, method_of
-from lorabench.tasks.jobs import nothing
 from lorabench.tasks.merge_files import check_file, drawn, image_cost, merged, work
 from lorabench.tasks.prompts import check_style_kept, readers_of
 from lorabench.tasks.user_loras import UserLoRA, UserPair
@@ -47,11 +48,12 @@ if TYPE_CHECKING:
     from lorabench.models.model import DiffusionModel
     from lorabench.sampling.parts import Parts
 
+INSTEAD = "output=<a new .safetensors file>"
 EXACT = 5e-5  # an error below is that of rounding, 0.00 %
 
 
 @dataclass(frozen=True)
-class Job:
+class Request:
     """What the command line asks for; name: of the method with its ablation, as typed.  root: the store's folder."""
 
     name: str
@@ -68,7 +70,7 @@ class Job:
     style_token: str = ""
 
     @classmethod
-    def of(cls, cfg: DictConfig) -> Job:
+    def of(cls, cfg: DictConfig) -> Request:
         """UserError where a file is missing or a prompt is needed."""
         typed: Any = {name: OmegaConf.to_object(cfg[name]) for name in ("model", "generate", "trainer", "task")}
         own = UserPair(user_loras(cfg, "content"), user_loras(cfg, "style"), cfg.prompt).weighted(cfg.weights)
@@ -83,7 +85,7 @@ class Job:
     def check_prompts(self) -> None:
         """Warn of prompts that the model truncates; raise UserError if words of the style would be lost."""
         readers = readers_of(self.files, self.model.name)
-        words = [self.style_token, *(word for own in self.own.styles for word in (own.prompt or "").split())]
+        words = {self.style_token, *(word for own in self.own.styles for word in own.style_words)}
         for prompt in filter(None, [self.own.prompt, *(own.prompt for own in self.own.files)]):
             check_style_kept(prompt, words, readers)
 
@@ -116,59 +118,65 @@ class Job:
             "generate": asdict(self.generation), "seed": self.seed,
         }  # fmt: skip
 
-        def make(folder: Path) -> None:
+        def generate(folder: Path, progress: Progress) -> None:
             images = drawn(self.generation, self.seed, self.trainer, model, own, lora, progress)
             for index, image in enumerate(images):
                 image.load().save(folder / f"{index:02d}.png")
 
-        teachers = Artifact("teachers", Path(own.path).name, 1, params, nothing)
-        folder = self.store.get_or_make(teachers, make)
+        teachers = Artifact("teachers", Path(own.path).name, 1, params, generate)
+        folder = self.store.get_or_make(teachers, lambda draft: generate(draft, progress))
         assert own.prompt
         return [reference(path, "", own.prompt) for path in image_paths(folder)]
 
 
 def run(cfg: DictConfig, folder: Path) -> None:
     """Merge into a file, or draw; prints what was made and where it lies."""
-    job = Job.of(cfg)
-    use_threads(job.trainer.threads)
-    (merge if cfg.task.name == "merge" else generate)(job)
+    request = Request.of(cfg)
+    use_threads(request.trainer.threads)
+    (merge if cfg.task.name == "merge" else generate)(request)
 
 
-def merge(job: Job) -> None:
+def merge(request: Request) -> None:
     """Merge into one file; layers of a sum go from file to file one at a time."""
+    from lorabench.lora.files.embeddings import separate
     from lorabench.lora.files.write import check_name
 
-    check_file(job.method)
-    check_name(job.output)
-    if job.output.suffix != ".safetensors" or job.output.is_dir():
-        raise UserError(f"output={job.output} must be a .safetensors file; use output=merged.safetensors")
-    if same := next((each for each in job.own.files if resolved(each) == job.output.resolve()), None):
-        raise UserError(f"output={job.output} must not be an input ({same.path}); use output=merged.safetensors")
-    make_folder(job.output.parent)  # before the long work
-    if not job.method.merge.needs_model:
+    check_file(request.method)
+    check_name(request.output)
+    if request.output.suffix != ".safetensors" or request.output.is_dir():
+        raise UserError(f"output={request.output} must be a .safetensors file; use output=merged.safetensors")
+    if same := next((each for each in request.own.files if resolved(each) == request.output.resolve()), None):
+        raise UserError(f"output={request.output} must not be an input ({same.path}); use output=merged.safetensors")
+    make_folder(request.output.parent)  # before the long work
+    check_replaceable(request.output, INSTEAD)
+    if not request.method.merge.needs_model:
         use_threads(cores())
-    if job.method.merge.needs_model:
-        job.check_prompts()
-    place = job.trainer.accelerator if job.method.merge.needs_model else "cpu"
-    with claim_here(place), Bar(work(job.own, job.method, job.generation), "merge") as bar:
-        result = job.merged(bar)
+    if request.method.merge.needs_model:
+        request.check_prompts()
+    place = request.trainer.accelerator if request.method.merge.needs_model else "cpu"
+    with claim_here(place), Bar(work(request.own, request.method, request.generation), "merge") as bar:
+        result = request.merged(bar)
     merged = result.file
     if merged.is_empty:
-        raise UserError(f"{job.name} leaves nothing of the LoRAs, so there is no file to write; use method=direct")
-    notes = [f"{len(merged)} layers, {job.name}"]
+        raise UserError(f"{request.name} leaves nothing of the LoRAs, so there is no file to write; use method=direct")
+    notes = [f"{len(merged)} layers, {request.name}"]
     if merged.text:
-        how = "" if merges_text(job.method) else " as their sum, because the method masks the denoiser only"
+        how = "" if merges_text(request.method) else " as their sum, because the method masks the denoiser only"
         notes.append(f"{len(merged.text)} of text encoders{how}")
     if result.error > EXACT:
         notes.append(f"relative error {result.error:.2%} at rank {merged.rank}")
-    if job.task.rank is not None:
-        merged, error = merged.compressed(job.task.rank)
+    if request.task.rank is not None:
+        merged, error = merged.compressed(request.task.rank)
         notes.append(str(error))
-    dtype = None if job.task.dtype == "same" else job.task.dtype
-    merged.save(job.output, origin(job), job.task.format, dtype)
+    dtype = None if request.task.dtype == "same" else request.task.dtype
+    for file in (request.output, *separate(merged.tokens, request.output)):
+        check_replaceable(file, INSTEAD)
+    merged.save(request.output, origin(request), request.task.format, dtype)
     notes += [f"token {trigger}" for trigger in merged.tokens]
-    size = job.output.stat().st_size if job.output.exists() else 0  # token embeddings only are in files beside it
-    print(f"{job.output}  ({', '.join([*notes, f'rank {merged.rank}', f'{size / 1e6:.1f} MB'])})")
+    size = (
+        request.output.stat().st_size if request.output.exists() else 0
+    )  # token embeddings only are in files beside it
+    print(f"{request.output}  ({', '.join([*notes, f'rank {merged.rank}', f'{size / 1e6:.1f} MB'])})")
 
 
 def merges_text(method: Method) -> bool:
@@ -186,17 +194,17 @@ def resolved(own: UserLoRA) -> Path | None:
         return None
 
 
-def origin(job: Job) -> dict[str, str]:
+def origin(request: Request) -> dict[str, str]:
     """Return metadata of what was merged and how."""
     inputs = [
         {"role": role, "name": Path(own.path).name, "sha256": sha256(file), "weight": own.weight}
-        for own, role in zip(job.own.files, job.own.roles, strict=True)
+        for own, role in zip(request.own.files, request.own.roles, strict=True)
         if (file := resolved(own)) is not None
     ]
     return {
-        "lorabench.version": __version__, "lorabench.method": job.name, "lorabench.seed": str(job.seed),
-        "lorabench.inputs": json.dumps(inputs), "lorabench.settings": json.dumps(job.settings, default=str),
-        "lorabench.model": job.model.name,
+        VERSION: __version__, "lorabench.method": request.name, "lorabench.seed": str(request.seed),
+        "lorabench.inputs": json.dumps(inputs), "lorabench.settings": json.dumps(request.settings, default=str),
+        "lorabench.model": request.model.name,
     }  # fmt: skip
 
 
@@ -206,42 +214,44 @@ def cores() -> int:
     return int(asked) if asked.isdigit() and int(asked) else len(os.sched_getaffinity(0))
 
 
-def generate(job: Job) -> None:
+def generate(request: Request) -> None:
     """The method's images of the prompt, one a seed."""
     from PIL import Image
 
     from lorabench.sampling.generate import generate_by_rule
     from lorabench.tasks.jobs import load_model
 
-    if not job.own.prompt:
+    if not request.own.prompt:
         raise UserError("task=generate needs a prompt; use prompt='a sks dog in szn style'")
-    make_folder(job.output)
-    output = OutputFolder(job.output, "output=<an empty folder>")
+    make_folder(request.output)
+    output = OutputFolder(request.output, "output=<an empty folder>")
     output.check()
-    job.check_prompts()
-    spec = job.generation
+    request.check_prompts()
+    spec = request.generation
     cost = image_cost(spec)
-    before = work(job.own, job.method, spec)
-    with claim_here(job.trainer.accelerator), Bar(before + spec.images * cost, "generate") as bar:
-        result = job.merged(bar)
-        base = load_model(job.files, job.trainer.accelerator)
-        seeds = [seed_of("image", job.own.prompt, index, job.seed) for index in range(spec.images)]
+    before = work(request.own, request.method, spec)
+    with claim_here(request.trainer.accelerator), Bar(before + spec.images * cost, "generate") as bar:
+        result = request.merged(bar)
+        base = load_model(request.files, request.trainer.accelerator)
+        seeds = [seed_of("image", request.own.prompt, index, request.seed) for index in range(spec.images)]
 
         def parts() -> Parts:
-            found = job.method.merge.parts([each.read() for each in job.own.files], job.own.roles, result.masks)
+            found = request.method.merge.parts(
+                [each.read() for each in request.own.files], request.own.roles, result.masks
+            )
             assert found is not None
             return found
 
         images = generate_by_rule(
-            base, job.method.sampling, result.file, parts, [job.own.prompt] * spec.images, seeds, spec, job.trainer,
-            lambda count: bar.reach(before + count * cost),
+            base, request.method.sampling, result.file, parts, [request.own.prompt] * spec.images, seeds, spec,
+            request.trainer, lambda count: bar.reach(before + count * cost),
         )  # fmt: skip
-    made = {"task": "generate", "method": job.name, "prompt": job.own.prompt, "seed": job.seed}
+    made = {"task": "generate", "method": request.name, "prompt": request.own.prompt, "seed": request.seed}
     with output.filled() as draft:
         for index, image in enumerate(images):
             Image.fromarray(image).save(draft / f"{index:02d}.png")
         (draft / MANIFEST).write_text(json.dumps(made))
-    print(f"{job.output}  ({len(images)} images, {job.name})")
+    print(f"{request.output}  ({len(images)} images, {request.name})")
 
 
 def make_folder(folder: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +13,9 @@ from lorabench.config.schemas import TrainerSpec
 from lorabench.config.task_schemas import HypernetworkTask
 from lorabench.data.pairs import Pair
 from lorabench.engine.artifact import Artifact
-from lorabench.engine.work import Progress
+from lorabench.engine.work import Progress, Resumable
 from lorabench.models.files import ModelFiles
-from lorabench.tasks.jobs import load_model, nothing
+from lorabench.tasks.jobs import load_model
 from lorabench.tasks.plan import Plan
 
 if TYPE_CHECKING:
@@ -42,12 +41,10 @@ def training(plan: Plan, task: HypernetworkTask, pairs: Sequence[Pair], loras: M
     }  # fmt: skip
     paths = {name: plan.path(item) / "lora.safetensors" for name, item in loras.items()}
     steps = task.epochs * epoch_of(pairs)
-    artifact = Artifact(
-        "hypernetwork", plan.model_name, VERSION, params, nothing, inputs_of(pairs, loras), steps, 10.0 * steps * 2
+    work = Resumable(partial(train, plan.model, plan.model_name, plan.trainer, task, pairs, paths, plan.seed))
+    return Artifact(
+        "hypernetwork", plan.model_name, VERSION, params, work, inputs_of(pairs, loras), steps, 10.0 * steps * 2
     )
-    scratch = plan.store.scratch(artifact)
-    work = partial(train, plan.model, plan.model_name, plan.trainer, task, pairs, paths, plan.seed, scratch)
-    return replace(artifact, work=work)
 
 
 def checking(plan: Plan, task: HypernetworkTask, trained: Artifact, loras: Mapping[str, Artifact]) -> Artifact:

@@ -11,15 +11,19 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from lorabench.base import UserError
+from lorabench.base import UserError, __version__
 from lorabench.data.pairs import Role
 from lorabench.engine.bar import Bar
+from lorabench.engine.own_files import NAME, PNG_NOTE, check_replaceable
+from lorabench.engine.record import write_whole
 from lorabench.engine.workers import use_threads
+from lorabench.report.plot_style import default_style
 from lorabench.tasks.files import make_folder, user_loras
 
 if TYPE_CHECKING:
@@ -45,6 +49,10 @@ def run(cfg: DictConfig, folder: Path) -> None:
         raise UserError("task=inspect needs a file; use content=a.safetensors style=b.safetensors")
     output = Path(cfg.output).with_suffix("")
     make_folder(output.parent)
+    numbers, figure = output.with_name(f"{output.name}.json"), output.with_name(f"{output.name}.png")
+    written = [numbers, figure] if all(files.values()) else [numbers]
+    for file in written:
+        check_replaceable(file, "output=<a new name>")
     with Bar(sum(map(len, files.values())) + 1, "inspect") as bar:
         adapters: dict[Role, list[Adapter]] = {role: [each.read() for each in files[role]] for role in ROLES}
         facts = [
@@ -54,14 +62,14 @@ def run(cfg: DictConfig, folder: Path) -> None:
         ]
         bar.reach(len(facts))
         found = meetings(adapters["content"], adapters["style"])
-    report: dict[str, Any] = {"files": facts}
+    report: dict[str, Any] = {NAME: __version__, "files": facts}
     if all(adapters.values()):
         report |= conflict(found, *(" ".join(f"{role}={each.path}" for each in files[role][:1]) for role in ROLES))
-        draw(found, output.with_suffix(".png"))
+        write_whole(figure, partial(draw, found))
         report["layers"] = [{**asdict(each), "shared": each.shared} for each in found]
-    output.with_suffix(".json").write_text(json.dumps(report, indent=1))
+    write_whole(numbers, lambda draft: draft.write_text(json.dumps(report, indent=1)))
     print("\n".join(lines(report)))
-    print(output.with_suffix(".json"))
+    print(numbers)
 
 
 def described(path: str, adapter: Adapter) -> dict[str, Any]:
@@ -164,6 +172,7 @@ def lines(report: dict[str, Any]) -> list[str]:
     return [*found, *(f"{command}   # {why}" for command, why in report["commands"].items())]
 
 
+@default_style()
 def draw(found: Sequence[Meeting], path: Path) -> None:
     """Plot the norm of both LoRAs and the share of common directions, by block."""
     from matplotlib.figure import Figure
@@ -189,4 +198,4 @@ def draw(found: Sequence[Meeting], path: Path) -> None:
         panel.set_axisbelow(True)
         for side in ("top", "right"):
             panel.spines[side].set_visible(False)
-    figure.savefig(path)
+    figure.savefig(path, format="png", metadata=PNG_NOTE)

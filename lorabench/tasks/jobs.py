@@ -30,11 +30,6 @@ if TYPE_CHECKING:
 CURVES_FILE = "curves.json"
 
 
-def nothing(folder: Path, progress: Progress) -> None:
-    """Stand for the work of an artifact whose scratch folder is still to be named."""
-    raise NotImplementedError
-
-
 def class_images(
     model: ModelFiles, trainer: TrainerSpec, images: ClassImages, folder: Path, progress: Progress
 ) -> None:
@@ -52,7 +47,6 @@ class Personalize:
 
     Args:
         prior: Class images and their folder.
-        scratch: Folder that a killed training resumes from.
     """
 
     model: ModelFiles
@@ -61,17 +55,20 @@ class Personalize:
     seed: int
     generation: GenerateSpec
     prior: tuple[ClassImages, Path] | None
-    scratch: Path
 
-    def __call__(self, folder: Path, progress: Progress) -> None:
-        """Write <output>.safetensors of each adapter, and samples/<step>.png if the recipe asks for them."""
+    def __call__(self, scratch: Path, folder: Path, progress: Progress) -> None:
+        """Write <output>.safetensors of each adapter, and samples/<step>.png if the recipe asks for them.
+
+        Args:
+            scratch: Folder that a killed training resumes from.
+        """
         from lorabench.engine.costs import cost
         from lorabench.engine.curves import Curves
 
         base, curves = load_model(self.model, self.trainer.accelerator), Curves()
         images = self.prior[0].references(self.prior[1]) if self.prior else []
-        samples = self.scratch / "samples"
-        env = Environment(self.seed, self.trainer, progress, curves, images, self.scratch, samples, self.generation)
+        samples = scratch / "samples"
+        env = Environment(self.seed, self.trainer, progress, curves, images, scratch, samples, self.generation)
         with cost(folder, base.denoiser) as costs:
             adapters = self.job.run(base, env)
             for name, adapter in adapters.items():

@@ -5,7 +5,7 @@ recognized, before heavy packages are imported.
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from lorabench.data.uses import JOINT, Use, pair_for, strength_for
 from lorabench.engine.artifact import Artifact, Part
 from lorabench.engine.record import key_of
 from lorabench.engine.store import Store
+from lorabench.engine.work import Resumable
 from lorabench.merging.learned import LearnedMasks
 from lorabench.merging.method import key_of_component
 from lorabench.models.files import ModelFiles
@@ -58,6 +59,7 @@ class Plan:
         seed: Seed of the run.
         scoring_batch: Images that a scorer embeds together.
         uses: Kinds of sample sets to generate.
+        left_out: Listed scenes that the model would cut, with the reason.
     """
 
     store: Store
@@ -76,6 +78,7 @@ class Plan:
     seed: int
     scoring_batch: int = 32
     uses: tuple[Use, ...] = (JOINT,)
+    left_out: dict[str, str] = field(default_factory=dict)
 
     def artifacts(self, stage: str) -> list[Artifact]:
         """Return the artifacts of a stage, without duplicates."""
@@ -140,17 +143,15 @@ class Plan:
         if spec.sample_every:
             params["generate"] = {"steps": self.generation.steps, "guidance": self.generation.guidance}
         prior = self.class_images(job.concept, job.class_images) if job.class_images else None
-        artifact = Artifact(
-            "personalize", job.name, VERSIONS["personalize"], params, tasks.nothing,
-            {"class_images": [prior]} if prior else {}, job.steps,
-            2.0 * job.steps * spec.batch * spec.accumulate * (2 if prior else 1),
-        )  # fmt: skip
         work = tasks.Personalize(
             self.model, self.trainer, job, self.seed, self.generation,
             (self.prior(job.concept, job.class_images), self.path(prior)) if prior else None,
-            self.store.scratch(artifact),
         )  # fmt: skip
-        return replace(artifact, work=work)
+        return Artifact(
+            "personalize", job.name, VERSIONS["personalize"], params, Resumable(work),
+            {"class_images": [prior]} if prior else {}, job.steps,
+            2.0 * job.steps * spec.batch * spec.accumulate * (2 if prior else 1),
+        )  # fmt: skip
 
     def class_images(self, concept: Concept, count: int) -> Artifact:
         """Return the class images of a concept, which concepts of the same class share."""

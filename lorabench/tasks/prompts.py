@@ -33,8 +33,8 @@ def scorer_readers(scorers: ScorerSet) -> list[TextReader]:
 
 def fitting(
     pairs: Sequence[Pair], prompts: Prompts, model: Sequence[TextReader], scorers: Sequence[TextReader]
-) -> list[Pair]:
-    """Return the pairs without those listed scenes that are too long, and print the scenes that were left out.
+) -> tuple[list[Pair], dict[str, str]]:
+    """Return the pairs without listed scenes that are too long, and these scenes with the reason; print them.
 
     Args:
         pairs: Pairs with all scenes.
@@ -62,7 +62,7 @@ def fitting(
         for scene in pair.drawn:
             if problem := problem_of(scene, model, scorers):
                 raise UserError(problem)
-    return left
+    return left, lost
 
 
 def problem_of(scene: Scene, model: Sequence[TextReader], scorers: Sequence[TextReader]) -> str | None:
@@ -92,7 +92,19 @@ def check_style_kept(prompt: str, style_words: Iterable[str], readers: Iterable[
     """
     for reader in readers:
         if problem := cut(prompt, [reader]):
-            if not reader.lost(prompt) or set(reader.lost(prompt).lower().split()) & {*map(str.lower, style_words)}:
+            lost = whole_words(prompt, reader.lost(prompt)).lower().split()
+            if not lost or {*lost} & {*map(str.lower, style_words)}:
                 raise UserError(problem)
             print(f"warning: {problem}", file=sys.stderr)
             return
+
+
+def whole_words(prompt: str, end: str) -> str:
+    """Return the end of a prompt from the start of the word in which it begins.
+
+    >>> whole_words("a dog in szn style", "n style"), whole_words("a dog in szn style", "style")
+    ('szn style', 'style')
+    """
+    before = prompt.rstrip().removesuffix(end)
+    begun = before.split()[-1] if before and not before[-1].isspace() else ""
+    return begun + end if end else ""

@@ -13,8 +13,7 @@ from lorabench.engine.record import sha256
 from lorabench.merging.learned import LearnedMasks
 from lorabench.merging.masked import MaskedSum
 from lorabench.merging.method import Method, key_of_component, load
-from lorabench.report.labels import CEILING as ORACLE
-from lorabench.report.labels import FLOORS
+from lorabench.report.labels import BASELINES, ORACLE
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Row:
     @classmethod
     def chosen(cls, method: Method, ablation: str) -> Row:
         """Return the row of a method; baselines are sampled live."""
-        return cls(method.name, ablation, method, method.name in FLOORS)
+        return cls(method.name, ablation, method, method.name in BASELINES)
 
     @property
     def is_method(self) -> bool:
@@ -74,19 +73,19 @@ class Row:
 
 def rows_with_baselines(chosen: Row, dataset: DatasetSpec, pairs: Sequence[Pair]) -> list[Row]:
     """Return the baselines, the oracle if the ground truth of every pair is known, and the chosen method."""
-    floors = [Row.of(name) for name in FLOORS if name != chosen.name]
+    baselines = [Row.of(name) for name in BASELINES if name != chosen.name]
     known = isinstance(dataset, WorldSpec) and all(pair.is_single for pair in pairs)
-    return [*floors, *([Row(ORACLE)] if known else []), chosen]
+    return [*baselines, *([Row(ORACLE)] if known else []), chosen]
 
 
-def check_rows(key: str, names: Sequence[str], example: str, floors: str | None = None) -> None:
+def check_rows(key: str, names: Sequence[str], example: str, baselines: str | None = None) -> None:
     """Check the list of rows in a study's configuration.
 
     Args:
         key: Name of the setting.
         names: Its value.
         example: A valid value, for messages.
-        floors: Reason why baselines are not allowed; None allows them.
+        baselines: Reason why baselines are not allowed; None allows them.
 
     Raises:
         UserError: If the list is empty, has a row twice, or has a baseline that is not allowed.
@@ -95,8 +94,8 @@ def check_rows(key: str, names: Sequence[str], example: str, floors: str | None 
         raise UserError(f"{key} is empty; use {key}={example}")
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"{key} names {twice} twice; name each once")
-    if floors and (floor := next((name for name in names if name.partition(" ")[0] in FLOORS), None)):
-        raise UserError(f"{key} names {floor}, which {floors}; leave it out")
+    if baselines and (baseline := next((name for name in names if name.partition(" ")[0] in BASELINES), None)):
+        raise UserError(f"{key} names {baseline}, which {baselines}; leave it out")
 
 
 def check_uniform(rows: Sequence[Row], pairs: Sequence[Pair]) -> None:

@@ -17,7 +17,7 @@ from lorabench.personalization.training import is_per_pair
 from lorabench.report.labels import label
 from lorabench.tasks.jobs import CURVES_FILE
 from lorabench.tasks.plan import STAGES, Plan
-from lorabench.tasks.rows import FLOORS, ORACLE, Row
+from lorabench.tasks.rows import BASELINES, ORACLE, Row
 
 PACKAGES = (
     "torch", "diffusers", "transformers", "peft", "pytorch-lightning", "hydra-core", "open_clip_torch",
@@ -27,7 +27,7 @@ PACKAGES = (
 
 def chosen_rows(plan: Plan) -> list[Row]:
     """Return the rows that the user chose: one of a benchmark (which may be a baseline), or several."""
-    return [row for row in plan.rows if row.name not in (*FLOORS, ORACLE)] or plan.rows[-1:]
+    return [row for row in plan.rows if row.name not in (*BASELINES, ORACLE)] or plan.rows[-1:]
 
 
 def baseline_rows(plan: Plan) -> list[Row]:
@@ -63,6 +63,7 @@ def manifest_of(plan: Plan, seconds: float) -> dict[str, Any]:
         "wall_seconds": seconds,
         "inputs": inputs_of(plan),
         "computed_on": computed_on(plan, stages),
+        "left_out_scenes": plan.left_out,
         "versions": versions(),
     }
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from omegaconf import DictConfig
 
+from lorabench.report.plot_style import default_style
+
 if TYPE_CHECKING:
     from lorabench.lora.adapter import LoRA
 
@@ -118,6 +120,7 @@ def markdown(heads: list[str], rows: list[tuple]) -> Iterator[str]:
         yield f"| {' | '.join(str(cell) for cell in row)} |"
 
 
+@default_style()
 def draw(errors: pd.DataFrame, path: Path) -> None:
     """Plot E_rank against E_out, one panel per basis, budget as color. Points above the diagonal are violations."""
     from matplotlib.figure import Figure

@@ -109,7 +109,7 @@ def fan(strengths: Sequence[float]) -> list[Strengths]:
 
 def rows_of(names: Sequence[str], points: Sequence[Strengths]) -> dict[tuple[str, Strengths], Row]:
     """Return one row per method and point. The point (1, 1) is the method's row of any other run."""
-    check_rows("task.methods", names, "[direct,duolora]", floors="has no trade-off")
+    check_rows("task.methods", names, "[direct,duolora]", baselines="has no trade-off")
     rows = {}
     for name in names:
         row = Row.of(name)

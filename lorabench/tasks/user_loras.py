@@ -69,12 +69,18 @@ class UserLoRA:
             print(f"{self.path}: {kind} cut to rank {PRODUCT_RANK}, {error}", file=sys.stderr)
         return adapter.times(self.weight).with_tokens(tokens)
 
+    @property
+    def style_words(self) -> list[str]:
+        """Return the words that name a style: the trigger, and the end of a prompt such as "a cat in szn style"."""
+        return [*filter(None, [self.trigger]), *(self.prompt or "").rpartition(" in ")[2].split()]
+
     def references(self) -> tuple[Reference, ...]:
         """Return the given images.
 
         Raises:
             UserError: If the folder or an image does not exist.
         """
+        from lorabench.data.captions import report_unused
         from lorabench.data.images import image_paths, reference
 
         given = self.images
@@ -84,6 +90,7 @@ class UserLoRA:
             given = image_paths(Path(given))
         if missing := [path for path in given if not Path(path).is_file()]:
             raise UserError(f"{missing[0]} is missing; use the images that {self.path} was trained on, or no images")
+        report_unused(tuple(map(Path, given)))
         return tuple(reference(Path(path), "", self.prompt or "") for path in given)
 
     def blank(self) -> Reference:

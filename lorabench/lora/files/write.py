@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from tempfile import mkstemp
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from lorabench.lora.adapter import Adapter
 
 LONGEST_NAME = 255  # bytes, on every usual file system
-TEMPORARY = ".part"
 
 
 def write(
@@ -82,8 +82,10 @@ def write(
 
 def check_name(path: Path) -> None:
     """UserError if no file system has room for the name of a file."""
-    if len((path.name + TEMPORARY).encode()) > LONGEST_NAME:
-        raise UserError(f"output={path.name[:40]}... must have at most 250 bytes; use output=merged.safetensors")
+    if len(path.name.encode()) > LONGEST_NAME:
+        raise UserError(
+            f"output={path.name[:40]}... must have at most {LONGEST_NAME} bytes; use output=merged.safetensors"
+        )
 
 
 def named(adapter: Adapter) -> Iterator[tuple[str, Factors]]:
@@ -120,17 +122,22 @@ def _tensors(
 
 
 def _save(tensors: Mapping[str, Tensor], path: Path, notes: Mapping[str, str]) -> None:
-    """Write beside the path and rename, so that no half a file is left."""
-    part = path.with_name(path.name + TEMPORARY)
+    """Write to a new file next to the path and rename it, so that no half a file is left; a link stays a link."""
+    target, draft = path.resolve(), None
     try:
-        save_file(dict(tensors), part, metadata={"format": "pt", **notes})
-        _sort_metadata(part)
-        part.chmod(0o666 & ~umask())  # safetensors leaves a file to its owner only
-        part.replace(path)
+        number, name = mkstemp(prefix=".lorabench-", dir=target.parent)
+        os.close(number)
+        draft = Path(name)
+        save_file(dict(tensors), draft, metadata={"format": "pt", **notes})
+        _sort_metadata(draft)
+        draft.chmod(0o666 & ~umask())  # safetensors leaves a file to its owner only
+        draft.replace(target)
     except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
         line = f"{path} cannot be written ({error}); use a path in a folder that exists"
         raise UserError(system_fault(error, str(path)) or line) from None
+    finally:
+        if draft is not None:
+            draft.unlink(missing_ok=True)
 
 
 def umask() -> int:

@@ -49,22 +49,22 @@ class LoRARar(MaskedSum):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        find(self.weights)
+        network_file(self.weights)
 
     def files(self) -> dict[str, Path]:
-        return {"weights": find(self.weights)}
+        return {"weights": network_file(self.weights)}
 
     def trained_on(self) -> frozenset[str]:
         from lorabench.merging.hypernetwork import about
 
-        names: Mapping[str, Sequence[str]] = about(find(self.weights)).get("trained_on", {})
+        names: Mapping[str, Sequence[str]] = about(network_file(self.weights)).get("trained_on", {})
         return frozenset(name for role in names.values() for name in role)
 
     def check(self, layers: Mapping[str, Layer]) -> None:
         from lorabench.merging.hypernetwork import load
 
         widths = (layer.out_features for name, layer in layers.items() if is_masked(name))
-        load(find(self.weights)).check(widths, self.weights)
+        load(network_file(self.weights)).check(widths, self.weights)
 
     def masks(
         self, updates: Sequence["Factors"], layer: Layer, seed: int, moments: "Tensor | None"
@@ -74,7 +74,7 @@ class LoRARar(MaskedSum):
 
         if not is_masked(layer.name):
             return None
-        return tuple(Masks(i=mask) for mask in load(find(self.weights))(updates, layer.roles))
+        return tuple(Masks(i=mask) for mask in load(network_file(self.weights))(updates, layer.roles))
 
 
 def is_masked(layer: str) -> bool:
@@ -82,7 +82,7 @@ def is_masked(layer: str) -> bool:
     return layer.endswith(MASKED)
 
 
-def find(weights: str) -> Path:
+def network_file(weights: str) -> Path:
     """Return the file of weights, which is in the package or is a path of the user.
 
     Raises:

@@ -12,9 +12,10 @@ from lorabench.report.loggers.view import CsvView, View
 
 
 def logger_of(cfg: DictConfig) -> LoggerSpec:
-    """Return the logger of a config; that is `none` if the environment disables W&B (WANDB_MODE=disabled)."""
+    """Return the logger of a config; none if WANDB_MODE=disabled or WANDB_DISABLED=true is in the environment."""
     spec: Any = OmegaConf.to_object(cfg.logger)
-    if spec.kind == "wandb" and os.environ.get("WANDB_MODE") == "disabled":
+    legacy = os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes", "on")  # of transformers
+    if spec.kind == "wandb" and (legacy or os.environ.get("WANDB_MODE") == "disabled"):
         return replace(spec, kind="none")
     return spec
 
