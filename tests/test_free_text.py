@@ -25,7 +25,18 @@ def value(word: str) -> Any:
 
 
 @pytest.mark.parametrize(
-    "key", ["content.lora", "style.images", "prompt", "output", "store", "model.path", "dataset.root"]
+    "key",
+    [
+        "content.lora",
+        "style.images",
+        "prompt",
+        "output",
+        "store",
+        "model.path",
+        "dataset.root",
+        "name",
+        "prompts.style_token",
+    ],
 )
 @pytest.mark.parametrize("text", NAMES)
 def test_free_text_is_what_was_typed(key: str, text: str) -> None:
@@ -40,6 +51,14 @@ def test_free_text_is_what_was_typed(key: str, text: str) -> None:
 )  # fmt: skip
 def test_other_words_are_kept(word: str) -> None:
     assert as_typed([word]) == [word]
+
+
+@pytest.mark.parametrize("key", ["dataset.subjects", "dataset.styles", "prompts.contexts"])
+def test_lists_of_text_are_what_was_typed(key: str) -> None:
+    texts = ["café", "dog's", "tea pot (1)", "a=b", "a#b", "日本"]
+    [word] = as_typed([f"{key}=[{','.join(texts)}]"])
+    assert value(word) == texts
+    assert as_typed([f"{key}=[a,b]", f"{key}=all"]) == [f"{key}=[a,b]", f"{key}=all"]
 
 
 def test_commas_are_sweep_with_switch_only() -> None:
@@ -70,4 +89,8 @@ def test_files_with_every_name_are_merged(
 def test_word_that_hydra_cannot_parse_is_one_line(commands: Commands) -> None:
     result = commands.run("method.rank=[1")
     assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
-    assert "method.rank=[1 must be key=value" in result.stderr and "mismatched" not in result.stderr
+    assert (
+        "method.rank=[1 must be key=value" in result.stderr
+        and "\"method.rank='[1'\"" in result.stderr
+        and "mismatched" not in result.stderr
+    )

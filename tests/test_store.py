@@ -355,3 +355,10 @@ def test_lock_that_gc_removed_under_waiting_process_still_keeps_two_apart(tmp_pa
     held = waiting.result()
     assert (tmp_path / LOCKS / "k.lock").exists()
     held.lock.release()
+
+
+def test_file_is_no_store(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "deep"):
+        with pytest.raises(UserError, match="must be a folder; use store="):
+            Store.open(place)

@@ -11,7 +11,20 @@ from lorabench.engine.failures import unwritable
 from lorabench.report.loggers.views import logger_of
 from lorabench.tasks.typed import ambiguous, mistake
 
-GROUPS = ("dataset", "logger", "lora", "method", "model", "protocol", "scorers", "task", "trainer")
+GROUPS = (
+    "method/merge",
+    "method/sampling",
+    "method/training",
+    "dataset",
+    "logger",
+    "lora",
+    "method",
+    "model",
+    "protocol",
+    "scorers",
+    "task",
+    "trainer",
+)
 
 
 @pytest.mark.parametrize("group", GROUPS)

@@ -13,9 +13,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 FREE = re.compile(
-    r"(content|style)\.(lora|prompt|images|embedding|trigger)|prompt|negative|output|store"
+    r"(content|style)\.(lora|prompt|images|embedding|trigger)|prompt|output|store|name"
+    r"|prompts\.(content|style)_token|logger\.project"
     r"|model\.(path|config|vae)|scorers\.(path|weights\.\w+)|dataset\.(\w*root|manifest|path|folder)"
 )
+LISTS = re.compile(r"dataset\.(subjects|styles|contents|pairs)|prompts\.contexts")  # of text
 OVERRIDE = re.compile(r"(?P<key>\+{0,2}(?P<name>[\w.]+))=(?P<value>.*)", re.DOTALL)
 MULTIRUN = ("-m", "--multirun")
 QUOTES = "'\""
@@ -28,6 +30,8 @@ def as_typed(words: Iterable[str]) -> list[str]:
 
     >>> as_typed(["content.lora=My LoRA (1).safetensors", "method=direct", "content.lora=500"])
     ["content.lora='My LoRA (1).safetensors'", 'method=direct', "content.lora='500'"]
+    >>> as_typed(["dataset.subjects=[café,tea pot (1)]"])
+    ["dataset.subjects=['café','tea pot (1)']"]
     """
     words = list(words)
     sweeps = any(word in MULTIRUN for word in words)
@@ -36,10 +40,12 @@ def as_typed(words: Iterable[str]) -> list[str]:
 
 def _quoted(word: str, sweeps: bool) -> str:
     match = OVERRIDE.fullmatch(word)
+    if match is not None and LISTS.fullmatch(match["name"]):
+        return word if is_readable(word) else quoted(word)
     if match is None or not FREE.fullmatch(match["name"]):
         return word
     value = match["value"]
-    if value in ("", "null") or (len(value) > 1 and value[0] in QUOTES and value[-1] == value[0]):
+    if value in ("", "null") or is_quoted(value):
         return word
     try:
         override = OverridesParser.create().parse_override(word)
@@ -51,6 +57,32 @@ def _quoted(word: str, sweeps: bool) -> str:
     if isinstance(read, list) or read == value:
         return word
     return f"{match['key']}={quote(value)}"
+
+
+def is_readable(word: str) -> bool:
+    """Return whether Hydra can parse an override."""
+    try:
+        OverridesParser.create().parse_override(word)
+        return True
+    except (HydraException, ValueError):
+        return False
+
+
+def quoted(word: str) -> str:
+    """Return `key=value` with quotes around the value, or around each element of a list.
+
+    >>> quoted("a=b (1)"), quoted("a=[b#,'c d']")
+    ("a='b (1)'", "a=['b#','c d']")
+    """
+    key, _, value = word.partition("=")
+    if not (value.startswith("[") and value.endswith("]")):
+        return f"{key}={quote(value)}"
+    parts = [part.strip() for part in value[1:-1].split(",")]
+    return f"{key}=[{','.join(part if is_quoted(part) else quote(part) for part in parts)}]"
+
+
+def is_quoted(value: str) -> bool:
+    return len(value) > 1 and value[0] in QUOTES and value[-1] == value[0]
 
 
 def quote(value: str) -> str:

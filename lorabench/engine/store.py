@@ -63,9 +63,12 @@ class Store:
         """Return the store in a folder, which is created if it does not exist.
 
         Raises:
-            UserError: If the file system of the folder has no locks.
+            UserError: If it is not a folder, or its file system has no locks.
         """
-        root.mkdir(parents=True, exist_ok=True)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise UserError(f"store={root} must be a folder; use store=<a folder>") from error
         check_locks(root)
         return cls(root)
 

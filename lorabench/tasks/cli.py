@@ -22,7 +22,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from lorabench.base import CONF, UserError
 from lorabench.config.checks import validate
 from lorabench.config.choices import unknown
-from lorabench.config.free_text import as_typed
+from lorabench.config.free_text import as_typed, quoted
 from lorabench.config.register import register
 from lorabench.engine.environment import clear_environment
 from lorabench.engine.failures import Failed, Incomplete, system_fault, unwritable
@@ -205,7 +205,8 @@ def wrong_override(error: Exception) -> str:
     if line := ambiguous(str(error)):
         return line
     if isinstance(error, OverrideParseException):
-        return f"{error.override} must be key=value; use quotes around text with special characters: key=\"'a, b'\""
+        word = str(error.override)
+        return f'{error.override} must be key=value; use quotes around text with special characters: "{quoted(word)}"'
     cause = error.__cause__
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.full_key and cause.parent_node is not None:
         group = cause.full_key.rpartition(".")[0]

@@ -16,7 +16,7 @@ def mistake(words: Sequence[str]) -> str | None:
     """Return the message for a group without a choice (`lora=null`) or with several choices; None if there is none."""
     for word in words:
         key, equals, value = word.partition("=")
-        if not equals or "/" in key or not (CONF / key).is_dir():
+        if not equals or not (CONF / key).is_dir():
             continue
         options = sorted(path.stem for path in (CONF / key).glob("*.yaml"))
         if value.strip() in ("", "null") and key not in OPTIONAL:
