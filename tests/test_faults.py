@@ -78,7 +78,7 @@ def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 
 @pytest.mark.slow
 def test_killed_run_resumes_with_equal_scores(command_line: list[str], tmp_path: Path) -> None:
-    """Kill -9 of a run's whole process group in each stage, then the same command, and again; see benchmarks/kills.py."""
+    """Kill -9 of a run's process group in each stage, then the same command, and again; see benchmarks/kills.py."""
     command = [sys.executable, "-m", "benchmarks.kills", "--chain", "--kills", "20"]
     command += ["--json", str(tmp_path / "kills.json")]
     done = subprocess.run([*command, *command_line], cwd=ROOT, capture_output=True, text=True, timeout=540)
