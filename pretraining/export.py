@@ -42,7 +42,7 @@ def check_target(folder: Path, names: Sequence[str]) -> None:
     """Check that files may be written into the parent of a folder: there are none, or the folder is an export's.
 
     Args:
-        folder: The folder of a pipeline; an export has training.json beside it.
+        folder: The folder of a pipeline; an export has training.json next to it.
         names: Of the files, relative to the parent.
 
     Raises:

@@ -130,7 +130,7 @@ FAST = [
 
 
 def test_fresh_run_records_threads_of_all_stages(commands: Commands, tiny: list[str], tmp_path: Path) -> None:
-    """Threads of every stage, also where a part was computed by an earlier command with another number."""
+    """Threads of every stage, also if an earlier command with another number computed a part."""
     for threads in (2, 1):
         arguments = [*tiny, *FAST, f"trainer.threads={threads}", f"output={tmp_path}", f"name=n{threads}"]
         done = commands.run(*arguments, *(["generate.steps=2"] if threads == 1 else []))

@@ -272,8 +272,8 @@ def test_step_is_ziploras_of_merge_as_file(model, loras, pair, weights, method) 
 
 SMALL = [
     "task=hypernetwork", "trainer.workers=0", "dataset.subjects=[mug_1]", "dataset.styles=[ink_1]", "lora.steps=1",
-    "dataset.content_images=1", "dataset.style_images=2", "dataset.references=1", "task.subjects=[teapot_1,vase_1]",
-    "task.styles=[neon_1]", "task.epochs=2", "task.draws=1",
+    "dataset.content_images=1", "dataset.style_images=2", "dataset.references=1",
+    "task.subjects=[teapot_dev1,vase_dev1]", "task.styles=[neon_dev1]", "task.epochs=2", "task.draws=1",
 ]  # fmt: skip
 
 
@@ -283,7 +283,8 @@ def test_task_trains_checks_and_writes(tiny, hydra, tmp_path: Path, capsys) -> N
     folder.mkdir()
     run(cfg, folder)
     known = about(folder / "hypernetwork.safetensors")
-    assert known["trained_on"] == {"content": ["teapot_1", "vase_1"], "style": ["neon_1"]} and known["widths"] == [16]
+    assert known["trained_on"] == {"content": ["teapot_dev1", "vase_dev1"], "style": ["neon_dev1"]}
+    assert known["widths"] == [16]
     found = pd.read_csv(folder / "held_out.csv")
     assert set(found["pair"]) == {"mug_1+ink_1"} and len(found) == 3 * 3
     table = (folder / "hypernetwork.md").read_text()
@@ -297,13 +298,13 @@ def test_task_trains_checks_and_writes(tiny, hydra, tmp_path: Path, capsys) -> N
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("dataset.subjects=[mug_1,teapot_1]", r"the dataset has teapot_1, .* leave it out of task\.subjects"),
-        ("dataset.styles=[neon_1]", r"the dataset has neon_1, .* leave it out of task\.styles"),
+        ("dataset.subjects=[mug_1,teapot_dev1]", r"the dataset has teapot_dev1, .* leave it out of task\.subjects"),
+        ("dataset.styles=[neon_dev1]", r"the dataset has neon_dev1, .* leave it out of task\.styles"),
         ("task.subjects=[lamp_4]", r"experiments=\w+ has lamp_4, .* leave it out of task\.subjects"),
         ("task.styles=[ink_1]", r"the dataset has ink_1"),
-        ("task.subjects=[vase_1,vase_1]", r"list of different names; use task\.subjects="),
+        ("task.subjects=[vase_dev1,vase_dev1]", r"list of different names; use task\.subjects="),
         ("task.styles=[]", r"use task\.styles="),
-        ("task.subjects=[teapot_1+vase_1]", r"teapot_1\+vase_1\+neon_1 has several subjects"),
+        ("task.subjects=[teapot_dev1+vase_dev1]", r"teapot_dev1\+vase_dev1\+neon_dev1 has several subjects"),
     ],
 )
 def test_what_is_held_out_is_not_trained_on(tiny, hydra, tmp_path: Path, override: str, words: str) -> None:

@@ -159,17 +159,17 @@ def test_merge_leaves_link_and_half_download(commands: Commands, two: list[str],
 def test_embedding_of_user_beside_merge_is_left(commands: Commands, two: list[str], tmp_path: Path, folder) -> None:
     tokens = {"<s0>": {"text_encoder": torch.ones(1, 32)}}
     LoRA.load(tmp_path / "a.safetensors").with_tokens(tokens).save(tmp_path / "a.safetensors", format="store")
-    [beside] = separate(tokens, tmp_path / "m.safetensors")
-    save_file({"clip_l": torch.zeros(1, 32)}, beside)
-    mine = beside.read_bytes()
+    [tokens_file] = separate(tokens, tmp_path / "m.safetensors")
+    save_file({"clip_l": torch.zeros(1, 32)}, tokens_file)
+    mine = tokens_file.read_bytes()
     arguments = ["task=merge", *two, f"model.path={folder}", "output=m.safetensors"]
     done = commands.run(*arguments, cwd=tmp_path)
-    assert done.returncode == 2 and f"{beside.name} was not written by lorabench" in done.stderr, done.stderr
-    assert beside.read_bytes() == mine and not (tmp_path / "m.safetensors").exists()
-    beside.unlink()
+    assert done.returncode == 2 and f"{tokens_file.name} was not written by lorabench" in done.stderr, done.stderr
+    assert tokens_file.read_bytes() == mine and not (tmp_path / "m.safetensors").exists()
+    tokens_file.unlink()
     for _ in range(2):
         assert commands.run(*arguments, cwd=tmp_path).returncode == 0
-    assert is_own(beside)
+    assert is_own(tokens_file)
 
 
 @pytest.mark.parametrize("name", ["inspect.json", "inspect.png"])

@@ -17,7 +17,7 @@ FREE = re.compile(
     r"|prompts\.(content|style)_token|logger\.project"
     r"|model\.(path|config|vae)|scorers\.(path|weights\.\w+)|dataset\.(\w*root|manifest|path|folder)"
 )
-LISTS = re.compile(r"dataset\.(subjects|styles|contents|pairs)|prompts\.contexts")  # of text
+LISTS = re.compile(r"dataset\.(subjects|styles|contents|pairs)|prompts\.contexts")  # lists of text
 OVERRIDE = re.compile(r"(?P<key>\+{0,2}(?P<name>[\w.]+))=(?P<value>.*)", re.DOTALL)
 MULTIRUN = ("-m", "--multirun")
 QUOTES = "'\""

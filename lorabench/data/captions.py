@@ -35,7 +35,7 @@ def caption_of(image: Path) -> str | None:
 
 @cache
 def report_unused(images: tuple[Path, ...]) -> None:
-    """Print once that captions beside these images are not used."""
+    """Print once that captions next to these images are not used."""
     paths = (image.with_suffix(ending) for image in images for ending in ENDINGS)
     found = [path for path in paths if path.is_file()]
     found += [path for path in {image.parent / METADATA: None for image in images} if path.is_file()]

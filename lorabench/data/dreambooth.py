@@ -134,7 +134,7 @@ def subject(dataset: Path, manifest: PromptsAndClasses, name: str, prompts: Prom
     assert folder is not None
     paths = image_paths(folder)
     report_unused(tuple(paths))
-    stems = [path.stem for path in paths]  # of two files with the same stem, the second keeps its ending
+    stems = [path.stem for path in paths]  # the second of two files with the same stem keeps its ending
     names = [path.name if path.stem in stems[:i] else path.stem for i, path in enumerate(paths)]
     images = [(each, reference(path, word, prompts.content(word))) for each, path in zip(names, paths, strict=True)]
     trained, references = split(name, images, held_out, packaged("near_duplicates").get(name, []))

@@ -3,7 +3,7 @@
 Lightning reads each missing argument of a Trainer from `PL_TRAINER_<ARGUMENT>`. oneDNN, cuBLAS, cuDNN, torch,
 diffusers, transformers and timm read the precision or the implementation of matrix products, attention and networks.
 Variables that only choose among a machine's instructions (`ATEN_CPU_CAPABILITY`) or its threads stay, and costs record
-what was used (`lorabench.engine.costs`).
+the used ones (`lorabench.engine.costs`).
 """
 
 import os

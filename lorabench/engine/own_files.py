@@ -1,6 +1,6 @@
-"""Single files that a command writes to a path of the user's: only a file of ours is ever replaced there.
+"""Files at paths that the user chose; only a file of lorabench is replaced there.
 
-A file of ours says so itself: `lorabench.version` in the metadata of a .safetensors file, `lorabench` in a .json file,
+A file of lorabench has a mark: `lorabench.version` in the metadata of a .safetensors file, `lorabench` in a .json file,
 and `Software: lorabench` in a .png file.
 """
 
@@ -24,18 +24,18 @@ def check_replaceable(path: Path, instead: str) -> None:
     """Check that a file may be written to a path.
 
     Args:
-        path: Where the file will be; a link counts as what it leads to.
-        instead: What to use for another path.
+        path: Path of the new file; a link counts as its target.
+        instead: Words to type for another path.
 
     Raises:
-        UserError: If something is there that lorabench did not write.
+        UserError: If a file is there that lorabench did not write.
     """
     if os.path.lexists(path) and not is_own(path):
         raise UserError(f"{path} was not written by lorabench and is left as it is; move it, or use {instead}")
 
 
 def is_own(path: Path) -> bool:
-    """Return whether a file says that lorabench wrote it."""
+    """Return whether a file has the mark of lorabench."""
     try:
         if path.suffix == ".safetensors":
             return VERSION in safetensors_metadata(path)

@@ -17,7 +17,7 @@ from lorabench.sampling.sampler import sample
 
 @dataclass(frozen=True)
 class SampleTarget:
-    """Where samples go, <update>.png, and how they are drawn (steps and guidance)."""
+    """Folder of the samples, <update>.png, and their sampler settings (steps and guidance)."""
 
     folder: Path
     spec: GenerateSpec
@@ -27,6 +27,11 @@ class Samples(pl.Callback):
     """Generates an image of a prompt every few updates, always from the same noise.
 
     Args:
+        target: Folder and sampler settings.
+        every: Number of updates between images.
+        model: The model in training.
+        prompt: Prompt of the images.
+        seed: Seed of the noise.
         text: Whether the text encoders are in training, so that the prompt is encoded again each time.
     """
 

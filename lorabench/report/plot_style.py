@@ -1,4 +1,4 @@
-"""The style of all figures: matplotlib's own defaults, whatever a `matplotlibrc` of the user says."""
+"""The style of all figures: matplotlib's own defaults, not those of a user's `matplotlibrc`."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ class Request:
 
 
 def run(cfg: DictConfig, folder: Path) -> None:
-    """Merge into a file, or draw; prints what was made and where it lies."""
+    """Merge into a file, or generate images; print the path of the result."""
     request = Request.of(cfg)
     use_threads(request.trainer.threads)
     (merge if cfg.task.name == "merge" else generate)(request)

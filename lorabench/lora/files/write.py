@@ -61,12 +61,12 @@ def write(
     layout.check(adapter)
     precision = Precision(dtype)
     tensors, ranks, scales = _tensors(adapter, layout, precision)
-    beside = {} if layout.bundles else embeddings.separate(adapter.tokens, path)
+    separate = {} if layout.bundles else embeddings.separate(adapter.tokens, path)
     if layout.bundles:
         tensors |= {key: precision.vectors(key, each) for key, each in embeddings.bundle(adapter.tokens).items()}
     if layout.keeps_all:
         tensors |= {key: plain(each) for key, each in stored.mask_tensors(adapter).items()}
-    if not tensors and not beside:
+    if not tensors and not separate:
         raise UserError(f"{path.name} would hold no update that is not zero; merge other files or use method=direct")
     notes = {
         **layout.notes(adapter, ranks), **metadata.general(adapter, path, ranks, tensors),
@@ -74,14 +74,14 @@ def write(
     }  # fmt: skip
     if tensors:
         _save(tensors, path, notes)
-    for file, (trigger, vectors) in beside.items():
+    for file, (trigger, vectors) in separate.items():
         check_name(file)
         notes = {**(origin or {}), embeddings.TRIGGER: trigger}
         _save({key: precision.vectors(key, each) for key, each in vectors.items()}, file, notes)
 
 
 def check_name(path: Path) -> None:
-    """UserError if no file system has room for the name of a file."""
+    """Raise UserError if a file name is too long for file systems."""
     if len(path.name.encode()) > LONGEST_NAME:
         raise UserError(
             f"output={path.name[:40]}... must have at most {LONGEST_NAME} bytes; use output=merged.safetensors"
@@ -122,7 +122,7 @@ def _tensors(
 
 
 def _save(tensors: Mapping[str, Tensor], path: Path, notes: Mapping[str, str]) -> None:
-    """Write to a new file next to the path and rename it, so that no half a file is left; a link stays a link."""
+    """Write to a new file next to the path and rename it, so that no partial file remains; links are followed."""
     target, draft = path.resolve(), None
     try:
         number, name = mkstemp(prefix=".lorabench-", dir=target.parent)
@@ -147,7 +147,7 @@ def umask() -> int:
 
 
 def _sort_metadata(path: Path) -> None:
-    """Put the metadata in order, since safetensors writes them in a random one: equal adapters give equal files."""
+    """Sort the metadata, which safetensors writes in random order, so that equal adapters give equal files."""
     with path.open("r+b") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))
