@@ -16,7 +16,7 @@ from lorabench.lora.adapter import Factors, LoRA
 from lorabench.models.files import model_folder, preset
 from lorabench.models.layer import group
 from lorabench.models.sdxl.model import SDXL
-from lorabench.models.shapes import empty_model, layer_map, sdxl_names
+from lorabench.models.shapes import KNOWN, empty_model, layer_map
 from lorabench.tasks.merge_files import fitting
 
 ROLES = ("content", "style")
@@ -49,7 +49,7 @@ def test_map_has_every_linear_layer_of_live_model_in_order_of_its_forward_pass(a
     assert run == [*layers.text, *layers]
 
 
-@pytest.mark.parametrize("name", sdxl_names())
+@pytest.mark.parametrize("name", KNOWN)
 def test_known_maps_are_those_of_their_configurations(name: str) -> None:
     model = empty_model(name)
     assert {path: (each.in_features, each.out_features) for path, each in layer_map(name).items()} == linears(
@@ -100,7 +100,7 @@ def test_group_is_exact_path() -> None:
 
 def test_loras_alone_give_map_of_first_known_model_that_they_fit(loras) -> None:
     found = {}
-    for name in sdxl_names():
+    for name in ("sdxl", "koala_1b", "koala_700m", "micro"):
         layers = layer_map(name).trained()
         lora = LoRA(
             {

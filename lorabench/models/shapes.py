@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lorabench.base import UserError
 from lorabench.config.choices import unknown
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from lorabench.lora.adapter import Adapter
     from lorabench.models.model import DiffusionModel
 
+DENOISERS = {"sdxl": "DenoiserOnly", "sd3": "SD3DenoiserOnly", "flux": "FluxDenoiserOnly"}  # classes by family
 KNOWN = tuple(FAMILY_OF)  # names of models whose configurations are packaged
 
 
@@ -86,17 +88,7 @@ def empty_model(name: str, dtype: torch.dtype | None = None, checkpointing: bool
         name: Name of a known model.
         dtype: Type of its weights; fp32 if None.
         checkpointing: Use gradient checkpointing.
-
-    Raises:
-        UserError: If the model is not of SDXL's family.
     """
-    from lorabench.models.sdxl.denoiser_only import DenoiserOnly
-
-    if FAMILY_OF[name].name != "sdxl":
-        raise UserError(f"{name} cannot be built without its weights; use one of {', '.join(sdxl_names())}")
-    return DenoiserOnly.empty(denoiser_config(name), dtype, checkpointing)
-
-
-def sdxl_names() -> list[str]:
-    """Return the names of the known models of SDXL's family."""
-    return [name for name, family in FAMILY_OF.items() if family.name == "sdxl"]
+    family = FAMILY_OF[name].name
+    kind: Any = getattr(import_module(f"lorabench.models.{family}.denoiser_only"), DENOISERS[family])
+    return kind.empty(denoiser_config(name), dtype, checkpointing)

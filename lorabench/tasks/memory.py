@@ -211,8 +211,8 @@ def fused_attention() -> Iterator[None]:
     """Replace attention by one that keeps q, k, v and its output only, as on a GPU but not on the meta device."""
     import torch
 
-    def attention(q: Tensor, k: Tensor, v: Tensor, **_: Any) -> Tensor:
-        return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)[0]
+    def attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
+        return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]
 
     with patch.object(torch.nn.functional, "scaled_dot_product_attention", attention):
         yield

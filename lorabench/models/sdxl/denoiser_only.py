@@ -14,11 +14,11 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from torch import Tensor
 
-from lorabench.base import seed_of
 from lorabench.models.checkpointing import recomputed
 from lorabench.models.conditioning import Conditioning
 from lorabench.models.model import DiffusionModel
 from lorabench.models.noise import DDPM
+from lorabench.models.random_codes import image_codes, prompt_codes
 from lorabench.models.sampler import Sampler, ScheduledSampler
 from lorabench.models.sdxl.attention import set_attention
 from lorabench.models.sdxl.layers import layers_of
@@ -57,8 +57,7 @@ class DenoiserOnly(SDXL):
         return ScheduledSampler(EulerDiscreteScheduler(**SCHEDULE), steps, self.device)
 
     def encode_images(self, images: Tensor) -> Tensor:
-        codes = [self.random(f"image {float(image.mean())}", *self.latent_shape) for image in images]
-        return torch.cat(codes).float()
+        return image_codes(self, images)
 
     def unconditional(self, n: int) -> Conditioning:
         return self.encode_prompts([""]).take([0] * n)
@@ -66,11 +65,6 @@ class DenoiserOnly(SDXL):
     def _encode(self, prompts: list[str]) -> Conditioning:
         config = self.unet.config
         width = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-        states = torch.cat([self.random(f"tokens {each}", TOKENS, config.cross_attention_dim) for each in prompts])
-        pooled = torch.cat([self.random(f"pooled {each}", width) for each in prompts])
+        states = prompt_codes(self, "tokens", prompts, TOKENS, config.cross_attention_dim)
+        pooled = prompt_codes(self, "pooled", prompts, width)
         return Conditioning((states, pooled, self.whole_image(len(prompts))))
-
-    def random(self, name: str, *sizes: int) -> Tensor:
-        """Return numbers [1, *sizes] of unit variance, seeded by a name."""
-        rng = torch.Generator().manual_seed(seed_of(name))
-        return torch.randn(1, *sizes, generator=rng).to(self.device, self.dtype)

@@ -1,0 +1,54 @@
+"""SD3's transformer without text encoders and autoencoder, for counts and benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import torch
+from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
+from torch import Tensor, nn
+
+from lorabench.models.checkpointing import recomputed
+from lorabench.models.conditioning import Conditioning
+from lorabench.models.flow import FlowMatching, trained_levels
+from lorabench.models.model import DiffusionModel
+from lorabench.models.random_codes import image_codes, prompt_codes
+from lorabench.models.sd3.layers import layers_of
+from lorabench.models.sd3.model import SD3
+
+TOKENS = 77 + 256  # of CLIP and of T5
+SHIFT = 3.0
+
+
+class SD3DenoiserOnly(SD3):
+    """An SD3 model with seeded random encodings of prompts and images.
+
+    Args:
+        transformer: Denoiser.
+        checkpointing: Use gradient checkpointing.
+    """
+
+    def __init__(self, transformer: SD3Transformer2DModel, checkpointing: bool = False):
+        self.transformer = transformer
+        config: Any = transformer.config
+        shape = (config.in_channels, config.sample_size, config.sample_size)
+        process = FlowMatching(trained_levels({"shift": SHIFT}).to(transformer.device))
+        DiffusionModel.__init__(self, transformer, {}, process, layers_of(config, {}), 8 * shape[1], shape)
+        if checkpointing:
+            transformer.enable_gradient_checkpointing(recomputed)
+
+    @classmethod
+    def empty(cls, config: Mapping[str, Any], dtype: torch.dtype | None = None, checkpointing: bool = False) -> Self:
+        """Return the model of a transformer's configuration on torch's meta device."""
+        with torch.device("meta"):
+            transformer: Any = SD3Transformer2DModel.from_config(dict(config))
+        return cls(transformer if dtype is None else nn.Module.to(transformer, dtype), checkpointing)
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        return image_codes(self, images)
+
+    def _encode(self, prompts: list[str]) -> Conditioning:
+        config: Any = self.transformer.config
+        states = prompt_codes(self, "tokens", prompts, TOKENS, config.joint_attention_dim)
+        return Conditioning((states, prompt_codes(self, "pooled", prompts, config.pooled_projection_dim)))
