@@ -15,8 +15,9 @@ from made_run import make_run, read_table
 from lorabench.base import UserError
 from lorabench.report import write_joint_report
 from lorabench.report.folder import RunFolder
+from lorabench.report.formats import format_difference
 from lorabench.report.pooling import join_pictures, join_scores, load_runs
-from lorabench.report.table import Table, format_difference
+from lorabench.report.table import Table
 from lorabench.report.text import write_markdown
 
 

@@ -21,8 +21,9 @@ from lorabench.config.checks import check_reference
 from lorabench.report import comparing, layout, planned, write_joint_report
 from lorabench.report.__main__ import main
 from lorabench.report.folder import RunFolder, run_folders
+from lorabench.report.formats import format_cost
 from lorabench.report.layout import blocks
-from lorabench.report.table import Table, costs, format_cost
+from lorabench.report.table import Table, costs
 from lorabench.report.tex import escape, write_latex
 from lorabench.report.text import write_csv, write_markdown
 

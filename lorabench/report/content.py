@@ -25,18 +25,26 @@ import pandas as pd
 from lorabench.report import galleries, protocols, stats
 from lorabench.report.embed import EmbeddedImages
 from lorabench.report.folder import Picture, RunFolder
+from lorabench.report.formats import format_cost
 from lorabench.report.labels import BASELINES_AND_ORACLE
 from lorabench.report.layout import by_cell, standings, with_verdict
 from lorabench.report.pooling import join_scores
 from lorabench.report.protocols import Column
 from lorabench.report.published import MARK
-from lorabench.report.table import COSTS, PEAKS, Table, format_cost, row_order
+from lorabench.report.table import COSTS, PEAKS, Table, row_order
 
 PairName = tuple[str, str]  # content, style
 
 
 def content(runs: list[RunFolder], table: Table, embedded: EmbeddedImages, folder: Path | None) -> dict[str, Any]:
-    """Return all data that the page's scripts need; web/state.js describes how they use it."""
+    """Return all data that the page's scripts need; web/state.js describes how they use it.
+
+    Args:
+        runs: Finished runs.
+        table: Their table.
+        embedded: Embedded images.
+        folder: Folder of the page; None for a page without links.
+    """
     pictures = [(run, picture) for run in runs for picture in run.pictures]
     labels = row_order([*table.labels, *(picture.label for _, picture in pictures)])
     pairs = described_pairs(runs, pictures, embedded)
@@ -164,7 +172,15 @@ def described_images(
     embedded: EmbeddedImages,
     folder: Path | None,
 ) -> list[dict[str, Any]]:
-    """Return each image once, ordered by row and pair; images of one prompt and seed have the same `index`."""
+    """Return each image once, ordered by row and pair; images of one prompt and seed have the same `index`.
+
+    Args:
+        pictures: Images with their runs.
+        labels: Rows of the page, in order.
+        pairs: Result of `described_pairs`.
+        embedded: Embedded images.
+        folder: Folder of the page; None for a page without links.
+    """
     images, known = [], set()
     numbers: dict[
         tuple[int, str], dict[tuple[str, int], int]

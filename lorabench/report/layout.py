@@ -6,17 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lorabench.report import published
+from lorabench.report.formats import format_cost, format_difference, format_rank, format_reported, format_score
 from lorabench.report.labels import BASELINES_AND_ORACLE
 from lorabench.report.planned import TITLES
-from lorabench.report.table import (
-    COSTS,
-    Table,
-    format_cost,
-    format_difference,
-    format_rank,
-    format_reported,
-    format_score,
-)
+from lorabench.report.table import COSTS, Table
 
 
 @dataclass(frozen=True)

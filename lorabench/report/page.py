@@ -98,7 +98,14 @@ def in_script(data: Any) -> Markup:
 
 
 def described(run: RunFolder, name: str, embedded: EmbeddedImages, folder: Path | None) -> dict[str, Any]:
-    """Return the data of a run for the section on how it was made."""
+    """Return the data of a run for the section on how it was made.
+
+    Args:
+        run: The run.
+        name: Its name on the page.
+        embedded: Embedded images.
+        folder: Folder of the page; None for a page without links.
+    """
     own = "report.html" if folder and run.path.resolve() == folder.resolve() else None  # may not exist yet
     return {
         "name": name,

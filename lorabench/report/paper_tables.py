@@ -7,10 +7,11 @@ from functools import cache
 from lorabench.base import UserError
 from lorabench.report import papers, protocols
 from lorabench.report.folder import RunFolder
+from lorabench.report.formats import format_score
 from lorabench.report.layout import by_cell
 from lorabench.report.papers import Paper, PaperRow, PaperTable
 from lorabench.report.published import DIFFERS, compared
-from lorabench.report.table import Table, format_score
+from lorabench.report.table import Table
 from lorabench.report.text import escape, row
 
 HEAD = ["row", "column", "paper", "ours", "verdict"]

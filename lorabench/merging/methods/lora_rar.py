@@ -52,9 +52,11 @@ class LoRARar(MaskedSum):
         network_file(self.weights)
 
     def files(self) -> dict[str, Path]:
+        """Return the file of the hypernetwork."""
         return {"weights": network_file(self.weights)}
 
     def trained_on(self) -> frozenset[str]:
+        """Return the names of the concepts that the hypernetwork was trained on."""
         from lorabench.merging.hypernetwork import about
 
         names: Mapping[str, Sequence[str]] = about(network_file(self.weights)).get("trained_on", {})
