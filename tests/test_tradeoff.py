@@ -15,7 +15,8 @@ from lorabench.data.pairs import ROLES, Role
 from lorabench.report import stats
 from lorabench.report.tradeoff import draw_tradeoff
 from lorabench.tasks import tradeoff
-from lorabench.tasks.tradeoff import Axis, Measured, axis_of, curves_of, fan, run, table, volumes_of
+from lorabench.tasks.tradeoff import axis_of, fan, run, table
+from lorabench.tasks.tradeoff_curves import Axis, Measured, curves_of, volumes_of
 
 AXES: dict[Role, Axis] = {"content": Axis("dino/content", 0.5, 0.9), "style": Axis("csd/style", 0.1, 0.6)}
 SMALL = [
