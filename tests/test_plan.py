@@ -47,7 +47,8 @@ def keys(plan: Plan) -> dict[str, set[str]]:
 
 def test_subjects_and_styles_cost_sum_and_not_product(plan: Plan) -> None:
     assert {stage: len(plan.artifacts(stage)) for stage in STAGES} == {
-        "personalize": 2 + 2, "merge": 4, "generate": 5 * 4, "embed": 3 * (5 * 4 + 2 + 2) + 4, "score": 5 * 4,
+        # embeddings: images and references by three backbones, texts by one, training images by one
+        "personalize": 2 + 2, "merge": 4, "generate": 5 * 4, "embed": 3 * (5 * 4 + 2 + 2) + 4 + 4, "score": 5 * 4,
     }  # fmt: skip
 
 
@@ -99,7 +100,7 @@ def test_other_scorers_draw_nothing_anew(plan: Plan) -> None:
 def test_scoring_batch_is_in_key_of_scores_alone(plan: Plan) -> None:
     one, other = keys(plan), keys(replace(plan, scoring_batch=8))
     assert not one.pop("score") & other.pop("score")
-    assert len(one["embed"] & other["embed"]) == 3 * (2 + 2) + 4  # references and texts do not share a batch
+    assert len(one["embed"] & other["embed"]) == 3 * (2 + 2) + 4 + 4  # references, texts and training images
     assert not replace(plan, scorers=ScorerSet(())).artifacts("embed")
     del one["embed"], other["embed"]
     assert one == other

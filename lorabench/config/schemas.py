@@ -5,13 +5,15 @@ composes; lorabench/config/checks.py checks the conditions. The settings of a me
 see lorabench/merging/method.py. No heavy package is imported here, because `--cfg job` must be fast.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from omegaconf import MISSING
 
 from lorabench.config.settings import setting
 from lorabench.config.task_schemas import UserLoRASpec
+
+SAMPLERS = ("model", "euler", "euler_karras", "dpmpp_2m", "dpmpp_2m_karras")  # lorabench/models/schedulers.py
 
 
 @dataclass
@@ -61,6 +63,11 @@ class GenerateSpec:
     steps: int = setting(MISSING, least=1)  # sampling steps
     guidance: float = setting(MISSING, least=1)  # classifier-free guidance scale; 1: none
     batch: int = setting(MISSING, least=1)  # images generated together; changes the last digits
+    sampler: str = setting("model", options=SAMPLERS)  # model: the scheduler of the model
+
+    def params(self) -> dict[str, Any]:
+        """Return all settings for a key; the model's own sampler is left out, so that keys stay what they were."""
+        return {name: value for name, value in asdict(self).items() if (name, value) != ("sampler", "model")}
 
 
 @dataclass
@@ -69,7 +76,7 @@ class PromptSpec:
 
     content_token: str = MISSING
     style_token: str = MISSING
-    contexts: Any = MISSING  # scenes: none | object | live | auto, or a list ("in the snow", "a wet {}")
+    contexts: Any = MISSING  # scenes: none | object | live | auto | grounds, or a list ("in the snow", "a wet {}")
 
 
 @dataclass

@@ -14,7 +14,7 @@ from lorabench.config.dataset_schemas import (
     StylisedSpec,
     WorldSpec,
 )
-from lorabench.data.contexts import with_scenes
+from lorabench.data.contexts import with_grounds, with_scenes
 from lorabench.data.pairs import Concept, Pair, Prompts, Role, pair
 
 NAME_MAX = 255  # bytes; limit of file systems
@@ -86,20 +86,22 @@ def microworld(spec: WorldSpec, prompts: Prompts) -> list[Pair]:
     """Return the pairs of a microworld dataset."""
     from lorabench.data import microworld_pairs as world
     from lorabench.data.matching import select_world
+    from lorabench.data.microworld.captions import PLACES
 
-    if prompts.contexts != "none":
-        raise UserError("the microworld knows no scenes; leave prompts.contexts out or choose a dataset of photographs")
     if isinstance(spec, StylisedSpec):
         from lorabench.data import microworld_stylised
 
+        if prompts.contexts != "none":
+            raise UserError(f"dataset={spec.name} has scenes of its own; leave prompts.contexts out")
         return microworld_stylised.load(spec, prompts)
     assert isinstance(spec, MicroworldSpec)
     subject = cache(lambda name: world.subject(name, spec.content_images, spec.references, prompts))
     style = cache(lambda name: world.style(name, spec.style_images, spec.references, prompts))
-    return [
+    pairs = [
         pair(tuple(map(subject, contents)), tuple(map(style, styles)), prompts)
         for contents, styles in select_world(spec)
     ]
+    return [with_grounds(each, prompts, PLACES) for each in pairs]
 
 
 def public(spec: DreamBoothStyleDropSpec, prompts: Prompts) -> Shelf:

@@ -13,6 +13,7 @@ from lorabench.data.packaged import packaged
 from lorabench.data.pairs import Pair, Prompts
 
 KINDS = ("none", "object", "live", "auto")
+GROUNDS = "grounds"  # all grounds of the microworld
 
 
 def with_scenes(pair: Pair, prompts: Prompts, lists: Mapping[str, Sequence[str]]) -> Pair:
@@ -38,6 +39,34 @@ def with_scenes(pair: Pair, prompts: Prompts, lists: Mapping[str, Sequence[str]]
     words, styles = [content.word for content in pair.contents], [style.word for style in pair.styles]
     scenes = tuple(prompts.scene(words, styles, template(context)) for context in chosen)
     return replace(pair, scenes=tuple({scene.prompt: scene for scene in scenes}.values()))
+
+
+def with_grounds(pair: Pair, prompts: Prompts, places: Sequence[str]) -> Pair:
+    """Return a pair of the microworld with scenes for photographs of the subject by itself.
+
+    The base model knows the grounds from photographs only, so images in a style have none.
+
+    Args:
+        pair: The pair.
+        prompts: Its `contexts` are "grounds", or some of the places.
+        places: All places that the world's photographs have, "on the beach".
+
+    Raises:
+        UserError: If `prompts.contexts` names another place.
+    """
+    chosen = prompts.contexts
+    if chosen == "none":
+        return pair
+    if isinstance(chosen, str):
+        if chosen != GROUNDS:
+            raise UserError(f"the microworld has {len(places)} grounds of its own; use prompts.contexts={GROUNDS}")
+        chosen = places
+    known = {template(place): place for place in places}
+    if unknown := next((context for context in chosen if template(context) not in known), None):
+        raise UserError(f"prompts.contexts: the microworld has no ground {unknown!r}; use {', '.join(places)}")
+    words, styles = [content.word for content in pair.contents], [style.word for style in pair.styles]
+    scenes = (prompts.scene(words, styles, template(context)) for context in chosen)
+    return replace(pair, content_scenes=tuple({scene.subject: scene for scene in scenes}.values()))
 
 
 def template(context: str) -> str:

@@ -39,7 +39,7 @@ def scene_for(scene: Scene, use: Role) -> Scene:
     (('a sks dog', 'a dog'), ('a dog in szn style', 'a dog in ink style'))
     """
     if use == "content":
-        return Scene(scene.subject, scene.plain, scene.subject, scene.subject, scene.plain)
+        return Scene(scene.subject, scene.plain, scene.subject, scene.subject, scene.plain, scene.context)
     return Scene(scene.styled, scene.text, scene.plain, scene.styled, scene.plain)
 
 

@@ -109,8 +109,8 @@ class DiffusionModel(ABC):
         """
 
     @abstractmethod
-    def sampler(self, steps: int) -> Sampler:
-        """Return a new run of the model's scheduler.
+    def sampler(self, steps: int, kind: str = "model") -> Sampler:
+        """Return a new run of the model's scheduler, or of another one (`Sampler`).
 
         Raises:
             UserError: If the scheduler draws random numbers.

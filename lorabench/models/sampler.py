@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorabench.models.schedulers import check_deterministic
+from lorabench.models.schedulers import SAMPLERS, check_deterministic
 
 
 class Sampler(ABC):
@@ -41,14 +41,16 @@ class ScheduledSampler(Sampler):
         scheduler: Scheduler of a diffusers pipeline; it is copied.
         steps: Number of sampling steps.
         device: Device of the latents.
+        kind: "model" for the scheduler itself, or a key of SAMPLERS for another one with its noise levels.
 
     Raises:
         UserError: If the scheduler draws random numbers.
     """
 
-    def __init__(self, scheduler: Any, steps: int, device: torch.device):
+    def __init__(self, scheduler: Any, steps: int, device: torch.device, kind: str = "model"):
+        scheduler = other_scheduler(scheduler, kind) if kind != "model" else deepcopy(scheduler)
         check_deterministic(type(scheduler).__name__, scheduler.config, "the model")
-        self.scheduler = deepcopy(scheduler)
+        self.scheduler = scheduler
         self.scheduler.set_timesteps(steps, device=device)
         self.timesteps = self.scheduler.timesteps
 
@@ -60,3 +62,11 @@ class ScheduledSampler(Sampler):
 
     def step(self, prediction: Tensor, t: Tensor, latents: Tensor) -> Tensor:
         return self.scheduler.step(prediction, t, latents, return_dict=False)[0]
+
+
+def other_scheduler(scheduler: Any, kind: str) -> Any:
+    """Return a scheduler of SAMPLERS with the noise schedule and the prediction type of another one."""
+    import diffusers
+
+    name, settings = SAMPLERS[kind]
+    return getattr(diffusers, name).from_config(scheduler.config, **settings)

@@ -36,6 +36,26 @@ STOCHASTIC = {
 }
 
 
+# Samplers of generate.sampler: class in diffusers and settings that replace those of the model's scheduler.
+EULER, DPM = "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"
+SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "euler": (EULER, {"use_karras_sigmas": False}),
+    "euler_karras": (EULER, {"use_karras_sigmas": True}),
+    "dpmpp_2m": (DPM, {"algorithm_type": "dpmsolver++", "solver_order": 2, "use_karras_sigmas": False}),
+    "dpmpp_2m_karras": (DPM, {"algorithm_type": "dpmsolver++", "solver_order": 2, "use_karras_sigmas": True}),
+}
+
+
+def check_own_sampler(kind: str) -> None:
+    """Check that images of a flow-matching model are sampled by its own steps, which are Euler's.
+
+    Raises:
+        UserError: If `generate.sampler` is another one.
+    """
+    if kind != "model":
+        raise UserError(f"generate.sampler={kind} is for DDPM models; use generate.sampler=model")
+
+
 def check_deterministic(name: str, config: Mapping[str, Any], owner: str) -> None:
     """Check that a scheduler does not use random numbers.
 

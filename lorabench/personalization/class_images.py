@@ -41,7 +41,7 @@ class ClassImages:
 
     def params(self) -> dict[str, Any]:
         """Return everything besides the model that changes the images."""
-        sampler = {"steps": self.spec.steps, "guidance": self.spec.guidance, "batch": self.spec.batch}
+        sampler = {name: value for name, value in self.spec.params().items() if name != "images"}
         return {"prompts": list(self.prompts), "images": self.spec.images, "generate": sampler, "seed": self.seed}
 
     def references(self, folder: Path) -> list[Reference]:

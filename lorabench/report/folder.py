@@ -38,7 +38,24 @@ from lorabench.report.labels import BASELINES_AND_ORACLE, label
 
 SCORES = "scores.parquet"
 REQUIRED = ("method", "ablation", "dataset", "model", "seed")
+# Scores of photographs (images of the subject by itself): do they show the scene that the prompt asks for?
+PHOTOGRAPHS = {"clip_t": "clip_t/photo", "ground_acc": "ground_acc"}
 RANK_FIGURE = "figures/rank_by_layer.png"
+
+
+def shown_scores(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return the scores that tables show: those of joint images, and PHOTOGRAPHS under names of their own."""
+    if "use" not in scores:
+        return scores
+    photographs = scores[(scores["use"] == "content") & scores["metric"].isin(PHOTOGRAPHS)]
+    renamed = photographs.assign(metric=photographs["metric"].map(PHOTOGRAPHS))
+    joint = joint_scores(scores)
+    return pd.concat([joint, renamed]) if len(renamed) else joint
+
+
+def joint_scores(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return the scores of joint images."""
+    return scores[scores["use"] == "joint"] if "use" in scores else scores
 
 
 def label_rows(scores: pd.DataFrame) -> pd.DataFrame:
@@ -98,8 +115,7 @@ class RunFolder:
                 raise UserError(f"{path} is not a finished run (no {name}); use a folder that run.py printed")
         try:
             manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-            scores = pd.read_parquet(path / SCORES)
-            scores = scores[scores["use"] == "joint"] if "use" in scores else scores  # tables show only joint images
+            scores = shown_scores(pd.read_parquet(path / SCORES))
         except ValueError as error:  # from json or pandas
             raise UserError(f"{path} has a broken manifest.json or scores.parquet; run its command again") from error
         scores, runs = label_rows(scores), []
@@ -170,9 +186,14 @@ class RunFolder:
     def pictures(self) -> list[Picture]:
         """Return all scored images in the order of the scores."""
         key = ["method", "ablation", "label", "content", "style", "prompt", "seed", "image"]
-        columns, _ = protocols.columns(protocols.ALL, self.scores)
+        joint = joint_scores(self.scores)
+        columns, _ = protocols.columns(protocols.ALL, joint)
         names = {(column.spec.metric, column.backbone): column.name for column in columns}
-        table = self.scores.pivot_table("value", key, ["metric", "backbone"], sort=False)
+        nearest = joint["metric"].isin(protocols.NEAREST)
+        of_images = [*key, "metric", "backbone"]
+        means, greatest = (joint[chosen].groupby(of_images, sort=False)["value"] for chosen in (~nearest, nearest))
+        reduced = pd.concat([means.mean(), greatest.max()]).reset_index()
+        table = reduced.pivot_table("value", key, ["metric", "backbone"], sort=False)
         found = []
         for at, scores in zip(table.index, table.to_dict("records"), strict=True):
             row = dict(zip(key, at, strict=True))

@@ -57,12 +57,34 @@ def footnotes(
             " These are small scorers trained on the microworld; "
             "their scores are not comparable with those of published backbones."
         )
-    notes += headline.notes(lines)
+    notes += [*headline.notes(lines), *column_notes(lines)]
     if comparisons["p"].notna().to_numpy().any():
         notes.append(planned_note(comparisons, reference))
     if lines["rank"].notna().to_numpy().any():
         notes.append("Rank 1 has the largest mean over the images that all methods share; intervals of ranks are 95 %.")
     return notes
+
+
+def column_notes(lines: pd.DataFrame) -> list[str]:
+    """Return what the columns of copying and diversity are, and which scores of the ground truth are missing."""
+    shown, found = set(lines["metric"]), []
+    if {"copy/content", "copy/style", "diversity"} & shown:
+        found.append(
+            "copy/...: similarity of an image to the nearest training image of the subject or style; a LoRA that is "
+            "far above the oracle repeats its training images. diversity: 1 - mean similarity of the images of one "
+            "prompt."
+        )
+    if {"clip_t/photo", "ground_acc"} & shown:
+        found.append(
+            "clip_t/photo and ground_acc: of photographs, which are generated with the subject's LoRA only; whether "
+            "they show the scene that the prompt asks for."
+        )
+    if "subject_r1" in shown and not {"truth/content", "truth/style"} & shown:
+        found.append(
+            "truth/content and truth/style are missing: the networks that read the factors of the microworld are not "
+            "trained; run python -m pretraining factors."
+        )
+    return found
 
 
 def planned_note(comparisons: pd.DataFrame, reference: str | None) -> str:

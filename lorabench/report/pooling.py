@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from lorabench.base import UserError
-from lorabench.report.folder import Picture, RunFolder
+from lorabench.report.folder import Picture, RunFolder, joint_scores
 from lorabench.report.headline import with_headline
 from lorabench.report.labels import BASELINES_AND_ORACLE
 
@@ -160,7 +160,9 @@ def differing(one: RunFolder, two: RunFolder, groups: Sequence[str], missing: bo
 def other_scenes(one: RunFolder, two: RunFolder) -> list[str]:
     """Return the key of the scenes if the rows of two runs have different prompts for a shared pair."""
     prompts = [
-        run.scores[run.scores["label"] == run.label].groupby(["content", "style"])["prompt"].agg(frozenset)
+        joint_scores(run.scores[run.scores["label"] == run.label])
+        .groupby(["content", "style"])["prompt"]
+        .agg(frozenset)
         for run in (one, two)
     ]
     shared = prompts[0].index.intersection(prompts[1].index)

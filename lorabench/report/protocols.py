@@ -34,10 +34,12 @@ from lorabench.scoring.files import backbones
 ALL = ProtocolSpec("all", None, [])
 # Order of the columns that show all metrics; others follow by name, except UNSHOWN, which only protocols use.
 ORDER = (
-    BOTH, SIMILARITY,
-    "dino/content", "clip_i/content", "clip_i/style", "clip_t", "csd/style", "csd/content", "subject_r1", "style_r1",
+    BOTH, SIMILARITY, "truth/content", "truth/style", "dino/content", "copy/content", "diversity", "clip_i/content",
+    "clip_i/style", "clip_t", "clip_t/photo", "ground_acc", "csd/style", "copy/style", "csd/content",
+    "subject_r1", "style_r1",
 )  # fmt: skip
 UNSHOWN = ("clip_t/prompt", "dino/style")
+NEAREST = ("copy/content", "copy/style")  # the greatest similarity of an image with a training image
 MICRO = "@micro"
 
 
@@ -157,11 +159,19 @@ def every(by_metric: dict[str, list[str]]) -> list[Column]:
     shown += sorted(set(by_metric) - set(ORDER) - set(UNSHOWN))
     return [
         Column(
-            ColumnSpec(metric if len(by_metric[metric]) == 1 else f"{metric} {backbone}", metric, backbone), backbone
+            ColumnSpec(
+                metric if len(by_metric[metric]) == 1 else f"{metric} {backbone}", metric, backbone, reduction(metric)
+            ),
+            backbone,
         )
         for metric in shown
         for backbone in by_metric[metric]
     ]
+
+
+def reduction(metric: str) -> str:
+    """Return how the references of an image are reduced if no protocol says it."""
+    return "max" if metric in NEAREST else "mean"
 
 
 def image_values(scores: pd.DataFrame, column: Column) -> pd.DataFrame:

@@ -53,8 +53,8 @@ class Generating(pl.LightningModule):
 
     def predict_step(self, index: int) -> Tensor:
         prompts, seeds = self.batches[index]
-        steps, guidance = self.spec.steps, self.spec.guidance
-        return sample(self.model, prompts, seeds, steps, guidance, self.adapters, self.scales, self.branches)
+        spec, how = self.spec, (self.adapters, self.scales, self.branches)
+        return sample(self.model, prompts, seeds, spec.steps, spec.guidance, *how, sampler=spec.sampler)
 
 
 class CountImages(pl.Callback):

@@ -26,9 +26,11 @@ def sample(
     adapters: Adapters | None = None,
     scales: StepScales | None = None,
     branches: Sequence[Branch] | None = None,
+    sampler: str = "model",
 ) -> Tensor:
     """Images uint8 [n, H, W, 3], one a prompt and seed; arguments as in `sample_latents`."""
-    images = model.decode(sample_latents(model, prompts, seeds, steps, guidance, adapters, scales, branches)) * 255
+    latents = sample_latents(model, prompts, seeds, steps, guidance, adapters, scales, branches, sampler)
+    images = model.decode(latents) * 255
     return images.round().byte().permute(0, 2, 3, 1).cpu()
 
 
@@ -42,6 +44,7 @@ def sample_latents(
     adapters: Adapters | None = None,
     scales: StepScales | None = None,
     branches: Sequence[Branch] | None = None,
+    sampler: str = "model",
 ) -> Tensor:
     """Latents [n, c, h, w] of unit scale.
 
@@ -50,10 +53,11 @@ def sample_latents(
     scales: of each adapter by step and layer; None leaves them as they are set.
     branches: instead of classifier-free guidance, the predictions to be summed, those of weight 0 left out; they need
         adapters and scales.
+    sampler: of `GenerateSpec.sampler`.
     """
     n = len(prompts)
-    sampler = model.sampler(steps)
-    latents = sampler.start(model.initial_noise(seeds))
+    run = model.sampler(steps, sampler)
+    latents = run.start(model.initial_noise(seeds))
     words: list[Wording | None] = [None, "prompt"] if guidance > 1 and model.guidance == "cfg" else ["prompt"]
     embedded = check_guidance(model.guidance, guidance, branches)
     if branches is not None:
@@ -64,13 +68,13 @@ def sample_latents(
     switches = None
     if branches is not None:
         switches = torch.tensor([branch.scales for branch in branches]).repeat_interleave(n, dim=0)
-    for index, t in enumerate(sampler.timesteps):
+    for index, t in enumerate(run.timesteps):
         if adapters is not None and scales is not None:
             adapters.rows(scales.at(index, switches))
-        rows = sampler.scaled(latents.repeat(len(words), 1, 1, 1), t)
+        rows = run.scaled(latents.repeat(len(words), 1, 1, 1), t)
         predictions = model.predict(rows, t, conditioning, guidance=embedded).unflatten(0, (len(words), n))
         prediction = _guided(predictions, guidance, branches)
-        latents = sampler.step(prediction, t, latents)
+        latents = run.step(prediction, t, latents)
     return latents
 
 

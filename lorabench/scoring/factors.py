@@ -23,7 +23,7 @@ from lorabench.data import microworld as mw
 from lorabench.data.microworld.colors import NAMED
 from lorabench.data.microworld.factors import MARKS
 from lorabench.scoring.files import MICRO_SCORERS, TRUTH
-from lorabench.scoring.scorer import Scorer
+from lorabench.scoring.truth import Versioned
 from lorabench.scoring.weights import read_safetensors
 
 INPUTS = (("dino@micro", "content"), ("clip@micro", "content"), ("csd@micro", "content"), ("csd@micro", "style"))
@@ -32,7 +32,7 @@ CONTENT = {"class": 12, "mark": 6, "color": 11, "scene": 6, "shape": 3, "body": 
 STYLE = {"family": 17, "hue": 2, "hue2": 2, "rest": 3}  # hues as (cos, sin); rest: scale, weight, ground
 LABELS = {"class": mw.CLASSES, "mark": MARKS, "color": tuple(NAMED), "scene": mw.SCENES, "family": FAMILIES}
 WIDTH = 256
-FILE = "factors.safetensors"
+FILE, DESCRIPTION = "factors.safetensors", "factors.json"
 
 Embeddings = Mapping[str, Mapping[str, Tensor]]  # by scorer and role, L2-normalized rows [n, d]
 
@@ -122,13 +122,18 @@ def subject_values(subject: mw.Subject) -> dict[str, list[float]]:
     return {"shape": list(subject.shape), **{name: rgb.tolist() for name, rgb in colors.items()}}
 
 
-def load_factors(scorers: Sequence[Scorer], root: Path | str = MICRO_SCORERS) -> FactorReader:
+def find_factors(scorers: Sequence[Versioned], root: Path | str = MICRO_SCORERS) -> FactorReader | None:
+    """Return the networks next to the scorers, or None if there are none yet; raises UserError as `load_factors`."""
+    return load_factors(scorers, root) if (Path(root) / TRUTH / DESCRIPTION).is_file() else None
+
+
+def load_factors(scorers: Sequence[Versioned], root: Path | str = MICRO_SCORERS) -> FactorReader:
     """Load the networks next to the micro scorers.
 
     Raises:
         UserError: If they were trained on other weights or another world.
     """
-    path = Path(root) / TRUTH / "factors.json"
+    path = Path(root) / TRUTH / DESCRIPTION
     if not path.is_file():
         raise UserError(f"{path} is missing; run python -m pretraining factors")
     config = json.loads(path.read_text())
@@ -146,7 +151,7 @@ def load_factors(scorers: Sequence[Scorer], root: Path | str = MICRO_SCORERS) ->
     return FactorReader(*networks, version="+".join(config["made_for"].values()))
 
 
-def made_for(scorers: Sequence[Scorer]) -> dict[str, str]:
+def made_for(scorers: Sequence[Versioned]) -> dict[str, str]:
     """Return the versions that a reader depends on: of the world, and of the scorers in INPUTS."""
     names = {name for name, _ in INPUTS}
     return {"world": mw.VERSION, **{scorer.name: scorer.version for scorer in scorers if scorer.name in names}}

@@ -6,11 +6,12 @@ Any paper's averaging can be computed from the rows later.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from lorabench.data import microworld as mw
 from lorabench.data.pairs import ROLES, Pair, Scene
 from lorabench.scoring.cosine import cosine_matrix
 from lorabench.scoring.embeddings import Embeddings
@@ -31,11 +32,13 @@ class ScoredImage:
     Args:
         text: Plain words of its scene, for CLIP-T.
         keys: Values of KEYS. A key that is missing here is missing in the rows; "prompt" is required.
+        context: The scene for any subject, "a {} in the snow"; "" without.
     """
 
     pair: Pair
     text: str
     keys: Mapping[str, Any]
+    context: str = ""
 
     def known(self) -> ScoreRow:
         """Return the KEYS that this image has, in their order."""
@@ -51,11 +54,13 @@ class Embedded:
         images: In the order of the images.
         references: By role, of each reference by its sha256.
         texts: By text; empty if the backbone embeds no text.
+        training: By role, of each training image by its sha256; empty if copying is not scored by this backbone.
     """
 
     images: Embeddings
     references: Mapping[str, Mapping[str, torch.Tensor]]
     texts: Mapping[str, torch.Tensor]
+    training: Mapping[str, Mapping[str, torch.Tensor]] = field(default_factory=dict)
 
 
 def similarity_rows(item: ScoredImage, index: int, embedded: Embedded) -> list[ScoreRow]:
@@ -87,19 +92,24 @@ def similarity_rows(item: ScoredImage, index: int, embedded: Embedded) -> list[S
     return rows
 
 
-def truth_rows(item: ScoredImage, read: Mapping[str, str], truth: Truth) -> list[ScoreRow]:
-    """Return 1 or 0 for class, subject, family and style; empty unless the pair is a single one of the microworld."""
+def recognition_rows(item: ScoredImage, read: Mapping[str, str], truth: Truth) -> list[ScoreRow]:
+    """Return 1 or 0 for class, subject, family and style; empty unless the pair is a single one of the microworld.
+
+    Subjects and styles that are not among the candidates, as those for development, get no such row.
+    """
     rows = []
     if not item.pair.is_single:
         return rows
     content, style = item.pair.concepts
     version = f"{VERSION}-{truth.version}"
     if content.factors is not None:
-        expected = {"class_acc": ("class", content.factors.cls), "subject_r1": ("subject", content.name)}
+        expected = {"class_acc": ("class", content.factors.cls)}
+        expected |= {"subject_r1": ("subject", content.name)} if content.name in mw.HELDOUT_SUBJECTS else {}
         for metric, (kind, right) in expected.items():
             rows.append(row(item, metric, CONTENT[0], "content", right, float(read[kind] == right), version))
     if style.factors is not None:
-        expected = {"family_acc": ("family", style.factors.family), "style_r1": ("style", style.name)}
+        expected = {"family_acc": ("family", style.factors.family)}
+        expected |= {"style_r1": ("style", style.name)} if style.name in mw.HELDOUT_STYLES else {}
         for metric, (kind, right) in expected.items():
             rows.append(row(item, metric, STYLE[0], "style", right, float(read[kind] == right), version))
     return rows
@@ -123,6 +133,6 @@ def images_of(pair: Pair, scenes: Sequence[Scene], seeds: Sequence[int], keys: M
         keys: The KEYS that all images share, of dataset, world, method, ablation, model.
     """
     return [
-        ScoredImage(pair, scene.text, {**keys, "prompt": scene.prompt, "seed": seed, "image": index})
+        ScoredImage(pair, scene.text, {**keys, "prompt": scene.prompt, "seed": seed, "image": index}, scene.context)
         for index, (scene, seed) in enumerate(zip(scenes, seeds, strict=True))
     ]

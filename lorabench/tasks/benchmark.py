@@ -15,9 +15,10 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
+from lorabench.base import UserError
 from lorabench.config.choices import choose
 from lorabench.data.catalogue import load_pairs
-from lorabench.data.pairs import Prompts
+from lorabench.data.pairs import Pair, Prompts
 from lorabench.data.uses import JOINT, USES, Use
 from lorabench.engine.artifact import Artifact
 from lorabench.engine.devices import device_name
@@ -54,6 +55,8 @@ def plan_of(cfg: DictConfig, rows: list[Row] | None = None) -> Plan:
     prompts = Prompts(**cfg.prompts)
     pairs = load_pairs(typed["dataset"], prompts)
     pairs, left_out = fitting(pairs, prompts, readers_of(model, cfg.model.name), scorer_readers(scorers))
+    uses = uses_of(cfg)
+    check_grounds(prompts, pairs, uses)
     if rows is None:
         chosen = Row.chosen(method_of(cfg), ablation_of())
         check_uniform([chosen], pairs)
@@ -74,9 +77,22 @@ def plan_of(cfg: DictConfig, rows: list[Row] | None = None) -> Plan:
         trainer=typed["trainer"],
         seed=cfg.seed,
         scoring_batch=typed["scorers"].batch,
-        uses=uses_of(cfg),
+        uses=uses,
         left_out=left_out,
     )
+
+
+def check_grounds(prompts: Prompts, pairs: Sequence[Pair], uses: Sequence[Use]) -> None:
+    """Check that scenes of photographs are generated.
+
+    Raises:
+        UserError: If they are not.
+    """
+    if prompts.contexts != "none" and any(pair.content_scenes for pair in pairs) and "content" not in uses:
+        raise UserError(
+            f"prompts.contexts={prompts.contexts} on the microworld is for photographs of the subject by itself; "
+            "use uses=[joint,content]"
+        )
 
 
 def uses_of(cfg: DictConfig) -> tuple[Use, ...]:

@@ -8,6 +8,7 @@ from lorabench.base import UserError
 from lorabench.models.families import SDXL
 from lorabench.models.layer import Layer
 from lorabench.models.layer_map import LayerMap, with_ranks
+from lorabench.models.schedulers import check_own_sampler
 from lorabench.models.shapes import guidance_kind
 from lorabench.models.shapes import layer_map as model_layers
 from lorabench.personalization.training import Output
@@ -44,6 +45,8 @@ def check_model(plan: Plan, layer_map: LayerMap) -> None:
         raise UserError("lora.min_snr weighs the timesteps of DDPM models; use lora.min_snr=null")
     if not flow and recipe.timesteps != "uniform":
         raise UserError(f"lora.timesteps={recipe.timesteps} needs a flow-matching model; use lora.timesteps=uniform")
+    if flow:
+        check_own_sampler(plan.generation.sampler)
     if recipe.text_encoders and not layer_map.trained_text():
         raise UserError("lora.text_encoders=true is not supported for this model; use lora.text_encoders=false")
     if kind == "none" and plan.generation.guidance > 1:

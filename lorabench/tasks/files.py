@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from errno import EACCES
 from functools import cached_property
 from pathlib import Path
@@ -115,7 +115,7 @@ class Request:
             "model": {"weights": self.store.digest(*files.sources()), **files.numbers()},
             "precision": self.trainer.precision, "lora": sha256(resolve(own.file)), "weight": own.weight,
             "prompt": own.prompt,
-            "generate": asdict(self.generation), "seed": self.seed,
+            "generate": self.generation.params(), "seed": self.seed,
         }  # fmt: skip
 
         def generate(folder: Path, progress: Progress) -> None:

@@ -5,7 +5,7 @@ recognized, before heavy packages are imported.
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -211,7 +211,7 @@ class Plan:
             strength = scaled(row.strength, strength_for(use))
         params = {
             "model": self.model_params(), "sampling": key_of_component(method.sampling),
-            "generate": asdict(self.generation), "prompt": shown.prompt, "seeds": seeds, **scenes_of(shown),
+            "generate": self.generation.params(), "prompt": shown.prompt, "seeds": seeds, **scenes_of(shown),
         }  # fmt: skip
         if merged is None:
             params["merge"] = row.merge_key(pair)

@@ -25,9 +25,11 @@ from lorabench.tasks.jobs import load_scorer
 from lorabench.tasks.units import file_name
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from lorabench.scoring.rows import Embedded
 
-VERSIONS = {"embed": 1, "score": 4}
+VERSIONS = {"embed": 1, "score": 5}
 SCORES = "scores.parquet"
 
 
@@ -89,6 +91,7 @@ class Score:
         images: Folder of the images' embeddings, one per backbone.
         references: Folders of the references' embeddings, per backbone and concept of the pair.
         texts: Folder of the texts' embeddings per backbone; None if the backbone embeds no text.
+        training: Folders of the training images' embeddings, per backbone and concept; empty if copying is not scored.
     """
 
     scorers: ScorerSet
@@ -97,12 +100,14 @@ class Score:
     images: tuple[Path, ...]
     references: tuple[tuple[Path, ...], ...]
     texts: tuple[Path | None, ...]
+    training: tuple[tuple[Path, ...], ...]
 
     def __call__(self, folder: Path, progress: Progress) -> None:
         import pandas as pd
 
         from lorabench.engine.costs import cost
         from lorabench.scoring.complete import expected_scores
+        from lorabench.scoring.factors import find_factors
         from lorabench.scoring.rows import images_of
         from lorabench.scoring.score import score_rows
         from lorabench.scoring.truth import load_truth
@@ -110,9 +115,11 @@ class Score:
         shots = self.pair.shots(len(self.seeds) // len(self.pair.drawn))
         with cost(folder):
             backbones = [self.embedded(index) for index in range(len(self.images))]
-            truth = load_truth([each.images for each in backbones], self.scorers.truth) if self.scorers.truth else None
-            expected = expected_scores(self.scorers.metrics(), truth is not None)
-            rows = score_rows(images_of(self.pair, shots, self.seeds, {}), backbones, expected, truth)
+            images = [each.images for each in backbones]
+            truth = load_truth(images, self.scorers.truth) if self.scorers.truth else None
+            reader = find_factors(images, self.scorers.truth) if self.scorers.truth else None
+            expected = expected_scores(self.scorers.metrics(), truth is not None, reader is not None)
+            rows = score_rows(images_of(self.pair, shots, self.seeds, {}), backbones, expected, truth, reader)
             pd.DataFrame(rows).to_parquet(folder / SCORES, index=False)
         progress(1)
 
@@ -121,14 +128,21 @@ class Score:
         from lorabench.scoring.embeddings import TEXT, Embeddings
         from lorabench.scoring.rows import Embedded
 
-        references = {}
-        for concept, folder in zip(self.pair.concepts, self.references[backbone], strict=True):
+        def by_image(folder: Path, images: Sequence[Reference]) -> dict[str, dict[str, Tensor]]:
             rows = Embeddings.load(folder).rows
-            for index, reference in enumerate(concept.references):
-                references[reference.sha256] = {role: vectors[index] for role, vectors in rows.items()}
+            return {
+                image.sha256: {role: vectors[index] for role, vectors in rows.items()}
+                for index, image in enumerate(images)
+            }
+
+        references, training = {}, {}
+        for concept, folder in zip(self.pair.concepts, self.references[backbone], strict=True):
+            references |= by_image(folder, concept.references)
+        for concept, folder in zip(trained(self.pair), self.training[backbone], strict=False):  # none: not scored
+            training |= by_image(folder, concept.images)
         place = self.texts[backbone]
         texts = dict(zip(texts_of(self.pair), Embeddings.load(place).rows[TEXT], strict=True)) if place else {}
-        return Embedded(Embeddings.load(self.images[backbone]), references, texts)
+        return Embedded(Embeddings.load(self.images[backbone]), references, texts, training)
 
 
 @dataclass(frozen=True)
@@ -162,6 +176,11 @@ class Scoring:
         return {files: read_config(files.config)["name"] for files in self.scorers.scorers}
 
     @cached_property
+    def of_copying(self) -> set[ScorerFiles]:
+        """Return the scorers that copying is scored by."""
+        return {files for files in self.scorers.scorers if read_config(files.config)["kind"] == "dino"}
+
+    @cached_property
     def with_text(self) -> set[ScorerFiles]:
         """Return the scorers that also embed texts."""
         return {files for files in self.scorers.scorers if read_config(files.config)["kind"] == "clip"}
@@ -176,22 +195,31 @@ class Scoring:
             seeds: Seed of each image.
         """
         embedded = [self.of_images(files, name, images, len(seeds)) for files in self.scorers.scorers]
-        references = [[self.of_references(files, each) for each in pair.concepts] for files in self.scorers.scorers]
+        references = [
+            [self.of_references(files, each, each.references) for each in pair.concepts]
+            for files in self.scorers.scorers
+        ]
+        training = [
+            [self.of_references(files, each, each.images) for each in trained(pair) if files in self.of_copying]
+            for files in self.scorers.scorers
+        ]
         texts = [self.of_texts(files, pair) if files in self.with_text else None for files in self.scorers.scorers]
         inputs: Mapping[str, Sequence[Artifact]] = {
             "images": [images], "embeddings": embedded, "references": [each for of in references for each in of],
-            "texts": [each for each in texts if each],
+            "texts": [each for each in texts if each], "training": [each for of in training for each in of],
         }  # fmt: skip
         params = {
             "scorers": self.digest, "world": self.world, "names": [pair.content_name, pair.style_name],
             "seeds": list(seeds), "scenes": [[scene.prompt, scene.text] for scene in pair.drawn],
             "references": [[image.sha256 for image in concept.references] for concept in pair.concepts],
+            "training": [[image.sha256 for image in concept.images] for concept in pair.concepts],
         }  # fmt: skip
         path = self.store.path
         work = Score(
             self.scorers, pair, tuple(seeds), tuple(path(each) for each in embedded),
             tuple(tuple(path(each) for each in of) for of in references),
             tuple(path(each) if each else None for each in texts),
+            tuple(tuple(path(each) for each in of) for of in training),
         )  # fmt: skip
         return Artifact("score", name, VERSIONS["score"], params, work, inputs)
 
@@ -202,13 +230,13 @@ class Scoring:
         work = EmbedImages(files, self.trainer.accelerator, paths, self.batch)
         return self.embed(f"{self.names[files]} {name}", params, work, {"images": [images]}, count, images.key)
 
-    def of_references(self, files: ScorerFiles, concept: Concept) -> Artifact:
-        """Return the artifact with the embeddings of a concept's references, each in a batch of its own."""
-        images = [each.sha256 for each in concept.references]
-        params = {"scorer": self.digests[files], "references": images}
-        work = EmbedImages(files, self.trainer.accelerator, concept.references, 1)
+    def of_references(self, files: ScorerFiles, concept: Concept, images: Sequence[Reference]) -> Artifact:
+        """Return the artifact with the embeddings of a concept's images, each in a batch of its own."""
+        names = [each.sha256 for each in images]
+        params = {"scorer": self.digests[files], "references": names}
+        work = EmbedImages(files, self.trainer.accelerator, tuple(images), 1)
         name = f"{self.names[files]} {concept.role} {concept.name}"
-        return self.embed(name, params, work, {}, len(images), key_of("batch", {"references": images}))
+        return self.embed(name, params, work, {}, len(images), key_of("batch", {"references": names}))
 
     def of_texts(self, files: ScorerFiles, pair: Pair) -> Artifact:
         """Return the artifact with the embeddings of a pair's prompts and descriptions."""
@@ -232,6 +260,11 @@ class Scoring:
             batch_key: Artifacts with the same key are embedded in one batch; None: by itself.
         """
         return Artifact("embed", name, VERSIONS["embed"], params, work, inputs, count, 2.0 * count, batch_key)
+
+
+def trained(pair: Pair) -> list[Concept]:
+    """Return the concepts of a pair that have training images."""
+    return [concept for concept in pair.concepts if concept.images]
 
 
 def texts_of(pair: Pair) -> tuple[str, ...]:

@@ -29,6 +29,7 @@ from lorabench.models.flux.layers import layers_of
 from lorabench.models.model import DiffusionModel
 from lorabench.models.reading import place, read_pipeline
 from lorabench.models.sampler import Sampler
+from lorabench.models.schedulers import check_own_sampler
 from lorabench.models.sd3.model import refuse_own
 from lorabench.models.tokens import learned_tokens
 
@@ -133,8 +134,9 @@ class Flux(DiffusionModel):
         )[0]
         return unpack(prediction.float(), height, width)
 
-    def sampler(self, steps: int) -> Sampler:
+    def sampler(self, steps: int, kind: str = "model") -> Sampler:
         """Return Euler steps along the levels of diffusers' pipeline, shifted by the number of image tokens."""
+        check_own_sampler(kind)
         config: Any = self.pipeline.scheduler.config
         sigmas = torch.tensor(np.linspace(1.0, 1 / steps, steps), dtype=torch.float32)
         _, height, width = self.latent_shape

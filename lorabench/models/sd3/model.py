@@ -25,6 +25,7 @@ from lorabench.models.flow import FlowMatching, FlowSampler, trained_levels
 from lorabench.models.model import DiffusionModel
 from lorabench.models.reading import place, read_pipeline
 from lorabench.models.sampler import Sampler
+from lorabench.models.schedulers import check_own_sampler
 from lorabench.models.sd3.layers import layers_of
 from lorabench.models.tokens import learned_tokens
 
@@ -117,8 +118,9 @@ class SD3(DiffusionModel):
             return_dict=False,
         )[0].float()
 
-    def sampler(self, steps: int) -> Sampler:
+    def sampler(self, steps: int, kind: str = "model") -> Sampler:
         """Return Euler steps along the levels that diffusers' pipeline uses."""
+        check_own_sampler(kind)
         scheduler = deepcopy(self.pipeline.scheduler)
         scheduler.set_timesteps(steps)
         return FlowSampler(scheduler.sigmas[:-1].to(self.device))

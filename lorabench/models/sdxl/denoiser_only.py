@@ -53,8 +53,8 @@ class DenoiserOnly(SDXL):
             unet: Any = UNet2DConditionModel.from_config(dict(config))
         return cls(unet if dtype is None else unet.to(dtype), checkpointing)
 
-    def sampler(self, steps: int) -> Sampler:
-        return ScheduledSampler(EulerDiscreteScheduler(**SCHEDULE), steps, self.device)
+    def sampler(self, steps: int, kind: str = "model") -> Sampler:
+        return ScheduledSampler(EulerDiscreteScheduler(**SCHEDULE), steps, self.device, kind)
 
     def encode_images(self, images: Tensor) -> Tensor:
         return image_codes(self, images)

@@ -139,8 +139,8 @@ class SDXL(DiffusionModel):
             for module in readers:
                 module.own = None
 
-    def sampler(self, steps: int) -> Sampler:
-        return ScheduledSampler(self.pipeline.scheduler, steps, self.device)
+    def sampler(self, steps: int, kind: str = "model") -> Sampler:
+        return ScheduledSampler(self.pipeline.scheduler, steps, self.device, kind)
 
     def recomputed_blocks(self) -> list[nn.Module]:
         return [each for each in self.unet.modules() if isinstance(each, BasicTransformerBlock | ResnetBlock2D)]

@@ -1,0 +1,181 @@
+"""Copying, diversity and the scores read in the world's factors, against plain formulas."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from test_score import KEYS, pair_of, pictures, reference
+from tiny_scorers import write_scorer
+
+from lorabench.data import microworld as mw
+from lorabench.data.pairs import ROLES, Scene
+from lorabench.report import protocols
+from lorabench.scoring.complete import expected_scores
+from lorabench.scoring.embeddings import embed_images, embed_texts
+from lorabench.scoring.factor_rows import factor_rows, ground_of
+from lorabench.scoring.factors import CONTENT, INPUTS, STYLE, FactorNetwork, FactorReader, find_factors
+from lorabench.scoring.load import load_scorers
+from lorabench.scoring.rows import Embedded, images_of
+from lorabench.scoring.score import score_rows
+
+
+@pytest.fixture(scope="module")
+def scorers(tmp_path_factory):
+    root = tmp_path_factory.mktemp("scorers")
+    for kind in ("dino", "clip", "csd"):
+        write_scorer(root / kind, kind)
+    return load_scorers(root)
+
+
+SCENES = (Scene("a sks mug in szn style", "a mug in ink style"), Scene("another", "a mug"), Scene("a third", "a mug"))
+
+
+@pytest.fixture
+def pair():
+    plain = pair_of(pictures(2, seed=1), pictures(2, seed=2))
+    trained = [tuple(reference(p) for p in pictures(3, seed=seed)) for seed in (5, 6)]
+    [content], [style] = plain.contents, plain.styles
+    return replace(
+        plain, contents=(replace(content, images=trained[0]),), styles=(replace(style, images=trained[1]),),
+        scenes=SCENES[:2],
+    )  # fmt: skip
+
+
+def embedded(pair, scorer, images):
+    def by_image(references):
+        rows = embed_images(references, [scorer], 1)[0].rows
+        return {each.sha256: {role: rows[role][i] for role in rows} for i, each in enumerate(references)}
+
+    texts = [text for scene in pair.drawn for text in (scene.text, scene.prompt)]
+    known = dict(zip(texts, embed_texts(texts, scorer).rows["text"], strict=True)) if images.text_metric else {}
+    training = [each for concept in pair.concepts for each in concept.images] if images.metric == "dino" else []
+    return Embedded(
+        images,
+        by_image([each for concept in pair.concepts for each in concept.references]),
+        known,
+        by_image(training) if training else {},
+    )
+
+
+def score(pair, images, scorers, each):
+    found = embed_images(images, scorers, 32)
+    backbones = [embedded(pair, scorer, own) for scorer, own in zip(scorers, found, strict=True)]
+    expected = expected_scores({scorer.name: scorer.metrics for scorer in scorers}, False)
+    items = images_of(pair, pair.shots(each), list(range(len(images))), KEYS)
+    return score_rows(items, backbones, expected), found[0].rows["content"]
+
+
+def test_nearest_training_image_and_spread_are_those_of_plain_cosines(scorers, pair):
+    import pandas as pd
+
+    images = pictures(4)
+    images[1] = pictures(3, seed=5)[2]  # repeats the third training image of the subject
+    rows, vectors = score(pair, images, scorers, 2)
+    trained = {role: embed_images(pair.of(role)[0].images, scorers[:1], 1)[0].rows["content"] for role in ROLES}
+    frame = pd.DataFrame(rows)
+    for role, others in trained.items():
+        column = protocols.every({f"copy/{role}": ["dino@test"]})[0]
+        values = protocols.image_values(frame, column)["value"].to_numpy()
+        assert values == pytest.approx((vectors @ others.T).max(dim=1).values.numpy(), abs=1e-5)
+    copied = frame[(frame["metric"] == "copy/content") & (frame["image"] == 1)]
+    assert len(copied) == 3 and copied["value"].max() == pytest.approx(1, abs=1e-5)
+    assert copied.loc[copied["value"].idxmax(), "reference"] == pair.contents[0].images[2].sha256[:12]
+    spread = frame[frame["metric"] == "diversity"].set_index("image")["value"]
+    alike = (vectors @ vectors.T).numpy()
+    assert spread.tolist() == pytest.approx(
+        [1 - alike[0, 1], 1 - alike[0, 1], 1 - alike[2, 3], 1 - alike[2, 3]], abs=1e-5
+    )
+
+
+def test_image_alone_with_its_prompt_has_no_diversity(scorers, pair):
+    three = replace(pair, scenes=SCENES)
+    rows, _ = score(three, pictures(3), scorers, 1)
+    assert not any(row["metric"] == "diversity" for row in rows)
+    assert {row["metric"] for row in rows} >= {"copy/content", "copy/style"}
+
+
+def test_missing_copying_is_found(scorers, pair):
+    found = embed_images(pictures(2), scorers, 32)
+    without = [replace(embedded(pair, scorer, own), training={}) for scorer, own in zip(scorers, found, strict=True)]
+    items = images_of(pair, pair.shots(1), [0, 1], KEYS)
+    expected = expected_scores({scorer.name: scorer.metrics for scorer in scorers}, False)
+    with pytest.raises(RuntimeError, match="lacks copy/content by dino@test, copy/style by dino@test"):
+        score_rows(items, without, expected)
+
+
+def test_development_names_are_not_recognized_among_held_out_ones(scorers, pair, monkeypatch):
+    from test_score import truth
+
+    names = ("dino@micro", "clip@micro", "csd@micro")
+    for scorer, name in zip(scorers, names, strict=True):
+        monkeypatch.setattr(scorer, "name", name)
+    [content], [style] = pair.contents, pair.styles
+    developed = replace(
+        pair,
+        contents=(replace(content, name="mug_dev1", factors=mw.subject("mug_dev1")),),
+        styles=(replace(style, factors=mw.style("ink_1")),),
+    )
+    found = embed_images(pictures(2), scorers, 32)
+    backbones = [embedded(developed, scorer, own) for scorer, own in zip(scorers, found, strict=True)]
+    expected = expected_scores({scorer.name: scorer.metrics for scorer in scorers}, True)
+    items = images_of(developed, developed.shots(1), [0, 1], KEYS)
+    metrics = {row["metric"] for row in score_rows(items, backbones, expected, truth())}
+    assert "subject_r1" not in metrics and {"class_acc", "style_r1", "family_acc"} <= metrics
+
+
+def made_reader(width=16):
+    torch.manual_seed(1)
+    networks = [FactorNetwork(width * len(INPUTS), outputs) for outputs in (CONTENT, STYLE)]
+    return FactorReader(*networks, version="v")
+
+
+def made_embeddings(count=4, width=16):
+    torch.manual_seed(2)
+    return {name: {role: torch.randn(count, width) for role in ("content", "style")} for name, _ in INPUTS}
+
+
+def test_truth_is_one_minus_distance_in_factors(pair):
+    from lorabench.scoring.factors import content_distances, labels, style_distances
+
+    [content], [style] = pair.contents, pair.styles
+    known = replace(
+        pair,
+        contents=(replace(content, factors=mw.subject("mug_1")),),
+        styles=(replace(style, factors=mw.style("ink_1")),),
+        scenes=(Scene("a sks mug on the beach", "a mug on the beach", context="a {} on the beach"),),
+    )
+    reader, embeddings = made_reader(), made_embeddings()
+    items = images_of(known, known.shots(4), range(4), KEYS)
+    rows = factor_rows(items, embeddings, reader)
+    read = reader.read(embeddings)
+    apart = {
+        "truth/content": content_distances(read, mw.subject("mug_1")),
+        "truth/style": style_distances(read, mw.style("ink_1")),
+    }  # fmt: skip
+    for index, own in enumerate(rows):
+        values = {row["metric"]: row["value"] for row in own}
+        assert values.keys() == {"truth/content", "truth/style", "ground_acc"}
+        for metric, distances in apart.items():
+            assert values[metric] == pytest.approx(1 - distances[index].item(), abs=1e-6)
+        assert values["ground_acc"] == float(labels(read, "scene")[index] == "beach")
+    assert factor_rows(images_of(pair, pair.shots(2), range(4), KEYS), embeddings, reader) == [[], [], [], []]
+
+
+def test_networks_that_are_not_trained_give_no_score(tmp_path):
+    assert find_factors([], tmp_path) is None
+    assert ground_of("a {} at night") == "night" and ground_of("") is None
+
+
+def test_columns_of_copying_stand_beside_fidelity():
+    metrics = ["csd/style", "copy/content", "dino/content", "diversity", "copy/style"]
+    columns = protocols.every({metric: ["dino@test"] for metric in metrics})
+    assert [column.name for column in columns] == [
+        "dino/content",
+        "copy/content",
+        "diversity",
+        "csd/style",
+        "copy/style",
+    ]
+    assert [column.spec.references for column in columns] == ["mean", "max", "mean", "mean", "max"]
