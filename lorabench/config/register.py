@@ -19,6 +19,8 @@ from lorabench.config.task_schemas import (
     LayerProbeTask,
     MemoryTask,
     ParamsTask,
+    SamplersTask,
+    SensitivityTask,
     TaskSpec,
     TradeoffTask,
 )
@@ -44,6 +46,8 @@ SCHEMAS = {
         "compare": CompareTask,
         "grid": GridTask,
         "tradeoff": TradeoffTask,
+        "sensitivity": SensitivityTask,
+        "samplers": SamplersTask,
         "calibration": CalibrationTask,
         "cost": CostTask,
         "files": FileTask,

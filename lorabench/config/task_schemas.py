@@ -72,6 +72,22 @@ class TradeoffTask(TaskSpec):
 
 
 @dataclass
+class SensitivityTask(TaskSpec):
+    energy: list[float] = MISSING  # shares of the energy of each update that are removed
+    weights: list[float] = MISSING  # scales of one LoRA while the other has scale 1
+    null_seed: int = setting(MISSING, least=0)  # seed of the second direct merge
+    splits: int = setting(MISSING, least=1)  # random splits of both seeds
+    shown: list[str] = MISSING  # scores in the figure
+
+
+@dataclass
+class SamplersTask(TaskSpec):
+    samplers: list[str] = MISSING  # see `GenerateSpec.sampler`
+    steps: list[int] = MISSING
+    reference_steps: int = setting(MISSING, least=2)  # of the model's own sampler
+
+
+@dataclass
 class CalibrationTask(TaskSpec):
     """Settings of task=calibration."""
 

@@ -36,6 +36,8 @@ TASKS = {
     "compare": "lorabench.tasks.compare",
     "grid": "lorabench.tasks.grid",
     "tradeoff": "lorabench.tasks.tradeoff",
+    "sensitivity": "lorabench.tasks.sensitivity",
+    "samplers": "lorabench.tasks.samplers",
     "calibration": "lorabench.tasks.calibration",
     "cost": "lorabench.tasks.cost",
     "layer_probe": "lorabench.tasks.layer_probe",
