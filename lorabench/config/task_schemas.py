@@ -84,7 +84,7 @@ class SensitivityTask(TaskSpec):
 class SamplersTask(TaskSpec):
     samplers: list[str] = MISSING  # see `GenerateSpec.sampler`
     steps: list[int] = MISSING
-    reference_steps: int = setting(MISSING, least=2)  # of the model's own sampler
+    reference_steps: int = setting(MISSING, least=2)  # steps of the model's own sampler
 
 
 @dataclass

@@ -66,7 +66,7 @@ def footnotes(
 
 
 def column_notes(lines: pd.DataFrame) -> list[str]:
-    """Return what the columns of copying and diversity are, and which scores of the ground truth are missing."""
+    """Return descriptions of the columns of copying and diversity, and the missing scores of the ground truth."""
     shown, found = set(lines["metric"]), []
     if {"copy/content", "copy/style", "diversity"} & shown:
         found.append(

@@ -170,7 +170,7 @@ def every(by_metric: dict[str, list[str]]) -> list[Column]:
 
 
 def reduction(metric: str) -> str:
-    """Return how the references of an image are reduced if no protocol says it."""
+    """Return the reduction over the references of an image if no protocol defines it."""
     return "max" if metric in NEAREST else "mean"
 
 

@@ -1,4 +1,4 @@
-"""What the scores can see: effects of known damage, the rate of false differences, and detectable differences.
+"""Sensitivity of the scores: effects of known damage, the rate of false differences, and detectable differences.
 
 All numbers come from one table per score, of labels x pairs. A difference is that of a label to the undamaged merge,
 averaged over the images of a pair.
@@ -42,8 +42,8 @@ class Dose:
     """A row with known damage.
 
     Args:
-        kind: What is damaged: "energy", "content weight", "style weight", "style of another pair".
-        dose: How much, increasing.
+        kind: Damaged quantity: "energy", "content weight", "style weight", "style of another pair".
+        dose: Amount of the damage.
         label: The row.
     """
 

@@ -79,6 +79,7 @@ def response_table(response: pd.DataFrame, kind: str = "damage", dose: str = "do
 
 
 def smallest_table(smallest: pd.DataFrame) -> Iterator[str]:
+    """Yield the lines of the table of smallest separated doses."""
     kinds = list(dict.fromkeys(smallest["kind"]))
     yield f"| score | {' | '.join(kinds)} |"
     yield f"|---|{'---:|' * len(kinds)}"
@@ -89,6 +90,7 @@ def smallest_table(smallest: pd.DataFrame) -> Iterator[str]:
 
 
 def null_table(nulls: pd.DataFrame) -> Iterator[str]:
+    """Yield the lines of the table of false differences."""
     counts = sorted(set(nulls["pairs"]))
     yield f"| score | {' | '.join(f'{count} pairs' for count in counts)} |"
     yield f"|---|{'---:|' * len(counts)}"
@@ -98,6 +100,7 @@ def null_table(nulls: pd.DataFrame) -> Iterator[str]:
 
 
 def limit_table(limits: pd.DataFrame) -> Iterator[str]:
+    """Yield the lines of the table of detectable differences."""
     yield f"| score | rows | sd | {' | '.join(f'{count} pairs' for count in PAIRS)} | target at 32 | needed |"
     yield f"|---|---|---:|{'---:|' * (len(PAIRS) + 2)}"
     for row in limits.to_dict("records"):

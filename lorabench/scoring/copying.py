@@ -4,7 +4,7 @@
     diversity                  1 - mean cosine of an image with the other images of its prompt
 
 Both use the content embedding of DINO. An overfitted LoRA wins `dino/content` by repeating a training image, and then
-`copy/content` is far above that of the oracle. `copy/style` shows whether a style image returns with what it depicts.
+`copy/content` is far above that of the oracle. `copy/style` shows whether an image repeats objects of a style image.
 """
 
 from __future__ import annotations
@@ -65,4 +65,5 @@ def diversity_rows(items: Sequence[ScoredImage], embedded: Embedded) -> list[lis
 
 
 def same_prompt(one: ScoredImage, other: ScoredImage) -> bool:
+    """Return whether two images are of the same pair and prompt."""
     return one.pair is other.pair and one.keys["prompt"] == other.keys["prompt"]

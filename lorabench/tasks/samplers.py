@@ -1,11 +1,11 @@
-"""task=samplers: the sampler with the fewest steps whose images the scores cannot tell from many steps.
+"""task=samplers: the sampler with the fewest steps whose scores are not separated from those of many steps.
 
     python run.py experiments=samplers
 
 The direct merge is sampled from the same noise by each sampler of `task.samplers` at each number of `task.steps`, and
-compared with the model's own sampler at `task.reference_steps`. A score tells two settings apart if the paired
-difference is separated after Holm's correction over the numbers of steps of a sampler. "Cannot tell" is no proof of
-equality: the intervals say how large a difference may be.
+compared with the model's own sampler at `task.reference_steps`. Two settings are separated in a score if the paired
+difference is significant after Holm's correction over the numbers of steps of a sampler. Settings that are not
+separated may still differ; the intervals show by how much.
 """
 
 from __future__ import annotations
@@ -81,6 +81,7 @@ def setting(plan: Plan, sampler: str, steps: int) -> Plan:
 
 
 def name_of(sampler: str, steps: int) -> str:
+    """Return the label of a setting."""
     return f"{sampler}, {steps} steps"
 
 

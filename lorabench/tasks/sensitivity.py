@@ -49,6 +49,7 @@ class Exchanged(Plan):
     own: Mapping[str, Pair] = field(default_factory=dict)
 
     def seeds(self, pair: Pair) -> list[int]:
+        """Return the seeds of the pair that an exchanged pair stands for."""
         return super().seeds(self.own.get(pair.name, pair))
 
     def score_own(self, row: Row, pair: Pair) -> Artifact:

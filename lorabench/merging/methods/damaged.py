@@ -3,8 +3,8 @@
     dW_m = sum_k dW_k diag(i_k),   ||dW_k diag(i_k)||^2 = (1 - share) ||dW_k||^2   in every layer
 
 i_k is 1 or 0 for whole input columns, in a random order per pair, layer and adapter; one column is scaled so that the
-share is exact. It is no method of a publication: task=sensitivity uses it to find out which differences the scores can
-see.
+share is exact. It is not a published method: task=sensitivity uses it to find out which differences the scores
+detect.
 """
 
 from collections.abc import Sequence

@@ -17,7 +17,7 @@ from lorabench.models.flux.model import PATCH, Flux
 from lorabench.models.model import DiffusionModel
 from lorabench.models.random_codes import image_codes, prompt_codes
 
-TOKENS = 512  # of T5
+TOKENS = 512  # tokens of T5
 EDGE = 128  # latents of an image of 1024 pixels
 
 

@@ -17,7 +17,7 @@ from lorabench.models.random_codes import image_codes, prompt_codes
 from lorabench.models.sd3.layers import layers_of
 from lorabench.models.sd3.model import SD3
 
-TOKENS = 77 + 256  # of CLIP and of T5
+TOKENS = 77 + 256  # tokens of CLIP and of T5
 SHIFT = 3.0
 
 
