@@ -15,7 +15,7 @@ import torch
 from merges import merged, sampled
 
 from lorabench.base import seed_of
-from lorabench.config.dataset_schemas import MicroworldSpec
+from lorabench.config.dataset_schemas import MicroworldSpec, StylisedSpec
 from lorabench.config.schemas import LoRASpec, TrainerSpec
 from lorabench.data.catalogue import load_pairs
 from lorabench.data.pairs import ROLES, Prompts
@@ -27,6 +27,7 @@ from lorabench.personalization.training import Environment
 
 FILE = Path(__file__).parent / "golden.json"
 WORLD = MicroworldSpec("microworld", ["mug_1"], ["ink_1"], None, 2, 2, 1)
+STYLISED = StylisedSpec("microworld_stylised", "all", "all", None, 1, 1, 1, True, ["mug_1/ink_1"], 1, 0)
 SKIPPED = {"training/given"}  # trains nothing
 EQUAL_RANKS = ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")
 TOLERANCE = 0.01  # relative; another machine rounds differently, and Adam amplifies it
@@ -61,7 +62,7 @@ def of_sampling(model, loras, method: Method) -> list[float]:
 
 
 def of_training(model, method: Method, spec: LoRASpec, trainer: TrainerSpec) -> list[float]:
-    [pair] = load_pairs(WORLD, Prompts())
+    [pair] = load_pairs(STYLISED if method.training.images == "stylised" else WORLD, Prompts())
     jobs = {output.job.name: output.job for output in method.training.outputs(pair, spec)}
     adapters = [each for job in jobs.values() for each in job.run(model, Environment(0, trainer)).values()]
     return [number for adapter in adapters for number in numbers_of(adapter)]

@@ -69,8 +69,11 @@ def test_components_share_only_settings_that_mean_same() -> None:
         for group in GROUPS
     }
     shared = {key for one, other in combinations(GROUPS, 2) for key in keys[one] & keys[other]}
-    assert shared == {"content_block", "style_block"}
-    assert all(presets.values("training", "blora")[key] == presets.values("merge", "blora")[key] for key in shared)
+    assert shared == {"content_block", "style_block", "prompt_separation"}
+    blora, unzip = ({"training": "blora", "merge": "blora"}, {"training": "unziplora", "sampling": "three_prompts"})
+    for options in (blora, unzip):
+        one, other = (presets.values(*each) for each in options.items())
+        assert all(one[key] == other[key] for key in one.keys() & other.keys())
 
 
 def test_components_are_at_most_two_classes_deep() -> None:
@@ -378,4 +381,5 @@ def test_experiment_of_all_methods_has_every_preset_that_merges() -> None:
     values: Any = OmegaConf.to_container(OmegaConf.load(CONF.parent / "experiments" / "all_methods.yaml"))
     names = [name.strip() for name in values["hydra"]["sweeper"]["params"]["method"].split(",")]
     assert len(names) == len(set(names))
-    assert set(names) == set(PRESETS) - {"base", "content_only", "style_only", "custom_weights"}
+    needing_others = {name for name in PRESETS if load(name).training.images == "stylised"}
+    assert set(names) == set(PRESETS) - {"base", "content_only", "style_only", "custom_weights"} - needing_others

@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 FREE = re.compile(
-    r"(content|style)\.(lora|prompt|images|embedding|trigger)|prompt|output|store|name"
+    r"(content|style)\.(lora|prompt|images|embedding|trigger)|prompt|image|output|store|name"
     r"|prompts\.(content|style)_token|logger\.project"
     r"|model\.(path|config|vae)|scorers\.(path|weights\.\w+)|dataset\.(\w*root|manifest|path|folder)"
 )

@@ -23,6 +23,7 @@ from lorabench.config.task_schemas import (
     SensitivityTask,
     TaskSpec,
     TradeoffTask,
+    UnzipTask,
 )
 
 SCHEMAS = {
@@ -53,6 +54,7 @@ SCHEMAS = {
         "files": FileTask,
         "memory": MemoryTask,
         "hypernetwork": HypernetworkTask,
+        "unzip": UnzipTask,
     },
 }
 

@@ -195,3 +195,5 @@ class Config:
     style: UserLoRASpec | None = None
     prompt: str | None = None
     weights: list[float] | None = None  # task=merge and task=generate: scale of each LoRA, contents first
+    image: Any = None  # task=unzip: an image, a list of images of one subject, a folder or a pattern
+    words: str = setting("given", options=("given", "suggest"))  # task=unzip: suggest: words that are left out

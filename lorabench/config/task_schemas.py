@@ -127,6 +127,18 @@ class UserLoRASpec:
 
 
 @dataclass
+class UnzipTask(TaskSpec):
+    """Settings of task=unzip, which separates the user's images into LoRAs."""
+
+    format: str = setting(MISSING, options=("kohya", "diffusers"))  # format of the files
+    dtype: str = setting(MISSING, options=("float32", "float16", "bfloat16"))  # type of the files
+    scenes: list[str] | None = MISSING  # places of the content by itself on the contact sheet; null: by the model
+    subjects: list[str] | None = MISSING  # subjects of the style by itself; null: by the model
+    look_every: int = setting(MISSING, least=0)  # steps between reconstructions whose consistency is shown; 0: none
+    stop: float | None = setting(MISSING, above=0)  # end when two more reconstructions gain less; null: never
+
+
+@dataclass
 class FileTask(TaskSpec):
     """Settings of task=merge and task=generate, which use the user's files."""
 

@@ -110,6 +110,10 @@ class Adapter(Mapping[str, Factors]):
                    for layer, each in self.items()}  # fmt: skip
         return Adapter(factors, self.text, self.tokens, None, self.backbone, self.metadata)
 
+    def unmasked(self) -> Adapter:
+        """Return the adapter as it is used on its own: without its masks."""
+        return Adapter(self._factors, self.text, self.tokens, None, self.backbone, self.metadata)
+
     def compressed(self, rank: int) -> tuple[Adapter, CompressionError]:
         """Return the nearest adapter with at most this rank in every layer, and its relative errors."""
         from lorabench.lora.compress import compress

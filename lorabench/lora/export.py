@@ -41,9 +41,15 @@ def export(adapters: Sequence[Adapter], masks: LayerMasks | None = None, scales:
     )
 
 
-def jointly(adapters: Sequence[Adapter]) -> Sequence[Adapter]:
-    """Return adapters for joint use. A single adapter is returned without its masks applied."""
-    return adapters if len(adapters) == 1 else [each.jointly() for each in adapters]
+def jointly(adapters: Sequence[Adapter], used: Sequence[bool] | None = None) -> Sequence[Adapter]:
+    """Return adapters for joint use. An adapter that is used by itself is returned without its masks.
+
+    Args:
+        adapters: Adapters.
+        used: Which of them have a scale other than 0; None means all.
+    """
+    count = len(adapters) if used is None else sum(used)
+    return [each.jointly() if count > 1 else each.unmasked() for each in adapters]
 
 
 def summed(

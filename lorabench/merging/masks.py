@@ -112,12 +112,13 @@ def parts_of(
     strength: Mapping[Role, float] | None,
 ) -> Parts:
     """Return the separate adapters of a merge for sampling rules."""
-    return Parts(rebased(loras, merge.basis), tuple(roles), merge.scales, masks, strength)
+    used = None if strength is None else [bool(strength[role]) for role in roles]
+    return Parts(rebased(loras, merge.basis, used), tuple(roles), merge.scales, masks, strength)
 
 
-def rebased(loras: Sequence[LoRA], basis: str) -> Sequence[LoRA]:
-    """Return the adapters in factors of a basis."""
-    return in_basis(jointly(loras), basis)
+def rebased(loras: Sequence[LoRA], basis: str, used: Sequence[bool] | None = None) -> Sequence[LoRA]:
+    """Return the adapters in factors of a basis. See `jointly` for `used`."""
+    return in_basis(jointly(loras, used), basis)
 
 
 def updates_at(loras: Sequence[LoRA], layer: Layer) -> list[Factors]:

@@ -173,15 +173,21 @@ def folded(factors: Mapping[str, Factors], scale: float) -> dict[str, Factors]:
 
 
 def trainable(adapters: Adapters, scale: float, learned: Sequence[str] = FACTORS) -> list[Tensor]:
-    """Those factors of an adapter, which now learn, at strength `scale` in every row."""
-    adapters.rows(torch.tensor([[scale]]))
+    """Those factors of all adapters, which now learn, at strength `scale` in every row."""
+    count = len(next(iter(adapters.layers.values())).ranks)
+    adapters.rows(torch.full((1, count), scale))
     return [getattr(layer, name).requires_grad_(True) for layer in adapters.layers.values() for name in learned]
 
 
-def denoised(model: DiffusionModel, batch: Batch, words: Conditioning) -> tuple[Tensor, Tensor]:
-    """What the model predicts of a noised batch, and what it should."""
+def denoised(
+    model: DiffusionModel, batch: Batch, words: Conditioning, own: Sequence[Conditioning] | None = None
+) -> tuple[Tensor, Tensor]:
+    """What the model predicts of a noised batch, and what it should.
+
+    own: prompts of each adapter, see `DiffusionModel.predict`.
+    """
     noised = model.process.add_noise(batch.latents, batch.noise, batch.t)
-    prediction = model.predict(noised, batch.t, model.with_crops(words, batch.crops))
+    prediction = model.predict(noised, batch.t, model.with_crops(words, batch.crops), own)
     return prediction, model.process.target(batch.latents, batch.noise, batch.t)
 
 

@@ -23,6 +23,19 @@ def initial(layers: Mapping[str, Layer], rank: int, seed: int) -> LoRA:
     return LoRA(factors)
 
 
+def random_factors(layers: Mapping[str, Layer], rank: int, seed: int, up: float = 1.0) -> LoRA:
+    """Return factors that are both normal, with standard deviation 1 / rank and up / rank.
+
+    UnZipLoRA (arXiv 2412.04465) starts so, because scores of columns are zero where `up` is. The update of a layer has
+    the standard deviation up / rank^1.5.
+    """
+    factors = {}
+    for name, start in initial(layers, rank, seed).items():
+        draw = torch.Generator().manual_seed(seed_of(seed, name, "up"))
+        factors[name] = Factors(start.down, torch.randn(start.up.shape, generator=draw) * (up / rank))
+    return LoRA(factors)
+
+
 def initial_text(layers: Mapping[str, Layer], rank: int, seed: int) -> LoRA:
     """Return the same for layers of text encoders; the draws of an encoder are seeded by its name."""
     factors: dict[str, Factors] = {}

@@ -18,6 +18,7 @@ from lorabench.data.pairs import Concept, Pair, Reference, Role
 if TYPE_CHECKING:
     from lorabench.engine.curves import Curves
     from lorabench.lora.adapter import LoRA
+    from lorabench.models.layer_map import LayerMap
     from lorabench.models.model import DiffusionModel
 
 Images = Literal["concepts", "aligned", "stylised"]
@@ -149,6 +150,14 @@ class Training(ABC):
         Raises:
             UserError: If the scheme does not support the recipe.
         """
+
+    def check(self, layers: LayerMap, recipe: LoRASpec) -> None:
+        """Check the layers of a model before anything is trained.
+
+        Raises:
+            UserError: If the scheme does not fit them.
+        """
+        return None
 
 
 def is_per_pair(outputs: Sequence[Output]) -> bool:

@@ -29,11 +29,18 @@ class Branch:
         weight: Weight of the prediction; the weights of all branches sum to 1.
         scales: Scale of each adapter in this branch, multiplied by that of the merge.
         prompt: Variant of the prompt; None is the empty prompt.
+        own: Variant that each adapter reads instead in the layers that read the prompt (x_k of the formula); None: all
+            adapters read `prompt`.
     """
 
     weight: float
     scales: tuple[float, ...]
     prompt: Wording | None
+    own: tuple[Wording | None, ...] | None = None
+
+    def read_by(self, adapter: int) -> Wording | None:
+        """Return the variant that an adapter reads."""
+        return self.prompt if self.own is None else self.own[adapter]
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,11 @@ class Sampling:
             [steps, layers, adapters] in float64; a branch multiplies it by its own scales.
         """
         return None
+
+
+def variants(branches: Sequence[Branch]) -> set[Wording]:
+    """Return the prompt variants that branches and their adapters read, without the empty prompt."""
+    return {each for branch in branches for each in (branch.prompt, *(branch.own or ())) if each}
 
 
 def adapters_used(sampling: Sampling, context: Context) -> list[bool]:

@@ -63,16 +63,25 @@ def sample_latents(
     if branches is not None:
         branches = [branch for branch in branches if branch.weight]
         words = [branch.prompt for branch in branches]
-    said = {each: model.encode_prompts(worded(prompts, each)) for each in words if each}
-    conditioning = Conditioning.join([said[each] if each else model.unconditional(n) for each in words])
-    switches = None
+    said: dict[Wording | None, Conditioning] = {}
+
+    def states(several: Sequence[Wording | None]) -> Conditioning:
+        for each in several:
+            if each not in said:
+                said[each] = model.encode_prompts(worded(prompts, each)) if each else model.unconditional(n)
+        return Conditioning.join([said[each] for each in several])
+
+    conditioning, own, switches = states(words), None, None
     if branches is not None:
         switches = torch.tensor([branch.scales for branch in branches]).repeat_interleave(n, dim=0)
+        if any(branch.own for branch in branches):
+            count = len(branches[0].scales)
+            own = [states([branch.read_by(k) for branch in branches]) for k in range(count)]
     for index, t in enumerate(run.timesteps):
         if adapters is not None and scales is not None:
             adapters.rows(scales.at(index, switches))
         rows = run.scaled(latents.repeat(len(words), 1, 1, 1), t)
-        predictions = model.predict(rows, t, conditioning, guidance=embedded).unflatten(0, (len(words), n))
+        predictions = model.predict(rows, t, conditioning, own, embedded).unflatten(0, (len(words), n))
         prediction = _guided(predictions, guidance, branches)
         latents = run.step(prediction, t, latents)
     return latents

@@ -17,16 +17,17 @@ from lorabench.tasks.plan import Plan
 
 
 def check_methods(plan: Plan) -> None:
-    """Check each merge against the layers that its LoRAs will adapt, with the ranks and roles of its training.
+    """Check each training against the layers of the model, and each merge against those that its LoRAs will adapt.
 
     Raises:
-        UserError: If a merge does not fit them.
+        UserError: If a training or a merge does not fit them.
     """
     layer_map = model_layers(plan.model)
     check_model(plan, layer_map)
     seen: dict[str, dict[str, Layer]] = {}
     for row, pair in plan.cells():
         if row.method is not None:
+            row.method.training.check(layer_map, plan.lora)
             outputs = plan.outputs(row, pair)
             key = str([(output.shown.role, output.rank, list(output.blocks), output.targets) for output in outputs])
             if key not in seen:
@@ -52,9 +53,15 @@ def check_model(plan: Plan, layer_map: LayerMap) -> None:
     if kind == "none" and plan.generation.guidance > 1:
         raise UserError(f"generate.guidance={plan.generation.guidance:g} has no effect on this model; use 1")
     for row, pair in plan.cells():
-        if kind != "cfg" and row.method is not None:
+        if flow and row.method is not None:
             context = plan.context(tuple(output.shown.role for output in plan.outputs(row, pair)))
-            if row.method.sampling.branches(context) is not None:
+            branches = row.method.sampling.branches(context)
+            if any(branch.own for branch in branches or ()):
+                raise UserError(
+                    f"{row.name} gives each LoRA its own prompt in cross-attention, which this model does not have; use "
+                    "method.prompt_separation=false"
+                )
+            if kind != "cfg" and branches is not None:
                 raise UserError(
                     f"{row.name} sums predictions with and without the prompt, and the guidance of this model is "
                     f"{kind}; use model.true_guidance=true or another method"

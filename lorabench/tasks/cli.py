@@ -48,6 +48,7 @@ TASKS = {
     "merge": "lorabench.tasks.files",
     "generate": "lorabench.tasks.files",
     "inspect": "lorabench.tasks.inspect_files",
+    "unzip": "lorabench.tasks.unzip",
 }
 # Each module has run(cfg, folder), which returns the name of its main file; but these fill a run folder themselves:
 RUNS = ("benchmark", "compare")

@@ -25,7 +25,7 @@ from lorabench.merging.method import key_of_component
 from lorabench.models.files import ModelFiles
 from lorabench.personalization.class_images import ClassImages
 from lorabench.personalization.training import Job, Output
-from lorabench.sampling.rule import Context, adapters_used
+from lorabench.sampling.rule import Context, adapters_used, variants
 from lorabench.scoring.files import ScorerSet
 from lorabench.tasks import jobs as tasks
 from lorabench.tasks import units
@@ -262,7 +262,7 @@ class Plan:
     def prompts(self, row: Row, pair: Pair) -> list[Wording]:
         """Return the prompt variants that a row needs in addition to the prompt."""
         branches = row.own.sampling.branches(self.context(pair.roles)) or ()
-        return sorted({branch.prompt for branch in branches if branch.prompt and branch.prompt != "prompt"})
+        return sorted(variants(branches) - {"prompt"})
 
     def path(self, artifact: Artifact) -> Path:
         """Return the folder of an artifact."""

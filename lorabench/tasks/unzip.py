@@ -1,0 +1,313 @@
+"""task=unzip: one image as a content LoRA and a style LoRA, by UnZipLoRA.
+
+    python run.py task=unzip image=cat.png content.prompt="a sks cat" style.prompt="watercolor painting" output=unzipped
+
+Writes content.safetensors and style.safetensors, which other programs load, joint.safetensors, which is both by direct
+addition, and contact.png. The training is kept in the store, so that the same command makes the same files quickly.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from lorabench.base import UserError, __version__
+from lorabench.config.schemas import GenerateSpec, LoRASpec, TrainerSpec
+from lorabench.config.task_schemas import UnzipTask
+from lorabench.data.images import image_paths, reference
+from lorabench.data.pairs import Concept, Reference
+from lorabench.engine.artifact import Artifact
+from lorabench.engine.bar import Bar
+from lorabench.engine.devices import claim_here, device_name
+from lorabench.engine.output_folder import MANIFEST, OutputFolder
+from lorabench.engine.store import Store
+from lorabench.engine.workers import use_threads
+from lorabench.merging.method import Method
+from lorabench.models.files import ModelFiles, model_files
+from lorabench.models.shapes import layer_map
+from lorabench.personalization.schemes.unziplora import UnZipJob, UnZipLoRA, check_unzip
+from lorabench.personalization.training import Environment
+from lorabench.scoring.files import scorer_set
+from lorabench.tasks import unzip_sheet
+from lorabench.tasks.composition import ablation_of, method_of
+from lorabench.tasks.files import make_folder
+from lorabench.tasks.jobs import load_model, load_scorer, nothing
+from lorabench.tasks.unzip_words import Words, shown, suggestions
+
+VERSION = 1  # raise it when the same settings give other adapters or looks
+STEP, IMAGE = 3.0, 2.0  # cost of an image in a training step and in a sampling step, in forward passes
+
+
+@dataclass(frozen=True)
+class Unzip:
+    """What the command line asks for.
+
+    Args:
+        world: Whether the model is that of the microworld, whose words are few.
+        settings: Settings of the method, for the files' metadata.
+    """
+
+    method: Method
+    ablation: str
+    model: ModelFiles
+    model_name: str
+    world: bool
+    scorers: tuple[Any, ...]
+    lora: LoRASpec
+    generation: GenerateSpec
+    trainer: TrainerSpec
+    task: UnzipTask
+    store: Store
+    seed: int
+    settings: Any
+
+    @cached_property
+    def scheme(self) -> UnZipLoRA:
+        training = self.method.training
+        if not isinstance(training, UnZipLoRA):
+            option = self.method.options["training"]
+            raise UserError(f"task=unzip trains as UnZipLoRA, not as method/training={option}; use method=unziplora")
+        if (merge := self.method.options["merge"]) != "direct":
+            raise UserError(
+                f"task=unzip adds both LoRAs and method/merge={merge} does not; use task=merge for the files"
+            )
+        return training
+
+    def job(self, images: tuple[Reference, ...], words: Words) -> UnZipJob:
+        concept = Concept("image", "content", words.subject, images, ())
+        return UnZipJob(concept, self.lora, "image", words.prompts, self.scheme)
+
+    def training(self, job: UnZipJob) -> Artifact:
+        """Return the artifact of the adapters and looks."""
+        looks = {"every": self.task.look_every, "stop": self.task.stop, "generate": asdict(self.generation)}
+        scorers = [path for files in self.scorers for path in files.contents()]
+        params: dict[str, Any] = {
+            "model": {
+                "weights": self.store.digest(*self.model.sources()), "precision": self.trainer.precision,
+                **self.model.numbers(),
+            },
+            "job": job.params, "seed": self.seed,
+        }  # fmt: skip
+        if self.task.look_every:
+            params["looks"] = {**looks, "scorers": self.store.digest(*scorers)}
+        return Artifact("unzip", job.name, VERSION, params, nothing)
+
+
+def run(cfg: DictConfig, folder: Path) -> None:
+    """Unzip every image of the command line; prints the files and how good they are."""
+    typed: Any = {
+        name: OmegaConf.to_object(cfg[name]) for name in ("model", "generate", "trainer", "task", "lora", "scorers")
+    }
+    use_threads(typed["trainer"].threads)
+    sets = image_sets(cfg.image)
+    outputs = [Path(cfg.output) / name if len(sets) > 1 else Path(cfg.output) for name, _ in sets]
+    files = model_files(typed["model"])
+    scores = typed["task"].look_every or cfg.words == "suggest"
+    unzip = Unzip(
+        method_of(cfg), ablation_of(), files, cfg.model.name, cfg.model.name == "micro",
+        scorer_set(typed["scorers"]).scorers if scores else (), typed["lora"], typed["generate"], typed["trainer"],
+        typed["task"], Store.open(Path(cfg.store)), cfg.seed, OmegaConf.to_container(cfg.method, resolve=True),
+    )  # fmt: skip
+    check_unzip(unzip.lora)
+    unzip.scheme.check(layer_map(typed["model"]), unzip.lora)
+    given = {role: cfg[role] and cfg[role].prompt for role in ("content", "style")}
+    images = [tuple(reference(path, "", "") for path in paths) for _, paths in sets]
+    for each in images:
+        check_sizes(each)
+    words = [words_for(unzip, each, given, cfg.words, cfg.prompts.content_token, typed["scorers"]) for each in images]
+    for each in words:
+        each.check()
+    for output in outputs:
+        make_folder(output)
+        OutputFolder(output, "output=<an empty folder>").check()
+    with claim_here(unzip.trainer.accelerator), Bar(len(sets) * work(unzip), "unzip") as bar:
+        for index, (known, said, output) in enumerate(zip(images, words, outputs, strict=True)):
+            before = index * work(unzip)
+            lines = unzip_one(unzip, known, said, output, lambda done, before=before: bar.reach(before + done))
+            print("\n".join(lines))
+
+
+def image_sets(given: Any) -> list[tuple[str, list[Path]]]:
+    """Return the training sets of `image`, each with a name: one per file of a folder or pattern, one per list.
+
+    Raises:
+        UserError: If there is no image, or two files of a folder would have the same output folder.
+    """
+    if given is None:
+        raise UserError("task=unzip needs an image; use image=cat.png")
+    if not isinstance(given, str):
+        paths = [Path(str(each)).expanduser() for each in given]
+        for path in paths:
+            check_file(path)
+        return [(paths[0].stem, paths)]
+    path = Path(given).expanduser()
+    if path.is_dir():
+        found = image_paths(path)
+    elif path.is_file():
+        found = [path]
+    else:
+        found = sorted(Path(each) for each in glob(str(path)) if Path(each).is_file())
+    if not found:
+        check_file(path)
+    names = [each.stem for each in found]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"image={given} has two images named {twice}, which need an output folder each; rename one")
+    return [(name, [each]) for name, each in zip(names, found, strict=True)]
+
+
+def check_file(path: Path) -> None:
+    """Raise UserError if a path is not a file."""
+    if not path.is_file():
+        raise UserError(f"image={path} is not a file; use image=cat.png, a folder of images, or 'pictures/*.png'")
+
+
+def check_sizes(images: Sequence[Reference]) -> None:
+    """Check that the images of a set can be read and have one size.
+
+    Raises:
+        UserError: If they are not.
+    """
+    sizes = [each.load().size for each in images]
+    if other := next((index for index, size in enumerate(sizes) if size != sizes[0]), None):
+        raise UserError(
+            f"image {other + 1} of the set has {sizes[other][0]} x {sizes[other][1]} pixels and the first "
+            f"{sizes[0][0]} x {sizes[0][1]}; crop the images of a set to one size"
+        )
+
+
+def words_for(
+    unzip: Unzip, images: Sequence[Reference], given: dict[str, Any], use: str, token: str, spec: Any
+) -> Words:
+    """Return the words of a set of images, as given or as suggested.
+
+    Raises:
+        UserError: If words are left out, with the suggestions, unless these are to be used.
+    """
+    if isinstance(given["content"], list) or isinstance(given["style"], list):
+        raise UserError("task=unzip needs one content.prompt and one style.prompt; use content.prompt='a sks cat'")
+    missing = [role for role in ("content", "style") if not given[role]]
+    if not missing:
+        return Words(given["content"], token, given["style"])
+    clip = next((each for each in scorer_set(spec).scorers if "clip" in each.config.read_text()), None)
+    if clip is None:
+        raise UserError(f"{missing[0]}.prompt is missing and no CLIP scorer can suggest one; use scorers=real")
+    scorer: Any = load_scorer(clip, device_name(unzip.trainer.accelerator))
+    found = suggestions(scorer, [each.load() for each in images], unzip.world)
+    suggested = {"content": f"a {token} {found['content'][0][0]}", "style": found["style"][0][0]}
+    for role in missing:
+        print(f"{role}: {shown(found[role])}", file=sys.stderr)
+    if use != "suggest":
+        options = " ".join(f"{role}.prompt='{suggested[role]}'" for role in missing)
+        raise UserError(
+            f"{' and '.join(f'{role}.prompt' for role in missing)} must be given; use {options}, or words=suggest"
+        )
+    chosen = {**suggested, **{role: text for role, text in given.items() if text}}
+    return Words(chosen["content"], token, chosen["style"])
+
+
+def work(unzip: Unzip) -> float:
+    """Return the cost of an image, in forward passes of the denoiser."""
+    recipe, spec = unzip.lora, unzip.generation
+    looks = recipe.steps // unzip.task.look_every if unzip.task.look_every else 0
+    images = looks * spec.images + unzip_sheet.IMAGES
+    return recipe.steps * recipe.batch * recipe.accumulate * STEP + images * spec.steps * IMAGE
+
+
+def unzip_one(
+    unzip: Unzip, images: tuple[Reference, ...], words: Words, output: Path, progress: Callable[[float], None]
+) -> list[str]:
+    """Train on a set of images, and write the files of its folder.
+
+    Returns:
+        Lines about the files.
+    """
+    from lorabench.lora.adapter import Adapter
+    from lorabench.lora.export import export
+    from lorabench.tasks.reconstruction import FILE, file_error
+
+    job = unzip.job(tuple(replace(each, prompt=words.prompts.full, word=words.subject) for each in images), words)
+    artifact = unzip.training(job)
+    folder = unzip.store.get_or_make(artifact, partial(train, unzip, job, words, progress))
+    adapters = [Adapter.load(folder / f"{role}.safetensors") for role in ("content", "style")]
+    looks = {int(step): value for step, value in json.loads((folder / FILE).read_text()).items()}
+    base = load_model(unzip.model, unzip.trainer.accelerator)
+    from lorabench.personalization.views import views
+
+    error = file_error(base, adapters, words.scene(), views(base, images, False, 0, 0).latents)
+    files = {
+        "content": (adapters[0].unmasked(), words.prompts.content),
+        "style": (adapters[1].unmasked(), words.prompts.style),
+        "joint": (export(adapters), words.prompts.full),
+    }  # fmt: skip
+    sizes = []
+    with OutputFolder(output, "output=<an empty folder>").filled() as draft:
+        for name, (adapter, prompt) in files.items():
+            path = draft / f"{name}.safetensors"
+            adapter.save(path, origin(unzip, job, prompt), unzip.task.format, unzip.task.dtype)
+            sizes.append(f"{output / path.name}  (rank {adapter.rank}, {path.stat().st_size / 1e6:.1f} MB, {prompt!r})")
+        done = job.steps * unzip.lora.batch * unzip.lora.accumulate * STEP
+        page = unzip_sheet.page(
+            unzip, base, adapters, words, images, folder, looks, lambda count: progress(done + count)
+        )
+        page.save(draft / "contact.png")
+        facts = {
+            "task": "unzip", "method": unzip.method.name, "prompts": words.prompts._asdict(), "seed": unzip.seed,
+            "images": [each.sha256 for each in images], "consistency": looks, "file_error": error,
+        }  # fmt: skip
+        (draft / MANIFEST).write_text(json.dumps(facts))
+    lines = [*sizes, str(output / "contact.png")]
+    lines.append(f"joint.safetensors differs from the exact joint model by {error:.1%} of what the LoRAs change")
+    if looks:
+        told = ", ".join(f"{step}: {value:.3f}" for step, value in looks.items())
+        lines.append(f"consistency of the reconstruction by step: {told}")
+        if max(looks) + unzip.task.look_every <= job.steps:
+            lines.append(
+                f"ended after {max(looks)} of {job.steps} steps, since two looks gained less than {unzip.task.stop}"
+            )
+    return lines
+
+
+def train(unzip: Unzip, job: UnZipJob, words: Words, progress: Callable[[float], None], folder: Path) -> None:
+    """Write both adapters, the curves and the looks of a training."""
+    from lorabench.engine.curves import Curves
+    from lorabench.personalization import unzip as training
+    from lorabench.tasks.reconstruction import FILE, Consistency, Looks
+
+    base, curves = load_model(unzip.model, unzip.trainer.accelerator), Curves()
+    scratch, each = unzip.store.scratch(unzip.training(job)), STEP * unzip.lora.batch * unzip.lora.accumulate
+    env = Environment(unzip.seed, unzip.trainer, lambda done: progress(done * each), curves, scratch=scratch)
+    looks: Looks | None = None
+    if unzip.task.look_every:
+        device = device_name(unzip.trainer.accelerator)
+        scorers = [load_scorer(files, device) for files in unzip.scorers]
+        consistency = Consistency(scorers, [image.load() for image in job.concept.images])
+        looks = Looks(
+            base, unzip.method.sampling, words.scene(), unzip.generation, consistency, scratch / "looks",
+            unzip.task.look_every, unzip.task.stop, unzip.seed,
+        )  # fmt: skip
+    trained = training.unzip(base, job, env, [looks] if looks else [], lambda: looks is not None and looks.is_finished)
+    for role, adapter in zip(("content", "style"), trained, strict=True):
+        adapter.save(folder / f"{role}.safetensors", format="store")
+    curves.write(folder)
+    if looks is not None and looks.folder.is_dir():
+        shutil.copytree(looks.folder, folder, dirs_exist_ok=True)
+    else:
+        (folder / FILE).write_text("{}")
+
+
+def origin(unzip: Unzip, job: UnZipJob, prompt: str) -> dict[str, str]:
+    """Return metadata of a file: the prompt that it reads, and how it was made."""
+    return {
+        "lorabench.version": __version__, "lorabench.method": unzip.method.name, "lorabench.seed": str(unzip.seed),
+        "lorabench.prompt": prompt, "lorabench.images": json.dumps([each.sha256 for each in job.concept.images]),
+        "lorabench.settings": json.dumps(unzip.settings, default=str), "lorabench.model": unzip.model_name,
+    }  # fmt: skip

@@ -1,0 +1,125 @@
+"""The contact sheet of task=unzip: what both LoRAs have learned of an image, together and each by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from lorabench.base import seed_of
+from lorabench.data.microworld.captions import PLACES
+from lorabench.data.microworld.factors import CLASSES
+from lorabench.data.pairs import ROLES, Reference, Scene
+from lorabench.tasks.contact_sheet import Cell, Strip, sheet
+from lorabench.tasks.unzip_words import Words
+
+if TYPE_CHECKING:
+    from lorabench.lora.adapter import Adapter
+    from lorabench.models.model import DiffusionModel
+    from lorabench.sampling.parts import Parts
+    from lorabench.tasks.unzip import Unzip
+
+SHOWN = 3  # scenes of the content, subjects of the style, and recombinations
+IMAGES = 2 + 3 * SHOWN
+SCENES = ("in the snow", "on the beach", "on a wooden table")
+SUBJECTS = ("dog", "house", "car", "cat")
+
+
+def page(
+    unzip: Unzip,
+    model: DiffusionModel,
+    adapters: Sequence[Adapter],
+    words: Words,
+    images: Sequence[Reference],
+    folder: Path,
+    looks: Mapping[int, float],
+    progress: Callable[[float], None],
+) -> Image.Image:
+    """Generate the images of the sheet and put them together.
+
+    Args:
+        adapters: Content and style, with their merge vectors as masks.
+        folder: Where the images of the looks are.
+        looks: Consistency of the reconstruction by step.
+        progress: Called with the cost of the images done.
+    """
+    from lorabench.lora.export import export
+    from lorabench.sampling.generate import generate, generate_by_rule
+
+    spec, done = unzip.generation, 0
+
+    def tell(count: int) -> None:
+        progress((done + count) * spec.steps * 2.0)
+
+    def seeds(texts: Sequence[str]) -> list[int]:
+        return [seed_of("sheet", text, unzip.seed) for text in texts]
+
+    def alone(adapter: Adapter, prompts: Sequence[str]) -> list[Image.Image]:
+        nonlocal done
+        made = generate(model, [adapter], prompts, seeds(prompts), spec, unzip.trainer, progress=tell)
+        done += len(prompts)
+        return pictures(made)
+
+    def together(scenes: Sequence[Scene]) -> list[Image.Image]:
+        nonlocal done
+        prompts = [scene.prompt for scene in scenes]
+        made = generate_by_rule(
+            model, unzip.method.sampling, export(adapters), parts, scenes, seeds(prompts), spec, unzip.trainer, tell
+        )
+        done += len(prompts)
+        return pictures(made)
+
+    def parts() -> Parts:
+        found = unzip.method.merge.parts(adapters, ROLES, None)
+        assert found is not None
+        return found
+
+    places, subjects = places_of(unzip), subjects_of(unzip, words)
+    full, recombined = words.scene(), [words.scene(place) for place in places]
+    exact = together([full, *recombined])
+    file = alone(export(adapters), [full.prompt])
+    content = [f"{words.content} {place}" for place in places]
+    style = [words.in_style(f"a {subject}") for subject in subjects]
+    rows = [
+        Strip(
+            "image and reconstruction",
+            [
+                *(Cell(each.load(), "image") for each in images[:SHOWN]),
+                Cell(exact[0], f"both, three prompts: {full.prompt}"),
+                Cell(file[0], f"joint.safetensors: {full.prompt}"),
+            ],
+        ),
+        Strip("content by itself", cells(alone(adapters[0].unmasked(), content), content)),
+        Strip("style by itself", cells(alone(adapters[1].unmasked(), style), style)),
+        Strip("recombination", cells(exact[1:], [scene.prompt for scene in recombined])),
+    ]  # fmt: skip
+    if looks:
+        steps = sorted(looks)[:: -(-len(looks) // 5)]
+        shown = [Cell(Image.open(folder / f"{step:06d}.png"), f"step {step}: {looks[step]:.3f}") for step in steps]
+        rows.append(Strip("consistency of the reconstruction", shown))
+    return sheet(rows)
+
+
+def cells(images: Sequence[Image.Image], captions: Sequence[str]) -> list[Cell]:
+    return [Cell(image, caption) for image, caption in zip(images, captions, strict=True)]
+
+
+def pictures(images: np.ndarray) -> list[Image.Image]:
+    return [Image.fromarray(each) for each in images]
+
+
+def places_of(unzip: Unzip) -> list[str]:
+    """Return the scenes that the content is shown in."""
+    usual = (PLACES[4], PLACES[3], PLACES[1]) if unzip.world else SCENES
+    return list(unzip.task.scenes if unzip.task.scenes is not None else usual)
+
+
+def subjects_of(unzip: Unzip, words: Words) -> list[str]:
+    """Return the subjects that the style is shown on: other ones than that of the image."""
+    if unzip.task.subjects is not None:
+        return list(unzip.task.subjects)
+    usual = CLASSES if unzip.world else SUBJECTS
+    return [each for each in usual if each not in words.subject.split()][:SHOWN]
