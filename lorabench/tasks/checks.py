@@ -58,8 +58,8 @@ def check_model(plan: Plan, layer_map: LayerMap) -> None:
             branches = row.method.sampling.branches(context)
             if any(branch.own for branch in branches or ()):
                 raise UserError(
-                    f"{row.name} gives each LoRA its own prompt in cross-attention, which this model does not have; use "
-                    "method.prompt_separation=false"
+                    f"{row.name} gives each LoRA its own prompt, which needs cross-attention, and this model has joint "
+                    "attention; use ablation=no_prompt_separation, or an SDXL model"
                 )
             if kind != "cfg" and branches is not None:
                 raise UserError(

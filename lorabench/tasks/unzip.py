@@ -40,7 +40,7 @@ from lorabench.scoring.files import scorer_set
 from lorabench.tasks import unzip_sheet
 from lorabench.tasks.composition import ablation_of, method_of
 from lorabench.tasks.files import make_folder
-from lorabench.tasks.jobs import load_model, load_scorer, nothing
+from lorabench.tasks.jobs import load_model, load_scorer
 from lorabench.tasks.unzip_words import Words, shown, suggestions
 
 VERSION = 1  # raise it when the same settings give other adapters or looks
@@ -86,7 +86,7 @@ class Unzip:
         concept = Concept("image", "content", words.subject, images, ())
         return UnZipJob(concept, self.lora, "image", words.prompts, self.scheme)
 
-    def training(self, job: UnZipJob) -> Artifact:
+    def training(self, job: UnZipJob, words: Words) -> Artifact:
         """Return the artifact of the adapters and looks."""
         looks = {"every": self.task.look_every, "stop": self.task.stop, "generate": asdict(self.generation)}
         scorers = [path for files in self.scorers for path in files.contents()]
@@ -99,7 +99,7 @@ class Unzip:
         }  # fmt: skip
         if self.task.look_every:
             params["looks"] = {**looks, "scorers": self.store.digest(*scorers)}
-        return Artifact("unzip", job.name, VERSION, params, nothing)
+        return Artifact("unzip", job.name, VERSION, params, partial(train, self, job, words))
 
 
 def run(cfg: DictConfig, folder: Path) -> None:
@@ -235,8 +235,13 @@ def unzip_one(
     from lorabench.tasks.reconstruction import FILE, file_error
 
     job = unzip.job(tuple(replace(each, prompt=words.prompts.full, word=words.subject) for each in images), words)
-    artifact = unzip.training(job)
-    folder = unzip.store.get_or_make(artifact, partial(train, unzip, job, words, progress))
+    artifact = unzip.training(job, words)
+    each = STEP * unzip.lora.batch * unzip.lora.accumulate
+
+    def make(draft: Path) -> None:
+        train(unzip, job, words, draft, lambda steps: progress(steps * each))
+
+    folder = unzip.store.get_or_make(artifact, make)
     adapters = [Adapter.load(folder / f"{role}.safetensors") for role in ("content", "style")]
     looks = {int(step): value for step, value in json.loads((folder / FILE).read_text()).items()}
     base = load_model(unzip.model, unzip.trainer.accelerator)
@@ -254,7 +259,7 @@ def unzip_one(
             path = draft / f"{name}.safetensors"
             adapter.save(path, origin(unzip, job, prompt), unzip.task.format, unzip.task.dtype)
             sizes.append(f"{output / path.name}  (rank {adapter.rank}, {path.stat().st_size / 1e6:.1f} MB, {prompt!r})")
-        done = job.steps * unzip.lora.batch * unzip.lora.accumulate * STEP
+        done = job.steps * each
         page = unzip_sheet.page(
             unzip, base, adapters, words, images, folder, looks, lambda count: progress(done + count)
         )
@@ -276,15 +281,15 @@ def unzip_one(
     return lines
 
 
-def train(unzip: Unzip, job: UnZipJob, words: Words, progress: Callable[[float], None], folder: Path) -> None:
+def train(unzip: Unzip, job: UnZipJob, words: Words, folder: Path, progress: Callable[[int], None]) -> None:
     """Write both adapters, the curves and the looks of a training."""
     from lorabench.engine.curves import Curves
     from lorabench.personalization import unzip as training
     from lorabench.tasks.reconstruction import FILE, Consistency, Looks
 
     base, curves = load_model(unzip.model, unzip.trainer.accelerator), Curves()
-    scratch, each = unzip.store.scratch(unzip.training(job)), STEP * unzip.lora.batch * unzip.lora.accumulate
-    env = Environment(unzip.seed, unzip.trainer, lambda done: progress(done * each), curves, scratch=scratch)
+    scratch = unzip.store.scratch(unzip.training(job, words))
+    env = Environment(unzip.seed, unzip.trainer, progress, curves, scratch=scratch)
     looks: Looks | None = None
     if unzip.task.look_every:
         device = device_name(unzip.trainer.accelerator)
