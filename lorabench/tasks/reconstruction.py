@@ -91,7 +91,7 @@ class Looks(pl.Callback):
         with trainer.precision_plugin.forward_context():
             images = sample(
                 self.model, [self.scene] * len(self.seeds), self.seeds, self.spec.steps, self.spec.guidance,
-                branches=self.branches,
+                branches=self.branches, sampler=self.spec.sampler,
             ).numpy()  # fmt: skip
         self.found = {step: value for step, value in self.found.items() if step < done}
         self.found[done] = self.consistency(images)

@@ -12,7 +12,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from glob import glob
 from pathlib import Path
@@ -88,7 +88,7 @@ class Unzip:
 
     def training(self, job: UnZipJob, words: Words) -> Artifact:
         """Return the artifact of the adapters and looks."""
-        looks = {"every": self.task.look_every, "stop": self.task.stop, "generate": asdict(self.generation)}
+        looks = {"every": self.task.look_every, "stop": self.task.stop, "generate": self.generation.params()}
         scorers = [path for files in self.scorers for path in files.contents()]
         params: dict[str, Any] = {
             "model": {
