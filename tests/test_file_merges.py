@@ -237,3 +237,11 @@ def test_command_is_refused_in_one_line(run, tmp_path: Path, words: list[str], m
     assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
     assert message in result.stderr
     assert before == {path.name: path.read_bytes() for path in tmp_path.glob("*.safetensors")}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("method", ["ties", "dare_ties", "della", "breadcrumbs"])
+def test_dense_merge_on_gpu_equals_that_on_cpu(pair, folder: Path, method: str) -> None:
+    cpu, gpu = (dense(merge(*pair, method, model=folder, device=device)) for device in ("cpu", "gpu"))
+    for name, update in cpu.items():
+        torch.testing.assert_close(gpu[name], update, rtol=1e-3, atol=1e-4)

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from made_run import METRICS, PAIRS, make_run
+from omegaconf import OmegaConf
 from PIL import Image
 from wandb_file import OfflineRun
 
+from lorabench.base import UserError
 from lorabench.config.schemas import LoggerSpec
 from lorabench.engine.curves import Curves
 from lorabench.report.loggers.view import CsvView, View
-from lorabench.report.loggers.views import open_view
+from lorabench.report.loggers.views import logger_of, open_view
 from lorabench.report.loggers.wandb import WandbView, flat
 
 OFFLINE = LoggerSpec("wandb", "offline", "lorabench")
@@ -227,3 +232,53 @@ def test_curves_keep_what_lightning_logs(tmp_path: Path) -> None:
         curves.log_metrics({"loss": loss, "epoch": 0.0}, step)
     curves.write(tmp_path)
     assert json.loads((tmp_path / "curves.json").read_text()) == {"loss": [1.0, 0.5]}
+
+
+@pytest.mark.parametrize(
+    ("variables", "kind"),
+    [
+        ({"WANDB_MODE": "disabled"}, "none"), ({"WANDB_MODE": "off"}, "none"), ({"WANDB_MODE": " OFF "}, "none"),
+        ({"WANDB_DISABLED": "true"}, "none"), ({"WANDB_MODE": ""}, "wandb"), ({"WANDB_MODE": "dryrun"}, "wandb"),
+        ({}, "wandb"),
+    ],
+)  # fmt: skip
+def test_environment_may_disable_wandb(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], kind: str) -> None:
+    for name in ("WANDB_MODE", "WANDB_DISABLED"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert logger_of(OmegaConf.create({"logger": OmegaConf.structured(OFFLINE)})).kind == kind
+
+
+def test_unknown_mode_of_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "sometimes")
+    with pytest.raises(UserError, match="WANDB_MODE=sometimes must be online, offline or disabled; use"):
+        logger_of(OmegaConf.create({"logger": OmegaConf.structured(OFFLINE)}))
+
+
+OPENS = """
+import sys
+from pathlib import Path
+from lorabench.base import UserError
+from lorabench.config.schemas import LoggerSpec
+from lorabench.report.loggers.views import open_view
+try:
+    open_view(LoggerSpec("wandb"), Path(sys.argv[1])).__exit__(None, None, None)
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"WANDB_BASE_URL": "not a url"}, "WANDB_BASE_URL must be correct"),
+        ({"WANDB_MODE": "", "WANDB_BASE_URL": "", "WANDB_CONSOLE": " "}, ""),
+    ],
+)
+def test_environment_of_wandb_gives_one_line_or_none(tmp_path: Path, variables: dict[str, str], said: str) -> None:
+    environment = {**os.environ, **variables}
+    done = subprocess.run([sys.executable, "-c", OPENS, tmp_path], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    lines = done.stdout.strip().splitlines()
+    assert len(lines) == bool(said) and done.stdout.startswith(said)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,7 @@ OTHER_KINDS = {
     "a DoRA": {
         **pair(f"unet.{LAYER}", ".lora_A.weight", ".lora_B.weight"), f"unet.{LAYER}.lora_magnitude_vector": ones(4)
     },
-    "LoCon": {**GOOD, f"{KOHYA}.lora_mid.weight": ones(2, 2, 3, 3)},
+    "not matrices ": {**GOOD, f"{KOHYA}.lora_mid.weight": ones(2, 2, 3, 3)},
     "dense difference": {f"{KOHYA}.diff": ones(4, 8)},
     "dense merge": {f"unet.unet.{LAYER}.lora.weight": ones(4, 8)},
     "biases": {**pair(f"unet.{LAYER}", ".lora_A.weight", ".lora_B.weight"), f"unet.{LAYER}.lora_B.bias": ones(4)},
@@ -49,12 +50,12 @@ OTHER_KINDS = {
     "Cascade": pair("lora_prior_unet_down_blocks_0_0_attention_attn_in_proj"),
     "whole checkpoint": {"model.diffusion_model.input_blocks.0.0.weight": ones(2, 2)},
     "whole weights": {"down_blocks.0.resnets.0.conv1.weight": ones(2, 2, 3, 3), "conv_in.bias": ones(2)},
-    "convolution LoRA": {
-        "lora_unet_input_blocks_4_0_in_layers_2.lora_down.weight": ones(2, 4, 3, 3),
-        "lora_unet_input_blocks_4_0_in_layers_2.lora_up.weight": ones(4, 2, 1, 1),
+    "not those of a convolution of 3 x 3": pair("lora_unet_input_blocks_3_0_op"),
+    "not those of a convolution of 1 x 1": {
+        "lora_unet_input_blocks_4_0_skip_connection.lora_down.weight": ones(2, 4, 3, 3),
+        "lora_unet_input_blocks_4_0_skip_connection.lora_up.weight": ones(4, 2, 1, 1),
     },
-    "convolution LoRA ": pair("lora_unet_input_blocks_3_0_op"),
-    "convolution LoRA  ": {f"{KOHYA}.lora_down.weight": ones(2, 4, 3, 3), f"{KOHYA}.lora_up.weight": ones(4, 2, 1, 1)},
+    "not matrices": {f"{KOHYA}.lora_down.weight": ones(2, 4, 3, 3), f"{KOHYA}.lora_up.weight": ones(4, 2, 1, 1)},
 }  # fmt: skip
 OTHER_BASES = {
     "SD1.5 or SD2": pair("lora_unet_down_blocks_0_attentions_0_proj_in"),
@@ -136,6 +137,15 @@ class Exits(nn.Module):
 def test_pickles_are_never_opened(tmp_path: Path, name: str) -> None:
     torch.save({"weight": Exits()}, tmp_path / name)
     with pytest.raises(UserError, match=r"is a pickle.*convert it: python -c .*save_file.*lora\.safetensors"):
+        LoRA.load(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["lora.zip", "lora.safetensors"])
+def test_zip_archive_is_named(tmp_path: Path, name: str) -> None:
+    save_file(GOOD, tmp_path / "inner.safetensors")
+    with zipfile.ZipFile(tmp_path / name, "w") as archive:
+        archive.write(tmp_path / "inner.safetensors", "inner.safetensors")
+    with pytest.raises(UserError, match=r"is a zip archive; unpack it and use the path of the \.safetensors file"):
         LoRA.load(tmp_path / name)
 
 

@@ -156,7 +156,7 @@ def test_file_of_another_form(folder: Path, text: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         pairs(folder)
     (folder / "own.yaml").write_bytes(b"a:\n\xff\xfe\x00")
-    with pytest.raises(UserError, match=r"own\.yaml:2: not UTF-8 text"):
+    with pytest.raises(UserError, match=r"own\.yaml:2: must be text in UTF-8"):
         pairs(folder)
     (folder / "own.yaml").unlink()
     with pytest.raises(UserError, match=r"use dataset\.manifest="):

@@ -34,6 +34,7 @@ def validate(cfg: DictConfig) -> None:
             raise UserError(f"{path}={value} must be a finite number")
     check_limits(cfg)
     check_recipe(cast(LoRASpec, OmegaConf.to_object(cfg.lora)))
+    check_negative(values["generate"])
     check_nodes(values["trainer"])
     check_dataset(values["dataset"])
     check_contexts(values["prompts"]["contexts"])
@@ -60,6 +61,12 @@ def check_limits(node: DictConfig, path: str = "") -> None:
         elif limit := limits.get(str(key)):
             for item in items(OmegaConf.to_container(value) if isinstance(value, ListConfig) else value):
                 limit.check(own, item)
+
+
+def check_negative(generate: dict[str, Any]) -> None:
+    """UserError if a negative prompt has no effect."""
+    if generate["negative"] and generate["guidance"] <= 1:
+        raise UserError(f"negative='{generate['negative']}' has no effect without guidance; use generate.guidance=5")
 
 
 def check_nodes(trainer: dict[str, Any]) -> None:

@@ -13,8 +13,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 FREE = re.compile(
-    r"(content|style)\.(lora|prompt|images|embedding|trigger)|prompt|image|output|store|name"
-    r"|prompts\.(content|style)_token|logger\.project"
+    r"(content|style)\.(lora|prompt|images|embedding|trigger|blocks)|blocks|prompt|(generate\.)?negative|image|output"
+    r"|store|name|prompts\.(content|style)_token|logger\.project"
     r"|model\.(path|config|vae)|scorers\.(path|weights\.\w+)|dataset\.(\w*root|manifest|path|folder)"
 )
 LISTS = re.compile(r"dataset\.(subjects|styles|contents|pairs)|prompts\.contexts")  # lists of text
@@ -54,7 +54,7 @@ def _quoted(word: str, sweeps: bool) -> str:
     if override.is_sweep_override():
         return word if sweeps else f"{match['key']}={quote(value)}"
     read = override.value()
-    if isinstance(read, list) or read == value:
+    if isinstance(read, list | dict) or read == value:
         return word
     return f"{match['key']}={quote(value)}"
 

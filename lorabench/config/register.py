@@ -23,6 +23,7 @@ from lorabench.config.task_schemas import (
     SensitivityTask,
     TaskSpec,
     TradeoffTask,
+    TuneTask,
     UnzipTask,
 )
 
@@ -52,6 +53,7 @@ SCHEMAS = {
         "calibration": CalibrationTask,
         "cost": CostTask,
         "files": FileTask,
+        "tune": TuneTask,
         "memory": MemoryTask,
         "hypernetwork": HypernetworkTask,
         "unzip": UnzipTask,

@@ -64,10 +64,12 @@ class GenerateSpec:
     guidance: float = setting(MISSING, least=1)  # classifier-free guidance scale; 1: none
     batch: int = setting(MISSING, least=1)  # images generated together; changes the last digits
     sampler: str = setting("model", options=SAMPLERS)  # model: the scheduler of the model
+    negative: str | None = None  # prompt of the unconditional prediction; null: the empty prompt
 
     def params(self) -> dict[str, Any]:
-        """Return all settings for a key; the model's own sampler is left out, so that keys stay what they were."""
-        return {name: value for name, value in asdict(self).items() if (name, value) != ("sampler", "model")}
+        """Return all settings for a key; settings that came later are left out at their defaults: keys stay the same."""
+        later = {("sampler", "model"), ("negative", None), ("negative", "")}
+        return {name: value for name, value in asdict(self).items() if (name, value) not in later}
 
 
 @dataclass
@@ -194,6 +196,8 @@ class Config:
     content: UserLoRASpec | None = None  # task=merge and task=generate
     style: UserLoRASpec | None = None
     prompt: str | None = None
+    negative: str | None = None  # short for generate.negative
     weights: list[float] | None = None  # task=merge and task=generate: scale of each LoRA, contents first
     image: Any = None  # task=unzip: an image, a list of images of one subject, a folder or a pattern
     words: str = setting("given", options=("given", "suggest"))  # task=unzip: suggest: words that are left out
+    blocks: Any = None  # weights by block of every LoRA that has none of its own, see lora/files/blocks.py

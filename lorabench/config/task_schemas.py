@@ -124,6 +124,7 @@ class UserLoRASpec:
     images: Any = MISSING  # folder of the training images; null: the LoRA generates images
     embedding: Any = None  # file of token embeddings trained with the LoRA
     trigger: Any = None  # word for the embedding in prompts; null: as in the file
+    blocks: Any = None  # weights by block: 12, 17, 20 or 26 numbers, {module path: weight} or a preset
 
 
 @dataclass
@@ -143,7 +144,18 @@ class FileTask(TaskSpec):
     """Settings of task=merge and task=generate, which use the user's files."""
 
     format: str = setting(MISSING, options=("kohya", "diffusers"))  # format of the merged file
-    rank: int | None = setting(MISSING, least=1)  # rank of the merged file; null: exact merge with the sum of the ranks
+    rank: Any = setting(MISSING, least=1)  # rank of the merged file; null: exact merge with the sum of the ranks; auto
+    keep: float = setting(0.99, above=0, most=1)  # share of the squared norm of each layer that rank=auto keeps
     dtype: str = setting(
         MISSING, options=("same", "float32", "float16", "bfloat16")
     )  # type of the merged file; same: as the LoRAs
+
+
+@dataclass
+class TuneTask(FileTask):
+    """Find the weights of the user's own files that score best."""
+
+    methods: list[str] = MISSING  # methods that learn nothing
+    weights: list[float] = MISSING  # of both roles
+    content: str = MISSING  # metric of the content, as "dino/content"
+    style: str = MISSING

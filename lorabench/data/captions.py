@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from lorabench.base import UserError
+from lorabench.data.text_files import read_text
 
 ENDINGS = (".txt", ".caption")
 METADATA = "metadata.jsonl"
@@ -53,10 +54,7 @@ def read(path: Path) -> str:
     Raises:
         UserError: If it is empty or not UTF-8.
     """
-    try:
-        text = " ".join(path.read_text(encoding="utf-8-sig").split())
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} must be text in UTF-8; save it in that encoding") from error
+    text = " ".join(read_text(path).split())
     if not text:
         raise UserError(f"{path} must hold a caption; write one or remove the file")
     return text
@@ -68,7 +66,7 @@ def metadata(folder: Path) -> dict[str, str]:
     path, found = folder / METADATA, dict[str, str]()
     if not path.is_file():
         return found
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         if not line.strip():
             continue
         try:

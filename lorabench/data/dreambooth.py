@@ -15,6 +15,7 @@ from lorabench.data.images import image_paths, reference
 from lorabench.data.packaged import is_live, packaged
 from lorabench.data.pairs import Concept, Prompts
 from lorabench.data.splits import split
+from lorabench.data.text_files import read_text
 
 MANIFEST = "prompts_and_classes.txt"
 REPOSITORY = ("dreambooth", "dreambooth-main", "google-dreambooth")  # folder names of clones and of archives
@@ -62,7 +63,7 @@ def read_manifest(path: Path) -> PromptsAndClasses:
     classes: dict[str, str] = {}
     contexts: dict[str, list[str]] = {}
     block, listing, start = "", [], 0
-    for number, raw in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, raw in enumerate(read_text(path).splitlines(), 1):
         line = raw.strip()
         if line in ("Classes", "Prompts", *BLOCKS):
             block = line

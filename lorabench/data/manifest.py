@@ -35,6 +35,7 @@ from lorabench.data.captions import caption_of
 from lorabench.data.contexts import template
 from lorabench.data.images import images_in, report_folders
 from lorabench.data.pairs import JOIN
+from lorabench.data.text_files import read_text
 from lorabench.data.yaml_nodes import NodeReader
 
 ENTRY = {
@@ -103,13 +104,10 @@ def read(path: Path) -> Manifest:
         problem = "is a folder" if path.is_dir() else "is missing"
         raise UserError(f"{path} {problem}; use dataset.manifest=<your yaml file>, its form is in docs/sdxl.md")
     try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        root = yaml.compose(read_text(path), Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise UserError(f"{path}:{line}: not valid YAML, {error.problem or error.context}; correct the line") from error
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}:{line}: not UTF-8 text; save the file in that encoding") from error
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not YAML text ({str(error).splitlines()[0]}); correct it") from error
     if root is None:

@@ -16,6 +16,7 @@ from lorabench.data.captions import report_unused
 from lorabench.data.images import images_in, is_hidden, reference, suffixes
 from lorabench.data.packaged import packaged
 from lorabench.data.pairs import Concept, Prompts, distinct
+from lorabench.data.text_files import read_text
 
 MANIFEST = "data.json"
 REPOSITORY = ("styledrop", "StyleDrop-PyTorch", "StyleDrop-PyTorch-main", "styles")
@@ -103,7 +104,7 @@ def style(styles: dict[str, Look], name: str, prompts: Prompts) -> Concept:
 def read_manifest(path: Path) -> dict[str, Look]:
     """Return the styles of data.json by stem; "A bay" becomes "bay", "in glowing style" becomes "glowing style"."""
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = json.loads(read_text(path))
         return {
             normalize("NFC", Path(file).stem): Look((path.parent / file,), bare(thing), phrase.removeprefix("in "))
             for file, (thing, phrase) in entries.items()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,10 +11,12 @@ from torch import Tensor
 
 from lorabench.base import UserError
 from lorabench.lora.factors import Factors, LazyFactors, Shape
+from lorabench.lora.files.names import DENOISER
 from lorabench.lora.masks import Masks
 
 if TYPE_CHECKING:
     from lorabench.lora.compress import CompressionError
+    from lorabench.lora.files.dora import BaseWeights
 
 
 class Adapter(Mapping[str, Factors]):
@@ -94,6 +96,19 @@ class Adapter(Mapping[str, Factors]):
             return self
         return self.replaced(_times(self._factors, weight), _times(self.text, weight))
 
+    def weighted(self, weight: Callable[[str], float]) -> Adapter:
+        """Return the adapter with each layer at a scale of its own; layers of scale 0 are left out.
+
+        Args:
+            weight: Returns the scale of a layer "<component>.<module path>".
+        """
+
+        def scaled(factors: Mapping[str, Factors], head: str = "") -> LazyFactors:
+            kept = {layer: shape for layer, shape in shapes_of(factors).items() if weight(head + layer)}
+            return LazyFactors(kept, lambda layer: factors[layer].times(weight(head + layer)))
+
+        return self.replaced(scaled(self._factors, f"{DENOISER}."), scaled(self.text))
+
     def loaded(self) -> Adapter:
         """Return the adapter with all factors in memory."""
         return self.replaced(dict(self), dict(self.text))
@@ -114,11 +129,14 @@ class Adapter(Mapping[str, Factors]):
         """Return the adapter as it is used on its own: without its masks."""
         return Adapter(self._factors, self.text, self.tokens, None, self.backbone, self.metadata)
 
-    def compressed(self, rank: int) -> tuple[Adapter, CompressionError]:
-        """Return the nearest adapter with at most this rank in every layer, and its relative errors."""
+    def compressed(self, rank: int | None, keep: float = 1.0) -> tuple[Adapter, CompressionError]:
+        """Return the nearest adapter with at most this rank in every layer, and its relative errors.
+
+        Without a rank, each layer has the least one that keeps the share `keep` of its squared norm.
+        """
         from lorabench.lora.compress import compress
 
-        return compress(self, rank)
+        return compress(self, rank, keep)
 
     @staticmethod
     def stack(adapters: Sequence[Adapter]) -> Adapter:
@@ -149,8 +167,8 @@ class Adapter(Mapping[str, Factors]):
         metadata: Mapping[str, str] | None = None,
         format: str = "kohya",
         dtype: str | None = None,
-    ) -> None:
-        """Write a .safetensors file.
+    ) -> list[str]:
+        """Write a .safetensors file; layers whose update is zero are left out.
 
         Args:
             path: The file.
@@ -159,12 +177,15 @@ class Adapter(Mapping[str, Factors]):
                 every part bitwise.
             dtype: "float32", "float16" or "bfloat16"; None keeps the data types of the factors.
 
+        Returns:
+            The layers that the file has, by component and module path.
+
         Raises:
             UserError: If the format cannot hold a part, or the data type cannot hold the numbers.
         """
         from lorabench.lora.files.write import write
 
-        write(self, path, metadata, format, dtype)
+        return write(self, path, metadata, format, dtype)
 
     @classmethod
     def load(cls, path: Path | str) -> Adapter:
@@ -176,11 +197,14 @@ class Adapter(Mapping[str, Factors]):
         return cls.open(path).loaded()
 
     @classmethod
-    def open(cls, path: Path | str) -> Adapter:
-        """Read a file as `load` does, but read factors from the file each time they are used."""
+    def open(cls, path: Path | str, base: BaseWeights | None = None) -> Adapter:
+        """Read a file as `load` does, but read factors from the file each time they are used.
+
+        With the weights of the base model, a DoRA is read too: its updates are folded into factors.
+        """
         from lorabench.lora.files.read import read
 
-        return cls(**read(path))
+        return cls(**read(path, base))
 
 
 def _times(factors: Mapping[str, Factors], weight: float) -> LazyFactors:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lorabench.lora.adapter import Adapter
 
 SMALL = 4  # complete SVD if the size is at most this times the rank, else subspace iteration
+ROUNDING = 1e-12  # share of the squared norm that is rounding in float64
 EXTRA, ITERATIONS = 16, 4  # subspace iteration: extra vectors, and passes over the update
 
 
@@ -36,22 +37,26 @@ class CompressionError:
         return f"relative error {self.overall:.2%}, at most {self.layers[worst]:.2%} ({worst})"
 
 
-def compress(adapter: Adapter, rank: int) -> tuple[Adapter, CompressionError]:
-    """Return the nearest adapter with at most this rank in every layer (Eckart and Young 1936), and its errors.
+def compress(adapter: Adapter, rank: int | None, keep: float = 1.0) -> tuple[Adapter, CompressionError]:
+    """Return the nearest adapter of a lower rank in every layer (Eckart and Young 1936), and its errors.
 
     Layers with no higher rank are kept. Factors are balanced, U sqrt(s) and sqrt(s) V^T, which suits half precision.
+
+    Args:
+        rank: Highest rank of a layer; None is the least rank of each layer that keeps the share `keep`.
+        keep: Share of the squared norm of each layer's update.
 
     Raises:
         UserError: If the rank is less than 1.
     """
-    if rank < 1:
+    if rank is not None and rank < 1:
         raise UserError(f"task.rank={rank} must be at least 1; use task.rank=8")
     lost: dict[str, tuple[float, float]] = {}
 
     def all_nearest(layers: Mapping[str, Factors]) -> dict[str, Factors]:
         found = {}
         for layer, factors in layers.items():
-            found[layer], *lost[layer] = truncated(factors, rank)
+            found[layer], *lost[layer] = truncated(factors, rank, keep)
         return found
 
     compressed = adapter.replaced(all_nearest(adapter), all_nearest(adapter.text))
@@ -64,22 +69,39 @@ def relative(tail: float, whole: float) -> float:
     return (tail / whole) ** 0.5 if whole > 0 else 0.0
 
 
-def truncated(factors: Factors, rank: int) -> tuple[Factors, float, float]:
+def truncated(factors: Factors, rank: int | None, keep: float = 1.0) -> tuple[Factors, float, float]:
     """Return the nearest balanced factors of a rank, and the squared norms of the discarded part and of the update.
+
+    Without a rank, it is the least one that keeps the share `keep` of the squared norm.
 
     With up = P S and down^T = Q T (QR), the SVD of the small matrix S T^T gives that of the update, so the dense update
     is not needed. Computed in fp64, because the smallest singular values of a merge are far below the largest one.
     """
     up, down = (factor.detach().to("cpu", torch.float64) for factor in (factors.up, factors.down.mT))
-    if factors.rank <= rank:
+    if rank is not None and factors.rank <= rank:
         return factors, 0.0, float(((up.mT @ up) * (down.mT @ down)).sum())  # ||update||^2 without an SVD
     left, right = torch.linalg.qr(up), torch.linalg.qr(down)
     u, s, vt = torch.linalg.svd(left.R @ right.R.mT, full_matrices=False)
-    squares, root = s.square(), s[:rank].sqrt()
+    squares = s.square()
+    if rank is None:
+        rank = least_rank(squares, keep)
+    root = s[:rank].sqrt()
     kept = Factors(
         (root[:, None] * (vt[:rank] @ right.Q.mT)).to(factors.down), (left.Q @ u[:, :rank] * root).to(factors.up)
     )
     return kept, float(squares[rank:].sum()), float(squares.sum())
+
+
+def least_rank(squares: Tensor, keep: float) -> int:
+    """Return how many of the largest squared singular values, which descend, are the share `keep` of all; at least 1.
+
+    >>> least_rank(torch.tensor([8.0, 1.0, 1.0]), 0.9)
+    2
+    """
+    total = float(squares.sum())
+    tails = total - squares.cumsum(0)  # lost at rank 1, 2, ...
+    allowed = (1 - keep + ROUNDING) * total
+    return min(int((tails > allowed).sum()) + 1, len(squares))
 
 
 def nearest(update: Tensor, rank: int) -> tuple[Factors, float, float]:

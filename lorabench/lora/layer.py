@@ -217,6 +217,8 @@ def linear_at(network: nn.Module, layer: str) -> nn.Linear:
         module = network.get_submodule(layer)
     except AttributeError:
         module = None
+    if isinstance(module, nn.Conv2d):
+        raise UserError(f"the LoRA adapts the convolution {layer}, which is not run here; use task=merge method=direct")
     if not isinstance(module, nn.Linear):
         raise UserError(f"the LoRA adapts {layer}, which is not a linear layer here; give a LoRA trained on this model")
     return module

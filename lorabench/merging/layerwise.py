@@ -80,16 +80,20 @@ class LayerwiseMerge(Merge):
 
         from lorabench.lora.compress import nearest, truncated
         from lorabench.lora.export import export, jointly
+        from lorabench.lora.factors import Factors
         from lorabench.merging.masks import updates_at
 
         loras, merged, lost, whole = jointly(loras), {}, 0.0, 0.0
         text = text or {}
         place, every = device(env.trainer.accelerator if env else "cpu"), {**layers, **text}
         for done, (name, layer) in enumerate(every.items(), start=1):
-            update = self.combine(updates_at(loras, layer), layer, seed, moments.get(name))
+            updates = updates_at(loras, layer)
+            if self.dense:
+                updates = [Factors(each.down.to(place), each.up.to(place), each.scale) for each in updates]
+            update = self.combine(updates, layer, seed, moments.get(name))
             rank = min(self.file_rank(layer), layer.in_features, layer.out_features)
             if isinstance(update, Tensor):
-                update, cut, total = nearest(update.to(place), rank)
+                update, cut, total = nearest(update, rank)
                 lost, whole = lost + cut, whole + total
             elif update.rank > rank:
                 update, cut, total = truncated(update, rank)
@@ -106,7 +110,7 @@ class LayerwiseMerge(Merge):
 
 
 def device(accelerator: str) -> str:
-    """Return the device on which singular vectors of dense updates are computed."""
+    """Return the device on which dense updates are computed."""
     import torch
 
     return "cuda" if accelerator == "gpu" and torch.cuda.is_available() else "cpu"

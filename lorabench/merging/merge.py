@@ -158,9 +158,11 @@ class Merge(ABC):
 
     Attributes:
         version: Number to raise when the same settings give other results.
+        dense: Whether dense updates are formed, which `trainer=gpu` does on a GPU.
     """
 
     version: ClassVar[int] = 1
+    dense: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_settings("method", self)

@@ -30,6 +30,7 @@ class LayerMap(Mapping[str, Layer]):
         modules: Paths of the attention modules in them.
         transformer_blocks: Paths of the transformer blocks in those.
         targets: Other sets of layers of the denoiser that LoRAs are trained on, by name.
+        convolutions: Convolutions of the denoiser as layers of in x k x k inputs, which files may adapt.
     """
 
     denoiser: Mapping[str, Layer]
@@ -39,6 +40,7 @@ class LayerMap(Mapping[str, Layer]):
     modules: tuple[str, ...] = ()
     transformer_blocks: tuple[str, ...] = ()
     targets: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    convolutions: Mapping[str, Layer] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Layer:
         return self.denoiser[name]
@@ -86,7 +88,7 @@ class LayerMap(Mapping[str, Layer]):
         return with_ranks(self.denoiser, [dict.fromkeys(each, rank) for each in names], roles)
 
     def adapted(self, loras: Sequence[Adapter], roles: Sequence[Role]) -> dict[str, Layer]:
-        """Return the layers of the denoiser that LoRAs adapt, sorted by name.
+        """Return the layers of the denoiser that LoRAs adapt, convolutions too, sorted by name.
 
         Args:
             loras: Adapters, in the order of the ranks of each layer.
@@ -96,11 +98,12 @@ class LayerMap(Mapping[str, Layer]):
             UserError: If a LoRA adapts a layer of denoiser or text encoders that is not there, or has other widths.
         """
         shapes = [lora.shapes for lora in loras]
+        every = {**self.convolutions, **self.denoiser}
         for each in shapes:
             for name, shape in each.items():
-                check_fit(self.denoiser.get(name) or self.text.get(name), name, shape)
-        ranks = [{name: rank for name, (rank, _, _) in each.items() if name in self.denoiser} for each in shapes]
-        return with_ranks(self.denoiser, ranks, roles)
+                check_fit(every.get(name) or self.text.get(name), name, shape)
+        ranks = [{name: rank for name, (rank, _, _) in each.items() if name in every} for each in shapes]
+        return with_ranks(every, ranks, roles)
 
     def in_order(self, names: Sequence[str]) -> list[str]:
         """Return layers of the denoiser in the order of the forward pass."""

@@ -37,7 +37,7 @@ class ClassImages:
 
     @classmethod
     def of(cls, concept: Concept, count: int, spec: GenerateSpec, seed: int) -> ClassImages:
-        return cls(class_prompts(concept), replace(spec, images=count), seed)
+        return cls(class_prompts(concept), replace(spec, images=count, negative=None), seed)
 
     def params(self) -> dict[str, Any]:
         """Return everything besides the model that changes the images."""

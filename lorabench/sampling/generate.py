@@ -54,7 +54,9 @@ class Generating(pl.LightningModule):
     def predict_step(self, index: int) -> Tensor:
         prompts, seeds = self.batches[index]
         spec, how = self.spec, (self.adapters, self.scales, self.branches)
-        return sample(self.model, prompts, seeds, spec.steps, spec.guidance, *how, sampler=spec.sampler)
+        return sample(
+            self.model, prompts, seeds, spec.steps, spec.guidance, *how, sampler=spec.sampler, negative=spec.negative
+        )
 
 
 class CountImages(pl.Callback):

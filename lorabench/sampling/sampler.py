@@ -27,9 +27,10 @@ def sample(
     scales: StepScales | None = None,
     branches: Sequence[Branch] | None = None,
     sampler: str = "model",
+    negative: str | None = None,
 ) -> Tensor:
     """Images uint8 [n, H, W, 3], one a prompt and seed; arguments as in `sample_latents`."""
-    latents = sample_latents(model, prompts, seeds, steps, guidance, adapters, scales, branches, sampler)
+    latents = sample_latents(model, prompts, seeds, steps, guidance, adapters, scales, branches, sampler, negative)
     images = model.decode(latents) * 255
     return images.round().byte().permute(0, 2, 3, 1).cpu()
 
@@ -45,6 +46,7 @@ def sample_latents(
     scales: StepScales | None = None,
     branches: Sequence[Branch] | None = None,
     sampler: str = "model",
+    negative: str | None = None,
 ) -> Tensor:
     """Latents [n, c, h, w] of unit scale.
 
@@ -54,16 +56,17 @@ def sample_latents(
     branches: instead of classifier-free guidance, the predictions to be summed, those of weight 0 left out; they need
         adapters and scales.
     sampler: of `GenerateSpec.sampler`.
+    negative: prompt of the unconditional rows and of branches without a prompt; None and "" are the empty prompt.
     """
     n = len(prompts)
     run = model.sampler(steps, sampler)
     latents = run.start(model.initial_noise(seeds))
     words: list[Wording | None] = [None, "prompt"] if guidance > 1 and model.guidance == "cfg" else ["prompt"]
-    embedded = check_guidance(model.guidance, guidance, branches)
+    embedded = check_guidance(model.guidance, guidance, branches, negative)
     if branches is not None:
         branches = [branch for branch in branches if branch.weight]
         words = [branch.prompt for branch in branches]
-    said: dict[Wording | None, Conditioning] = {}
+    said: dict[Wording | None, Conditioning] = {None: model.encode_prompts([negative] * n)} if negative else {}
 
     def states(several: Sequence[Wording | None]) -> Conditioning:
         for each in several:
@@ -87,13 +90,16 @@ def sample_latents(
     return latents
 
 
-def check_guidance(kind: str, guidance: float, branches: Sequence[Branch] | None) -> float | None:
+def check_guidance(
+    kind: str, guidance: float, branches: Sequence[Branch] | None, negative: str | None = None
+) -> float | None:
     """Check that a model can be guided as asked.
 
     Args:
         kind: Kind of guidance of the model, see `DiffusionModel`.
         guidance: Guidance scale.
         branches: Predictions to be summed.
+        negative: Negative prompt.
 
     Returns:
         The scale as an input of the denoiser, or None.
@@ -103,6 +109,11 @@ def check_guidance(kind: str, guidance: float, branches: Sequence[Branch] | None
     """
     if kind == "cfg":
         return None
+    if negative:
+        raise UserError(
+            f"negative='{negative}' has no effect, because the guidance of this model is {kind}; use "
+            "model.true_guidance=true or negative=null"
+        )
     if branches is not None:
         raise UserError(
             f"this method sums predictions with and without the prompt, and the guidance of this model is {kind}; "

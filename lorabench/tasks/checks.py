@@ -50,6 +50,10 @@ def check_model(plan: Plan, layer_map: LayerMap) -> None:
         check_own_sampler(plan.generation.sampler)
     if recipe.text_encoders and not layer_map.trained_text():
         raise UserError("lora.text_encoders=true is not supported for this model; use lora.text_encoders=false")
+    if kind != "cfg" and plan.generation.negative:
+        raise UserError(
+            f"generate.negative has no effect on a model whose guidance is {kind}; use generate.negative=null"
+        )
     if kind == "none" and plan.generation.guidance > 1:
         raise UserError(f"generate.guidance={plan.generation.guidance:g} has no effect on this model; use 1")
     for row, pair in plan.cells():

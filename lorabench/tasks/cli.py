@@ -28,6 +28,7 @@ from lorabench.engine.environment import clear_environment
 from lorabench.engine.failures import Failed, Incomplete, system_fault, unwritable
 from lorabench.engine.output_folder import OutputFolder
 from lorabench.report.sweep import OWN_TASKS, JointReport
+from lorabench.tasks import help as help_page
 from lorabench.tasks.composition import method_of
 from lorabench.tasks.typed import ambiguous, mistake
 
@@ -49,6 +50,7 @@ TASKS = {
     "generate": "lorabench.tasks.files",
     "inspect": "lorabench.tasks.inspect_files",
     "unzip": "lorabench.tasks.unzip",
+    "tune": "lorabench.tasks.tune",
 }
 # Each module has run(cfg, folder), which returns the name of its main file; but these fill a run folder themselves:
 RUNS = ("benchmark", "compare")
@@ -64,6 +66,9 @@ def main() -> int:
     """Run the command line of sys.argv and return the exit code."""
     if ignored := clear_environment():
         print(f"note: {', '.join(ignored)} of the environment would change results and is ignored", file=sys.stderr)
+    if help_page.wanted(sys.argv[1:]):
+        print(help_page.text(TASKS))
+        return 0
     os.environ[TRACEBACK] = os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises an error instead of printing it; `main` prints it
     if line := mistake(sys.argv[1:]):

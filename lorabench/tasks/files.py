@@ -11,19 +11,19 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from errno import EACCES
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import Container, DictConfig, OmegaConf
 
 from lorabench.base import UserError, __version__, seed_of
 from lorabench.config.schemas import GenerateSpec, ModelSpec, TrainerSpec
 from lorabench.config.task_schemas import FileTask
-from lorabench.data.pairs import Reference
+from lorabench.data.pairs import Reference, Role
 from lorabench.engine.artifact import Artifact
 from lorabench.engine.bar import Bar
 from lorabench.engine.devices import claim_here
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from lorabench.sampling.parts import Parts
 
 INSTEAD = "output=<a new .safetensors file>"
+AUTO = "auto"  # task.rank: of each layer, by `task.keep`
 EXACT = 5e-5  # an error below is that of rounding, 0.00 %
 
 
@@ -110,16 +111,16 @@ class Request:
         from lorabench.data.images import image_paths, reference
         from lorabench.lora.files.refuse import resolve
 
-        files = self.files
+        files, spec = self.files, replace(self.generation, negative=None)
         params = {
             "model": {"weights": self.store.digest(*files.sources()), **files.numbers()},
             "precision": self.trainer.precision, "lora": sha256(resolve(own.file)), "weight": own.weight,
-            "prompt": own.prompt,
-            "generate": self.generation.params(), "seed": self.seed,
+            "prompt": own.prompt, **by_blocks(own),
+            "generate": spec.params(), "seed": self.seed,
         }  # fmt: skip
 
         def generate(folder: Path, progress: Progress) -> None:
-            images = drawn(self.generation, self.seed, self.trainer, model, own, lora, progress)
+            images = drawn(spec, self.seed, self.trainer, model, own, lora, progress)
             for index, image in enumerate(images):
                 image.load().save(folder / f"{index:02d}.png")
 
@@ -142,6 +143,7 @@ def merge(request: Request) -> None:
     from lorabench.lora.files.write import check_name
 
     check_file(request.method)
+    check_rank(request.task.rank)
     check_name(request.output)
     if request.output.suffix != ".safetensors" or request.output.is_dir():
         raise UserError(f"output={request.output} must be a .safetensors file; use output=merged.safetensors")
@@ -149,34 +151,44 @@ def merge(request: Request) -> None:
         raise UserError(f"output={request.output} must not be an input ({same.path}); use output=merged.safetensors")
     make_folder(request.output.parent)  # before the long work
     check_replaceable(request.output, INSTEAD)
-    if not request.method.merge.needs_model:
-        use_threads(cores())
-    if request.method.merge.needs_model:
+    merge = request.method.merge
+    if merge.needs_model:
         request.check_prompts()
-    place = request.trainer.accelerator if request.method.merge.needs_model else "cpu"
+    else:
+        use_threads(cores())
+    place = request.trainer.accelerator if merge.needs_model or merge.dense else "cpu"
     with claim_here(place), Bar(work(request.own, request.method, request.generation), "merge") as bar:
         result = request.merged(bar)
     merged = result.file
     if merged.is_empty:
         raise UserError(f"{request.name} leaves nothing of the LoRAs, so there is no file to write; use method=direct")
-    notes = [f"{len(merged)} layers, {request.name}"]
-    if merged.text:
-        how = "" if merges_text(request.method) else " as their sum, because the method masks the denoiser only"
-        notes.append(f"{len(merged.text)} of text encoders{how}")
+    notes = []
     if result.error > EXACT:
         notes.append(f"relative error {result.error:.2%} at rank {merged.rank}")
     if request.task.rank is not None:
-        merged, error = merged.compressed(request.task.rank)
+        merged, error = merged.compressed(None if request.task.rank == AUTO else request.task.rank, request.task.keep)
         notes.append(str(error))
     dtype = None if request.task.dtype == "same" else request.task.dtype
     for file in (request.output, *separate(merged.tokens, request.output)):
         check_replaceable(file, INSTEAD)
-    merged.save(request.output, origin(request), request.task.format, dtype)
+    written = merged.save(request.output, origin(request), request.task.format, dtype)
+    text = sum(layer.startswith("text_encoder") for layer in written)
+    counts = [f"{len(written) - text} layers, {request.name}"]
+    if text:
+        how = "" if merges_text(request.method) else " as their sum, because the method masks the denoiser only"
+        counts.append(f"{text} of text encoders{how}")
+    notes = [*counts, *notes]
     notes += [f"token {trigger}" for trigger in merged.tokens]
     size = (
         request.output.stat().st_size if request.output.exists() else 0
     )  # token embeddings only are in files beside it
     print(f"{request.output}  ({', '.join([*notes, f'rank {merged.rank}', f'{size / 1e6:.1f} MB'])})")
+
+
+def check_rank(rank: Any) -> None:
+    """UserError unless a rank is a number from 1 on, "auto" or None."""
+    if rank is not None and rank != AUTO and (not isinstance(rank, int) or isinstance(rank, bool) or rank < 1):
+        raise UserError(f"task.rank={rank} must be at least 1 or auto; use task.rank=auto task.keep=0.99")
 
 
 def merges_text(method: Method) -> bool:
@@ -197,7 +209,7 @@ def resolved(own: UserLoRA) -> Path | None:
 def origin(request: Request) -> dict[str, str]:
     """Return metadata of what was merged and how."""
     inputs = [
-        {"role": role, "name": Path(own.path).name, "sha256": sha256(file), "weight": own.weight}
+        {"role": role, "name": Path(own.path).name, "sha256": sha256(file), "weight": own.weight, **by_blocks(own)}
         for own, role in zip(request.own.files, request.own.roles, strict=True)
         if (file := resolved(own)) is not None
     ]
@@ -206,6 +218,11 @@ def origin(request: Request) -> dict[str, str]:
         "lorabench.inputs": json.dumps(inputs), "lorabench.settings": json.dumps(request.settings, default=str),
         "lorabench.model": request.model.name,
     }  # fmt: skip
+
+
+def by_blocks(own: UserLoRA) -> dict[str, Any]:
+    """Return the weights by block of a LoRA as part of a key; nothing without."""
+    return {} if own.blocks is None else {"blocks": own.blocks, "role": own.role}
 
 
 def cores() -> int:
@@ -237,7 +254,7 @@ def generate(request: Request) -> None:
 
         def parts() -> Parts:
             found = request.method.merge.parts(
-                [each.read() for each in request.own.files], request.own.roles, result.masks
+                [each.read(request.model) for each in request.own.files], request.own.roles, result.masks
             )
             assert found is not None
             return found
@@ -246,7 +263,8 @@ def generate(request: Request) -> None:
             base, request.method.sampling, result.file, parts, [request.own.prompt] * spec.images, seeds, spec,
             request.trainer, lambda count: bar.reach(before + count * cost),
         )  # fmt: skip
-    made = {"task": "generate", "method": request.name, "prompt": request.own.prompt, "seed": request.seed}
+    made = {"task": "generate", "method": request.name, "prompt": request.own.prompt, "negative": spec.negative,
+            "seed": request.seed}  # fmt: skip
     with output.filled() as draft:
         for index, image in enumerate(images):
             Image.fromarray(image).save(draft / f"{index:02d}.png")
@@ -263,7 +281,7 @@ def make_folder(folder: Path) -> None:
         raise UserError(unwritable(error.errno or EACCES, str(folder))) from None
 
 
-def user_loras(cfg: DictConfig, role: str, needed: bool = True) -> tuple[UserLoRA, ...]:
+def user_loras(cfg: DictConfig, role: Role, needed: bool = True) -> tuple[UserLoRA, ...]:
     """The LoRAs of a role; with several, prompts and images are lists of as many."""
     spec: Any = OmegaConf.to_container(cfg[role])
     paths = as_list(spec["lora"])
@@ -273,10 +291,24 @@ def user_loras(cfg: DictConfig, role: str, needed: bool = True) -> tuple[UserLoR
     for key, values in several.items():
         if len(values) != len(paths):
             raise UserError(f"{role}.{key} has {len(values)} entries for {len(paths)} LoRAs; give one for each")
+    blocks = blocks_of(cfg, role, len(paths))
     return tuple(
-        UserLoRA(str(path), prompt, images or (), embedding, trigger)
-        for path, prompt, images, embedding, trigger in zip(paths, *several.values(), strict=True)
+        UserLoRA(str(path), prompt, images or (), embedding, trigger, blocks=own, role=role)
+        for path, prompt, images, embedding, trigger, own in zip(paths, *several.values(), blocks, strict=True)
     )
+
+
+def blocks_of(cfg: DictConfig, role: str, count: int) -> list[Any]:
+    """Return the weights by block of each LoRA of a role: its own, or those of `blocks` for all."""
+    spec: Any = OmegaConf.to_container(cfg[role])
+    own, shared = spec["blocks"], cfg.blocks
+    if own is None:
+        return [OmegaConf.to_object(shared) if isinstance(shared, Container) else shared] * count
+    if not isinstance(own, list) or all(isinstance(each, int | float) for each in own):
+        return [own] * count
+    if len(own) != count:
+        raise UserError(f"{role}.blocks has {len(own)} entries for {count} LoRAs; give one for each")
+    return own
 
 
 def as_list(value: Any) -> list[Any]:

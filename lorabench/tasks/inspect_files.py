@@ -42,12 +42,14 @@ BLOCK = re.compile(r"(.+?_blocks?(?:\.\d+)?(?:\.attentions\.\d+)?)\.")
 def run(cfg: DictConfig, folder: Path) -> None:
     """Print the description of the files, and write the figure and the numbers."""
     from lorabench.lora.conflict import meetings
+    from lorabench.lora.files.write import check_name
 
     use_threads(cfg.trainer.threads)
     files = {role: user_loras(cfg, role, needed=False) for role in ROLES}
     if not any(files.values()):
         raise UserError("task=inspect needs a file; use content=a.safetensors style=b.safetensors")
     output = Path(cfg.output).with_suffix("")
+    check_name(output.with_suffix(".json"))
     make_folder(output.parent)
     numbers, figure = output.with_name(f"{output.name}.json"), output.with_name(f"{output.name}.png")
     written = [numbers, figure] if all(files.values()) else [numbers]

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from lorabench.base import UserError, seed_of
 from lorabench.config.choices import choose
 from lorabench.config.schemas import GenerateSpec, ModelSpec, TrainerSpec
-from lorabench.data.pairs import Reference
+from lorabench.data.pairs import Reference, Role
 from lorabench.merging.learned import LearnedMasks
 from lorabench.merging.method import Method, load
 from lorabench.models.files import model_files, preset
@@ -74,7 +75,7 @@ def merge(
     choose("device", device, ("cpu", "gpu", "auto"))
     chosen = load(method, **settings) if isinstance(method, str) else method
     check_file(chosen)
-    pair = UserPair(listed(content), listed(style), prompt)
+    pair = UserPair(listed(content, "content"), listed(style, "style"), prompt)
     trainer = TrainerSpec(accelerator=device, precision="32-true", workers=0, threads=1)
     return merged(pair, chosen, preset(model), seed, trainer, partial(drawn, teachers, seed, trainer)).file
 
@@ -102,7 +103,7 @@ def merged(
         image_cost: Work of one image of `teacher`.
     """
     own.check(method)
-    loras = tuple(each.read() for each in own.files)
+    loras = tuple(each.read(spec) for each in own.files)
     own.check_parts(loras, method)
     given_images = [each.references() for each in own.files]
     from lorabench.merging.merge import MergeEnvironment, MergeItem
@@ -214,6 +215,6 @@ def check_file(method: Method) -> None:
         )
 
 
-def listed(owns: Own | Sequence[Own]) -> tuple[UserLoRA, ...]:
+def listed(owns: Own | Sequence[Own], role: Role) -> tuple[UserLoRA, ...]:
     several = owns if isinstance(owns, Sequence) and not isinstance(owns, str) else [owns]
-    return tuple(each if isinstance(each, UserLoRA) else UserLoRA(each) for each in several)
+    return tuple(replace(each if isinstance(each, UserLoRA) else UserLoRA(each), role=role) for each in several)

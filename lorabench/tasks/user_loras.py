@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from lorabench.base import UserError
+from lorabench.config.schemas import ModelSpec
 from lorabench.data.pairs import JOIN, Concept, Pair, Reference, Role, Scene
 from lorabench.merging.method import Method
 
@@ -33,6 +34,8 @@ class UserLoRA:
         embedding: File of the token embeddings that were trained with the LoRA.
         trigger: Word for the embedding in prompts; None: the word in the file.
         weight: Scale of the LoRA, applied before the method.
+        blocks: Weights by block, applied before the method, see lora/files/blocks.py.
+        role: Role of the LoRA in a pair, for `blocks` that name a preset.
     """
 
     path: Path | str
@@ -41,22 +44,32 @@ class UserLoRA:
     embedding: Path | str | None = None
     trigger: str | None = None
     weight: float = 1.0
+    blocks: Any = None
+    role: Role = "content"
 
     @property
     def file(self) -> Path:
         """Return the path, with a leading ~ replaced by the home folder."""
         return Path(self.path) if Path(self.path).exists() else Path(self.path).expanduser()
 
-    def read(self) -> Adapter:
+    def read(self, spec: ModelSpec | None = None) -> Adapter:
         """Return the adapter; its factors are read from the file when they are needed.
+
+        Args:
+            spec: Base model, into whose weights a DoRA is folded if they are on this machine.
 
         Raises:
             UserError: If the file cannot be merged.
         """
         from lorabench.lora.adapter import Adapter
-        from lorabench.lora.files.read import PRODUCT
+        from lorabench.lora.files.blocks import block_weights
+        from lorabench.lora.files.names import DENOISER
+        from lorabench.lora.files.read import FOLDED, PRODUCT
+        from lorabench.models.base_weights import base_weights
 
-        adapter = Adapter.open(self.file)
+        adapter = Adapter.open(self.file, spec and base_weights(spec))
+        if note := adapter.metadata.get(FOLDED):
+            print(f"{self.path}: {note}", file=sys.stderr)
         tokens = dict(adapter.tokens)
         if self.embedding is not None:
             tokens |= Adapter.open(self.embedding).tokens
@@ -67,6 +80,10 @@ class UserLoRA:
         if kind := adapter.metadata.get(PRODUCT):
             adapter, error = adapter.compressed(PRODUCT_RANK)
             print(f"{self.path}: {kind} cut to rank {PRODUCT_RANK}, {error}", file=sys.stderr)
+        if self.blocks is not None:
+            layers = [*(f"{DENOISER}.{layer}" for layer in adapter), *adapter.text]
+            weight = block_weights(layers, self.blocks, self.role, f"{self.role}.blocks", str(self.path))
+            adapter = adapter.weighted(weight)
         return adapter.times(self.weight).with_tokens(tokens)
 
     @property
@@ -168,8 +185,14 @@ class UserPair:
                 learns.
         """
         from lorabench.lora.adapter import common_backbone
+        from lorabench.lora.files.names import kernel
 
         common_backbone(adapters)
+        for own, adapter in zip(self.files, adapters, strict=True):
+            if method.merge.needs_model and (found := next(filter(kernel, adapter), None)):
+                raise UserError(
+                    f"{own.path} adapts convolutions ({found}), which {method.name} does not run; use method=direct"
+                )
         if all(adapter or adapter.text for adapter in adapters):
             return
         only = next(

@@ -47,7 +47,9 @@ class Format:
         if self.keeps_all:
             return
         if adapter.masks:
-            raise UserError(f"the {self.name} format has no place for learned masks; use format=store")
+            raise UserError(
+                f"the {self.name} format has no place for learned masks; use save(..., format='store') in Python"
+            )
         if adapter.backbone is not None:
             raise UserError(
                 f"the {self.name} format has no place for changed base weights ({adapter.backbone}); use an adapter of "

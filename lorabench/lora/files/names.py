@@ -27,6 +27,7 @@ LDM_ROOTS = {"input_blocks", "middle_block", "output_blocks", "time_embed", "lab
 ENDING = re.compile(
     r"(?P<stem>.+?)(?:\.lora_(?P<letter>[AB])(?:\.(?P<adapter>[^.]+))?\.weight"  # peft, with an adapter's name or not
     r"|(?:[._]lora\.|\.lora_|\.lora_linear_layer\.)(?P<word>down|up)\.weight"  # diffusers, kohya, diffusers' encoders
+    r"|\.lora_(?P<mid>mid)\.weight"  # LyCORIS, between the factors of a convolution
     r"|\.(?P<alpha>alpha))"
 )
 WORD = (
@@ -38,7 +39,9 @@ PATH = re.compile(rf"({WORD})(_({WORD}))*")
 INPUT = re.compile(r"input_blocks_(\d+)_(\d)_(.+)")
 MIDDLE = re.compile(r"middle_block_([012])_(.+)")
 OUTPUT = re.compile(r"output_blocks_(\d+)_(\d)_(.+)")
+CONVOLUTION = re.compile(r"(?:^|\.)(conv[12]?|conv_in|conv_out|conv_shortcut)$")
 BLOCK = re.compile(r"(down|up)_blocks_(\d+)_(attentions|resnets)_(\d+)_(.+)")
+SCALER = re.compile(r"(down|up)_blocks_(\d+)_(?:down|up)samplers_0_conv")
 MID = re.compile(r"mid_block_(attentions|resnets)_(\d+)_(.+)")
 COMFY_ENCODER = re.compile(r"(?:text_encoders\.)?(clip_[lg])\.transformer\.")
 ENCODER_LAYER = re.compile(r"encoder\.layers\.\d+\.(self_attn\.([qkv]|out)_proj|mlp\.fc[12])")
@@ -61,12 +64,18 @@ LDM_RESNET = {
 
 
 def split(key: str) -> tuple[str, str] | None:
-    """Split a key into (stem, "down" | "up" | "alpha"); return None if it does not end like a LoRA's key."""
+    """Split a key into (stem, "down" | "mid" | "up" | "alpha"); return None if it does not end like a LoRA's key."""
     match = ENDING.fullmatch(key)
     if match is None:
         return None
     letters = {"A": "down", "B": "up"}
-    return match["stem"], match["alpha"] or match["word"] or letters[match["letter"]]
+    return match["stem"], match["alpha"] or match["mid"] or match["word"] or letters[match["letter"]]
+
+
+def kernel(layer: str) -> int | None:
+    """The edge of the kernel of a convolution of the UNet, 3 or 1; None for a linear layer."""
+    match = CONVOLUTION.search(layer)
+    return match and (1 if match[1] == "conv_shortcut" else 3)
 
 
 def layer(stem: str, layers: int = LAYERS) -> str | None:
@@ -196,6 +205,9 @@ def _to_ldm(name: str) -> str:
         rest = resnet.get(rest, rest)
         blocks = f"input_blocks_{index + 1}" if side == "down" else f"output_blocks_{index}"
         return f"{blocks}_{int(kind == 'attentions')}_{rest}"
+    if match := SCALER.fullmatch(name):
+        index = int(match[2]) * (LAYERS + 1)
+        return f"input_blocks_{index + 3}_0_op" if match[1] == "down" else f"output_blocks_{index + 2}_2_conv"
     if match := MID.fullmatch(name):
         kind, layer, rest = match.groups()
         return f"middle_block_{1 if kind == 'attentions' else 2 * int(layer)}_{resnet.get(rest, rest)}"

@@ -4,33 +4,39 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, einsum
 
 from lorabench.base import UserError
 from lorabench.lora.factors import Factors, LazyFactors, Shape
-from lorabench.lora.files import embeddings, lycoris, names, refuse, stored
+from lorabench.lora.files import dora, embeddings, lycoris, names, refuse, stored
 from lorabench.lora.files.names import DENOISER
 from lorabench.lora.files.tensors import TensorFile, is_finite
 
 METADATA_KEY = "lora_adapter_metadata"  # metadata key of the peft configs that diffusers' save_lora_weights writes
 PRODUCT = "lorabench.product"  # metadata key of an adapter that has LoHa or LoKr layers
+FOLDED = "lorabench.folded"  # metadata key of a DoRA, with a line on its folding
 PEFT_PREFIX = "base_model.model."
 PEFT_CONFIG = "adapter_config.json"  # name of the config that peft writes into the folder of a file
 
 
-def read(path: Path | str) -> dict[str, Any]:
+def read(path: Path | str, base: dora.BaseWeights | None = None) -> dict[str, Any]:
     """Return the parts of the adapter in a .safetensors file, or in a folder of diffusers or peft.
 
     Names, shapes and metadata are checked here. Factors are read from the file on demand, in fp32. They are paired by
     name, and alpha / rank is folded into `up`. alpha is the `.alpha` of a layer (kohya), else that of peft's config in
     the file's metadata or next to the file, else the rank, as in all other readers.
+
+    Args:
+        path: Of the file or folder.
+        base: Base weights, into which a DoRA is folded.
 
     Returns:
         The arguments of `Adapter`.
@@ -51,6 +57,7 @@ def read(path: Path | str) -> dict[str, Any]:
         keys = [key for key in keys if not stored.is_mask(key) and not embeddings.BUNDLE.fullmatch(key)]
         refuse.other_kinds(path, keys)
         layers = _layers(path, keys)
+        magnitudes = {layer: parts.pop(dora.MAGNITUDE) for layer, parts in layers.items() if dora.MAGNITUDE in parts}
         _check(path, layers, shapes, metadata)
         configs = _configs(path, keys, metadata)
     except (OSError, SafetensorError) as error:
@@ -67,9 +74,18 @@ def read(path: Path | str) -> dict[str, Any]:
     def size(keys: Mapping[str, str]) -> Shape:
         if lycoris.kind(keys):
             return lycoris.shape({part: shapes[key] for part, key in keys.items()})
-        return shapes[keys["down"]][0], shapes[keys["down"]][1], shapes[keys["up"]][0]
+        down, up = shapes[keys["down"]], shapes[keys["up"]]
+        return down[0], prod(down[1:]) * (prod(shapes[keys["mid"]][2:]) if "mid" in keys else 1), up[0]
 
     sizes = {layer: size(keys) for layer, keys in layers.items()}
+    folded: dict[str, Factors] = {}
+    if magnitudes:
+        if base is None:
+            raise dora.needs_base(path, next(iter(magnitudes.values())))
+        folded, error = dora.fold(path, {layer: partial(_dora, factors, layer, file.tensor(key), "magnitude_v" in key)
+                                         for layer, key in magnitudes.items()}, base)  # fmt: skip
+        sizes |= {layer: each.shape for layer, each in folded.items()}
+        metadata = {**metadata, FOLDED: f"DoRA folded into a LoRA of rank {dora.RANK}, relative error {error:.2%}"}
     kinds = {kind for keys in layers.values() if (kind := lycoris.kind(keys))}
     if kinds:
         metadata = {**metadata, PRODUCT: " and ".join(sorted(kinds))}
@@ -77,9 +93,12 @@ def read(path: Path | str) -> dict[str, Any]:
     return {
         "factors": LazyFactors(
             {layer.removeprefix(head): size for layer, size in sizes.items() if layer.startswith(head)},
-            lambda layer: factors(head + layer),
+            lambda layer: folded.get(head + layer) or factors(head + layer),
         ),
-        "text": LazyFactors({layer: size for layer, size in sizes.items() if not layer.startswith(head)}, factors),
+        "text": LazyFactors(
+            {layer: size for layer, size in sizes.items() if not layer.startswith(head)},
+            lambda layer: folded.get(layer) or factors(layer),
+        ),
         "tokens": tokens,
         "masks": masks,
         "backbone": metadata.get(stored.BACKBONE),
@@ -87,11 +106,15 @@ def read(path: Path | str) -> dict[str, Any]:
     }
 
 
+def _dora(read: Callable[[str], Factors], layer: str, magnitude: Tensor, outputs: bool) -> tuple[Factors, Tensor, bool]:
+    return read(layer), magnitude, outputs
+
+
 def _layers(path: Path, keys: list[str]) -> dict[str, dict[str, str]]:
     """Return the keys of "down", "up" and "alpha", if there is one, by layer."""
     parts = {}
     for key in keys:
-        if (split := names.split(key) or lycoris.split(key)) is None:
+        if (split := names.split(key) or lycoris.split(key) or dora.split(key)) is None:
             raise refuse.unknown_key(path, key)
         parts[key] = split
     layers = names.layers_of([stem for stem, _ in parts.values()])
@@ -99,7 +122,6 @@ def _layers(path: Path, keys: list[str]) -> dict[str, dict[str, str]]:
     for key, (stem, part) in parts.items():
         if (layer := names.layer(stem, layers)) is None:
             raise refuse.unknown_key(path, key)
-        refuse.convolution(path, layer)
         other = found.setdefault(layer, {}).setdefault(part, key)
         if other != key:
             raise UserError(
@@ -125,12 +147,7 @@ def _check(path: Path, layers: Mapping[str, Mapping[str, str]], shapes: Mapping[
                     "export the file again"
                 )
         down, up = (shapes[keys[part]] for part in ("down", "up"))
-        for shape in (down, up):
-            if len(shape) < 2 or any(size != 1 for size in shape[2:]):
-                raise UserError(
-                    f"{path} has factors of shape {down} and {up} at {layer}, no matrices, so it is a convolution LoRA "
-                    f"(LoCon) or broken; {refuse.EXPECTED}: train one without convolutions"
-                )
+        _check_kernels(path, layer, down, shapes[keys["mid"]] if "mid" in keys else None, up)
         if down[0] != up[1] or down[0] == 0:
             raise UserError(
                 f"{path} has a rank mismatch at {layer}: down is {list(down)} and up {list(up)}, which do not "
@@ -143,6 +160,23 @@ def _check(path: Path, layers: Mapping[str, Mapping[str, str]], shapes: Mapping[
             )
         widths[layer] = down[1]
     refuse.other_bases(path, widths, metadata)
+
+
+def _check_kernels(
+    path: Path, layer: str, down: tuple[int, ...], mid: tuple[int, ...] | None, up: tuple[int, ...]
+) -> None:
+    """UserError unless factors are matrices, or those of a convolution, of which `down` or `mid` has the kernel."""
+    edge, kernel = names.kernel(layer), down if mid is None else mid
+    matrices = [up] if edge is not None and mid is None else [down, up]
+    whole = all(len(shape) >= 2 and all(size == 1 for size in shape[2:]) for shape in matrices)
+    if edge is not None:
+        whole = whole and (kernel[2:] == (edge, edge) or (edge == 1 and len(kernel) == 2))
+    if mid is not None:
+        whole = whole and edge is not None and mid[:2] == (up[1], down[0])
+    if not whole:
+        shapes = f"{down}, {mid} and {up}" if mid else f"{down} and {up}"
+        wanted = "matrices" if edge is None else f"those of a convolution of {edge} x {edge}"
+        raise UserError(f"{path} has factors of shape {shapes} at {layer}, not {wanted}; download the file again")
 
 
 def _check_product(path: Path, layer: str, shapes: Mapping[str, tuple[int, ...]]) -> int:
@@ -215,6 +249,8 @@ def _factors(
     The fold is in fp32: alpha / rank of 1/128 would make half-precision values too small for their type.
     """
     down, up = (tensors[part].float().flatten(1) for part in ("down", "up"))
+    if "mid" in tensors:  # LyCORIS 3.0, lycoris/functional/general.py: the kernel is between the factors
+        down = einsum("ojhw,ji->oihw", tensors["mid"].float(), down).flatten(1)
     if layer in scales and "alpha" not in tensors:  # files of the store: `up` contains the scale
         return Factors(down, up, scales[layer])
     rank = down.shape[0]

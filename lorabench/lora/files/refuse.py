@@ -6,13 +6,14 @@ The checks use only the first bytes, names and shapes, so that a checkpoint of g
 from __future__ import annotations
 
 import re
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from lorabench.base import UserError
 from lorabench.lora.files import lycoris, names
 
-EXPECTED = "a LoRA of an SDXL model's linear layers is expected"
+EXPECTED = "a LoRA of an SDXL model is expected"
 WEIGHT_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")  # as diffusers and peft name them
 
 # Pattern of a key, kind of such a file, remedy. The first pattern that any key matches is used.
@@ -22,8 +23,6 @@ KINDS = (
     (r"\.on_input$|\.ia3_l", "an IA3 adapter", "train or extract a plain LoRA"),
     (r"\.[ab][12]\.weight$", "a LyCORIS GLoRA", "train or extract a plain LoRA"),
     (r"\.vera_lambda|vera_[AB]", "a VeRA adapter", "train a plain LoRA"),
-    (r"dora_scale|lora_magnitude_vector", "a DoRA, which rescales the base weights", "train with use_dora off"),
-    (r"\.lora_mid\.", "a convolution LoRA (LoCon)", "train a LoRA of linear layers only"),
     (r"\.diff(_b)?$|\.w_norm$|\.b_norm$", "a dense difference of weights", "extract a LoRA from it first"),
     (r"\.lora\.weight$", "a dense merge without factors", "give the LoRAs that went into it"),
     (r"(lora_B(\.\w+)?|lora_up|lora\.up)\.bias$", "a LoRA with biases", "train with lora_bias off"),
@@ -37,7 +36,6 @@ KINDS = (
      "give it as model.path, and a LoRA here"),
 )  # fmt: skip
 
-CONVOLUTION = re.compile(r"(^|\.)(conv\d?|conv_in|conv_out|conv_shortcut)$")
 OLD_BLOCKS = re.compile(r"down_blocks\.0\.attentions\.|up_blocks\.2\.attentions\.|up_blocks\.3\.")
 OLD_WIDTHS = {768: "SD1.5", 1024: "SD2"}  # widths of the text states; SDXL has 2048
 
@@ -66,6 +64,8 @@ def broken(path: Path, error: Exception) -> UserError:
             start = file.read(64)
     except OSError:
         return UserError(f"{path} cannot be read as a LoRA ({error}); use the path of a file that you may read")
+    if start.startswith(b"PK\x03\x04") and not is_torch_archive(path):
+        return UserError(f"{path} is a zip archive; unpack it and use the path of the .safetensors file in it")
     if start.startswith((b"PK\x03\x04", b"\x80")) or path.suffix in {".pt", ".pth", ".bin", ".ckpt"}:
         return UserError(
             f"{path} is a pickle (.pt, .bin, .ckpt), which is not opened since it can run code; convert it: python -c "
@@ -80,6 +80,15 @@ def broken(path: Path, error: Exception) -> UserError:
         f"{path} cannot be read as a LoRA in safetensors format ({error}); it is truncated or another format: "
         "download or export it again"
     )
+
+
+def is_torch_archive(path: Path) -> bool:
+    """Return whether a zip archive is a file of torch.save."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("data.pkl") for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return path.suffix != ".zip"  # truncated
 
 
 def other_kinds(path: Path, keys: Iterable[str]) -> None:
@@ -104,14 +113,6 @@ def unknown_key(path: Path, key: str) -> UserError:
         "(lora_unet_<layer>.lora_down.weight) or diffusers' (unet.<layer>.lora_A.weight): export it in one of them, or "
         "give one trained on SDXL"
     )
-
-
-def convolution(path: Path, layer: str) -> None:
-    """Raise UserError if the layer is a convolution of the UNet."""
-    if CONVOLUTION.search(layer):
-        raise UserError(
-            f"{path} is a convolution LoRA (LoCon, it adapts {layer}); {EXPECTED}: train one without convolutions"
-        )
 
 
 def other_bases(path: Path, widths: Mapping[str, int], metadata: Mapping[str, str]) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from lorabench.base import UserError
 from lorabench.engine.failures import system_fault
 from lorabench.lora.factors import Factors
-from lorabench.lora.files import embeddings, metadata, stored
+from lorabench.lora.files import embeddings, metadata, names, stored
 from lorabench.lora.files.formats import FORMATS, Format
 from lorabench.lora.files.names import DENOISER
 from lorabench.lora.files.precision import DTYPES, Precision, plain
@@ -35,7 +35,7 @@ def write(
     origin: Mapping[str, str] | None = None,
     format: str = "kohya",
     dtype: str | None = None,
-) -> None:
+) -> list[str]:
     """Write a .safetensors file; layers whose update is zero are left out.
 
     Factors are read and cast layer by layer, so that a lazy adapter is never in memory as a whole.
@@ -47,15 +47,18 @@ def write(
         format: "kohya", "diffusers" or "store", see formats.py.
         dtype: "float32", "float16" or "bfloat16"; None keeps the factors as they are.
 
+    Returns:
+        The layers that the file has, by component and module path.
+
     Raises:
         UserError: If the format, the precision or the path is not possible, nothing is left to write, or a number is
             too large for the precision or not finite, as after a training that diverged.
     """
     path = Path(path)
     if format not in FORMATS:
-        raise UserError(f"format={format} must be {' or '.join(FORMATS)}; use format=kohya")
+        raise UserError(f"format={format} must be {' or '.join(FORMATS)}; use format='kohya'")
     if dtype is not None and dtype not in DTYPES:
-        raise UserError(f"dtype={dtype} must be one of {', '.join(DTYPES)}; use dtype=float16")
+        raise UserError(f"dtype={dtype} must be one of {', '.join(DTYPES)}; use dtype='float16'")
     check_name(path)
     layout = FORMATS[format]
     layout.check(adapter)
@@ -78,6 +81,7 @@ def write(
         check_name(file)
         notes = {**(origin or {}), embeddings.TRIGGER: trigger}
         _save({key: precision.vectors(key, each) for key, each in vectors.items()}, file, notes)
+    return list(ranks)
 
 
 def check_name(path: Path) -> None:
@@ -115,10 +119,16 @@ def _tensors(
             scales[layer] = factors.scale
         down, up, alpha = keys[layer]
         scaled = factors if alpha is None or factors.rank == alpha else factors.times(factors.rank / alpha)
-        tensors[down], tensors[up] = precision.factors(layer, scaled)
+        tensors[down], tensors[up] = _shaped(layer, *precision.factors(layer, scaled))
         if alpha is not None:
             tensors[f"{down.partition('.')[0]}.alpha"] = torch.tensor(float(alpha))
     return tensors, ranks, scales
+
+
+def _shaped(layer: str, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the factors of a convolution as [rank, in, k, k] and [out, rank, 1, 1]; those of other layers as given."""
+    edge = names.kernel(layer)
+    return (down, up) if edge is None else (down.unflatten(1, (-1, edge, edge)), up[..., None, None])
 
 
 def _save(tensors: Mapping[str, Tensor], path: Path, notes: Mapping[str, str]) -> None:

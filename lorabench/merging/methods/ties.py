@@ -26,7 +26,7 @@ random draws are seeded by pair, layer and adapter.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from lorabench.base import UserError
 from lorabench.config.settings import setting
@@ -55,6 +55,8 @@ class Ties(LayerwiseMerge):
         gamma: With prune=band, the share of largest entries to remove.
         rank: Rank of the file. None: the sum of the adapters' ranks.
     """
+
+    dense: ClassVar[bool] = True
 
     prune: str = setting(options=("magnitude", "random", "ranked", "band"))
     merge: str = setting(options=("elect", "sum"))
@@ -105,7 +107,8 @@ class Ties(LayerwiseMerge):
         if self.prune == "ranked":
             order = update.abs().argsort(dim=1).argsort(dim=1) / max(update.shape[1] - 1, 1)
             keep = self.density - self.epsilon / 2 + self.epsilon * order
-        return torch.where(torch.rand(update.shape, generator=draw) < keep, update / keep, 0.0)
+        drawn = torch.rand(update.shape, generator=draw).to(update)  # on the CPU, so that devices draw alike
+        return torch.where(drawn < keep, update / keep, 0.0)
 
 
 def total(updates: "Sequence[Tensor]") -> "Tensor":

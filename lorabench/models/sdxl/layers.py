@@ -8,7 +8,7 @@ up_blocks.0 have depth 1. KOALA has one layer per block, and KOALA-700M no middl
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,7 +89,31 @@ def layers_of(unet: Config, encoders: Mapping[str, Config]) -> LayerMap:
         tuple(module for block in attentive for module in block.modules),
         tuple(path for block in attentive for path in block.transformer_blocks),
         {"script": attention, "all": frozenset(inside)},  # diffusers' script adapts the attention projections
+        {layer.name: layer for layer in convolutions(unet, blocks, levels)},
     )
+
+
+def convolutions(unet: Config, blocks: Sequence[Block], levels: Sequence[int]) -> Iterator[Layer]:
+    """Yield the convolutions of a UNet, as layers of in x k x k inputs."""
+    widths = unet["block_out_channels"]
+    yield Layer("conv_in", 9 * unet.get("in_channels", 4), widths[0])
+    yield Layer("conv_out", 9 * widths[0], unet.get("out_channels", 4))
+    before = widths[0]  # width of the block before
+    for block in blocks:
+        side, depth = block.path.split("_")[0], relative(block.level, min(levels), max(levels))
+        skipped = widths[max(block.level - 1, 0)]  # width of the skip connection to the last residual block
+        for i in range(block.resnets):
+            head, source = f"{block.path}.resnets.{i}", before if i == 0 else block.width
+            if side == "up":
+                source += skipped if i == block.resnets - 1 else block.width
+            yield Layer(f"{head}.conv1", 9 * source, block.width, depth=depth)
+            yield Layer(f"{head}.conv2", 9 * block.width, block.width, depth=depth)
+            if source != block.width:
+                yield Layer(f"{head}.conv_shortcut", source, block.width, depth=depth)
+        last = block.level == (len(widths) - 1 if side == "down" else 0)
+        if side != "mid" and not last:
+            yield Layer(f"{block.path}.{side}samplers.0.conv", 9 * block.width, block.width, depth=depth)
+        before = block.width
 
 
 def blocks_of(unet: Config) -> list[Block]:

@@ -7,16 +7,29 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from lorabench.base import UserError
 from lorabench.config.schemas import LoggerSpec
 from lorabench.report.loggers.view import CsvView, View
 
+OFF = ("disabled", "off", "none", "false", "0")  # values of WANDB_MODE without logging; W&B has the first only
+MODES = ("online", "offline", "dryrun", "run", "shared")  # which `mode` overrides
+TRUE = ("true", "1", "yes", "on")  # of WANDB_DISABLED, W&B's older variable
+
 
 def logger_of(cfg: DictConfig) -> LoggerSpec:
-    """Return the logger of a config; none if WANDB_MODE=disabled or WANDB_DISABLED=true is in the environment."""
+    """Return the logger of a config; none if the environment disables W&B.
+
+    Raises:
+        UserError: If WANDB_MODE has another value.
+    """
     spec: Any = OmegaConf.to_object(cfg.logger)
-    legacy = os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes", "on")  # of transformers
-    if spec.kind == "wandb" and (legacy or os.environ.get("WANDB_MODE") == "disabled"):
+    if spec.kind != "wandb":
+        return spec
+    mode = os.environ.get("WANDB_MODE", "").strip().lower()
+    if mode in OFF or os.environ.get("WANDB_DISABLED", "").strip().lower() in TRUE:
         return replace(spec, kind="none")
+    if mode and mode not in MODES:
+        raise UserError(f"WANDB_MODE={mode} must be online, offline or disabled; use WANDB_MODE=disabled or unset it")
     return spec
 
 

@@ -37,8 +37,11 @@ class WandbView(View):
     """View of one run, named after the sweep's and the run's folder."""
 
     def __init__(self, spec: LoggerSpec, folder: Path, key: str, config: dict[str, Any]) -> None:
+        for variable in [name for name, value in os.environ.items() if name.startswith("WANDB_") and not value.strip()]:
+            del os.environ[variable]  # W&B would refuse an empty mode or address
         os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
+        from pydantic import ValidationError
         from wandb.errors import Error
 
         sweep = str(config.get("name") or folder.parent.name)
@@ -62,6 +65,10 @@ class WandbView(View):
                 reinit="finish_previous",
                 settings=wandb.Settings(console="off", x_disable_stats=True),
             )
+        except ValidationError as error:
+            first = error.errors()[0]
+            variable = f"WANDB_{'_'.join(map(str, first['loc']))}".upper()
+            raise UserError(f"{variable} must be correct ({first['msg']}); unset it, or use logger=csv") from None
         except Error as error:
             reason = str(error).split("\n")[0]
             advice = "run wandb login first, or use mode=offline" if spec.mode == "online" else "use logger=csv"
