@@ -67,7 +67,7 @@ class GenerateSpec:
     negative: str | None = None  # prompt of the unconditional prediction; null: the empty prompt
 
     def params(self) -> dict[str, Any]:
-        """Return all settings for a key; settings that came later are left out at their defaults: keys stay the same."""
+        """Return all settings for a key; later ones are left out at their defaults, so that keys stay."""
         later = {("sampler", "model"), ("negative", None), ("negative", "")}
         return {name: value for name, value in asdict(self).items() if (name, value) not in later}
 

@@ -33,7 +33,8 @@ from lorabench.scoring.files import ScorerSet, scorer_set
 from lorabench.tasks.files import Request, check_rank, make_folder, origin, user_loras
 from lorabench.tasks.jobs import load_model, load_scorer
 from lorabench.tasks.merge_files import check_file, merged
-from lorabench.tasks.tradeoff import METRICS, check_metrics, undominated
+from lorabench.tasks.tradeoff import METRICS, check_metrics
+from lorabench.tasks.tradeoff_curves import undominated
 from lorabench.tasks.user_loras import UserPair
 
 if TYPE_CHECKING:
