@@ -91,8 +91,8 @@ def test_command_scores_grid_and_writes_best_merge(
 def test_mistakes_are_found_first(
     commands: Commands, files: tuple[Path, Path], folder: Path, tmp_path: Path, more: list[str], words: str
 ) -> None:
-    done = commands.run("task=tune", "content=a.safetensors", "style=b.safetensors", "model=micro",
-                        f"model.path={folder}", "scorers=micro", "trainer=cpu", "prompt=a boat", *more, cwd=tmp_path)  # fmt: skip
+    start = ["content=a.safetensors", "style=b.safetensors", "model=micro", f"model.path={folder}"]
+    done = commands.run("task=tune", *start, "scorers=micro", "trainer=cpu", "prompt=a boat", *more, cwd=tmp_path)
     assert done.returncode == 2 and words in done.stderr and not (tmp_path / "tuned" / "tune.csv").exists()
 
 
