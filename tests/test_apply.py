@@ -88,8 +88,8 @@ def test_rule_makes_latents_of_our_sampler(pipeline: Any, pair: dict[Path, Adapt
 
 
 def test_every_rule_of_a_preset_is_tested() -> None:
-    """Presets with another rule than plain, up to settings."""
-    rules = {presets.choices(name)["sampling"] for name in presets.presets()} - {"plain"}
+    """Presets with another rule than plain, up to settings; three_prompts is refused."""
+    rules = {presets.choices(name)["sampling"] for name in presets.presets()} - {"plain", "three_prompts"}
     assert {presets.choices(name)["sampling"] for name in RULES} == rules
 
 
@@ -146,6 +146,9 @@ def test_what_cannot_be_applied_is_refused(pipeline: Any, pair: dict[Path, Adapt
             lorabench.apply(pipeline, source, method=method)
     with pytest.raises(UserError, match="NoneType must be a pipeline of SDXL; use StableDiffusionXLPipeline"):
         lorabench.apply(None, files)
+    prompts = load("direct+sampling.three_prompts")
+    with lorabench.apply(pipeline, files, prompts), pytest.raises(UserError, match="has a prompt for each LoRA, and a"):
+        theirs(pipeline, 4.0)
     pipeline.scheduler = HeunDiscreteScheduler.from_config(pipeline.scheduler.config)
     with (
         lorabench.apply(pipeline, files),

@@ -105,7 +105,11 @@ class RuleHooks:
         return output
 
     def check(self, branches: Sequence[Branch], guidance: float) -> None:
-        """UserError unless the branches' weights are those of the pipeline's guidance."""
+        """UserError unless all adapters read the pipeline's prompt, and weights are those of its guidance."""
+        if any(branch.own for branch in branches):
+            raise UserError(
+                f"{type(self.rule).__name__} has a prompt for each LoRA, and a pipeline has one; use task=generate"
+            )
         empty = sum(branch.weight for branch in branches if not branch.prompt)
         whole = sum(branch.weight for branch in branches)
         if abs(empty - (1 - guidance)) > SINGLE or abs(whole - 1) > SINGLE:
