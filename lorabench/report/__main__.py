@@ -5,6 +5,7 @@
     python -m lorabench.report outputs/duolora_main --protocol klora          # columns of a publication
     python -m lorabench.report outputs/duolora_ablation --reference "duolora masks_only"
     python -m lorabench.report outputs/duolora_main --paper duolora           # paper | ours | verdict
+    python -m lorabench.report outputs/all_methods --stability                # order of methods, sources of variance
 
 A report is table.md, .csv, .tex, grid.png and report.html. Only statistics are recomputed.
 """
@@ -36,6 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--protocol", metavar="NAME", help="protocol of the columns; default: that of the runs")
     parser.add_argument("--reference", metavar="ROW", help="row for differences; default: the runs' `reference`")
     parser.add_argument("--paper", metavar="NAME", help="only print a publication's tables with our numbers")
+    parser.add_argument("--stability", action="store_true", help="only print how stable the order of methods is")
     args = parser.parse_args(argv)
     try:
         folders = run_folders(args.runs)
@@ -43,6 +45,12 @@ def main(argv: list[str] | None = None) -> int:
             from lorabench.report.paper_tables import paper_tables
 
             print(paper_tables(args.paper, load_runs(folders)))
+            return 0
+        if args.stability:
+            from lorabench.report.protocols import ALL, load_protocol
+            from lorabench.report.stability import stability
+
+            print(stability(load_runs(folders), load_protocol(args.protocol) if args.protocol else ALL))
             return 0
         out = args.out or place(args.runs)
         if out.exists() and not out.is_dir():

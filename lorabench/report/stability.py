@@ -1,0 +1,252 @@
+"""How stable is the order of methods, and which repeats would make it more stable?
+
+    python -m lorabench.report outputs/all_methods --stability        # runs of several seeds say more
+
+**Order.** Kendall's tau (tau-b) of the methods' means between disjoint halves of the pairs, between halves of each
+pair's images (sampling), and between seeds of the run (other LoRAs and other noise). 1 is the same order, 0 is chance.
+Halves are the mean of SPLITS random splits. The last column is the agreement with the ground truth: tau of a score's
+order and that of `truth/content` or `truth/style`, which says how far the score can be trusted to rank methods.
+
+**Variance.** A value of pair p, training t and image i is m + a_p + b_pt + e_pti. The variances of a, b and e are
+estimated by moments within each method and averaged over the methods, for the values and for the differences to the
+reference row on the same images:
+
+    s2_e = mean variance within (p, t)
+    s2_b = mean variance over t of the means of (p, t)  -  s2_e / n
+    s2_a = variance over p of the means of p  -  s2_b / T  -  s2_e / (T n)
+
+With one seed, b cannot be told from a. The last columns say which part of the variance of a method's mean,
+s2_a / P + s2_b / (P T) + s2_e / (P T n), would go if there were twice as many pairs, trainings or images per pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from math import nan
+
+import numpy as np
+import pandas as pd
+from scipy.stats import kendalltau
+
+from lorabench.base import UserError, seed_of
+from lorabench.config.schemas import ProtocolSpec
+from lorabench.report import comparing, protocols, stats
+from lorabench.report.folder import RunFolder
+from lorabench.report.labels import BASELINES_AND_ORACLE
+from lorabench.report.pooling import join_scores
+from lorabench.report.table import common_reference
+
+SPLITS = 100
+LEAST = 3  # methods; two have no order to speak of
+TRAINING = "training"  # level of the index: the seed of the run
+
+Images = Mapping[str, pd.DataFrame]  # method -> values of its images, indexed by stats.UNIT and TRAINING
+
+
+def stability(runs: list[RunFolder], protocol: ProtocolSpec = protocols.ALL) -> str:
+    """Return the text on the stability of the methods of several runs.
+
+    Raises:
+        UserError: If there are fewer than three methods, or the runs are not comparable.
+    """
+    scores = join_scores(runs)
+    columns, _ = protocols.columns(protocol, scores)
+    trained = {seed: run.manifest["seed"] for run in runs for seed in run.scores["seed"].unique()}
+    labels = [label for label in dict.fromkeys(scores["label"]) if label not in BASELINES_AND_ORACLE]
+    if len(labels) < LEAST:
+        raise UserError(f"an order needs {LEAST} or more methods, not {len(labels)}; use more runs")
+    reference = common_reference(runs)
+    orders, shares = [], []
+    found: dict[str, Images] = {}
+    for column in columns:
+        images = {label: images_of(scores[scores["label"] == label], column, trained) for label in labels}
+        found[column.name] = images = {label: own for label, own in images.items() if len(own)}
+        if len(images) >= LEAST:
+            truth = agreement(images, found.get(truth_of(column.spec.metric), {}))
+            orders.append({"score": column.name, **taus(images, column.name), "truth": truth})
+        shares += variance_lines(column.name, images, reference)
+    return write_stability(pd.DataFrame(orders), pd.DataFrame(shares))
+
+
+def images_of(scores: pd.DataFrame, column: protocols.Column, trained: Mapping[int, int]) -> pd.DataFrame:
+    """Return the value of each image of a method, with the seed of its run."""
+    images = protocols.image_values(scores, column)
+    trainings = images.index.get_level_values("seed").map(trained)
+    return images.assign(**{TRAINING: trainings}).set_index(TRAINING, append=True)
+
+
+def taus(images: Images, name: str) -> dict[str, float]:
+    """Return the mean tau between halves of the pairs and of the images, and between the seeds of the runs.
+
+    Args:
+        images: Images by method; only those that all methods have count.
+        name: Name of the score, which seeds the splits.
+    """
+    shared = Shared.of(images, comparing.shared_images(images.values()))
+    rng = np.random.default_rng(seed_of("stability", name))
+    count = len(np.unique(shared.pair))
+    sizes = np.bincount(shared.pair) if count else np.zeros(1)
+    by_pairs, by_images = [], []
+    for _ in range(SPLITS):
+        if count >= 2:
+            by_pairs.append(shared.tau_of_halves(np.isin(shared.pair, rng.permutation(count)[: count // 2])))
+        if sizes.min() >= 2:
+            order = np.lexsort((rng.random(len(shared.pair)), shared.pair))  # random within each pair
+            place = np.empty(len(order), dtype=int)
+            place[order] = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+            by_images.append(shared.tau_of_halves(place < sizes[shared.pair] // 2))
+    runs = [shared.means(shared.training == seed) for seed in np.unique(shared.training)]
+    by_seeds = [tau(one, other) for one, other in combinations(runs, 2)]
+    return {"pairs": average(by_pairs), "images": average(by_images), "trainings": average(by_seeds)}
+
+
+def truth_of(metric: str) -> str:
+    """Return the score that a metric is to agree with; "" if it measures neither the content nor the style."""
+    if metric.endswith("/style") or metric == "style_r1":
+        return "truth/style"
+    return "truth/content" if metric.endswith("/content") or metric == "subject_r1" else ""
+
+
+def agreement(images: Images, truth: Images) -> float:
+    """Return tau of the order by a score and the order by the ground truth; NaN if they share too few methods."""
+    both = [label for label in images if label in truth]
+    if len(both) < LEAST:
+        return nan
+    index = comparing.shared_images([*(images[label] for label in both), *(truth[label] for label in both)])
+    orders = (Shared.of({label: of[label] for label in both}, index).means() for of in (images, truth))
+    return tau(*orders)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The images that all methods have.
+
+    Args:
+        values: By image and method, [images, methods].
+        pair: Number of each image's pair [images].
+        cell: Number of each image's pair and prompt [images].
+        training: Seed of each image's run [images].
+    """
+
+    values: np.ndarray
+    pair: np.ndarray
+    cell: np.ndarray
+    training: np.ndarray
+
+    @classmethod
+    def of(cls, images: Images, index: pd.Index) -> Shared:
+        """Return the values of methods at these images."""
+        keys = index.to_frame(index=False)
+        pair, cell = (
+            pd.factorize(pd.MultiIndex.from_frame(keys[names]))[0] for names in (stats.PAIR, [*stats.PAIR, "prompt"])
+        )
+        values = np.stack([own["value"].reindex(index).to_numpy(dtype=float) for own in images.values()], axis=1)
+        return cls(values, pair, cell, keys[TRAINING].to_numpy())
+
+    def means(self, chosen: np.ndarray | None = None) -> np.ndarray:
+        """Return the mean of each method over some images: image -> prompt -> pair -> all."""
+        chosen = np.ones(len(self.pair), dtype=bool) if chosen is None else chosen
+        pair, cell = self.pair[chosen], self.cell[chosen]
+        in_cell = np.bincount(cell)[cell]
+        _, first = np.unique(cell, return_index=True)
+        cells = np.bincount(pair[first])
+        weights = 1 / (in_cell * cells[pair] * np.count_nonzero(cells))
+        return weights @ self.values[chosen]
+
+    def tau_of_halves(self, first: np.ndarray) -> float:
+        """Return tau of the means over some images and over the others."""
+        return tau(self.means(first), self.means(~first))
+
+
+def tau(one: np.ndarray, other: np.ndarray) -> float:
+    """Return Kendall's tau-b of two arrays of means; NaN if all methods of one have the same mean."""
+    return float(kendalltau(one.round(comparing.DECIMALS), other.round(comparing.DECIMALS)).statistic)
+
+
+def average(values: Sequence[float]) -> float:
+    """Return the mean of what is not NaN, or NaN if nothing is left."""
+    known = [value for value in values if not np.isnan(value)]
+    return float(np.mean(known)) if known else nan
+
+
+def variance_lines(name: str, images: Images, reference: str) -> Iterator[dict[str, object]]:
+    """Yield the shares of variance of a score: of its values, and of the differences to the reference row."""
+    values = {label: own["value"] for label, own in images.items()}
+    deltas = {}
+    if reference in values:
+        deltas = {label: (own - values[reference]).dropna() for label, own in values.items() if label != reference}
+    for of, tables in (("value", values), (f"difference to {reference}", deltas)):
+        parts = [found for own in tables.values() if (found := components(own))]
+        if parts:
+            yield {"score": name, "of": of, **shares_of(pd.DataFrame(parts).mean())}
+
+
+def components(values: pd.Series) -> dict[str, float] | None:
+    """Estimate the variances by pair, by training and by image from the values of one method.
+
+    Returns:
+        pair, training (NaN for one seed), sampling, and the numbers P, T, n; None if there are fewer than two pairs
+        with all trainings and two images each.
+    """
+    cells = values.groupby(level=[*stats.PAIR, TRAINING]).agg(["mean", "var", "size"])
+    trainings = cells.index.get_level_values(TRAINING).nunique()
+    whole = cells.groupby(level=stats.PAIR)["mean"].transform("size") == trainings
+    cells = cells[whole & (cells["size"] >= 2).groupby(level=stats.PAIR).transform("all")]
+    by_pair = cells["mean"].groupby(level=stats.PAIR)
+    if by_pair.ngroups < 2:
+        return None
+    n = len(cells) / (1 / cells["size"]).sum()
+    sampling = float(cells["var"].mean())
+    training = max(float(by_pair.var().mean()) - sampling / n, 0.0) if trainings > 1 else nan
+    others = (0.0 if trainings == 1 else training / trainings) + sampling / (trainings * n)
+    pair = max(float(by_pair.mean().var()) - others, 0.0)
+    counts = {"P": float(by_pair.ngroups), "T": float(trainings), "n": float(n)}
+    return {"pair": pair, "training": training, "sampling": sampling, **counts}
+
+
+def shares_of(found: pd.Series) -> dict[str, float]:
+    """Return the shares of the variance, and the part of a mean's variance that doubling each repeat removes."""
+    training = 0.0 if np.isnan(found["training"]) else found["training"]
+    total = found["pair"] + training + found["sampling"]
+    runs = found["P"] * found["T"]
+    parts = (found["pair"] / found["P"], training / runs, found["sampling"] / (runs * found["n"]))
+    whole = sum(parts) or nan
+    return {
+        "pair": found["pair"] / (total or nan),
+        "training": found["training"] / (total or nan),
+        "sampling": found["sampling"] / (total or nan),
+        "twice the pairs": sum(parts) / 2 / whole,
+        "twice the trainings": nan if np.isnan(found["training"]) else (parts[1] + parts[2]) / 2 / whole,
+        "twice the images": parts[2] / 2 / whole,
+    }
+
+
+def write_stability(orders: pd.DataFrame, shares: pd.DataFrame) -> str:
+    """Return the text: a table of taus and a table of shares of variance."""
+    parts = ["## Order of the methods", "", *table(orders, "{:.2f}"), ""]
+    parts += [
+        f"Kendall's tau of the methods' means between halves of the pairs and of each pair's images ({SPLITS} random "
+        "splits), and between seeds of the run (LoRAs and noise); truth: with the order by truth/content or "
+        "truth/style. Empty: not measured, as with one seed.",
+        "",
+    ]
+    if len(shares):
+        parts += ["## Sources of variance", "", *table(shares, "{:.0%}"), ""]
+        parts += [
+            "Shares of the variance of an image's value due to the pair, the training of the LoRAs and sampling, and "
+            "the part of the variance of a method's mean that twice as many of each would remove. With one seed, "
+            "training is part of the pair.",
+            "",
+        ]
+    return "\n".join(parts)
+
+
+def table(rows: pd.DataFrame, form: str) -> Iterator[str]:
+    """Yield the lines of a markdown table; numbers in a format, NaN empty."""
+    yield f"| {' | '.join(rows.columns)} |"
+    yield f"|{'---|' * len(rows.columns)}"
+    for row in rows.itertuples(index=False):
+        cells = [each if isinstance(each, str) else "" if np.isnan(each) else form.format(each) for each in row]
+        yield f"| {' | '.join(cells)} |"
