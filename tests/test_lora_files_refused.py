@@ -19,7 +19,6 @@ from lorabench.lora.adapter import LoRA
 FILE = "lora.safetensors"
 KOHYA = "lora_unet_output_blocks_1_1_transformer_blocks_0_attn1_to_q"
 LAYER = "up_blocks.0.attentions.1.transformer_blocks.0.attn1.to_q"
-FLUX = "double_blocks_0_img_attn_proj"
 
 
 def pair(stem: str, down: str = ".lora_down.weight", up: str = ".lora_up.weight", width: int = 8) -> dict[str, Tensor]:
@@ -43,10 +42,10 @@ OTHER_KINDS = {
     "dense difference": {f"{KOHYA}.diff": ones(4, 8)},
     "dense merge": {f"unet.unet.{LAYER}.lora.weight": ones(4, 8)},
     "biases": {**pair(f"unet.{LAYER}", ".lora_A.weight", ".lora_B.weight"), f"unet.{LAYER}.lora_B.bias": ones(4)},
-    "Flux": pair(f"lora_unet_{FLUX}"),
-    "Flux ": pair("diffusion_model.double_blocks.0.img_attn.qkv", ".lora_A.weight", ".lora_B.weight"),
-    "SD3": pair("lora_transformer_transformer_blocks_0_attn_to_q"),
-    "SD3 ": pair("diffusion_model.joint_blocks.0.x_block.attn.qkv", ".lora_A.weight", ".lora_B.weight"),
+    "another transformer": pair("lora_transformer_double_stream_blocks_0_block_attn1_to_q"),
+    "another transformer ": pair("transformer.joint_transformer_blocks.0.attn.to_q"),
+    "another transformer  ": pair("transformer.single_transformer_blocks.0.attn.to_qkv_mlp_proj"),
+    "the T5 text encoder": pair("lora_te3_encoder_block_0_layer_0_SelfAttention_q"),
     "Cascade": pair("lora_prior_unet_down_blocks_0_0_attention_attn_in_proj"),
     "whole checkpoint": {"model.diffusion_model.input_blocks.0.0.weight": ones(2, 2)},
     "whole weights": {"down_blocks.0.resnets.0.conv1.weight": ones(2, 2, 3, 3), "conv_in.bias": ones(2)},

@@ -114,7 +114,7 @@ def test_lora_finds_its_model() -> None:
         assert model_of([lora]) == known
 
 
-@pytest.mark.parametrize("form", ["diffusers", "store"])
+@pytest.mark.parametrize("form", ["kohya", "diffusers", "store"])
 def test_file_of_transformer_is_read_again(folders: dict[str, Path], form: str, tmp_path: Path) -> None:
     lora = random_lora(load(files(folders["sd3"])).layers)
     lora.save(tmp_path / "lora.safetensors", format=form)
@@ -123,11 +123,6 @@ def test_file_of_transformer_is_read_again(folders: dict[str, Path], form: str, 
     assert all(torch.equal(again[name].up @ again[name].down, each.up @ each.down) for name, each in lora.items())
     with safe_open(tmp_path / "lora.safetensors", framework="pt") as file:
         assert all(key.startswith("transformer.") for key in file.keys())  # noqa: SIM118
-
-
-def test_kohya_format_has_no_names_for_transformer(folders: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"use task\.format=diffusers"):
-        random_lora(load(files(folders["dev"])).layers).save(tmp_path / "lora.safetensors", format="kohya")
 
 
 def pipeline_latents(

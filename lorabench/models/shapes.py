@@ -92,3 +92,8 @@ def empty_model(name: str, dtype: torch.dtype | None = None, checkpointing: bool
     family = FAMILY_OF[name].name
     kind: Any = getattr(import_module(f"lorabench.models.{family}.denoiser_only"), DENOISERS[family])
     return kind.empty(denoiser_config(name), dtype, checkpointing)
+
+
+def sdxl_names() -> list[str]:
+    """Return the names of the known models of SDXL's family."""
+    return [name for name, family in FAMILY_OF.items() if family.name == "sdxl"]

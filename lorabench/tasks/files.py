@@ -18,6 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import Container, DictConfig, OmegaConf
 
 from lorabench.base import UserError, __version__, seed_of
@@ -38,7 +39,7 @@ from lorabench.merging.method import Method
 from lorabench.models.files import ModelFiles, model_files
 from lorabench.report.labels import label
 from lorabench.tasks.composition import ablation_of, method_of
-from lorabench.tasks.merge_files import check_file, drawn, image_cost, merged, work
+from lorabench.tasks.merge_files import check_file, drawn, image_cost, merged, recognized, work
 from lorabench.tasks.prompts import check_style_kept, readers_of
 from lorabench.tasks.user_loras import UserLoRA, UserPair
 
@@ -78,8 +79,10 @@ class Request:
         method = method_of(cfg)
         own.check(method)
         name = label(method.name, ablation_of())
+        is_chosen = any(each.startswith("model") for each in HydraConfig.get().overrides.task)
+        model = typed["model"] if is_chosen or method.merge.needs_model else recognized(own, typed["model"])
         return cls(
-            name, own, method, typed["model"], typed["generate"], typed["trainer"], typed["task"], Path(cfg.store),
+            name, own, method, model, typed["generate"], typed["trainer"], typed["task"], Path(cfg.store),
             cfg.seed, Path(cfg.output), OmegaConf.to_container(cfg.method, resolve=True), cfg.prompts.style_token,
         )  # fmt: skip
 

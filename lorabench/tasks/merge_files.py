@@ -28,7 +28,7 @@ from lorabench.data.pairs import Reference, Role
 from lorabench.merging.learned import LearnedMasks
 from lorabench.merging.method import Method, load
 from lorabench.models.files import model_files, preset
-from lorabench.models.shapes import layer_map, model_of
+from lorabench.models.shapes import layer_map, model_of, sdxl_names
 from lorabench.tasks.user_loras import UserLoRA, UserPair
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def merge(
     method: str | Method = "direct",
     *,
     prompt: str | None = None,
-    model: str | Path = "sdxl",
+    model: str | Path | None = None,
     device: str = "auto",
     seed: int = 0,
     teachers: GenerateSpec = TEACHERS,
@@ -63,7 +63,8 @@ def merge(
         content, style: One LoRA or several: files, or files with prompts and images.
         method: Name of the method.
         prompt: Prompt with the identifiers of both; only a method that learns needs one.
-        model: A preset ("sdxl", "koala_1b", "koala_700m", "micro"), a diffusers folder, a single file or a hub id.
+        model: A preset ("sdxl", "koala_1b", "micro", "flux", ...), a diffusers folder, a single file or a hub id. None
+            is the transformer whose layers the files adapt, otherwise SDXL.
         device: "cpu", "gpu" or "auto".
         seed: Seed of all random draws.
         teachers: Sampler of images for LoRAs that come without images.
@@ -76,8 +77,9 @@ def merge(
     chosen = load(method, **settings) if isinstance(method, str) else method
     check_file(chosen)
     pair = UserPair(listed(content, "content"), listed(style, "style"), prompt)
+    spec = preset(model) if model is not None else recognized(pair, preset("sdxl"))
     trainer = TrainerSpec(accelerator=device, precision="32-true", workers=0, threads=1)
-    return merged(pair, chosen, preset(model), seed, trainer, partial(drawn, teachers, seed, trainer)).file
+    return merged(pair, chosen, spec, seed, trainer, partial(drawn, teachers, seed, trainer)).file
 
 
 def merged(
@@ -139,6 +141,15 @@ def merged(
     env = MergeEnvironment(base.layers, base, seed, trainer, partial(advance, cost=step_cost(own, method)))
     [result] = merge.merge_pairs([item], env)
     return result
+
+
+def recognized(own: UserPair, default: ModelSpec) -> ModelSpec:
+    """Return the preset of the transformer whose layers the files adapt, or the default for all other files."""
+    try:
+        name = model_of([each.read() for each in own.files])
+    except UserError:
+        return default  # the merge names what is wrong
+    return default if name in sdxl_names() else preset(name)
 
 
 def fitting(lora: LoRA) -> str:

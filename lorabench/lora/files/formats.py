@@ -122,3 +122,9 @@ FORMATS = {
     "diffusers": Format("diffusers", _diffusers, _peft_configs),
     "store": Format("store", _diffusers, _peft_configs, bundles=True, keeps_all=True),
 }
+
+
+def format_of(adapter: Adapter, name: str) -> Format:
+    """Return the format in which an adapter is written: diffusers' instead of kohya's for a transformer."""
+    transformer = any(names.file_component(f"{DENOISER}.{layer}") == "transformer" for layer in adapter.layers)
+    return FORMATS["diffusers" if name == "kohya" and transformer else name]

@@ -16,7 +16,7 @@ from torch import Tensor, einsum
 
 from lorabench.base import UserError
 from lorabench.lora.factors import Factors, LazyFactors, Shape
-from lorabench.lora.files import dora, embeddings, lycoris, names, refuse, stored
+from lorabench.lora.files import dora, embeddings, lycoris, names, refuse, stored, transformer_names
 from lorabench.lora.files.names import DENOISER
 from lorabench.lora.files.tensors import TensorFile, is_finite
 
@@ -42,7 +42,7 @@ def read(path: Path | str, base: dora.BaseWeights | None = None) -> dict[str, An
         The arguments of `Adapter`.
 
     Raises:
-        UserError: If the file is not an adapter for linear layers of a model of the SDXL family, see refuse.py.
+        UserError: If the file is not an adapter of a model of a known family, see refuse.py.
     """
     path = refuse.resolve(path)
     try:
@@ -56,7 +56,7 @@ def read(path: Path | str, base: dora.BaseWeights | None = None) -> dict[str, An
         tokens = embeddings.read_tokens(path, embeddings.bundled(keys), file.tensor)
         keys = [key for key in keys if not stored.is_mask(key) and not embeddings.BUNDLE.fullmatch(key)]
         refuse.other_kinds(path, keys)
-        layers = _layers(path, keys)
+        layers, parts_of = _layers(path, keys)
         magnitudes = {layer: parts.pop(dora.MAGNITUDE) for layer, parts in layers.items() if dora.MAGNITUDE in parts}
         _check(path, layers, shapes, metadata)
         configs = _configs(path, keys, metadata)
@@ -69,15 +69,18 @@ def read(path: Path | str, base: dora.BaseWeights | None = None) -> dict[str, An
         _check_finite(path, layer, tensors)
         if lycoris.kind(tensors):
             return lycoris.factors(tensors)
+        if layer in parts_of:
+            tensors["up"] = parts_of[layer].of(tensors["up"], tensors["down"].shape[1])
         return _factors(layer, tensors, configs, scales)
 
-    def size(keys: Mapping[str, str]) -> Shape:
+    def size(layer: str, keys: Mapping[str, str]) -> Shape:
         if lycoris.kind(keys):
             return lycoris.shape({part: shapes[key] for part, key in keys.items()})
         down, up = shapes[keys["down"]], shapes[keys["up"]]
-        return down[0], prod(down[1:]) * (prod(shapes[keys["mid"]][2:]) if "mid" in keys else 1), up[0]
+        outputs = len(range(up[0])[parts_of[layer].rows(up[0])]) if layer in parts_of else up[0]
+        return down[0], prod(down[1:]) * (prod(shapes[keys["mid"]][2:]) if "mid" in keys else 1), outputs
 
-    sizes = {layer: size(keys) for layer, keys in layers.items()}
+    sizes = {layer: size(layer, keys) for layer, keys in layers.items()}
     folded: dict[str, Factors] = {}
     if magnitudes:
         if base is None:
@@ -110,8 +113,12 @@ def _dora(read: Callable[[str], Factors], layer: str, magnitude: Tensor, outputs
     return read(layer), magnitude, outputs
 
 
-def _layers(path: Path, keys: list[str]) -> dict[str, dict[str, str]]:
-    """Return the keys of "down", "up" and "alpha", if there is one, by layer."""
+def _layers(path: Path, keys: list[str]) -> tuple[dict[str, dict[str, str]], dict[str, transformer_names.Piece]]:
+    """Return the keys of "down", "up" and "alpha", if there is one, by layer, and the layers that are parts of others.
+
+    Raises:
+        UserError: If a key is not known, or two adapt the same layer.
+    """
     parts = {}
     for key in keys:
         if (split := names.split(key) or lycoris.split(key) or dora.split(key)) is None:
@@ -119,15 +126,25 @@ def _layers(path: Path, keys: list[str]) -> dict[str, dict[str, str]]:
         parts[key] = split
     layers = names.layers_of([stem for stem, _ in parts.values()])
     found: dict[str, dict[str, str]] = {}
+    parts_of: dict[str, transformer_names.Piece] = {}
     for key, (stem, part) in parts.items():
-        if (layer := names.layer(stem, layers)) is None:
+        layer = names.layer(stem, layers)
+        pieces = {layer: None} if layer else transformer_names.layers(stem)
+        if not pieces:
             raise refuse.unknown_key(path, key)
-        other = found.setdefault(layer, {}).setdefault(part, key)
-        if other != key:
-            raise UserError(
-                f"{path} has two adapters on {layer} ({other!r} and {key!r}); save each in a file of its own"
-            )
-    return found
+        for layer, piece in pieces.items():
+            other = found.setdefault(layer, {}).setdefault(part, key)
+            if other != key:
+                raise UserError(
+                    f"{path} has two adapters on {layer} ({other!r} and {key!r}); save each in a file of its own"
+                )
+            if piece is not None and not piece.is_whole:
+                parts_of[layer] = piece
+    if fused := next((layer for layer in parts_of if not {"down", "up"} <= found[layer].keys()), None):
+        raise UserError(
+            f"{path} has a fused layer of {fused} without both factors of a plain LoRA; train or extract a plain LoRA"
+        )
+    return found, parts_of
 
 
 def _check(path: Path, layers: Mapping[str, Mapping[str, str]], shapes: Mapping[str, tuple[int, ...]],

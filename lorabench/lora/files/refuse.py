@@ -13,7 +13,7 @@ from pathlib import Path
 from lorabench.base import UserError
 from lorabench.lora.files import lycoris, names
 
-EXPECTED = "a LoRA of an SDXL model is expected"
+EXPECTED = "a LoRA of an SDXL, SD3 or FLUX.1 model is expected"
 WEIGHT_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")  # as diffusers and peft name them
 
 # Pattern of a key, kind of such a file, remedy. The first pattern that any key matches is used.
@@ -28,10 +28,10 @@ KINDS = (
     (r"(lora_B(\.\w+)?|lora_up|lora\.up)\.bias$", "a LoRA with biases", "train with lora_bias off"),
     (r"lora_embedding_[AB]", "a LoRA of token embeddings", "train a LoRA of linear layers only"),
     (r"motion_modules", "a LoRA for AnimateDiff", "give one trained on SDXL"),
-    (r"(double|single|joint|dual)_(stream_)?blocks[._]|joint_transformer_blocks|^lora_transformer_",
-     "a LoRA of a Flux, SD3 or like transformer in the names of kohya or of the original code",
-     "export it with diffusers' names (transformer.<layer>.lora_A.weight)"),
-    (r"^lora_(prior_|te3_)", "a LoRA of a Cascade, SD3 or like model", "give one trained on SDXL"),
+    (r"(double|single)_stream_blocks[._]|dual_blocks[._]|joint_transformer_blocks|to_qkv_mlp_proj",
+     "a LoRA of another transformer than SD3 or FLUX.1", "give one trained on the same model as the other LoRA"),
+    (r"^lora_te3_|^text_encoder_3\.", "a LoRA with layers of the T5 text encoder", "train one without it"),
+    (r"^lora_prior_", "a LoRA of Stable Cascade", "give one trained on SDXL"),
     (r"^(model\.diffusion_model|first_stage_model|conditioner|cond_stage_model)\.", "a whole checkpoint",
      "give it as model.path, and a LoRA here"),
 )  # fmt: skip
@@ -127,7 +127,8 @@ def other_bases(path: Path, widths: Mapping[str, int], metadata: Mapping[str, st
         UserError: If the base model is another one.
     """
     model = metadata.get("ss_base_model_version", "")
-    if re.match(r"sd_v|sd3|flux", model):
+    transformer = any(names.file_component(layer) == "transformer" for layer in widths)
+    if re.match(r"sd_v", model) or (re.match(r"sd3|flux", model) and not transformer):
         raise UserError(f"{path} was trained on {model}, as its metadata show; {EXPECTED}: give one trained on SDXL")
     for layer, width in widths.items():
         if OLD_BLOCKS.search(layer):

@@ -45,6 +45,11 @@ class Piece:
     total: int = 1
     swapped: Literal["yes", "no", "pair"] = "no"
 
+    @property
+    def is_whole(self) -> bool:
+        """Return True if the layer is the same in both conventions."""
+        return self.total == 1 and self.swapped == "no"
+
     def rows(self, outputs: int) -> slice:
         """Return the rows of a fused layer with so many outputs."""
         unit = outputs // self.total
@@ -133,6 +138,11 @@ PARTS = re.compile(
     r"|context_embedder|x_embedder|norm1_context|norm_out|norm1|norm|ff_context|ff|net|attn2|attn|add_[qkv]_proj"
     r"|to_add_out|to_out|to_[qkv]|proj_mlp|proj_out|proj|linear_[12]|linear|\d+"
 )
+
+
+def layers(stem: str) -> dict[str, Piece]:
+    """Return the layers that a key of a file holds, by name as an adapter has it; none for another model's key."""
+    return {f"unet.{piece.path}": piece for piece in pieces(stem) or ()}
 
 
 def pieces(stem: str) -> list[Piece] | None:

@@ -18,7 +18,7 @@ from lorabench.base import UserError
 from lorabench.engine.failures import system_fault
 from lorabench.lora.factors import Factors
 from lorabench.lora.files import embeddings, metadata, names, stored
-from lorabench.lora.files.formats import FORMATS, Format
+from lorabench.lora.files.formats import FORMATS, Format, format_of
 from lorabench.lora.files.names import DENOISER
 from lorabench.lora.files.precision import DTYPES, Precision, plain
 from lorabench.lora.files.tensors import is_finite
@@ -60,7 +60,7 @@ def write(
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"dtype={dtype} must be one of {', '.join(DTYPES)}; use dtype='float16'")
     check_name(path)
-    layout = FORMATS[format]
+    layout = format_of(adapter, format)
     layout.check(adapter)
     precision = Precision(dtype)
     tensors, ranks, scales = _tensors(adapter, layout, precision)

@@ -1,0 +1,184 @@
+"""LoRA files of SD3 and FLUX.1 in the names of all trainers, against diffusers' converter and formulas."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers.loaders.lora_conversion_utils import _convert_kohya_flux_lora_to_diffusers
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lorabench.base import UserError
+from lorabench.lora.adapter import Adapter
+from lorabench.models.shapes import layer_map, model_of
+
+RANK, ALPHA = 4, 2.0
+W = 3072  # width of FLUX.1, which diffusers' converter expects
+
+
+def flux(width: int) -> dict[str, tuple[int, int]]:
+    """Return layers as kohya's trainer names them, with (inputs, outputs)."""
+    return {
+        "double_blocks_0_img_attn_qkv": (width, 3 * width),
+        "double_blocks_18_txt_attn_qkv": (width, 3 * width),
+        "double_blocks_0_img_attn_proj": (width, width),
+        "double_blocks_0_txt_attn_proj": (width, width),
+        "double_blocks_0_img_mlp_0": (width, 4 * width),
+        "double_blocks_0_img_mlp_2": (4 * width, width),
+        "double_blocks_0_txt_mlp_0": (width, 4 * width),
+        "double_blocks_0_txt_mlp_2": (4 * width, width),
+        "double_blocks_0_img_mod_lin": (width, 6 * width),
+        "double_blocks_0_txt_mod_lin": (width, 6 * width),
+        "single_blocks_37_linear1": (width, 7 * width),
+        "single_blocks_37_linear2": (5 * width, width),
+        "single_blocks_37_modulation_lin": (width, 3 * width),
+    }
+
+
+def kohya(widths: dict[str, tuple[int, int]], prefix: str = "lora_unet_") -> dict[str, Tensor]:
+    """Return the tensors of a file with alpha."""
+    torch.manual_seed(0)
+    tensors = {}
+    for name, (inputs, outputs) in widths.items():
+        tensors[f"{prefix}{name}.lora_down.weight"] = torch.randn(RANK, inputs) / 50
+        tensors[f"{prefix}{name}.lora_up.weight"] = torch.randn(outputs, RANK) / 50
+        tensors[f"{prefix}{name}.alpha"] = torch.tensor(ALPHA)
+    return tensors
+
+
+def load(tensors: dict[str, Tensor], tmp_path: Path, **metadata: str) -> Adapter:
+    save_file({key: value.clone() for key, value in tensors.items()}, tmp_path / "lora.safetensors", metadata)
+    return Adapter.load(tmp_path / "lora.safetensors")
+
+
+def test_flux_file_of_kohya_is_that_of_diffusers_converter(tmp_path: Path) -> None:
+    tensors = kohya(flux(W))
+    lora = load(tensors, tmp_path, ss_base_model_version="flux1")
+    expected: dict[str, Tensor] = _convert_kohya_flux_lora_to_diffusers(dict(tensors))
+    layers = {key.removeprefix("transformer.").partition(".lora_")[0] for key in expected}
+    assert set(lora.layers) == layers and len(layers) == 13 + 2 * 2 + 3
+    for layer in layers:
+        down, up = (expected[f"transformer.{layer}.lora_{each}.weight"] for each in "AB")
+        x = torch.randn(down.shape[1], 3)  # the dense update is large
+        torch.testing.assert_close(lora[layer].up @ (lora[layer].down @ x), up @ (down @ x), rtol=1e-4, atol=1e-5)
+    assert model_of([lora]) == "flux"
+
+
+@pytest.mark.parametrize("spelling", ["diffusion_model.", "lora_transformer_", "transformer."])
+def test_spellings_give_same_layers(tmp_path: Path, spelling: str) -> None:
+    known = load(kohya(flux(16)), tmp_path)
+    tensors: dict[str, Tensor] = {}
+    if spelling == "diffusion_model.":  # the original code's names: dots around numbers and modules
+        for key, value in kohya(flux(16), "").items():
+            name, _, end = key.partition(".")
+            dotted = re.sub(r"_(\d+)_", r".\1.", name, count=1)
+            dotted = re.sub(r"(img|txt)_(attn|mlp|mod)_(\w+)$", r"\1_\2.\3", dotted).replace(
+                "modulation_", "modulation."
+            )
+            tensors[f"{spelling}{dotted}.{end}"] = value
+    else:
+        for layer, each in known.items():
+            name = layer.replace(".", "_") if spelling.endswith("_") else layer
+            tensors[f"{spelling}{name}.lora_down.weight"] = each.down
+            tensors[f"{spelling}{name}.lora_up.weight"] = each.up
+    again = load(tensors, tmp_path)
+    assert again.layers == known.layers
+    for layer, each in known.items():
+        torch.testing.assert_close(again[layer].up @ again[layer].down, each.up @ each.down, rtol=1e-5, atol=1e-7)
+
+
+def test_split_qkv_of_kohya_is_read(tmp_path: Path) -> None:
+    names = {f"double_blocks_3_txt_attn_{part}": (16, 16) for part in "qkv"}
+    lora = load(kohya(names), tmp_path)
+    assert lora.layers == [f"transformer_blocks.3.attn.add_{part}_proj" for part in "kqv"]
+
+
+def test_halves_of_last_modulation_are_swapped(tmp_path: Path) -> None:
+    """The original lists shift, scale; diffusers lists scale, shift, in the last layer and in SD3's last text block."""
+    tensors = kohya({"final_layer_adaLN_modulation_1": (W, 2 * W)})
+    lora = load(tensors, tmp_path)
+    up = tensors["lora_unet_final_layer_adaLN_modulation_1.lora_up.weight"] * ALPHA / RANK
+    assert torch.equal(lora["norm_out.linear"].up, torch.cat([up[W:], up[:W]]))
+    width = 1536
+    tensors = kohya(
+        {
+            "joint_blocks_23_context_block_adaLN_modulation_1": (width, 2 * width),
+            "joint_blocks_22_context_block_adaLN_modulation_1": (width, 6 * width),
+        }
+    )
+    lora = load(tensors, tmp_path)
+    last, other = (
+        tensors[f"lora_unet_joint_blocks_{i}_context_block_adaLN_modulation_1.lora_up.weight"] for i in (23, 22)
+    )
+    assert torch.equal(lora["transformer_blocks.23.norm1_context.linear"].up, last.roll(width, 0) * ALPHA / RANK)
+    assert torch.equal(lora["transformer_blocks.22.norm1_context.linear"].up, other * ALPHA / RANK)
+
+
+def test_sd3_file_has_layers_of_sd3(tmp_path: Path) -> None:
+    width = 1536
+    lora = load(
+        kohya(
+            {
+                "joint_blocks_0_x_block_attn_qkv": (width, 3 * width),
+                "joint_blocks_0_x_block_attn2_qkv": (width, 3 * width),
+                "joint_blocks_0_context_block_attn_qkv": (width, 3 * width),
+                "joint_blocks_0_x_block_attn_proj": (width, width),
+                "joint_blocks_0_context_block_mlp_fc1": (width, 4 * width),
+            }
+        ),
+        tmp_path,
+    )
+    assert model_of([lora]) == "sd35_medium" and set(lora.layers) <= set(layer_map("sd35_medium"))
+    assert len(lora.layers) == 11
+
+
+def test_factors_of_fused_layer_give_same_merge_as_split_ones(tmp_path: Path) -> None:
+    """The parts share `down`, and each has its rows of `up`: the dense update is cut, nothing else."""
+    tensors = kohya({"double_blocks_0_img_attn_qkv": (16, 48)})
+    lora = load(tensors, tmp_path)
+    down, up = (tensors[f"lora_unet_double_blocks_0_img_attn_qkv.lora_{part}.weight"] for part in ("down", "up"))
+    dense = (ALPHA / RANK) * up @ down
+    parts = [lora[f"transformer_blocks.0.attn.to_{part}"] for part in "qkv"]
+    torch.testing.assert_close(torch.cat([each.up @ each.down for each in parts]), dense, rtol=1e-5, atol=1e-6)
+
+
+def test_every_key_is_consumed_or_named(tmp_path: Path) -> None:
+    good = kohya({"double_blocks_0_img_attn_proj": (W, W)})
+    for name in ("double_blocks_0_img_attn_nothing", "single_blocks_0_norm", "joint_blocks_0_y_block_attn_qkv"):
+        with pytest.raises(UserError, match=name):
+            load(good | kohya({name: (W, W)}), tmp_path)
+    with pytest.raises(UserError, match="two adapters on"):
+        load(good | kohya({"transformer_blocks_0_attn_to_out_0": (W, W)}, "lora_transformer_"), tmp_path)
+    product: dict[str, Any] = {"lora_unet_double_blocks_0_img_attn_qkv.lokr_w1": torch.ones(2, 2)}
+    with pytest.raises(UserError, match="without both factors of a plain LoRA"):
+        load(product, tmp_path)
+
+
+@pytest.mark.parametrize("method", ["direct", "svd"])
+def test_two_files_are_merged_without_model(commands: Any, tmp_path: Path, method: str) -> None:
+    small = {"double_blocks_0_img_attn_qkv": (W, 3 * W), "single_blocks_3_linear1": (W, 7 * W)}
+    for name in ("a", "b"):
+        save_file(kohya(small), tmp_path / f"{name}.safetensors")
+    files = ["content=a.safetensors", "style=b.safetensors", "output=m.safetensors"]
+    done = commands.run("task=merge", f"method={method}", "task.dtype=float32", *files, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    merged, one = Adapter.load(tmp_path / "m.safetensors"), Adapter.load(tmp_path / "a.safetensors")
+    assert merged.layers == one.layers
+    if method == "direct":
+        layer = "single_transformer_blocks.3.proj_mlp"
+        expected = 2 * one[layer].up @ one[layer].down
+        torch.testing.assert_close(merged[layer].up @ merged[layer].down, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_families_are_not_mixed(commands: Any, tmp_path: Path) -> None:
+    save_file(kohya({"double_blocks_0_img_attn_proj": (W, W)}), tmp_path / "flux.safetensors")
+    sdxl = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"
+    save_file(kohya({sdxl: (640, 640)}, ""), tmp_path / "sdxl.safetensors")
+    done = commands.run(
+        "task=merge", "method=direct", "content=flux.safetensors", "style=sdxl.safetensors", cwd=tmp_path
+    )
+    assert done.returncode == 2 and "use model=flux" in done.stderr, done.stderr
