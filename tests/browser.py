@@ -30,14 +30,19 @@ def launch() -> Iterator[Browser]:
 
 
 @contextmanager
-def opened(browser: Browser, folder: Path, width: int = 1280, height: int = 900, at: str = "") -> Iterator[Page]:
+def opened(
+    browser: Browser, folder: Path, width: int = 1280, height: int = 900, at: str = "", file: str = "report.html",
+    touch: bool = False,
+) -> Iterator[Page]:  # fmt: skip
     """Open a folder's report; fail at the end on any console message, error, dialog, or request for another file.
 
     Args:
         at: End of the URL, such as "#sort=clip_t".
+        file: Name of the page.
+        touch: Have a touch screen.
     """
-    page = browser.new_page(viewport={"width": width, "height": height})
-    address = (folder / "report.html").resolve().as_uri()
+    page = browser.new_page(viewport={"width": width, "height": height}, has_touch=touch)
+    address = (folder / file).resolve().as_uri()
     page.set_default_timeout(5000)
     messages: list[str] = []
     page.on("console", lambda message: messages.append(f"console: {message.text}"))

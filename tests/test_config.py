@@ -24,7 +24,7 @@ from lorabench.tasks.composition import method_of
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
-GROUPS = ("dataset", "lora", "logger", "method", "model", "protocol", "scorers", "task", "trainer")
+GROUPS = ("dataset", "judge", "lora", "logger", "method", "model", "protocol", "scorers", "task", "trainer")
 
 
 def options(group: str) -> list[str]:

@@ -16,6 +16,7 @@ GROUPS = (
     "method/sampling",
     "method/training",
     "dataset",
+    "judge",
     "logger",
     "lora",
     "method",

@@ -8,6 +8,14 @@ from omegaconf import OmegaConf
 
 from lorabench.base import CONF_ROOT
 from lorabench.config.dataset_schemas import DreamBoothStyleDropSpec, FolderSpec, MicroworldSpec, StylisedSpec
+from lorabench.config.judging import (
+    JudgeSpec,
+    OpenAIJudgeSpec,
+    StudyResultsTask,
+    StudyTask,
+    TransformersJudgeSpec,
+    TruthJudgeSpec,
+)
 from lorabench.config.schemas import Config, LoggerSpec, LoRASpec, ModelSpec, ProtocolSpec, ScorerSpec, TrainerSpec
 from lorabench.config.task_schemas import (
     CalibrationTask,
@@ -40,6 +48,12 @@ SCHEMAS = {
     "lora": {"lora": LoRASpec},
     "trainer": {"trainer": TrainerSpec},
     "logger": {"logger": LoggerSpec},
+    "judge": {
+        "none": JudgeSpec,
+        "truth": TruthJudgeSpec,
+        "openai": OpenAIJudgeSpec,
+        "transformers": TransformersJudgeSpec,
+    },
     "task": {
         "task": TaskSpec,
         "theorem1": TaskSpec,
@@ -57,6 +71,8 @@ SCHEMAS = {
         "memory": MemoryTask,
         "hypernetwork": HypernetworkTask,
         "unzip": UnzipTask,
+        "study": StudyTask,
+        "study_results": StudyResultsTask,
     },
 }
 

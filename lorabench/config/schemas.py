@@ -191,6 +191,7 @@ class Config:
     lora: Any = MISSING
     method: Any = MISSING
     trainer: Any = MISSING
+    judge: Any = MISSING
     logger: Any = MISSING
     task: Any = MISSING
     content: UserLoRASpec | None = None  # task=merge and task=generate
@@ -201,3 +202,7 @@ class Config:
     image: Any = None  # task=unzip: an image, a list of images of one subject, a folder or a pattern
     words: str = setting("given", options=("given", "suggest"))  # task=unzip: suggest: words that are left out
     blocks: Any = None  # weights by block of every LoRA that has none of its own, see lora/files/blocks.py
+    runs: list[str] | None = None  # task=judge and task=study: folders of finished runs
+    questions: int | None = setting(None, least=1)  # task=study: per participant
+    answers: str | None = None  # task=study_results: folder of the participants' files
+    study: str | None = None  # task=study_results: folder of task=study

@@ -14,7 +14,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 from PIL import Image
 
@@ -47,13 +47,6 @@ def render(runs: list[RunFolder], table: Table, folder: Path | None = None) -> s
         table: Their table.
         folder: Folder in which the page will be stored; files of runs in it or next to it get relative links.
     """
-    environment = Environment(
-        loader=PackageLoader("lorabench.report", "web"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     style = (WEB / "page.css").read_text(encoding="utf-8")
     script = "\n".join((WEB / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
     methods = list(dict.fromkeys(run.label for run in runs))
@@ -61,7 +54,7 @@ def render(runs: list[RunFolder], table: Table, folder: Path | None = None) -> s
         [path for run in runs for path in files_of(run)], [run.rank_figure for run in runs if run.rank_figure]
     )
     data = content(runs, table, embedded, folder)
-    return environment.get_template("page.html.j2").render(
+    return template("page.html.j2").render(
         title=" · ".join(methods) if len(methods) < 3 else f"{len(methods)} methods on {runs[0].manifest['dataset']}",
         methods=methods,
         runs=[described(run, name, embedded, folder) for run, name in zip(runs, run_names(runs), strict=True)],
@@ -77,9 +70,26 @@ def render(runs: list[RunFolder], table: Table, folder: Path | None = None) -> s
         pictures=Markup("\n".join(embedded.texts)),  # base64 and a fixed prefix: neither can end a script block
         style=Markup(style),
         script=Markup(script),
-        policy=f"default-src 'none'; img-src data:; style-src {hash_of(style)}; script-src {hash_of(script)}; "
-        "base-uri 'none'; form-action 'none'",
+        policy=policy(style, script),
     )
+
+
+def template(name: str) -> Template:
+    """Return a template of the folder web; everything that it inserts is escaped."""
+    environment = Environment(
+        loader=PackageLoader("lorabench.report", "web"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
+
+
+def policy(style: str, script: str) -> str:
+    """Return the content security policy of a page with this style and script, which needs no other file."""
+    allowed = f"style-src {hash_of(style)}; script-src {hash_of(script)}"
+    return f"default-src 'none'; img-src data:; {allowed}; base-uri 'none'; form-action 'none'"
 
 
 def hash_of(text: str) -> str:

@@ -49,6 +49,7 @@ class PaperTable:
         scale: Factor of printed values of METRICS; 100 for percent.
         own: Metrics that are not in METRICS -> their description.
         open: Descriptions of unreported settings.
+        study: Answers of people (or of a language model), not scores.
     """
 
     name: str = MISSING
@@ -62,6 +63,7 @@ class PaperTable:
     scale: float = 1.0
     own: dict[str, str] = field(default_factory=dict)
     open: list[str] = field(default_factory=list)
+    study: bool = False
     rows: list[PaperRow] = MISSING
 
     def value(self, row: PaperRow, metric: str) -> float | None:

@@ -46,6 +46,9 @@ TASKS = {
     "params": "lorabench.tasks.params",
     "memory": "lorabench.tasks.memory",
     "hypernetwork": "lorabench.tasks.hypernetwork",
+    "judge": "lorabench.tasks.judge",
+    "study": "lorabench.tasks.study",
+    "study_results": "lorabench.tasks.study_results",
     "merge": "lorabench.tasks.files",
     "generate": "lorabench.tasks.files",
     "inspect": "lorabench.tasks.inspect_files",
@@ -159,7 +162,12 @@ def fill(cfg: DictConfig, output: OutputFolder) -> None:
     output.path.mkdir(parents=True, exist_ok=True)
     output.remove(ERROR_FILE)
     if cfg.task.name in RUNS:
-        return work(cfg, output.path)
+        if cfg.judge.kind == "none":
+            return work(cfg, output.path)
+        judge = importlib.import_module(TASKS["judge"])
+        judge.check_judge(cfg)
+        work(cfg, output.path)
+        return judge.judge_run(cfg, output.path)
     with output.filled() as draft:
         shown = work(cfg, draft)
     print(output.path / shown)
