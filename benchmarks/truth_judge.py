@@ -31,7 +31,7 @@ AGAINST = ("any other", "same class or family", "itself in another pose")
 
 
 def count(judge: Comparison, pairs: int, folder: Path) -> dict[tuple[str, str], Counter[str]]:
-    """Return the number of "right", "tie" and "wrong" by what the image is compared with and by question."""
+    """Return the numbers of "right", "tie" and "wrong" by kind of the other image and by question."""
     found = {(against, question): Counter() for against in AGAINST for question in questions("pairwise")}
     for number in range(pairs):
         rng = np.random.default_rng(seed_of("truth judge", number))

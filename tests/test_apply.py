@@ -87,7 +87,7 @@ def test_rule_makes_latents_of_our_sampler(pipeline: Any, pair: dict[Path, Adapt
         close(each, expected)
 
 
-def test_every_rule_of_a_preset_is_tested() -> None:
+def test_every_rule_of_presets_is_tested() -> None:
     """Presets with another rule than plain, up to settings; three_prompts is refused."""
     rules = {presets.choices(name)["sampling"] for name in presets.presets()} - {"plain", "three_prompts"}
     assert {presets.choices(name)["sampling"] for name in RULES} == rules

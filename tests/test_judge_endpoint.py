@@ -29,7 +29,7 @@ KEY = "sk-very-secret-4711"
 Reply = tuple[int, dict[str, str], bytes]
 
 
-def said(text: Any) -> Reply:
+def answer_of(text: Any) -> Reply:
     return 200, {}, json.dumps({"choices": [{"message": {"content": text}}]}).encode()
 
 
@@ -101,7 +101,7 @@ def judge(server: Server, **settings: Any) -> Comparison:
 
 def test_request_has_bare_images_and_no_names(server: Server, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEST_JUDGE_KEY", KEY)
-    server.replies = [said('{"answer": "A"}')]
+    server.replies = [answer_of('{"answer": "A"}')]
     assert judge(server, extra={"seed": 7}).answer(ask) == '{"answer": "A"}'
     [(path, headers, body)] = server.requests
     assert path == "/v1/chat/completions" and headers["Authorization"] == f"Bearer {KEY}"
@@ -116,7 +116,7 @@ def test_request_has_bare_images_and_no_names(server: Server, ask: Ask, monkeypa
 
 def test_key_is_optional_and_nowhere_else(server: Server, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TEST_JUDGE_KEY", raising=False)
-    server.replies = [said("A")]
+    server.replies = [answer_of("A")]
     own = judge(server)
     own.answer(ask)
     assert "Authorization" not in server.requests[0][1]
@@ -129,7 +129,7 @@ def test_key_is_optional_and_nowhere_else(server: Server, ask: Ask, monkeypatch:
 
 
 def test_busy_server_is_asked_again_after_its_wait(server: Server, ask: Ask) -> None:
-    server.replies = [(429, {"Retry-After": "0.3"}, b"slow down"), (503, {"Retry-After": "0"}, b""), said("B")]
+    server.replies = [(429, {"Retry-After": "0.3"}, b"slow down"), (503, {"Retry-After": "0"}, b""), answer_of("B")]
     assert judge(server).answer(ask) == "B"
     assert server.times[1] - server.times[0] >= 0.3 and len(server.requests) == 3
 
@@ -144,7 +144,7 @@ def test_server_that_asks_for_long_wait_ends_run(server: Server, ask: Ask) -> No
 
 
 def test_timeout_is_tried_again_then_reported(server: Server, ask: Ask) -> None:
-    server.replies, server.delay = [said("A")], 0.4
+    server.replies, server.delay = [answer_of("A")], 0.4
     own = judge(server, timeout=0.1, retries=1, longest_wait=1.0)
     with pytest.raises(UserError, match=r"did not answer within 0.1 s \(2 attempts\); answers so far are kept"):
         own.answer(ask)
@@ -152,7 +152,7 @@ def test_timeout_is_tried_again_then_reported(server: Server, ask: Ask) -> None:
 
 
 def test_malformed_answer_is_tried_again(server: Server, ask: Ask) -> None:
-    server.replies = [(200, {}, b"<html>"), said("A")]
+    server.replies = [(200, {}, b"<html>"), answer_of("A")]
     assert judge(server, longest_wait=1.0).answer(ask) == "A"
     for content in (b"<html>", b"{}", b'{"choices": []}', b"[1]"):
         server.replies = [(200, {}, content)]
@@ -161,7 +161,7 @@ def test_malformed_answer_is_tried_again(server: Server, ask: Ask) -> None:
 
 
 def test_refusal_of_model_is_invalid_answer(server: Server, ask: Ask) -> None:
-    server.replies = [said(None)]
+    server.replies = [answer_of(None)]
     assert judge(server).answer(ask) == ""
 
 
@@ -203,7 +203,7 @@ def test_settings_are_checked(server: Server, settings: dict[str, Any], words: s
 def test_command_judges_at_endpoint(server: Server, tmp_path: Path, commands, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that always takes the first image, by the command line; the key must not be in any file."""
     runs = [make_run(tmp_path / name, name, pairs=PAIRS[:2], images=1) for name in ("direct", "duolora")]
-    server.replies = [said('{"answer": "A"}')]
+    server.replies = [answer_of('{"answer": "A"}')]
     arguments = [
         "task=judge", f"runs=[{runs[0]},{runs[1]}]", "judge=openai", f"judge.url={server.url}", "judge.model=tiny-vlm",
         f"output={tmp_path / 'out'}",

@@ -270,15 +270,15 @@ except UserError as error:
 
 
 @pytest.mark.parametrize(
-    ("variables", "said"),
+    ("variables", "line"),
     [
         ({"WANDB_BASE_URL": "not a url"}, "WANDB_BASE_URL must be correct"),
         ({"WANDB_MODE": "", "WANDB_BASE_URL": "", "WANDB_CONSOLE": " "}, ""),
     ],
 )
-def test_environment_of_wandb_gives_one_line_or_none(tmp_path: Path, variables: dict[str, str], said: str) -> None:
+def test_environment_of_wandb_gives_one_line_or_none(tmp_path: Path, variables: dict[str, str], line: str) -> None:
     environment = {**os.environ, **variables}
     done = subprocess.run([sys.executable, "-c", OPENS, tmp_path], env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     lines = done.stdout.strip().splitlines()
-    assert len(lines) == bool(said) and done.stdout.startswith(said)
+    assert len(lines) == bool(line) and done.stdout.startswith(line)

@@ -1,4 +1,4 @@
-"""The user study: what the page holds, and what follows from the participants' files."""
+"""The user study: content of the page, and results of the participants' files."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_broken_or_foreign_files_are_refused(out: Path, tmp_path: Path) -> None:
         results(tmp_path, tmp_path / "results", answers)
 
 
-def test_nobody_passing_is_an_error(out: Path, tmp_path: Path) -> None:
+def test_study_without_passing_participant_is_error(out: Path, tmp_path: Path) -> None:
     answer(out, tmp_path / "answers", "p1", lambda item: "b")
     with pytest.raises(UserError, match=r"use task.passes=0"):
         results(out, tmp_path / "results", tmp_path / "answers")

@@ -33,7 +33,7 @@ class ModelJudgeSpec(JudgeSpec):
 
     model: str | None = MISSING  # name at the endpoint, or folder or hub id
     size: int = setting(512, least=16)  # longer side of the images that it gets, in pixels
-    max_tokens: int | None = setting(MISSING, least=1)  # of an answer
+    max_tokens: int | None = setting(MISSING, least=1)  # most tokens of an answer
 
 
 @dataclass
@@ -62,8 +62,8 @@ class StudyTask(TaskSpec):
     images: int = setting(MISSING, least=1)  # images per pair and table row, the first ones
     baselines: bool = MISSING  # baselines and the oracle take part; they always serve as controls
     pool: int = setting(MISSING, least=1)  # most different comparisons in the page
-    repeats: int = setting(MISSING, least=0)  # of a participant's questions, shown again with the sides swapped
-    controls: int = setting(MISSING, least=0)  # of a participant's questions, with a known answer
+    repeats: int = setting(MISSING, least=0)  # questions of a participant that are shown again with the sides swapped
+    controls: int = setting(MISSING, least=0)  # questions of a participant with a known answer
 
 
 @dataclass

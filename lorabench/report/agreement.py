@@ -1,4 +1,4 @@
-"""How far the participants of a study agree, and which of them answered with care."""
+"""Agreement of the participants of a study, and the care of their answers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pandas as pd
 from lorabench.base import UserError
 from lorabench.report.verdicts import CONTROL, ITEM, KEYS, REPEAT
 
-COMPARISON = [*KEYS, "question", "a", "b"]  # what identifies a comparison
+COMPARISON = [*KEYS, "question", "a", "b"]  # columns that identify a comparison
 EXTRA = "krippendorff"
 
 
@@ -31,7 +31,7 @@ def check_library() -> None:
 def alpha(verdicts: pd.DataFrame) -> float | None:
     """Return Krippendorff's alpha (nominal) of the answers to the same comparisons; None if it is not defined.
 
-    1 is perfect agreement and 0 what chance gives. It needs two answers to one comparison and two different answers.
+    1 is perfect agreement and 0 is chance. It needs two answers to one comparison and two different answers.
 
     Source: Krippendorff, Content Analysis, 2004; computed by the library of that name.
     """

@@ -1,11 +1,11 @@
-"""How stable is the order of methods, and which repeats would make it more stable?
+"""Stability of the order of methods, and the repeats that would increase it.
 
-    python -m lorabench.report outputs/all_methods --stability        # runs of several seeds say more
+    python -m lorabench.report outputs/all_methods --stability        # best with runs of several seeds
 
 **Order.** Kendall's tau (tau-b) of the methods' means between disjoint halves of the pairs, between halves of each
 pair's images (sampling), and between seeds of the run (other LoRAs and other noise). 1 is the same order, 0 is chance.
 Halves are the mean of SPLITS random splits. The last column is the agreement with the ground truth: tau of a score's
-order and that of `truth/content` or `truth/style`, which says how far the score can be trusted to rank methods.
+order and that of `truth/content` or `truth/style`, which shows how well the score ranks methods.
 
 **Variance.** A value of pair p, training t and image i is m + a_p + b_pt + e_pti. The variances of a, b and e are
 estimated by moments within each method and averaged over the methods, for the values and for the differences to the
@@ -15,8 +15,8 @@ reference row on the same images:
     s2_b = mean variance over t of the means of (p, t)  -  s2_e / n
     s2_a = variance over p of the means of p  -  s2_b / T  -  s2_e / (T n)
 
-With one seed, b cannot be told from a. The last columns say which part of the variance of a method's mean,
-s2_a / P + s2_b / (P T) + s2_e / (P T n), would go if there were twice as many pairs, trainings or images per pair.
+With one seed, b cannot be separated from a. The last columns have the part of the variance of a method's mean,
+s2_a / P + s2_b / (P T) + s2_e / (P T n), that would vanish with twice as many pairs, trainings or images per pair.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def tau(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def average(values: Sequence[float]) -> float:
-    """Return the mean of what is not NaN, or NaN if nothing is left."""
+    """Return the mean of the values that are not NaN, or NaN if there are none."""
     known = [value for value in values if not np.isnan(value)]
     return float(np.mean(known)) if known else nan
 

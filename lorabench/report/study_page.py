@@ -1,7 +1,7 @@
 """The page of a user study: one HTML file that works from disk, makes no request and does not name the methods.
 
-The page chooses a participant's questions itself (web/study.js), from the seed and the participant's code. What made
-each image is in the key of the study only, which stays with whoever runs it.
+The page chooses a participant's questions itself (web/study.js), from the seed and the participant's code. The
+method of each image is only in the key of the study, which the participants do not get.
 """
 
 from __future__ import annotations

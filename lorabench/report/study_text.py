@@ -1,4 +1,4 @@
-"""study_results.md: preferences, agreement and participants of a user study, beside published studies."""
+"""study_results.md: preferences, agreement and participants of a user study, and published studies."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def agreement(verdicts: pd.DataFrame) -> str:
     found = {
         name: alpha(verdicts[verdicts["question"] == name]) for name in QUESTIONS if name in set(verdicts["question"])
     }
-    said = [f"{name} {'not defined' if value is None else f'{value:.2f}'}" for name, value in found.items()]
+    alphas = [f"{name} {'not defined' if value is None else f'{value:.2f}'}" for name, value in found.items()]
     return (
-        f"Krippendorff's alpha (nominal; 1 is perfect agreement, 0 is chance): {', '.join(said) or 'not defined'}. It "
+        f"Krippendorff's alpha (nominal; 1 is perfect agreement, 0 is chance): {', '.join(alphas) or 'not defined'}. It "
         "is not defined without two answers to one comparison, or if all answers are the same."
     )
 

@@ -42,10 +42,10 @@ def controls(right: pd.DataFrame) -> str:
     if right.empty:
         return "There are no controls: nothing here shows how far these answers can be trusted."
     known = in_order(right.reset_index())
-    said = [
+    results = [
         f"{line.question} {line.right} of {line.count} ({line.share:.2f})" for line in known.itertuples(index=False)
     ]
-    return f"Right on controls, whose answer is known: {', '.join(said)}."
+    return f"Right on controls, whose answer is known: {', '.join(results)}."
 
 
 def known_share(right: pd.DataFrame, question: str) -> str:

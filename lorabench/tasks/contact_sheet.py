@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 EDGE = 192  # pixels of an image on the sheet
 GAP, LINE, TITLE = 12, 15, 24  # pixels between images, per line of a caption, and above a row
-LETTERS = 30  # of a line below an image
+LETTERS = 30  # letters of a line below an image
 INK, GRAY = "#1a1a1a", "#666666"
 
 

@@ -1,4 +1,4 @@
-"""Which images of finished runs are compared: those of two table rows with the same pair, prompt and seed.
+"""Comparisons of images of finished runs: images of two table rows with the same pair, prompt and seed.
 
 Controls are comparisons whose answer is known. On the microworld the oracle must win against the row without LoRAs in
 every question, against the content LoRA by itself in the style, and against the style LoRA by itself in the subject.
@@ -33,8 +33,8 @@ class Contest:
     Args:
         keys: KEYS of `lorabench.report.verdicts`.
         a, b: Labels of their table rows.
-        item: The images and what they are compared with.
-        questions: Questions that make sense.
+        item: The images and their references.
+        questions: Questions that apply.
         kind: Item or control.
         expected: "a" for a control, else "".
     """
@@ -63,7 +63,7 @@ class Gallery:
         Args:
             folders: Run folders, or folders of run folders.
             images: Number of images per pair, the first ones.
-            baselines: Rank baselines and the oracle too.
+            baselines: Also rank baselines and the oracle.
 
         Raises:
             UserError: If there are fewer than two rows, or the runs cannot be compared.

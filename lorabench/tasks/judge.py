@@ -3,9 +3,9 @@
     python run.py task=judge runs=[outputs/a,outputs/b] judge=truth
     python run.py task=compare task.rows=[direct,duolora] judge=truth
 
-Writes verdicts.parquet and verdicts.md, and ratings.parquet for protocols that rate single images. What has been
-answered is an artifact of the store, found by the hashes of the images and of the questions and by the judge, so
-nothing is asked twice.
+Writes verdicts.parquet and verdicts.md, and ratings.parquet for protocols that rate single images. Answers
+are artifacts of the store, found by the judge and the hashes of the images and of the questions, so nothing is asked
+twice.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from lorabench.tasks.contests import Contest, Gallery
 from lorabench.tasks.judging import Judging
 
 PAGE = "verdicts.md"
-KEYS = "verdict_keys"  # of the manifest: what the store must keep
+KEYS = "verdict_keys"  # key of the manifest: artifacts that the store must keep
 
 
 def run(cfg: DictConfig, folder: Path) -> str:

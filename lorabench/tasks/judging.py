@@ -32,7 +32,7 @@ from lorabench.tasks.contests import Contest
 STAGE, VERSION = "judge", 1
 FILE = "answers.json"
 PAIRWISE = "pairwise"
-Value = float | None  # of one vote; None if invalid
+Value = float | None  # value of one vote; None if invalid
 
 
 @dataclass(frozen=True)
@@ -87,12 +87,12 @@ class Judging:
         return prompt_hash(self.protocol)
 
     def artifacts(self, contests: Sequence[Contest]) -> list[Artifact]:
-        """Return everything to ask about comparisons, each once."""
+        """Return all questions about comparisons as artifacts, each once."""
         asked = [(item, name) for each in contests for name in each.questions for item in self.items(each)]
         return list({each.key: each for each in itertools.starmap(self.artifact, asked)}.values())
 
     def items(self, contest: Contest) -> list[Item]:
-        """Return what is judged for a comparison: both images together, or each by itself."""
+        """Return the items of a comparison: both images together, or each by itself."""
         item = contest.item
         if self.protocol == PAIRWISE:
             return [replace(item, images=tuple(sorted(item.images, key=digest)))]
@@ -169,5 +169,5 @@ def higher(a: Sequence[Value], b: Sequence[Value]) -> str:
 
 @cache
 def digest(path: Path) -> str:
-    """Return the hash of an image file, which stays as it is while a command runs."""
+    """Return the hash of an image file, which does not change while a command runs."""
     return sha256(path)

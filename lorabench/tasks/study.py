@@ -2,8 +2,8 @@
 
     python run.py task=study runs=[outputs/a,outputs/b] questions=30
 
-Writes study.html, which goes to the participants, and key.json, which does not: it says which method made which image
-and which answers are known. `task=study_results` reads the files that participants send back.
+Writes study.html for the participants and key.json, which they must not get: it has the method of each image and the
+known answers. `task=study_results` reads the files that participants send back.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def run(cfg: DictConfig, folder: Path) -> str:
 
 
 def evenly(pool: Sequence[tuple[Contest, str]], most: int, seed: int) -> list[tuple[Contest, str]]:
-    """Return comparisons in random order, at most so many, with every two rows and question as often as any other."""
+    """Return at most `most` comparisons in random order, with all questions about every two rows equally often."""
     draw = random.Random(seed_of("study", seed))
     groups: dict[tuple[str, str, str], list[tuple[Contest, str]]] = {}
     for contest, question in draw.sample(list(pool), len(pool)):
@@ -98,7 +98,7 @@ def check_counts(cfg: DictConfig, items: int, checks: int) -> None:
 
 
 def blinded(name: str, contest: Contest, question: str, seed: int) -> tuple[Choice, dict[str, Any]]:
-    """Return what the page shows of a comparison, and what the key says of it; x is row a or row b by chance."""
+    """Return the entries of a comparison in the page and in the key; x is row a or row b at random."""
     images = contest.item.images
     swapped = seed_of("study side", seed, question, *(sha256(path) for path in images)) % 2 == 1
     x, y = images[::-1] if swapped else images

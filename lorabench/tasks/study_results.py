@@ -1,4 +1,4 @@
-"""task=study_results: what the participants of a study chose.
+"""task=study_results: the choices of the participants of a study.
 
     python run.py task=study_results answers=<folder of their files>
 

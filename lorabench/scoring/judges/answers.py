@@ -1,4 +1,4 @@
-"""From the raw text of a judge to a verdict. Anything but a valid answer in its place is invalid, never guessed."""
+"""Verdicts from the raw texts of a judge. A text without a valid answer in its place is invalid, never guessed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def parse(text: str, options: Sequence[str]) -> str | None:
     """Return the answer in a text, or None.
 
     The whole text or its last line must be a JSON object with the key "answer", or the last line must be the answer
-    itself, alone or after "Answer:". A sentence that ends with "B" is not an answer.
+    itself, with or without "Answer:" before it. A sentence that ends with "B" is not an answer.
 
     >>> parse('{"answer": "A"}', ("A", "B")), parse("A has better colors.\\nAnswer: **B**", ("A", "B"))
     ('A', 'B')

@@ -1,4 +1,4 @@
-"""A judge from its settings; what only one kind needs is imported for that kind."""
+"""A judge from its settings; packages that only one kind needs are imported for that kind."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Base class of judges.
 
-A judge answers one question at a time in text. What follows from the answers is the same for all judges
-(`lorabench.scoring.judges.answers`), so a judge by truth, a model and a test's fake are read by the same rules.
+A judge answers one question at a time in text. The answers of all judges are read by the same rules
+(`lorabench.scoring.judges.answers`): those of the ground truth, of a model and of a fake in tests.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ def shown(path: Path, size: int) -> Image.Image:
 
 
 def png(image: Image.Image) -> bytes:
+    """Return an image as the bytes of a PNG file."""
     buffer = io.BytesIO()
     image.save(buffer, "png")
     return buffer.getvalue()

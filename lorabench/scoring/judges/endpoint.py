@@ -36,6 +36,7 @@ class Pace:
         self.next = 0.0
 
     def wait(self) -> None:
+        """Wait until the next request may be sent."""
         with self.lock:
             now = time.monotonic()
             at = max(now, self.next)
@@ -108,7 +109,7 @@ class EndpointJudge(Comparison):
         )
 
     def attempt(self, body: dict[str, Any]) -> str | Failure:
-        """Return the answer of one request, or why there is none.
+        """Return the answer of one request, or the failure.
 
         Raises:
             UserError: If another attempt would fail in the same way.
@@ -125,19 +126,19 @@ class EndpointJudge(Comparison):
             ) from None
         except httpx.HTTPError as error:
             return Failure(f"cannot be reached ({type(error).__name__})")
-        said = hidden(" ".join(response.text.split())[:EXCERPT], key)
+        excerpt = hidden(" ".join(response.text.split())[:EXCERPT], key)
         if response.status_code in AGAIN:
-            return Failure(f"answered {response.status_code} ({said})", seconds(response.headers.get("Retry-After")))
+            return Failure(f"answered {response.status_code} ({excerpt})", seconds(response.headers.get("Retry-After")))
         if response.status_code in (401, 403):
             raise UserError(
-                f"{spec.url} refused the request ({said}); set the variable {spec.key_variable} to a valid key"
+                f"{spec.url} refused the request ({excerpt}); set the variable {spec.key_variable} to a valid key"
             )
         if response.status_code != 200:
-            raise UserError(f"{spec.url} answered {response.status_code} ({said}); use other settings of judge")
+            raise UserError(f"{spec.url} answered {response.status_code} ({excerpt}); use other settings of judge")
         try:
             text = response.json()["choices"][0]["message"]["content"]
         except (ValueError, LookupError, TypeError):
-            return Failure(f"sent a malformed answer ({said})")
+            return Failure(f"sent a malformed answer ({excerpt})")
         return text if isinstance(text, str) else ""  # None: the model refused, which is an invalid answer
 
     def body(self, ask: Ask) -> dict[str, Any]:

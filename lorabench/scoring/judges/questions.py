@@ -47,7 +47,7 @@ SCALE = (
 
 @dataclass(frozen=True)
 class Item:
-    """What is judged: two images, or one.
+    """The judged images: two, or one.
 
     Args:
         images: Files of the images.
@@ -69,7 +69,7 @@ class Ask:
         parts: Texts and images in the order in which a model sees them.
         options: Valid answers.
         images: The judged images; the first is A.
-        names: As of the item.
+        names: Names of the subject and of the style, as in `Item`.
     """
 
     question: str
@@ -87,10 +87,13 @@ def questions(protocol: str) -> tuple[str, ...]:
 
 
 def asks(protocol: str, item: Item, question: str, votes: int = 1) -> list[Ask]:
-    """Return what to ask about an item to answer one question.
+    """Return the prompts that together answer one question about an item.
 
     Args:
-        votes: How often to ask about a single image; two images are shown in both orders.
+        protocol: Name of the protocol.
+        item: The images and references.
+        question: "subject", "style" or "both".
+        votes: Number of prompts about a single image; two images are shown in both orders.
     """
     if protocol == "pairwise":
         return [pairwise(question, item, order) for order in (item.images, item.images[::-1])]
@@ -126,13 +129,14 @@ def rubric(question: str, item: Item) -> Ask:
 
 
 def references(item: Item) -> tuple[str | Path, ...]:
+    """Return the references of an item with their captions."""
     subject, style = item.references
     return SUBJECT_REFERENCE, subject, STYLE_REFERENCE, style
 
 
 def prompt_hash(protocol: str) -> str:
-    """Return a short hash of everything that a protocol says to a model."""
+    """Return a short hash of all texts of a protocol."""
     blank = Item((Path("A"), Path("B")), (Path("subject"), Path("style")), ("", ""))
     every = [ask for question in questions(protocol) for ask in asks(protocol, blank, question)]
-    said = [[str(part) for part in ask.parts] + list(ask.options) for ask in every]
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:12]
+    texts = [[str(part) for part in ask.parts] + list(ask.options) for ask in every]
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:12]

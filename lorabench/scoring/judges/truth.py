@@ -1,13 +1,13 @@
-"""The judge that knows the answer: the microworld renders the true subject and style, and an image is compared with it.
+"""A judge with the ground truth: the microworld renders the true subject and style, and images are compared with them.
 
     subject   mean cosine (dino@micro) of the image with the subject, rendered in the style in other poses
     style     mean cosine (csd@micro) of the image with other subjects, rendered in the style
     both      the smaller of the two
 
-Each is scaled so that 1 is what renderings of the same have with each other, and 0 what another subject, or other
-styles, have with them. So subjects are compared within the true style, which a comparison with photographs cannot do.
-It reads images by the micro scorers, not by their factors (`lorabench.scoring.factors` is not trained yet), so it errs
-sometimes; its accuracy on control items is printed with every verdict.
+Each is scaled: 1 is the mean cosine among renderings of the true subject (style), 0 that with renderings of others. So
+subjects are compared within the true style, which a comparison with photographs cannot do. It reads images by the micro
+scorers, not by their factors (`lorabench.scoring.factors` is not trained yet), so it makes errors; its accuracy on
+control items is printed with every verdict.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class TruthJudge(Comparison):
     """A judge for pairs of one subject and one style of the microworld.
 
     Args:
-        renders: Images that are rendered of each kind.
+        renders: Number of rendered images of each kind.
         margin: Smaller differences are ties.
     """
 
@@ -89,7 +89,7 @@ class TruthJudge(Comparison):
 
     @cache  # noqa: B019
     def anchors(self, role: Role, names: tuple[str, str]) -> tuple[torch.Tensor, float, float]:
-        """Return embeddings of renderings of the same [n, d], and the mean cosines that stand for 0 and 1.
+        """Return embeddings [n, d] of renderings of the true concept, and the mean cosines that are scaled to 0 and 1.
 
         Raises:
             UserError: If the world has no such subject or style.
