@@ -14,6 +14,7 @@ from PIL import Image
 
 from lorabench.base import UserError, seed_of
 from lorabench.config.schemas import GenerateSpec
+from lorabench.data.images import reference
 from lorabench.data.pairs import ROLES
 from lorabench.engine.lightning import quiet_trainer
 from lorabench.lora.adapter import Adapter, LoRA
@@ -23,7 +24,7 @@ from lorabench.merging.method import load
 from lorabench.personalization.initial import random_factors
 from lorabench.tasks.contact_sheet import Cell, Strip, sheet
 from lorabench.tasks.reconstruction import FILE, Looks, file_error
-from lorabench.tasks.unzip import check_sizes, image_sets, reference
+from lorabench.tasks.unzip_inputs import check_sizes, image_sets
 from lorabench.tasks.unzip_words import Words, lists, suggestions
 
 WORDS = Words("a sks cat", "sks", "watercolor painting")

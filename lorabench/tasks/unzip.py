@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from lorabench.base import UserError, __version__
 from lorabench.config.schemas import GenerateSpec, LoRASpec, TrainerSpec
 from lorabench.config.task_schemas import UnzipTask
-from lorabench.data.images import image_paths, reference
+from lorabench.data.images import reference
 from lorabench.data.pairs import Concept, Reference
 from lorabench.engine.artifact import Artifact
 from lorabench.engine.bar import Bar
@@ -41,7 +39,8 @@ from lorabench.tasks import unzip_sheet
 from lorabench.tasks.composition import ablation_of, method_of
 from lorabench.tasks.files import make_folder
 from lorabench.tasks.jobs import load_model, load_scorer
-from lorabench.tasks.unzip_words import Words, shown, suggestions
+from lorabench.tasks.unzip_inputs import check_sizes, image_sets, words_for
+from lorabench.tasks.unzip_words import Words
 
 VERSION = 1  # raise it when the same settings give other adapters or looks
 STEP, IMAGE = 3.0, 2.0  # cost of an image in a training step and in a sampling step, in forward passes
@@ -123,7 +122,8 @@ def run(cfg: DictConfig, folder: Path) -> None:
     images = [tuple(reference(path, "", "") for path in paths) for _, paths in sets]
     for each in images:
         check_sizes(each)
-    words = [words_for(unzip, each, given, cfg.words, cfg.prompts.content_token, typed["scorers"]) for each in images]
+    token, device = cfg.prompts.content_token, device_name(unzip.trainer.accelerator)
+    words = [words_for(each, given, cfg.words, token, typed["scorers"], device, unzip.world) for each in images]
     for each in words:
         each.check()
     for output in outputs:
@@ -134,84 +134,6 @@ def run(cfg: DictConfig, folder: Path) -> None:
             before = index * work(unzip)
             lines = unzip_one(unzip, known, said, output, lambda done, before=before: bar.reach(before + done))
             print("\n".join(lines))
-
-
-def image_sets(given: Any) -> list[tuple[str, list[Path]]]:
-    """Return the training sets of `image`, each with a name: one per file of a folder or pattern, one per list.
-
-    Raises:
-        UserError: If there is no image, or two files of a folder would have the same output folder.
-    """
-    if given is None:
-        raise UserError("task=unzip needs an image; use image=cat.png")
-    if not isinstance(given, str):
-        paths = [Path(str(each)).expanduser() for each in given]
-        for path in paths:
-            check_file(path)
-        return [(paths[0].stem, paths)]
-    path = Path(given).expanduser()
-    if path.is_dir():
-        found = image_paths(path)
-    elif path.is_file():
-        found = [path]
-    else:
-        found = sorted(Path(each) for each in glob(str(path)) if Path(each).is_file())
-    if not found:
-        check_file(path)
-    names = [each.stem for each in found]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UserError(f"image={given} has two images named {twice}, which need an output folder each; rename one")
-    return [(name, [each]) for name, each in zip(names, found, strict=True)]
-
-
-def check_file(path: Path) -> None:
-    """Raise UserError if a path is not a file."""
-    if not path.is_file():
-        raise UserError(f"image={path} is not a file; use image=cat.png, a folder of images, or 'pictures/*.png'")
-
-
-def check_sizes(images: Sequence[Reference]) -> None:
-    """Check that the images of a set can be read and have one size.
-
-    Raises:
-        UserError: If they are not.
-    """
-    sizes = [each.load().size for each in images]
-    if other := next((index for index, size in enumerate(sizes) if size != sizes[0]), None):
-        raise UserError(
-            f"image {other + 1} of the set has {sizes[other][0]} x {sizes[other][1]} pixels and the first "
-            f"{sizes[0][0]} x {sizes[0][1]}; crop the images of a set to one size"
-        )
-
-
-def words_for(
-    unzip: Unzip, images: Sequence[Reference], given: dict[str, Any], use: str, token: str, spec: Any
-) -> Words:
-    """Return the words of a set of images, as given or as suggested.
-
-    Raises:
-        UserError: If words are left out, with the suggestions, unless these are to be used.
-    """
-    if isinstance(given["content"], list) or isinstance(given["style"], list):
-        raise UserError("task=unzip needs one content.prompt and one style.prompt; use content.prompt='a sks cat'")
-    missing = [role for role in ("content", "style") if not given[role]]
-    if not missing:
-        return Words(given["content"], token, given["style"])
-    clip = next((each for each in scorer_set(spec).scorers if "clip" in each.config.read_text()), None)
-    if clip is None:
-        raise UserError(f"{missing[0]}.prompt is missing and no CLIP scorer can suggest one; use scorers=real")
-    scorer: Any = load_scorer(clip, device_name(unzip.trainer.accelerator))
-    found = suggestions(scorer, [each.load() for each in images], unzip.world)
-    suggested = {"content": f"a {token} {found['content'][0][0]}", "style": found["style"][0][0]}
-    for role in missing:
-        print(f"{role}: {shown(found[role])}", file=sys.stderr)
-    if use != "suggest":
-        options = " ".join(f"{role}.prompt='{suggested[role]}'" for role in missing)
-        raise UserError(
-            f"{' and '.join(f'{role}.prompt' for role in missing)} must be given; use {options}, or words=suggest"
-        )
-    chosen = {**suggested, **{role: text for role, text in given.items() if text}}
-    return Words(chosen["content"], token, chosen["style"])
 
 
 def work(unzip: Unzip) -> float:
