@@ -17,7 +17,7 @@ from lorabench.lora.adapter import Adapter
 from lorabench.lora.factors import Factors
 from lorabench.lora.files.blocks import LISTS, block_id, block_weights
 
-LAYERS = {  # of SDXL, by the block that kohya's get_lbw_block_index gives them: 0 is BASE, 1 IN00, 13 M00, 14 OUT00
+LAYERS = {  # layers of SDXL, by block in kohya's get_lbw_block_index: 0 is BASE, 1 IN00, 13 M00, 14 OUT00
     "text_encoder.encoder.layers.0.mlp.fc1": 0,
     "time_embedding.linear_1": 1,
     "down_blocks.0.resnets.1.time_emb_proj": 3,

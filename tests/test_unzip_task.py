@@ -158,11 +158,11 @@ def test_sheet_holds_images_in_rows() -> None:
     assert red.sum() == 4 * 192 * 192
 
 
-def unzip(commands: Commands, tiny: Any, folder: Path, scorers: Path, where: Path, *words: str):
+def unzip(commands: Commands, tiny: Any, folder: Path, scorers: Path, folder_of_run: Path, *words: str):
     return commands.run(
         "task=unzip", "model=micro", f"model.path={folder}", "scorers=micro", f"scorers.path={scorers}", "lora=default",
         "lora.rank=2", "lora.steps=6", "lora.batch=1", "lora.lr=1e-5", "generate.steps=2", "generate.images=1",
-        "task.look_every=3", f"store={where / 'store'}", *words, cwd=where,
+        "task.look_every=3", f"store={folder_of_run / 'store'}", *words, cwd=folder_of_run,
     )  # fmt: skip
 
 

@@ -330,8 +330,8 @@ def test_without_masks_and_own_prompts_it_is_two_ordinary_loras(model: SDXL, lor
         torch.testing.assert_close(module.training_step(2), loss, atol=2e-6, rtol=0)
 
 
-def test_files_hold_masks_and_joint_use_the_merge_vectors(model: SDXL, lora_spec) -> None:
-    """Masked forward of the training = adapters with columns folded in, together; alone they have no merge vectors."""
+def test_files_hold_masks_and_joint_use_has_merge_vectors(model: SDXL, lora_spec) -> None:
+    """The masked forward pass in training equals adapters with columns folded in; a single one has no merge vectors."""
     job = job_of(replace(lora_spec, steps=STEPS), merge_lr=0.1)
     with trainee(model, job) as module:
         fit_module(module, STEPS)
@@ -504,10 +504,10 @@ def test_adapter_by_itself_has_no_merge_vectors(model: SDXL, lora_spec) -> None:
         for lora in loras
     ]
     merge = load("direct").merge
-    alone = merge.parts(masked, ROLES, None, {"content": 1.0, "style": 0.0})
+    content_only = merge.parts(masked, ROLES, None, {"content": 1.0, "style": 0.0})
     both = merge.parts(masked, ROLES, None, {"content": 1.0, "style": 0.5})
-    assert alone is not None and both is not None
-    with model.attach(alone.adapters) as adapters:  # which applies masks that are still there
+    assert content_only is not None and both is not None
+    with model.attach(content_only.adapters) as adapters:  # which applies masks that are still there
         ups = {name: layer.up[:, :4] for name, layer in adapters.layers.items()}
     for name, each in loras[0].items():
         assert torch.equal(ups[name], each.up) and torch.equal(both.adapters[0][name].up, each.up / 2)

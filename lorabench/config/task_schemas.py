@@ -136,7 +136,9 @@ class UnzipTask(TaskSpec):
     scenes: list[str] | None = MISSING  # places of the content by itself on the contact sheet; null: by the model
     subjects: list[str] | None = MISSING  # subjects of the style by itself; null: by the model
     look_every: int = setting(MISSING, least=0)  # steps between reconstructions whose consistency is shown; 0: none
-    stop: float | None = setting(MISSING, above=0)  # end when two more reconstructions gain less; null: never
+    stop: float | None = setting(
+        MISSING, above=0
+    )  # least increase of consistency by two more reconstructions; null: none
 
 
 @dataclass
@@ -156,6 +158,6 @@ class TuneTask(FileTask):
     """Find the weights of the user's own files that score best."""
 
     methods: list[str] = MISSING  # methods that learn nothing
-    weights: list[float] = MISSING  # of both roles
+    weights: list[float] = MISSING  # weights of both roles
     content: str = MISSING  # metric of the content, as "dino/content"
     style: str = MISSING

@@ -1,7 +1,7 @@
-"""Column separation of UnZipLoRA (arXiv 2412.04465): which outputs of a layer each of two adapters may change.
+"""Column separation of UnZipLoRA (arXiv 2412.04465): each of two adapters may change some outputs of a layer.
 
-A column of an adapter is one output of its layer. Cone (Liu et al., ICML 2023, arXiv 2303.05125) rates it by how much
-its weights and their gradients have in common; d is a gradient of the loss with respect to a factor:
+A column of an adapter is one output of its layer. Cone (Liu et al., ICML 2023, arXiv 2303.05125) rates it by the
+products of its weights and their gradients; d is a gradient of the loss with respect to a factor:
 
     dW = o . U D        G = o . (U dD + dU D)        score_j = mean_i |dW_ji G_ji|
 
@@ -9,7 +9,7 @@ its weights and their gradients have in common; d is a gradient of the loss with
     step 1 + n period   all columns learn; after its backward pass the columns with the highest scores are chosen
     other steps         only the chosen columns learn
 
-Scores need the dense update of a layer, so they are computed in the steps that choose, and in no other.
+Scores need the dense update of a layer, so they are computed only in the steps that choose.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def choose(scores: Tensor, count: int, free: Tensor, ties: str = "stable") -> Te
 
     Args:
         scores: [out].
-        count: How many columns are chosen.
+        count: Number of chosen columns.
         free: Columns that may be chosen [out].
         ties: "stable" takes exactly `count`, the first of equal ones; "strict" takes those above the lowest of the
             `count` highest scores, which are fewer, and none if all are equal.

@@ -1,6 +1,6 @@
 """The joint training of UnZipLoRA (arXiv 2412.04465); see schemes/unziplora.py for its equations.
 
-A step is one forward: the image under the full prompt, with the states of the content and the style prompt beside it.
+A step is one forward pass: the image with the full prompt, and the states of the content and the style prompt.
 Column masks and merge vectors of all layers are two rows of one tensor, so that they cost a few operations per step
 and not a few per layer.
 """
@@ -66,7 +66,7 @@ class UnZipping(pl.LightningModule):
         self.learned = nn.ParameterList([*factors, self.vectors])
         self.groups: list[dict[str, Any]] = [{"params": factors, "lr": self.spec.lr}]
         if self.scheme.merge_lr:
-            # A decay would pull them from 1, the direct merge, to 0, no update.
+            # A decay would pull them from 1 (direct merge) to 0 (no update).
             self.groups.append({"params": [self.vectors], "lr": self.scheme.merge_lr, "weight_decay": 0.0})
         self.images = views(model, job.concept.images, self.spec.flips, self.spec.crops, seed, self.spec.timesteps)
         self.own = [model.encode_prompts([prompt]) for prompt in job.prompts[1:]]
@@ -74,7 +74,7 @@ class UnZipping(pl.LightningModule):
 
     @property
     def factors(self) -> list[Tensor]:
-        """Everything that changes, for checkpoints."""
+        """Return all tensors that training changes, for checkpoints."""
         return [*self.learned, self.columns]
 
     @property
@@ -96,7 +96,7 @@ class UnZipping(pl.LightningModule):
         return loss
 
     def reconstruction(self, batch: Batch) -> Tensor:
-        """Return the error of the joint model in one forward."""
+        """Return the error of the joint model in one forward pass."""
         count = len(batch.prompts)
         words = self.model.encode_prompts(batch.prompts)
         prediction, target = denoised(self.model, batch, words, self.streams(count))
@@ -107,7 +107,7 @@ class UnZipping(pl.LightningModule):
         return [each.take([0] * count) for each in self.own] if self.scheme.prompt_separation else None
 
     def mask(self, masked: bool) -> Tensor:
-        """Set the masks of the next forward, and return them [2, outputs of all layers].
+        """Set the masks of the next forward pass, and return them [2, outputs of all layers].
 
         Args:
             masked: Only chosen columns and their merge vectors; else all columns, and merge vectors do not learn.
@@ -132,7 +132,7 @@ class UnZipping(pl.LightningModule):
         return torch.stack([each.mean() for each in products.split(self.widths)]).mean()
 
     def on_after_backward(self) -> None:
-        """Choose columns in the steps that do, from the gradients of the whole batch of that step."""
+        """Choose columns, in the steps that do, from the gradients of the step's whole batch."""
         whole = self.part == self.spec.accumulate - 1
         if whole and self.chooses_columns and chooses(self.update, self.period):
             self.recalibrate()
@@ -163,7 +163,7 @@ class UnZipping(pl.LightningModule):
 
     @property
     def gradient_scale(self) -> float:
-        """The setting, divided by the factor that mixed precision has put on the gradients."""
+        """Return the setting, divided by the factor of mixed precision on the gradients."""
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         return self.scheme.gradient_scale / (scaler.get_scale() if scaler is not None else 1.0)
 
@@ -209,9 +209,9 @@ def unzip(
     Args:
         model: Base model.
         job: Images, prompts, recipe and settings.
-        env: Its progress counts optimizer steps, of `job.steps`.
-        callbacks: What else happens in the training.
-        is_finished: Return True if one of them has ended it early.
+        env: Seed, trainer and progress; the progress counts optimizer steps, of `job.steps`.
+        callbacks: Further callbacks of the training.
+        is_finished: Returns True if one of them has ended the training early.
 
     Returns:
         The content and the style adapter, with merge vectors as their masks.

@@ -42,8 +42,8 @@ def agreement(verdicts: pd.DataFrame) -> str:
     }
     alphas = [f"{name} {'not defined' if value is None else f'{value:.2f}'}" for name, value in found.items()]
     return (
-        f"Krippendorff's alpha (nominal; 1 is perfect agreement, 0 is chance): {', '.join(alphas) or 'not defined'}. It "
-        "is not defined without two answers to one comparison, or if all answers are the same."
+        f"Krippendorff's alpha (nominal; 1 is perfect agreement, 0 is chance): {', '.join(alphas) or 'not defined'}. "
+        "It is not defined without two answers to one comparison, or if all answers are the same."
     )
 
 

@@ -42,12 +42,12 @@ def draw_tune(
 
     grid = {(each.content, each.style): image for each, image in images.items() if each.method == best.method}
     contents, styles = (sorted({key[k] for key in grid}) for k in (0, 1))
-    alone = [(each, image) for each, image in images.items() if 0 in (each.content, each.style)]
+    single = [(each, image) for each, image in images.items() if 0 in (each.content, each.style)]
     figure = Figure(figsize=(10.5, 5.0), dpi=100, layout="constrained", facecolor="white")
     left, right = figure.subfigures(1, 2, width_ratios=(1, 1.15))
     _front(left.subplots(), table, best, metrics)
     rows, columns = len(styles) + 1, len(contents)
-    panels = right.subplots(rows, max(columns, len(alone)), squeeze=False)
+    panels = right.subplots(rows, max(columns, len(single)), squeeze=False)
     for panel in panels.ravel():
         panel.axis("off")
     for row, style in enumerate(reversed(styles)):
@@ -62,7 +62,7 @@ def draw_tune(
                 panel.set(xticks=[], yticks=[])
                 for side in panel.spines.values():
                     side.set(edgecolor=CHOSEN, linewidth=3)
-    for panel, (each, image) in zip(panels[-1], alone, strict=False):
+    for panel, (each, image) in zip(panels[-1], single, strict=False):
         panel.imshow(_small(image))
         panel.set_title(each.method, fontsize=8, color=MUTED)
     right.suptitle(f"{best.method}, weights of content and style", fontsize=10, color=INK, x=0.02, ha="left")
@@ -77,8 +77,8 @@ def _front(panel: object, table: pd.DataFrame, best: Point, metrics: Mapping[str
     panel.plot(front["content"], front["style"], color=OTHERS, linewidth=1, zorder=1)
     panel.scatter(table["content"], table["style"], s=26, color=OTHERS, zorder=2)
     for row in table.to_dict("records"):
-        alone = 0 in (row["content_weight"], row["style_weight"])
-        text = row["method"] if alone else f"{row['content_weight']:g}, {row['style_weight']:g}"
+        single = 0 in (row["content_weight"], row["style_weight"])
+        text = row["method"] if single else f"{row['content_weight']:g}, {row['style_weight']:g}"
         panel.annotate(text, (row["content"], row["style"]), xytext=(5, 4), textcoords="offset points", fontsize=7.5,
                        color=MUTED)  # fmt: skip
     picked = table[(table["method"] == best.method) & (table["content_weight"] == best.content)

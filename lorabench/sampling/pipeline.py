@@ -1,17 +1,17 @@
-"""A sampling rule on a diffusers pipeline of the user's, through hooks of its denoiser.
+"""A sampling rule on the user's diffusers pipeline, through hooks of its denoiser.
 
-Before each forward the rule's adapter scales of that step are set; the step is the place of the timestep in the
+Before each forward pass, the rule's adapter scales of that step are set; the step is the place of the timestep in the
 scheduler's list. A rule with branches needs other predictions than the two of classifier-free guidance, e(x, "") and
 e(x, p), from which the pipeline makes
 
     eps = u + g (c - u),   g: its guidance scale
 
-So the rows of the forward become those of all branches, and its result their means
+So the forward pass gets the rows of all branches, and returns their means
 
     u = sum_b w_b e_b / (1 - g)  over branches of the empty prompt,    c = sum_b w_b e_b / g  over those of the prompt
 
-which give the rule's sum of all w_b e_b if the weights of the empty prompt sum to 1 - g. All wordings are the
-pipeline's prompt, as for a prompt that is a string.
+which give the rule's sum of all w_b e_b if the weights of the empty prompt sum to 1 - g. The pipeline's prompt is used
+for all wordings.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from lorabench.models.layer import Layer
 from lorabench.sampling.parts import Parts, StepScales, step_scales
 from lorabench.sampling.rule import Branch, Context, Sampling
 
-SINGLE = 1e-6  # how far weights may be from those of guidance
+SINGLE = 1e-6  # largest difference of weights from those of guidance
 
 
 class RuleHooks:
     """The hooks of a rule on a denoiser; `remove` takes them off.
 
     Args:
-        pipeline: With `scheduler` and `guidance_scale`.
-        denoiser: Of the pipeline.
+        pipeline: A pipeline with `scheduler` and `guidance_scale`.
+        denoiser: Denoiser of the pipeline.
         rule: Sampling rule.
-        parts: Adapters as attached.
-        adapters: What is attached to the denoiser.
+        parts: The attached adapters with their scales.
+        adapters: The adapters on the denoiser.
         layers: Adapted layers.
     """
 
@@ -50,7 +50,7 @@ class RuleHooks:
         self.pipeline, self.rule, self.parts, self.adapters, self.layers = pipeline, rule, parts, adapters, layers
         self.known: dict[int, StepScales] = {}  # by number of steps
         self.step = -1
-        self.combine: tuple[Sequence[Branch], int, float] | None = None  # of the forward in progress
+        self.combine: tuple[Sequence[Branch], int, float] | None = None  # values of the current forward pass
         self.handles = [
             denoiser.register_forward_pre_hook(self.before, with_kwargs=True),
             denoiser.register_forward_hook(self.after),
@@ -86,7 +86,7 @@ class RuleHooks:
         return taken(args, rows, index), taken(kwargs, rows, index)
 
     def after(self, module: Any, args: Any, output: Any) -> Any:
-        """Return the two predictions that the pipeline guides with."""
+        """Return the two predictions for the pipeline's guidance."""
         if self.combine is None:
             return output
         branches, n, guidance = self.combine
@@ -105,7 +105,7 @@ class RuleHooks:
         return output
 
     def check(self, branches: Sequence[Branch], guidance: float) -> None:
-        """UserError unless all adapters read the pipeline's prompt, and weights are those of its guidance."""
+        """Raise UserError unless all adapters read the pipeline's prompt and the weights are those of its guidance."""
         if any(branch.own for branch in branches):
             raise UserError(
                 f"{type(self.rule).__name__} has a prompt for each LoRA, and a pipeline has one; use task=generate"

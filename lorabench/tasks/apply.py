@@ -50,13 +50,13 @@ def apply(
 ) -> Applied:
     """Put a method on a diffusers pipeline of SDXL.
 
-    Scales by step are set through hooks on the denoiser, so the pipeline is called as before. Adapters on the text
+    Scales by step are set through hooks on the denoiser, so the pipeline is called as usual. Adapters on the text
     encoders apply to prompts that are encoded while the method is applied.
 
     Args:
         pipeline: A pipeline with SDXL's UNet and text encoders.
         source: Content LoRA and style LoRA (or a list of each); or a run folder, whose one merge in `merged/` is
-            applied whatever the method.
+            applied for every method.
         method: Name of a method, or a method.
         settings: Its settings, `ablation="late_switch"`, `tau=2`.
 
@@ -128,6 +128,6 @@ def merge_of(source: Path) -> UserLoRA:
         return UserLoRA(source)
     found = sorted((source / "merged").rglob("*.safetensors"))
     if len(found) != 1:
-        what = "no merge" if not found else f"{len(found)} merges"
-        raise UserError(f"{source} has {what} in merged/; use the path of one of its files, or {SOURCE}")
+        count = "no merge" if not found else f"{len(found)} merges"
+        raise UserError(f"{source} has {count} in merged/; use the path of one of its files, or {SOURCE}")
     return UserLoRA(found[0])

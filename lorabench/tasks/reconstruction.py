@@ -1,7 +1,7 @@
-"""How well two adapters reconstruct their image: during the training, and as one file.
+"""Reconstruction of an image by two adapters: during the training, and as one file.
 
 A look is a set of images of the joint model under the full prompt, always from the same noise. Its consistency is the
-mean cosine with the training images, over the content of DINO and the style of CSD, or over the scorers that there are.
+mean cosine with the training images, over the content of DINO and the style of CSD, or over the available scorers.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ class Consistency:
 
 
 class Looks(pl.Callback):
-    """Reconstructs the image every few steps, and ends the training if that no longer gains.
+    """Reconstructs the image every few steps, and ends the training if the consistency no longer increases.
 
     Args:
-        folder: Where images and consistencies are kept, also for a training that is resumed.
+        folder: Folder for images and consistencies, from which a training resumes.
         every: Steps between two looks.
-        stop: Least gain of the last two looks over the best before; None never ends the training.
+        stop: Smallest increase of the last two looks over the best earlier one; None: never end the training.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Looks(pl.Callback):
 
     @property
     def is_finished(self) -> bool:
-        """Whether the last two looks gained less than `stop`."""
+        """Return whether the last two looks increased the consistency by less than `stop`."""
         values = [self.found[step] for step in sorted(self.found)]
         return self.stop is not None and len(values) > 2 and max(values[-2:]) - max(values[:-2]) < self.stop
 
@@ -104,7 +104,7 @@ class Looks(pl.Callback):
 
 @torch.no_grad()
 def file_error(model: DiffusionModel, adapters: Sequence[Adapter], scene: Scene, latents: torch.Tensor) -> float:
-    """Return how far one file of two adapters is from their exact joint model, as a share of what they change.
+    """Return the relative error of one file of two adapters against their exact joint model.
 
         || e_file - e_joint || / || e_joint - e_base ||
 

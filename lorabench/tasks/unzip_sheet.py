@@ -1,4 +1,4 @@
-"""The contact sheet of task=unzip: what both LoRAs have learned of an image, together and each by itself."""
+"""The contact sheet of task=unzip: images by both LoRAs together and by each of them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def page(
 
     Args:
         adapters: Content and style, with their merge vectors as masks.
-        folder: Where the images of the looks are.
+        folder: Folder with the images of the looks.
         looks: Consistency of the reconstruction by step.
         progress: Called with the cost of the images done.
     """
@@ -51,15 +51,15 @@ def page(
 
     spec, done = unzip.generation, 0
 
-    def tell(count: int) -> None:
+    def advance(count: int) -> None:
         progress((done + count) * spec.steps * 2.0)
 
     def seeds(texts: Sequence[str]) -> list[int]:
         return [seed_of("sheet", text, unzip.seed) for text in texts]
 
-    def alone(adapter: Adapter, prompts: Sequence[str]) -> list[Image.Image]:
+    def single(adapter: Adapter, prompts: Sequence[str]) -> list[Image.Image]:
         nonlocal done
-        made = generate(model, [adapter], prompts, seeds(prompts), spec, unzip.trainer, progress=tell)
+        made = generate(model, [adapter], prompts, seeds(prompts), spec, unzip.trainer, progress=advance)
         done += len(prompts)
         return pictures(made)
 
@@ -67,7 +67,7 @@ def page(
         nonlocal done
         prompts = [scene.prompt for scene in scenes]
         made = generate_by_rule(
-            model, unzip.method.sampling, export(adapters), parts, scenes, seeds(prompts), spec, unzip.trainer, tell
+            model, unzip.method.sampling, export(adapters), parts, scenes, seeds(prompts), spec, unzip.trainer, advance
         )
         done += len(prompts)
         return pictures(made)
@@ -80,7 +80,7 @@ def page(
     places, subjects = places_of(unzip), subjects_of(unzip, words)
     full, recombined = words.scene(), [words.scene(place) for place in places]
     exact = together([full, *recombined])
-    file = alone(export(adapters), [full.prompt])
+    file = single(export(adapters), [full.prompt])
     content = [f"{words.content} {place}" for place in places]
     style = [words.in_style(f"a {subject}") for subject in subjects]
     rows = [
@@ -92,8 +92,8 @@ def page(
                 Cell(file[0], f"joint.safetensors: {full.prompt}"),
             ],
         ),
-        Strip("content by itself", cells(alone(adapters[0].unmasked(), content), content)),
-        Strip("style by itself", cells(alone(adapters[1].unmasked(), style), style)),
+        Strip("content by itself", cells(single(adapters[0].unmasked(), content), content)),
+        Strip("style by itself", cells(single(adapters[1].unmasked(), style), style)),
         Strip("recombination", cells(exact[1:], [scene.prompt for scene in recombined])),
     ]  # fmt: skip
     if looks:
@@ -112,13 +112,13 @@ def pictures(images: np.ndarray) -> list[Image.Image]:
 
 
 def places_of(unzip: Unzip) -> list[str]:
-    """Return the scenes that the content is shown in."""
+    """Return the scenes for the content."""
     usual = (PLACES[4], PLACES[3], PLACES[1]) if unzip.world else SCENES
     return list(unzip.task.scenes if unzip.task.scenes is not None else usual)
 
 
 def subjects_of(unzip: Unzip, words: Words) -> list[str]:
-    """Return the subjects that the style is shown on: other ones than that of the image."""
+    """Return the subjects for the style, without the one of the image."""
     if unzip.task.subjects is not None:
         return list(unzip.task.subjects)
     usual = CLASSES if unzip.world else SUBJECTS

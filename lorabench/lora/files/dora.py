@@ -25,7 +25,7 @@ KEY = re.compile(r"(?P<stem>.+)\.(?:dora_scale|lora_magnitude_vector(?:\.[^.]+)?
 MAGNITUDE = "magnitude"
 RANK = 64  # to which an update is cut
 
-BaseWeights = Callable[[str], Tensor]  # of a layer "<component>.<module path>", [out, in] or [out, in, k, k]
+BaseWeights = Callable[[str], Tensor]  # weight of a layer "<component>.<module path>", [out, in] or [out, in, k, k]
 
 
 def split(key: str) -> tuple[str, str] | None:

@@ -8,8 +8,8 @@
     v_c, v_s        merge vectors [out] in [0, 1], learned from 1
     m_k = 1         in the blocks dedicated to k                                             block separation
 
-The adapters learn together, in one forward per step, see lorabench/personalization/unzip.py. Column masks are folded
-into the adapters. Merge vectors are masks of joint use: an adapter by itself is used without them. The exact joint
+The adapters learn together, in one forward pass per step, see lorabench/personalization/unzip.py. Column masks are
+folded into the adapters. Merge vectors are masks of joint use: an adapter by itself is used without them. The exact joint
 model is `method/sampling=three_prompts`; one file of both is the sum, whose adapters read the full prompt.
 docs/unziplora.md lists the differences between the paper and the released code, each of which is a setting.
 """
@@ -40,7 +40,7 @@ class UnZipLoRA(Training):
     Args:
         prompt_separation: Each adapter reads its own prompt in the keys and values of cross-attention.
         columns: Share of the columns of a layer that are chosen at a time; 1 is without column separation.
-        recalibrations: How often columns are chosen in a training.
+        recalibrations: Number of times that columns are chosen in a training.
         chosen: "fresh" replaces the columns chosen before, "union" adds to them.
         score: Rating of a column, "mean" or "count" (share of products above `threshold`).
         threshold: Bound of the score "count".

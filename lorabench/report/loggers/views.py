@@ -13,7 +13,7 @@ from lorabench.report.loggers.view import CsvView, View
 
 OFF = ("disabled", "off", "none", "false", "0")  # values of WANDB_MODE without logging; W&B has the first only
 MODES = ("online", "offline", "dryrun", "run", "shared")  # which `mode` overrides
-TRUE = ("true", "1", "yes", "on")  # of WANDB_DISABLED, W&B's older variable
+TRUE = ("true", "1", "yes", "on")  # values of WANDB_DISABLED, W&B's older variable
 
 
 def logger_of(cfg: DictConfig) -> LoggerSpec:
