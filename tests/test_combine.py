@@ -122,7 +122,7 @@ def test_np_lora_is_its_dense_formula(model, loras, hard) -> None:
 
 @pytest.mark.parametrize("hard", [False, True])
 def test_np_lora_projects_off_update_and_not_off_its_factors(model, loras, hard) -> None:
-    """Rows of `down` that `up` maps to zero, and duplicate rows, are no additional inputs of the style."""
+    """Rows of `down` that `up` maps to zero, and duplicate rows, add no inputs of the style."""
     content, style = loras
     idle = LoRA({
         layer: Factors(

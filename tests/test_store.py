@@ -118,7 +118,7 @@ def test_digest_follows_weights_and_not_place(tmp_path: Path) -> None:
         (tmp_path / name / "unet").mkdir(parents=True)
         (tmp_path / name / "unet" / "model.safetensors").write_bytes(weight)
         (tmp_path / name / "config.json").write_text(json.dumps({}))
-    (tmp_path / "a" / "README.md").write_text("a model card is no weight")
+    (tmp_path / "a" / "README.md").write_text("a model card")
     a, b, c = (store.digest(tmp_path / name) for name in "abc")
     assert a == b != c
     (tmp_path / "a" / "unet" / "model.safetensors").write_bytes(b"22")

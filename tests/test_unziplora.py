@@ -424,8 +424,8 @@ def test_outputs_are_of_one_job_and_key_has_all_settings(lora_spec) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"text_encoders": True}, r"lora\.text_encoders=True is no part"),
-        ({"prior_weight": 1.0}, r"lora\.prior_weight=1\.0 is no part"),
+        ({"text_encoders": True}, r"lora\.text_encoders=True is not supported"),
+        ({"prior_weight": 1.0}, r"lora\.prior_weight=1\.0 is not supported"),
         ({"steps": 2}, r"lora\.steps=2 must be at least 3"),
         ({"optimizer": "prodigy"}, r"use lora\.optimizer=adamw"),
     ],

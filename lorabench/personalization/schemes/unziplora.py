@@ -9,8 +9,8 @@
     m_k = 1         in the blocks dedicated to k                                             block separation
 
 The adapters learn together, in one forward pass per step, see lorabench/personalization/unzip.py. Column masks are
-folded into the adapters. Merge vectors are masks of joint use: an adapter by itself is used without them. The exact joint
-model is `method/sampling=three_prompts`; one file of both is the sum, whose adapters read the full prompt.
+folded into the adapters. Merge vectors are masks of joint use: an adapter by itself is used without them. The exact
+joint model is `method/sampling=three_prompts`; one file of both is the sum, whose adapters read the full prompt.
 docs/unziplora.md lists the differences between the paper and the released code, each of which is a setting.
 """
 
@@ -142,7 +142,7 @@ def check_unzip(spec: LoRASpec) -> None:
     for name, wanted in (("text_encoders", spec.text_encoders), ("prior_weight", spec.prior_weight)):
         if wanted:
             raise UserError(
-                f"lora.{name}={wanted} is no part of method/training=unziplora; use lora.{name}={0 * wanted}"
+                f"lora.{name}={wanted} is not supported by method/training=unziplora; use lora.{name}={0 * wanted}"
             )
     if spec.steps < 3:
         raise UserError(
