@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
@@ -171,3 +172,13 @@ def test_every_figure_is_plotted_in_default_style() -> None:
     for path in [*(CONF.parent / "lorabench").rglob("*.py"), CONF.parent / "pretraining" / "curve.py"]:
         text = path.read_text(encoding="utf-8")
         assert text.count(" Figure(") == 0 or "@default_style()" in text, path
+
+
+def test_text_is_utf8_in_every_locale() -> None:
+    """Texts that may hold names of the user are not written in the encoding of the locale."""
+    for path in (CONF.parent / "lorabench").rglob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "write_text":
+                text = ast.unparse(call)
+                is_ascii = any(part in text for part in ("json.dumps", "clear_refs"))
+                assert "encoding=" in text or is_ascii, f"{path}: {text}"

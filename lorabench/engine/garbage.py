@@ -60,7 +60,7 @@ def garbage(store: Store, outputs: Sequence[Path] | None = None, days: float | N
         if path.name not in known:
             yield Garbage("note on an artifact that is gone", path, path.name.strip("."))
     for path in keyed(store.root / DIGESTS):
-        if path.is_file() and (source := path.read_text()[65:]) and not Path(source).exists():
+        if path.is_file() and (source := os.fsdecode(path.read_bytes())[65:]) and not Path(source).exists():
             yield Garbage("digest of a model that is gone", path, path.name)
     used = reachable(store, outputs) if outputs is not None else set[str]()
     least = days if days is not None else UNUSED_DAYS

@@ -46,7 +46,7 @@ class Make:
             self.logs.mkdir(parents=True, exist_ok=True)
             text = str(error) if isinstance(error, UserError) else traceback.format_exc()
             for each in self.artifacts:
-                (self.logs / f"{each.key}.txt").write_text(text)
+                (self.logs / f"{each.key}.txt").write_text(text, encoding="utf-8")
 
     def compute(self, progress: Progress) -> None:
         """Compute the artifacts that the store lacks."""

@@ -167,7 +167,7 @@ class Store:
 
     def _remember(self, key: str, text: str) -> None:
         with suppress(OSError):  # a read-only store is hashed each time
-            write_whole(self.root / INTACT / key, lambda draft: draft.write_text(text))
+            write_whole(self.root / INTACT / key, lambda draft: draft.write_text(text, encoding="utf-8"))
 
     @contextmanager
     def explained(self, draft: Path | None = None) -> Iterator[None]:
@@ -197,11 +197,12 @@ class Store:
         stats = {file: (folder / file).stat() for file in files}
         known = [[file, stat.st_size, stat.st_mtime_ns, stat.st_ino] for file, stat in stats.items()]
         memo = self.root / DIGESTS / key_of("digest", {"folder": str(source.resolve()), "files": known})
-        if memo.is_file() and len(digest := memo.read_text()[:64]) == 64:
+        if memo.is_file() and len(digest := os.fsdecode(memo.read_bytes())[:64]) == 64:
             return digest
         digest = hashlib.sha256(canonical({file: sha256(folder / file) for file in files}).encode()).hexdigest()
         with suppress(OSError):  # a read-only store
-            write_whole(memo, lambda draft: draft.write_text(f"{digest} {source.resolve()}"))  # gc reads the path
+            named = os.fsencode(f"{digest} {source.resolve()}")  # gc reads the path
+            write_whole(memo, lambda draft: draft.write_bytes(named))
         return digest
 
 

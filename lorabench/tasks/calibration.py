@@ -50,7 +50,7 @@ def run(cfg: DictConfig, folder: Path) -> str:
     found = pd.concat([calibrate(metric, world, cfg.task.holds) for metric in measured], ignore_index=True)
     found.to_csv(folder / "calibration.csv", index=False, float_format="%.6g")
     text = write_calibration(found, world.grid, len(world.subjects[0].images), cfg.task.holds)
-    (folder / "calibration.md").write_text(text)
+    (folder / "calibration.md").write_text(text, encoding="utf-8")
     draw_calibration(found, folder / "calibration.png")
     print(text)
     return "calibration.png"

@@ -112,7 +112,7 @@ def task(cfg: DictConfig) -> Failed | None:
             output.check()
             output.claim()
             log = output.add(ERROR_FILE)
-            log.write_text(f"{' '.join(hydra_config.overrides.task)}\n{failed.line}\n\n{text}")
+            log.write_text(f"{' '.join(hydra_config.overrides.task)}\n{failed.line}\n\n{text}", encoding="utf-8")
             return Failed(failed.code, failed.line, str(log))
     return failed
 

@@ -164,7 +164,7 @@ def first_failure(plan: Plan, row: Row, logs: Path) -> str | None:
         for each in own.artifacts(stage):
             log = logs / f"{each.key}.txt"
             if log.is_file():
-                return f"{stage} of {each.name}: {reason(log.read_text())} ({log})"
+                return f"{stage} of {each.name}: {reason(log.read_text(encoding='utf-8'))} ({log})"
     return None
 
 

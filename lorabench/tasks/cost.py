@@ -68,7 +68,7 @@ def run(cfg: DictConfig, folder: Path) -> str:
     summed = summary(found)
     summed.to_csv(folder / "cost.csv", float_format="%.6g")
     text = table(summed, found, cfg.reference, plan, load)
-    (folder / "cost.md").write_text(text)
+    (folder / "cost.md").write_text(text, encoding="utf-8")
     print(text)
     return "cost.md"
 

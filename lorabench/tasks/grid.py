@@ -53,7 +53,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
     make(plan.store, plan.trainer, plan.artifacts("generate"), logs=logs)
     failed = {cell: why for cell, row in rows.items() if (why := first_failure(plan, row, logs))}
     text = matrix(trainings, merges, rules, refused, failed)
-    (folder / "grid.md").write_text(text)
+    (folder / "grid.md").write_text(text, encoding="utf-8")
     print(text)
     print(folder / "grid.md")
     if failed:

@@ -62,7 +62,7 @@ def run(cfg: DictConfig, folder: Path) -> str:
     found.to_csv(folder / HELD_OUT, index=False)
     costs = [json.loads((plan.path(item) / COST_FILE).read_text()) for item in (*seen.values(), trained)]
     text = summary(found, costs[:-1], costs[-1], plan.model_name, len(pairs))
-    (folder / "hypernetwork.md").write_text(text)
+    (folder / "hypernetwork.md").write_text(text, encoding="utf-8")
     print(text)
     return FILE
 

@@ -130,7 +130,7 @@ def write_prior(path: Path, rows: pd.DataFrame, plan: Plan) -> None:
     origin = f"# measured on {plan.model_name} with {pairs}, {plan.generation.images} images each\n"
     close = rows.loc[~rows["separated"], "module"].tolist()
     note = f"# the larger share; not separated on these pairs: {', '.join(close)}\n" if close else ""
-    path.write_text(origin + note + OmegaConf.to_yaml(OmegaConf.create(blocks)))
+    path.write_text(origin + note + OmegaConf.to_yaml(OmegaConf.create(blocks)), encoding="utf-8")
 
 
 def table(found: pd.DataFrame) -> str:

@@ -49,7 +49,7 @@ def run(cfg: DictConfig, folder: Path) -> str:
     counts = pd.concat([count(model, list(cfg.task.methods), cfg.task.rank) for model in cfg.task.models])
     text = table(counts)
     counts.to_csv(folder / "memory.csv", index=False, float_format="%.4g")
-    (folder / "memory.md").write_text(text)
+    (folder / "memory.md").write_text(text, encoding="utf-8")
     print(text)
     return "memory.md"
 

@@ -29,7 +29,7 @@ def run(cfg: DictConfig, folder: Path) -> str:
     counts = count(dict(cfg.task.ranks))
     text = table(counts)
     counts.to_csv(folder / "params.csv", index=False)
-    (folder / "params.md").write_text(text)
+    (folder / "params.md").write_text(text, encoding="utf-8")
     print(text)
     return "params.md"
 

@@ -95,7 +95,7 @@ class RunWriter:
         """Write all files into an empty folder; see `assemble`."""
         from lorabench.report import write_report
 
-        (self.path / "config.yaml").write_text(self.config)
+        (self.path / "config.yaml").write_text(self.config, encoding="utf-8")
         for row, pair, use in self.plan.samples():
             place = self.path / ("images" if use == JOINT else f"{USES_FOLDER}/{use}")
             copy(self.plan.path(self.plan.generate(row, pair, use)), place / self.folder_of(row) / pair.name, "*.png")
@@ -178,7 +178,7 @@ class RunWriter:
 
     def table(self) -> str:
         """Return the table as Markdown."""
-        return (self.path / "table.md").read_text()
+        return (self.path / "table.md").read_text(encoding="utf-8")
 
 
 def side_by_side(images: "Sequence[Image]") -> "Image":

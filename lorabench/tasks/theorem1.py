@@ -40,7 +40,7 @@ def run(cfg: DictConfig, folder: Path) -> str:
     errors = pd.concat([measure(name, lora) for name, lora in loras.items()], ignore_index=True)
     errors.to_csv(folder / "theorem1.csv", index=False)
     text = summary(errors)
-    (folder / "theorem1.md").write_text(text)
+    (folder / "theorem1.md").write_text(text, encoding="utf-8")
     draw(errors, folder / "theorem1.png")
     print(text)
     return "theorem1.png"

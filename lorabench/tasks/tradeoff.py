@@ -57,7 +57,7 @@ def run(cfg: DictConfig, folder: Path) -> str:
     curves.to_csv(folder / "tradeoff.csv", index=False, float_format="%.6g")
     volumes.to_csv(folder / "hypervolume.csv", index=False, float_format="%.6g")
     text = table(curves, volumes, axes, len(plan.pairs), plan.generation.images)
-    (folder / "tradeoff.md").write_text(text)
+    (folder / "tradeoff.md").write_text(text, encoding="utf-8")
     draw_tradeoff(curves, volumes, {role: axes[role].metric for role in ROLES}, folder / "tradeoff.png")
     print(text)
     return "tradeoff.png"
