@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lorabench.config.components import overrides
 from lorabench.config.settings import setting
@@ -23,20 +23,19 @@ if TYPE_CHECKING:
     from lorabench.data.pairs import Role
     from lorabench.lora.adapter import Factors, LoRA
     from lorabench.lora.layer import AllMasks, Masks
-    from lorabench.merging.masks import MaskedMerge
     from lorabench.sampling.parts import Parts
 
 CONCEPTS = ("joint", "uniform")
 
 
 def parts_of_masked(
-    self: MaskedMerge,
+    self: Any,
     loras: Sequence[LoRA],
     roles: Sequence[Role],
     masks: AllMasks | None,
     strength: Mapping[Role, float] | None = None,
 ) -> Parts:
-    """Implement `Merge.parts` for the kinds of merges that keep their adapters apart."""
+    """Implement `Merge.parts` for the kinds of merges that keep their adapters apart; `self` is a `MaskedMerge`."""
     from lorabench.merging.masks import parts_of
 
     return parts_of(self, loras, roles, masks, strength)

@@ -6,7 +6,7 @@ methods use: modules, blocks with attention, and depth.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -105,7 +105,7 @@ class LayerMap(Mapping[str, Layer]):
         ranks = [{name: rank for name, (rank, _, _) in each.items() if name in every} for each in shapes]
         return with_ranks(every, ranks, roles)
 
-    def in_order(self, names: Sequence[str]) -> list[str]:
+    def in_order(self, names: Iterable[str]) -> list[str]:
         """Return layers of the denoiser in the order of the forward pass."""
         places = {name: place for place, name in enumerate(self.denoiser)}
         return sorted(names, key=places.__getitem__)

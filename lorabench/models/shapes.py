@@ -20,6 +20,7 @@ from lorabench.models.layer_map import LayerMap
 if TYPE_CHECKING:
     import torch
 
+    from lorabench.data.pairs import Role
     from lorabench.lora.adapter import Adapter
     from lorabench.models.model import DiffusionModel
 
@@ -72,9 +73,10 @@ def model_of(loras: Sequence[Adapter]) -> str:
     Raises:
         UserError: If none fits.
     """
+    roles: list[Role] = ["content"] * len(loras)
     for name in KNOWN:
         try:
-            known_layers(name).adapted(loras, ["content"] * len(loras))
+            known_layers(name).adapted(loras, roles)
         except UserError:
             continue
         return name
