@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from lorabench.report.figures import INK, MUTED, RULE
+from lorabench.report.plot_style import default_style
 from lorabench.report.sensitivity import PAIRS, POWER
 
 COLORS = ("#3557d6", "#c4541b", "#2f8f5b", "#8a4fbf", "#a08000", "#6a6c76")
@@ -110,6 +111,7 @@ def limit_table(limits: pd.DataFrame) -> Iterator[str]:
         yield f"| {row['score']} | {row['rows']} | {' | '.join(cells)} |"
 
 
+@default_style()
 def draw_response(response: pd.DataFrame, scores: Sequence[str], path: Path) -> None:
     """Plot the difference to the undamaged merge against the dose, one panel per kind.
 

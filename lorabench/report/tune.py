@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from lorabench.report.figures import INK, MUTED, RULE
+from lorabench.report.plot_style import default_style
 
 CHOSEN, OTHERS = "#3557d6", "#9aa0ae"
 SIDE = 128  # pixels of an image in the figure
@@ -26,6 +27,7 @@ class Point(Protocol):
     def style(self) -> float: ...
 
 
+@default_style()
 def draw_tune(
     table: pd.DataFrame, images: Mapping[Point, np.ndarray], best: Point, metrics: Mapping[str, str], path: Path
 ) -> None:

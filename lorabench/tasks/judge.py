@@ -101,7 +101,8 @@ def write(judging: Judging, contests: Sequence[Contest], artifacts: Sequence[Art
         ratings = judging.ratings(contests)
         ratings.to_parquet(out / RATINGS, index=False)
         notes = ["\n".join(rating_lines(ratings, judging.protocol)), *notes]
-    (out / PAGE).write_text(write_verdicts(verdicts, f"{judging.judge.name}, protocol {judging.protocol}", notes))
+    text = write_verdicts(verdicts, f"{judging.judge.name}, protocol {judging.protocol}", notes)
+    (out / PAGE).write_text(text, encoding="utf-8")
     keys = sorted({each.key for each in artifacts})
     (out / MANIFEST).write_text(json.dumps({KEYS: keys}))
 

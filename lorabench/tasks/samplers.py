@@ -55,7 +55,7 @@ def run(cfg: DictConfig, folder: Path) -> str:
     behind, _ = design_notes(scores)
     text = write_samplers(response, task.reference_steps, f"{len(plan.pairs)} pairs{behind}", plan.generation.images)
     response.to_csv(folder / "samplers.csv", index=False, float_format="%.6g")
-    (folder / "samplers.md").write_text(text)
+    (folder / "samplers.md").write_text(text, encoding="utf-8")
     print(text)
     return "samplers.md"
 

@@ -92,7 +92,7 @@ def run(cfg: DictConfig, folder: Path) -> str:
     )  # fmt: skip
     for name, found in (("sensitivity", response), ("detectable", limits), ("null", nulls)):
         found.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
-    (folder / "sensitivity.md").write_text(text)
+    (folder / "sensitivity.md").write_text(text, encoding="utf-8")
     draw_response(response, [each for each in task.shown if each in values], folder / "sensitivity.png")
     print(text)
     return "sensitivity.png"

@@ -228,7 +228,7 @@ def train(unzip: Unzip, job: UnZipJob, words: Words, folder: Path, progress: Cal
     if looks is not None and looks.folder.is_dir():
         shutil.copytree(looks.folder, folder, dirs_exist_ok=True)
     else:
-        (folder / FILE).write_text("{}")
+        (folder / FILE).write_text(json.dumps({}))
 
 
 def origin(unzip: Unzip, job: UnZipJob, prompt: str) -> dict[str, str]:
