@@ -79,6 +79,7 @@ class UnZipping(pl.LightningModule):
 
     @property
     def chooses_columns(self) -> bool:
+        """Return whether an adapter has layers in which not all columns learn."""
         return not all(all(each) for each in self.every)
 
     def training_step(self, forward: int) -> Tensor:

@@ -50,5 +50,6 @@ def published() -> Iterator[str]:
 
 
 def mean(own: pd.DataFrame) -> str:
+    """Format the mean rating over pairs with its interval."""
     found = by_pair(own.dropna(subset="value"), "value")
     return with_interval(found.mean, found.low, found.high)

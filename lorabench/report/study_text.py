@@ -48,6 +48,7 @@ def agreement(verdicts: pd.DataFrame) -> str:
 
 
 def participant_lines(people: pd.DataFrame) -> Iterator[str]:
+    """Yield the lines of the table of participants."""
     yield row(["participant", "answers", "right on controls", "same again", "left image", "seconds per answer", ""])
     yield "|---|---:|---:|---:|---:|---:|---|"
     for each in people.to_dict("records"):

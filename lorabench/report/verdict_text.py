@@ -49,10 +49,12 @@ def controls(right: pd.DataFrame) -> str:
 
 
 def known_share(right: pd.DataFrame, question: str) -> str:
+    """Format the share of right controls of a question; UNKNOWN without controls."""
     return f"{right.at[question, 'share']:.2f}" if question in right.index else UNKNOWN
 
 
 def share_lines(table: pd.DataFrame, known: str) -> Iterator[str]:
+    """Yield the lines of the table of shares."""
     yield row(["a", "b", "a better", "tie", "b better", "invalid", "share of a", "right on controls"])
     yield "|---|---|---:|---:|---:|---:|---:|---:|"
     for line in table.to_dict("records"):
@@ -62,6 +64,7 @@ def share_lines(table: pd.DataFrame, known: str) -> Iterator[str]:
 
 
 def ranking_lines(table: pd.DataFrame, known: str) -> Iterator[str]:
+    """Yield the lines of the ranking."""
     yield row(["rank", "row", "strength", "right on controls"])
     yield "|---:|---|---:|---:|"
     for line in table.to_dict("records"):
@@ -70,6 +73,7 @@ def ranking_lines(table: pd.DataFrame, known: str) -> Iterator[str]:
 
 
 def with_interval(value: float, low: float, high: float) -> str:
+    """Format a value with its interval; "" if there is no value."""
     if pd.isna(value):
         return ""
     return f"{value:.2f}" + ("" if pd.isna(low) else f" [{low:.2f}, {high:.2f}]")

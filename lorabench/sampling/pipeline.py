@@ -57,6 +57,7 @@ class RuleHooks:
         ]
 
     def remove(self) -> None:
+        """Remove the hooks."""
         for handle in self.handles:
             handle.remove()
 

@@ -96,11 +96,13 @@ class Gallery:
         return [*found, *self.controls(tuple(questions))]
 
     def items(self, questions: tuple[str, ...]) -> Iterator[Contest]:
+        """Yield every two rows with an image of the same pair, prompt and seed."""
         for own in self.pictures.values():
             for a, b in combinations([label for label in self.rows if label in own], 2):
                 yield self.contest(own[a], own[b].label, (own[a].path, own[b].path), questions)
 
     def controls(self, questions: tuple[str, ...]) -> Iterator[Contest]:
+        """Yield the comparisons with a known answer."""
         for own in self.pictures.values():
             if best := own.get(ORACLE):
                 for label in (label for label in BY_ORACLE if label in own):

@@ -118,8 +118,10 @@ def check_world(dataset: str) -> None:
 
 
 def votes_of(spec: JudgeSpec) -> int:
+    """Return the number of votes about a single image."""
     return spec.votes if isinstance(spec, OpenAIJudgeSpec) and spec.protocol != "pairwise" else 1
 
 
 def device_of(cfg: DictConfig, spec: JudgeSpec) -> str:
+    """Return the device of the judge."""
     return device_name(cfg.trainer.accelerator) if isinstance(spec, TransformersJudgeSpec) else "cpu"

@@ -84,6 +84,7 @@ class Judging:
 
     @cached_property
     def prompt_hash(self) -> str:
+        """Return the hash of the protocol's texts."""
         return prompt_hash(self.protocol)
 
     def artifacts(self, contests: Sequence[Contest]) -> list[Artifact]:

@@ -100,6 +100,7 @@ def _by_module(modules: Mapping[str, float]) -> Callable[[str], float]:
 
 
 def within(layer: str, module: str) -> bool:
+    """Return whether a layer is in a module."""
     return f"{layer}.".startswith(f"{module}.")
 
 

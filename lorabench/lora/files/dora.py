@@ -35,6 +35,7 @@ def split(key: str) -> tuple[str, str] | None:
 
 
 def needs_base(path: Path, key: str) -> UserError:
+    """Return the error for a DoRA without base weights."""
     return UserError(
         f"{path} is a DoRA (key {key!r}), which rescales the base weights; give these to fold it into a LoRA: use "
         "model.path=<diffusers folder or checkpoint of its base model>"

@@ -150,6 +150,7 @@ class EndpointJudge(Comparison):
         return {**fixed, **limit, **self.spec.extra}
 
     def part(self, part: str | Path) -> dict[str, Any]:
+        """Return a text or an image as a part of a message."""
         if isinstance(part, str):
             return {"type": "text", "text": part}
         data = base64.b64encode(png(shown(part, self.spec.size))).decode()
@@ -157,6 +158,7 @@ class EndpointJudge(Comparison):
 
     @cached_property
     def client(self) -> httpx.Client:
+        """Return the HTTP client, which is made on first use."""
         return httpx.Client(timeout=self.spec.timeout)
 
 

@@ -75,6 +75,7 @@ class LocalJudge(Comparison):
         return processor.decode(made[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 
     def image(self, path: Path) -> Any:
+        """Return an image as the model reads it."""
         return shown(path, self.spec.size)
 
     @cached_property

@@ -64,6 +64,7 @@ class TruthJudge(Comparison):
 
     @cached_property
     def scorers(self) -> dict[str, Scorer]:
+        """Return the micro scorers by name."""
         return {each.name: each for each in load_scorers(MICRO_SCORERS) if each.name in BACKBONES.values()}
 
     def answer(self, ask: Ask) -> str:
@@ -84,6 +85,7 @@ class TruthJudge(Comparison):
 
     @cache  # noqa: B019, a judge lives as long as its process
     def embedded(self, role: Role, path: Path) -> torch.Tensor:
+        """Return the embedding [1, d] of an image file."""
         with Image.open(path) as image:
             return self.embed(role, [image.convert("RGB")])
 
@@ -120,4 +122,5 @@ class TruthJudge(Comparison):
         return [render(*sample(np.random.default_rng(seed)), seed) for seed in seeds]
 
     def embed(self, role: Role, images: Sequence[Image.Image]) -> torch.Tensor:
+        """Return embeddings [n, d] of images for a role."""
         return self.scorers[BACKBONES[role]].embed([np.asarray(image) for image in images])[role]
