@@ -16,7 +16,7 @@ from merges import merged, sampled
 
 from lorabench.base import seed_of
 from lorabench.config.dataset_schemas import MicroworldSpec, StylisedSpec
-from lorabench.config.schemas import LoRASpec, TrainerSpec
+from lorabench.config.schemas import GenerateSpec, LoRASpec, TrainerSpec
 from lorabench.data.catalogue import load_pairs
 from lorabench.data.pairs import ROLES, Prompts
 from lorabench.lora.adapter import LoRA
@@ -24,6 +24,8 @@ from lorabench.merging import presets
 from lorabench.merging.learned import LearnedMasks
 from lorabench.merging.method import Method, load
 from lorabench.personalization.training import Environment
+from lorabench.scoring.description import ScorerFiles
+from lorabench.scoring.load import load_scorer
 
 FILE = Path(__file__).parent / "golden.json"
 WORLD = MicroworldSpec("microworld", ["mug_1"], ["ink_1"], None, 2, 2, 1)
@@ -34,8 +36,8 @@ TOLERANCE = 0.01  # relative; another machine rounds differently, and Adam ampli
 
 
 def numbers_of(lora: LoRA) -> list[float]:
-    """Return the norm of four updates and their product with a fixed random matrix."""
-    found = []
+    """Return the norms of token embeddings, and of four updates with their products with a fixed random matrix."""
+    found = [float(vectors.norm()) for encoders in lora.tokens.values() for vectors in encoders.values()]
     for layer in list(lora)[:: max(1, len(lora) // 4)][:4]:
         update = (lora[layer].up.double() @ lora[layer].down.double()).cpu()
         draw = torch.Generator().manual_seed(seed_of("golden", layer))
@@ -61,10 +63,14 @@ def of_sampling(model, loras, method: Method) -> list[float]:
     return found + [number for branch in branches or () for number in (branch.weight, *branch.scales)]
 
 
-def of_training(model, method: Method, spec: LoRASpec, trainer: TrainerSpec) -> list[float]:
+def of_training(model, method: Method, spec: LoRASpec, trainer: TrainerSpec, scorers: Path) -> list[float]:
     [pair] = load_pairs(STYLISED if method.training.images == "stylised" else WORLD, Prompts())
+    env = Environment(
+        0, trainer, generate=GenerateSpec(1, 2, 3.0, 8),
+        scorer=lambda kind: load_scorer(ScorerFiles.of(scorers / kind), "cpu"),
+    )  # fmt: skip
     jobs = {output.job.name: output.job for output in method.training.outputs(pair, spec)}
-    adapters = [each for job in jobs.values() for each in job.run(model, Environment(0, trainer)).values()]
+    adapters = [each for job in jobs.values() for each in job.run(model, env).values()]
     return [number for adapter in adapters for number in numbers_of(adapter)]
 
 
@@ -79,7 +85,7 @@ def version_of(option: str) -> int:
 
 @pytest.mark.parametrize("option", [each for each in OPTIONS if each not in SKIPPED])
 def test_results_change_only_with_version(
-    option: str, model, loras, pair, lora_spec, hypernetwork, request: pytest.FixtureRequest
+    option: str, model, loras, pair, lora_spec, hypernetwork, scorers, request: pytest.FixtureRequest
 ) -> None:
     group, _, name = option.partition("/")
     method = load(f"direct+{group}.{name}")
@@ -88,7 +94,7 @@ def test_results_change_only_with_version(
     elif group == "sampling":
         found = of_sampling(model, loras, method)
     else:
-        found = of_training(model, method, lora_spec, TrainerSpec("cpu", "32-true", 0, 1))
+        found = of_training(model, method, lora_spec, TrainerSpec("cpu", "32-true", 0, 1), scorers)
     known = json.loads(FILE.read_text()) if FILE.is_file() else {}
     if request.config.getoption("--write-golden"):
         FILE.write_text(json.dumps(known | {option: {"version": version_of(option), "numbers": found}}, indent=1))

@@ -117,8 +117,9 @@ EXPECTED = {
         "Style alignment": ("dino/style", B8, "pair", 1), "Content alignment": ("dino/content", B8, "pair", 1),
     },
     "unziplora": {
-        "Style (CLIP-I)": ("clip_i/style", B32, "pair", 1), "Content (DINO)": ("dino/content", S16, "pair", 1),
-        "Style (CSD)": ("csd/style", CSD, "pair", 1), "Content (CSD)": ("csd/content", CSD, "pair", 1),
+        "Style (CLIP-I)": ("style clip_i/style", B32, "pair", 1),
+        "Content (DINO)": ("content dino/content", S16, "pair", 1),
+        "Style (CSD)": ("style csd/style", CSD, "pair", 1), "Content (CSD)": ("content csd/content", CSD, "pair", 1),
     },
     "craft": {"Content Sim.": ("clip_i/content", B32, "pair", 1), "Style Sim.": ("clip_i/style", B32, "pair", 1)},
     "dreambench_pp": {"CLIP-T": ("clip_t", B32, "micro", 100)},
@@ -130,14 +131,23 @@ SCORED = [
 ]  # fmt: skip
 OFFSETS = {of: 0.01 * number for number, of in enumerate(SCORED)}
 EVERYTHING = pd.concat([table(*of, add) for of, add in OFFSETS.items()], ignore_index=True)
+USED = {
+    (f"{use} {metric}", backbone): 0.3 + 0.01 * number
+    for number, (use, metric, backbone) in enumerate(
+        [("style", "clip_i/style", B32), ("content", "dino/content", S16), ("style", "csd/style", CSD),
+         ("content", "csd/content", CSD)]
+    )
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", sorted(EXPECTED))
 def test_which_score_each_printed_column_is(name: str) -> None:
-    columns, notes = protocols.columns(protocols.load_protocol(name), EVERYTHING)
-    found = {c.name: stats.mean(protocols.image_values(EVERYTHING, c), *c.rule).mean for c in columns}
+    scores = pd.concat([EVERYTHING, *(table(*of, add) for of, add in USED.items())], ignore_index=True)
+    columns, notes = protocols.columns(protocols.load_protocol(name), scores)
+    found = {c.name: stats.mean(protocols.image_values(scores, c), *c.rule).mean for c in columns}
     for printed, (metric, backbone, rule, scale) in EXPECTED[name].items():
-        assert found[printed] == pytest.approx(scale * (RULES[rule] + OFFSETS[metric, backbone])), printed
+        offset = (OFFSETS | USED)[metric, backbone]
+        assert found[printed] == pytest.approx(scale * (RULES[rule] + offset)), printed
     assert len(notes) == 1 and notes[0].startswith(f"Columns of protocol={name} (arXiv ")
 
 
@@ -152,7 +162,7 @@ def test_dreambench_pp_scores_against_one_image() -> None:
 
 def test_every_protocol_has_its_test_and_source() -> None:
     names = {file.stem for file in (CONF / "protocol").glob("*.yaml")}
-    assert names == {*EXPECTED, "all"}
+    assert names == {*EXPECTED, "all", "single_image"}  # these two are ours
     for name in EXPECTED:
         assert (CONF / "protocol" / f"{name}.yaml").read_text().startswith("#")
         assert protocols.load_protocol(name).name == name and protocols.load_protocol(name).arxiv
@@ -207,7 +217,9 @@ def test_another_real_backbone_never_stands_in() -> None:
 
 def test_protocol_without_its_backbones_is_refused_before_run() -> None:
     duolora = yaml.safe_load((CONF / "protocol" / "duolora.yaml").read_text())
-    duolora["columns"] = [{"references": "mean", "average": "pair"} | column for column in duolora["columns"]]
+    duolora["columns"] = [
+        {"references": "mean", "average": "pair", "use": "joint"} | column for column in duolora["columns"]
+    ]
     real = {"path": None, "backbones": ["dino@vits16", "clip@vitb32", "csd@vitl14"]}
     check_protocol(duolora, real)
     check_protocol(duolora, {"path": "micro", "backbones": []})  # micro scorers replace them
@@ -301,9 +313,11 @@ def test_paper_s_numbers_stand_in_its_own_columns_alone(tmp_path: Path) -> None:
     runs = [RunFolder.load(make_run(tmp_path / method, method)) for method in ("ziplora", "klora")]
     reported = {
         name: [own.values for own in Table.of(runs, protocols.load_protocol(name)).reported.get("ziplora", [])]
-        for name in ("all", "ziplora", "duolora", "klora", "unziplora")
+        for name in ("all", "ziplora", "duolora", "klora")
     }
-    assert len(reported["all"]) == 3 and not reported["unziplora"]  # two tables of ZipLoRA and one of K-LoRA
+    assert len(reported["all"]) == 3  # two tables of ZipLoRA and one of K-LoRA
+    with pytest.raises(UserError, match=r"run again with uses=\[content,style\]"):
+        Table.of(runs, protocols.load_protocol("unziplora"))
     assert reported["ziplora"][0] == {"Style-alignment": 0.699, "Subject-alignment": 0.42, "Text-alignment": 0.303}
     assert reported["duolora"] == [{"DINO": 0.53, "CLIP-I": 0.65}]  # these runs have no clip_t/prompt
     assert reported["klora"] == [{name: pytest.approx(value) for name, value in zip(

@@ -153,6 +153,7 @@ def check_protocol(protocol: dict[str, Any], scorers: dict[str, Any]) -> None:
         at = f"the column {column['name']} of protocol={protocol['name']}"
         choose(f"{at}: references", column["references"], ("mean", "max", "first"))
         choose(f"{at}: average", column["average"], ("pair", "macro", "micro"))
+        choose(f"{at}: use", column["use"], ("joint", "content", "style", "cross"))
     needed = dict.fromkeys([*scorers["backbones"], *(column["backbone"] for column in protocol["columns"])])
     if scorers["path"] is None and len(needed) > len(scorers["backbones"]):
         lacking = ", ".join(list(needed)[len(scorers["backbones"]) :])

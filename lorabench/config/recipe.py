@@ -1,5 +1,6 @@
 """Checks of a training recipe."""
 
+from dataclasses import replace
 from importlib.util import find_spec
 
 from lorabench.base import UserError
@@ -27,3 +28,16 @@ def check_recipe(spec: LoRASpec) -> None:
             f"lora.optimizer=prodigy has a single learning rate, not lora.lr={spec.lr} and "
             f"lora.text_lr={spec.text_lr}; use lora.text_lr={spec.lr}"
         )
+
+
+def token_recipe(recipe: LoRASpec, lr: float) -> LoRASpec:
+    """Return a recipe for embeddings, with fixed values where they have no part, so that keys do not depend on them.
+
+    Raises:
+        UserError: If the recipe asks for prior preservation.
+    """
+    if recipe.prior_weight:
+        raise UserError(
+            f"lora.prior_weight={recipe.prior_weight} is not part of textual inversion; use lora.prior_weight=0"
+        )
+    return replace(recipe, lr=lr, rank=1, alpha=1.0, blocks=[], text_encoders=False, prior_images=1, sample_every=0)

@@ -124,6 +124,7 @@ class ColumnSpec:
     scale: float = 1.0  # 100: percent; 2.5: CLIPScore
     floor: float | None = None  # lower bound of a value before scaling; CLIPScore: 0
     times: str | None = None  # metric of the same backbone to multiply by, per image
+    use: str = "joint"  # sample sets: joint | content | style | cross, see lorabench/data/uses.py
 
 
 @dataclass

@@ -145,6 +145,13 @@ def aligned(content: Concept, style: Concept, prompt: str) -> Concept:
     return world.aligned(content, style, 1, prompt)
 
 
+def with_own_images(pair: Pair, images: int) -> Pair:
+    """Return a pair of stylized images with photographs of its subject and other subjects in its style instead."""
+    from lorabench.data import microworld_stylised
+
+    return microworld_stylised.with_own_images(pair, images)
+
+
 def world_version(spec: DatasetSpec) -> str:
     """Return the microworld's version, which every row of scores has; empty for photographs."""
     if not isinstance(spec, WorldSpec):

@@ -86,3 +86,21 @@ def others(name: str, word: str, count: int) -> list[str]:
     """Return the classes on which a style is to appear by itself."""
     left = [each for each in mw.CLASSES if each != word]
     return sorted(left, key=lambda each: seed_of("other class", name, each))[:count]
+
+
+def with_own_images(pair: Pair, images: int) -> Pair:
+    """Return a pair whose subject and style have images of their own, none of which is a reference.
+
+    Args:
+        images: Photographs of the subject, and images of other subjects in the style.
+    """
+    content, style = pair.concepts
+    prompts = Prompts(content.token, style.token)
+    references = {each.sha256 for concept in pair.concepts for each in concept.references}
+    count = images + len(content.images) + len(content.references)
+    photographs = world.subject(content.name, count, 0, prompts).images[-images:]
+    shown = world.style(style.name, 2 * (images + len(style.references)), 0, prompts).images
+    looks = [each for each in shown if each.sha256 not in references and each.word != content.word][:images]
+    return replace(
+        pair, contents=(replace(content, images=photographs),), styles=(replace(style, images=tuple(looks)),)
+    )

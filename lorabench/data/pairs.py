@@ -164,6 +164,7 @@ class Pair:
         couples: Each content with each style as a pair, if there are several; empty for a single pair.
         scenes: Scenes to generate instead of `alone`; merges do not depend on them.
         content_scenes, style_scenes: Scenes for uses of only the subject or only the style; empty: `scenes`.
+        sources: Pairs whose images content and style are trained on, if these are two; empty: this pair.
     """
 
     contents: tuple[Concept, ...]
@@ -173,6 +174,7 @@ class Pair:
     scenes: tuple[Scene, ...] = ()
     content_scenes: tuple[Scene, ...] = ()
     style_scenes: tuple[Scene, ...] = ()
+    sources: tuple[Pair, ...] = ()
 
     @property
     def prompt(self) -> str:

@@ -10,11 +10,13 @@ of the subject, and other subjects in the style.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 from lorabench.base import UserError
-from lorabench.data.pairs import Concept, Pair
+from lorabench.data.pairs import Concept, Pair, Prompts
+from lorabench.data.pairs import pair as make_pair
 
 
 class ThreePrompts(NamedTuple):
@@ -51,3 +53,22 @@ def stylised(pair: Pair) -> Concept:
         )
     images = tuple(replace(image, prompt=pair.prompt) for image in pair.contents[0].images)
     return Concept(pair.name, "content", pair.text, images, ())
+
+
+def crosses(pairs: Sequence[Pair]) -> list[Pair]:
+    """Return the subject of each stylized image in the style of the next one, whose LoRAs are those of the images.
+
+    Raises:
+        UserError: If there are no two stylized images.
+    """
+    if len(pairs) < 2 or not all(is_stylised(each) for each in pairs):
+        raise UserError(
+            "uses=[cross] takes the content of one stylized image and the style of another; "
+            "use dataset=microworld_stylised dataset.count=2"
+        )
+    found = []
+    for one, other in zip(pairs, [*pairs[1:], pairs[0]], strict=True):
+        contents, styles = one.contents, other.styles
+        prompts = Prompts(contents[0].token, styles[0].token)
+        found.append(replace(make_pair(contents, styles, prompts), sources=(one, other)))
+    return found

@@ -19,8 +19,9 @@ from typing import Literal
 from lorabench.data.pairs import ROLES, Pair, Role, Scene
 
 Use = Literal["joint", "content", "style", "cross"]
-USES: tuple[Use, ...] = ("joint", "content", "style")  # uses of the sample sets of a pair
+USES: tuple[Use, ...] = ("joint", "content", "style", "cross")
 JOINT: Use = "joint"
+CROSS: Use = "cross"
 
 
 def pair_for(pair: Pair, use: Use) -> Pair:

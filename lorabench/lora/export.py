@@ -31,7 +31,7 @@ def export(adapters: Sequence[Adapter], masks: LayerMasks | None = None, scales:
         UserError: If the adapters were trained on different backbones.
     """
     adapters = jointly(adapters)
-    used = [each for k, each in enumerate(adapters) if scales is None or any(scale[k] for scale in scales.values())]
+    used = [each for k, each in enumerate(adapters) if not scales or any(scale[k] for scale in scales.values())]
     return Adapter(
         summed(adapters, masks, scales),
         summed([each.text for each in adapters], masks, scales),

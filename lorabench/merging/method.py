@@ -69,6 +69,13 @@ class Method:
         """Return the method with other settings of its merge."""
         return replace(self, merge=replace(self.merge, **settings))
 
+    @property
+    def indivisible(self) -> str | None:
+        """Return why the adapters can be neither masked nor scaled by role; None if they can."""
+        if isinstance(self.training, Joint):
+            return "trains one LoRA that holds both concepts"
+        return None if self.training.has_factors else "learns token embeddings and no LoRA"
+
     def check(self) -> None:
         """Check that the components can be combined.
 
@@ -81,16 +88,17 @@ class Method:
                 f"method/sampling={rule} scales each LoRA separately, but method/merge={merge} computes one update; "
                 "use method/sampling=plain or method/merge=direct"
             )
-        if isinstance(self.training, Joint):
+        if reason := self.indivisible:
+            option = self.options["training"]
             if not (isinstance(self.merge, MaskedSum) and self.merge.is_plain):
                 raise UserError(
-                    f"method/training=joint trains one LoRA for both concepts, so method/merge={merge} has nothing to "
-                    "merge; use method/merge=direct"
+                    f"method/training={option} {reason}, so method/merge={merge} has nothing to merge; "
+                    "use method/merge=direct"
                 )
             if not self.sampling.is_plain:
                 raise UserError(
-                    f"method/training=joint trains one LoRA for both concepts, so method/sampling={rule} cannot "
-                    "scale content and style separately; use method/sampling=plain"
+                    f"method/training={option} {reason}, so method/sampling={rule} cannot scale content and style "
+                    "separately; use method/sampling=plain"
                 )
         if isinstance(self.training, Given):
             raise UserError("method/training=given trains nothing; use task=merge content=<file> style=<file>")

@@ -125,11 +125,16 @@ class DiffusionModel(ABC):
         """Replace triggers in prompts by learned embeddings within the block.
 
         Args:
-            tokens: Embeddings [vectors, width] by trigger and text encoder.
+            tokens: Embeddings [vectors, width] by trigger and text encoder. Those that require gradients get them from
+                prompts that are encoded with `grad`.
 
         Raises:
             UserError: If an embedding has another width than its text encoder.
         """
+
+    @abstractmethod
+    def word_embeddings(self, text: str) -> dict[str, Tensor]:
+        """Return the input embeddings of a text's tokens by text encoder, [tokens, width] in fp32."""
 
     @abstractmethod
     def _encode(self, prompts: list[str]) -> Conditioning:

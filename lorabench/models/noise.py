@@ -25,6 +25,7 @@ from lorabench.config.schemas import LoRASpec
 
 Predicts = Literal["epsilon", "v_prediction"]
 LOSSES: dict[str, str] = {"epsilon": "eps", "v_prediction": "v"}  # what a model predicts, as `lora.loss` names it
+NOISY = "noisy"  # a law of timesteps
 MIN_SIGNAL = 2**-24  # lower bound of alphas_bar in diffusers' schedulers: the clean estimate divides by its root
 
 
@@ -50,7 +51,8 @@ class NoiseProcess(ABC):
         Args:
             n: Number of levels.
             rng: Generator on the CPU, so that draws do not depend on the device.
-            law: Distribution of the levels.
+            law: Distribution of the levels: "uniform", or "noisy" for p(t) proportional to 1 - cos(pi t / T) / 2
+                (Inspiration Tree, arXiv 2305.18203), which prefers high noise.
 
         Raises:
             UserError: If the process does not have the law.
@@ -106,9 +108,13 @@ class DDPM(NoiseProcess):
         self.noisiest = len(alphas_bar) - 1
 
     def timesteps(self, n: int, rng: torch.Generator, law: str = "uniform") -> Tensor:
-        if law != "uniform":
-            raise UserError(f"timestep law {law} does not exist for a DDPM model; use uniform")
-        return torch.randint(len(self.alphas_bar), (n,), generator=rng).to(self.alphas_bar.device)
+        count = len(self.alphas_bar)
+        if law == "uniform":
+            return torch.randint(count, (n,), generator=rng).to(self.alphas_bar.device)
+        if law != NOISY:
+            raise UserError(f"timestep law {law} does not exist for a DDPM model; use uniform or {NOISY}")
+        weights = 1 - torch.cos(torch.pi * torch.arange(count, dtype=torch.float64) / count) / 2
+        return torch.multinomial(weights, n, replacement=True, generator=rng).to(self.alphas_bar.device)
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         signal, spread = self._signal_and_spread(t)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from typing import Any
@@ -20,7 +20,8 @@ TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 def learned_tokens(pipeline: Any, tokens: Mapping[str, Mapping[str, Tensor]]) -> Iterator[None]:
     """Replace triggers in prompts by learned embeddings within the block.
 
-    Tokenizers and embedding layers are exchanged for the block; nothing is changed in place.
+    Tokenizers and embedding layers are exchanged for the block; nothing is changed in place. Embeddings that require
+    gradients get them when prompts are encoded with gradients.
 
     Args:
         pipeline: A diffusers pipeline with two text encoders.
@@ -46,9 +47,8 @@ def _extended(pipeline: Any, encoder: str, tokenizer: str, tokens: Mapping[str, 
              enumerate(tokens.items())}  # fmt: skip
     longer = deepcopy(words)
     longer.add_tokens([name for several in names.values() for name in several])
-    weight = torch.cat([layer.weight.detach(), *(each.to(layer.weight) for each in tokens.values())])
     setattr(pipeline, tokenizer, _Tokenizer(longer, names))
-    model.set_input_embeddings(nn.Embedding.from_pretrained(weight, padding_idx=layer.padding_idx))
+    model.set_input_embeddings(_Embedding(layer, list(tokens.values())))
     try:
         yield
     finally:
@@ -68,6 +68,35 @@ def check_widths(encoder: str, width: int, tokens: Mapping[str, Tensor]) -> None
                 f"the embedding of {trigger!r} has {vectors.shape[-1]} numbers and {encoder} {width}; "
                 "give one trained for this model"
             )
+
+
+def word_embeddings(pipeline: Any, text: str) -> dict[str, Tensor]:
+    """Return the input embeddings of a text's tokens by text encoder, [tokens, width] in fp32."""
+    found = {}
+    for encoder, tokenizer in TOKENIZERS.items():
+        layer = getattr(pipeline, encoder).get_input_embeddings()
+        ids = getattr(pipeline, tokenizer)(text, add_special_tokens=False, return_tensors="pt").input_ids[0]
+        found[encoder] = layer(ids.to(layer.weight.device)).detach().float()
+    return found
+
+
+class _Embedding(nn.Module):
+    """An embedding layer whose ids after its own stand for learned vectors."""
+
+    def __init__(self, layer: nn.Embedding, vectors: Sequence[Tensor]):
+        super().__init__()
+        self.layer, self.vectors = layer, vectors
+
+    @property
+    def weight(self) -> Tensor:
+        return self.layer.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Return the vectors of token ids, [..., width]."""
+        count = self.layer.num_embeddings
+        known = self.layer(ids.clamp(max=count - 1))
+        learned = torch.cat([each.to(known) for each in self.vectors])
+        return torch.where((ids >= count)[..., None], learned[(ids - count).clamp(min=0)], known)
 
 
 class _Tokenizer:

@@ -43,13 +43,13 @@ FACTORS = ("down", "up")
 
 
 class DreamBoothLoRA(pl.LightningModule):
-    """Trains one adapter on the denoiser and, if there is one, the adapter on the text encoders.
+    """Trains the adapters on the denoiser and, if there is one, the adapter on the text encoders.
 
     Latents are computed once, and so are text embeddings unless the text encoders learn.
 
     Args:
         model: The model.
-        adapters: Adapter on the denoiser.
+        adapters: Adapters on the denoiser, usually one.
         concept: The concept with its images.
         spec: Settings of the training.
         seed: Seed of all random draws.
@@ -165,6 +165,34 @@ def personalize(
         )
         [factors], [text_factors] = adapters.loras(), text.loras() if text is not None else [{}]
     return LoRA(folded(factors, module.scale), folded(text_factors, module.scale))
+
+
+def personalize_together(
+    model: DiffusionModel, concept: Concept, spec: LoRASpec, env: Environment, names: Sequence[str]
+) -> dict[str, LoRA]:
+    """Train several LoRAs at once on the images of a concept, so that their sum fits the images.
+
+    Args:
+        env: Its progress counts optimizer steps, of `spec.steps`.
+        names: Names of the LoRAs, which seed their initial factors.
+
+    Raises:
+        UserError: If the recipe does not fit the model or this machine.
+    """
+    check_recipe(spec)
+    item = seed_of("together", concept.identity(), env.seed)
+    layers = model.layers.trained(spec.blocks)
+    starts = [initial(layers, spec.rank, seed_of(item, name)) for name in names]
+    with model.attach(starts, dtype=torch.float32) as adapters:
+        module = DreamBoothLoRA(model, adapters, concept, spec, item)
+        checkpoint = Checkpoint(env.scratch, env.trainer.checkpoint_every, env.curves) if env.scratch else None
+        fit(
+            module, spec.steps, model.device, env.trainer.precision, env.progress, env.curves,
+            [checkpoint] if checkpoint else [], checkpoint.done if checkpoint else 0, spec.accumulate,
+            gradient_clip_val=spec.max_grad_norm,
+        )  # fmt: skip
+        trained = adapters.loras()
+    return {name: LoRA(folded(lora, module.scale)) for name, lora in zip(names, trained, strict=True)}
 
 
 def folded(factors: Mapping[str, Factors], scale: float) -> dict[str, Factors]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lorabench.lora.adapter import LoRA
     from lorabench.models.layer_map import LayerMap
     from lorabench.models.model import DiffusionModel
+    from lorabench.scoring.scorer import Scorer
 
 Images = Literal["concepts", "aligned", "stylised"]
 
@@ -35,7 +36,9 @@ class Environment:
         class_images: Images for prior preservation, see `Job.class_images`.
         scratch: Folder from which a killed training resumes.
         samples: Folder for the images that `LoRASpec.sample_every` asks for.
-        generate: How those are sampled.
+        generate: How those are sampled, and the images that a job samples itself.
+        scorer: Returns the scorer of a kind, see `Job.scorers`.
+        notes: What a job reports besides its adapters, as JSON.
     """
 
     seed: int
@@ -46,6 +49,8 @@ class Environment:
     scratch: Path | None = None
     samples: Path | None = None
     generate: GenerateSpec | None = None
+    scorer: Callable[[str], Scorer] | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -59,9 +64,13 @@ class Job(ABC):
 
     Attributes:
         version: Number to raise when the same parameters give other adapters.
+        samples: Whether the job samples images, so that the sampler's settings are part of its key.
+        scorers: Kinds of scorers that the job needs, such as "clip".
     """
 
     version: ClassVar[int] = 1
+    samples: ClassVar[bool] = False
+    scorers: ClassVar[tuple[str, ...]] = ()
 
     concept: Concept
     recipe: LoRASpec
@@ -136,9 +145,11 @@ class Training(ABC):
     Attributes:
         images: Images that the dataset must provide: images of each concept, one image before and after styling, or
             images of the content in the style only.
+        has_factors: False if the adapters are token embeddings only.
     """
 
     images: ClassVar[Images] = "concepts"
+    has_factors: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_settings("method", self)

@@ -64,7 +64,7 @@ class Views:
     law: str = "uniform"
 
     def draw(self, model: DiffusionModel, count: int, draw: torch.Generator) -> Batch:
-        """`count` views with replacement, a noise and a timestep for each."""
+        """Return `count` views with replacement, with a noise and a timestep for each."""
         picks = draw_weighted(self.weights, count, draw, len(self.latents) // len(self.weights))
         t = model.process.timesteps(count, draw, self.law)
         noise = torch.randn(count, *self.latents.shape[1:], generator=draw).to(model.device)

@@ -22,13 +22,14 @@ from urllib.parse import quote
 import numpy as np
 import pandas as pd
 
+from lorabench.config.schemas import ProtocolSpec
 from lorabench.report import galleries, protocols, stats
 from lorabench.report.embed import EmbeddedImages
 from lorabench.report.folder import Picture, RunFolder
 from lorabench.report.formats import format_cost
 from lorabench.report.labels import BASELINES_AND_ORACLE
 from lorabench.report.layout import by_cell, standings, with_verdict
-from lorabench.report.pooling import join_scores
+from lorabench.report.pooling import join_uses
 from lorabench.report.protocols import Column
 from lorabench.report.published import MARK
 from lorabench.report.table import COSTS, PEAKS, Table, row_order
@@ -84,7 +85,8 @@ def described_rows(
     runs: list[RunFolder], table: Table, labels: list[str], names: list[PairName]
 ) -> list[dict[str, Any]]:
     """Return one entry per table row: scores by column, costs, reported rows and values per pair."""
-    scores = dict(iter(join_scores(runs).groupby("label", sort=False)))
+    protocol = ProtocolSpec("", None, [column.spec for column in table.columns])
+    scores = dict(iter(join_uses(runs, protocol).groupby("label", sort=False)))
     first = {run.label: number for number, run in reversed(list(enumerate(runs)))}
     return [
         {

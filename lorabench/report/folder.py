@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,12 @@ def joint_scores(scores: pd.DataFrame) -> pd.DataFrame:
     return scores[scores["use"] == "joint"] if "use" in scores else scores
 
 
+def other_scores(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return the scores of other uses than joint, whose metrics are named with the use, see `protocols.in_use`."""
+    others = scores.loc[scores["use"] != "joint"] if "use" in scores else scores.iloc[:0]
+    return others.assign(metric=others["use"] + " " + others["metric"]) if len(others) else others
+
+
 def label_rows(scores: pd.DataFrame) -> pd.DataFrame:
     """Add the column `label` to scores."""
     labels = [label(m, a) for m, a in zip(scores["method"], scores["ablation"], strict=True)]
@@ -88,13 +94,16 @@ class RunFolder:
     """A finished run on disk, in the layout described above.
 
     Attributes:
+        scores: Scores of joint images.
         variant: Settings that distinguish its row from other runs of the method (report/pooling.py).
+        others: Scores of other uses, see `other_scores`.
     """
 
     path: Path
     manifest: dict
     scores: pd.DataFrame
     variant: str = ""
+    others: pd.DataFrame = field(default_factory=lambda: pd.DataFrame({"label": []}))
 
     @classmethod
     def load(cls, path: Path | str) -> RunFolder:
@@ -115,18 +124,19 @@ class RunFolder:
                 raise UserError(f"{path} is not a finished run (no {name}); use a folder that run.py printed")
         try:
             manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-            scores = shown_scores(pd.read_parquet(path / SCORES))
+            every = pd.read_parquet(path / SCORES)
+            scores, others = shown_scores(every), other_scores(every)
         except ValueError as error:  # from json or pandas
             raise UserError(f"{path} has a broken manifest.json or scores.parquet; run its command again") from error
-        scores, runs = label_rows(scores), []
+        scores, others, runs = label_rows(scores), label_rows(others), []
         several = manifest.pop("rows", [])
         for own in several or [{}]:
             one = manifest | own
             if missing := [key for key in REQUIRED if key not in one]:
                 raise UserError(f"{path / 'manifest.json'} has no {', '.join(missing)}; run its command again")
-            run = cls(path, one, scores)
-            mine = scores["label"].isin([run.label, *BASELINES_AND_ORACLE])
-            runs.append(replace(run, scores=scores[mine]) if several else run)
+            run = cls(path, one, scores, others=others)
+            mine, also = (each["label"].isin([run.label, *BASELINES_AND_ORACLE]) for each in (scores, others))
+            runs.append(replace(run, scores=scores[mine], others=others[also]) if several else run)
         return runs
 
     @property
@@ -139,8 +149,11 @@ class RunFolder:
         if not settings or self.label in BASELINES_AND_ORACLE:
             return self
         own = replace(self, variant=" ".join(settings))
-        mine = self.scores["label"] == self.label
-        return replace(own, scores=self.scores.assign(label=self.scores["label"].mask(mine, own.label)))
+        scores, others = (
+            each.assign(label=each["label"].mask(each["label"] == self.label, own.label))
+            for each in (self.scores, self.others)
+        )
+        return replace(own, scores=scores, others=others)
 
     @property
     def method(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ method get separate rows.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from lorabench.base import UserError
+from lorabench.config.schemas import ProtocolSpec
 from lorabench.report.folder import Picture, RunFolder, joint_scores
 from lorabench.report.headline import with_headline
 from lorabench.report.labels import BASELINES_AND_ORACLE
@@ -80,6 +82,19 @@ def join_scores(runs: list[RunFolder]) -> pd.DataFrame:
             keys = [*differing(first, run, OF_METHODS, missing=True), *other_scenes(first, run)]
             refuse(first, run, keys, f"cannot share the row {first.label}")
     return with_headline(scores.drop_duplicates(ONE_VALUE).drop(columns="run"))
+
+
+def join_uses(runs: list[RunFolder], columns: ProtocolSpec) -> pd.DataFrame:
+    """Join the scores that a protocol needs: of joint images, and of other uses if a column has one.
+
+    Raises:
+        UserError: As `join_scores`.
+    """
+    scores = join_scores(runs)
+    others = [replace(run, scores=run.others) for run in runs if len(run.others)]
+    if not others or all(column.use == "joint" for column in columns.columns):
+        return scores
+    return pd.concat([scores, join_scores(others)], ignore_index=True)
 
 
 def refuse(one: RunFolder, two: RunFolder, keys: Sequence[str], why: str) -> None:

@@ -41,6 +41,10 @@ ORDER = (
 UNSHOWN = ("clip_t/prompt", "dino/style")
 NEAREST = ("copy/content", "copy/style")  # the greatest similarity of an image with a training image
 MICRO = "@micro"
+USES = {
+    "content": "the content by itself", "style": "the style by itself",
+    "cross": "the content of one image with the style of another",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,11 @@ class Column:
     def name(self) -> str:
         """Return the name of the column."""
         return self.spec.name
+
+    @property
+    def metric(self) -> str:
+        """Return the name of the metric in the scores of a table, see `in_use`."""
+        return in_use(self.spec.metric, self.spec.use)
 
     @property
     def rule(self) -> tuple[str, str]:
@@ -108,9 +117,10 @@ def columns(protocol: ProtocolSpec, scores: pd.DataFrame) -> tuple[list[Column],
         by_metric.setdefault(metric, []).append(backbone)
     if not protocol.columns:
         return every(by_metric), []
-    found, lacking, replaced = [], {}, {}
+    found, lacking, replaced, unused = [], {}, {}, set[str]()
     for spec in protocol.columns:
-        has = [b for b in by_metric.get(spec.metric, []) if spec.times is None or b in by_metric.get(spec.times, [])]
+        names = [in_use(metric, spec.use) for metric in (spec.metric, spec.times) if metric]
+        has = [b for b in by_metric.get(names[0], []) if all(b in by_metric.get(name, []) for name in names)]
         micro = next((backbone for backbone in has if backbone.endswith(MICRO)), None)
         if spec.backbone in has:
             found.append(Column(spec, spec.backbone))
@@ -119,19 +129,19 @@ def columns(protocol: ProtocolSpec, scores: pd.DataFrame) -> tuple[list[Column],
             replaced[spec.backbone] = micro
         else:
             lacking[spec.name] = spec.backbone
+            unused |= {spec.use} if not any(name.startswith(in_use("", spec.use)) for name in by_metric) else set()
     here = [backbone for backbone in scored["backbone"] if backbone in backbones()]
-    needed = ",".join(dict.fromkeys([*here, *lacking.values()]))
+    needed = f"scorers.backbones=[{','.join(dict.fromkeys([*here, *lacking.values()]))}]"
+    if unused:
+        needed = f"uses=[{','.join(sorted(unused))}]"
     if not found:
-        raise UserError(
-            f"protocol={protocol.name} needs scores that this run does not have; "
-            f"run again with scorers.backbones=[{needed}]"
-        )
+        raise UserError(f"protocol={protocol.name} needs scores that this run does not have; run again with {needed}")
     notes = [f"Columns of protocol={protocol.name}{source(protocol)}: {'; '.join(map(definition, found))}."]
     if replaced:
         pairs = ", ".join(f"{micro} for {backbone}" for backbone, micro in replaced.items())
         notes.append(f"Replaced backbones: {pairs}. The columns follow the publication, the backbones do not.")
     if lacking:
-        notes.append(f"Missing: {', '.join(lacking)}; to add them run again with scorers.backbones=[{needed}].")
+        notes.append(f"Missing: {', '.join(lacking)}; to add them run again with {needed}.")
     return found, notes
 
 
@@ -144,6 +154,8 @@ def definition(column: Column) -> str:
     """Describe how a column is computed."""
     spec = column.spec
     parts = [spec.metric + (f" times {spec.times}" if spec.times else ""), f"by {column.backbone}"]
+    if spec.use != "joint":
+        parts.append(f"of images of {USES[spec.use]}")
     if spec.references != "mean":
         parts.append(f"{spec.references} of the references")
     if spec.floor is not None:
@@ -151,6 +163,15 @@ def definition(column: Column) -> str:
     if spec.scale != 1:
         parts.append(f"x {spec.scale:g}")
     return f"{spec.name} is {', '.join(parts)}, {spec.average} average"
+
+
+def in_use(metric: str, use: str) -> str:
+    """Return the name of a metric for images of a use, as in `report.folder.other_scores`.
+
+    >>> in_use("csd/style", "joint"), in_use("csd/style", "content")
+    ('csd/style', 'content csd/style')
+    """
+    return metric if use == "joint" else f"{use} {metric}"
 
 
 def every(by_metric: dict[str, list[str]]) -> list[Column]:
@@ -176,9 +197,9 @@ def reduction(metric: str) -> str:
 
 def image_values(scores: pd.DataFrame, column: Column) -> pd.DataFrame:
     """Return, by stats.UNIT, the `value` of each image and the `count` of scores in it, for one method."""
-    images = measure(scores, column.spec.metric, column)
+    images = measure(scores, column.metric, column)
     if column.spec.times is not None:
-        other = measure(scores, column.spec.times, column)["value"]
+        other = measure(scores, in_use(column.spec.times, column.spec.use), column)["value"]
         images = images.assign(value=images["value"] * other).dropna()
     return images.assign(value=images["value"] * column.spec.scale)
 

@@ -132,7 +132,9 @@ def named(pairs: str | None) -> bool:
 
 def in_column(table: PaperTable, row: PaperRow, column: Column) -> float | None:
     """Return the row's number in the scale of one of our columns, or None."""
-    value = None if column.spec.times else table.value(row, column.spec.metric)
+    specs = protocols.load_protocol(table.protocol).columns if table.protocol else []
+    use = next((spec.use for spec in specs if spec.metric == column.spec.metric), "joint")
+    value = None if column.spec.times or column.spec.use != use else table.value(row, column.spec.metric)
     return value if value is None or column.spec.scale == 1 else value * column.spec.scale
 
 

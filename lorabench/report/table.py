@@ -16,7 +16,7 @@ from lorabench.report import comparing, planned, protocols, published, stats
 from lorabench.report.folder import RunFolder, label_rows
 from lorabench.report.labels import BASELINES, BASELINES_AND_ORACLE, ORACLE
 from lorabench.report.notes import SHARED, footnotes, seen_notes
-from lorabench.report.pooling import join_scores, left_out_notes, rounding_notes
+from lorabench.report.pooling import join_scores, join_uses, left_out_notes, rounding_notes
 from lorabench.report.protocols import Column
 from lorabench.report.published import Published
 
@@ -78,8 +78,9 @@ class Table:
             choose("--reference", reference, labels)
         elif (configured := common_reference(runs)) in labels:
             reference = configured
-        columns, column_notes = protocols.columns(protocol, scores)
-        lines, comparisons = summary(scores, columns, reference)
+        every = join_uses(runs, protocol)
+        columns, column_notes = protocols.columns(protocol, every)
+        lines, comparisons = summary(every, columns, reference)
         spent = costs(runs)
         reported = published.published_results(runs, columns, protocol.arxiv)
         notes = [*footnotes(lines, comparisons, scores, columns, reference), *column_notes]

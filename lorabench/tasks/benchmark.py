@@ -96,14 +96,15 @@ def check_grounds(prompts: Prompts, pairs: Sequence[Pair], uses: Sequence[Use]) 
 
 
 def uses_of(cfg: DictConfig) -> tuple[Use, ...]:
-    """Return the configured uses of images, always with the joint use.
+    """Return the configured uses of images, those of the protocol's columns, and the joint use.
 
     Raises:
         UserError: If there is no such use.
     """
     for use in cfg.uses:
         choose("uses", use, USES)
-    return tuple(use for use in USES if use == JOINT or use in cfg.uses)
+    wanted = {JOINT, *cfg.uses, *(column.use for column in cfg.protocol.columns)}
+    return tuple(use for use in USES if use in wanted)
 
 
 def run(cfg: DictConfig, folder: Path) -> None:

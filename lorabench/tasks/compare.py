@@ -11,8 +11,10 @@ the end with their logs, and the exit code is 1. A failure is not stored, so the
 
 from __future__ import annotations
 
+import sys
 import time
 import traceback
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
@@ -39,7 +41,6 @@ from lorabench.tasks.benchmark import (
     show,
 )
 from lorabench.tasks.checks import check_methods, check_scorers
-from lorabench.tasks.composition import has_images
 from lorabench.tasks.plan import STAGES, Plan
 from lorabench.tasks.rows import BASELINES, Row, check_rows, check_uniform, rows_with_baselines
 from lorabench.tasks.run_folder import RunWriter
@@ -57,7 +58,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
     rows = rows_of(cfg.task.rows, cfg.task.fit_steps)
     plan = plan_of(cfg, [])
     if cfg.task.rows == ALL:
-        rows = [row for row in rows if has_images(row.own, plan.dataset)]
+        rows = trainable_rows(plan, rows)
     check_uniform(rows, plan.pairs)
     baselines = rows_with_baselines(rows[0], plan.dataset, plan.pairs)[:-1]
     plan, logs = replace(plan, rows=[*baselines, *rows]), folder / FAILED
@@ -137,6 +138,21 @@ def row_of(words: str, fit_steps: int | None) -> Row:
 def name_of(row: Row) -> str:
     """Return the name of a row in tables."""
     return label(row.name, row.ablation)
+
+
+def trainable_rows(plan: Plan, rows: Sequence[Row]) -> list[Row]:
+    """Return the rows whose training can use the images of all pairs; print which are left out."""
+    refused: dict[str, str] = {}
+    for row in rows:
+        try:
+            for pair in plan.pairs:
+                plan.outputs(row, pair)
+        except UserError as error:
+            refused[name_of(row)] = str(error)
+    if refused:
+        names = "; ".join(f"{name}: {why}" for name, why in refused.items())
+        print(f"{len(refused)} rows are left out: {names}", file=sys.stderr)
+    return [row for row in rows if name_of(row) not in refused]
 
 
 def misfits(plan: Plan) -> dict[str, str]:

@@ -46,15 +46,10 @@ def check_images(method: Method, dataset: DatasetSpec) -> None:
     Raises:
         UserError: If they are missing.
     """
-    if not has_images(method, dataset):
+    kinds: dict[str, type] = {"aligned": MicroworldSpec, "stylised": StylisedSpec}
+    if not isinstance(dataset, kinds.get(method.training.images, object)):
         needed, usable = NEEDED[method.training.images]
         raise UserError(
             f"method/training={method.options['training']} is trained on {needed}, which dataset={dataset.name} does "
             f"not have; use dataset={usable}"
         )
-
-
-def has_images(method: Method, dataset: DatasetSpec) -> bool:
-    """Return True if a dataset has the images that the training needs."""
-    kinds: dict[str, type] = {"aligned": MicroworldSpec, "stylised": StylisedSpec}
-    return isinstance(dataset, kinds.get(method.training.images, object))

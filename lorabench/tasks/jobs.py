@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from lorabench.scoring.scorer import Scorer
 
 CURVES_FILE = "curves.json"
+NOTES_FILE = "notes.json"  # what a training reports besides its adapters
 
 
 def class_images(
@@ -47,6 +48,7 @@ class Personalize:
 
     Args:
         prior: Class images and their folder.
+        scorers: By kind, for jobs that score images.
     """
 
     model: ModelFiles
@@ -55,6 +57,7 @@ class Personalize:
     seed: int
     generation: GenerateSpec
     prior: tuple[ClassImages, Path] | None
+    scorers: Mapping[str, ScorerFiles] = field(default_factory=dict)
 
     def __call__(self, scratch: Path, folder: Path, progress: Progress) -> None:
         """Write <output>.safetensors of each adapter, and samples/<step>.png if the recipe asks for them.
@@ -68,15 +71,23 @@ class Personalize:
         base, curves = load_model(self.model, self.trainer.accelerator), Curves()
         images = self.prior[0].references(self.prior[1]) if self.prior else []
         samples = scratch / "samples"
-        env = Environment(self.seed, self.trainer, progress, curves, images, scratch, samples, self.generation)
+        env = Environment(
+            self.seed, self.trainer, progress, curves, images, scratch, samples, self.generation, self.scorer
+        )
         with cost(folder, base.denoiser) as costs:
             adapters = self.job.run(base, env)
             for name, adapter in adapters.items():
                 adapter.save(folder / f"{name}.safetensors", format="store")
             costs["learned_parameters"] = sum(self.job.learned(adapter) for adapter in adapters.values())
         curves.write(folder)
+        if env.notes:
+            (folder / NOTES_FILE).write_text(json.dumps(env.notes))
         if samples.is_dir():
             shutil.copytree(samples, folder / "samples")
+
+    def scorer(self, kind: str) -> Scorer:
+        """Return the scorer of a kind, loaded once per process."""
+        return load_scorer(self.scorers[kind], device_name(self.trainer.accelerator))
 
 
 @dataclass(frozen=True)

@@ -10,22 +10,24 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from lorabench.base import seed_of
+from lorabench.base import UserError, seed_of
 from lorabench.config.dataset_schemas import DatasetSpec
 from lorabench.config.schemas import GenerateSpec, LoRASpec, MergeSpec, TrainerSpec
 from lorabench.data.catalogue import world_version
 from lorabench.data.pairs import ROLES, Concept, Pair, Role, Wording, worded
-from lorabench.data.uses import JOINT, Use, pair_for, strength_for
+from lorabench.data.stylised import crosses
+from lorabench.data.uses import CROSS, JOINT, Use, pair_for, strength_for
 from lorabench.engine.artifact import Artifact, Part
 from lorabench.engine.record import key_of
 from lorabench.engine.store import Store
 from lorabench.engine.work import Resumable
 from lorabench.merging.learned import LearnedMasks
-from lorabench.merging.method import key_of_component
+from lorabench.merging.method import Method, key_of_component
 from lorabench.models.files import ModelFiles
 from lorabench.personalization.class_images import ClassImages
 from lorabench.personalization.training import Job, Output
 from lorabench.sampling.rule import Context, adapters_used, variants
+from lorabench.scoring.description import ScorerFiles, read_config
 from lorabench.scoring.files import ScorerSet
 from lorabench.tasks import jobs as tasks
 from lorabench.tasks import units
@@ -85,7 +87,7 @@ class Plan:
         if stage == "personalize":
             made = self.trainings()
         elif stage == "merge":
-            made = [self.merge(row, pair) for row, pair in self.cells() if row.is_method]
+            made = [self.merge(row, pair) for row, pair in (*self.cells(), *self.cross_cells()) if row.is_method]
         elif stage == "generate":
             made = [self.generate(*each) for each in self.samples()]
         else:
@@ -111,6 +113,11 @@ class Plan:
         """Return all combinations of a row and a pair."""
         return ((row, pair) for row in self.rows for pair in self.pairs)
 
+    def cross_cells(self) -> Iterator[tuple[Row, Pair]]:
+        """Return the rows with methods and the pairs whose content and style come from two images."""
+        pairs = crosses(self.pairs) if CROSS in self.uses else []
+        return ((row, pair) for row in self.rows for pair in pairs if row.method)
+
     def key(self) -> str:
         """Return the hash of all keys of scores; runs with equal keys have equal scores."""
         return key_of("run", {"scores": [self.score(*each).key for each in self.samples()]})
@@ -123,7 +130,7 @@ class Plan:
         """Return the LoRAs of a row, without those that neither its merge nor its sampling rule uses."""
         method = row.own
         check_images(method, self.dataset)
-        outputs = method.training.outputs(pair, self.lora)
+        outputs = self.declared(method, pair)
         roles: tuple[Role, ...] = tuple(output.shown.role for output in outputs)
         sampled = adapters_used(method.sampling, self.context(roles))
         return [
@@ -131,6 +138,25 @@ class Plan:
             for output, role, used in zip(outputs, roles, sampled, strict=True)
             if used and method.merge.uses(role)
         ]
+
+    def declared(self, method: Method, pair: Pair) -> list[Output]:
+        """Return the LoRAs of a method's training; of a pair from two images, content of one and style of the other.
+
+        Raises:
+            UserError: If these images have one LoRA for both.
+        """
+        if not pair.sources:
+            return method.training.outputs(pair, self.lora)
+        found = []
+        for role, source in zip(ROLES, pair.sources, strict=True):
+            outputs = [each for each in method.training.outputs(source, self.lora) if each.role == role]
+            if not outputs:
+                raise UserError(
+                    f"method/training={method.options['training']} has no LoRA of the {role} by itself, which "
+                    "uses=[cross] needs; leave cross out"
+                )
+            found += outputs
+        return found
 
     def context(self, roles: tuple[Role, ...]) -> Context:
         """Return the context of a sampling rule for adapters of these roles."""
@@ -140,18 +166,36 @@ class Plan:
         """Return the artifact of a training job, which has one or several LoRAs."""
         spec = job.recipe
         params: dict[str, Any] = {"model": self.model_params(), "job": job.params, "seed": self.seed}
-        if spec.sample_every:
+        if spec.sample_every or job.samples:
             params["generate"] = {"steps": self.generation.steps, "guidance": self.generation.guidance}
+        scorers = {kind: self.scorer(kind, job) for kind in job.scorers}
+        if scorers:
+            params["scorers"] = {kind: self.scoring.digests[files] for kind, files in scorers.items()}
         prior = self.class_images(job.concept, job.class_images) if job.class_images else None
         work = tasks.Personalize(
             self.model, self.trainer, job, self.seed, self.generation,
             (self.prior(job.concept, job.class_images), self.path(prior)) if prior else None,
+            scorers,
         )  # fmt: skip
         return Artifact(
             "personalize", job.name, VERSIONS["personalize"], params, Resumable(work),
             {"class_images": [prior]} if prior else {}, job.steps,
             2.0 * job.steps * spec.batch * spec.accumulate * (2 if prior else 1),
         )  # fmt: skip
+
+    def scorer(self, kind: str, job: Job) -> ScorerFiles:
+        """Return the first scorer of a kind, which a training needs.
+
+        Raises:
+            UserError: If the configuration has none.
+        """
+        for files in self.scorers.scorers:
+            if read_config(files.config)["kind"] == kind:
+                return files
+        raise UserError(
+            f"training {job.name} needs a {kind} scorer; use scorers=micro, or "
+            "scorers.backbones=[dino@vits16,clip@vitb32,csd@vitl14]"
+        )
 
     def class_images(self, concept: Concept, count: int) -> Artifact:
         """Return the class images of a concept, which concepts of the same class share."""
@@ -257,7 +301,12 @@ class Plan:
 
     def samples(self) -> Iterator[tuple[Row, Pair, Use]]:
         """Yield row, pair and use of the sample sets; the oracle has joint ones only."""
-        return ((row, pair, use) for row, pair in self.cells() for use in self.uses if row.method or use == JOINT)
+        for row, pair in self.cells():
+            for use in self.uses:
+                if use == JOINT or (row.method and use != CROSS):
+                    yield row, pair, use
+        for row, pair in self.cross_cells():
+            yield row, pair, CROSS
 
     def prompts(self, row: Row, pair: Pair) -> list[Wording]:
         """Return the prompt variants that a row needs in addition to the prompt."""

@@ -103,7 +103,7 @@ class RunWriter:
                 merged = self.path / "merged" / (self.folder_of(row) if len(chosen_rows(self.plan)) > 1 else "")
                 merged.mkdir(parents=True, exist_ok=True)
                 made = self.plan.path(self.plan.merge(row, pair)) / "merged.safetensors"
-                shutil.copyfile(made, merged / f"{pair.name}.safetensors")
+                copy_adapter(made, merged / f"{pair.name}.safetensors")
         self.write_references()
         self.write_ranks()
         self.write_scores()
@@ -151,7 +151,8 @@ class RunWriter:
             merges = {pair.name: self.plan.path(self.plan.merge(chosen, pair)) for pair in self.plan.pairs}
             ranks = {name: json.loads((path / "merge.json").read_text())["ranks"] for name, path in merges.items()}
             roles = {pair.name: self.plan.adapted(chosen, pair).roles for pair in self.plan.pairs}
-            write_ranks(self.path, ranks, roles, layer_map(self.plan.model))
+            if any(ranks.values()):  # learned tokens have none
+                write_ranks(self.path, ranks, roles, layer_map(self.plan.model))
 
     def write_scores(self) -> None:
         """Write scores.parquet: the scores of all rows and pairs, with the names of row, dataset and model."""
@@ -192,6 +193,21 @@ def side_by_side(images: "Sequence[Image]") -> "Image":
     for index, image in enumerate(images):
         sheet.paste(image.resize((cell, cell), Image.Resampling.LANCZOS), (index % edge * cell, index // edge * cell))
     return sheet
+
+
+def copy_adapter(made: Path, path: Path) -> None:
+    """Copy an adapter of the store; its token embeddings become files next to it, so that diffusers loads them."""
+    from safetensors import safe_open
+
+    from lorabench.lora.adapter import Adapter
+    from lorabench.lora.files.embeddings import bundled
+
+    with safe_open(made, "pt") as file:
+        has_tokens = bool(bundled(file.keys()))
+    if has_tokens:
+        Adapter.load(made).save(path, format="diffusers")
+    else:
+        shutil.copyfile(made, path)
 
 
 def copy(source: Path, target: Path, pattern: str) -> None:

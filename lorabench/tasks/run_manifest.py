@@ -15,7 +15,7 @@ from lorabench.engine.record import key_of
 from lorabench.merging.presets import GROUPS
 from lorabench.personalization.training import is_per_pair
 from lorabench.report.labels import label
-from lorabench.tasks.jobs import CURVES_FILE
+from lorabench.tasks.jobs import CURVES_FILE, NOTES_FILE
 from lorabench.tasks.plan import STAGES, Plan
 from lorabench.tasks.rows import BASELINES, ORACLE, Row
 
@@ -78,10 +78,18 @@ def row_entry(plan: Plan, row: Row) -> dict[str, Any]:
         "ablation": row.ablation,
         **options_of(row),
         **({"trained_on": seen} if (seen := seen_concepts(plan, row)) else {}),
+        **({"trainings": notes} if (notes := training_notes(plan, row)) else {}),
         "costs": row_costs(plan, row),
         "losses": {item.name: curves_of(own, item) for item in own.artifacts("merge") if curves_of(own, item)},
         "keys": keys_of(plan, own.rows),
     }
+
+
+def training_notes(plan: Plan, row: Row) -> dict[str, Any]:
+    """Return what the trainings of a row report besides their adapters, by name."""
+    loras = [each.artifact for pair in plan.pairs for each in plan.loras(row, pair)] if row.method else []
+    files = {each.name: plan.path(each) / NOTES_FILE for each in loras}
+    return {name: json.loads(file.read_text()) for name, file in files.items() if file.is_file()}
 
 
 def seen_concepts(plan: Plan, row: Row) -> list[str]:

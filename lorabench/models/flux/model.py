@@ -31,7 +31,7 @@ from lorabench.models.reading import place, read_pipeline
 from lorabench.models.sampler import Sampler
 from lorabench.models.schedulers import check_own_sampler
 from lorabench.models.sd3.model import refuse_own
-from lorabench.models.tokens import learned_tokens
+from lorabench.models.tokens import learned_tokens, word_embeddings
 
 TRAINING_GUIDANCE = 1.0  # embedded guidance during training, as in the README of diffusers' script
 PATCH = 2  # edge of the square of latents that is one token
@@ -108,6 +108,9 @@ class Flux(DiffusionModel):
 
     def learned_tokens(self, tokens: Tokens) -> AbstractContextManager[None]:
         return learned_tokens(self.pipeline, tokens)
+
+    def word_embeddings(self, text: str) -> dict[str, Tensor]:
+        return word_embeddings(self.pipeline, text)
 
     def predict(
         self,

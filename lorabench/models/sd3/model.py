@@ -27,7 +27,7 @@ from lorabench.models.reading import place, read_pipeline
 from lorabench.models.sampler import Sampler
 from lorabench.models.schedulers import check_own_sampler
 from lorabench.models.sd3.layers import layers_of
-from lorabench.models.tokens import learned_tokens
+from lorabench.models.tokens import learned_tokens, word_embeddings
 
 
 class SD3(DiffusionModel):
@@ -97,6 +97,9 @@ class SD3(DiffusionModel):
 
     def learned_tokens(self, tokens: Tokens) -> AbstractContextManager[None]:
         return learned_tokens(self.pipeline, tokens)
+
+    def word_embeddings(self, text: str) -> dict[str, Tensor]:
+        return word_embeddings(self.pipeline, text)
 
     def predict(
         self,

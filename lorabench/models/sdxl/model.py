@@ -26,7 +26,7 @@ from lorabench.models.reading import place, read_pipeline
 from lorabench.models.sampler import Sampler, ScheduledSampler
 from lorabench.models.sdxl.attention import set_attention
 from lorabench.models.sdxl.layers import TEXT_ENCODERS, layers_of
-from lorabench.models.tokens import learned_tokens
+from lorabench.models.tokens import learned_tokens, word_embeddings
 
 
 class SDXL(DiffusionModel):
@@ -99,6 +99,9 @@ class SDXL(DiffusionModel):
 
     def learned_tokens(self, tokens: Tokens) -> AbstractContextManager[None]:
         return learned_tokens(self.pipeline, tokens)
+
+    def word_embeddings(self, text: str) -> dict[str, Tensor]:
+        return word_embeddings(self.pipeline, text)
 
     def with_crops(self, conditioning: Conditioning, crops: Tensor) -> Conditioning:
         states, pooled, _ = conditioning.tensors

@@ -3,6 +3,9 @@
 Each adapter is trained in the content block and the style block together, on one image with the caption "a [v]": the
 identifier without a class word. The blocks separate content from style, see lorabench/merging/methods/blora.py.
 `ablation=all_images` trains on the images and captions of other methods; `lora=blora` has the published recipe.
+
+If content and style are known from the same images (`dataset=microworld_stylised`), one training gives both, as in the
+released code: its content block is the content, and its style block is the style.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from lorabench.config.schemas import LoRASpec
 from lorabench.data.pairs import Concept, Pair
+from lorabench.data.stylised import is_stylised
 from lorabench.personalization.schemes.dreambooth import dreambooth
 from lorabench.personalization.training import Output, Training
 
@@ -30,11 +34,13 @@ class BLoRATraining(Training):
     one_image: bool
 
     def outputs(self, pair: Pair, recipe: LoRASpec) -> list[Output]:
-        blocks = [self.content_block, self.style_block]
-        return [
-            dreambooth(self.shown(concept), replace(recipe, blocks=blocks), " in two blocks")
-            for concept in pair.concepts
-        ]
+        spec = replace(recipe, blocks=[self.content_block, self.style_block])
+        if self.one_image and is_stylised(pair):
+            content, style = pair.concepts
+            both = dreambooth(replace(self.shown(content), name=pair.name), spec, " in two blocks")
+            of_content, of_style = (replace(each, images=both.shown.images) for each in (content, style))
+            return [replace(both, shown=of_content), replace(both, role="style", shown=of_style)]
+        return [dreambooth(self.shown(concept), spec, " in two blocks") for concept in pair.concepts]
 
     def shown(self, concept: Concept) -> Concept:
         """Return the concept with the images that the adapter is trained on."""
