@@ -1,4 +1,4 @@
-"""DoRA files are folded where the base weights are on this machine, and refused in one line otherwise."""
+"""DoRA files are folded if the base weights are on this machine, else refused in one line."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ def simulated(
     levels: dict[str, float], pair: float, training: float, sampling: float, pairs: int = 60, seeds: int = 3,
     images: int = 4,
 ) -> dict[str, pd.DataFrame]:  # fmt: skip
-    """Return images of methods; deviations of pairs, trainings and images are drawn for each method anew."""
+    """Return images of methods; each method has its own random deviations of pairs, trainings and images."""
     rng = np.random.default_rng(4)
     names = [
         ("d", f"c{p}", f"s{p}", "p", 1000 * s + i, s) for p in range(pairs) for s in range(seeds) for i in range(images)

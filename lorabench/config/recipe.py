@@ -31,7 +31,7 @@ def check_recipe(spec: LoRASpec) -> None:
 
 
 def token_recipe(recipe: LoRASpec, lr: float) -> LoRASpec:
-    """Return a recipe for embeddings, with fixed values where they have no part, so that keys do not depend on them.
+    """Return a recipe for embeddings. Unused settings have fixed values, so that keys do not depend on them.
 
     Raises:
         UserError: If the recipe asks for prior preservation.

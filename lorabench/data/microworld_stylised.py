@@ -1,4 +1,4 @@
-"""Images of held-out subjects in held-out styles, from which both are to be learned.
+"""Images of held-out subjects in held-out styles, from which methods learn both.
 
 The world can also photograph the same subject and show the same style on other subjects. These images are the
 references, so that the learned content and the learned style are compared with ground truth.

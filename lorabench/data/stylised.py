@@ -1,4 +1,4 @@
-"""Pairs that are known from images of the subject in the style only, as UnZipLoRA's (arXiv 2412.04465).
+"""Pairs with images of the subject in the style only, as in UnZipLoRA (arXiv 2412.04465).
 
     full prompt      "a sks mug in ink style"   shown by the images
     content prompt   "a sks mug"                caption of the same images as images of the subject

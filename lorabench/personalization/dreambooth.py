@@ -210,7 +210,7 @@ def trainable(adapters: Adapters, scale: float, learned: Sequence[str] = FACTORS
 def denoised(
     model: DiffusionModel, batch: Batch, words: Conditioning, own: Sequence[Conditioning] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """What the model predicts of a noised batch, and what it should.
+    """Return the model's prediction for a noised batch, and its target.
 
     own: prompts of each adapter, see `DiffusionModel.predict`.
     """

@@ -26,8 +26,8 @@ def initial(layers: Mapping[str, Layer], rank: int, seed: int) -> LoRA:
 def random_factors(layers: Mapping[str, Layer], rank: int, seed: int, up: float = 1.0) -> LoRA:
     """Return factors that are both normal, with standard deviation 1 / rank and up / rank.
 
-    UnZipLoRA (arXiv 2412.04465) starts so, because scores of columns are zero where `up` is. The update of a layer has
-    the standard deviation up / rank^1.5.
+    UnZipLoRA (arXiv 2412.04465) starts in this way, because scores of columns are zero if `up` is. The update of a
+    layer has the standard deviation up / rank^1.5.
     """
     factors = {}
     for name, start in initial(layers, rank, seed).items():

@@ -45,7 +45,7 @@ START = "object"
 
 @dataclass(frozen=True)
 class Grower:
-    """What the parts of the method share.
+    """State that the steps of the method share.
 
     Args:
         concept: The image, with any caption.
@@ -60,7 +60,7 @@ class Grower:
     seed: int
 
     def grow(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return the embeddings of the content and of the style by text encoder; notes how they were chosen."""
+        """Return the embeddings of the content and of the style by text encoder; `notes` gets the choice."""
         start = words_as_token(self.model, START)
         node = self.node(start)
         trial = self.tree.trial_steps(self.spec.steps)
@@ -85,9 +85,14 @@ class Grower:
         caption = self.tree.caption(LEFT, RIGHT)
         if len(self.concept.images) > 1:
             return replace(self.concept, images=tuple(replace(each, prompt=caption) for each in self.concept.images))
-        alone = tuple(replace(each, prompt=self.tree.caption(ROOT)) for each in self.concept.images)
+        single = tuple(replace(each, prompt=self.tree.caption(ROOT)) for each in self.concept.images)
         module = LearnedTokens(
-            self.model, {ROOT: start}, replace(self.concept, images=alone), self.spec, seed_of(self.seed, "root"), NOISY
+            self.model,
+            {ROOT: start},
+            replace(self.concept, images=single),
+            self.spec,
+            seed_of(self.seed, "root"),
+            NOISY,
         )
         fit_tokens(module, self.env, self.spec.steps, folder="root")
         images = self.sample(module.learned(), ROOT, self.tree.siblings)
@@ -131,6 +136,7 @@ class Grower:
 
 
 def sibling(image: np.ndarray, caption: str) -> Reference:
+    """Return a sampled image as a training image."""
     return Reference(START, caption, "", partial(Image.fromarray, image))
 
 
@@ -162,8 +168,8 @@ def train_tree(
     """Learn the tokens of an image's content and style.
 
     Args:
-        triggers: What stands for content and style in prompts.
-        env: Its progress counts optimizer steps, of `tree.steps(spec.steps)`.
+        triggers: Words for content and style in prompts.
+        env: Seed, trainer and progress; the progress counts optimizer steps, of `tree.steps(spec.steps)`.
     """
     item = seed_of("inspiration tree", concept.identity(), env.seed)
     found = Grower(model, concept, spec, tree, env, item).grow()

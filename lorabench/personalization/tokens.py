@@ -31,7 +31,7 @@ UNIFORM = "uniform"
 
 
 class LearnedTokens(pl.LightningModule):
-    """Trains the embeddings of triggers that stand in the captions of a concept.
+    """Trains the embeddings of triggers in the captions of a concept.
 
     A second `fit` continues with the optimizer of the first.
 
@@ -66,7 +66,7 @@ class LearnedTokens(pl.LightningModule):
         return {"optimizer": self.optimizer, "lr_scheduler": {"scheduler": self.scheduler, "interval": "step"}}
 
     def learned(self) -> Tokens:
-        """Return the embeddings as they are now, on the CPU."""
+        """Return the current embeddings, on the CPU."""
         return {
             trigger: {encoder: vectors.detach().float().cpu().clone() for encoder, vectors in encoders.items()}
             for trigger, encoders in self.tokens.items()
@@ -77,7 +77,7 @@ def fit_tokens(module: LearnedTokens, env: Environment, steps: int, start: int =
     """Run optimizer steps `start` to `steps` of a training of tokens.
 
     Args:
-        env: Its progress counts optimizer steps.
+        env: Seed, trainer and progress; the progress counts optimizer steps.
         folder: Folder of the checkpoint, in the scratch folder.
     """
     model, spec = module.model, module.spec
@@ -98,7 +98,7 @@ def words_as_token(model: DiffusionModel, words: str) -> dict[str, Tensor]:
         UserError: If there are no words.
     """
     if not words.strip():
-        raise UserError("a learned token starts from words, and there are none; name what the images show")
+        raise UserError("a learned token starts from words, and there are none; use words for the object in the images")
     return {encoder: each.mean(dim=0, keepdim=True).cpu() for encoder, each in model.word_embeddings(words).items()}
 
 
@@ -106,7 +106,7 @@ def invert(model: DiffusionModel, concept: Concept, spec: LoRASpec, env: Environ
     """Learn the token of a concept from its images and captions; it starts from the words of the concept.
 
     Args:
-        env: Its progress counts optimizer steps, of `spec.steps`.
+        env: Seed, trainer and progress; the progress counts optimizer steps, of `spec.steps`.
 
     Raises:
         UserError: If the concept has no token, or its captions do not contain it.

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Tree:
-    """How two tokens are found.
+    """Settings of the search for two tokens.
 
     Args:
         siblings: Images sampled with the token of a single image.
-        kept: How many of them the two tokens are learned from.
+        kept: Number of them from which the two tokens are learned.
         candidates: Seeds that are tried.
         trial: Share of the steps after which they are compared.
         samples: Images sampled per token to compare them.

@@ -15,7 +15,7 @@ COMMANDS = {
     "task=merge": "merge LoRA files into one: content=a.safetensors style=b.safetensors output=merged.safetensors",
     "task=generate": "images of a prompt with LoRA files, by any method",
     "task=tune": "the weights of two LoRA files that score best",
-    "task=inspect": "print what LoRA files hold and how they conflict",
+    "task=inspect": "print the contents of LoRA files and their conflicts",
     "experiments=<name>": "the tables of publications and our own comparisons",
 }
 GROUPS = ("task", "method", "method/training", "method/merge", "method/sampling", "ablation", "dataset", "model",

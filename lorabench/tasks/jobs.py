@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from lorabench.scoring.scorer import Scorer
 
 CURVES_FILE = "curves.json"
-NOTES_FILE = "notes.json"  # what a training reports besides its adapters
+NOTES_FILE = "notes.json"  # facts that a training reports besides its adapters
 
 
 def class_images(

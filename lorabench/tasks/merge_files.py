@@ -148,7 +148,7 @@ def recognized(own: UserPair, default: ModelSpec) -> ModelSpec:
     try:
         name = model_of([each.read() for each in own.files])
     except UserError:
-        return default  # the merge names what is wrong
+        return default  # the merge names the error
     return default if name in sdxl_names() else preset(name)
 
 

@@ -86,7 +86,7 @@ def row_entry(plan: Plan, row: Row) -> dict[str, Any]:
 
 
 def training_notes(plan: Plan, row: Row) -> dict[str, Any]:
-    """Return what the trainings of a row report besides their adapters, by name."""
+    """Return the facts that the trainings of a row report besides their adapters, by name."""
     loras = [each.artifact for pair in plan.pairs for each in plan.loras(row, pair)] if row.method else []
     files = {each.name: plan.path(each) / NOTES_FILE for each in loras}
     return {name: json.loads(file.read_text()) for name, file in files.items() if file.is_file()}

@@ -48,7 +48,7 @@ STEP, IMAGE = 3.0, 2.0  # cost of an image in a training step and in a sampling 
 
 @dataclass(frozen=True)
 class Unzip:
-    """What the command line asks for.
+    """Settings of the command.
 
     Args:
         world: Whether the model is that of the microworld, whose words are few.
@@ -130,9 +130,9 @@ def run(cfg: DictConfig, folder: Path) -> None:
         make_folder(output)
         OutputFolder(output, "output=<an empty folder>").check()
     with claim_here(unzip.trainer.accelerator), Bar(len(sets) * work(unzip), "unzip") as bar:
-        for index, (known, said, output) in enumerate(zip(images, words, outputs, strict=True)):
+        for index, (known, own_words, output) in enumerate(zip(images, words, outputs, strict=True)):
             before = index * work(unzip)
-            lines = unzip_one(unzip, known, said, output, lambda done, before=before: bar.reach(before + done))
+            lines = unzip_one(unzip, known, own_words, output, lambda done, before=before: bar.reach(before + done))
             print("\n".join(lines))
 
 
@@ -192,10 +192,10 @@ def unzip_one(
         }  # fmt: skip
         (draft / MANIFEST).write_text(json.dumps(facts))
     lines = [*sizes, str(output / "contact.png")]
-    lines.append(f"joint.safetensors differs from the exact joint model by {error:.1%} of what the LoRAs change")
+    lines.append(f"joint.safetensors differs from the exact joint model by {error:.1%} of the change by the LoRAs")
     if looks:
-        told = ", ".join(f"{step}: {value:.3f}" for step, value in looks.items())
-        lines.append(f"consistency of the reconstruction by step: {told}")
+        steps = ", ".join(f"{step}: {value:.3f}" for step, value in looks.items())
+        lines.append(f"consistency of the reconstruction by step: {steps}")
         if max(looks) + unzip.task.look_every <= job.steps:
             lines.append(
                 f"ended after {max(looks)} of {job.steps} steps, since two looks gained less than {unzip.task.stop}"

@@ -1,4 +1,4 @@
-"""The images and words of task=unzip, and what is wrong with them."""
+"""The images and words of task=unzip, and the errors in them."""
 
 from __future__ import annotations
 

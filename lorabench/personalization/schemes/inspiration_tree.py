@@ -29,8 +29,8 @@ class TreeJob(TokenJob):
     """Both tokens of a stylized image.
 
     Args:
-        tree: How they are found.
-        triggers: What stands for content and style in prompts.
+        tree: Settings of the search.
+        triggers: Words for content and style in prompts.
     """
 
     samples: ClassVar[bool] = True
@@ -60,7 +60,7 @@ class InspirationTree(Training):
     Args:
         tree_lr: Learning rate of the embeddings.
         siblings: Images sampled with the token of a single image.
-        kept: How many of them the two tokens are learned from.
+        kept: Number of them from which the two tokens are learned.
         candidates: Seeds that are tried.
         trial: Share of the steps after which the best seed is chosen.
         samples: Images sampled per token to choose it.

@@ -2,7 +2,7 @@
 
     minimize_{D_c, U_c, D_s, U_s}  E || e_{W + U_c D_c + U_s D_s}(x_t, t, full prompt) - target ||^2
 
-Nothing tells which adapter is to learn the content and which the style, except the random factors that they start from.
+Only the random initial factors decide which adapter learns the content and which the style.
 """
 
 from __future__ import annotations
