@@ -233,7 +233,8 @@ def timer(model: Any, contender: Ours | Dense) -> Any:
 def main(arguments: list[str] | None = None) -> None:
     options = parsed(arguments)
     settings = (options.size, options.device, options.dtype, options.latents, options.threads)
-    memory = {name: in_own_process(peak, name, *settings) for name in (OURS, JOINT, DENSE)}
+    measured = () if options.skip_memory else (OURS, JOINT, DENSE)
+    memory = {name: in_own_process(peak, name, *settings) for name in measured}
     model = prepared(*settings)
     contenders = {name: make(model, options.size) for name, make in BUILDERS.items()}
     far = difference(model, contenders[OURS], contenders[DENSE])
@@ -276,6 +277,9 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 for sdxl, else float32")
     parser.add_argument("--latents", type=int, help="edge of the latents for slice and sdxl, a multiple of 4")
     parser.add_argument("--repeats", type=int, default=5, help="rounds after one warm-up round")
+    parser.add_argument(
+        "--skip-memory", action="store_true", help="do not measure memory, which builds the model again"
+    )
     parser.add_argument("--threads", type=int, default=1, help="threads of torch on a CPU")
     parser.add_argument("--out", help="markdown file to write")
     parser.add_argument("--json", help="JSON file to write with all numbers")
