@@ -19,12 +19,12 @@ from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import Container, DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from lorabench.base import UserError, __version__, seed_of
 from lorabench.config.schemas import GenerateSpec, ModelSpec, TrainerSpec
 from lorabench.config.task_schemas import FileTask
-from lorabench.data.pairs import Reference, Role
+from lorabench.data.pairs import Reference
 from lorabench.engine.artifact import Artifact
 from lorabench.engine.bar import Bar
 from lorabench.engine.devices import claim_here
@@ -39,6 +39,7 @@ from lorabench.merging.method import Method
 from lorabench.models.files import ModelFiles, model_files
 from lorabench.report.labels import label
 from lorabench.tasks.composition import ablation_of, method_of
+from lorabench.tasks.given_loras import user_loras
 from lorabench.tasks.merge_files import check_file, drawn, image_cost, merged, recognized, work
 from lorabench.tasks.prompts import check_style_kept, readers_of
 from lorabench.tasks.user_loras import UserLoRA, UserPair
@@ -282,40 +283,3 @@ def make_folder(folder: Path) -> None:
         TemporaryFile(dir=folder).close()
     except OSError as error:
         raise UserError(unwritable(error.errno or EACCES, str(folder))) from None
-
-
-def user_loras(cfg: DictConfig, role: Role, needed: bool = True) -> tuple[UserLoRA, ...]:
-    """The LoRAs of a role; with several, prompts and images are lists of as many."""
-    spec: Any = OmegaConf.to_container(cfg[role])
-    paths = as_list(spec["lora"])
-    if not paths and needed:
-        raise UserError(f"task={cfg.task.name} needs a {role} LoRA; use {role}=<file.safetensors>")
-    several = {key: as_list(spec[key]) or [None] * len(paths) for key in ("prompt", "images", "embedding", "trigger")}
-    for key, values in several.items():
-        if len(values) != len(paths):
-            raise UserError(f"{role}.{key} has {len(values)} entries for {len(paths)} LoRAs; give one for each")
-    blocks = blocks_of(cfg, role, len(paths))
-    return tuple(
-        UserLoRA(str(path), prompt, images or (), embedding, trigger, blocks=own, role=role)
-        for path, prompt, images, embedding, trigger, own in zip(paths, *several.values(), blocks, strict=True)
-    )
-
-
-def blocks_of(cfg: DictConfig, role: str, count: int) -> list[Any]:
-    """Return the weights by block of each LoRA of a role: its own, or those of `blocks` for all."""
-    spec: Any = OmegaConf.to_container(cfg[role])
-    own, shared = spec["blocks"], cfg.blocks
-    if own is None:
-        return [OmegaConf.to_object(shared) if isinstance(shared, Container) else shared] * count
-    if not isinstance(own, list) or all(isinstance(each, int | float) for each in own):
-        return [own] * count
-    if len(own) != count:
-        raise UserError(f"{role}.blocks has {len(own)} entries for {count} LoRAs; give one for each")
-    return own
-
-
-def as_list(value: Any) -> list[Any]:
-    """Return a value as a list; None is empty."""
-    if value is None:
-        return []
-    return value if isinstance(value, list) else [value]

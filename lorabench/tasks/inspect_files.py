@@ -24,7 +24,8 @@ from lorabench.engine.own_files import NAME, PNG_NOTE, check_replaceable
 from lorabench.engine.record import write_whole
 from lorabench.engine.workers import use_threads
 from lorabench.report.plot_style import default_style
-from lorabench.tasks.files import make_folder, user_loras
+from lorabench.tasks.files import make_folder
+from lorabench.tasks.given_loras import user_loras
 
 if TYPE_CHECKING:
     from lorabench.lora.adapter import Adapter

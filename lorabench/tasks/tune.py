@@ -30,7 +30,8 @@ from lorabench.engine.workers import use_threads
 from lorabench.merging.method import Method, load
 from lorabench.scoring.description import read_config
 from lorabench.scoring.files import ScorerSet, scorer_set
-from lorabench.tasks.files import Request, check_rank, make_folder, origin, user_loras
+from lorabench.tasks.files import Request, check_rank, make_folder, origin
+from lorabench.tasks.given_loras import user_loras
 from lorabench.tasks.jobs import load_model, load_scorer
 from lorabench.tasks.merge_files import check_file, merged
 from lorabench.tasks.tradeoff import METRICS, check_metrics

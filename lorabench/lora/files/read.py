@@ -164,7 +164,7 @@ def _check(path: Path, layers: Mapping[str, Mapping[str, str]], shapes: Mapping[
                     "export the file again"
                 )
         down, up = (shapes[keys[part]] for part in ("down", "up"))
-        _check_kernels(path, layer, down, shapes[keys["mid"]] if "mid" in keys else None, up)
+        refuse.kernels(path, layer, down, shapes[keys["mid"]] if "mid" in keys else None, up)
         if down[0] != up[1] or down[0] == 0:
             raise UserError(
                 f"{path} has a rank mismatch at {layer}: down is {list(down)} and up {list(up)}, which do not "
@@ -177,23 +177,6 @@ def _check(path: Path, layers: Mapping[str, Mapping[str, str]], shapes: Mapping[
             )
         widths[layer] = down[1]
     refuse.other_bases(path, widths, metadata)
-
-
-def _check_kernels(
-    path: Path, layer: str, down: tuple[int, ...], mid: tuple[int, ...] | None, up: tuple[int, ...]
-) -> None:
-    """UserError unless factors are matrices, or those of a convolution, of which `down` or `mid` has the kernel."""
-    edge, kernel = names.kernel(layer), down if mid is None else mid
-    matrices = [up] if edge is not None and mid is None else [down, up]
-    whole = all(len(shape) >= 2 and all(size == 1 for size in shape[2:]) for shape in matrices)
-    if edge is not None:
-        whole = whole and (kernel[2:] == (edge, edge) or (edge == 1 and len(kernel) == 2))
-    if mid is not None:
-        whole = whole and edge is not None and mid[:2] == (up[1], down[0])
-    if not whole:
-        shapes = f"{down}, {mid} and {up}" if mid else f"{down} and {up}"
-        wanted = "matrices" if edge is None else f"those of a convolution of {edge} x {edge}"
-        raise UserError(f"{path} has factors of shape {shapes} at {layer}, not {wanted}; download the file again")
 
 
 def _check_product(path: Path, layer: str, shapes: Mapping[str, tuple[int, ...]]) -> int:

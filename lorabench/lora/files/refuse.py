@@ -115,6 +115,21 @@ def unknown_key(path: Path, key: str) -> UserError:
     )
 
 
+def kernels(path: Path, layer: str, down: tuple[int, ...], mid: tuple[int, ...] | None, up: tuple[int, ...]) -> None:
+    """UserError unless factors are matrices, or those of a convolution, of which `down` or `mid` has the kernel."""
+    edge, kernel = names.kernel(layer), down if mid is None else mid
+    matrices = [up] if edge is not None and mid is None else [down, up]
+    whole = all(len(shape) >= 2 and all(size == 1 for size in shape[2:]) for shape in matrices)
+    if edge is not None:
+        whole = whole and (kernel[2:] == (edge, edge) or (edge == 1 and len(kernel) == 2))
+    if mid is not None:
+        whole = whole and edge is not None and mid[:2] == (up[1], down[0])
+    if not whole:
+        shapes = f"{down}, {mid} and {up}" if mid else f"{down} and {up}"
+        wanted = "matrices" if edge is None else f"those of a convolution of {edge} x {edge}"
+        raise UserError(f"{path} has factors of shape {shapes} at {layer}, not {wanted}; download the file again")
+
+
 def other_bases(path: Path, widths: Mapping[str, int], metadata: Mapping[str, str]) -> None:
     """Check that nothing in the file names another base model than SDXL.
 
