@@ -93,6 +93,16 @@ def test_kernel_of_convolution_has_one_magnitude_per_output() -> None:
     torch.testing.assert_close(difference(Factors(down, up), m, base, outputs=False), expected)
 
 
+@pytest.mark.parametrize("magnitude", [torch.ones(5, 1), torch.full((16, 1), float("nan"))])
+def test_magnitudes_that_do_not_fit_are_refused(model: SDXL, folder: Path, tmp_path: Path, magnitude: Tensor) -> None:
+    out, width = weight(model, LAYER).shape
+    assert out == 16
+    save_file({f"{KOHYA[LAYER]}.lora_down.weight": torch.ones(1, width), f"{KOHYA[LAYER]}.lora_up.weight":
+               torch.ones(out, 1), f"{KOHYA[LAYER]}.dora_scale": magnitude}, tmp_path / "dora.safetensors")  # fmt: skip
+    with pytest.raises(UserError, match=r"has magnitudes of shape \[\d+, 1\] at .*, not \d+ finite numbers; download"):
+        merge(tmp_path / "dora.safetensors", tmp_path / "dora.safetensors", model=folder)
+
+
 def test_dora_without_base_weights_is_refused(tmp_path: Path) -> None:
     save_file({f"{KOHYA[LAYER]}.lora_down.weight": torch.ones(1, 4), f"{KOHYA[LAYER]}.lora_up.weight": torch.ones(4, 1),
                f"{KOHYA[LAYER]}.dora_scale": torch.ones(4, 1)}, tmp_path / "dora.safetensors")  # fmt: skip

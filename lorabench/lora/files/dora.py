@@ -53,7 +53,7 @@ def fold(
         base: Base weights.
 
     Raises:
-        UserError: If a base weight is missing or has another shape.
+        UserError: If a base weight is missing or has another shape, or magnitudes do not fit or are not finite.
     """
     found, lost, whole = {}, 0.0, 0.0
     for layer, read in layers.items():
@@ -61,6 +61,12 @@ def fold(
         weight = base(layer).float()
         if weight.flatten(1).shape != (factors.shape[2], factors.shape[1]):
             raise UserError(f"{path} does not fit the base weights at {layer}; use model.path=<its base model>")
+        count = weight.shape[0] if outputs or magnitude.shape[:1] == weight.shape[:1] else weight.shape[1]
+        if magnitude.numel() != count or not magnitude.isfinite().all():
+            raise UserError(
+                f"{path} has magnitudes of shape {list(magnitude.shape)} at {layer}, not {count} finite numbers; download "
+                "the file again"
+            )
         update = difference(factors, magnitude.float(), weight, outputs)
         found[layer], cut, total = nearest(update, min(RANK, *update.shape))
         lost, whole = lost + cut, whole + total
