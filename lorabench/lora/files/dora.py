@@ -64,8 +64,8 @@ def fold(
         count = weight.shape[0] if outputs or magnitude.shape[:1] == weight.shape[:1] else weight.shape[1]
         if magnitude.numel() != count or not magnitude.isfinite().all():
             raise UserError(
-                f"{path} has magnitudes of shape {list(magnitude.shape)} at {layer}, not {count} finite numbers; download "
-                "the file again"
+                f"{path} has magnitudes of shape {list(magnitude.shape)} at {layer}, not {count} finite numbers; "
+                "download the file again"
             )
         update = difference(factors, magnitude.float(), weight, outputs)
         found[layer], cut, total = nearest(update, min(RANK, *update.shape))
