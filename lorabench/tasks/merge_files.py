@@ -145,8 +145,10 @@ def merged(
 
 def recognized(own: UserPair, default: ModelSpec) -> ModelSpec:
     """Return the preset of the transformer whose layers the files adapt, or the default for all other files."""
+    from lorabench.lora.adapter import Adapter
+
     try:
-        name = model_of([each.read() for each in own.files])
+        name = model_of([Adapter.open(each.file) for each in own.files])  # names and shapes only
     except UserError:
         return default  # the merge names the error
     return default if name in sdxl_names() else preset(name)
