@@ -147,10 +147,10 @@ class FileTask(TaskSpec):
 
     format: str = setting(MISSING, options=("kohya", "diffusers"))  # format of the merged file
     rank: Any = setting(MISSING, least=1)  # rank of the merged file; null: exact merge with the sum of the ranks; auto
-    keep: float = setting(0.99, above=0, most=1)  # share of the squared norm of each layer that rank=auto keeps
     dtype: str = setting(
         MISSING, options=("same", "float32", "float16", "bfloat16")
     )  # type of the merged file; same: as the LoRAs
+    keep: float = setting(0.99, above=0, most=1)  # share of the squared norm of each layer that rank=auto keeps
 
 
 @dataclass
