@@ -30,7 +30,8 @@ from lorabench.sampling.rule import Branch, Context
 from lorabench.sampling.sampler import sample_latents
 
 PLAIN, LIVE = "one merged file", "direct, both LoRAs live"
-CHOOSERS = ("klora", "est_lora", "lora_switch")  # one active LoRA per layer and step, so they need no extra products
+# One active LoRA per layer and step, or (craft) one scale per row: they need no extra products.
+CHOOSERS = ("klora", "est_lora", "lora_switch", "craft")
 GOAL = 1.05  # upper bound of their time, relative to one merged file
 TOLERANCE = 1e-3  # relative difference of the latents after one step, for fp32
 GUIDANCE = 3.0

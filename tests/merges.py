@@ -11,10 +11,12 @@ from conftest import CPU
 from lorabench.config.schemas import GenerateSpec, TrainerSpec
 from lorabench.data.pairs import Pair, Role, Scene
 from lorabench.lora.adapter import LoRA
+from lorabench.lora.projection import reductions
 from lorabench.merging.masks import effective_ranks
 from lorabench.merging.merge import Merged, MergeEnvironment, MergeItem
 from lorabench.merging.method import Method
 from lorabench.models.model import DiffusionModel
+from lorabench.personalization.training import BACKBONE, Environment, Job
 from lorabench.sampling.generate import generate_by_rule
 from lorabench.sampling.parts import StepScales, step_scales
 from lorabench.sampling.rule import Branch, Context
@@ -34,6 +36,20 @@ def merge_all(
 def merged(model: DiffusionModel, method: Method, loras, pair: Pair, seed: int = 0, **options: Any) -> Merged:
     [result] = merge_all(model, method, [MergeItem(tuple(loras), pair)], seed, **options)
     return result
+
+
+def trained(job: Job, model: DiffusionModel, env: Environment) -> dict[str, LoRA]:
+    """Run a job on its backbone."""
+    backbone = trained(job.backbone, model, env)[BACKBONE] if job.backbone else None
+    with model.changed(backbone):
+        return job.run(model, env)
+
+
+def fitting(model: DiffusionModel, method: Method, loras: Sequence[LoRA]) -> Sequence[LoRA]:
+    """Return adapters that a method merges: rank reductions with the outputs of these, where it needs such."""
+    if method.options["merge"] != "para":
+        return loras
+    return [reductions(model.denoiser, {layer: each.up for layer, each in lora.items()}) for lora in loras]
 
 
 def ranks_of(method: Method, result: Merged, loras: Sequence[LoRA], pair: Pair) -> dict[str, list[float]]:

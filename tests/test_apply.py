@@ -16,6 +16,7 @@ from torch import Tensor
 
 import lorabench
 from lorabench.base import UserError
+from lorabench.config.components import component_name
 from lorabench.data.pairs import ROLES
 from lorabench.lora.adapter import Adapter
 from lorabench.lora.export import export
@@ -27,7 +28,9 @@ from lorabench.sampling.sampler import sample_latents
 
 PROMPTS, SEEDS, STEPS = ["a sks mug in szn style", "a boat"], [3, 4], 4
 TEXT = "text_encoder_2.text_model.encoder.layers.0.mlp.fc1"
-RULES = ["klora", "est_lora", "lora_switch", "lora_composite", "pair_customization", "styledrop"]
+RULES = [
+    "klora", "est_lora", "lora_switch", "lora_composite", "pair_customization", "styledrop", "direct+sampling.acfg",
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -89,8 +92,21 @@ def test_rule_makes_latents_of_our_sampler(pipeline: Any, pair: dict[Path, Adapt
 
 def test_every_rule_of_presets_is_tested() -> None:
     """Presets with another rule than plain, up to settings; three_prompts is refused."""
-    rules = {presets.choices(name)["sampling"] for name in presets.presets()} - {"plain", "three_prompts"}
-    assert {presets.choices(name)["sampling"] for name in RULES} == rules
+    rules = {component_name(load(name).sampling) for name in presets.presets()} - {"plain", "three_prompts"}
+    assert {component_name(load(name).sampling) for name in RULES} == rules
+
+
+def test_routing_by_markers_is_refused(pipeline: Any, pair: dict[Path, Adapter]) -> None:
+    with pytest.raises(UserError, match="craft reads markers in prompts, which apply does not see"):
+        lorabench.apply(pipeline, tuple(pair), method="craft")
+
+
+def test_merge_without_parts_is_guided_as_one_adapter(pipeline: Any, pair: dict[Path, Adapter]) -> None:
+    settings = {"ablation": "constant_schedule"}
+    with lorabench.apply(pipeline, tuple(pair), method="svd+sampling.acfg", rank=5, **settings):
+        found = theirs(pipeline, 4.0)
+    with lorabench.apply(pipeline, tuple(pair), method="direct+sampling.acfg", **settings):
+        close(theirs(pipeline, 4.0), found)  # svd at the sum of the ranks is the direct merge
 
 
 @pytest.mark.parametrize(("method", "guidance"), [("klora", 1.0), ("lora_switch", 1.0), ("lora_composite", 1.0)])

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import build_koala, random_lora
-from merges import draw, merge_all
+from merges import draw, fitting, merge_all
 from test_style_guidance import SCENES
 
 from lorabench.base import CONF, UserError
@@ -45,6 +45,7 @@ def test_uneven_loras_on_smaller_unet(koala: SDXL, uneven, pair, hypernetwork: P
     method = load(name, **({"weights": str(hypernetwork)} if name == "lora_rar" else {}))
     if isinstance(method.merge, LearnedMasks):
         method = method.with_settings(fit=replace(method.merge.fit, steps=1))
+    uneven = tuple(fitting(koala, method, uneven))
     try:
         [result] = merge_all(koala, method, [MergeItem(uneven, pair)])
     except UserError as error:

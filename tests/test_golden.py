@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from merges import merged, sampled
+from merges import fitting, merged, sampled, trained
 
 from lorabench.base import seed_of
 from lorabench.config.dataset_schemas import MicroworldSpec, StylisedSpec
@@ -31,6 +31,7 @@ FILE = Path(__file__).parent / "golden.json"
 WORLD = MicroworldSpec("microworld", ["mug_1"], ["ink_1"], None, 2, 2, 1)
 STYLISED = StylisedSpec("microworld_stylised", "all", "all", None, 1, 1, 1, True, ["mug_1/ink_1"], 1, 0)
 SKIPPED = {"training/given"}  # trains nothing
+NEEDED = {"merge/para": "para"}  # the training whose adapters a merge needs
 EQUAL_RANKS = ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")
 TOLERANCE = 0.01  # relative; another machine rounds differently, and Adam amplifies it
 
@@ -53,7 +54,7 @@ def of_merge(model, loras, pair, method: Method, hypernetwork: Path) -> list[flo
         method = method.with_settings(weights=str(hypernetwork))
     if getattr(method.merge, "combination", "") in EQUAL_RANKS:
         loras = (loras[0], loras[0].replaced({layer: replace(e, up=-e.up) for layer, e in loras[0].items()}))
-    return numbers_of(merged(model, method, loras, pair).file)
+    return numbers_of(merged(model, method, fitting(model, method, loras), pair).file)
 
 
 def of_sampling(model, loras, method: Method) -> list[float]:
@@ -70,7 +71,7 @@ def of_training(model, method: Method, spec: LoRASpec, trainer: TrainerSpec, sco
         scorer=lambda kind: load_scorer(ScorerFiles.of(scorers / kind), "cpu"),
     )  # fmt: skip
     jobs = {output.job.name: output.job for output in method.training.outputs(pair, spec)}
-    adapters = [each for job in jobs.values() for each in job.run(model, env).values()]
+    adapters = [each for job in jobs.values() for each in trained(job, model, env).values()]
     return [number for adapter in adapters for number in numbers_of(adapter)]
 
 
@@ -88,12 +89,15 @@ def test_results_change_only_with_version(
     option: str, model, loras, pair, lora_spec, hypernetwork, scorers, request: pytest.FixtureRequest
 ) -> None:
     group, _, name = option.partition("/")
-    method = load(f"direct+{group}.{name}")
+    trained = f"+training.{NEEDED[option]}" if option in NEEDED else ""
+    method = load(f"direct{trained}+{group}.{name}")
     if group == "merge":
         found = of_merge(model, loras, pair, method, hypernetwork)
     elif group == "sampling":
         found = of_sampling(model, loras, method)
     else:
+        if name == "craft":
+            method = load(f"direct+training.{name}", backbone={"steps": 2, "batch": 1}, layer_sets="blora")
         found = of_training(model, method, lora_spec, TrainerSpec("cpu", "32-true", 0, 1), scorers)
     known = json.loads(FILE.read_text()) if FILE.is_file() else {}
     if request.config.getoption("--write-golden"):

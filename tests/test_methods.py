@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import random_lora
-from merges import merge_all, ranks_of
+from merges import fitting, merge_all, ranks_of
 from omegaconf import OmegaConf
 from test_merge import merging, short
 
@@ -357,6 +357,7 @@ def test_every_method_and_ablation_merges(model, loras, pair, hypernetwork, name
         method = method.with_settings(fit=replace(method.merge.fit, steps=1))
     if getattr(method.merge, "combination", "cat") in APART:
         loras = [random_lora(model, 3, "content"), random_lora(model, 3, "style")]
+    loras = fitting(model, method, loras)
     [result] = merge_all(model, method, [MergeItem(tuple(loras), pair)])
     greatest = name == "svd" or getattr(method.merge, "combination", "cat") in (*APART, *DENSE)
     if name == "base":

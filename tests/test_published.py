@@ -25,7 +25,7 @@ from lorabench.report.table import Table
 METHODS = [path.stem for path in (CONF / "method").glob("*.yaml")]
 # Methods that are not implemented yet. Remove a name when it gets a file in conf/method.
 NOT_HERE = {
-    "craft", "custom_diffusion", "mix_of_show", "styledrop_dreambooth",
+    "custom_diffusion", "mix_of_show", "styledrop_dreambooth",
 }  # fmt: skip
 
 

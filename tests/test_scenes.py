@@ -50,8 +50,11 @@ def plan(tmp_path: Path, lora_spec: LoRASpec, generate_spec: GenerateSpec) -> Pl
 
 def test_pair_without_scenes_is_drawn_as_its_prompt_says(plan: Plan) -> None:
     assert PAIR.drawn == (
-        Scene("a sks mug in szn style", "a mug in ink style", "a sks mug", "a mug in szn style", "a mug"),
-    )
+        Scene(
+            "a sks mug in szn style", "a mug in ink style", "a sks mug", "a mug in szn style", "a mug",
+            content="sks mug", style="szn style",
+        ),
+    )  # fmt: skip
     assert plan.seeds(PAIR) == [seed_of("image", "mug_1", "ink_1", PAIR.prompt, index, 3) for index in range(2)]
     assert "scenes" not in plan.sample(plan.rows[-1], PAIR).params
 

@@ -41,3 +41,18 @@ def token_recipe(recipe: LoRASpec, lr: float) -> LoRASpec:
             f"lora.prior_weight={recipe.prior_weight} is not part of textual inversion; use lora.prior_weight=0"
         )
     return replace(recipe, lr=lr, rank=1, alpha=1.0, blocks=[], text_encoders=False, prior_images=1, sample_every=0)
+
+
+def check_without(spec: LoRASpec, training: str) -> None:
+    """Check that a recipe asks for nothing that a special training does not have.
+
+    Args:
+        training: Name of the training in the message.
+
+    Raises:
+        UserError: If it asks for text encoders or for prior preservation.
+    """
+    check_recipe(spec)
+    for name, wanted in (("text_encoders", spec.text_encoders), ("prior_weight", spec.prior_weight)):
+        if wanted:
+            raise UserError(f"lora.{name}={wanted} is no part of {training}; leave it out")

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from lorabench.base import UserError
+from lorabench.data.markers import parse
 from lorabench.data.text_files import read_text
 
 ENDINGS = (".txt", ".caption")
@@ -31,7 +32,7 @@ def caption_of(image: Path) -> str | None:
         found[image.parent / METADATA] = listed
     if len(set(found.values())) > 1:
         raise UserError(f"{image} has two captions, in {' and '.join(map(str, found))}; keep one of them")
-    return next(iter(found.values()), None)
+    return next((parse(caption).text for caption in found.values()), None)
 
 
 @cache

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from lorabench.base import UserError
 from lorabench.config.choices import choose
+from lorabench.data.markers import parse
 from lorabench.data.packaged import packaged
 from lorabench.data.pairs import Pair, Prompts
 
@@ -75,6 +76,7 @@ def template(context: str) -> str:
     >>> template("in the snow"), template("a red {}")
     ('a {} in the snow', 'a red {}')
     """
+    parse(context)  # markers that are not valid are found here
     words = " ".join(context.split())
     text = words if "{}" in words else f"a {{}} {words}"
     if text.count("{}") != 1 or "{" in text.replace("{}", "") or text == "a {} ":

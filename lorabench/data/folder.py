@@ -10,6 +10,7 @@ from lorabench.base import UserError
 from lorabench.config.choices import unknown
 from lorabench.data.images import read_image
 from lorabench.data.manifest import Entry, Manifest, Shot
+from lorabench.data.markers import parse
 from lorabench.data.packaged import is_live
 from lorabench.data.pairs import Concept, Prompts, Reference, distinct
 from lorabench.data.splits import split
@@ -69,7 +70,7 @@ def entry_of(entries: dict[str, Entry], name: str, key: str) -> Entry:
 
 def reference(shot: Shot, word: str, prompt: str) -> Reference:
     """Return the image of a manifest's entry; its caption is the entry's, else the prompt."""
-    return Reference(word, shot.caption or prompt, sha256(shot.path), partial(read, shot.path, shot.line))
+    return Reference(word, parse(shot.caption or prompt).text, sha256(shot.path), partial(read, shot.path, shot.line))
 
 
 def read(path: Path, line: str) -> Image.Image:

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 from PIL import Image, ImageOps
 
 from lorabench.base import UserError
+from lorabench.data.markers import parse
 
 NO_SCENE = "a {}"
 JOIN = "+"  # between names of concepts in one image
@@ -50,12 +51,18 @@ class Prompts:
         >>> Prompts().scene(["dog", "cat"], ["crayon style"])[1:4]
         ('a dog and a cat in crayon style', 'a sks dog and a sks cat', 'a dog and a cat in szn style')
         """
+        marked = parse(context).spans
+        context = parse(context).text
         before, _, after = context.partition("{}")
         named = listed(f"{before}{self.content_token} {word}" for word in words) + after
         plain = listed(f"{before}{word}" for word in words) + after
         look = f" in {self.style_token} style"
         text, place = f"{plain} in {listed(styles)}", "" if context == NO_SCENE else context
-        return Scene(named + look, text, named, plain + look, plain, place)
+        subject = listed(f"{self.content_token} {word}" for word in words)
+        spans = {"content": subject, "style": look.removeprefix(" in ")} | {
+            role: words.replace("{}", subject) for role, words in marked.items()
+        }
+        return Scene(named + look, text, named, plain + look, plain, place, **spans)
 
 
 @dataclass(frozen=True)
@@ -135,6 +142,7 @@ class Scene(NamedTuple):
     plain: neither identifier nor style ("a dog in the snow").
     context: the scene for any subject ("a {} in the snow").
     The three before it are for methods that draw with them; "" where they are not known, as of a user's own prompt.
+    content, style: the words of the prompt about each, which its markers enclose ("sks dog", "szn style"); "" if none.
     """
 
     prompt: str
@@ -143,6 +151,22 @@ class Scene(NamedTuple):
     styled: str = ""
     plain: str = ""
     context: str = ""
+    content: str = ""
+    style: str = ""
+
+    def marked(self, role: Role) -> str:
+        """Return the words of the prompt about a role; "" if no marker says which."""
+        return self.content if role == "content" else self.style
+
+    @classmethod
+    def of(cls, prompt: str) -> Scene:
+        """Return the scene of a prompt of the user, which may have markers.
+
+        Raises:
+            UserError: If its markers are not valid.
+        """
+        text, spans = parse(prompt)
+        return cls(text, text, **spans)
 
     def worded(self, wording: Wording) -> str:
         """Return the prompt in a wording, or `prompt` if the wording is unknown."""

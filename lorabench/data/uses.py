@@ -5,6 +5,7 @@
     content   "a sks dog"          content     the subject; its scores of style show leaks from the style images
     style     "a dog in szn style" style       the style; its scores of content show leaks from the subject
     cross     as joint             all         the content of one training with the style of another
+    new_...   see extension.py     all         words that the adapters were not trained on
 
 Images of every use are compared with the references of both concepts. `cross` is a joint set of a pair whose adapters
 come from different trainings: the pair has these adapters, and the prompt does not change. A merge without separate
@@ -16,16 +17,19 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
+from lorabench.data.extension import EXTENSIONS, extended
 from lorabench.data.pairs import ROLES, Pair, Role, Scene
 
-Use = Literal["joint", "content", "style", "cross"]
-USES: tuple[Use, ...] = ("joint", "content", "style", "cross")
+Use = Literal["joint", "content", "style", "cross", "new_content", "new_style", "new_both"]
+USES: tuple[Use, ...] = ("joint", "content", "style", "cross", *EXTENSIONS)
 JOINT: Use = "joint"
 CROSS: Use = "cross"
 
 
 def pair_for(pair: Pair, use: Use) -> Pair:
     """Return the pair with the scenes of a use; its concepts, and so its references, stay."""
+    if use in EXTENSIONS:
+        return extended(pair, use)
     if use not in ROLES:
         return pair
     scenes = (pair.content_scenes if use == "content" else pair.style_scenes) or pair.scenes
@@ -40,8 +44,10 @@ def scene_for(scene: Scene, use: Role) -> Scene:
     (('a sks dog', 'a dog'), ('a dog in szn style', 'a dog in ink style'))
     """
     if use == "content":
-        return Scene(scene.subject, scene.plain, scene.subject, scene.subject, scene.plain, scene.context)
-    return Scene(scene.styled, scene.text, scene.plain, scene.styled, scene.plain)
+        return Scene(
+            scene.subject, scene.plain, scene.subject, scene.subject, scene.plain, scene.context, content=scene.content
+        )  # fmt: skip
+    return Scene(scene.styled, scene.text, scene.plain, scene.styled, scene.plain, style=scene.style)
 
 
 def strength_for(use: Use) -> dict[Role, float] | None:

@@ -11,7 +11,8 @@ Several pairs can be in one batch. Then factors and masks have a leading axis [p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Self
 
 import torch
@@ -107,7 +108,6 @@ class Adapters:
     def __init__(self, network: nn.Module, layers: Mapping[str, MaskedLoRA]):
         self.network = network
         self.layers = dict(layers)
-        self.weights: list[tuple[nn.Linear, Tensor]] = []  # original weights that `change_base` replaced
         for layer, module in self.layers.items():
             self.network.set_submodule(layer, module)
 
@@ -137,19 +137,10 @@ class Adapters:
             for k in range(count)
         ]  # fmt: skip
 
-    def change_base(self, backbone: Adapter) -> None:
-        """Add the update of a backbone to the frozen weights, until `detach`."""
-        for layer, factors in backbone.items():
-            module = self.layers[layer].base if layer in self.layers else fitting_layer(self.network, layer, [factors])
-            self.weights.append((module, module.weight.data))
-            module.weight.data = module.weight.data + (factors.up @ factors.down).to(module.weight)
-
     def detach(self) -> None:
-        """Restore the original layers and weights."""
+        """Restore the original layers."""
         for layer, module in self.layers.items():
             self.network.set_submodule(layer, module.base)
-        for module, weight in self.weights:
-            module.weight.data = weight
 
     def __enter__(self) -> Self:
         return self
@@ -188,6 +179,26 @@ def attach(
         stack = [lora.get(layer) or _nothing(present[0]) for lora in loras]
         layers[layer] = MaskedLoRA(base, stack, masks[layer] if masks else None, dtype)
     return Adapters(network, layers)
+
+
+@contextmanager
+def changed_weights(network: nn.Module, backbone: Adapter | None) -> Iterator[None]:
+    """Add the update of a backbone to the frozen weights within the block; None changes nothing.
+
+    Raises:
+        UserError: If the backbone does not fit the network.
+    """
+    kept: list[tuple[nn.Linear, Tensor]] = []
+    try:
+        for layer, factors in (backbone or {}).items():
+            module = fitting_layer(network, layer, [factors])
+            kept.append((module, module.weight.data))
+            update = factors.up.to(module.weight.device) @ factors.down.to(module.weight.device)
+            module.weight.data = (module.weight.data + update).to(module.weight.dtype)
+        yield
+    finally:
+        for module, weight in kept:
+            module.weight.data = weight
 
 
 def union(loras: Sequence[Adapter]) -> list[str]:

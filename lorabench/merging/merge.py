@@ -159,10 +159,12 @@ class Merge(ABC):
     Attributes:
         version: Number to raise when the same settings give other results.
         dense: Whether dense updates are formed, which `trainer=gpu` does on a GPU.
+        training: The training whose adapters it merges; None merges those of all.
     """
 
     version: ClassVar[int] = 1
     dense: ClassVar[bool] = False
+    training: ClassVar[str | None] = None
 
     def __post_init__(self) -> None:
         check_settings("method", self)

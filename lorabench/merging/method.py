@@ -83,10 +83,20 @@ class Method:
             UserError: With the reason why they cannot.
         """
         rule, merge = self.options["sampling"], self.options["merge"]
-        if not self.sampling.is_plain and not self.merge.keeps_parts:
+        if not self.sampling.takes_whole and not self.merge.keeps_parts:
+            routing = self.sampling.routing
+            what, other = f"method/sampling={rule}", "method/sampling=plain"
+            if routing != "none":
+                what, other = f"method.routing={routing}", "method.routing=none"
             raise UserError(
-                f"method/sampling={rule} scales each LoRA separately, but method/merge={merge} computes one update; "
-                "use method/sampling=plain or method/merge=direct"
+                f"{what} scales each LoRA separately, but method/merge={merge} computes one update; use {other} or "
+                "method/merge=direct"
+            )
+        training, needed = self.options["training"], self.merge.training
+        if needed not in (None, training):
+            raise UserError(
+                f"method/merge={merge} merges what method/training={needed} learns, not adapters of "
+                f"method/training={training}; use method/training={needed} or method/merge=direct"
             )
         if reason := self.indivisible:
             option = self.options["training"]
@@ -95,7 +105,7 @@ class Method:
                     f"method/training={option} {reason}, so method/merge={merge} has nothing to merge; "
                     "use method/merge=direct"
                 )
-            if not self.sampling.is_plain:
+            if not self.sampling.takes_whole:
                 raise UserError(
                     f"method/training={option} {reason}, so method/sampling={rule} cannot scale content and style "
                     "separately; use method/sampling=plain"

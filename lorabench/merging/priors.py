@@ -11,20 +11,15 @@ prior assigns the layers of a UNet to these roles:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
-from lorabench.base import CONF, UserError
-from lorabench.config.choices import unknown
+from lorabench.base import UserError
 from lorabench.data.pairs import ROLES, Role
 from lorabench.models.layer import Layer, within
+from lorabench.models.layer_sets import LayerSets, read_layer_sets
 
 RESOLUTION = "resolution"
-Blocks = dict[str, list[str]]  # module paths by role
+Blocks = LayerSets
 
 
 def read_prior(prior: str | Mapping[str, Any]) -> str | Blocks:
@@ -35,27 +30,7 @@ def read_prior(prior: str | Mapping[str, Any]) -> str | Blocks:
     """
     if prior == RESOLUTION:
         return RESOLUTION
-    if isinstance(prior, str):
-        presets = {path.stem: path for path in (CONF / "prior").glob("*.yaml")}
-        path = presets.get(prior, Path(prior))
-        if not path.is_file():
-            raise UserError(
-                unknown("method.prior", prior, [RESOLUTION, *sorted(presets), "a yaml of task=layer_probe"])
-            )
-        try:
-            prior = OmegaConf.to_container(OmegaConf.load(path))  # pyright: ignore[reportAssignmentType]
-        except (OSError, YAMLError, OmegaConfBaseException) as error:
-            raise UserError(
-                f"{path} is not valid YAML: {str(error).splitlines()[0]}; write it with task=layer_probe"
-            ) from None
-    if not isinstance(prior, Mapping) or set(prior) != set(ROLES) or not all(map(is_names, prior.values())):
-        raise UserError("method.prior needs lists of module paths: {content: [<module path>], style: [<module path>]}")
-    return {role: list(prior[role]) for role in ROLES}
-
-
-def is_names(value: Any) -> bool:
-    """Return whether a value is a list of strings."""
-    return isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)
+    return read_layer_sets("method.prior", prior, "prior", [RESOLUTION])
 
 
 def check_prior(prior: str | Blocks, layers: Mapping[str, Layer]) -> None:

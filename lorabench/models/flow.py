@@ -104,6 +104,12 @@ class FlowSampler(Sampler):
     def scaled(self, latents: Tensor, t: Tensor) -> Tensor:
         return latents
 
+    def noised(self, clean: Tensor, noise: Tensor, index: int) -> Tensor:
+        if index >= len(self.timesteps):
+            return clean
+        sigma = self.timesteps[index] / SCALE
+        return (1 - sigma) * clean + sigma * noise
+
     def step(self, prediction: Tensor, t: Tensor, latents: Tensor) -> Tensor:
         self.place += 1
         return latents + self.steps[self.place - 1] * prediction

@@ -70,6 +70,10 @@ class LayerMap(Mapping[str, Layer]):
         chosen = {name for each in groups for name in group(layers, each, "lora.blocks", self.modules)}
         return {name: layer for name, layer in layers.items() if name in chosen}
 
+    def has(self, module: str) -> bool:
+        """Return True if a LoRA could be trained in a module."""
+        return any(within(name, module) for name in self.denoiser if name in self.attention)
+
     def trained_text(self) -> dict[str, Layer]:
         """Return the layers of the text encoders that a LoRA is trained on."""
         return {name: layer for name, layer in self.text.items() if name in self.attention}

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lorabench.lora.adapter import Adapter
 from lorabench.lora.files.embeddings import Tokens, joined
-from lorabench.lora.layer import Adapters, AllMasks, attach
+from lorabench.lora.layer import Adapters, AllMasks, attach, changed_weights
 from lorabench.models.conditioning import Conditioning
 from lorabench.models.layer_map import LayerMap
 from lorabench.models.noise import NoiseProcess
@@ -78,6 +78,10 @@ class DiffusionModel(ABC):
     @abstractmethod
     def unconditional(self, n: int) -> Conditioning:
         """Return n rows of the empty prompt, for classifier-free guidance."""
+
+    @abstractmethod
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        """Return one vector per text [n, width], as the text encoders pool it."""
 
     @abstractmethod
     def with_crops(self, conditioning: Conditioning, crops: Tensor) -> Conditioning:
@@ -181,7 +185,6 @@ class DiffusionModel(ABC):
         self,
         adapters: Sequence[Adapter],
         masks: AllMasks | None = None,
-        backbone: Adapter | None = None,
         dtype: torch.dtype | None = None,
     ) -> Adapters:
         """Put adapters on the denoiser, until the returned context manager exits.
@@ -189,16 +192,23 @@ class DiffusionModel(ABC):
         Args:
             adapters: Adapters; their parts for the text encoders are ignored.
             masks: Masks by layer, one per adapter.
-            backbone: Change of the base weights on which the adapters were trained. It applies to all rows.
             dtype: Type of the factors, if it is not that of the denoiser.
 
         Raises:
             UserError: If an adapter does not fit the denoiser.
         """
-        attached = attach(self.denoiser, adapters, masks, dtype)
-        if backbone is not None:
-            attached.change_base(backbone)
-        return attached
+        return attach(self.denoiser, adapters, masks, dtype)
+
+    def changed(self, backbone: Adapter | None) -> AbstractContextManager[None]:
+        """Change the base weights of the denoiser within the block, for all rows of all predictions.
+
+        Args:
+            backbone: Update on which adapters were trained; None changes nothing.
+
+        Raises:
+            UserError: If it does not fit the denoiser.
+        """
+        return changed_weights(self.denoiser, backbone)
 
     @contextmanager
     def attach_text(

@@ -30,6 +30,10 @@ class Sampler(ABC):
         """Return the latents as the model expects them at a noise level."""
 
     @abstractmethod
+    def noised(self, clean: Tensor, noise: Tensor, index: int) -> Tensor:
+        """Return clean latents with noise at the level before step `index`; after the last step they stay clean."""
+
+    @abstractmethod
     def step(self, prediction: Tensor, t: Tensor, latents: Tensor) -> Tensor:
         """Return the latents at the next noise level."""
 
@@ -59,6 +63,11 @@ class ScheduledSampler(Sampler):
 
     def scaled(self, latents: Tensor, t: Tensor) -> Tensor:
         return self.scheduler.scale_model_input(latents, t)
+
+    def noised(self, clean: Tensor, noise: Tensor, index: int) -> Tensor:
+        if index >= len(self.timesteps):
+            return clean
+        return self.scheduler.add_noise(clean, noise, self.timesteps[index : index + 1].expand(len(clean)))
 
     def step(self, prediction: Tensor, t: Tensor, latents: Tensor) -> Tensor:
         return self.scheduler.step(prediction, t, latents, return_dict=False)[0]

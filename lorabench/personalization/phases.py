@@ -4,8 +4,7 @@ A step updates the content and, after the first third of the steps, also the sty
 code).
 """
 
-from lorabench.base import UserError
-from lorabench.config.recipe import check_recipe
+from lorabench.config.recipe import check_without
 from lorabench.config.schemas import LoRASpec
 from lorabench.data.pairs import ROLES, Role
 
@@ -40,7 +39,4 @@ def phase(update: int, steps: int) -> tuple[Role, int]:
 
 def check_aligned(spec: LoRASpec) -> None:
     """UserError where a recipe asks for what this training has not."""
-    check_recipe(spec)
-    for name, wanted in (("text_encoders", spec.text_encoders), ("prior_weight", spec.prior_weight)):
-        if wanted:
-            raise UserError(f"lora.{name}={wanted} is no part of a training on aligned pictures; leave it out")
+    check_without(spec, "a training on aligned pictures")

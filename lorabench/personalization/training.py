@@ -6,11 +6,13 @@ A training declares its outputs before anything is trained, so that plans, keys 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from lorabench.base import UserError
+from lorabench.config.dataset_schemas import DatasetSpec
 from lorabench.config.schemas import GenerateSpec, LoRASpec, TrainerSpec
 from lorabench.config.settings import check_settings
 from lorabench.data.pairs import Concept, Pair, Reference, Role
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from lorabench.models.model import DiffusionModel
     from lorabench.scoring.scorer import Scorer
 
+BACKBONE = "backbone"  # name of the adapter that changes the base weights, among those of its job
 Images = Literal["concepts", "aligned", "stylised"]
 
 
@@ -39,6 +42,8 @@ class Environment:
         generate: How those are sampled, and the images that a job samples itself.
         scorer: Returns the scorer of a kind, see `Job.scorers`.
         notes: What a job reports besides its adapters, as JSON.
+        needed: Folder of each job in `Job.needs`, in order.
+        folder: Folder of the job's own result, for files besides its adapters.
     """
 
     seed: int
@@ -51,6 +56,8 @@ class Environment:
     generate: GenerateSpec | None = None
     scorer: Callable[[str], Scorer] | None = None
     notes: dict[str, Any] = field(default_factory=dict)
+    needed: Sequence[Path] = ()
+    folder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -66,11 +73,13 @@ class Job(ABC):
         version: Number to raise when the same parameters give other adapters.
         samples: Whether the job samples images, so that the sampler's settings are part of its key.
         scorers: Kinds of scorers that the job needs, such as "clip".
+        stage: Folder of the store.
     """
 
     version: ClassVar[int] = 1
     samples: ClassVar[bool] = False
     scorers: ClassVar[tuple[str, ...]] = ()
+    stage: ClassVar[str] = "personalize"
 
     concept: Concept
     recipe: LoRASpec
@@ -88,6 +97,27 @@ class Job(ABC):
     def steps(self) -> int:
         """Return the number of optimizer steps."""
         return self.recipe.steps
+
+    @property
+    def needs(self) -> tuple[Job, ...]:
+        """Return the jobs whose results this one reads. They may belong to no pair, and all pairs share them."""
+        return ()
+
+    @property
+    def backbone(self) -> Job | None:
+        """Return the job whose adapter `backbone` changes the base weights for this one; None for the plain model.
+
+        The adapters of this job belong to the changed weights: they are merged and used on them only.
+        """
+        return None
+
+    def ranks(self, layers: LayerMap) -> Mapping[str, int]:
+        """Return the rank of the adapters by layer of the denoiser.
+
+        Raises:
+            UserError: If the recipe selects no layer of this model.
+        """
+        return dict.fromkeys(layers.trained(self.recipe.blocks, self.recipe.targets), self.recipe.rank)
 
     @property
     def class_images(self) -> int:
@@ -123,20 +153,6 @@ class Output:
     role: Role | None
     shown: Concept
 
-    @property
-    def rank(self) -> int:
-        return self.job.recipe.rank
-
-    @property
-    def blocks(self) -> Sequence[str]:
-        """Return the modules whose attention layers are adapted; empty means all."""
-        return self.job.recipe.blocks
-
-    @property
-    def targets(self) -> str:
-        """Name of the set of layers that it adapts."""
-        return self.job.recipe.targets
-
 
 @dataclass(frozen=True, kw_only=True)
 class Training(ABC):
@@ -154,6 +170,18 @@ class Training(ABC):
     def __post_init__(self) -> None:
         check_settings("method", self)
 
+    def shortened(self, steps: int) -> Training:
+        """Return the training with at most this many steps of what it trains besides adapters, for quick checks."""
+        return self
+
+    def check_dataset(self, dataset: DatasetSpec) -> None:
+        """Check what the training needs besides the images of its concepts.
+
+        Raises:
+            UserError: If a dataset does not have it.
+        """
+        return None
+
     @abstractmethod
     def outputs(self, pair: Pair, recipe: LoRASpec) -> list[Output]:
         """Declare the adapters for a pair: contents, then styles.
@@ -169,6 +197,18 @@ class Training(ABC):
             UserError: If the scheme does not fit them.
         """
         return None
+
+
+def backbone_of(outputs: Sequence[Output]) -> Job | None:
+    """Return the job of the base weights that all adapters of a pair share; None for the plain model.
+
+    Raises:
+        UserError: If their base weights differ.
+    """
+    found = list({str(job.params): job for each in outputs if (job := each.job.backbone)}.values())
+    if len(found) > 1 or (found and any(each.job.backbone is None for each in outputs)):
+        raise UserError(f"adapters on different base weights ({found[0].name}) cannot be merged; use one training")
+    return found[0] if found else None
 
 
 def is_per_pair(outputs: Sequence[Output]) -> bool:

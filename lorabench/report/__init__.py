@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 PAGE = "report.html"
-FILES = ("table.md", "table.csv", "table.tex", "comparisons.csv", "grid.png", PAGE)
+FILES = (
+    "table.md", "table.csv", "table.tex", "comparisons.csv", "grid.png", PAGE, "cross_influence.md",
+    "cross_influence.csv", "semantic_extension.md", "semantic_extension.csv",
+)  # fmt: skip
 OTHER_REPORT = "--out <a folder without files of these names>"
 
 
@@ -34,14 +37,17 @@ def write_joint_report(
     Args:
         run_folders: Finished run folders.
         out: Folder for table.md, table.csv, table.tex, comparisons.csv, grid.png and report.html; created if missing.
+            cross_influence.* and semantic_extension.* are added if there are images of these uses.
         protocol: Name of a file in conf/protocol. None: the protocol of the runs, or all metrics if they differ.
         reference: Label of the row that differences refer to. None: the row named in the runs' configs, if present.
         unfinished: Runs that belong to the report but are not finished; they are named below the table.
     """
     from lorabench.engine.output_folder import MANIFEST, OutputFolder
     from lorabench.report import figures, page, protocols
+    from lorabench.report.cross_influence import write_cross_influence
     from lorabench.report.folder import common_protocol
     from lorabench.report.pooling import load_runs
+    from lorabench.report.semantic_extension import write_semantic_extension
     from lorabench.report.table import Table
     from lorabench.report.tex import write_latex
     from lorabench.report.text import write_csv, write_markdown
@@ -56,6 +62,8 @@ def write_joint_report(
         for ending, write in (("md", write_markdown), ("csv", write_csv), ("tex", write_latex)):
             (draft / f"table.{ending}").write_text(write(table), encoding="utf-8")
         table.planned.to_csv(draft / "comparisons.csv", index=False, float_format="%.6g")
+        for write_uses in (write_cross_influence, write_semantic_extension):
+            write_uses(list(dict.fromkeys(run.path for run in runs)), draft)
         figures.draw_grid(runs).save(draft / "grid.png", optimize=True)
         if protocol or reference:  # another report than that of the run in whose folder it may be
             (draft / MANIFEST).write_text(json.dumps({"protocol": protocol, "reference": reference}))

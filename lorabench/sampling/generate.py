@@ -17,7 +17,9 @@ from lorabench.engine.lightning import Progress, Written, quiet_trainer
 from lorabench.lora.adapter import LoRA
 from lorabench.lora.layer import Adapters, AllMasks
 from lorabench.models.model import DiffusionModel
-from lorabench.sampling.parts import Parts, StepScales, step_scales
+from lorabench.sampling.encoder import ExpertEncoder, encoder_scales
+from lorabench.sampling.parts import Parts, StepScales, step_scales, whole
+from lorabench.sampling.routing import LEARNED, as_scene, marker_scales
 from lorabench.sampling.rule import Branch, Context, Sampling
 from lorabench.sampling.sampler import sample
 
@@ -46,17 +48,20 @@ class Generating(pl.LightningModule):
         spec: GenerateSpec,
         batches: Sequence[tuple[Sequence[str | Scene], Sequence[int]]],
         branches: Sequence[Branch] | None = None,
+        routed: Tensor | None = None,
     ):
         super().__init__()
         self.model, self.adapters, self.scales = model, adapters, scales
-        self.spec, self.batches, self.branches = spec, batches, branches
+        self.spec, self.batches, self.branches, self.routed = spec, batches, branches, routed
 
     def predict_step(self, index: int) -> Tensor:
         prompts, seeds = self.batches[index]
         spec, how = self.spec, (self.adapters, self.scales, self.branches)
+        routed = None if self.routed is None else self.routed[index * spec.batch :][: len(prompts)]
         return sample(
-            self.model, prompts, seeds, spec.steps, spec.guidance, *how, sampler=spec.sampler, negative=spec.negative
-        )
+            self.model, prompts, seeds, spec.steps, spec.guidance, *how, sampler=spec.sampler, negative=spec.negative,
+            routed=routed,
+        )  # fmt: skip
 
 
 class CountImages(pl.Callback):
@@ -82,6 +87,7 @@ def generate(
     progress: Progress | None = None,
     share: Share | None = None,
     branches: Sequence[Branch] | None = None,
+    routed: Tensor | None = None,
 ) -> np.ndarray:
     """Generate one image per prompt and seed.
 
@@ -91,6 +97,7 @@ def generate(
         progress: Called with the number of images done.
         share: Batches to generate, each written as soon as it is done; None generates all.
         branches: Predictions of a step, see `Sampling.branches`; they need scales.
+        routed: [prompts, LoRAs], further scale of each LoRA by prompt; they need scales.
 
     Returns:
         Images uint8 [n, H, W, 3].
@@ -106,7 +113,7 @@ def generate(
     }
     text = scales.text if scales is not None else None
     with model.attach(loras, on_device) as adapters, model.attach_text(loras, text):
-        module = Generating(model, adapters, scales, spec, batches, branches)
+        module = Generating(model, adapters, scales, spec, batches, branches, routed)
         runner = quiet_trainer(model.device, trainer.precision, callbacks)
         images: Any = runner.predict(module, numbers)
     return torch.cat(images).numpy()
@@ -116,28 +123,41 @@ def generate_by_rule(
     model: DiffusionModel,
     sampling: Sampling,
     file: LoRA | None,
-    parts: Callable[[], Parts],
+    parts: Callable[[], Parts | None],
     prompts: Sequence[str | Scene],
     seeds: Sequence[int],
     spec: GenerateSpec,
     trainer: TrainerSpec,
     progress: Progress | None = None,
     share: Share | None = None,
+    encoder: ExpertEncoder | None = None,
 ) -> np.ndarray:
     """Generate one image per prompt and seed by a sampling rule.
 
     Args:
         file: The merged LoRA, used if the rule is plain; None uses the parts in any case.
-        parts: Returns the adapters that the merge keeps apart; called only if they are used.
-        prompts: Scenes, or strings, which are the same in all prompt variants.
+        parts: Returns the adapters that the merge keeps apart, or None if it keeps none; called only if they are used.
+        prompts: Scenes, or strings, which are the same in all prompt variants and may have markers.
+
+        encoder: Expert encoder, for a rule whose routing is learned.
 
     Returns:
         Images uint8 [n, H, W, 3].
     """
+    scenes = [as_scene(each) for each in prompts]
     if file is not None and sampling.is_plain:
-        return generate(model, [file], prompts, seeds, spec, trainer, progress=progress, share=share)
+        return generate(model, [file], scenes, seeds, spec, trainer, progress=progress, share=share)
     kept = parts()
+    if kept is None:
+        assert file is not None
+        kept = whole(file)
     layers = model.layers.adapted(kept.adapters, kept.roles)
     context = Context(kept.roles, spec.steps, spec.guidance, layers)
     scales, branches = step_scales(sampling, kept, context), sampling.branches(context)
-    return generate(model, kept.adapters, prompts, seeds, spec, trainer, kept.masks, scales, progress, share, branches)
+    routed = None if sampling.routing == "none" else marker_scales(scenes, kept.roles)
+    if sampling.routing in LEARNED:
+        assert encoder is not None
+        routed = encoder_scales(encoder, model, scenes, kept.roles)
+    return generate(
+        model, kept.adapters, scenes, seeds, spec, trainer, kept.masks, scales, progress, share, branches, routed
+    )  # fmt: skip

@@ -35,6 +35,11 @@ class Parts:
     strength: Mapping[Role, float] | None = None
 
 
+def whole(file: LoRA) -> Parts:
+    """Return a merge without separate adapters as one part, for rules that treat all adapters alike."""
+    return Parts([file], ("content",), lambda layer: (1.0,) * len(layer.ranks))
+
+
 @dataclass(frozen=True)
 class StepScales:
     """Adapter scales of a whole sampling.

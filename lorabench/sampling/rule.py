@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from lorabench.config.components import overrides
-from lorabench.config.settings import check_settings
+from lorabench.config.settings import check_settings, setting
 from lorabench.data.pairs import Role, Wording
 from lorabench.models.layer import Layer
+from lorabench.sampling.routing import ROUTINGS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,19 +65,30 @@ class Context:
 class Sampling:
     """A sampling rule. Its fields are its settings.
 
+    Args:
+        routing: "none"; "marker": an adapter is off in images whose prompt does not mark its role; "regress" or
+            "denoise": its scale is that of an expert encoder. See routing.py.
+
     Attributes:
         version: Number to raise when the same settings give other images.
     """
 
     version: ClassVar[int] = 1
 
+    routing: str = setting("none", options=ROUTINGS)
+
     def __post_init__(self) -> None:
         check_settings("method", self)
 
     @property
     def is_plain(self) -> bool:
-        """Return True if neither hook is overridden."""
-        return not overrides(self, Sampling, "branches", "scales")
+        """Return True if neither hook is overridden and prompts route no adapters."""
+        return not overrides(self, Sampling, "branches", "scales") and self.routing == "none"
+
+    @property
+    def takes_whole(self) -> bool:
+        """Return True if the rule treats all adapters alike, so that it can apply a merge as one adapter."""
+        return self.is_plain
 
     def branches(self, context: Context) -> Sequence[Branch] | None:
         """Return the predictions of a sampling step; None is classifier-free guidance with all adapters."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from lorabench.data.pairs import Scene, Wording, worded
 from lorabench.lora.layer import Adapters
 from lorabench.models.conditioning import Conditioning
 from lorabench.models.model import DiffusionModel
+from lorabench.models.sampler import Sampler
 from lorabench.sampling.parts import StepScales
 from lorabench.sampling.rule import Branch
 
@@ -28,9 +29,12 @@ def sample(
     branches: Sequence[Branch] | None = None,
     sampler: str = "model",
     negative: str | None = None,
+    routed: Tensor | None = None,
 ) -> Tensor:
     """Images uint8 [n, H, W, 3], one a prompt and seed; arguments as in `sample_latents`."""
-    latents = sample_latents(model, prompts, seeds, steps, guidance, adapters, scales, branches, sampler, negative)
+    latents = sample_latents(
+        model, prompts, seeds, steps, guidance, adapters, scales, branches, sampler, negative, routed
+    )  # fmt: skip
     images = model.decode(latents) * 255
     return images.round().byte().permute(0, 2, 3, 1).cpu()
 
@@ -47,6 +51,8 @@ def sample_latents(
     branches: Sequence[Branch] | None = None,
     sampler: str = "model",
     negative: str | None = None,
+    routed: Tensor | None = None,
+    after: Callable[[Tensor, int, Sampler], Tensor] | None = None,
 ) -> Tensor:
     """Latents [n, c, h, w] of unit scale.
 
@@ -57,6 +63,8 @@ def sample_latents(
         adapters and scales.
     sampler: of `GenerateSpec.sampler`.
     negative: prompt of the unconditional rows and of branches without a prompt; None and "" are the empty prompt.
+    routed: [n, adapters], further scale of each adapter by prompt; needs adapters and scales.
+    after: changes the latents after each step, given the step and the sampler.
     """
     n = len(prompts)
     run = model.sampler(steps, sampler)
@@ -80,6 +88,9 @@ def sample_latents(
         if any(branch.own for branch in branches):
             count = len(branches[0].scales)
             own = [states([branch.read_by(k) for branch in branches]) for k in range(count)]
+    if routed is not None:
+        rows = routed.repeat(len(words), 1)
+        switches = rows if switches is None else switches * rows
     for index, t in enumerate(run.timesteps):
         if adapters is not None and scales is not None:
             adapters.rows(scales.at(index, switches))
@@ -87,6 +98,8 @@ def sample_latents(
         predictions = model.predict(rows, t, conditioning, own, embedded).unflatten(0, (len(words), n))
         prediction = _guided(predictions, guidance, branches)
         latents = run.step(prediction, t, latents)
+        if after is not None:
+            latents = after(latents, index, run)
     return latents
 
 

@@ -88,12 +88,16 @@ def fill(pipeline: Any, source: Path | str | Sequence[Any], method: Method, stac
         raise UserError(
             f"{method.name} learns its merge, which apply does not do; use task=merge, and the path of the merged file"
         )
+    if method.sampling.routing != "none":
+        raise UserError(
+            f"{method.name} reads markers in prompts, which apply does not see; use routing='none', or task=generate"
+        )
     pair.check(method)
     adapters = [each.read() for each in pair.files]
     pair.check_parts(adapters, method)
-    layers = model.layers.adapted(adapters, pair.roles)
+    model.layers.adapted(adapters, pair.roles)  # raises UserError if a file does not fit
     from lorabench.merging.merge import MergeEnvironment, MergeItem
-    from lorabench.sampling.parts import step_scales
+    from lorabench.sampling.parts import step_scales, whole
     from lorabench.sampling.pipeline import RuleHooks
     from lorabench.sampling.rule import Context
 
@@ -102,9 +106,9 @@ def fill(pipeline: Any, source: Path | str | Sequence[Any], method: Method, stac
     if method.is_file:
         attach(model, [merged.file], stack)
         return
-    parts = method.merge.parts(adapters, pair.roles, merged.masks)
-    assert parts is not None
-    text = step_scales(method.sampling, parts, Context(pair.roles, 1, 2.0, layers)).text
+    parts = method.merge.parts(adapters, pair.roles, merged.masks) or whole(merged.file)
+    layers = model.layers.adapted(parts.adapters, parts.roles)
+    text = step_scales(method.sampling, parts, Context(parts.roles, 1, 2.0, layers)).text
     attached = attach(model, parts.adapters, stack, parts, text)
     stack.callback(RuleHooks(pipeline, model.denoiser, method.sampling, parts, attached, layers).remove)
 

@@ -29,7 +29,7 @@ def check_methods(plan: Plan) -> None:
         if row.method is not None:
             row.method.training.check(layer_map, plan.lora)
             outputs = plan.outputs(row, pair)
-            key = str([(output.shown.role, output.rank, list(output.blocks), output.targets) for output in outputs])
+            key = str([(output.shown.role, output.job.ranks(layer_map)) for output in outputs])
             if key not in seen:
                 seen[key] = adapted_layers(layer_map, outputs)
             row.method.merge.check(seen[key])
@@ -74,7 +74,7 @@ def check_model(plan: Plan, layer_map: LayerMap) -> None:
 
 def adapted_layers(layer_map: LayerMap, outputs: Sequence[Output]) -> dict[str, Layer]:
     """Return the layers that adapters will adapt."""
-    ranks = [dict.fromkeys(layer_map.trained(output.blocks, output.targets), output.rank) for output in outputs]
+    ranks = [output.job.ranks(layer_map) for output in outputs]
     return with_ranks(layer_map, ranks, [output.shown.role for output in outputs])
 
 

@@ -130,9 +130,12 @@ def row_of(words: str, fit_steps: int | None) -> Row:
     """Return the row for "<method> <ablation>". See `rows_of` for `fit_steps`."""
     name, _, ablation = " ".join(words.split()).partition(" ")
     row = Row.of(name, ablation or "none")
-    if fit_steps is None or not isinstance(row.own.merge, LearnedMasks):
+    if fit_steps is None:
         return row
-    return replace(row, method=row.own.with_settings(fit=replace(row.own.merge.fit, steps=fit_steps)))
+    method = replace(row.own, training=row.own.training.shortened(fit_steps))
+    if isinstance(method.merge, LearnedMasks):
+        method = method.with_settings(fit=replace(method.merge.fit, steps=fit_steps))
+    return replace(row, method=method)
 
 
 def name_of(row: Row) -> str:

@@ -53,3 +53,4 @@ def check_images(method: Method, dataset: DatasetSpec) -> None:
             f"method/training={method.options['training']} is trained on {needed}, which dataset={dataset.name} does "
             f"not have; use dataset={usable}"
         )
+    method.training.check_dataset(dataset)

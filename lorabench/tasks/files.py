@@ -24,7 +24,8 @@ from omegaconf import DictConfig, OmegaConf
 from lorabench.base import UserError, __version__, seed_of
 from lorabench.config.schemas import GenerateSpec, ModelSpec, TrainerSpec
 from lorabench.config.task_schemas import FileTask
-from lorabench.data.pairs import Reference
+from lorabench.data.markers import parse
+from lorabench.data.pairs import Reference, Scene
 from lorabench.engine.artifact import Artifact
 from lorabench.engine.bar import Bar
 from lorabench.engine.devices import claim_here
@@ -38,6 +39,7 @@ from lorabench.engine.workers import use_threads
 from lorabench.merging.method import Method
 from lorabench.models.files import ModelFiles, model_files
 from lorabench.report.labels import label
+from lorabench.sampling.routing import LEARNED
 from lorabench.tasks.composition import ablation_of, method_of
 from lorabench.tasks.given_loras import user_loras
 from lorabench.tasks.merge_files import check_file, drawn, image_cost, merged, recognized, work
@@ -92,7 +94,7 @@ class Request:
         readers = readers_of(self.files, self.model.name)
         words = {self.style_token, *(word for own in self.own.styles for word in own.style_words)}
         for prompt in filter(None, [self.own.prompt, *(own.prompt for own in self.own.files)]):
-            check_style_kept(prompt, words, readers)
+            check_style_kept(parse(prompt).text, words, readers)
 
     @cached_property
     def store(self) -> Store:
@@ -242,6 +244,11 @@ def generate(request: Request) -> None:
     from lorabench.sampling.generate import generate_by_rule
     from lorabench.tasks.jobs import load_model
 
+    if (routing := request.method.sampling.routing) in LEARNED:
+        raise UserError(
+            f"method.routing={routing} needs the trainings of the LoRAs, which task=generate does not know; use "
+            "method.routing=marker"
+        )
     if not request.own.prompt:
         raise UserError("task=generate needs a prompt; use prompt='a sks dog in szn style'")
     make_folder(request.output)
@@ -254,18 +261,16 @@ def generate(request: Request) -> None:
     with claim_here(request.trainer.accelerator), Bar(before + spec.images * cost, "generate") as bar:
         result = request.merged(bar)
         base = load_model(request.files, request.trainer.accelerator)
-        seeds = [seed_of("image", request.own.prompt, index, request.seed) for index in range(spec.images)]
+        scene = Scene.of(request.own.prompt)
+        seeds = [seed_of("image", scene.prompt, index, request.seed) for index in range(spec.images)]
 
-        def parts() -> Parts:
-            found = request.method.merge.parts(
-                [each.read(request.model) for each in request.own.files], request.own.roles, result.masks
-            )
-            assert found is not None
-            return found
+        def parts() -> Parts | None:
+            adapters = [each.read(request.model) for each in request.own.files]
+            return request.method.merge.parts(adapters, request.own.roles, result.masks)
 
         images = generate_by_rule(
-            base, request.method.sampling, result.file, parts, [request.own.prompt] * spec.images, seeds, spec,
-            request.trainer, lambda count: bar.reach(before + count * cost),
+            base, request.method.sampling, result.file, parts, [scene] * spec.images, seeds, spec, request.trainer,
+            lambda count: bar.reach(before + count * cost),
         )  # fmt: skip
     made = {"task": "generate", "method": request.name, "prompt": request.own.prompt, "negative": spec.negative,
             "seed": request.seed}  # fmt: skip

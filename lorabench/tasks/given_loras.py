@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import Container, DictConfig, OmegaConf
 
 from lorabench.base import UserError
+from lorabench.data.markers import parse
 from lorabench.data.pairs import Role
 from lorabench.tasks.user_loras import UserLoRA
 
@@ -21,6 +22,7 @@ def user_loras(cfg: DictConfig, role: Role, needed: bool = True) -> tuple[UserLo
     for key, values in several.items():
         if len(values) != len(paths):
             raise UserError(f"{role}.{key} has {len(values)} entries for {len(paths)} LoRAs; give one for each")
+    several["prompt"] = [prompt if prompt is None else parse(prompt).text for prompt in several["prompt"]]
     blocks = blocks_of(cfg, role, len(paths))
     return tuple(
         UserLoRA(str(path), prompt, images or (), embedding, trigger, blocks=own, role=role)

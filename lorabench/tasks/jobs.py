@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -49,6 +50,8 @@ class Personalize:
     Args:
         prior: Class images and their folder.
         scorers: By kind, for jobs that score images.
+        needed: Folder of each job in `Job.needs`.
+        backbone: File of the change of the base weights; None for the plain model.
     """
 
     model: ModelFiles
@@ -58,6 +61,8 @@ class Personalize:
     generation: GenerateSpec
     prior: tuple[ClassImages, Path] | None
     scorers: Mapping[str, ScorerFiles] = field(default_factory=dict)
+    needed: tuple[Path, ...] = ()
+    backbone: Path | None = None
 
     def __call__(self, scratch: Path, folder: Path, progress: Progress) -> None:
         """Write <output>.safetensors of each adapter, and samples/<step>.png if the recipe asks for them.
@@ -72,11 +77,13 @@ class Personalize:
         images = self.prior[0].references(self.prior[1]) if self.prior else []
         samples = scratch / "samples"
         env = Environment(
-            self.seed, self.trainer, progress, curves, images, scratch, samples, self.generation, self.scorer
-        )
-        with cost(folder, base.denoiser) as costs:
+            self.seed, self.trainer, progress, curves, images, scratch, samples, self.generation, self.scorer,
+            needed=self.needed, folder=folder,
+        )  # fmt: skip
+        with cost(folder, base.denoiser) as costs, on_backbone(base, self.backbone) as key:
             adapters = self.job.run(base, env)
             for name, adapter in adapters.items():
+                adapter.backbone = key
                 adapter.save(folder / f"{name}.safetensors", format="store")
             costs["learned_parameters"] = sum(self.job.learned(adapter) for adapter in adapters.values())
         curves.write(folder)
@@ -90,6 +97,15 @@ class Personalize:
         return load_scorer(self.scorers[kind], device_name(self.trainer.accelerator))
 
 
+@contextmanager
+def on_backbone(base: DiffusionModel, file: Path | None) -> Iterator[str | None]:
+    """Change the base weights within the block; yields the key of the change, None without."""
+    from lorabench.lora.adapter import Adapter
+
+    with base.changed(None if file is None else Adapter.load(file)):
+        yield None if file is None else file.parent.name
+
+
 @dataclass(frozen=True)
 class MergePair(BatchWork):
     """The merge of one pair.
@@ -97,6 +113,7 @@ class MergePair(BatchWork):
     Args:
         loras: Files of the LoRAs of its concepts.
         batch_size: Most pairs in one batch.
+        backbone: File of the change of the base weights; None for the plain model.
     """
 
     model: ModelFiles
@@ -106,6 +123,7 @@ class MergePair(BatchWork):
     pair: Pair
     seed: int
     batch_size: int = 1
+    backbone: Path | None = None
 
     @classmethod
     def run(cls, works: Sequence[MergePair], folders: Sequence[Path], progress: Progress) -> None:
@@ -120,7 +138,7 @@ class MergePair(BatchWork):
         env = MergeEnvironment(base.layers, base, first.seed, first.trainer, progress)
         items = [MergeItem(tuple(LoRA.load(path) for path in each.loras), each.pair) for each in works]
         costs: dict[str, Any] = {}
-        with measured(costs, base.denoiser):
+        with measured(costs, base.denoiser), on_backbone(base, first.backbone):
             results = merge.merge_pairs(items, env)
         for each in ("seconds", "denoiser_passes"):
             costs[each] /= len(items)

@@ -25,8 +25,10 @@ from lorabench.merging.learned import LearnedMasks
 from lorabench.merging.method import Method, key_of_component
 from lorabench.models.files import ModelFiles
 from lorabench.personalization.class_images import ClassImages
-from lorabench.personalization.training import Job, Output
-from lorabench.sampling.rule import Context, adapters_used, variants
+from lorabench.personalization.routing import routing_job
+from lorabench.personalization.training import BACKBONE, Job, Output, backbone_of
+from lorabench.sampling.routing import LEARNED
+from lorabench.sampling.rule import Context, Sampling, adapters_used, variants
 from lorabench.scoring.description import ScorerFiles, read_config
 from lorabench.scoring.files import ScorerSet
 from lorabench.tasks import jobs as tasks
@@ -172,14 +174,17 @@ class Plan:
         if scorers:
             params["scorers"] = {kind: self.scoring.digests[files] for kind, files in scorers.items()}
         prior = self.class_images(job.concept, job.class_images) if job.class_images else None
+        needed = [self.training(each) for each in job.needs]
+        inputs = {"class_images": [prior] if prior else [], "needs": needed, "backbone": self.backbone_of(job)}
         work = tasks.Personalize(
             self.model, self.trainer, job, self.seed, self.generation,
             (self.prior(job.concept, job.class_images), self.path(prior)) if prior else None,
             scorers,
+            tuple(map(self.path, needed)), self.backbone_file(job.backbone),
         )  # fmt: skip
         return Artifact(
-            "personalize", job.name, VERSIONS["personalize"], params, Resumable(work),
-            {"class_images": [prior]} if prior else {}, job.steps,
+            job.stage, job.name, VERSIONS["personalize"], params, Resumable(work),
+            {name: several for name, several in inputs.items() if several}, job.steps,
             2.0 * job.steps * spec.batch * spec.accumulate * (2 if prior else 1),
         )  # fmt: skip
 
@@ -196,6 +201,18 @@ class Plan:
             f"training {job.name} needs a {kind} scorer; use scorers=micro, or "
             "scorers.backbones=[dino@vits16,clip@vitb32,csd@vitl14]"
         )
+
+    def backbone_of(self, job: Job) -> list[Part]:
+        """Return the change of the base weights that a job is trained on, if there is one."""
+        return [Part(self.training(job.backbone), BACKBONE)] if job.backbone else []
+
+    def backbone_file(self, job: Job | None) -> Path | None:
+        """Return the file of a change of the base weights."""
+        return self.file(Part(self.training(job), BACKBONE)) if job else None
+
+    def backbone(self, row: Row, pair: Pair) -> Path | None:
+        """Return the file of the base weights on which the adapters of a row are used; None for the plain model."""
+        return self.backbone_file(backbone_of(self.outputs(row, pair)))
 
     def class_images(self, concept: Concept, count: int) -> Artifact:
         """Return the class images of a concept, which concepts of the same class share."""
@@ -231,7 +248,7 @@ class Plan:
             params["pairs_per_batch"] = self.merging.pairs_per_batch
         work = tasks.MergePair(
             self.model, self.trainer, merge, tuple(self.file(lora) for lora in loras), adapted, self.seed,
-            self.merging.pairs_per_batch,
+            self.merging.pairs_per_batch, self.backbone(row, pair),
         )  # fmt: skip
         steps = merge.optimizer_steps(adapted)
         rows = merge.fit.batch * (2 if row.is_uniform else len(pair.concepts)) if isinstance(merge, LearnedMasks) else 0
@@ -254,24 +271,35 @@ class Plan:
         if use != JOINT and method.merge.keeps_parts:
             strength = scaled(row.strength, strength_for(use))
         params = {
-            "model": self.model_params(), "sampling": key_of_component(method.sampling),
+            "model": self.model_params(), "sampling": sampling_key(method.sampling),
             "generate": self.generation.params(), "prompt": shown.prompt, "seeds": seeds, **scenes_of(shown),
         }  # fmt: skip
         if merged is None:
             params["merge"] = row.merge_key(pair)
         if strength:
             params["strength"] = strength
+        if method.sampling.routing != "none":
+            params["marked"] = [[scene.marked(role) for role in ROLES] for scene in shown.drawn]
+        encoder = self.encoder(row, pair)
         if prompts := self.prompts(row, adapted):
             params["prompts"] = {each: worded(shown.drawn, each) for each in prompts}
         work = units.Generate(
             self.model, self.trainer, method.merge, method.sampling, tuple(self.file(lora) for lora in loras),
             merged and self.path(merged), adapted, tuple(seeds), self.generation, strength, self.seed,
+            self.backbone(row, pair), self.path(encoder[0]) if encoder else None,
         )  # fmt: skip
         return Artifact(
             "generate", sample_name(row, pair, use), VERSIONS["generate"], params, work,
-            {"loras": loras, **({"merged": [merged]} if merged else {})}, len(seeds),
+            {"loras": loras, **({"merged": [merged]} if merged else {}), **({"encoder": encoder} if encoder else {})},
+            len(seeds),
             2.0 * len(seeds) * self.generation.steps,
         )  # fmt: skip
+
+    def encoder(self, row: Row, pair: Pair) -> list[Artifact]:
+        """Return the expert encoder of a row for a pair, if its routing is learned."""
+        if (mode := row.own.sampling.routing) not in LEARNED:
+            return []
+        return [self.training(routing_job(mode, pair, self.outputs(row, pair)))]
 
     def oracle(self, pair: Pair) -> Artifact:
         """Return the images that the microworld renders: the subject in the style."""
@@ -332,6 +360,14 @@ def scaled(strength: dict[Role, float] | None, other: dict[Role, float] | None) 
     if strength is None or other is None:
         return strength or other
     return {role: strength[role] * other[role] for role in ROLES}
+
+
+def sampling_key(sampling: Sampling) -> dict[str, Any]:
+    """Return what of a sampling rule determines its images; without routing, so that keys stay, where there is none."""
+    key = key_of_component(sampling)
+    if sampling.routing == "none":
+        del key["settings"]["routing"]
+    return key
 
 
 def scenes_of(pair: Pair) -> dict[str, Any]:

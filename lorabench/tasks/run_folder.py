@@ -17,11 +17,13 @@ import yaml
 
 from lorabench.config.schemas import LoggerSpec
 from lorabench.data.catalogue import world_version
+from lorabench.data.pairs import ROLES
 from lorabench.data.uses import JOINT
 from lorabench.engine.artifact import Artifact
 from lorabench.engine.failures import FORBIDDEN
 from lorabench.engine.output_folder import MANIFEST, OutputFolder
 from lorabench.engine.record import key_of
+from lorabench.report.labels import label
 from lorabench.tasks.plan import Plan
 from lorabench.tasks.rows import Row
 from lorabench.tasks.run_manifest import chosen_rows, curves_of, manifest_of, options_of
@@ -103,10 +105,11 @@ class RunWriter:
                 merged = self.path / "merged" / (self.folder_of(row) if len(chosen_rows(self.plan)) > 1 else "")
                 merged.mkdir(parents=True, exist_ok=True)
                 made = self.plan.path(self.plan.merge(row, pair)) / "merged.safetensors"
-                copy_adapter(made, merged / f"{pair.name}.safetensors")
+                write_merged(made, self.plan.backbone(row, pair), merged / f"{pair.name}.safetensors")
         self.write_references()
         self.write_ranks()
         self.write_scores()
+        self.write_overlap()
         self.output.write_manifest(manifest_of(self.plan, seconds), {})
         write_report(self.path)
 
@@ -154,6 +157,29 @@ class RunWriter:
             if any(ranks.values()):  # learned tokens have none
                 write_ranks(self.path, ranks, roles, layer_map(self.plan.model))
 
+    def write_overlap(self) -> None:
+        """Write overlap.csv, how much the adapters of the roles have in common, if each is used alone too."""
+        if not set(ROLES) <= set(self.plan.uses):
+            return
+        import pandas as pd
+
+        from lorabench.lora.adapter import Adapter
+        from lorabench.lora.projection import overlap
+        from lorabench.report.cross_influence import OVERLAP
+
+        lines = []
+        for row, pair in self.plan.cells():
+            if row.method is None:
+                continue
+            adapters = [Adapter.load(self.plan.file(lora)) for lora in self.plan.loras(row, pair)]
+            roles = self.plan.adapted(row, pair).roles
+            sides = [[each for each, role in zip(adapters, roles, strict=True) if role == side] for side in ROLES]
+            if all(sides):
+                known = {"label": label(row.name, row.ablation), "dataset": self.plan.dataset.name}
+                names = {"content": pair.content_name, "style": pair.style_name}
+                lines.append({**known, **names, "overlap": overlap(*sides)})
+        pd.DataFrame(lines).to_csv(self.path / OVERLAP, index=False)
+
     def write_scores(self) -> None:
         """Write scores.parquet: the scores of all rows and pairs, with the names of row, dataset and model."""
         import pandas as pd
@@ -180,6 +206,20 @@ class RunWriter:
     def table(self) -> str:
         """Return the table as Markdown."""
         return (self.path / "table.md").read_text(encoding="utf-8")
+
+
+def write_merged(made: Path, backbone: Path | None, target: Path) -> None:
+    """Write a merged LoRA for the plain model: with the change of the base weights, if it was merged on one."""
+    if backbone is None:
+        copy_adapter(made, target)
+        return
+    from lorabench.lora.adapter import Adapter
+    from lorabench.lora.export import export
+
+    parts = [Adapter.load(file) for file in (backbone, made)]
+    for part in parts:
+        part.backbone = None
+    export(parts).save(target, format="store")
 
 
 def side_by_side(images: "Sequence[Image]") -> "Image":

@@ -13,13 +13,14 @@ from lorabench.engine.work import Progress, UnitWork, counted
 from lorabench.merging.merge import Merge, Merged
 from lorabench.models.files import ModelFiles
 from lorabench.sampling.rule import Sampling
-from lorabench.tasks.jobs import load_model
+from lorabench.tasks.jobs import load_model, on_backbone
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from lorabench.lora.adapter import LoRA
     from lorabench.models.model import DiffusionModel
+    from lorabench.sampling.encoder import ExpertEncoder
     from lorabench.sampling.parts import Parts
 
 
@@ -44,6 +45,8 @@ class Generate(UnitWork):
         spec: Settings of image generation.
         strength: Additional scale of all LoRAs of a role.
         seed: Seed of the run.
+        backbone: File of the change of the base weights; None for the plain model.
+        encoder: Folder of the expert encoder, if the routing is learned.
     """
 
     model: ModelFiles
@@ -57,6 +60,8 @@ class Generate(UnitWork):
     spec: GenerateSpec
     strength: dict[Role, float] | None
     seed: int
+    backbone: Path | None = None
+    encoder: Path | None = None
 
     @property
     def units(self) -> int:
@@ -73,11 +78,19 @@ class Generate(UnitWork):
             for index, image in enumerate(images.numpy(), start):
                 Image.fromarray(image).save(folder / file_name(index))
 
-        with counted(numbers, folder, base.denoiser):
+        with counted(numbers, folder, base.denoiser), on_backbone(base, self.backbone):
             generate_by_rule(
                 base, self.sampling, self.file(base), self.parts, self.pair.shots(self.spec.images), self.seeds,
-                self.spec, self.trainer, progress, Share(numbers, write),
+                self.spec, self.trainer, progress, Share(numbers, write), self.expert(),
             )  # fmt: skip
+
+    def expert(self) -> ExpertEncoder | None:
+        """Return the expert encoder; None if the routing is not learned."""
+        if self.encoder is None:
+            return None
+        from lorabench.sampling.encoder import ExpertEncoder
+
+        return ExpertEncoder.load(self.encoder)
 
     def file(self, base: DiffusionModel) -> LoRA | None:
         """Return the merged LoRA; None if the LoRAs are applied separately."""
@@ -91,12 +104,10 @@ class Generate(UnitWork):
         env = MergeEnvironment(base.layers, base, self.seed, self.trainer)
         return merged_at_strength(self.merge, self.read(), self.pair, self.strength, env).file
 
-    def parts(self) -> Parts:
-        """Return the separate LoRAs at the scales of the merge."""
+    def parts(self) -> Parts | None:
+        """Return the separate LoRAs at the scales of the merge; None if it does not keep them apart."""
         masks = Merged.load(self.merged).masks if self.merged is not None else None
-        parts = self.merge.parts(self.read(), self.pair.roles, masks, self.strength)
-        assert parts is not None
-        return parts
+        return self.merge.parts(self.read(), self.pair.roles, masks, self.strength)
 
     def read(self) -> list[LoRA]:
         """Return the LoRAs."""

@@ -187,7 +187,11 @@ class UserPair:
         from lorabench.lora.adapter import common_backbone
         from lorabench.lora.files.names import kernel
 
-        common_backbone(adapters)
+        if backbone := common_backbone(adapters):
+            raise UserError(
+                f"the LoRAs were trained on changed base weights ({backbone}), which no file format for other programs "
+                "has; use the files in merged/ of their run, which contain the change"
+            )
         for own, adapter in zip(self.files, adapters, strict=True):
             if method.merge.needs_model and (found := next(filter(kernel, adapter), None)):
                 raise UserError(
@@ -212,4 +216,4 @@ class UserPair:
         ]
         split = len(self.contents)
         prompt = self.prompt or JOIN.join(concept.name for concept in concepts)
-        return Pair(tuple(concepts[:split]), tuple(concepts[split:]), Scene(prompt, prompt))
+        return Pair(tuple(concepts[:split]), tuple(concepts[split:]), Scene.of(prompt))

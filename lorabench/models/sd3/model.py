@@ -95,6 +95,9 @@ class SD3(DiffusionModel):
         """Return the conditioning: the model is not conditioned on crops."""
         return conditioning
 
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        return self.encode_prompts(texts).tensors[1]
+
     def learned_tokens(self, tokens: Tokens) -> AbstractContextManager[None]:
         return learned_tokens(self.pipeline, tokens)
 

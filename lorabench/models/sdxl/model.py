@@ -97,6 +97,9 @@ class SDXL(DiffusionModel):
             empty = Conditioning((torch.zeros_like(states), torch.zeros_like(pooled), size))
         return empty.take([0] * n)
 
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        return self.encode_prompts(texts).tensors[1]
+
     def learned_tokens(self, tokens: Tokens) -> AbstractContextManager[None]:
         return learned_tokens(self.pipeline, tokens)
 

@@ -1,0 +1,65 @@
+"""Sets of layers by role, {content: [module paths], style: [module paths]}: presets of conf/, or files.
+
+`python run.py task=layer_probe` writes such a file. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from lorabench.base import CONF, UserError
+from lorabench.config.choices import unknown
+from lorabench.data.pairs import ROLES
+from lorabench.models.layer import within
+
+LayerSets = dict[str, list[str]]  # module paths by role
+
+
+def read_layer_sets(key: str, value: str | Mapping[str, Any], folder: str, others: Sequence[str] = ()) -> LayerSets:
+    """Return the sets that a setting names.
+
+    Args:
+        key: The setting, for messages.
+        value: Name of a preset in conf/<folder>, a yaml file, or the sets themselves.
+        folder: Folder of the presets.
+        others: Further values that the setting has, for messages.
+
+    Raises:
+        UserError: If there is no such preset or file, or it does not have this form.
+    """
+    found: Any = value
+    if isinstance(value, str):
+        presets = {path.stem: path for path in (CONF / folder).glob("*.yaml")}
+        path = presets.get(value, Path(value))
+        if not path.is_file():
+            raise UserError(unknown(key, value, [*others, *sorted(presets), "a yaml of task=layer_probe"]))
+        try:
+            found = OmegaConf.to_container(OmegaConf.load(path))
+        except (OSError, YAMLError, OmegaConfBaseException) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{path} is not valid YAML: {reason}; write it with task=layer_probe") from None
+    if not isinstance(found, Mapping) or set(found) != set(ROLES) or not all(map(is_names, found.values())):
+        raise UserError(f"{key} needs lists of module paths: {{content: [<module path>], style: [<module path>]}}")
+    return {role: list(found[role]) for role in ROLES}
+
+
+def is_names(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)
+
+
+def check_disjoint(key: str, sets: Mapping[str, Sequence[str]]) -> None:
+    """Check that no module belongs to both roles.
+
+    Raises:
+        UserError: If one does.
+    """
+    for content in sets["content"]:
+        for style in sets["style"]:
+            if within(content, style) or within(style, content):
+                raise UserError(f"{key} gives {max(content, style, key=len)} to both roles; take it out of one list")
