@@ -72,7 +72,7 @@ def test_constant_symmetric_guidance_is_plain_sampling(model, loras, pair) -> No
     assert np.abs(images[0].astype(int) - other.astype(int)).max() > 1
 
 
-def test_merge_without_parts_is_guided_as_a_whole(model, loras, pair) -> None:
+def test_merge_without_parts_is_guided_as_whole(model, loras, pair) -> None:
     with pytest.raises(UserError, match="method/merge=ties computes one update"):
         load("ties+sampling.acfg")
     method = load("ties+sampling.acfg", "constant_schedule")

@@ -81,7 +81,7 @@ def test_sets_without_layers_and_with_common_layers_are_refused(pair, lora_spec)
         load("craft", layer_sets="nope")
 
 
-def test_adapters_are_trained_in_their_layers_on_the_backbone(model, pair, lora_spec) -> None:
+def test_adapters_are_trained_in_their_layers_on_backbone(model, pair, lora_spec) -> None:
     training = craft(backbone=SMALL, layer_sets={"content": ["mid_block"], "style": ["up_blocks.1"]})
     jobs = [output.job for output in training.outputs(pair, lora_spec)]
     assert jobs[0].backbone == jobs[1].backbone and jobs[0].concept.images == pair.contents[0].images[:1]
@@ -145,7 +145,7 @@ def test_band_substitution_is_orthonormal() -> None:
     torch.testing.assert_close(like.std((-2, -1)), low.std((-2, -1)), rtol=1e-4, atol=1e-5)
 
 
-def test_rendered_pairs_train_a_backbone(model, pair, lora_spec, tmp_path: Path) -> None:
+def test_rendered_pairs_train_backbone(model, pair, lora_spec, tmp_path: Path) -> None:
     training = craft(pairs="rendered", backbone=SMALL)
     render = replace(training.render, steps=4, share=1.0, batch=3, match_color=False)
     job = RenderJob(contrastive(2, 2, False, None), lora_spec, "pairs", render)
@@ -190,7 +190,7 @@ def test_whole_run_shares_backbone_and_exports_it(commands: Commands, tiny: list
         assert np.abs(stored - image.astype(int)).max() <= 1
 
 
-def test_files_that_need_a_backbone_are_refused() -> None:
+def test_files_that_need_backbone_are_refused() -> None:
     factors = Factors(torch.ones(1, 4), torch.ones(4, 1))
     own = UserPair((UserLoRA("a.safetensors"),), (UserLoRA("b.safetensors"),))
     with pytest.raises(UserError, match=r"trained on changed base weights \(key\).*; use the files in merged/"):

@@ -31,7 +31,7 @@ from lorabench.report.labels import label
 from lorabench.report.text import escape, row
 
 FILE, DATA = "cross_influence.md", "cross_influence.csv"
-OVERLAP = "overlap.csv"  # of the adapters of a run, written with its scores
+OVERLAP = "overlap.csv"  # overlap of the adapters of a run, written with its scores
 CONTENT, STYLE = METRICS = "clip_i/content", "clip_i/style"
 QUANTITIES = {
     "CP": "content preservation: CLIP-I of joint images with the content's references",
