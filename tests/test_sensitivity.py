@@ -103,6 +103,14 @@ def test_null_rate_is_as_promised_and_shows_test_that_is_wrong(monkeypatch: pyte
     assert sensitivity.null_rates(values, "direct", "null", splits=4000)["rate"].min() > 0.1
 
 
+def test_few_pairs_are_all_taken_and_scores_keep_their_order() -> None:
+    few = simulated(pairs=5)
+    values = {"b": few["dino/content"], "a": few["dino/content"], "c": few["dino/content"]}
+    assert sensitivity.null_rates(values, "direct", "null", splits=50)["pairs"].tolist() == [5, 5, 5]
+    smallest = sensitivity.smallest_dose(sensitivity.dose_response(values, DOSES, "direct"))
+    assert list(dict.fromkeys(smallest["score"])) == ["b", "a", "c"]
+
+
 def test_detectable_difference_is_found_with_power() -> None:
     """Against statsmodels' exact power, and by simulation."""
     for pairs in (8, 16, 32):

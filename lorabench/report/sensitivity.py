@@ -73,7 +73,7 @@ def dose_response(values: Values, doses: Sequence[Dose], undamaged: str) -> pd.D
 def smallest_dose(response: pd.DataFrame) -> pd.DataFrame:
     """Return the smallest dose that is separated together with all greater ones, by score and kind; NaN for none."""
     lines = []
-    for (score, kind), own in response.sort_values("dose").groupby(["score", "kind"], sort=False):
+    for (score, kind), own in response.sort_values("dose", kind="stable").groupby(["score", "kind"], sort=False):
         sure = own["separated"].to_numpy()[::-1].cumprod()[::-1].astype(bool)
         lines.append((score, kind, float(own["dose"][sure].min()) if sure.any() else nan))
     return pd.DataFrame(lines, columns=["score", "kind", "dose"])
@@ -87,14 +87,15 @@ def null_rates(values: Values, one: str, other: str, splits: int, pairs: Iterabl
         one: Row of the first seed.
         other: Row of the second seed.
         splits: Number of random splits.
-        pairs: Numbers of pairs; numbers that are not there are left out. Pairs that share subjects or styles are
-            always taken all.
+        pairs: Numbers of pairs; numbers that are not there are left out. All pairs are taken if there are fewer, or if
+            pairs share subjects or styles.
     """
     lines = []
     for column, table in values.items():
         delta, design = (table.loc[one] - table.loc[other]).to_numpy(dtype=float), Design.of(table.columns)
         rng = np.random.default_rng(seed_of("null", column))
-        counts = [each for each in pairs if each <= len(delta)] if design.is_independent else [len(delta)]
+        counts = [each for each in pairs if each <= len(delta)] if design.is_independent else []
+        counts = counts or [len(delta)]
         for count in counts:
             signs = rng.choice([-1.0, 1.0], (splits, len(delta)))
             chosen = np.argsort(rng.random((splits, len(delta))), axis=1)[:, :count]
