@@ -54,7 +54,7 @@ def test_shares_are_of_what_whole_lora_gives(drawn) -> None:
 
 
 def test_lora_that_does_nothing_has_no_layers_to_tell_apart(drawn) -> None:
-    with pytest.raises(UserError, match="without the style LoRA csd/style does not fall"):
+    with pytest.raises(UserError, match="csd/style does not fall without the style LoRA"):
         measure(drawn | {"content_only": scores(0.8, 0.9)}, "block", ["mid_block"])
 
 

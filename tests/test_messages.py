@@ -32,7 +32,8 @@ def keys_of(node: Any, path: str = "") -> Iterator[str]:
 def test_messages_name_keys_that_exist() -> None:
     known = {str(path.relative_to(CONF)) for path in CONF.rglob("*") if path.is_dir()} | {"experiments"} | OF_FILES
     datasets = [f"dataset={path.stem}" for path in (CONF / "dataset").glob("*.yaml")]
-    for word in [*(f"task={name}" for name in TASKS), *datasets]:
+    judges = [f"judge={path.stem}" for path in (CONF / "judge").glob("*.yaml")]
+    for word in [*(f"task={name}" for name in TASKS), *datasets, *judges]:
         cfg = compose("config", [word])
         known |= set(keys_of(OmegaConf.to_container(cfg)))
     unknown = [

@@ -39,7 +39,7 @@ def test_share_of_energy_is_removed_by_whole_columns(share: float) -> None:
 
 
 def test_damaged_merge_is_sum_of_damaged_updates(model, loras, pair) -> None:
-    found = merged(model, load("direct+merge.damaged", share=0.2), loras, pair).file
+    found = merged(model, load("direct+merge.damaged", removed=0.2), loras, pair).file
     for layer, factors in found.items():
         parts = [lora[layer].up @ lora[layer].down for lora in loras]
         ranks = [lora[layer].rank for lora in loras]
@@ -47,7 +47,7 @@ def test_damaged_merge_is_sum_of_damaged_updates(model, loras, pair) -> None:
         for whole, own in zip(parts, ours, strict=True):
             assert float(own.square().sum() / whole.square().sum()) == pytest.approx(0.8, abs=1e-4)
         torch.testing.assert_close(factors.up @ factors.down, sum(ours, torch.zeros(())), rtol=1e-5, atol=1e-5)
-    whole = merged(model, load("direct+merge.damaged", share=0.0), loras, pair).file
+    whole = merged(model, load("direct+merge.damaged", removed=0.0), loras, pair).file
     plain = merged(model, load("direct"), loras, pair).file
     assert all(torch.equal(whole[layer].up @ whole[layer].down, plain[layer].up @ plain[layer].down) for layer in plain)
 
@@ -184,4 +184,4 @@ def test_doses_increase_and_name_their_rows() -> None:
     rows, doses = rows_of([0.2, 0.05], [0.6, 0.9])
     assert [row.name for row in rows[1:]] == [each.label for each in doses]
     assert [each.dose for each in doses] == pytest.approx([0.05, 0.2, 0.1, 0.4, 0.1, 0.4])
-    assert rows[1].own.merge.share == 0.05 and rows[-1].own.merge.style == 0.6 and rows[0].name != NULL
+    assert rows[1].own.merge.removed == 0.05 and rows[-1].own.merge.style == 0.6 and rows[0].name != NULL

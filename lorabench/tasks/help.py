@@ -14,12 +14,13 @@ COMMANDS = {
     "task=compare": "several methods in one table",
     "task=merge": "merge LoRA files into one: content=a.safetensors style=b.safetensors output=merged.safetensors",
     "task=generate": "images of a prompt with LoRA files, by any method",
+    "task=unzip": "a content and a style LoRA from one image: image=cat.png",
     "task=tune": "the weights of two LoRA files that score best",
     "task=inspect": "print the contents of LoRA files and their conflicts",
     "experiments=<name>": "the tables of publications and our own comparisons",
 }
 GROUPS = ("task", "method", "method/training", "method/merge", "method/sampling", "ablation", "dataset", "model",
-          "scorers", "protocol", "lora", "prior", "trainer", "logger")  # fmt: skip
+          "scorers", "protocol", "lora", "prior", "judge", "trainer", "logger")  # fmt: skip
 EXAMPLES = """\
 python run.py method=duolora                                   # LoRAs, merges, images, scores and a report
 python run.py method=duolora ablation=no_cycle seed=1

@@ -115,7 +115,7 @@ def rows_of(energy: Sequence[float], weights: Sequence[float]) -> tuple[list[Row
     rows, doses = [Row.of(UNDAMAGED)], []
     for share in sorted(energy):
         doses.append(Dose("energy", share, f"energy -{share:g}"))
-        rows.append(replace(Row.of("direct+merge.damaged", share=share), name=doses[-1].label))
+        rows.append(replace(Row.of("direct+merge.damaged", removed=share), name=doses[-1].label))
     for role in ROLES:
         for weight in sorted(weights, reverse=True):
             doses.append(Dose(f"{role} weight", round(1 - weight, 10), f"{role} {weight:g}"))

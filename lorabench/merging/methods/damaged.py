@@ -1,6 +1,6 @@
 """The direct merge with known damage: a share of each update's energy is removed at random.
 
-    dW_m = sum_k dW_k diag(i_k),   ||dW_k diag(i_k)||^2 = (1 - share) ||dW_k||^2   in every layer
+    dW_m = sum_k dW_k diag(i_k),   ||dW_k diag(i_k)||^2 = (1 - removed) ||dW_k||^2   in every layer
 
 i_k is 1 or 0 for whole input columns, in a random order per pair, layer and adapter; one column is scaled so that the
 share is exact. It is not a published method: task=sensitivity uses it to find out which differences the scores
@@ -27,10 +27,10 @@ class Damaged(MaskedSum):
     """The sum without a random part of each update.
 
     Args:
-        share: Share of the squared Frobenius norm that is removed.
+        removed: Share of the squared Frobenius norm that is removed.
     """
 
-    share: float = setting(least=0, most=1)
+    removed: float = setting(least=0, most=1)
 
     def masks(
         self, updates: Sequence["Factors"], layer: Layer, seed: int, moments: "Tensor | None"
@@ -39,7 +39,7 @@ class Damaged(MaskedSum):
         from lorabench.lora.layer import Masks
 
         return tuple(
-            Masks(i=kept_columns(each, self.share, seed_of("damage", seed, layer.name, k)))
+            Masks(i=kept_columns(each, self.removed, seed_of("damage", seed, layer.name, k)))
             for k, each in enumerate(updates)
         )
 
