@@ -41,7 +41,6 @@ class WandbView(View):
             del os.environ[variable]  # W&B would refuse an empty mode or address
         os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
-        from pydantic import ValidationError
         from wandb.errors import Error
 
         sweep = str(config.get("name") or folder.parent.name)
@@ -65,10 +64,12 @@ class WandbView(View):
                 reinit="finish_previous",
                 settings=wandb.Settings(console="off", x_disable_stats=True),
             )
-        except ValidationError as error:
-            first = error.errors()[0]
-            variable = f"WANDB_{'_'.join(map(str, first['loc']))}".upper()
-            raise UserError(f"{variable} must be correct ({first['msg']}); unset it, or use logger=csv") from None
+        except ValueError as error:  # pydantic's: a title, then the name of a setting and the reason
+            _, setting, reason, *_ = [*str(error).splitlines(), "", ""]
+            reason = reason.strip().partition(" [type=")[0]
+            raise UserError(
+                f"WANDB_{setting.strip().upper()} must be correct ({reason}); unset it, or use logger=csv"
+            ) from None
         except Error as error:
             reason = str(error).split("\n")[0]
             advice = "run wandb login first, or use mode=offline" if spec.mode == "online" else "use logger=csv"
