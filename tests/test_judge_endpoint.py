@@ -91,7 +91,7 @@ def ask(tmp_path: Path) -> Ask:
 
 
 def judge(server: Server, **settings: Any) -> Comparison:
-    spec = {
+    spec: dict[str, Any] = {
         "kind": "openai", "url": server.url, "model": "tiny-vlm", "key_variable": "TEST_JUDGE_KEY", "size": 20,
         "temperature": 0.0, "votes": 1, "max_tokens": 50, "timeout": 5.0, "retries": 2, "longest_wait": 0.5,
         "parallel": 1, "requests_per_minute": None,

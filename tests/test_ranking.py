@@ -42,7 +42,7 @@ def test_strengths_maximize_likelihood() -> None:
 
 
 def test_true_strengths_are_found() -> None:
-    true = dict(zip(LABELS, (0.0, 0.5, 1.0, -1.5), strict=True))
+    true: dict[str, float] = dict(zip(LABELS, (0.0, 0.5, 1.0, -1.5), strict=True))
     found = ranking.rankings(sampled(true, pairs=12, each=40, ties=0.0)).set_index("label")
     assert found["rank"].to_dict() == {"duolora": 1, "ties": 2, "direct": 3, "svd": 4}
     assert found["strength"].to_dict() == pytest.approx(true, abs=0.25)

@@ -66,7 +66,7 @@ def participants(verdicts: pd.DataFrame, passes: float) -> pd.DataFrame:
             {
                 "participant": name, "answers": len(own), "right": right, "controls": len(controls),
                 "same": int((first.reindex(again.index) == again).sum()), "repeats": len(repeats),
-                "left": float(np.mean([each["left"] for each in how] == own["answer"].to_numpy())),
+                "left": float(np.mean(np.array([each["left"] for each in how]) == own["answer"].to_numpy(dtype=str))),
                 "seconds": float(np.median([each["seconds"] for each in how])),
                 "passed": not len(controls) or right >= passes * len(controls),
             }

@@ -75,8 +75,8 @@ class Gallery:
         found: dict[tuple[str, str, str, int], dict[str, Picture]] = {}
         for picture in join_pictures(runs):
             if picture.index < images:
-                _, *at = picture.identity
-                found.setdefault((at[0], at[1], at[2], at[3]), {})[picture.label] = picture
+                label, content, style, prompt, seed = picture.identity
+                found.setdefault((content, style, prompt, seed), {})[label] = picture
         labels = row_order(list(dict.fromkeys(label for own in found.values() for label in own)))
         rows = [label for label in labels if baselines or label not in BASELINES_AND_ORACLE]
         if len(rows) < 2:
