@@ -37,7 +37,7 @@ def run(cfg: DictConfig, folder: Path) -> str:
         [line for own in read_answers(cfg.answers, key).values() for line in lines_of(own, key)], columns=COLUMNS
     )
     people = participants(verdicts, cfg.task.passes)
-    if not people["passed"].any():
+    if not people["passed"].to_numpy().any():
         least = f"{cfg.task.passes:.0%}"
         raise UserError(f"no participant is right on {least} of the controls; use task.passes=0 to keep all of them")
     verdicts.to_parquet(folder / FILE, index=False)

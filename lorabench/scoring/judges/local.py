@@ -90,7 +90,7 @@ class LocalJudge(Comparison):
 
         try:
             processor = AutoProcessor.from_pretrained(self.folder)
-            model = AutoModelForImageTextToText.from_pretrained(
+            model: Any = AutoModelForImageTextToText.from_pretrained(
                 self.folder, dtype=getattr(torch, DTYPES[self.spec.dtype])
             )
         except (OSError, ValueError, KeyError) as error:
