@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import random_lora
 from diffusers.schedulers.scheduling_euler_ancestral_discrete import EulerAncestralDiscreteScheduler
 
 import lorabench
@@ -23,6 +24,7 @@ from lorabench.models.conditioning import Conditioning
 from lorabench.models.files import model_folder
 from lorabench.models.load import load
 from lorabench.models.schedulers import DETERMINISTIC, STOCHASTIC
+from lorabench.sampling.parts import StepScales
 from lorabench.sampling.sampler import sample_latents
 
 ROOT = Path(lorabench.__file__).parent
@@ -84,6 +86,22 @@ def test_deterministic_schedulers_draw_nothing(folder: Path, tmp_path: Path, nam
     first = sample_latents(model, ["a mug"], [0], 4, 1.0)
     torch.manual_seed(1)
     assert torch.equal(sample_latents(model, ["a mug"], [0], 4, 1.0), first) and first.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["HeunDiscreteScheduler", "PNDMScheduler", "KDPM2DiscreteScheduler"])
+def test_rule_keeps_its_steps_if_scheduler_calls_model_more_often(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    model = load(model_folder(scheduler_folder(folder, tmp_path / "model", name)))
+    lora = random_lora(model, 2, "content")
+    assert len(model.sampler(4).timesteps) > 4
+    asked: list[int] = []
+    at = StepScales.at
+    monkeypatch.setattr(StepScales, "at", lambda self, step, rows=None: asked.append(step) or at(self, step, rows))
+    with model.attach([lora]) as adapters:
+        scales = StepScales(list(adapters.layers), torch.ones(4, len(adapters.layers), 1), {})
+        sample_latents(model, ["a mug"], [0], 4, 1.0, adapters, scales)
+    assert asked == sorted(asked) and set(asked) == {0, 1, 2, 3}
 
 
 def test_prompt_cache_is_bounded(model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,8 +92,8 @@ def sample_latents(
         rows = routed.repeat(len(words), 1)
         switches = rows if switches is None else switches * rows
     for index, t in enumerate(run.timesteps):
-        if adapters is not None and scales is not None:
-            adapters.rows(scales.at(index, switches))
+        if adapters is not None and scales is not None:  # Heun's scheduler and PNDM's call the model more than once
+            adapters.rows(scales.at(index * steps // len(run.timesteps), switches))
         rows = run.scaled(latents.repeat(len(words), 1, 1, 1), t)
         predictions = model.predict(rows, t, conditioning, own, embedded).unflatten(0, (len(words), n))
         prediction = _guided(predictions, guidance, branches)
