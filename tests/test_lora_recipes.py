@@ -34,6 +34,7 @@ PAPERS = {  # rank, blocks, rate, steps, images an update
     "pair": (64, 0, 1e-5, 750, 1),
     "dreambooth": (4, 0, 1e-4, 500, 4),
     "unziplora": (64, 0, 5e-5, 600, 1),
+    "inspiration_tree": (64, 0, 5e-5, 1000, 8),
 }
 
 

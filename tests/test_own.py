@@ -159,7 +159,7 @@ def test_several_contents_and_text_encoders(loras, folder, tmp_path) -> None:
             "nowhere must be a module with adapted layers",
         ),
         ({"method": "custom_weights", "contents": 1.0}, "method.contents is unknown to .* method/merge=custom_weights"),
-        ({"method": "custom_weights", "content_": 1.0}, "its settings are: blocks, concepts, content, style"),
+        ({"method": "custom_weights", "content_": 1.0}, "its settings are: blocks, concepts, content, routing, style"),
     ],
 )
 def test_mistakes_in_python(files, folder, arguments, words) -> None:
