@@ -182,9 +182,10 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "work"),
-    [pytest.param(signal.SIGINT, "Predicting", marks=pytest.mark.slow), (signal.SIGKILL, "Slow")],
+    [(signal.SIGINT, "Predicting"), (signal.SIGKILL, "Slow")],
 )
 def test_ranks_end_with_their_parent(tmp_path: Path, log: Path, number: signal.Signals, work: str) -> None:
     """Test Ctrl-C, which reaches the process group and both ranks inside Lightning, and a killed parent."""

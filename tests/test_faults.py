@@ -105,12 +105,14 @@ def test_full_disk_and_then_read_only_one(run: Run, disk: Callable[[str], Path],
     assert scores(place) == expected
 
 
+@pytest.mark.slow
 def test_full_disk_under_worker_process(run: Run, disk: Callable[[str], Path]) -> None:
     place = disk("size=100k")
     code, line = run(place, "trainer.workers=1")
     assert code == 2 and line.startswith(f"error: no space is left to write {place}/")
 
 
+@pytest.mark.slow
 def test_store_that_is_deleted_under_run(run: Run, tmp_path: Path, expected: bytes) -> None:
     def delete(command: Command) -> None:
         command.wait_for(lambda: list(tmp_path.glob("out/store/merge/*/key.json")))
@@ -123,6 +125,7 @@ def test_store_that_is_deleted_under_run(run: Run, tmp_path: Path, expected: byt
     assert scores(tmp_path / "out") == expected
 
 
+@pytest.mark.slow
 def test_worker_killed_for_memory(run: Run, tmp_path: Path, expected: bytes) -> None:
     def kill_worker(command: Command) -> None:
         command.wait_for(lambda: list(tmp_path.glob("out/store/personalize/*/key.json")))
