@@ -9,7 +9,7 @@ demo: install
 	$(BIN)/python run.py method=duolora $(SET)
 
 smoke: install
-	$(BIN)/python run.py experiments=smoke
+	$(BIN)/python run.py experiments=smoke $(SET)
 
 test: install
 	$(BIN)/python -m pytest
