@@ -168,8 +168,14 @@ def fill(cfg: DictConfig, output: OutputFolder) -> None:
         judge.check_judge(cfg)
         work(cfg, output.path)
         return judge.judge_run(cfg, output.path)
+    shown, incomplete = "", None
     with output.filled() as draft:
-        shown = work(cfg, draft)
+        try:
+            shown = work(cfg, draft)
+        except Incomplete as error:  # what it has written is kept
+            incomplete = error
+    if incomplete is not None:
+        raise incomplete
     print(output.path / shown)
 
 

@@ -31,8 +31,8 @@ BASE = "direct"  # preset whose components are replaced
 Cell = tuple[str, str, str]  # options of training, merge and sampling
 
 
-def run(cfg: DictConfig, folder: Path) -> None:
-    """Write and print grid.md.
+def run(cfg: DictConfig, folder: Path) -> str:
+    """Write and print grid.md, and return its name.
 
     Raises:
         Incomplete: If a combination was not refused and failed.
@@ -55,9 +55,9 @@ def run(cfg: DictConfig, folder: Path) -> None:
     text = matrix(trainings, merges, rules, refused, failed)
     (folder / "grid.md").write_text(text, encoding="utf-8")
     print(text)
-    print(folder / "grid.md")
     if failed:
-        raise Incomplete(f"{len(failed)} of {len(rows)} combinations failed; see {folder / 'grid.md'}")
+        raise Incomplete(f"{len(failed)} of {len(rows)} combinations failed; see grid.md in the output folder")
+    return "grid.md"
 
 
 def checked(plan: Plan, cell: Cell, fit_steps: int) -> Row:
