@@ -71,5 +71,16 @@ def test_generate_takes_negative_prompt(
     assert np.abs(images["plain"] - images["less"]).max() > 0
     manifest = json.loads((tmp_path / "less" / "manifest.json").read_text())
     assert manifest["negative"] == NEGATIVE
+    warned = commands.run(*words, f"negative={' '.join(['blurry'] * 20)}", "output=long", cwd=tmp_path)
+    assert warned.returncode == 0 and "warning: " in warned.stderr and "blurry" in warned.stderr
     refused = commands.run(*words, f"negative={NEGATIVE}", "generate.guidance=1", cwd=tmp_path)
     assert refused.returncode == 2 and "has no effect without guidance; use" in refused.stderr
+
+
+def test_negative_prompt_that_is_cut_is_error_before_training(
+    commands: Commands, tiny: list[str], tmp_path: Path
+) -> None:
+    pair = ["dataset.subjects=[mug_1]", "dataset.styles=[ink_1]", f"output={tmp_path}"]
+    done = commands.run(*tiny, *pair, "method=direct", f"negative={' '.join(['blurry'] * 20)}", cwd=tmp_path)
+    assert done.returncode == 2 and "blurry" in done.stderr and "32" in done.stderr, done.stderr
+    assert not list(tmp_path.glob("store/personalize/*"))

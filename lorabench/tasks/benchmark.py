@@ -19,6 +19,7 @@ from lorabench.base import UserError
 from lorabench.config.choices import choose
 from lorabench.data.catalogue import load_pairs
 from lorabench.data.pairs import Pair, Prompts
+from lorabench.data.prompt_length import check_prompts
 from lorabench.data.uses import JOINT, USES, Use
 from lorabench.engine.artifact import Artifact
 from lorabench.engine.devices import device_name
@@ -54,7 +55,9 @@ def plan_of(cfg: DictConfig, rows: list[Row] | None = None) -> Plan:
     model, scorers = model_files(typed["model"]), scorer_set(typed["scorers"])
     prompts = Prompts(**cfg.prompts)
     pairs = load_pairs(typed["dataset"], prompts)
-    pairs, left_out = fitting(pairs, prompts, readers_of(model, cfg.model.name), scorer_readers(scorers))
+    readers = readers_of(model, cfg.model.name)
+    check_prompts(filter(None, [typed["generate"].negative]), readers)
+    pairs, left_out = fitting(pairs, prompts, readers, scorer_readers(scorers))
     uses = uses_of(cfg)
     check_grounds(prompts, pairs, uses)
     if rows is None:

@@ -95,6 +95,8 @@ class Request:
         words = {self.style_token, *(word for own in self.own.styles for word in own.style_words)}
         for prompt in filter(None, [self.own.prompt, *(own.prompt for own in self.own.files)]):
             check_style_kept(parse(prompt).text, words, readers)
+        if self.generation.negative:
+            check_style_kept(self.generation.negative, (), readers)
 
     @cached_property
     def store(self) -> Store:
