@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,10 +20,12 @@ from torch import Tensor, nn
 from lorabench.lora.adapter import Adapter
 from lorabench.lora.files.embeddings import Tokens, joined
 from lorabench.lora.layer import Adapters, AllMasks, attach, changed_weights
+from lorabench.models import autoencoder
 from lorabench.models.conditioning import Conditioning
 from lorabench.models.layer_map import LayerMap
 from lorabench.models.noise import NoiseProcess
 from lorabench.models.sampler import Sampler
+from lorabench.models.tokens import learned_tokens, word_embeddings
 
 PROMPTS_KEPT = 256  # number of encoded prompts in the cache; 160 MB for SDXL in fp32
 
@@ -45,9 +47,13 @@ class DiffusionModel(ABC):
             of the denoiser, "none" if the model has no guidance.
         device: Device of the denoiser.
         dtype: Type of its weights.
+        pipeline: Pipeline of diffusers, with its tokenizers.
+        vae: Autoencoder of the pipeline.
     """
 
     guidance: Literal["cfg", "embedded", "none"]
+    pipeline: Any
+    vae: Any
 
     def __init__(
         self,
@@ -67,23 +73,25 @@ class DiffusionModel(ABC):
         self.device, self.dtype = weight.device, weight.dtype
         self._prompts: OrderedDict[str, Conditioning] = OrderedDict()
 
-    @abstractmethod
+    @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
         """Return latents [n, c, h, w] of unit scale for images [n, 3, H, W] in [-1, 1]."""
+        with self.present(self.vae):
+            return autoencoder.encode(self.vae, images.to(self.device))
 
-    @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
         """Return images [n, 3, H, W] in [0, 1] for latents of unit scale, with gradients."""
+        with self.present(self.vae, stay=latents.requires_grad):
+            return autoencoder.decode(self.vae, latents)
 
-    @abstractmethod
     def unconditional(self, n: int) -> Conditioning:
         """Return n rows of the empty prompt, for classifier-free guidance."""
+        return self.encode_prompts([""]).take([0] * n)
 
-    @abstractmethod
     def text_features(self, texts: Sequence[str]) -> Tensor:
-        """Return one vector per text [n, width], as the text encoders pool it."""
+        """Return one vector per text [n, width], as the text encoders pool it: the second tensor of a conditioning."""
+        return self.encode_prompts(texts).tensors[1]
 
-    @abstractmethod
     def with_crops(self, conditioning: Conditioning, crops: Tensor) -> Conditioning:
         """Return the conditioning with crop positions, for models that are conditioned on them.
 
@@ -92,6 +100,7 @@ class DiffusionModel(ABC):
             crops: [n, 6]: height and width of the original image, top and left of the crop in the resized image, and
                 height and width of the crop, in pixels.
         """
+        return conditioning
 
     @abstractmethod
     def predict(
@@ -124,7 +133,6 @@ class DiffusionModel(ABC):
     def recomputed_blocks(self) -> list[nn.Module]:
         """Return the modules whose activations gradient checkpointing recomputes."""
 
-    @abstractmethod
     def learned_tokens(self, tokens: Tokens) -> AbstractContextManager[None]:
         """Replace triggers in prompts by learned embeddings within the block.
 
@@ -135,10 +143,11 @@ class DiffusionModel(ABC):
         Raises:
             UserError: If an embedding has another width than its text encoder.
         """
+        return learned_tokens(self.pipeline, tokens)
 
-    @abstractmethod
     def word_embeddings(self, text: str) -> dict[str, Tensor]:
         """Return the input embeddings of a text's tokens by text encoder, [tokens, width] in fp32."""
+        return word_embeddings(self.pipeline, text)
 
     @abstractmethod
     def _encode(self, prompts: list[str]) -> Conditioning:

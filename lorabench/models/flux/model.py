@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +17,6 @@ from diffusers.models.transformers.transformer_flux import (
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline, calculate_shift
 from torch import Tensor, nn
 
-from lorabench.lora.files.embeddings import Tokens
 from lorabench.models import autoencoder
 from lorabench.models.checkpointing import recomputed
 from lorabench.models.conditioning import Conditioning
@@ -31,7 +29,6 @@ from lorabench.models.reading import place, read_pipeline
 from lorabench.models.sampler import Sampler
 from lorabench.models.schedulers import check_own_sampler
 from lorabench.models.sd3.model import refuse_own
-from lorabench.models.tokens import learned_tokens, word_embeddings
 
 TRAINING_GUIDANCE = 1.0  # embedded guidance during training, as in the README of diffusers' script
 PATCH = 2  # edge of the square of latents that is one token
@@ -88,32 +85,6 @@ class Flux(DiffusionModel):
             files = model_folder(files)
         pipeline = read_pipeline(FluxPipeline, FluxTransformer2DModel, files)
         return cls(place(pipeline, files, device), files)
-
-    @torch.no_grad()
-    def encode_images(self, images: Tensor) -> Tensor:
-        with self.present(self.vae):
-            return autoencoder.encode(self.vae, images.to(self.device))
-
-    def decode(self, latents: Tensor) -> Tensor:
-        with self.present(self.vae, stay=latents.requires_grad):
-            return autoencoder.decode(self.vae, latents)
-
-    def unconditional(self, n: int) -> Conditioning:
-        """Return the encoded empty prompt, for true guidance."""
-        return self.encode_prompts([""]).take([0] * n)
-
-    def with_crops(self, conditioning: Conditioning, crops: Tensor) -> Conditioning:
-        """Return the conditioning: the model is not conditioned on crops."""
-        return conditioning
-
-    def text_features(self, texts: Sequence[str]) -> Tensor:
-        return self.encode_prompts(texts).tensors[1]
-
-    def learned_tokens(self, tokens: Tokens) -> AbstractContextManager[None]:
-        return learned_tokens(self.pipeline, tokens)
-
-    def word_embeddings(self, text: str) -> dict[str, Tensor]:
-        return word_embeddings(self.pipeline, text)
 
     def predict(
         self,

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from diffusers.models.attention import JointTransformerBlock
 from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import StableDiffusion3Pipeline
 from torch import Tensor, nn
 
 from lorabench.base import UserError
-from lorabench.lora.files.embeddings import Tokens
 from lorabench.models import autoencoder
 from lorabench.models.checkpointing import recomputed
 from lorabench.models.conditioning import Conditioning
@@ -27,7 +24,6 @@ from lorabench.models.reading import place, read_pipeline
 from lorabench.models.sampler import Sampler
 from lorabench.models.schedulers import check_own_sampler
 from lorabench.models.sd3.layers import layers_of
-from lorabench.models.tokens import learned_tokens, word_embeddings
 
 
 class SD3(DiffusionModel):
@@ -77,32 +73,6 @@ class SD3(DiffusionModel):
             files = model_folder(files)
         pipeline = read_pipeline(StableDiffusion3Pipeline, SD3Transformer2DModel, files)
         return cls(place(pipeline, files, device), files)
-
-    @torch.no_grad()
-    def encode_images(self, images: Tensor) -> Tensor:
-        with self.present(self.vae):
-            return autoencoder.encode(self.vae, images.to(self.device))
-
-    def decode(self, latents: Tensor) -> Tensor:
-        with self.present(self.vae, stay=latents.requires_grad):
-            return autoencoder.decode(self.vae, latents)
-
-    def unconditional(self, n: int) -> Conditioning:
-        """Return the encoded empty prompt."""
-        return self.encode_prompts([""]).take([0] * n)
-
-    def with_crops(self, conditioning: Conditioning, crops: Tensor) -> Conditioning:
-        """Return the conditioning: the model is not conditioned on crops."""
-        return conditioning
-
-    def text_features(self, texts: Sequence[str]) -> Tensor:
-        return self.encode_prompts(texts).tensors[1]
-
-    def learned_tokens(self, tokens: Tokens) -> AbstractContextManager[None]:
-        return learned_tokens(self.pipeline, tokens)
-
-    def word_embeddings(self, text: str) -> dict[str, Tensor]:
-        return word_embeddings(self.pipeline, text)
 
     def predict(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,6 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 from torch import Tensor, nn
 
-from lorabench.lora.files.embeddings import Tokens
 from lorabench.lora.layer import MaskedLoRA
 from lorabench.models import autoencoder
 from lorabench.models.checkpointing import recomputed
@@ -26,7 +25,6 @@ from lorabench.models.reading import place, read_pipeline
 from lorabench.models.sampler import Sampler, ScheduledSampler
 from lorabench.models.sdxl.attention import set_attention
 from lorabench.models.sdxl.layers import TEXT_ENCODERS, layers_of
-from lorabench.models.tokens import learned_tokens, word_embeddings
 
 
 class SDXL(DiffusionModel):
@@ -80,15 +78,6 @@ class SDXL(DiffusionModel):
         pipeline = read_pipeline(StableDiffusionXLPipeline, UNet2DConditionModel, files)
         return cls(place(pipeline, files, device), files)
 
-    @torch.no_grad()
-    def encode_images(self, images: Tensor) -> Tensor:
-        with self.present(self.vae):
-            return autoencoder.encode(self.vae, images.to(self.device))
-
-    def decode(self, latents: Tensor) -> Tensor:
-        with self.present(self.vae, stay=latents.requires_grad):
-            return autoencoder.decode(self.vae, latents)
-
     def unconditional(self, n: int) -> Conditioning:
         """Return n rows of zeros or of the encoded empty string, depending on the pipeline's configuration."""
         empty = self.encode_prompts([""])
@@ -96,15 +85,6 @@ class SDXL(DiffusionModel):
             states, pooled, size = empty.tensors
             empty = Conditioning((torch.zeros_like(states), torch.zeros_like(pooled), size))
         return empty.take([0] * n)
-
-    def text_features(self, texts: Sequence[str]) -> Tensor:
-        return self.encode_prompts(texts).tensors[1]
-
-    def learned_tokens(self, tokens: Tokens) -> AbstractContextManager[None]:
-        return learned_tokens(self.pipeline, tokens)
-
-    def word_embeddings(self, text: str) -> dict[str, Tensor]:
-        return word_embeddings(self.pipeline, text)
 
     def with_crops(self, conditioning: Conditioning, crops: Tensor) -> Conditioning:
         states, pooled, _ = conditioning.tensors
