@@ -27,6 +27,7 @@ from lorabench.base import ASSETS, UserError
 from lorabench.engine.environment import clear_environment
 from pretraining.curve import Curve
 from pretraining.encoded import EncodedBank
+from pretraining.precision import training_precision
 from pretraining.unet import Denoiser, VLoss
 
 WARM_UP = 4_000  # samples
@@ -183,7 +184,7 @@ def pretrain(
         accelerator="auto",
         devices=devices,
         strategy="ddp" if devices > 1 else "auto",
-        precision="bf16-mixed" if torch.cuda.is_available() else "32-true",
+        precision=training_precision(),
         max_epochs=-1,
         max_time=None if minutes is None else timedelta(minutes=minutes),
         gradient_clip_val=1.0,

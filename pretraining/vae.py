@@ -24,6 +24,7 @@ from pretraining import bank
 from pretraining.architecture import build_vae
 from pretraining.encoded import CODE
 from pretraining.latents import PatchPCA, to_tensor
+from pretraining.precision import training_precision
 
 LATENT_NOISE = 0.15
 LOG_VARIANCE = -8.0
@@ -87,7 +88,7 @@ def distil(work: Path, steps: int, decay: int, batch: int, lr: float, every: int
     trainer = pl.Trainer(
         accelerator="auto",
         devices=1,
-        precision="bf16-mixed" if torch.cuda.is_available() else "32-true",
+        precision=training_precision(),
         max_steps=steps,
         gradient_clip_val=1.0,
         callbacks=[ModelCheckpoint(out, every_n_train_steps=every, save_last=True, save_top_k=0)],
