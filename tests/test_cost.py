@@ -12,10 +12,12 @@ from hydra import compose
 from lorabench.base import UserError
 from lorabench.engine.store import Store
 from lorabench.engine.workers import Pool
+from lorabench.personalization import routing
 from lorabench.sampling import generate
 from lorabench.tasks import cost
 from lorabench.tasks.benchmark import plan_of
 from lorabench.tasks.cost import run, summary
+from lorabench.tasks.rows import Row
 
 SMALL = [
     "task=cost", "task.methods=[direct,ziprank_closed]", "task.repeats=2", "dataset.subjects=[mug_1]",
@@ -48,18 +50,35 @@ def test_each_measurement_is_fresh_and_warmed_up(tiny, tmp_path: Path, monkeypat
     passes = repeats.set_index("method")["merge_denoiser_passes"]
     assert set(passes["direct"]) == {0} and min(passes["ziprank_closed"]) > 0
     text = (tmp_path / "cost.md").read_text()
-    assert "| method | learned parameters | s to merge | x direct |" in text and text in capsys.readouterr().out
+    assert (
+        "| method | s per LoRA (shared) | learned parameters | s to merge | x direct |" in text
+        and text in capsys.readouterr().out
+    )
     assert "The machine was not idle (load 1.5 before)" in text
 
 
 def test_warm_up_is_same_with_two_steps(tiny, tmp_path: Path) -> None:
     [row] = cost.rows_of(["duolora"])
     plan = plan_of(compose("config", [*tiny, *SMALL, f"output={tmp_path}"]), [row])
-    (tmp_path / "loras").mkdir()
-    short = cost.warm(replace(plan, store=Store(tmp_path / "run")), row, tmp_path)
+    (tmp_path / "trained").mkdir()
+    short = cost.warm(replace(plan, store=Store(tmp_path / "run")), row, ["personalize"], tmp_path)
     assert [item.steps for item in short.artifacts("merge")] == [2] and short.generation.steps == 2
     assert short.artifacts("personalize")[0].key == plan.artifacts("personalize")[0].key
     assert short.store.root != tmp_path / "run"
+
+
+def test_backbone_has_column_and_encoder_is_part_of_merge(tiny, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(cost, "Pool", lambda count, threads, environment: Pool(0, threads))
+    monkeypatch.setitem(routing.STEPS, "regress", 2)
+    small = {"steps": 1, "batch": 1, "contents": 1, "styles": 1}
+    monkeypatch.setattr(cost, "rows_of", lambda names: [Row.of(name, backbone=small) for name in names])
+    methods = "task.methods=[craft,craft+sampling.acfg_regress]"
+    run(compose("config", [*tiny, *SMALL, methods, "task.repeats=1", f"output={tmp_path}"]), tmp_path)
+    found = pd.read_csv(tmp_path / "cost.csv").set_index("method")
+    plain, learned = found.loc["craft"], found.loc["craft+sampling.acfg_regress"]
+    assert plain["backbone_seconds"] == learned["backbone_seconds"] > 0
+    assert plain["lora_seconds"] > 0 and learned["merge_seconds"] > plain["merge_seconds"]
+    assert "s of the backbone (once per model)" in (tmp_path / "cost.md").read_text()
 
 
 def test_medians_with_least_and_greatest() -> None:

@@ -11,9 +11,9 @@ from lorabench.base import UserError
 from lorabench.config.dataset_schemas import MicroworldSpec
 from lorabench.data.catalogue import load_pairs
 from lorabench.data.extension import EXTENSIONS
-from lorabench.data.pairs import Prompts
+from lorabench.data.pairs import ROLES, Prompts
 from lorabench.data.uses import pair_for, strength_for
-from lorabench.report.semantic_extension import DATA, FILE, write_semantic_extension
+from lorabench.report.by_use import write_by_use
 
 
 @pytest.fixture
@@ -47,22 +47,44 @@ def test_several_subjects_are_refused() -> None:
         pair_for(several, "new_style")
 
 
-def test_table_marks_leaks(tmp_path: Path) -> None:
-    rows = [
+def test_prompts_of_one_concept_keep_all_adapters(world_pair) -> None:
+    for role in ROLES:
+        named = pair_for(world_pair, f"{role}_prompt")
+        assert named.alone == pair_for(world_pair, role).alone
+        assert [bool(named.alone.marked(each)) for each in ROLES] == [each == role for each in ROLES]
+        assert strength_for(f"{role}_prompt") is None and strength_for(role) == {each: each == role for each in ROLES}
+
+
+def scores_of(*uses: str) -> pd.DataFrame:
+    return pd.DataFrame(
         {
             "dataset": "microworld", "content": "mug_1", "style": style, "prompt": "p", "seed": 0, "method": "craft",
             "ablation": "none", "use": use, "metric": metric, "backbone": "x@micro", "value": value, "image": 0,
         }
-        for use in ("joint", *EXTENSIONS)
+        for use in uses
         for style in ("ink_1", "neon_1")
         for metric, value in (("clip_t", 0.5), ("class_acc", 1.0), ("csd/style", 0.3), ("dino/content", 0.2))
-    ]  # fmt: skip
-    pd.DataFrame(rows[:8]).to_parquet(tmp_path / "scores.parquet")
-    write_semantic_extension([tmp_path], tmp_path)
-    assert not (tmp_path / FILE).exists()
-    pd.DataFrame(rows).to_parquet(tmp_path / "scores.parquet")
-    write_semantic_extension([tmp_path], tmp_path)
-    parts = (tmp_path / FILE).read_text().split("## ")
+    )  # fmt: skip
+
+
+def test_table_marks_leaks(tmp_path: Path) -> None:
+    scores_of("joint").to_parquet(tmp_path / "scores.parquet")
+    write_by_use([tmp_path], tmp_path)
+    assert not list(tmp_path.glob("*.md"))
+    scores_of("joint", *EXTENSIONS).to_parquet(tmp_path / "scores.parquet")
+    write_by_use([tmp_path], tmp_path)
+    assert not (tmp_path / "routing.md").exists()
+    parts = (tmp_path / "semantic_extension.md").read_text().split("## ")
     assert "subject (dino/content, lower is better)" in parts[1] and "style (csd/style)" in parts[1]
     assert "style (csd/style, lower is better)" in parts[2] and "subject (dino/content)" in parts[2]
-    assert parts[3].count("lower is better") == 2 and len(pd.read_csv(tmp_path / DATA)) == 12
+    assert parts[3].count("lower is better") == 2 and len(pd.read_csv(tmp_path / "semantic_extension.csv")) == 12
+
+
+def test_routing_has_table_of_prompts_that_name_one_concept(tmp_path: Path) -> None:
+    scores_of("joint", "content_prompt", "style_prompt").to_parquet(tmp_path / "scores.parquet")
+    write_by_use([tmp_path], tmp_path)
+    assert not (tmp_path / "semantic_extension.md").exists()
+    _, content, style = (tmp_path / "routing.md").read_text().split("## ")
+    assert "style (csd/style, lower is better)" in content and "subject (dino/content)" in content
+    assert "style (csd/style)" in style and "subject (dino/content, lower is better)" in style
+    assert set(pd.read_csv(tmp_path / "routing.csv")["use"]) == {"content_prompt", "style_prompt"}

@@ -97,5 +97,7 @@ def test_merge_of_other_trainings_is_refused() -> None:
 
 
 def test_recipe_with_text_encoders_is_refused(pair, lora_spec) -> None:
-    with pytest.raises(UserError, match=r"lora.text_encoders=True is no part of method/training=para; leave it out"):
+    with pytest.raises(
+        UserError, match=r"lora.text_encoders=True is not a setting of method/training=para; leave it out"
+    ):
         load("para").training.outputs(pair, replace(lora_spec, text_encoders=True))

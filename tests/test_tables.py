@@ -23,6 +23,7 @@ from lorabench.report.__main__ import main
 from lorabench.report.folder import RunFolder, run_folders
 from lorabench.report.formats import format_cost
 from lorabench.report.layout import blocks
+from lorabench.report.notes import equal_notes
 from lorabench.report.table import Table, costs
 from lorabench.report.tex import escape, write_latex
 from lorabench.report.text import write_csv, write_markdown
@@ -125,6 +126,18 @@ def test_what_is_separated_alone_need_not_be_among_many(tmp_path: Path) -> None:
     one = ("ziplora", "dino/content")
     assert few.loc[one, "p"] == many.loc[one, "p"] == few.loc[one, "p_holm"] < 0.05 < many.loc[one, "p_holm"]
     assert few.loc[one, "separated"] is True and many.loc[one, "separated"] is False
+
+
+def test_rows_with_same_images_are_named() -> None:
+    score = {"dataset": "d", "content": "mug_1", "style": "ink_1", "prompt": "p", "metric": "m", "backbone": "b"}
+    values = {"craft": [0.25, 0.5], "direct": [0.5, 0.25], "craft+sampling.acfg": [0.25, 0.5]}
+    rows = [
+        {**score, "label": label, "seed": seed, "reference": "r", "value": value}
+        for label, several in values.items()
+        for seed, value in enumerate(several)
+    ]
+    assert equal_notes(pd.DataFrame(rows[::-1])) == ["craft+sampling.acfg, craft: these rows have the same images."]
+    assert equal_notes(pd.DataFrame(rows[:4])) == []
 
 
 def test_reference_is_typed_or_configured_or_absent(tmp_path: Path) -> None:

@@ -55,4 +55,4 @@ def check_without(spec: LoRASpec, training: str) -> None:
     check_recipe(spec)
     for name, wanted in (("text_encoders", spec.text_encoders), ("prior_weight", spec.prior_weight)):
         if wanted:
-            raise UserError(f"lora.{name}={wanted} is no part of {training}; leave it out")
+            raise UserError(f"lora.{name}={wanted} is not a setting of {training}; leave it out")

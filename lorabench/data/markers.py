@@ -3,8 +3,8 @@
     a <c>sks dog</c> in the snow in <s>szn style</s>
 
 A sampling rule with `routing` reads them: an adapter whose role is not marked is off. They are removed before a prompt
-is encoded. The publication writes one mark after the words ("a sks dog <c> in szn style <s>"), which does not say where
-they begin.
+is encoded. The publication writes one mark after the words ("a sks dog <c> in szn style <s>"), which does not show
+where they begin.
 """
 
 from __future__ import annotations

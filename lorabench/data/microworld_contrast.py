@@ -5,7 +5,7 @@ For content C_i and style S_j, both from the development names, so that nothing 
     content image   C_i itself in one pose, in a random style of the family of S_j
     style image     a random individual of the class of C_i in a random pose, in S_j itself
 
-So one factor is exact and the other varies, which is what the publication's frequency bands are meant to do. Both have
+So one factor is exact and the other varies, as the publication's frequency bands intend. Both have
 the caption "a mug in ink style", without identifiers.
 """
 

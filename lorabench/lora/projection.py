@@ -81,7 +81,7 @@ class Projected(nn.Module):
 
     Attributes:
         q: [out, rank] of the next forward; the bases of several concepts side by side.
-        scale: [rows or 1, rank]: 1 where a row uses a column of q, else 0.
+        scale: [rows or 1, rank]: 1 if a row uses a column of q, else 0.
     """
 
     def __init__(self, base: nn.Linear):
@@ -142,7 +142,7 @@ def joined_reduction(parts: Sequence[Factors]) -> Factors:
         gram = each.up.double().mT @ each.up.double()
         if (gram - torch.eye(each.rank, dtype=gram.dtype, device=gram.device)).abs().max() > ORTHONORMAL:
             raise UserError(
-                "an adapter is no rank reduction at scale 1 (its `up` is not orthonormal), so that its basis cannot be "
+                "an adapter is not a rank reduction at scale 1 (its `up` is not orthonormal), so its basis cannot be "
                 "merged; use method/training=para, or another merge such as method/merge=direct"
             )
     up, down = torch.cat([each.up.double() for each in parts], 1), torch.cat([each.down.double() for each in parts])

@@ -6,7 +6,7 @@
     Q_l = QR([Q_c | Q_s]),    W_l' = W_l - Q_l Q_l^T W_l
 
 The result is the adapter `backbone` (`up` = -Q, `down` = Q^T W), from which the weights are rebuilt exactly; the bases
-of both factors are stored beside it. Attention projections are changed. The paper also changes convolutions.
+of both factors are stored next to it. Attention projections are changed. The paper also changes convolutions.
 
 A layer has at most `most` of its outputs removed per basis, so that one setting serves models of all widths.
 """

@@ -129,7 +129,7 @@ class RenderJob(Job):
 
 
 def look(style: Reference) -> str:
-    """Return what a caption says after the object: " in ink style"."""
+    """Return the words of a caption after the object: " in ink style"."""
     return style.prompt.removeprefix(f"a {style.word}")
 
 

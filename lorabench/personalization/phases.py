@@ -38,5 +38,5 @@ def phase(update: int, steps: int) -> tuple[Role, int]:
 
 
 def check_aligned(spec: LoRASpec) -> None:
-    """UserError where a recipe asks for what this training has not."""
+    """Raise a UserError if a recipe has a setting that this training does not use."""
     check_without(spec, "a training on aligned pictures")

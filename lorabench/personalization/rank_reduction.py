@@ -144,7 +144,7 @@ def learn_bases(
         init: See `start`.
         spec: Optimizer, steps, batch and views.
         seed: Of all random draws.
-        env: Progress, curves, and where a killed training resumes from.
+        env: Progress, curves, and the folder from which a killed training resumes.
 
     Raises:
         UserError: If a rank leaves nothing of a layer.

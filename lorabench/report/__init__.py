@@ -9,7 +9,7 @@ from pathlib import Path
 PAGE = "report.html"
 FILES = (
     "table.md", "table.csv", "table.tex", "comparisons.csv", "grid.png", PAGE, "cross_influence.md",
-    "cross_influence.csv", "semantic_extension.md", "semantic_extension.csv",
+    "cross_influence.csv", "semantic_extension.md", "semantic_extension.csv", "routing.md", "routing.csv",
 )  # fmt: skip
 OTHER_REPORT = "--out <a folder without files of these names>"
 
@@ -37,17 +37,17 @@ def write_joint_report(
     Args:
         run_folders: Finished run folders.
         out: Folder for table.md, table.csv, table.tex, comparisons.csv, grid.png and report.html; created if missing.
-            cross_influence.* and semantic_extension.* are added if there are images of these uses.
+            cross_influence.*, semantic_extension.* and routing.* are added if there are images of their uses.
         protocol: Name of a file in conf/protocol. None: the protocol of the runs, or all metrics if they differ.
         reference: Label of the row that differences refer to. None: the row named in the runs' configs, if present.
         unfinished: Runs that belong to the report but are not finished; they are named below the table.
     """
     from lorabench.engine.output_folder import MANIFEST, OutputFolder
     from lorabench.report import figures, page, protocols
+    from lorabench.report.by_use import write_by_use
     from lorabench.report.cross_influence import write_cross_influence
     from lorabench.report.folder import common_protocol
     from lorabench.report.pooling import load_runs
-    from lorabench.report.semantic_extension import write_semantic_extension
     from lorabench.report.table import Table
     from lorabench.report.tex import write_latex
     from lorabench.report.text import write_csv, write_markdown
@@ -62,7 +62,7 @@ def write_joint_report(
         for ending, write in (("md", write_markdown), ("csv", write_csv), ("tex", write_latex)):
             (draft / f"table.{ending}").write_text(write(table), encoding="utf-8")
         table.planned.to_csv(draft / "comparisons.csv", index=False, float_format="%.6g")
-        for write_uses in (write_cross_influence, write_semantic_extension):
+        for write_uses in (write_cross_influence, write_by_use):
             write_uses(list(dict.fromkeys(run.path for run in runs)), draft)
         figures.draw_grid(runs).save(draft / "grid.png", optimize=True)
         if protocol or reference:  # another report than that of the run in whose folder it may be

@@ -10,9 +10,11 @@ from lorabench.report.clusters import Design
 from lorabench.report.folder import RunFolder
 from lorabench.report.protocols import Column
 
+IMAGE = ("prompt", "seed")
+SCORE = ("metric", "backbone", "reference", "value")
 SHARED = (
-    "Merge costs do not include training LoRAs that methods share, but include training for a single pair. They are "
-    "per pair; memory is the maximum over the pairs."
+    "Merge costs do not include training LoRAs that methods share, nor a backbone that all pairs share, but include "
+    "training for a single pair. They are per pair; memory is the maximum over the pairs."
 )
 
 
@@ -57,7 +59,7 @@ def footnotes(
             " These are small scorers trained on the microworld; "
             "their scores are not comparable with those of published backbones."
         )
-    notes += [*headline.notes(lines), *column_notes(lines)]
+    notes += [*headline.notes(lines), *column_notes(lines), *equal_notes(scores)]
     if comparisons["p"].notna().to_numpy().any():
         notes.append(planned_note(comparisons, reference))
     if lines["rank"].notna().to_numpy().any():
@@ -85,6 +87,15 @@ def column_notes(lines: pd.DataFrame) -> list[str]:
             "trained; run python -m pretraining factors."
         )
     return found
+
+
+def equal_notes(scores: pd.DataFrame) -> list[str]:
+    """Return a sentence for rows that have the same images: all their scores are equal."""
+    alike: dict[bytes, list[str]] = {}
+    for name, mine in scores.groupby("label", sort=False):
+        hashes = pd.util.hash_pandas_object(mine[[*stats.PAIR, *IMAGE, *SCORE]].astype(str), index=False)
+        alike.setdefault(np.sort(hashes.to_numpy()).tobytes(), []).append(str(name))
+    return [f"{', '.join(names)}: these rows have the same images." for names in alike.values() if len(names) > 1]
 
 
 def planned_note(comparisons: pd.DataFrame, reference: str | None) -> str:

@@ -22,6 +22,7 @@ from lorabench.report.published import Published
 
 COSTS = {
     "learned_parameters": "learned parameters",
+    "backbone_seconds": "s of the backbone (once per model)",
     "lora_seconds": "s per LoRA (shared)",
     "merge_seconds": "s to merge",
     "merge_denoiser_passes": "denoiser passes to merge",

@@ -5,7 +5,7 @@
 f_id, f_c and f_s are MLPs to 64 dimensions, E is the pooled text embedding of the marked words (zeros if none); m is
 1 where a role is marked. gamma is cut at 1 when it is used. The last layer starts at zero, so an untrained encoder
 gives gamma = m exactly, which is routing by markers. The paper gives the three branches, their width, and "non-negative
-scales"; how the encoder is trained is not said, see lorabench/personalization/routing.py.
+scales", but no training of the encoder; lorabench/personalization/routing.py has two.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ def as_scene(prompt: str | Scene) -> Scene:
 
 
 def marker_scales(scenes: Sequence[Scene], roles: Sequence[Role]) -> Tensor:
-    """Return 1 where the role of an adapter is marked in a prompt, else 0: [prompts, adapters]."""
+    """Return 1 if a prompt marks the role of an adapter, else 0: [prompts, adapters]."""
     import torch
 
     return torch.tensor([[float(bool(scene.marked(role))) for role in roles] for scene in scenes])

@@ -4,8 +4,8 @@ The costs in a run's table (`manifest.json`, COSTS in lorabench/report/table.py)
 artifact, when the machine may have been busy. Here every merge and every set of images is computed `task.repeats`
 times, each time in a new process and on an idle device. The process first does the same with two steps, so that weights
 are read and kernels are chosen before the clock starts. The table has medians with minimum and maximum. The LoRAs that
-a method merges are trained beforehand, once each, and are not a cost of its merge, because methods share them. The
-store is temporary.
+a method merges are trained beforehand, once each, and are not a cost of its merge, because methods share them. The same
+holds for a backbone, which is trained once per model. Both have columns of their own. The store is temporary.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from lorabench.base import UserError
-from lorabench.engine.artifact import closure
+from lorabench.engine.artifact import Artifact, closure
 from lorabench.engine.devices import VISIBLE, claim, device_name
 from lorabench.engine.job import Make
 from lorabench.engine.store import Store
@@ -39,9 +39,10 @@ from lorabench.tasks.run_manifest import row_costs
 
 WARM = 2  # steps of a merge and of the sampler before the measured ones
 IDLE = 0.5  # load of a machine below which it counts as idle
-LORA = "lora_seconds"
 # Costs of run_manifest.row_costs: heading, unit, and whether the table has its ratio to the reference.
 COLUMNS = {
+    "backbone_seconds": ("s of the backbone (once per model)", 1, False),
+    "lora_seconds": ("s per LoRA (shared)", 1, False),
     "learned_parameters": ("learned parameters", 1, False),
     "merge_seconds": ("s to merge", 1, True),
     "merge_denoiser_passes": ("denoiser passes to merge", 1, False),
@@ -60,7 +61,7 @@ def run(cfg: DictConfig, folder: Path) -> str:
     load = load_of_machine()
     with TemporaryDirectory(prefix="store-", dir=folder) as temporary:
         root = Path(temporary)
-        plan = plan_of(OmegaConf.merge(cfg, {"store": str(root / "loras")}), rows)  # pyright: ignore[reportArgumentType]
+        plan = plan_of(OmegaConf.merge(cfg, {"store": str(root / "trained")}), rows)  # pyright: ignore[reportArgumentType]
         device_name(plan.trainer.accelerator)  # raises UserError if there is no such device
         check_methods(plan)
         found = pd.DataFrame(measure(plan, cfg.task.repeats, root))
@@ -89,21 +90,27 @@ def load_of_machine() -> float:
 
 def measure(plan: Plan, repeats: int, root: Path) -> list[dict[str, str | float]]:
     """Return one row per method and repeat, with the costs of `run_manifest.row_costs`."""
-    loras = list(closure(plan.artifacts("personalize")).values())
+    trained = list(closure(trainings(plan)).values())
+    stages = sorted({each.stage for each in trained})
     lines: list[dict[str, str | float]] = []
-    with fresh(plan) as start, tqdm(total=len(loras) + repeats * len(plan.rows), unit="process") as bar:
-        for lora in loras:
-            bar.set_description(f"LoRA {lora.name}")
-            start(Warmed((), (Make(plan.store, (lora,)),)))
+    with fresh(plan) as start, tqdm(total=len(trained) + repeats * len(plan.rows), unit="process") as bar:
+        for each in trained:
+            bar.set_description(f"training {each.name}")
+            start(Warmed((), (Make(plan.store, (each,)),)))
             bar.update()
         for repeat in range(repeats):
             for row in plan.rows:
                 bar.set_description(f"{row.name} {repeat + 1}/{repeats}")
-                own = replace(plan, rows=[row], store=with_loras(plan.store, root / f"{row.name}-{repeat}"))
-                start(Warmed(makes(warm(own, row, root)), makes(own)))
+                own = replace(plan, rows=[row], store=with_trainings(plan.store, stages, root / f"{row.name}-{repeat}"))
+                start(Warmed(makes(warm(own, row, stages, root)), makes(own)))
                 lines.append({"method": row.name, "repeat": repeat, **row_costs(own, row)})
                 bar.update()
     return lines
+
+
+def trainings(plan: Plan) -> list[Artifact]:
+    """Return all trainings of a plan: LoRAs, and the expert encoders of rows with learned routing."""
+    return [*plan.artifacts("personalize"), *(each for cell in plan.cells() for each in plan.encoder(*cell))]
 
 
 @contextmanager
@@ -131,10 +138,11 @@ class Warmed:
             make(progress)
 
 
-def with_loras(loras: Store, root: Path) -> Store:
-    """Return a new store that has the LoRAs of another store."""
+def with_trainings(trained: Store, stages: Sequence[str], root: Path) -> Store:
+    """Return a new store that has the artifacts of some stages of another store."""
     store = Store.open(root)
-    (root / "personalize").symlink_to(loras.root / "personalize", target_is_directory=True)
+    for stage in stages:
+        (root / stage).symlink_to(trained.root / stage, target_is_directory=True)
     return store
 
 
@@ -143,7 +151,7 @@ def makes(plan: Plan) -> tuple[Make, ...]:
     return tuple(Make(plan.store, (each,)) for stage in ("merge", "generate") for each in plan.artifacts(stage))
 
 
-def warm(plan: Plan, row: Row, root: Path) -> Plan:
+def warm(plan: Plan, row: Row, stages: Sequence[str], root: Path) -> Plan:
     """Return a small version of a plan for the warm-up: the first pair, a few steps, its own store."""
     if isinstance(row.own.merge, LearnedMasks):
         fit = row.own.merge.fit
@@ -153,13 +161,15 @@ def warm(plan: Plan, row: Row, root: Path) -> Plan:
         rows=[row],
         pairs=plan.pairs[:1],
         generation=replace(plan.generation, steps=min(WARM, plan.generation.steps)),
-        store=with_loras(Store(root / "loras"), plan.store.root.with_name(f"{plan.store.root.name}-warm")),
+        store=with_trainings(
+            Store(root / "trained"), stages, plan.store.root.with_name(f"{plan.store.root.name}-warm")
+        ),
     )
 
 
 def summary(found: pd.DataFrame) -> pd.DataFrame:
     """Return the median, minimum (_low) and maximum (_high) of each cost over the repeats, one row per method."""
-    known = [cost for cost in (*COLUMNS, LORA) if cost in found]
+    known = [cost for cost in COLUMNS if cost in found]
     groups = found[["method", *known]].groupby("method", sort=False)
     middle, least, most = (pd.DataFrame(groups.agg(how)) for how in ("median", "min", "max"))
     together = middle.join(least.add_suffix("_low")).join(most.add_suffix("_high"))
@@ -187,7 +197,8 @@ def table(summed: pd.DataFrame, found: pd.DataFrame, reference: str, plan: Plan,
         f"Medians of {repeats} new processes, each after a warm-up, with [minimum, maximum] if they differ. "
         f"{plan.model_name}, pairs: {pairs}, images per pair: {plan.generation.images}, threads: {threads}. "
         "Memory is that of the whole process with its libraries.",
-        f"Training one LoRA takes {found[LORA].iloc[0]:.3g} s. Methods share the LoRAs, so no column has this.",
+        "LoRAs and a backbone are trained once each, before the other measurements. Methods share the LoRAs, and all "
+        "pairs share the backbone, so the costs of a merge include neither.",
     ]
     if load > IDLE:
         notes.append(f"The machine was not idle (load {load:.1f} before): seconds are not comparable with others.")

@@ -158,7 +158,7 @@ class RunWriter:
                 write_ranks(self.path, ranks, roles, layer_map(self.plan.model))
 
     def write_overlap(self) -> None:
-        """Write overlap.csv, how much the adapters of the roles have in common, if each is used alone too."""
+        """Write overlap.csv, the overlap of the adapters of both roles, if there are images of each role by itself."""
         if not set(ROLES) <= set(self.plan.uses):
             return
         import pandas as pd

@@ -9,11 +9,11 @@ from typing import Any
 
 from lorabench.base import __version__
 from lorabench.data.catalogue import world_version
-from lorabench.engine.artifact import Artifact
+from lorabench.engine.artifact import Artifact, closure
 from lorabench.engine.costs import COMPUTED_ON, COST_FILE, joined_costs
 from lorabench.engine.record import key_of
 from lorabench.merging.presets import GROUPS
-from lorabench.personalization.training import is_per_pair
+from lorabench.personalization.training import backbone_of, is_per_pair
 from lorabench.report.labels import label
 from lorabench.tasks.jobs import CURVES_FILE, NOTES_FILE
 from lorabench.tasks.plan import STAGES, Plan
@@ -120,7 +120,8 @@ def computed_on(plan: Plan, stages: Mapping[str, Sequence[Artifact]]) -> list[st
 def row_costs(plan: Plan, row: Row) -> dict[str, float]:
     """Return the costs per LoRA, merge and image of a row: means over LoRAs and pairs, and maxima of peak memory.
 
-    LoRAs that other rows share are not part of the cost of a merge. A training for a single pair is.
+    LoRAs that other rows share are not part of the cost of a merge. A training for a single pair is, such as that of an
+    expert encoder. A backbone, which all pairs share, has a cost of its own.
     """
     trained = [{lora.artifact.key: cost_of(plan, lora.artifact) for lora in plan.loras(row, p)} for p in plan.pairs]
     loras = {key: cost for of_pair in trained for key, cost in of_pair.items()}
@@ -128,6 +129,7 @@ def row_costs(plan: Plan, row: Row) -> dict[str, float]:
     images = sum(len(plan.seeds(pair)) for pair in plan.pairs)
     costs = {
         **mean_cost("lora_seconds", "seconds", list(loras.values())),
+        **backbone_cost(plan, row),
         **mean_cost("seconds_per_image", "seconds", generated, images),
         **mean_cost("denoiser_passes_per_image", "denoiser_passes", generated, images),
     }
@@ -137,6 +139,8 @@ def row_costs(plan: Plan, row: Row) -> dict[str, float]:
             parts = zip(merged, trained, strict=True)
             merged = [joined_costs([merge, *of_pair.values()]) for merge, of_pair in parts]
             costs.pop("lora_seconds", None)
+        if encoders := [cost_of(plan, each) for pair in plan.pairs for each in plan.encoder(row, pair)]:
+            merged = [joined_costs(several) for several in zip(merged, encoders, strict=True)]
         costs["learned_parameters"] = merged[0]["learned_parameters"]
         costs |= mean_cost("merge_seconds", "seconds", merged)
         costs |= mean_cost("merge_denoiser_passes", "denoiser_passes", merged)
@@ -144,6 +148,18 @@ def row_costs(plan: Plan, row: Row) -> dict[str, float]:
             if all(peak in each for each in merged):
                 costs[f"merge_{peak}"] = max(each[peak] for each in merged)
     return costs
+
+
+def backbone_cost(plan: Plan, row: Row) -> dict[str, float]:
+    """Return the seconds to train the base weights of a row, with the images that they are trained on.
+
+    They are spent once per model, whatever the number of pairs. Empty for a row on the plain model.
+    """
+    job = backbone_of(plan.outputs(row, plan.pairs[0])) if row.method else None
+    if job is None:
+        return {}
+    spent = [cost_of(plan, each) for each in closure([plan.training(job)]).values()]
+    return mean_cost("backbone_seconds", "seconds", spent, 1)
 
 
 def mean_cost(name: str, cost: str, costs: Sequence[dict[str, Any]], count: int | None = None) -> dict[str, float]:
