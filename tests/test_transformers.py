@@ -33,6 +33,7 @@ from lorabench.sampling.rule import Branch
 from lorabench.sampling.sampler import sample_latents
 
 PROMPTS = ["a dog in szn", "a dog"]
+UNZIP = ["method=unziplora", "dataset=microworld_stylised", "dataset.count=1"]
 COUNTS = {  # layers of the sets attention, script and all, counted on the published models
     "flux": (190, 342, 494),
     "flux_schnell": (190, 342, 494),
@@ -218,6 +219,10 @@ def test_methods_that_sum_predictions_need_true_guidance(folders: dict[str, Path
         ("sd3", ["method=direct", "lora.text_encoders=true"], "use lora.text_encoders=false"),
         ("sd3", ["method=direct", "lora.min_snr=5"], "use lora.min_snr=null"),
         ("dev", ["method=direct", "lora.blocks=[blocks.7]"], "lora.blocks=blocks.7 has no layer"),
+        ("sd3", UNZIP, r"own prompt, .*; use ablation=no_prompt_separation method\.dedicated=depth, or an SDXL model"),
+        ("dev", UNZIP, r"own prompt, .*; use ablation=no_prompt_separation method\.dedicated=depth, or an SDXL model"),
+        ("dev", [*UNZIP, "method/sampling=plain"], "gives each LoRA its own prompt"),
+        ("sd3", [*UNZIP, "method=direct", "method/sampling=three_prompts"], "use ablation=no_prompt_separation, or"),
     ],
 )
 def test_unsupported_settings_are_refused_before_training(
@@ -232,6 +237,7 @@ def test_unsupported_settings_are_refused_before_training(
     arguments = [*overrides, "dataset.subjects=[mug_1]", "dataset.styles=[ink_1]", f"output={tmp_path}"]
     done = commands.run(*tiny, f"model.path={folders[which]}", *arguments)
     assert done.returncode == 2 and re.search(message, done.stderr), done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
     assert not list(tmp_path.glob("store/personalize/*"))
 
 
@@ -333,3 +339,17 @@ def test_whole_run(folders: dict[str, Path], commands: Any, tiny: list[str], tmp
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "| duolora |" in done.stdout
+
+
+@pytest.mark.parametrize("which", ["sd3", "dev"])
+def test_unziplora_runs_with_offered_settings(
+    folders: dict[str, Path], commands: Any, tiny: list[str], tmp_path: Path, which: str
+) -> None:
+    """The words that its refusal offers: one prompt for all, and blocks dedicated by depth."""
+    done = commands.run(
+        *tiny, *UNZIP, f"model.path={folders[which]}", "dataset.subjects=[mug_1]", "dataset.styles=[ink_1]",
+        "ablation=no_prompt_separation", "method.dedicated=depth", "model.resolution=16",
+        f"output={tmp_path}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "| unziplora no_prompt_separation |" in done.stdout

@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from commands import Commands
+from conftest import CPU
+from conftest import reference as solid
 from PIL import Image
+from safetensors.torch import load_file
+from test_file_readers import comfy_layers
+from test_lora_files_diffusers import outputs
 
 from lorabench.base import UserError, seed_of
 from lorabench.config.schemas import GenerateSpec
 from lorabench.data.images import reference
-from lorabench.data.pairs import ROLES
+from lorabench.data.pairs import ROLES, Concept
 from lorabench.engine.lightning import quiet_trainer
 from lorabench.lora.adapter import Adapter, LoRA
 from lorabench.lora.export import export
 from lorabench.lora.masks import Masks
 from lorabench.merging.method import load
+from lorabench.models.sdxl.model import SDXL
 from lorabench.personalization.initial import random_factors
+from lorabench.personalization.schemes.unziplora import UnZipJob
+from lorabench.personalization.training import Environment
+from lorabench.personalization.unzip import unzip as train
 from lorabench.tasks.contact_sheet import Cell, Strip, sheet
 from lorabench.tasks.reconstruction import FILE, Looks, file_error
 from lorabench.tasks.unzip_inputs import check_sizes, image_sets
@@ -123,6 +135,7 @@ def test_file_error_is_that_of_predictions(model) -> None:
         for each in pair
     ]
     assert file_error(model, half, same, latents) < 1e-3  # the file has the merge vectors
+    assert file_error(model, half, scene, latents, separated=False) < 1e-3  # the joint model reads one prompt, too
 
 
 def test_looks_end_training_that_gains_no_more(model, tmp_path: Path) -> None:
@@ -183,6 +196,7 @@ def test_command_writes_loras_and_sheet(commands, tiny, folder, scorers, images,
             update = expected[layer].up @ expected[layer].down
             torch.testing.assert_close(factors.up @ factors.down, update, atol=1e-5, rtol=1e-4)
     assert any(mask.only().min() < 1 for mask in exact[0].masks.values())
+    check_programs(out, exact, SDXL.load(folder))
     before = {path.name: path.read_bytes() for path in out.glob("*.safetensors")}
     again = unzip(commands, tiny, folder, scorers, tmp_path, *words)
     assert again.returncode == 0 and again.stdout == result.stdout
@@ -190,11 +204,78 @@ def test_command_writes_loras_and_sheet(commands, tiny, folder, scorers, images,
     assert "joint.safetensors differs from the exact joint model by" in again.stdout
 
 
+def check_programs(out: Path, exact: list[Adapter], model: SDXL) -> None:
+    """Check that diffusers predicts with each file as we do, and that ComfyUI knows all its keys."""
+    pipeline: Any = model.pipeline
+    bare = outputs(model)[0]
+    for name, adapter in (("content", exact[0].unmasked()), ("style", exact[1].unmasked()), ("joint", export(exact))):
+        with model.attach([adapter]):
+            ours = outputs(model)[0]
+        pipeline.load_lora_weights(out, weight_name=f"{name}.safetensors")
+        theirs = outputs(model)[0]
+        pipeline.unload_lora_weights()
+        torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=1e-5)
+        assert (theirs - bare).abs().max() > 1e-2
+        assert comfy_layers(list(load_file(out / f"{name}.safetensors"))) == set(adapter)
+
+
+def test_training_ends_early_in_whole_command(commands, tiny, folder, scorers, images, tmp_path: Path) -> None:
+    """No look gains 10, so the third one ends the training, and the files are those of its step."""
+    words = (
+        f"image={images[0]}", *PROMPTS, "output=out", "lora.steps=30", "task.stop=10", "task.scenes=[]",
+        "task.subjects=[]",
+    )  # fmt: skip
+    result = unzip(commands, tiny, folder, scorers, tmp_path, *words)
+    assert result.returncode == 0, result.stderr
+    assert "ended after 9 of 30 steps, since two looks gained less than 10" in result.stdout
+    assert list(json.loads((tmp_path / "out" / "manifest.json").read_text())["consistency"]) == ["3", "6", "9"]
+    again = unzip(commands, tiny, folder, scorers, tmp_path, *words)
+    assert again.returncode == 0 and again.stdout == result.stdout
+
+
+def test_ended_training_has_adapters_of_its_last_step(model, lora_spec, tmp_path: Path) -> None:
+    """A training of 12 steps that a callback ends after 6 has the factors and columns of a whole one at step 6."""
+    scheme: Any = load("unziplora", recalibrations=3).training
+    job = UnZipJob(
+        Concept("image", "content", "cat", (solid("cat", WORDS.prompts.full, "red"),), ()),
+        replace(lora_spec, steps=12, warmup=0), "image", WORDS.prompts, scheme,
+    )  # fmt: skip
+    values = iter([0.5, 0.5, 0.5])
+    scored: Any = lambda images: next(values)  # noqa: E731
+    spec, rule = GenerateSpec(images=1, steps=1, guidance=1.0, batch=1), load("unziplora").sampling
+    looks = Looks(model, rule, WORDS.scene(), spec, scored, tmp_path, 2, 0.01, 0)
+    ended, whole = Recorder(), Recorder()
+    found = train(model, job, Environment(0, CPU), [looks, ended], lambda: looks.is_finished)
+    train(model, job, Environment(0, CPU), [whole])
+    assert len(ended.states) == 6 and len(whole.states) == 12
+    for one, other in zip(ended.states[-1], whole.states[5], strict=True):
+        assert torch.equal(one, other)
+    widths = [len(each.up) for each in found[0].values()]
+    columns = ended.states[-1][-1].split(widths, dim=1)
+    for each, (content, style) in zip(columns, zip(*(lora.values() for lora in found), strict=True), strict=True):
+        for chosen, factors in zip(each, (content, style), strict=True):
+            assert torch.equal(factors.up.abs().sum(1) > 0, chosen > 0)
+
+
+class Recorder(pl.Callback):
+    """Keeps the trained tensors of every step."""
+
+    def __init__(self) -> None:
+        self.states: list[list[torch.Tensor]] = []
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        self.states.append([each.detach().clone() for each in pl_module.factors])
+
+
 def test_words_are_suggested_and_used_if_asked(commands, tiny, folder, scorers, images, tmp_path: Path) -> None:
     few = (f"image={images[0]}", "task.look_every=0", "lora.steps=3", "output=out")
     refused = unzip(commands, tiny, folder, scorers, tmp_path, *few)
     assert refused.returncode == 2 and not (tmp_path / "out").exists()
-    assert "content.prompt and style.prompt must be given; use content.prompt='a sks " in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1
+    assert re.search(
+        r"content\.prompt and style\.prompt must be given \(most similar content: \w+ \(-?0\.\d\d\), .*; style: .*\); "
+        r"use content\.prompt='a sks \w+' style\.prompt='\w+', or words=suggest", refused.stderr,
+    )  # fmt: skip
     taken = unzip(commands, tiny, folder, scorers, tmp_path, *few, "words=suggest")
     assert taken.returncode == 0, taken.stderr
     first = taken.stderr.split("content: ")[1].split(" (")[0]
@@ -209,8 +290,54 @@ def test_words_are_suggested_and_used_if_asked(commands, tiny, folder, scorers, 
         (("lora.steps=2",), "lora.steps=2 must be at least 3"),
         (("method.style_blocks=[up_blocks.7]",), "method.style_blocks=up_blocks.7 has no layer to adapt"),
         (("content.prompt=a mug",), "must contain the identifier sks"),
+        (("image=[{a},{wide}]",), "image 2 of the set has 80 x 64 pixels and the first 64 x 64; crop the images"),
+        (("style.prompt=null",), "style.prompt must be given (most similar style: "),
+        (("image={text}",), "text.png is not a readable image"),
+        (("image={missing}",), "missing.png is not a file; use image=cat.png"),
+        (("image=[{a},{missing}]",), "missing.png is not a file; use image=cat.png"),
+        (("image={empty}",), "empty must hold an image (.jpg, .png, .webp or another that Pillow reads)"),
+        (("image='{empty}/*.png'",), "is not a file; use image=cat.png, a folder of images, or 'pictures/*.png'"),
     ],
 )
 def test_mistakes_are_one_line(commands, tiny, folder, scorers, images, tmp_path: Path, words, message) -> None:
-    result = unzip(commands, tiny, folder, scorers, tmp_path, f"image={images[0]}", *PROMPTS, *words)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.png").write_text("a letter")
+    paths = {name: tmp_path / f"{name}.png" for name in ("a", "wide", "text", "missing")} | {
+        "empty": tmp_path / "empty"
+    }
+    typed = [each.format_map(paths) for each in words]
+    result = unzip(commands, tiny, folder, scorers, tmp_path, f"image={images[0]}", *PROMPTS, *typed)
     assert result.returncode == 2 and message in result.stderr and len(result.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "unzipped").exists() and not list(tmp_path.glob("store/unzip/*"))
+
+
+def test_style_that_names_subject_is_one_line_of_warning(
+    commands, tiny, folder, scorers, images, tmp_path: Path
+) -> None:
+    words = (f"image={images[0]}", "content.prompt=a sks mug", "style.prompt=mug drawing", "task.look_every=0")
+    result = unzip(commands, tiny, folder, scorers, tmp_path, *words)
+    assert result.returncode == 0
+    lines = [
+        line for line in result.stderr.splitlines() if "style.prompt='mug drawing' names the subject (mug)" in line
+    ]
+    assert len(lines) == 1
+
+
+@pytest.mark.parametrize("given", ["{}", "'{}/*.png'"])
+def test_folder_and_pattern_make_one_folder_per_image(
+    commands, tiny, folder, scorers, images, tmp_path: Path, given: str
+) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for path in images[:2]:
+        path.rename(pictures / path.name)
+    words = (f"image={given.format(pictures)}", *PROMPTS, "output=out", "task.look_every=0", "lora.steps=3")
+    result = unzip(commands, tiny, folder, scorers, tmp_path, *words)
+    assert result.returncode == 0, result.stderr
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a", "b"]
+    hashes = {}
+    for name in ("a", "b"):
+        facts = json.loads((tmp_path / "out" / name / "manifest.json").read_text())
+        assert set(facts["files"]) == {"content.safetensors", "style.safetensors", "joint.safetensors", "contact.png"}
+        hashes[name] = facts["images"]
+    assert hashes["a"] != hashes["b"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lorabench.base import UserError
+from lorabench.merging.method import Method
 from lorabench.models.families import SDXL
 from lorabench.models.layer import Layer
 from lorabench.models.layer_map import LayerMap, with_ranks
@@ -12,6 +13,7 @@ from lorabench.models.schedulers import check_own_sampler
 from lorabench.models.shapes import guidance_kind
 from lorabench.models.shapes import layer_map as model_layers
 from lorabench.personalization.training import Output
+from lorabench.sampling.rule import Context
 from lorabench.scoring.files import MICRO_SCORERS
 from lorabench.tasks.plan import Plan
 
@@ -59,17 +61,31 @@ def check_model(plan: Plan, layer_map: LayerMap) -> None:
     for row, pair in plan.cells():
         if flow and row.method is not None:
             context = plan.context(tuple(output.shown.role for output in plan.outputs(row, pair)))
-            branches = row.method.sampling.branches(context)
-            if any(branch.own for branch in branches or ()):
-                raise UserError(
-                    f"{row.name} gives each LoRA its own prompt, which needs cross-attention, and this model has joint "
-                    "attention; use ablation=no_prompt_separation, or an SDXL model"
-                )
-            if kind != "cfg" and branches is not None:
+            check_one_prompt(row.method, row.name, context)
+            if kind != "cfg" and row.method.sampling.branches(context) is not None:
                 raise UserError(
                     f"{row.name} sums predictions with and without the prompt, and the guidance of this model is "
                     f"{kind}; use model.true_guidance=true or another method"
                 )
+
+
+def check_one_prompt(method: Method, name: str, context: Context) -> None:
+    """Check that all adapters of a method read one prompt, for models with joint attention.
+
+    Args:
+        name: Name of the method in the message.
+        context: Adapters and sampling steps.
+
+    Raises:
+        UserError: If its training or its sampling gives each adapter a prompt of its own.
+    """
+    trained_apart = getattr(method.training, "prompt_separation", False)
+    if trained_apart or any(branch.own for branch in method.sampling.branches(context) or ()):
+        blocks = " method.dedicated=depth" if getattr(method.training, "dedicated", "") == "names" else ""
+        raise UserError(
+            f"{name} gives each LoRA its own prompt, which needs cross-attention, and this model has joint attention; "
+            f"use ablation=no_prompt_separation{blocks}, or an SDXL model"
+        )
 
 
 def adapted_layers(layer_map: LayerMap, outputs: Sequence[Output]) -> dict[str, Layer]:

@@ -103,7 +103,9 @@ class Looks(pl.Callback):
 
 
 @torch.no_grad()
-def file_error(model: DiffusionModel, adapters: Sequence[Adapter], scene: Scene, latents: torch.Tensor) -> float:
+def file_error(
+    model: DiffusionModel, adapters: Sequence[Adapter], scene: Scene, latents: torch.Tensor, separated: bool = True
+) -> float:
     """Return the relative error of one file of two adapters against their exact joint model.
 
         || e_file - e_joint || / || e_joint - e_base ||
@@ -113,6 +115,7 @@ def file_error(model: DiffusionModel, adapters: Sequence[Adapter], scene: Scene,
         adapters: Content and style, with their merge vectors as masks.
         scene: Prompts of the image; the file reads the full one.
         latents: Latents of the images [n, c, h, w], which are noised to levels from 0 to the noisiest.
+        separated: Each adapter of the joint model reads its own prompt.
     """
     draw = torch.Generator().manual_seed(0)
     t = model.process.timesteps(DRAWS, draw)
@@ -124,7 +127,7 @@ def file_error(model: DiffusionModel, adapters: Sequence[Adapter], scene: Scene,
     )
     base = model.predict(rows, t, full)
     with model.attach(adapters):
-        joint = model.predict(rows, t, full, [content, style])
+        joint = model.predict(rows, t, full, [content, style] if separated else None)
     with model.attach([export(adapters)]):
         file = model.predict(rows, t, full)
     return float((file - joint).norm() / (joint - base).norm())

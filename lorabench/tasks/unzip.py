@@ -22,7 +22,7 @@ from lorabench.base import UserError, __version__
 from lorabench.config.schemas import GenerateSpec, LoRASpec, TrainerSpec
 from lorabench.config.task_schemas import UnzipTask
 from lorabench.data.images import reference
-from lorabench.data.pairs import Concept, Reference
+from lorabench.data.pairs import ROLES, Concept, Reference
 from lorabench.engine.artifact import Artifact
 from lorabench.engine.bar import Bar
 from lorabench.engine.devices import claim_here, device_name
@@ -30,12 +30,15 @@ from lorabench.engine.output_folder import MANIFEST, OutputFolder
 from lorabench.engine.store import Store
 from lorabench.engine.workers import use_threads
 from lorabench.merging.method import Method
+from lorabench.models.families import SDXL
 from lorabench.models.files import ModelFiles, model_files
 from lorabench.models.shapes import layer_map
 from lorabench.personalization.schemes.unziplora import UnZipJob, UnZipLoRA, check_unzip
 from lorabench.personalization.training import Environment
+from lorabench.sampling.rule import Context
 from lorabench.scoring.files import scorer_set
 from lorabench.tasks import unzip_sheet
+from lorabench.tasks.checks import check_one_prompt
 from lorabench.tasks.composition import ablation_of, method_of
 from lorabench.tasks.files import make_folder
 from lorabench.tasks.jobs import load_model, load_scorer
@@ -117,6 +120,9 @@ def run(cfg: DictConfig, folder: Path) -> None:
         typed["task"], Store.open(Path(cfg.store)), cfg.seed, OmegaConf.to_container(cfg.method, resolve=True),
     )  # fmt: skip
     check_unzip(unzip.lora)
+    if files.family != SDXL:
+        context = Context(ROLES, unzip.generation.steps, unzip.generation.guidance)
+        check_one_prompt(unzip.method, unzip.method.name, context)
     unzip.scheme.check(layer_map(typed["model"]), unzip.lora)
     given = {role: cfg[role] and cfg[role].prompt for role in ("content", "style")}
     images = [tuple(reference(path, "", "") for path in paths) for _, paths in sets]
@@ -169,7 +175,8 @@ def unzip_one(
     base = load_model(unzip.model, unzip.trainer.accelerator)
     from lorabench.personalization.views import views
 
-    error = file_error(base, adapters, words.scene(), views(base, images, False, 0, 0).latents)
+    latents = views(base, images, False, 0, 0).latents
+    error = file_error(base, adapters, words.scene(), latents, unzip.scheme.prompt_separation)
     files = {
         "content": (adapters[0].unmasked(), words.prompts.content),
         "style": (adapters[1].unmasked(), words.prompts.style),

@@ -100,12 +100,14 @@ def words_for(
     scorer: Any = load_scorer(clip, device)
     found = suggestions(scorer, [each.load() for each in images], world)
     suggested = {"content": f"a {token} {found['content'][0][0]}", "style": found["style"][0][0]}
-    for role in missing:
-        print(f"{role}: {shown(found[role])}", file=sys.stderr)
     if use != "suggest":
+        alike = "; ".join(f"{role}: {shown(found[role])}" for role in missing)
         options = " ".join(f"{role}.prompt='{suggested[role]}'" for role in missing)
         raise UserError(
-            f"{' and '.join(f'{role}.prompt' for role in missing)} must be given; use {options}, or words=suggest"
+            f"{' and '.join(f'{role}.prompt' for role in missing)} must be given (most similar {alike}); "
+            f"use {options}, or words=suggest"
         )
+    for role in missing:
+        print(f"{role}: {shown(found[role])}", file=sys.stderr)
     chosen = {**suggested, **{role: text for role, text in given.items() if text}}
     return Words(chosen["content"], token, chosen["style"])

@@ -59,6 +59,8 @@ def page(
 
     def single(adapter: Adapter, prompts: Sequence[str]) -> list[Image.Image]:
         nonlocal done
+        if not prompts:
+            return []
         made = generate(model, [adapter], prompts, seeds(prompts), spec, unzip.trainer, progress=advance)
         done += len(prompts)
         return pictures(made)
@@ -95,12 +97,12 @@ def page(
         Strip("content by itself", cells(single(adapters[0].unmasked(), content), content)),
         Strip("style by itself", cells(single(adapters[1].unmasked(), style), style)),
         Strip("recombination", cells(exact[1:], [scene.prompt for scene in recombined])),
-    ]  # fmt: skip
+    ]
     if looks:
         steps = sorted(looks)[:: -(-len(looks) // 5)]
         shown = [Cell(Image.open(folder / f"{step:06d}.png"), f"step {step}: {looks[step]:.3f}") for step in steps]
         rows.append(Strip("consistency of the reconstruction", shown))
-    return sheet(rows)
+    return sheet([row for row in rows if row.cells])
 
 
 def cells(images: Sequence[Image.Image], captions: Sequence[str]) -> list[Cell]:

@@ -28,8 +28,9 @@ class ThreePrompts(Sampling):
 
     prompt_separation: bool
 
-    def branches(self, context: Context) -> list[Branch]:
+    def branches(self, context: Context) -> list[Branch] | None:
+        if not self.prompt_separation:
+            return None  # plain sampling, with any kind of guidance
         scales, guidance = (1.0,) * len(context.roles), context.guidance
-        own: tuple[Wording | None, ...] | None
-        own = tuple(PROMPTS[role] for role in context.roles) if self.prompt_separation else None
+        own: tuple[Wording | None, ...] = tuple(PROMPTS[role] for role in context.roles)
         return [Branch(1 - guidance, scales, None), Branch(guidance, scales, "prompt", own)]
