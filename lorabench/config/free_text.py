@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 
 FREE = re.compile(
     r"(content|style)\.(lora|prompt|images|embedding|trigger|blocks)|blocks|prompt|(generate\.)?negative|image|output"
-    r"|store|name|answers|study|prompts\.(content|style)_token|logger\.project"
+    r"|store|name|folder|task\.origin|answers|study|prompts\.(content|style)_token|logger\.project"
     r"|model\.(path|config|vae)|scorers\.(path|weights\.\w+)|dataset\.(\w*root|manifest|path|folder)"
 )
 LISTS = re.compile(r"dataset\.(subjects|styles|contents|pairs)|prompts\.contexts|runs")  # lists of text

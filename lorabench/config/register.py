@@ -24,6 +24,7 @@ from lorabench.config.task_schemas import (
     FileTask,
     GridTask,
     HypernetworkTask,
+    ImportTask,
     LayerProbeTask,
     MemoryTask,
     ParamsTask,
@@ -32,6 +33,7 @@ from lorabench.config.task_schemas import (
     TaskSpec,
     TradeoffTask,
     TuneTask,
+    TuningTask,
     UnzipTask,
 )
 
@@ -68,8 +70,10 @@ SCHEMAS = {
         "cost": CostTask,
         "files": FileTask,
         "tune": TuneTask,
+        "tuning": TuningTask,
         "memory": MemoryTask,
         "hypernetwork": HypernetworkTask,
+        "import_results": ImportTask,
         "unzip": UnzipTask,
         "study": StudyTask,
         "study_results": StudyResultsTask,

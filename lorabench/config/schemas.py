@@ -204,6 +204,7 @@ class Config:
     words: str = setting("given", options=("given", "suggest"))  # task=unzip: suggest: words that are left out
     blocks: Any = None  # weights by block of every LoRA that has none of its own, see lora/files/blocks.py
     runs: list[str] | None = None  # task=judge and task=study: folders of finished runs
+    folder: str | None = None  # task=import_results: a run folder made elsewhere, or a folder of them
     questions: int | None = setting(None, least=1)  # task=study: per participant
     answers: str | None = None  # task=study_results: folder of the participants' files
     study: str | None = None  # task=study_results: folder of task=study

@@ -88,10 +88,29 @@ class SamplersTask(TaskSpec):
 
 
 @dataclass
+class TuningTask(TaskSpec):
+    """Settings of task=tuning."""
+
+    methods: Any = MISSING  # "all" that have ranges, or a list
+    configurations: int = setting(MISSING, least=1)  # most configurations of a method
+    pairs: int = setting(MISSING, least=1)  # development pairs
+    steps: list[float] = setting(MISSING, above=0)  # shares of the steps of learned merges
+    shown: list[str] = MISSING  # scores in the tables
+    ranges: dict[str, str] = MISSING  # values of settings by method, "density=0.2,0.5 weight=1.0,1.4"
+
+
+@dataclass
 class CalibrationTask(TaskSpec):
     """Settings of task=calibration."""
 
     holds: float = MISSING  # share of cases in which the known answer must hold
+
+
+@dataclass
+class ImportTask(TaskSpec):
+    """Settings of task=import_results."""
+
+    origin: str | None = MISSING  # words for the rows; null: the device that computed them
 
 
 @dataclass

@@ -4,7 +4,9 @@
     rows                   {label, frame, run, scores: column -> line, costs, reported,
                             pairs: column -> pair -> [value, weight]}; frame: a baseline or oracle row
     pairs                  {content, style, prompts, references: role -> pictures}
-    images                 {row, pair, seed, index, prompt, noise, picture, file, scores}
+    scored                 names of the scores of images
+    images                 {row, pair, seed, index, prompt, noise, picture, file, scores}; scores: values in the order
+                           of `scored`; file: null if it is the URL of the picture
     worst, disagreements   {image, kind, why} (report/galleries.py)
 
 Rows, pairs, images and pictures refer to each other by list index.
@@ -14,7 +16,9 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -27,12 +31,12 @@ from lorabench.report import galleries, protocols, stats
 from lorabench.report.embed import EmbeddedImages
 from lorabench.report.folder import Picture, RunFolder
 from lorabench.report.formats import format_cost
-from lorabench.report.labels import BASELINES_AND_ORACLE
+from lorabench.report.labels import BASELINES_AND_ORACLE, row_order
 from lorabench.report.layout import by_cell, standings, with_verdict
 from lorabench.report.pooling import join_uses
 from lorabench.report.protocols import Column
 from lorabench.report.published import MARK
-from lorabench.report.table import COSTS, PEAKS, Table, row_order
+from lorabench.report.table import COSTS, PEAKS, Table
 
 PairName = tuple[str, str]  # content, style
 
@@ -75,7 +79,8 @@ def content(runs: list[RunFolder], table: Table, embedded: EmbeddedImages, folde
         "rows": described_rows(runs, table, labels, list(pairs)),
         "pairs": list(pairs.values()),
         "seeds": list(dict.fromkeys(image["seed"] for image in images)),
-        "images": images,
+        "scored": metrics,
+        "images": [{**image, "scores": [image["scores"].get(name) for name in metrics]} for image in images],
         "worst": [asdict(case) for case in galleries.worst(of_methods)],
         "disagreements": [asdict(case) for case in galleries.disagreements(of_methods)],
     }
@@ -204,17 +209,22 @@ def described_images(
                 "prompt": pairs[pair]["prompts"].index(p.prompt),
                 "noise": str(p.seed),  # exceeds the exact integers of JavaScript
                 "picture": embedded.at[p.path],
-                "file": link(p.path, folder),
+                "file": url if (url := link(p.path, folder)) != embedded.texts[embedded.at[p.path]] else None,
                 "scores": {name: round(value, 4) for name, value in p.values.items() if math.isfinite(value)},
             }
         )
     return sorted(images, key=lambda image: (image["row"], image["pair"]))
 
 
-def files_of(run: RunFolder) -> list[Path]:
-    """Return the paths of all images of a run that the page shows."""
-    concepts = {(role, name) for p in run.pictures for role, name in (("content", p.content), ("style", p.style))}
-    return [p.path for p in run.pictures] + [path for each in sorted(concepts) for path in run.references(*each)]
+def files_of(runs: Sequence[RunFolder]) -> list[Path]:
+    """Return the paths of all images of the page: the first reference of each concept, then by number of the image."""
+    pictures = [(run, picture) for run in runs for picture in run.pictures]
+    concepts = {(role, name): None for _, p in pictures for role, name in (("content", p.content), ("style", p.style))}
+    references = [next((found for run in runs if (found := run.references(*each))), []) for each in concepts]
+    shown = {p.identity: p for _, p in pictures[::-1]}  # baseline and oracle images of several runs once: the first
+    in_order = sorted(shown.values(), key=lambda picture: picture.index)
+    first, others = [each[:1] for each in references], [each[1:] for each in references]
+    return [*chain(*first), *(picture.path for picture in in_order), *chain(*others)]
 
 
 def link(path: Path, folder: Path | None) -> str | None:

@@ -145,10 +145,10 @@ class RunFolder:
         return " ".join(filter(None, [label(self.manifest["method"], self.manifest["ablation"]), self.variant]))
 
     def named(self, settings: Sequence[str]) -> RunFolder:
-        """Return the run with these settings ("fit.steps=50") in the label of its row, unless that is a baseline."""
+        """Return the run with these words ("fit.steps=50") added to the label of its row, unless that is a baseline."""
         if not settings or self.label in BASELINES_AND_ORACLE:
             return self
-        own = replace(self, variant=" ".join(settings))
+        own = replace(self, variant=" ".join(filter(None, [self.variant, *settings])))
         scores, others = (
             each.assign(label=each["label"].mask(each["label"] == self.label, own.label))
             for each in (self.scores, self.others)

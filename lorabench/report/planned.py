@@ -6,8 +6,9 @@
     closed      each learned method against its closed form, as ziplora against ziplora_closed
 
 Holm's correction is made within each family and column, because each family answers a question of its own. An ablation
-whose method is not in the table is compared as a method. Other differences may be read from the table, but they are not
-tested. The differences are paired by (pair, prompt, seed) and have 95 % intervals.
+whose method is not in the table is compared as a method, and so is an imported row, whose LoRAs are others. Other
+differences may be read from the table, but they are not tested. The differences are paired by (pair, prompt, seed) and
+have 95 % intervals.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from math import isnan, nan
 import pandas as pd
 
 from lorabench.report import comparing, stats
-from lorabench.report.labels import BASELINES_AND_ORACLE
+from lorabench.report.labels import BASELINES_AND_ORACLE, is_imported
 from lorabench.report.protocols import Column
 
 METHODS, ABLATIONS, CLOSED = "methods", "ablations", "closed"
@@ -51,7 +52,7 @@ def comparisons(labels: Sequence[str], reference: str | None) -> list[Comparison
     closed ziplora - ziplora_closed
     """
     rows = [label for label in labels if label not in BASELINES_AND_ORACLE]
-    method_of = {label: label.partition(" ")[0] for label in rows}
+    method_of = {label: label if is_imported(label) else label.partition(" ")[0] for label in rows}
     ablations = [label for label in rows if method_of[label] != label and method_of[label] in rows]
     found = []
     if reference in labels:

@@ -21,6 +21,7 @@ from lorabench.base import UserError
 from lorabench.config.schemas import ProtocolSpec
 from lorabench.report.folder import Picture, RunFolder, joint_scores
 from lorabench.report.headline import with_headline
+from lorabench.report.imported import with_provenance
 from lorabench.report.labels import BASELINES_AND_ORACLE
 
 ONE_VALUE = ["label", "dataset", "content", "style", "prompt", "seed", "metric", "backbone", "reference"]
@@ -45,7 +46,7 @@ def load_runs(folders: Iterable[Path | str]) -> list[RunFolder]:
     Raises:
         UserError: If a folder is not a finished run.
     """
-    return distinguished([run for folder in folders for run in RunFolder.load_all(folder)])
+    return distinguished(with_provenance([run for folder in folders for run in RunFolder.load_all(folder)]))
 
 
 def distinguished(runs: list[RunFolder]) -> list[RunFolder]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from lorabench.report import papers
-from lorabench.report.table import row_order
+from lorabench.report.labels import row_order
 from lorabench.report.text import escape, row
 from lorabench.report.verdict_text import with_interval
 from lorabench.report.verdicts import by_pair

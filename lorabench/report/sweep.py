@@ -31,7 +31,14 @@ from lorabench.engine.failures import Failed, system_fault
 from lorabench.engine.output_folder import OutputFolder
 from lorabench.report import FILES, write_joint_report
 
-OWN_TASKS = ("merge", "generate", "inspect", "tune", "unzip")  # tasks without a run folder; they write to `output`
+OWN_TASKS = (
+    "merge",
+    "generate",
+    "inspect",
+    "tune",
+    "unzip",
+    "import_results",
+)  # tasks without a run folder; they write to `output`
 MULTIRUN = "multirun.yaml"  # which Hydra writes
 DIED = "its process was killed or ended without an error message"
 

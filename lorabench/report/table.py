@@ -14,11 +14,13 @@ from lorabench.config.choices import choose
 from lorabench.config.schemas import ProtocolSpec
 from lorabench.report import comparing, planned, protocols, published, stats
 from lorabench.report.folder import RunFolder, label_rows
-from lorabench.report.labels import BASELINES, BASELINES_AND_ORACLE, ORACLE
+from lorabench.report.imported import import_notes
+from lorabench.report.labels import BASELINES_AND_ORACLE, row_order
 from lorabench.report.notes import SHARED, footnotes, seen_notes
 from lorabench.report.pooling import join_scores, join_uses, left_out_notes, rounding_notes
 from lorabench.report.protocols import Column
 from lorabench.report.published import Published
+from lorabench.report.words import in_words
 
 COSTS = {
     "learned_parameters": "learned parameters",
@@ -85,11 +87,12 @@ class Table:
         spent = costs(runs)
         reported = published.published_results(runs, columns, protocol.arxiv)
         notes = [*footnotes(lines, comparisons, scores, columns, reference), *column_notes]
-        notes += [*seen_notes(runs), *left_out_notes(runs), *rounding_notes(runs)]
+        notes += [*seen_notes(runs), *left_out_notes(runs), *rounding_notes(runs), *import_notes(runs)]
         if "lora_seconds" in spent:
             notes.append(SHARED)
         if reported:
             notes.append(published.FOOTNOTE)
+        notes += in_words(scores, reference)
         return cls(lines, comparisons, spent, reported, notes, columns, reference)
 
     @property
@@ -101,13 +104,6 @@ class Table:
     def backbones(self) -> dict[str, str]:
         """Return metric -> backbone, in the order of the columns."""
         return dict(zip(self.lines["metric"], self.lines["backbone"], strict=True))
-
-
-def row_order(labels: list[str]) -> list[str]:
-    """Order labels: baselines first, then methods in their given order, the oracle last."""
-    unique = list(dict.fromkeys(labels))
-    methods = [name for name in unique if name not in BASELINES_AND_ORACLE]
-    return [f for f in BASELINES if f in unique] + methods + [ORACLE] * (ORACLE in unique)
 
 
 def common_reference(runs: list[RunFolder]) -> str:

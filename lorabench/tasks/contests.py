@@ -15,9 +15,8 @@ from typing import Any
 
 from lorabench.base import UserError
 from lorabench.report.folder import Picture, RunFolder, run_folders
-from lorabench.report.labels import BASELINES_AND_ORACLE, ORACLE
+from lorabench.report.labels import BASELINES_AND_ORACLE, ORACLE, row_order
 from lorabench.report.pooling import join_pictures, join_scores, load_runs
-from lorabench.report.table import row_order
 from lorabench.report.verdicts import CONTROL, ITEM
 from lorabench.scoring.judges.questions import Item
 

@@ -22,7 +22,9 @@ from lorabench.data.uses import JOINT
 from lorabench.engine.artifact import Artifact
 from lorabench.engine.failures import FORBIDDEN
 from lorabench.engine.output_folder import MANIFEST, OutputFolder
-from lorabench.engine.record import key_of
+from lorabench.engine.record import key_of, sha256
+from lorabench.report import FILES as REPORT_FILES
+from lorabench.report.imported import CHECKSUMS
 from lorabench.report.labels import label
 from lorabench.tasks.plan import Plan
 from lorabench.tasks.rows import Row
@@ -114,10 +116,11 @@ class RunWriter:
         write_report(self.path)
 
     def seal(self, logger: LoggerSpec) -> None:
-        """Mark the run as done: write its key, its files and its logger into the manifest."""
+        """Mark the run as done: write its key, its files with checksums, and its logger into the manifest."""
         files = {file: (self.path / file).stat().st_size for file in self.output.files()}
         how = {"key": self.plan.key(), "logger": [logger.kind, logger.mode], "protocol": self.protocol}
         how["reference"] = self.reference
+        how[CHECKSUMS] = {file: sha256(self.path / file) for file in sorted(files) if file not in REPORT_FILES}
         self.output.write_manifest(self.output.manifest() | how, files)
 
     @property
