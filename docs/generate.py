@@ -1,11 +1,16 @@
-"""`python docs/generate.py` writes docs/results.md, docs/methods.md and the table in README.md.
+"""`python docs/generate.py` writes docs/results.md, docs/methods.md, and the figures in README.md and other pages.
 
-Results come from the files in docs/results/, methods from conf/method/ and the component classes. `--check` writes
-nothing and exits with 1 if a page is out of date.
+    python docs/generate.py                            # write the pages that have changed
+    python docs/generate.py --check                    # write nothing; exit with 1 if a page is out of date
+    python docs/generate.py --from outputs/tuning      # copy a finished experiment into docs/results/ first
+
+Results come from the files in docs/results/ (result_files.py), figures in prose too (figures.py), methods from
+conf/method/ and the component classes.
 """
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
 from pathlib import Path
@@ -14,6 +19,10 @@ import pandas as pd
 
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS.parent))
+sys.path.insert(0, str(DOCS))
+
+import result_files  # noqa: E402
+from figures import with_figures  # noqa: E402
 
 from lorabench.base import CONF  # noqa: E402
 from lorabench.merging import presets  # noqa: E402
@@ -31,32 +40,39 @@ EXCERPT_ROWS = (
     "blora",
     "oracle",
 )
-EXCERPT_METRICS = ("dino/content", "csd/style", "clip_t")
+EXCERPT_METRICS = ("both", "dino/content", "csd/style", "clip_t")
 START, END = "<!-- generated: excerpt -->\n", "<!-- end -->"
+INDEX = DOCS / "results" / "README.md"
+PLACE = re.compile(r"^\{(\w+)\}\n", re.MULTILINE)  # of a result in page.md
 UNMERGED = ("base", "content_only", "style_only", "oracle")
 
 
-def main() -> int:
+def main(words: list[str] | None = None) -> int:
     """Write the pages that have changed, or with --check only name them."""
-    pages = {
-        DOCS / "results.md": results_page(),
-        DOCS / "methods.md": methods_page(),
-        DOCS.parent / "README.md": with_excerpt((DOCS.parent / "README.md").read_text()),
-    }
-    changed = [path for path, text in pages.items() if not path.is_file() or path.read_text() != text]
-    if "--check" in sys.argv[1:]:
-        for path in changed:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a page is out of date")
+    parser.add_argument("--from", dest="source", type=Path, metavar="FOLDER", help="finished experiment to copy first")
+    parser.add_argument("--command", help="the command that made it; default: python run.py experiments=<its name>")
+    args = parser.parse_args(words)
+    if args.source:
+        print(result_files.copy(args.source, args.command))
+    changed = {path: text for path, text in pages().items() if not path.is_file() or path.read_text() != text}
+    for path, text in changed.items():
+        if args.check:
             print(f"{path.name} is out of date; use python docs/generate.py")
-        return int(bool(changed))
-    for path in changed:
-        path.write_text(pages[path])
-        print(path)
-    return 0
+        else:
+            path.write_text(text)
+            print(path)
+    return int(args.check and bool(changed))
 
 
-def results() -> pd.DataFrame:
-    """Return the rows of all_methods.csv in their order."""
-    return pd.read_csv(DOCS / "results" / "all_methods.csv")
+def pages() -> dict[Path, str]:
+    """Return the text of every page that has generated parts."""
+    whole = {DOCS / "results.md": results_page(), DOCS / "methods.md": methods_page(), INDEX: index()}
+    written = [DOCS.parent / "README.md", DOCS.parent / "experiments" / "README.md", *sorted(DOCS.glob("*.md"))]
+    prose = {path: path.read_text() for path in written if path not in whole and "template" not in path.name}
+    prose[DOCS.parent / "README.md"] = with_excerpt(prose[DOCS.parent / "README.md"])
+    return whole | {path: with_figures(text) for path, text in prose.items()}
 
 
 def table(rows: pd.DataFrame, names: tuple[str, ...], metrics: tuple[str, ...]) -> str:
@@ -65,30 +81,63 @@ def table(rows: pd.DataFrame, names: tuple[str, ...], metrics: tuple[str, ...]) 
     lines = [["row", *metrics], ["---", *(["---:"] * len(metrics))]]
     for name in names:
         label = name if name in UNMERGED else f"`{name}`"
-        lines.append([label, *(cells[name, metric] for metric in metrics)])
+        lines.append([label, *(cells.get((name, metric), "") for metric in metrics)])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def cell(row) -> str:
     """Format a mean with its interval, or with its separation from the direct merge."""
     mean = f"{row.mean:.3f}"
-    if pd.notna(row.low):
-        return f"{mean} [{row.low:.2f}, {row.high:.2f}]"
-    return f"{mean} ~" if row.separated == "no" else f"**{mean}** ({row.difference:+.3f})"
+    if row.separated in ("yes", "no"):
+        return f"{mean} ~" if row.separated == "no" else f"**{mean}** ({row.difference:+.3f})"
+    return f"{mean} [{row.low:.2f}, {row.high:.2f}]" if pd.notna(row.low) else mean
 
 
 def with_excerpt(page: str) -> str:
     """Return README.md with the excerpt of the results between its markers."""
     head, rest = page.split(START)
     tail = rest.split(END)[1]
-    return head + START + table(results(), EXCERPT_ROWS, EXCERPT_METRICS) + END + tail
+    rows = pd.read_csv(result_files.FOLDER / "all_methods" / result_files.SCORES)
+    shown, metrics = set(rows["row"]), set(rows["metric"])
+    names = tuple(name for name in EXCERPT_ROWS if name in shown)
+    return head + START + table(rows, names, tuple(each for each in EXCERPT_METRICS if each in metrics)) + END + tail
 
 
 def results_page() -> str:
-    """Return docs/results.md: the page with its table."""
-    rows = results()
-    names, metrics = tuple(dict.fromkeys(rows.row)), tuple(dict.fromkeys(rows.metric))
-    return (DOCS / "results" / "page.md").read_text().replace("{table}\n", table(rows, names, metrics))
+    """Return docs/results.md: the page, with each result in its place."""
+    text = (DOCS / "results" / "page.md").read_text()
+    return with_figures(PLACE.sub(lambda place: result(place[1]), text))
+
+
+def result(name: str) -> str:
+    """Return the tables of a result with its command, base model and commit."""
+    made = result_files.made(name)
+    if made is None:
+        return f"Not measured yet: `python run.py experiments={name}`.\n"
+    parts = [f"`{made['command']}`; base model: {made['base']}; commit {made['commit']}, {made['date']}.\n"]
+    for file in sorted((result_files.FOLDER / name).iterdir()):
+        part = file.name.removesuffix(result_files.SCORES).rstrip(".")
+        heading = f"### {part.replace('_', ' ')}\n\n" if part and part != file.name else ""
+        if file.name.endswith(result_files.SCORES):
+            rows = pd.read_csv(file)
+            names, metrics = tuple(dict.fromkeys(rows["row"])), tuple(dict.fromkeys(rows["metric"]))
+            parts.append(heading + table(rows, names, metrics))
+        elif file.suffix == ".md":
+            parts.append(re.sub(r"^#", "###", file.read_text(), flags=re.MULTILINE).rstrip() + "\n")
+    return "\n".join(parts)
+
+
+def index() -> str:
+    """Return docs/results/README.md: the command, the base model and the commit of each folder."""
+    lines = [["folder", "command", "base model", "commit", "date"], ["---"] * 5]
+    for folder in sorted(path for path in result_files.FOLDER.iterdir() if path.is_dir()):
+        made = result_files.made(folder.name) or {}
+        lines.append([f"`{folder.name}/`", f"`{made['command']}`", made["base"], made["commit"], made["date"]])
+    rows = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return (
+        "Result files behind [docs/results.md](../results.md), copied by `python docs/generate.py --from "
+        f"outputs/<name>`; `scores.csv` has one line per row and metric.\n\n{rows}"
+    )
 
 
 def methods_page() -> str:

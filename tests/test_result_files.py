@@ -1,0 +1,104 @@
+"""docs/results: copies of results, the page made from them, and figures in prose."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from made_run import PAIRS, make_run
+
+from lorabench.base import EXPERIMENTS
+from lorabench.report import write_joint_report
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "docs"))
+
+import figures  # noqa: E402
+import generate  # noqa: E402
+import result_files  # noqa: E402
+
+MEASURED = (  # every experiment whose tables the documentation shows
+    "all_methods", "tuning", "duolora_main", "duolora_ablation", "unziplora_alignment", "single_image", "craft_main",
+    "craft_components", "craft_guidance", "closed_form", "tradeoff", "duolora_multi_concept", "calibration",
+    "sensitivity", "duolora_time", "cost",
+)  # fmt: skip
+
+
+@pytest.fixture
+def docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return an empty folder in place of docs/results."""
+    (tmp_path / "results").mkdir()
+    monkeypatch.setattr(result_files, "FOLDER", tmp_path / "results")
+    figures.value.cache_clear()
+    return tmp_path / "results"
+
+
+def test_page_has_place_of_every_experiment() -> None:
+    places = generate.PLACE.findall((ROOT / "docs" / "results" / "page.md").read_text())
+    assert sorted(places) == sorted(MEASURED)
+    assert all((EXPERIMENTS / f"{name}.yaml").is_file() for name in places)
+    text = (ROOT / "docs" / "results.md").read_text()
+    assert all(f"experiments={name}" in text for name in MEASURED)
+
+
+def test_every_result_names_its_command_base_and_commit() -> None:
+    for folder in (path for path in result_files.FOLDER.iterdir() if path.is_dir()):
+        made = json.loads((folder / result_files.MADE).read_text())
+        assert all(made[key] for key in ("command", "commit", "base", "date")), folder
+        assert folder.name in MEASURED and sum(file.stat().st_size for file in folder.iterdir()) < 2e6
+
+
+def test_report_is_copied_with_one_line_per_row_and_metric(docs: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "outputs" / "closed_form"
+    write_joint_report([make_run(folder / name, name, pairs=PAIRS, images=2) for name in ("direct", "duolora")], folder)
+    assert generate.result("closed_form") == "Not measured yet: `python run.py experiments=closed_form`.\n"
+    result_files.copy(folder)
+    wide = pd.read_csv(folder / "table.csv", index_col="method")
+    lines = pd.read_csv(docs / "closed_form" / "scores.csv").set_index(["row", "metric"])
+    for row in ("base", "direct", "duolora", "oracle"):
+        for metric in ("dino/content", "clip_t", "both_similarity"):
+            if metric in wide:
+                assert lines.at[(row, metric), "mean"] == pytest.approx(wide.at[row, metric], abs=1e-3)
+    assert lines.at[("duolora", "clip_t"), "separated"] == "yes" and pd.isna(
+        lines.at[("direct", "clip_t"), "separated"]
+    )
+    text = generate.result("closed_form")
+    made = json.loads((docs / "closed_form" / "made.json").read_text())
+    assert text.startswith("`python run.py experiments=closed_form`; base model: micro, ") and made["commit"] in text
+    assert re.search(rf"\| `duolora` \|.*\*\*{lines.at[('duolora', 'clip_t'), 'mean']:.3f}\*\* \(\+0\.\d+\) \|", text)
+
+
+def test_study_and_several_tables_are_copied(docs: Path, tmp_path: Path) -> None:
+    study, several = tmp_path / "tradeoff" / "tradeoff-s0", tmp_path / "multi"
+    study.mkdir(parents=True)
+    pd.DataFrame({"method": ["direct"], "hypervolume": [0.76]}).to_csv(study / "hypervolume.csv", index=False)
+    (study / "tradeoff.md").write_text("## Curves\n\ntext\n")
+    result_files.copy(study.parent, "python run.py experiments=tradeoff generate.images=2")
+    assert "#### Curves\n\ntext\n" in generate.result("tradeoff")
+    for part in ("2_subjects", "3_subjects"):
+        write_joint_report([make_run(several / part / "direct", "direct", pairs=PAIRS[:2], images=1)], several / part)
+    result_files.copy(several)
+    text = generate.result("multi")
+    assert text.index("### 2 subjects\n") < text.index("| `direct` |") < text.index("### 3 subjects\n")
+    with pytest.raises(SystemExit, match="and no study"):
+        result_files.copy(docs / "tradeoff")
+
+
+def test_figures_in_prose_are_those_of_files(docs: Path) -> None:
+    (docs / "a").mkdir()
+    (docs / "a" / "scores.csv").write_text(
+        "row,metric,mean,difference\ndirect,both,0.5,\nduolora,both,0.2534,-0.2466\n"
+    )
+    prose = "from 0.1<!-- a/scores: direct both / mean --> to 9.99<!-- a/scores: duolora both / mean -->, 7 pairs, "
+    prose += "+0.00<!-- a/scores: duolora both / difference -->"
+    assert figures.with_figures(prose) == (
+        "from 0.5<!-- a/scores: direct both / mean --> to 0.25<!-- a/scores: duolora both / mean -->, 7 pairs, "
+        "-0.25<!-- a/scores: duolora both / difference -->"
+    )
+    for wrong in ("a/scores: both / mean", "a/scores: klora both / mean", "b/scores: direct both / mean"):
+        with pytest.raises(SystemExit, match="error: the figure"):
+            figures.with_figures(f"0.1<!-- {wrong} -->")
