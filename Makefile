@@ -6,7 +6,7 @@ BIN := .venv/bin
 .PHONY: demo smoke test slow lint check docs install
 
 demo: install
-	$(BIN)/python run.py method=duolora $(SET)
+	$(BIN)/python run.py experiments=demo $(SET)
 
 smoke: install
 	$(BIN)/python run.py experiments=smoke $(SET)

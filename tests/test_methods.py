@@ -380,7 +380,7 @@ def test_every_method_and_ablation_merges(model, loras, pair, hypernetwork, name
 
 def test_experiment_of_all_methods_has_every_preset_that_merges() -> None:
     values: Any = OmegaConf.to_container(OmegaConf.load(CONF.parent / "experiments" / "all_methods.yaml"))
-    names = [name.strip() for name in values["hydra"]["sweeper"]["params"]["method"].split(",")]
+    names = values["task"]["rows"]
     assert len(names) == len(set(names))
     merging = {name for name in PRESETS if load(name).training.images != "stylised" and load(name).training.has_factors}
     assert set(names) == merging - {"base", "content_only", "style_only", "custom_weights", "dreambooth_lora"}

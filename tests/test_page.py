@@ -110,7 +110,8 @@ def test_every_image_is_there_once_with_its_scores(run: Path) -> None:
         & (scores["style"] == pair["style"])
         & (scores["image"] == image["index"])
     ]
-    assert image["scores"] == {name: round(own.loc[own["metric"] == name, "value"].mean(), 4) for name in METRICS}
+    means = {name: round(own.loc[own["metric"] == name, "value"].mean(), 4) for name in METRICS}
+    assert dict(zip(data["scored"], image["scores"], strict=True)) == means
 
 
 def test_references_of_pair_are_those_of_its_concepts(run: Path) -> None:
@@ -203,6 +204,21 @@ def test_pictures_of_world_are_embedded_as_they_are(tmp_path: Path) -> None:
     Image.fromarray(mw.render(mw.subject("mug_1"), mw.style("halftone_1"), pose)).save(oracle)
     write_report(folder)
     assert oracle.read_bytes() in parsed(folder).pictures
+
+
+def test_large_page_has_small_copies_of_first_images_and_links_to_others(tmp_path: Path, monkeypatch) -> None:
+    runs = [make_run(tmp_path / name, name, images=2) for name in ("direct", "duolora")]
+    monkeypatch.setattr("lorabench.report.embed.BUDGET", 1000)
+    monkeypatch.setattr("lorabench.report.embed.BATCH", 4 + len(PAIRS) * 6)  # a reference of each concept, first images
+    write_joint_report(runs, tmp_path)
+    data, texts = parsed(tmp_path).data, parsed(tmp_path).scripts["pictures"].split("\n")
+    shown = {image["index"]: {texts[each["picture"]] for each in data["images"] if each["index"] == image["index"]}
+             for image in data["images"]}  # fmt: skip
+    assert all(text.startswith("webp;base64,") for text in shown[0])
+    assert len(shown[1]) == len(PAIRS) * 6 and all((tmp_path / text).is_file() for text in shown[1])
+    references = [texts[number] for pair in data["pairs"] for number in pair["references"]["content"]]
+    assert [text.startswith("webp") for text in references] == [True, False] * len(PAIRS)
+    assert "others are read from the run folders" in (tmp_path / "report.html").read_text()
 
 
 def test_large_images_are_reduced(tmp_path: Path) -> None:

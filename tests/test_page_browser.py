@@ -158,7 +158,8 @@ def test_image_opens_and_arrows_step(chromium: Browser, sweep: Path) -> None:
         scores = page.locator("#scores-of-image").inner_text().split()
         data = page.evaluate("JSON.parse(document.getElementById('data').textContent)")
         image = data["images"][int(shot.get_attribute("data-image") or "")]
-        assert scores == [text for name, value in image["scores"].items() for text in (name, f"{value:.3f}")]
+        of = zip(data["scored"], image["scores"], strict=True)
+        assert scores == [text for name, value in of for text in (name, f"{value:.3f}")]
         assert page.locator("#compare figure").count() == 3  # both references and the oracle
         names = [title.inner_text()]
         for key in ("ArrowRight", "ArrowRight", "ArrowLeft"):
@@ -169,6 +170,17 @@ def test_image_opens_and_arrows_step(chromium: Browser, sweep: Path) -> None:
         close_image(page)
         assert page.locator("#view").is_hidden()
         assert page.evaluate("document.activeElement.getAttribute('aria-label')").startswith(names[3])
+
+
+def test_files_next_to_large_page_are_shown(chromium: Browser, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("lorabench.report.embed.BUDGET", 1)
+    monkeypatch.setattr("lorabench.report.embed.BATCH", 1)
+    write_report(make_run(tmp_path / "run", "direct", images=1))
+    with opened(chromium, tmp_path / "run") as page:
+        first = page.locator(f"{MATRIX}[data-image] img").first
+        first.scroll_into_view_if_needed()
+        assert (first.get_attribute("src") or "").startswith("./images/")
+        assert first.evaluate("image => image.decode().then(() => image.naturalWidth)") == 64
 
 
 def test_matrix_by_keyboard(chromium: Browser, sweep: Path) -> None:

@@ -34,7 +34,7 @@ from lorabench.personalization.initial import random_factors
 from lorabench.personalization.schemes.unziplora import UnZipJob
 from lorabench.personalization.training import Environment
 from lorabench.personalization.unzip import unzip as train
-from lorabench.tasks.contact_sheet import Cell, Strip, sheet
+from lorabench.report.contact_sheet import Cell, Strip, sheet
 from lorabench.tasks.reconstruction import FILE, Looks, file_error
 from lorabench.tasks.unzip_inputs import check_sizes, image_sets
 from lorabench.tasks.unzip_words import Words, lists, suggestions

@@ -1,4 +1,7 @@
-"""The image grid: one row per pair; columns are references, single-LoRA images, merged images and the oracle."""
+"""The image grid: one row per pair; columns are references, single-LoRA images, merged images and the oracle.
+
+A single pair has a sheet with one row per table row instead (pair_sheet.py).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from lorabench.report.folder import Picture, RunFolder
-from lorabench.report.labels import BASELINES_AND_ORACLE, ORACLE
+from lorabench.report.labels import BASELINES_AND_ORACLE, ORACLE, row_order
+from lorabench.report.pair_sheet import draw_pair
 from lorabench.report.pooling import join_pictures
 
 MERGED = 4  # merged images per row, shared among the methods
@@ -61,6 +65,9 @@ def column_groups(rows: dict[tuple[str, str], list[Cell | None]]) -> list[tuple[
 
 def draw_grid(runs: list[RunFolder]) -> Image.Image:
     """Plot the grid as one RGB image."""
+    pictures = join_pictures(runs)
+    if len({(p.content, p.style) for p in pictures}) == 1:
+        return draw_pair(runs, pictures, row_order([p.label for p in pictures]))
     rows = grid_rows(runs)
     groups = column_groups(rows)
     widest = max(ImageFont.load_default(17).getlength(name) for pair in rows for name in (pair[0], f"in {pair[1]}"))

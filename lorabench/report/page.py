@@ -1,4 +1,4 @@
-"""report.html: one self-contained file that opens from disk and makes no network request.
+"""report.html: one file that opens from disk and makes no network request. It is self-contained if it is not large.
 
 The template writes the static parts. The scripts in web/*.js build the interactive parts from JSON data (`content.py`)
 in a script block. The content security policy admits only the page's own scripts and styles, by hash, and no
@@ -50,9 +50,8 @@ def render(runs: list[RunFolder], table: Table, folder: Path | None = None) -> s
     style = (WEB / "page.css").read_text(encoding="utf-8")
     script = "\n".join((WEB / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
     methods = list(dict.fromkeys(run.label for run in runs))
-    embedded = embed(
-        [path for run in runs for path in files_of(run)], [run.rank_figure for run in runs if run.rank_figure]
-    )
+    figures = [run.rank_figure for run in runs if run.rank_figure]
+    embedded = embed(files_of(runs), figures, lambda path: link(path, folder))
     data = content(runs, table, embedded, folder)
     return template("page.html.j2").render(
         title=" · ".join(methods) if len(methods) < 3 else f"{len(methods)} methods on {runs[0].manifest['dataset']}",
@@ -66,6 +65,7 @@ def render(runs: list[RunFolder], table: Table, folder: Path | None = None) -> s
         comparisons=planned_blocks(table),
         has_costs=bool(data["costs"]),
         embed=EMBED,
+        linked=embedded.linked,
         data=in_script(data),
         pictures=Markup("\n".join(embedded.texts)),  # base64 and a fixed prefix: neither can end a script block
         style=Markup(style),
@@ -87,9 +87,9 @@ def template(name: str) -> Template:
 
 
 def policy(style: str, script: str) -> str:
-    """Return the content security policy of a page with this style and script, which needs no other file."""
+    """Return the content security policy of a page with this style and script; images may be files next to it."""
     allowed = f"style-src {hash_of(style)}; script-src {hash_of(script)}"
-    return f"default-src 'none'; img-src data:; {allowed}; base-uri 'none'; form-action 'none'"
+    return f"default-src 'none'; img-src data: 'self' file:; {allowed}; base-uri 'none'; form-action 'none'"
 
 
 def hash_of(text: str) -> str:

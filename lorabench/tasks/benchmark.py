@@ -153,8 +153,9 @@ def put_together(writer: RunWriter, view: View, start: float) -> None:
 
 
 def print_result(writer: RunWriter) -> None:
-    """Print the table and the path of the page."""
+    """Print the table and the paths of the grid and the page."""
     print(writer.table())
+    print(writer.path / "grid.png")
     print(writer.path / "report.html")
 
 

@@ -13,7 +13,7 @@ from lorabench.base import seed_of
 from lorabench.data.microworld.captions import PLACES
 from lorabench.data.microworld.factors import CLASSES
 from lorabench.data.pairs import ROLES, Reference, Scene
-from lorabench.tasks.contact_sheet import Cell, Strip, sheet
+from lorabench.report.contact_sheet import Cell, Strip, sheet
 from lorabench.tasks.unzip_words import Words
 
 if TYPE_CHECKING:

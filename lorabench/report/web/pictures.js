@@ -1,7 +1,8 @@
 // Image buttons: an image is decoded only while it is near the viewport; hover and focus show its scores.
 
 const pictures = byId("pictures").textContent.split("\n");
-const source = number => "data:image/" + pictures[number];
+const isFile = number => pictures[number].startsWith("./"); // next to the page, because it would be too large
+const source = number => isFile(number) ? pictures[number] : "data:image/" + pictures[number];
 const tip = byId("tip");
 
 const places = new Map(data.images.map((image, id) => [`${image.row} ${image.pair} ${image.seed} ${image.index}`, id]));
@@ -32,7 +33,8 @@ function detailsOf(shot) {
   }
   const image = data.images[shot.dataset.image];
   return {
-    pair, picture: image.picture, scores: image.scores, file: image.file, image,
+    pair, picture: image.picture, image, file: image.file ?? (isFile(image.picture) ? pictures[image.picture] : null),
+    scores: Object.fromEntries(data.scored.map((name, at) => [name, image.scores[at]]).filter(([, value]) => value !== null)),
     name: `${pairName(pair)}, ${plain(data.rows[image.row].label)}`,
     facts: [pair.prompts[image.prompt], `image ${image.index}, seed ${image.seed}`],
     noise: image.noise,

@@ -1,7 +1,7 @@
 "use strict";
 // The data of the page, the reader's choices, and their encoding in the URL.
 //
-// data: {columns, costs, rows, pairs, seeds, images, worst, disagreements, reference, mark}; see report/content.py.
+// data: {columns, costs, rows, pairs, seeds, scored, images, worst, disagreements, reference, mark}; see report/content.py.
 // Names, prompts and configs come from users, so text is inserted with textContent only.
 
 const data = JSON.parse(document.getElementById("data").textContent);
