@@ -1,6 +1,7 @@
 """Common definitions: the error that users see, seeds derived from names, and paths of shipped files."""
 
 import hashlib
+import os
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
@@ -11,6 +12,7 @@ ASSETS = PACKAGE / "assets"
 CONF_ROOT = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent
 CONF = CONF_ROOT / "conf"
 EXPERIMENTS = CONF_ROOT / "experiments"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorabench"
 
 
 class UserError(Exception):

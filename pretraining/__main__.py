@@ -1,19 +1,20 @@
-"""Rebuild the shipped model and scorers: `python -m pretraining <step>` (see the model card).
+"""Rebuild the micro models and scorers: `python -m pretraining <step>` (see the model card).
 
-Steps of a complete rebuild, in order: bank, unet, unet --anneal, vae, export, evaluate, scorers.
+Steps of a complete rebuild, in order: bank, denoiser, denoiser --anneal, vae, export, evaluate, scorers. `denoiser`,
+`export` and `evaluate` have `--model`. `build` runs all steps of a model that has no weights in the package.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
-from lorabench.base import ASSETS, UserError
+from lorabench.base import ASSETS, CACHE, UserError
+from lorabench.models.files import MICRO
 
-WORK = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lorabench" / "pretraining"
-SHIPPED = ASSETS / "micro_sdxl"
+WORK = CACHE / "pretraining"
+MODELS = ("micro_sdxl", "micro_sd3")  # those of pretraining/models.py, which imports torch
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -24,24 +25,31 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--work", type=Path, default=WORK, help="folder of images and checkpoints (%(default)s)")
     steps = parser.add_subparsers(dest="step", required=True)
 
+    def model_step(name: str, text: str) -> argparse.ArgumentParser:
+        step = steps.add_parser(name, help=text)
+        step.add_argument("--model", choices=MODELS, default=MODELS[0], help="(%(default)s)")
+        return step
+
     bank = steps.add_parser("bank", help="render training images, 4,000 per shard (about 40 s of one core each)")
     bank.add_argument("--first", type=int, default=0, help="first shard; 34 begins with image 136,000")
     bank.add_argument("--shards", type=int, default=34, help="number of shards")
     bank.add_argument("--workers", type=int, default=2)
 
-    unet = steps.add_parser("unet", help="train the UNet and the text encoders")
-    unet.add_argument("--minutes", type=float, help="stop after this time")
-    unet.add_argument("--samples", type=int, help="stop when the model has seen so many samples in total")
-    unet.add_argument(
+    denoiser = model_step("denoiser", "train a denoiser and its text encoders")
+    denoiser.add_argument("--minutes", type=float, help="stop after this time")
+    denoiser.add_argument("--samples", type=int, help="stop when the model has seen so many samples in total")
+    denoiser.add_argument(
         "--resume", action="store_true", help="resume from the last checkpoint, or from --weights if it is lost"
     )
-    unet.add_argument("--anneal", type=int, default=0, metavar="M", help="branch a decay over M samples, for export")
-    unet.add_argument("--weights", type=Path, default=SHIPPED, help="exported pipeline (%(default)s)")
-    unet.add_argument("--name", default="unet", help="the checkpoint is <work>/<name>/last.ckpt")
-    unet.add_argument("--batch", type=int, default=64, help="samples per step, over all devices")
-    unet.add_argument("--lr", type=float, default=6e-4)
-    unet.add_argument("--devices", type=int, default=1)
-    unet.add_argument("--every", type=int, default=32_000, help="samples between checkpoints")
+    denoiser.add_argument(
+        "--anneal", type=int, default=0, metavar="M", help="branch a decay over M samples, for export"
+    )
+    denoiser.add_argument("--weights", type=Path, help="exported pipeline (default: the model's)")
+    denoiser.add_argument("--name", help="the checkpoint is <work>/<name>/last.ckpt (unet or transformer)")
+    denoiser.add_argument("--batch", type=int, default=64, help="samples per step, over all devices")
+    denoiser.add_argument("--lr", type=float, default=6e-4)
+    denoiser.add_argument("--devices", type=int, default=1)
+    denoiser.add_argument("--every", type=int, default=32_000, help="samples between checkpoints")
 
     vae = steps.add_parser("vae", help="distill the autoencoder onto the latent code")
     vae.add_argument("--steps", type=int, default=2500)
@@ -49,10 +57,10 @@ def arguments() -> argparse.ArgumentParser:
     vae.add_argument("--batch", type=int, default=32)
     vae.add_argument("--lr", type=float, default=2e-3)
 
-    export = steps.add_parser("export", help="write the shipped pipeline")
-    export.add_argument("--name", default="unet-anneal", help="the checkpoint is <work>/<name>/last.ckpt")
-    export.add_argument("--vae", type=Path, default=SHIPPED / "vae", help="autoencoder (%(default)s)")
-    export.add_argument("--out", type=Path, default=SHIPPED)
+    export = model_step("export", "write the pipeline")
+    export.add_argument("--name", help="the checkpoint is <work>/<name>/last.ckpt (unet-anneal or transformer-anneal)")
+    export.add_argument("--vae", type=Path, default=MICRO / "vae", help="autoencoder (%(default)s)")
+    export.add_argument("--out", type=Path, help="folder of the pipeline (default: the model's)")
 
     plot = steps.add_parser("plot", help="plot the held-out losses of trainings")
     plot.add_argument("names", nargs="*", default=["unet"], help="folders in <work>, the first with solid lines")
@@ -63,23 +71,35 @@ def arguments() -> argparse.ArgumentParser:
 
     steps.add_parser("factors", help="train the networks that read the world's factors")
 
-    evaluate = steps.add_parser("evaluate", help="generate 400 images and measure how well they match their prompts")
-    evaluate.add_argument("--folder", type=Path, default=SHIPPED)
+    evaluate = model_step("evaluate", "generate 400 images and measure how well they match their prompts")
+    evaluate.add_argument("--folder", type=Path, help="folder of the pipeline (default: the model's)")
+
+    build = steps.add_parser("build", help="render images, train a denoiser, decay its rate and export it; resumable")
+    build.add_argument("--model", choices=MODELS[1:], required=True)
+    build.add_argument("--samples", type=int, default=1_000_000, help="samples at constant rate")
+    build.add_argument("--anneal", type=int, default=300_000, metavar="M", help="samples of the decay")
+    build.add_argument("--shards", type=int, default=30, help="4,000 images each, from image 136,000 on")
+    build.add_argument("--workers", type=int, default=2, help="processes that render")
     return parser
 
 
 def main() -> None:
     """Run a step of the command line."""
-    args = arguments().parse_args()
-    steps = {
-        "bank": bank, "unet": unet, "vae": vae, "export": export, "plot": plot, "development": development,
-        "scorers": scorers, "factors": factors, "evaluate": evaluate,
-    }  # fmt: skip
     try:
-        steps[args.step](args)
+        run()
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
+
+
+def run(typed: list[str] | None = None) -> None:
+    """Run the step of some arguments; None: those of the command line."""
+    args = arguments().parse_args(typed)
+    steps = {
+        "bank": bank, "denoiser": denoiser, "vae": vae, "export": export, "plot": plot, "development": development,
+        "scorers": scorers, "factors": factors, "evaluate": evaluate, "build": build,
+    }  # fmt: skip
+    steps[args.step](args)
 
 
 def bank(args: argparse.Namespace) -> None:
@@ -93,27 +113,31 @@ def bank(args: argparse.Namespace) -> None:
         images.render(args.work / "bank", shards, args.workers, bar.update)
 
 
-def unet(args: argparse.Namespace) -> None:
-    """Train the UNet and the text encoders."""
+def denoiser(args: argparse.Namespace) -> None:
+    """Train a denoiser and its text encoders."""
     from pretraining.encoded import EncodedBank
     from pretraining.heldout import heldout_data
+    from pretraining.models import MODELS
     from pretraining.training import pretrain
 
-    out = args.work / args.name
-    last, branch = out / "last.ckpt", args.work / f"{args.name}-anneal"
+    kind = MODELS[args.model]
+    name = args.name or kind.part
+    out = args.work / name
+    last, branch = out / "last.ckpt", args.work / f"{name}-anneal"
     if sum(1 for each in (args.minutes, args.samples, args.anneal or None) if each is not None) != 1:
-        raise UserError("unet needs one of --minutes, --samples and --anneal; use --minutes 60")
+        raise UserError("denoiser needs one of --minutes, --samples and --anneal; use --minutes 60")
     if args.anneal and not last.exists():
         raise UserError(f"--anneal={args.anneal} needs {last}; use --minutes 60 --resume first")
     if last.exists() and not (args.resume or args.anneal):
-        raise UserError(f"--name={args.name} has a checkpoint; use --resume to continue it, or another --name")
+        raise UserError(f"--name={name} has a checkpoint; use --resume to continue it, or another --name")
     if args.anneal and (branch / "last.ckpt").exists() and not args.resume:
         raise UserError(f"{branch} has an earlier decay; use --resume to finish it, or remove the folder")
+    weights = args.weights or (kind.folder if kind.folder.exists() else None)
     pretrain(
         EncodedBank(args.work / "bank"),
         branch if args.anneal else out,
         start=last if args.anneal else None,
-        weights=args.weights if args.resume else None,
+        weights=weights if args.resume else None,
         minutes=args.minutes,
         samples=args.samples,
         anneal=args.anneal,
@@ -122,6 +146,7 @@ def unet(args: argparse.Namespace) -> None:
         devices=args.devices,
         every=args.every,
         heldout=heldout_data(),
+        kind=kind,
     )
 
 
@@ -133,11 +158,26 @@ def vae(args: argparse.Namespace) -> None:
 
 
 def export(args: argparse.Namespace) -> None:
-    """Write the shipped pipeline."""
+    """Write the pipeline of a checkpoint."""
     from pretraining.export import export as write
+    from pretraining.models import MODELS
 
-    size = write(args.work / args.name / "last.ckpt", args.vae, args.out)
-    print(f"{args.out}: {size / 1e6:.1f} MB")
+    kind = MODELS[args.model]
+    out = args.out or kind.folder
+    out.parent.mkdir(parents=True, exist_ok=True)
+    size = write(args.work / (args.name or f"{kind.part}-anneal") / "last.ckpt", args.vae, out, kind)
+    print(f"{out}: {size / 1e6:.1f} MB")
+
+
+def build(args: argparse.Namespace) -> None:
+    """Run all steps of a model with their defaults; finished steps are not repeated."""
+    typed = ["--work", str(args.work)]
+    rendered = ["bank", "--first", "34", "--shards", str(args.shards), "--workers", str(args.workers)]
+    trained = ["denoiser", "--model", args.model, "--resume"]
+    run([*typed, *rendered])
+    run([*typed, *trained, "--samples", str(args.samples)])
+    run([*typed, *trained, "--anneal", str(args.anneal)])
+    run([*typed, "export", "--model", args.model])
 
 
 def plot(args: argparse.Namespace) -> None:
@@ -178,9 +218,10 @@ def evaluate(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from pretraining.evaluate import evaluate as read
+    from pretraining.models import MODELS
 
     with tqdm(unit="image") as bar:
-        print(json.dumps(read(args.folder, bar.update), indent=1))
+        print(json.dumps(read(args.folder or MODELS[args.model].folder, bar.update), indent=1))
 
 
 if __name__ == "__main__":

@@ -66,8 +66,14 @@ def build_text_encoders(
     tokenizer: CLIPTokenizer, text_width=96, layers=3
 ) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
     """Return both text encoders with random weights."""
+    config = text_config(tokenizer, text_width, layers)
+    return CLIPTextModel(config), CLIPTextModelWithProjection(config)
+
+
+def text_config(tokenizer: CLIPTokenizer, text_width: int, layers: int) -> CLIPTextConfig:
+    """Return the configuration of a text encoder."""
     special: Any = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-    config = CLIPTextConfig(
+    return CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=text_width,
         intermediate_size=4 * text_width,
@@ -77,7 +83,6 @@ def build_text_encoders(
         max_position_embeddings=MAX_LENGTH,
         **special,
     )
-    return CLIPTextModel(config), CLIPTextModelWithProjection(config)
 
 
 def build_scheduler() -> EulerDiscreteScheduler:

@@ -16,7 +16,9 @@ from torch import Tensor
 from lorabench.engine.own_files import PNG_NOTE, check_replaceable
 from lorabench.engine.record import write_whole
 from lorabench.report.plot_style import default_style
-from pretraining.heldout import TIMESTEPS, heldout_losses
+from pretraining.heldout import heldout_losses
+
+HELDOUT = "heldout_"  # start of the columns of held-out losses
 
 
 class Curve:
@@ -55,8 +57,8 @@ class Curve:
             "images_per_second": self.images / (time.monotonic() - self.since),
         }
         if self.heldout:
-            losses = heldout_losses(module.ema.module, *(each.to(module.device) for each in self.heldout))
-            row |= {f"heldout_{t}": loss for t, loss in losses.items()}
+            losses = heldout_losses(module.ema.module, module.loss, *(each.to(module.device) for each in self.heldout))
+            row |= {f"{HELDOUT}{t}": loss for t, loss in losses.items()}
         self.rows.append(row)
         pd.DataFrame(self.rows).to_csv(self.path, index=False, float_format="%.6g")
         self.reset()
@@ -80,10 +82,10 @@ def plot(curves: dict[str, Path], out: Path) -> None:
     axes = figure.subplots()
     for number, path in enumerate(curves.values()):
         rows = pd.read_csv(path)
-        for place, t in enumerate(TIMESTEPS):
-            name = f"t = {t}" if number == 0 else None
+        for place, column in enumerate(name for name in rows if name.startswith(HELDOUT)):
+            name = f"t = {column.removeprefix(HELDOUT)}" if number == 0 else None
             style = "-" if number == 0 else ":"
-            axes.plot(rows["samples"] / 1e6, rows[f"heldout_{t}"], style, marker=".", color=f"C{place}", label=name)
+            axes.plot(rows["samples"] / 1e6, rows[column], style, marker=".", color=f"C{place}", label=name)
     axes.set(xlabel="million samples", ylabel="held-out loss of v", yscale="log", title=", ".join(curves))
     axes.legend(fontsize="small")
     write_whole(out, lambda draft: figure.savefig(draft, dpi=120, format="png", metadata=PNG_NOTE))

@@ -16,7 +16,7 @@ from torch import Tensor
 from lorabench.base import UserError
 from pretraining import bank
 from pretraining.latents import PatchPCA, encode_bank
-from pretraining.unet import tokenize
+from pretraining.tokens import tokenize
 
 CODE = Path(__file__).with_name("pca.safetensors")
 

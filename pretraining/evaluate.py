@@ -16,7 +16,9 @@ from torch import Tensor
 
 from lorabench.base import seed_of
 from lorabench.data import microworld as mw
-from lorabench.models.sdxl.model import SDXL
+from lorabench.models.files import model_folder
+from lorabench.models.load import load
+from lorabench.models.model import DiffusionModel
 from lorabench.sampling.sampler import sample
 from lorabench.scoring.factors import labels, load_factors
 from lorabench.scoring.load import load_scorers
@@ -37,7 +39,7 @@ def evaluate(folder: Path, progress: Callable[[int], object] = lambda n: None) -
     """
     check_target(folder, [FOUND, SHEET_FILE])
     asked = choose(seen_combinations())
-    images = generate(SDXL.load(folder), [each.prompt for each in asked], progress)
+    images = generate(load(model_folder(folder)), [each.prompt for each in asked], progress)
     scorers = load_scorers()
     read = load_factors(scorers).read({scorer.name: scorer.embed(images) for scorer in scorers})
     found = {"images": len(asked), **shares(read, asked)}
@@ -46,7 +48,9 @@ def evaluate(folder: Path, progress: Callable[[int], object] = lambda n: None) -
     return found
 
 
-def generate(model: SDXL, prompts: Sequence[str], progress: Callable[[int], object] = lambda n: None) -> np.ndarray:
+def generate(
+    model: DiffusionModel, prompts: Sequence[str], progress: Callable[[int], object] = lambda n: None
+) -> np.ndarray:
     """Generate one image per prompt, uint8 [n, 64, 64, 3]. Its noise depends on its prompt and number."""
     parts = []
     for start in range(0, len(prompts), BATCH):

@@ -1,4 +1,4 @@
-"""Export of checkpoints to the shipped folder: a `StableDiffusionXLPipeline` in half precision."""
+"""Export of checkpoints as pipelines of diffusers in half precision."""
 
 from __future__ import annotations
 
@@ -6,33 +6,39 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 
 from lorabench.base import UserError
-from pretraining.architecture import build_pipeline, build_vae
-from pretraining.unet import Denoiser
+from pretraining.architecture import build_vae
+from pretraining.models import MICRO_SDXL, MicroModel
 
 COURSE = "training.json"
 
 
-def averaged(checkpoint: Path) -> Denoiser:
-    """Return the denoiser with the moving average of its weights, from a checkpoint of `python -m pretraining unet`."""
+def averaged(checkpoint: Path, kind: MicroModel = MICRO_SDXL) -> Any:
+    """Return the denoiser and text encoders with the moving average of their weights, from a checkpoint.
+
+    Raises:
+        UserError: If the checkpoint is of another model.
+    """
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-    prefix = "ema.module."
-    model = Denoiser()
-    model.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+    prefix, model = "ema.module.", kind.module()
+    own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    if not any(key.startswith(f"{kind.part}.") for key in own):
+        raise UserError(f"{checkpoint} is a checkpoint of another model; use another --model")
+    model.load_state_dict(own)
     return model.eval()
 
 
-def assemble(checkpoint: Path, vae: Path) -> StableDiffusionXLPipeline:
+def assemble(checkpoint: Path, vae: Path, kind: MicroModel = MICRO_SDXL) -> Any:
     """Return the complete pipeline in fp32."""
-    model, autoencoder = averaged(checkpoint), build_vae()
+    model, autoencoder = averaged(checkpoint, kind), build_vae()
     autoencoder.load_state_dict(AutoencoderKL.from_pretrained(vae).state_dict())  # without its path in the config
-    return build_pipeline(
-        unet=model.unet,
+    return kind.pipeline(
+        **{kind.part: getattr(model, kind.part)},
         vae=autoencoder,
         text_encoders=(model.text_encoder, model.text_encoder_2),
     )
@@ -57,14 +63,14 @@ def check_target(folder: Path, names: Sequence[str]) -> None:
         raise UserError(f"{taken[0]} was not written by an export and is left as it is; use another folder")
 
 
-def export(checkpoint: Path, vae: Path, folder: Path) -> int:
+def export(checkpoint: Path, vae: Path, folder: Path, kind: MicroModel = MICRO_SDXL) -> int:
     """Write the pipeline to `folder` in float16, and training.json next to it; return its size in bytes.
 
     Raises:
         UserError: If a file is there that no export wrote.
     """
     check_target(folder, [COURSE, *(f"{folder.name}/{path.name}" for path in folder.glob("*"))])
-    assemble(checkpoint, vae).to(torch.float16).save_pretrained(folder, safe_serialization=True)
+    assemble(checkpoint, vae, kind).to(torch.float16).save_pretrained(folder, safe_serialization=True)
     course = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["course"]
     (folder.parent / COURSE).write_text(json.dumps({"samples": course["samples"]}) + "\n")
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())

@@ -6,6 +6,8 @@ import string
 from collections import Counter
 from itertools import pairwise
 
+import torch
+from torch import Tensor
 from transformers import CLIPTokenizer
 
 from lorabench.data import microworld as mw
@@ -30,6 +32,16 @@ def build_tokenizer() -> CLIPTokenizer:
     for special in ("<|startoftext|>", "<|endoftext|>"):
         ids[special] = len(ids)
     return CLIPTokenizer(vocab=ids, merges=merges, model_max_length=MAX_LENGTH)  # pyright: ignore[reportArgumentType]
+
+
+def tokenize(captions: list[str]) -> Tensor:
+    """Return token ids, int16 [n, 32]."""
+    known: dict[str, list[int]] = {}
+    tokenizer = build_tokenizer()
+    for text in captions:
+        if text not in known:
+            known[text] = tokenizer(text, padding="max_length", max_length=MAX_LENGTH, truncation=True).input_ids
+    return torch.tensor([known[text] for text in captions], dtype=torch.int16)
 
 
 def _merge(word: list[str], pair: tuple[str, str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Training of the denoiser: `python -m pretraining unet`.
+"""Training of a denoiser: `python -m pretraining denoiser`.
 
 The rate is constant after a warm-up, so that training can continue for any time. `--anneal M` branches from the last
 checkpoint with a linear decay over M samples, for export; the training at constant rate continues from its own state.
@@ -19,25 +19,19 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lorabench.base import ASSETS, UserError
+from lorabench.base import UserError
 from lorabench.engine.environment import clear_environment
 from pretraining.curve import Curve
 from pretraining.encoded import EncodedBank
+from pretraining.models import MICRO_SDXL, MicroModel
 from pretraining.precision import training_precision
-from pretraining.unet import Denoiser, VLoss
 
 WARM_UP = 4_000  # samples
 EMA_WINDOW = 20_000  # samples
-SHIPPED = ASSETS / "micro_sdxl"
-FILES = {
-    "unet": "unet/diffusion_pytorch_model.safetensors",
-    "text_encoder": "text_encoder/model.safetensors",
-    "text_encoder_2": "text_encoder_2/model.safetensors",
-}
 
 
 class Pretraining(pl.LightningModule):
@@ -49,13 +43,20 @@ class Pretraining(pl.LightningModule):
         lr: Constant learning rate.
         anneal: Samples of the decay to zero that begins at the loaded checkpoint; 0 keeps the rate constant.
         weights: Exported pipeline to start from; None starts from random weights.
+        kind: The model.
     """
 
     def __init__(
-        self, data: EncodedBank, batch: int = 64, lr: float = 6e-4, anneal: int = 0, weights: Path | None = None
+        self,
+        data: EncodedBank,
+        batch: int = 64,
+        lr: float = 6e-4,
+        anneal: int = 0,
+        weights: Path | None = None,
+        kind: MicroModel = MICRO_SDXL,
     ) -> None:
         super().__init__()
-        self.model = Denoiser()
+        self.model = kind.module()
         self.samples = 0  # seen in total
         if weights:
             load_exported(self.model, weights)
@@ -64,7 +65,7 @@ class Pretraining(pl.LightningModule):
         self.ema.requires_grad_(False)
         self.started, self.anneal_from = self.samples, self.samples
         self.data, self.batch, self.lr, self.anneal = data, batch, lr, anneal
-        self.loss = VLoss()
+        self.loss = kind.loss()
 
     def rate(self) -> float:
         """Return the learning rate of the next step."""
@@ -147,6 +148,7 @@ def pretrain(
     devices: int = 1,
     every: int = 32_000,
     heldout: tuple[Tensor, Tensor] | None = None,
+    kind: MicroModel = MICRO_SDXL,
 ) -> int:
     """Train for a time, a number of samples or the length of a decay; return the number of samples seen in total.
 
@@ -163,6 +165,7 @@ def pretrain(
         devices: Number of devices.
         every: Samples between two checkpoints.
         heldout: Latents and token ids for the curve.
+        kind: The model.
     """
     if batch % devices:
         raise UserError(f"--batch={batch} must be a multiple of --devices={devices}; use --batch {devices * 32}")
@@ -170,7 +173,7 @@ def pretrain(
     torch.manual_seed(0)  # for the initial weights
     last = out / "last.ckpt"
     found = last if last.exists() else start
-    module = Pretraining(data, batch, lr, anneal, None if found else weights)
+    module = Pretraining(data, batch, lr, anneal, None if found else weights, kind)
     if found:
         course = torch.load(found, map_location="cpu", weights_only=True, mmap=True)["course"]
         begun, anneal_from = course["samples"], course.get("anneal_from", course["samples"])
@@ -201,11 +204,12 @@ def pretrain(
     return module.samples
 
 
-def load_exported(model: Denoiser, folder: Path) -> None:
-    """Load the UNet and text encoders of an exported pipeline."""
-    for part, file in FILES.items():
-        state = load_file(folder / file)
-        getattr(model, part).load_state_dict({name: value.float() for name, value in state.items()})
+def load_exported(model: nn.Module, folder: Path) -> None:
+    """Load the denoiser and text encoders of an exported pipeline."""
+    for name, part in model.named_children():
+        stem = "model" if name.startswith("text_encoder") else "diffusion_pytorch_model"
+        state = load_file(folder / name / f"{stem}.safetensors")
+        part.load_state_dict({key: value.float() for key, value in state.items()})
 
 
 def exported_samples(folder: Path) -> int:

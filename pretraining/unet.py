@@ -12,13 +12,13 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
 from pretraining.architecture import RESOLUTION, build_scheduler, build_text_encoders, build_unet
-from pretraining.tokens import MAX_LENGTH, build_tokenizer
+from pretraining.loss import Loss
+from pretraining.tokens import build_tokenizer
 
-EMPTY_SHARE = 0.1  # captions dropped for classifier-free guidance
 SNR_CAP = 5.0
 
 
-class Denoiser(nn.Module):
+class UNetDenoiser(nn.Module):
     """UNet and text encoders, combined as in `StableDiffusionXLPipeline`."""
 
     def __init__(self) -> None:
@@ -45,44 +45,23 @@ class Denoiser(nn.Module):
         return self.unet(latents, t, states, added_cond_kwargs=added).sample
 
 
-class VLoss:
-    """The training loss of a batch. All random numbers come from one generator."""
+class VLoss(Loss):
+    """The weighted error of v."""
+
+    levels = (50, 200, 400, 600, 800, 950)
 
     def __init__(self) -> None:
+        super().__init__()
         self.alphas_cumprod = build_scheduler().alphas_cumprod
-        self.empty = torch.tensor(build_tokenizer()("", padding="max_length", max_length=MAX_LENGTH).input_ids)
 
-    def __call__(
-        self, model: nn.Module, x0: Tensor, ids: Tensor, seed: int, rows: slice, device: torch.device
-    ) -> Tensor:
-        """Return the mean weighted error of v over some rows of a batch.
-
-        Args:
-            model: The denoiser.
-            x0: Latents of the whole batch [n, 12, 16, 16], on the CPU.
-            ids: Token ids of the whole batch [n, 32].
-            seed: Seed of timesteps, noise and dropped captions of the whole batch.
-            rows: Rows that this process computes, so that the loss does not depend on the number of devices.
-            device: Device of the model.
-        """
-        rng, n = torch.Generator().manual_seed(seed), len(x0)
-        ids = torch.where(torch.rand(n, 1, generator=rng) < EMPTY_SHARE, self.empty, ids)
+    def timesteps(self, n: int, rng: torch.Generator) -> Tensor:
         middle = torch.sigmoid(torch.randn(n, generator=rng) - 0.5)
         u = torch.where(torch.rand(n, generator=rng) < 0.25, torch.rand(n, generator=rng), middle)
-        t = (u * 1000).long().clamp(max=999)
-        noise = torch.randn(x0.shape, generator=rng)
-        a = self.alphas_cumprod[t].view(-1, 1, 1, 1)
-        weight = (SNR_CAP * (1 - a)).clamp(max=1)  # 5 / (SNR + 1) = 5 (1 - a)
-        noisy, target = a.sqrt() * x0 + (1 - a).sqrt() * noise, a.sqrt() * noise - (1 - a).sqrt() * x0
-        noisy, target, weight, t, ids = (each[rows].to(device) for each in (noisy, target, weight, t, ids))
-        return (weight * (model(noisy, t, ids).float() - target) ** 2).mean()
+        return (u * 1000).long().clamp(max=999)
 
+    def noised(self, x0: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        a = self.alphas_cumprod[t.cpu()].to(x0.device).view(-1, 1, 1, 1)
+        return a.sqrt() * x0 + (1 - a).sqrt() * noise, a.sqrt() * noise - (1 - a).sqrt() * x0
 
-def tokenize(captions: list[str]) -> Tensor:
-    """Return token ids, int16 [n, 32]."""
-    known: dict[str, list[int]] = {}
-    tokenizer = build_tokenizer()
-    for text in captions:
-        if text not in known:
-            known[text] = tokenizer(text, padding="max_length", max_length=MAX_LENGTH, truncation=True).input_ids
-    return torch.tensor([known[text] for text in captions], dtype=torch.int16)
+    def weight(self, t: Tensor) -> Tensor:
+        return (SNR_CAP * (1 - self.alphas_cumprod[t])).clamp(max=1)  # 5 / (SNR + 1) = 5 (1 - a)

@@ -1,4 +1,4 @@
-"""Pretraining of the micro model: its parts, its loss, resuming, and decays that do not change the training."""
+"""Pretraining of the micro models: parts, losses, resuming, and decays that do not change the training."""
 
 import json
 from functools import partial
@@ -11,6 +11,8 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 from lorabench.base import UserError
 from lorabench.data import microworld as mw
+from lorabench.models.files import MICRO, model_folder
+from lorabench.models.load import load
 from lorabench.models.sdxl.model import SDXL
 from pretraining import __main__ as command
 from pretraining import bank, heldout
@@ -19,9 +21,11 @@ from pretraining.encoded import CODE, EncodedBank
 from pretraining.export import averaged, export
 from pretraining.heldout import heldout_losses
 from pretraining.latents import PatchPCA, encode_bank, to_tensor
-from pretraining.tokens import IDENTIFIERS, build_tokenizer
-from pretraining.training import SHIPPED, Pretraining, exported_samples, pretrain
-from pretraining.unet import VLoss, tokenize
+from pretraining.models import MICRO_SD3, MICRO_SDXL, MODELS, MicroModel
+from pretraining.tokens import IDENTIFIERS, build_tokenizer, tokenize
+from pretraining.training import Pretraining, exported_samples, pretrain
+from pretraining.transformer import FlowLoss, build_flow_scheduler, build_transformer
+from pretraining.unet import VLoss
 from pretraining.vae import distil
 
 
@@ -45,6 +49,12 @@ def work(tmp_path, pictures, monkeypatch):
 def narrow(monkeypatch):
     small = partial(build_unet, widths=(8, 16, 16), heads=(1, 2, 2), layers=(1, 1, 2), groups=8)
     monkeypatch.setattr("pretraining.unet.build_unet", small)
+    monkeypatch.setattr("pretraining.transformer.build_transformer", partial(build_transformer, 32, 2, 2))
+
+
+@pytest.fixture(params=MODELS)
+def kind(request) -> MicroModel:
+    return MODELS[request.param]
 
 
 def test_every_word_of_world_is_one_token():
@@ -106,11 +116,12 @@ def test_each_picture_comes_once_per_epoch(work, pictures):
     assert torch.equal(data.batch(58, 4)[0], torch.cat([first[-2:], second[:2]]))
 
 
-def test_resumed_training_equals_undisturbed_one(work, narrow, monkeypatch):
+@pytest.mark.usefixtures("narrow")
+def test_resumed_training_equals_undisturbed_one(work, kind, monkeypatch):
     data = EncodedBank(work / "bank")
 
     def train(name: str) -> dict[str, torch.Tensor]:
-        pretrain(data, work / name, samples=8, batch=2, lr=1e-3, every=4)
+        pretrain(data, work / name, samples=8, batch=2, lr=1e-3, every=4, kind=kind)
         return weights(work / name)
 
     undisturbed = train("undisturbed")
@@ -166,20 +177,57 @@ def test_interrupted_decay_ends_as_undisturbed_one(work, narrow, monkeypatch):
 
 def test_lost_state_is_replaced_by_exported_weights(work):
     """Training continues from the shipped weights and their number of samples, with a new warm-up."""
-    module = Pretraining(EncodedBank(work / "bank"), batch=64, lr=6e-4, weights=SHIPPED)
-    assert module.samples == exported_samples(SHIPPED) >= 1_105_000
+    module = Pretraining(EncodedBank(work / "bank"), batch=64, lr=6e-4, weights=MICRO)
+    assert module.samples == exported_samples(MICRO) >= 1_105_000
     assert module.rate() == pytest.approx(6e-4 * 64 / 4000)
-    shipped = SDXL.load(SHIPPED).unet.state_dict()
+    shipped = SDXL.load(MICRO).unet.state_dict()
     assert all(torch.equal(weight, shipped[name]) for name, weight in module.model.unet.state_dict().items())
 
 
-def test_loss_does_not_depend_on_number_of_devices():
-    x0 = torch.randn(4, 12, 16, 16, generator=torch.Generator().manual_seed(0))
-    ids = tokenize(["a mug", "a cat", "a red duck", "a boat in ink style"]).long()
-    loss, model, place = VLoss(), Predicts(0.3), torch.device("cpu")
+@pytest.mark.parametrize("loss", [VLoss(), FlowLoss()])
+def test_loss_does_not_depend_on_number_of_devices(loss):
+    x0, ids = batch_of_four()
+    model, place = Predicts(0.3), torch.device("cpu")
     whole = loss(model, x0, ids, 7, slice(0, 4), place)
     halves = [loss(model, x0, ids, 7, rows, place) for rows in (slice(0, 2), slice(2, 4))]
     assert whole.item() == pytest.approx(sum(halves).item() / 2)
+
+
+def batch_of_four():
+    x0 = torch.randn(4, 12, 16, 16, generator=torch.Generator().manual_seed(0))
+    return x0, tokenize(["a mug", "a cat", "a red duck", "a boat in ink style"]).long()
+
+
+def test_loss_of_unet_draws_as_for_shipped_weights():
+    """The number was computed by the code that trained the shipped weights."""
+    loss = VLoss()(Predicts(0.3), *batch_of_four(), 7, slice(0, 4), torch.device("cpu"))
+    assert loss.item() == pytest.approx(0.8985719680786133, rel=1e-6)
+
+
+def test_loss_of_transformer_is_that_of_training_script():
+    """diffusers' train_dreambooth_lora_sd3.py: logit_normal places u index the table of the scheduler."""
+    x0, ids = batch_of_four()
+    model, scheduler = Predicts(0.3), build_flow_scheduler()
+    loss = FlowLoss()(model, x0, ids, 7, slice(0, 4), torch.device("cpu"))
+    rng = torch.Generator().manual_seed(7)
+    torch.rand(4, 1, generator=rng)
+    u = torch.nn.functional.sigmoid(torch.normal(mean=0.0, std=1.0, size=(4,), generator=rng))
+    indices = (u * len(scheduler.timesteps)).long()
+    noise = torch.randn(x0.shape, generator=rng)
+    sigmas = scheduler.sigmas[indices].view(4, 1, 1, 1)
+    noisy = (1.0 - sigmas) * x0 + sigmas * noise
+    assert torch.allclose(model.t, scheduler.timesteps[indices], atol=1e-3)
+    assert torch.allclose(model.noisy, noisy, atol=1e-5)
+    expected = ((0.3 * noisy - (noise - x0)) ** 2).reshape(4, -1).mean(1).mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_blocks_of_new_transformer_change_nothing():
+    transformer = build_transformer(32, 2, 2)
+    block = transformer.transformer_blocks[0]
+    image, text, time = torch.randn(2, 64, 32), torch.randn(2, 32, 32), torch.randn(2, 32)
+    text_out, image_out = block(hidden_states=image, encoder_hidden_states=text, temb=time)
+    assert torch.equal(image_out, image) and torch.equal(text_out, text)
 
 
 class Predicts(torch.nn.Module):
@@ -195,13 +243,15 @@ class Predicts(torch.nn.Module):
 
 
 def test_heldout_loss_is_error_of_v():
-    """With v predicted as zero, the mean of v^2 is abar + (1 - abar) E[x0^2] for independent noise."""
+    """With v predicted as zero, the mean of v^2 is abar + (1 - abar) E[x0^2], or 1 + E[x0^2], for independent noise."""
     x0 = 0.5 * torch.randn(128, 12, 16, 16, generator=torch.Generator().manual_seed(1))
-    losses = heldout_losses(Predicts(0.0), x0, torch.zeros(128, 32))  # pyright: ignore[reportArgumentType]
     abar = build_scheduler().alphas_cumprod
-    assert list(losses) == list(heldout.TIMESTEPS)
-    for t, loss in losses.items():
-        assert loss == pytest.approx(float(abar[t] + (1 - abar[t]) * 0.25), rel=0.02)
+    for loss in (VLoss(), FlowLoss()):
+        losses = heldout_losses(Predicts(0.0), loss, x0, torch.zeros(128, 32))
+        assert list(losses) == list(loss.levels)
+        for t, found in losses.items():
+            expected = float(abar[t] + (1 - abar[t]) * 0.25) if isinstance(loss, VLoss) else 1.25
+            assert found == pytest.approx(expected, rel=0.02)
 
 
 def test_heldout_pictures_are_outside_every_bank():
@@ -211,7 +261,7 @@ def test_heldout_pictures_are_outside_every_bank():
 
 
 def test_shipped_code_is_latent_space_of_shipped_vae(pictures):
-    vae = AutoencoderKL.from_pretrained(SHIPPED / "vae")
+    vae = AutoencoderKL.from_pretrained(MICRO / "vae")
     with torch.no_grad():
         mean = vae.encode(to_tensor(pictures[:8])).latent_dist.mean
     assert (mean - PatchPCA.load(CODE).encode(to_tensor(pictures[:8]))).square().mean() < 2e-3
@@ -220,37 +270,43 @@ def test_shipped_code_is_latent_space_of_shipped_vae(pictures):
 @pytest.mark.parametrize(
     ("typed", "words"),
     [
-        (["--resume"], "one of --minutes"),
+        (["--resume"], "denoiser needs one of --minutes"),
         (["--minutes", "1", "--samples", "5"], "one of --minutes"),
         (["--anneal", "100"], "needs .*last.ckpt; use"),
         (["--minutes", "1"], "--name=unet has a checkpoint; use --resume"),
         (["--minutes", "1", "--name", "new", "--batch", "9", "--devices", "2"], "--batch=9 must be a multiple"),
     ],
 )
-def test_unet_command_refuses_in_one_line(work, typed, words, monkeypatch):
+def test_denoiser_command_refuses_in_one_line(work, typed, words, monkeypatch):
     if "--anneal" not in typed:
         (work / "unet").mkdir()
         (work / "unet" / "last.ckpt").touch()
     monkeypatch.setattr(heldout, "COUNT", 1)
     monkeypatch.setattr(heldout.heldout_data, "__defaults__", (1, heldout.FIRST))
-    args = command.arguments().parse_args(["--work", str(work), "unet", *typed])
+    args = command.arguments().parse_args(["--work", str(work), "denoiser", *typed])
     with pytest.raises(UserError, match=words):
-        command.unet(args)
+        command.denoiser(args)
 
 
-def test_checkpoint_is_exported_as_loadable_pipeline(work):
-    """After two steps of each training, diffusers reads the exported pipeline."""
-    pretrain(EncodedBank(work / "bank"), work / "unet", samples=4, batch=2, lr=1e-3)
+def test_checkpoint_is_exported_as_loadable_pipeline(work, kind):
+    """After two steps of each training, lorabench and diffusers read the exported pipeline."""
+    checkpoint = work / kind.part / "last.ckpt"
+    pretrain(EncodedBank(work / "bank"), work / kind.part, samples=4, batch=2, lr=1e-3, kind=kind)
     distil(work, steps=2, decay=1, batch=2, lr=1e-3)
-    size = export(work / "unet" / "last.ckpt", work / "vae" / "model", work / "pipeline")
-    assert 30e6 < size < 40e6
+    size = export(checkpoint, work / "vae" / "model", work / "pipeline", kind)
+    assert 15e6 < size < 40e6
     assert not [p for p in (work / "pipeline").rglob("*.json") if str(work) in p.read_text()], "paths of this machine"
-    loaded = SDXL.load(work / "pipeline")
-    trained = averaged(work / "unet" / "last.ckpt").unet.state_dict()
-    for name, weight in loaded.unet.state_dict().items():
+    loaded = load(model_folder(work / "pipeline"))
+    trained = getattr(averaged(checkpoint, kind), kind.part).state_dict()
+    for name, weight in loaded.denoiser.state_dict().items():
         assert torch.equal(weight, trained[name].half().float()), name
     assert exported_samples(work / "pipeline") == 4
     assert (loaded.process.predicts, loaded.resolution) == ("v_prediction", 64)
+    again = Pretraining(EncodedBank(work / "bank"), weights=work / "pipeline", kind=kind)
+    assert again.samples == 4
+    other = MICRO_SDXL if kind is MICRO_SD3 else MICRO_SD3
+    with pytest.raises(UserError, match="another --model"):
+        averaged(checkpoint, other)
 
 
 def test_loss_is_error_of_v_with_capped_weight():

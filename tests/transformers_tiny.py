@@ -16,7 +16,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CLIPTextModelWithProjection, T5Config, T5EncoderModel, T5TokenizerFast
 
 from pretraining.architecture import build_text_encoders
+from pretraining.architecture import build_vae as build_micro_vae
 from pretraining.tokens import build_tokenizer
+from pretraining.transformer import build_clip_encoders, build_sd3_pipeline, build_transformer
 
 WIDTH = 32
 
@@ -42,7 +44,7 @@ def save_sd3(path: Path, dual: tuple[int, ...] = (0,)) -> Path:
     tokenizer = build_tokenizer()
     encoders = [CLIPTextModelWithProjection(build_text_encoders(tokenizer, WIDTH, 2)[0].config) for _ in range(2)]
     transformer = SD3Transformer2DModel(
-        sample_size=8, num_layers=3, attention_head_dim=8, num_attention_heads=4, joint_attention_dim=2 * WIDTH,
+        sample_size=8, num_layers=3, attention_head_dim=8, num_attention_heads=4, joint_attention_dim=2 * WIDTH + 8,
         caption_projection_dim=32, pooled_projection_dim=2 * WIDTH, pos_embed_max_size=8, dual_attention_layers=dual,
         qk_norm="rms_norm",
     )  # fmt: skip
@@ -53,6 +55,17 @@ def save_sd3(path: Path, dual: tuple[int, ...] = (0,)) -> Path:
         text_encoder_3=missing, tokenizer_3=missing,
     )  # fmt: skip
     pipeline.save_pretrained(path)
+    return path
+
+
+def save_micro_sd3(path: Path) -> Path:
+    """Save a pipeline with the structure of the micro SD3, random modulation and few channels."""
+    torch.manual_seed(0)
+    transformer = build_transformer(32, 2, 2, text_width=32)
+    for weight in transformer.parameters():
+        torch.nn.init.normal_(weight, std=0.2)
+    vae = build_micro_vae((8, 8, 8), groups=8)
+    build_sd3_pipeline(transformer, vae, build_clip_encoders(32, 2)).save_pretrained(path)
     return path
 
 

@@ -54,6 +54,13 @@ class CompareTask(TaskSpec):
 
 
 @dataclass
+class ModelsTask(CompareTask):
+    """Settings of task=models."""
+
+    others: list[str] = MISSING  # presets of models besides `model=`
+
+
+@dataclass
 class GridTask(TaskSpec):
     """Settings of task=grid."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from lorabench.base import UserError
 from lorabench.config.schemas import ModelSpec
 from lorabench.lora.files.names import DENOISER, file_path, layer
-from lorabench.models.files import model_files
+from lorabench.models.files import embedded, model_files
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +24,7 @@ def base_weights(spec: ModelSpec) -> BaseWeights | None:
 
     Files are a diffusers folder, or a single file for the layers of the UNet.
     """
-    if spec.path != "micro" and not Path(spec.path).exists():
+    if embedded(spec.path) is None and not Path(spec.path).exists():
         return None
 
     @cache

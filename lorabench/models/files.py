@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from lorabench.base import ASSETS, CONF, UserError
+from lorabench.base import ASSETS, CACHE, CONF, UserError
 from lorabench.config.schemas import ModelSpec
 from lorabench.models.families import HINT, Family, family_of
 from lorabench.models.hub import HUB_ID, fetch
@@ -27,6 +27,8 @@ from lorabench.models.pipeline_files import (
 )
 
 MICRO = ASSETS / "micro_sdxl"
+# Models that may be in the package, or else where `python -m pretraining build` writes them.
+TRAINED = {"micro_sd3": CACHE / "micro_sd3" / "pipeline"}
 CONFIGS = ("*.json", "tokenizer*/*")
 
 
@@ -110,25 +112,44 @@ def model_files(spec: ModelSpec) -> ModelFiles:
 
 
 def model_folder(path: str | Path) -> ModelFiles:
-    """Return the files of a model in fp32, given "micro" (the packaged model) or a diffusers folder."""
+    """Return the files of a model in fp32, given "micro", "micro_sd3" or a diffusers folder."""
     folder = find_model(str(path), ())
     check_configs(folder)
     return ModelFiles(folder, folder)
 
 
 def find_model(source: str, patterns: Sequence[str]) -> Path:
-    """Return the path of "micro", of a folder or file, or of a repository of the hub.
+    """Return the path of "micro" or "micro_sd3", of a folder or file, or of a repository of the hub.
 
     Args:
         source: Setting `model.path` or `model.config`.
         patterns: Files of a repository to download.
     """
-    path = MICRO if source == "micro" else Path(source)
+    path = embedded(source) or Path(source)
     if path.exists():
         return path
     if HUB_ID.fullmatch(source):
         return fetch(source, patterns)
     raise UserError(f"{source} is not a diffusers model folder or a checkpoint; {HINT}")
+
+
+def embedded(source: str) -> Path | None:
+    """Return the folder of "micro" or "micro_sd3"; None for other models.
+
+    Raises:
+        UserError: If the model is not in the package and has not been trained.
+    """
+    if source == "micro":
+        return MICRO
+    if source not in TRAINED:
+        return None
+    for folder in (ASSETS / source / TRAINED[source].name, TRAINED[source]):
+        if (folder / "model_index.json").is_file():
+            return folder
+    raise UserError(
+        f"model={source} has no weights; train them with `python -m pretraining build --model {source}` in a checkout, "
+        "or use model.path=<folder of its pipeline>"
+    )
 
 
 def find_vae(source: str) -> Path:

@@ -3,9 +3,9 @@
 The denoisers are those of stabilityai/stable-diffusion-xl-base-1.0, etri-vilab/koala-1b-llava-cap,
 etri-vilab/koala-700m-llava-cap, stabilityai/stable-diffusion-3-medium-diffusers,
 stabilityai/stable-diffusion-3.5-medium, stabilityai/stable-diffusion-3.5-large, black-forest-labs/FLUX.1-dev and
-black-forest-labs/FLUX.1-schnell, with the keys that differ from diffusers' defaults. All have CLIP text encoders of the
-same sizes. The number of transformer blocks in the first block of SDXL has no effect, because that block has no
-attention.
+black-forest-labs/FLUX.1-schnell, with the keys that differ from diffusers' defaults, and of the micro models. All but
+the micro models have CLIP text encoders of the same sizes. The number of transformer blocks in the first block of SDXL
+has no effect, because that block has no attention.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lorabench.models.families import FLUX, SD3, SDXL, Family, family_of
-from lorabench.models.files import MICRO
+from lorabench.models.files import MICRO, TRAINED
 from lorabench.models.flux.layers import layers_of as flux_layers
 from lorabench.models.layer_map import LayerMap
 from lorabench.models.sd3.layers import layers_of as sd3_layers
@@ -28,6 +28,7 @@ KNOWN: dict[str, Family] = {
     "koala_1b": SDXL,
     "koala_700m": SDXL,
     "micro": SDXL,
+    "micro_sd3": SD3,
     "sd3": SD3,
     "sd35_medium": SD3,
     "sd35_large": SD3,
@@ -46,8 +47,13 @@ def known_layers(name: str) -> LayerMap:
     """Return the layers of a known model."""
     if name == "micro":
         return folder_layers(MICRO)
-    encoders = {each: read(FOLDER / f"{each}.json") for each in KNOWN[name].adapted}
+    encoders = {each: encoder_config(name, each) for each in KNOWN[name].adapted}
     return layers_of(KNOWN[name], denoiser_config(name), encoders)
+
+
+def encoder_config(name: str, encoder: str) -> dict[str, Any]:
+    """Return the configuration of a CLIP text encoder of a known model. All micro models have the same."""
+    return read(MICRO / encoder / "config.json" if name in TRAINED else FOLDER / f"{encoder}.json")
 
 
 def folder_layers(folder: Path) -> LayerMap:

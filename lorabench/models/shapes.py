@@ -11,7 +11,7 @@ from lorabench.base import UserError
 from lorabench.config.choices import unknown
 from lorabench.config.schemas import ModelSpec
 from lorabench.models.families import FLUX
-from lorabench.models.files import MICRO, ModelFiles, model_files
+from lorabench.models.files import ModelFiles, embedded, model_files
 from lorabench.models.hub import HUB_ID
 from lorabench.models.known import KNOWN as FAMILY_OF
 from lorabench.models.known import denoiser_config, folder_layers, has_configs, known_layers, read
@@ -58,7 +58,7 @@ def guidance_kind(files: ModelFiles) -> str:
 
 def spec_layers(spec: ModelSpec) -> LayerMap:
     """Return the layers of a configured model, without a download if possible."""
-    local = MICRO if spec.path == "micro" else Path(spec.path)
+    local = embedded(spec.path) or Path(spec.path)
     folder = Path(spec.config) if local.is_file() else local
     if has_configs(folder):
         return folder_layers(folder)

@@ -40,6 +40,7 @@ TASKS = {
     "sensitivity": "lorabench.tasks.sensitivity",
     "samplers": "lorabench.tasks.samplers",
     "tuning": "lorabench.tasks.tuning",
+    "models": "lorabench.tasks.models",
     "calibration": "lorabench.tasks.calibration",
     "cost": "lorabench.tasks.cost",
     "layer_probe": "lorabench.tasks.layer_probe",

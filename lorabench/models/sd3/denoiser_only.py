@@ -15,9 +15,9 @@ from lorabench.models.flow import FlowMatching, trained_levels
 from lorabench.models.model import DiffusionModel
 from lorabench.models.random_codes import image_codes, prompt_codes
 from lorabench.models.sd3.layers import layers_of
-from lorabench.models.sd3.model import SD3
+from lorabench.models.sd3.model import SD3, T5_TOKENS
 
-TOKENS = 77 + 256  # tokens of CLIP and of T5
+TOKENS = 77 + T5_TOKENS
 SHIFT = 3.0
 
 

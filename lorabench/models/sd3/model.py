@@ -25,12 +25,16 @@ from lorabench.models.sampler import Sampler
 from lorabench.models.schedulers import check_own_sampler
 from lorabench.models.sd3.layers import layers_of
 
+T5_TOKENS = 256  # as in diffusers' pipeline
+
 
 class SD3(DiffusionModel):
     """The parts of a StableDiffusion3Pipeline.
 
     A conditioning holds the hidden states of all text encoders [n, tokens, width] and the pooled states of the CLIP
-    encoders side by side [n, width].
+    encoders side by side [n, width]. If T5 is absent, its tokens are zeros, as in diffusers. A transformer whose text
+    is as wide as the states of the CLIP encoders was trained without T5 and gets no tokens of it (micro_sd3); with
+    diffusers' pipeline, use `max_sequence_length=0`.
 
     Args:
         pipeline: Pipeline with its weights; T5 may be absent.
@@ -54,6 +58,8 @@ class SD3(DiffusionModel):
             (config.in_channels, resolution // factor, resolution // factor),
             files is not None and files.offload == "encoders",
         )
+        clip = sum(encoders[name].config.hidden_size for name in FAMILY.encoders[:2])
+        self.t5_tokens = T5_TOKENS if config.joint_attention_dim > clip else 0
         autoencoder.prepare(self.vae, resolution)
         if files is not None and files.checkpointing:
             self.transformer.enable_gradient_checkpointing(recomputed)
@@ -107,7 +113,12 @@ class SD3(DiffusionModel):
     def _encode(self, prompts: list[str]) -> Conditioning:
         pipeline: Any = self.pipeline  # its annotation of `encode_prompt` allows one prompt only
         states, _, pooled, _ = pipeline.encode_prompt(
-            prompts, None, None, device=self.device, do_classifier_free_guidance=False
+            prompts,
+            None,
+            None,
+            device=self.device,
+            do_classifier_free_guidance=False,
+            max_sequence_length=self.t5_tokens,
         )
         return Conditioning((states.to(self.dtype), pooled.to(self.dtype)))
 
