@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers.loaders.lora_conversion_utils import _convert_kohya_flux_lora_to_diffusers
+from diffusers.loaders.lora_conversion_utils import (
+    _convert_kohya_flux_lora_to_diffusers,
+    _convert_xlabs_flux_lora_to_diffusers,
+)
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -66,6 +69,30 @@ def test_flux_file_of_kohya_is_that_of_diffusers_converter(tmp_path: Path) -> No
         x = torch.randn(down.shape[1], 3)  # the dense update is large
         torch.testing.assert_close(lora[layer].up @ (lora[layer].down @ x), up @ (down @ x), rtol=1e-4, atol=1e-5)
     assert model_of([lora]) == "flux"
+
+
+def test_x_flux_file_is_that_of_diffusers_converter(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    tensors: dict[str, Tensor] = {}
+    for block, processors in {
+        "double_blocks.0": ("qkv_lora1", "qkv_lora2", "proj_lora1", "proj_lora2"),
+        "single_blocks.3": ("qkv_lora", "proj_lora"),
+    }.items():
+        for name in processors:
+            outputs, inputs = (48 if "qkv" in name else 16), (80 if name == "proj_lora" else 16)
+            tensors[f"{block}.processor.{name}.down.weight"] = torch.randn(RANK, inputs)
+            tensors[f"{block}.processor.{name}.up.weight"] = torch.randn(outputs, RANK)
+    lora = load(tensors, tmp_path)
+    expected: dict[str, Tensor] = _convert_xlabs_flux_lora_to_diffusers(dict(tensors))
+    assert set(lora.layers) == {key.removeprefix("transformer.").partition(".lora_")[0] for key in expected}
+    assert len(lora.layers) == 2 * 3 + 2 + 3 + 1
+    for layer, each in lora.items():
+        assert torch.equal(each.down, expected[f"transformer.{layer}.lora_A.weight"])
+        assert torch.equal(each.up, expected[f"transformer.{layer}.lora_B.weight"])
+    for name in ("double_blocks.0.processor.ip_lora1", "single_blocks.3.processor.key_lora2"):
+        with pytest.raises(UserError, match=name):
+            load(tensors | {f"{name}.down.weight": torch.ones(RANK, 16), f"{name}.up.weight": torch.ones(16, RANK)},
+                 tmp_path)  # fmt: skip
 
 
 @pytest.mark.parametrize("spelling", ["diffusion_model.", "lora_transformer_", "transformer."])

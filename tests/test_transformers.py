@@ -90,8 +90,12 @@ def test_layer_map_is_that_of_modules(model: DiffusionModel) -> None:
         model.denoiser
     )
     text = {name: module for name, module in model.text.named_modules() if isinstance(module, nn.Linear)}
-    if model.layers.text:
-        assert set(model.layers.text) == {name for name in text if not name.startswith("text_encoder_2.")}
+    other = (
+        "text_encoder_projection"
+        if model.layers.text.keys() & {"text_encoder_2.text_projection"}
+        else "text_encoder_2."
+    )
+    assert set(model.layers.text) == {name for name in text if not name.startswith(other)}
     depths = [layer.depth for layer in model.layers.trained().values()]
     assert (depths[0], depths[-1]) == (0.0, 1.0) and depths == sorted(depths)
 
@@ -156,6 +160,33 @@ def test_sampling_is_that_of_diffusers(folders: dict[str, Path], name: str, adap
     assert (found - expected).abs().max() < 1e-5 * expected.abs().max().clamp(min=1)
 
 
+@pytest.mark.parametrize("form", ["diffusers", "kohya"])
+def test_text_encoders_of_sd3_are_adapted_as_by_diffusers(folders: dict[str, Path], form: str, tmp_path: Path) -> None:
+    """The first encoder's layers are below `text_model` in the module and in files, and not in an adapter."""
+    model: Any = load(files(folders["sd3"]))
+    rng = torch.Generator().manual_seed(2)
+    text = {
+        name: Factors(
+            0.3 * torch.randn(2, layer.in_features, generator=rng), torch.randn(layer.out_features, 2, generator=rng)
+        )
+        for name, layer in model.layers.trained_text().items()
+    }
+    assert len(text) == 2 * 2 * 4
+    lora = Adapter(random_lora(model.layers), text)
+    lora.save(tmp_path / "lora.safetensors", format=form)
+    again = Adapter.load(tmp_path / "lora.safetensors")
+    assert set(again.text) == set(text)
+    plain = model.encode_prompts(PROMPTS).tensors
+    found = model.encode_prompts(PROMPTS, [again]).tensors
+    pipeline: Any = deepcopy(model.pipeline)
+    pipeline.load_lora_weights(str(tmp_path / "lora.safetensors"))
+    states, _, pooled, _ = pipeline.encode_prompt(PROMPTS, None, None, do_classifier_free_guidance=False)
+    for ours, theirs, before in zip(found, (states, pooled), plain, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+        assert (ours - before).abs().max() > 1e-2
+    assert all(torch.equal(a, b) for a, b in zip(model.encode_prompts(PROMPTS).tensors, plain, strict=True))
+
+
 def test_true_guidance_is_that_of_diffusers(folders: dict[str, Path]) -> None:
     model: Any = load(replace(files(folders["dev"]), true_guidance=True))
     assert model.guidance == "cfg"
@@ -216,7 +247,6 @@ def test_methods_that_sum_predictions_need_true_guidance(folders: dict[str, Path
     [
         ("dev", ["method=lora_composite"], "lora_composite sums predictions .* use model.true_guidance=true"),
         ("schnell", ["method=direct"], "generate.guidance=3 has no effect"),
-        ("sd3", ["method=direct", "lora.text_encoders=true"], "use lora.text_encoders=false"),
         ("sd3", ["method=direct", "lora.min_snr=5"], "use lora.min_snr=null"),
         ("dev", ["method=direct", "lora.blocks=[blocks.7]"], "lora.blocks=blocks.7 has no layer"),
         ("sd3", UNZIP, r"own prompt, .*; use ablation=no_prompt_separation method\.dedicated=depth, or an SDXL model"),
@@ -335,7 +365,7 @@ def test_whole_run(folders: dict[str, Path], commands: Any, tiny: list[str], tmp
     overrides = [f"model.path={folders['sd3']}", "dataset.subjects=[mug_1]", "dataset.styles=[ink_1]"]
     done = commands.run(
         *tiny, *overrides, "method=duolora", "method.fit.steps=2", "lora.timesteps=logit_normal", "lora.loss=x0",
-        f"output={tmp_path}",
+        "lora.text_encoders=true", f"output={tmp_path}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "| duolora |" in done.stdout

@@ -38,8 +38,8 @@ class Family:
 
     @property
     def adapted(self) -> tuple[str, ...]:
-        """Text encoders whose layers LoRAs adapt; none of SD3, whose module paths no file format names."""
-        return {"sdxl": self.encoders, "flux": self.encoders[:1]}.get(self.name, ())
+        """Text encoders whose layers LoRAs adapt: those of CLIP."""
+        return self.encoders[:1] if self.name == "flux" else self.encoders[:2]
 
 
 SDXL = Family(

@@ -27,6 +27,7 @@ LDM_ROOTS = {"input_blocks", "middle_block", "output_blocks", "time_embed", "lab
 ENDING = re.compile(
     r"(?P<stem>.+?)(?:\.lora_(?P<letter>[AB])(?:\.(?P<adapter>[^.]+))?\.weight"  # peft, with an adapter's name or not
     r"|(?:[._]lora\.|\.lora_|\.lora_linear_layer\.)(?P<word>down|up)\.weight"  # diffusers, kohya, diffusers' encoders
+    r"|(?<=_lora[12])\.(?P<factor>down|up)\.weight"  # x-flux, both streams of a block
     r"|\.lora_(?P<mid>mid)\.weight"  # LyCORIS, between the factors of a convolution
     r"|\.(?P<alpha>alpha))"
 )
@@ -69,7 +70,7 @@ def split(key: str) -> tuple[str, str] | None:
     if match is None:
         return None
     letters = {"A": "down", "B": "up"}
-    return match["stem"], match["alpha"] or match["mid"] or match["word"] or letters[match["letter"]]
+    return match["stem"], match["alpha"] or match["mid"] or match["word"] or match["factor"] or letters[match["letter"]]
 
 
 def kernel(layer: str) -> int | None:

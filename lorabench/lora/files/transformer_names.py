@@ -5,6 +5,9 @@ that code one layer computes the queries, keys and values of a block (`qkv`), an
 the feed-forward network as well (`linear1`). diffusers has a layer for each. Such a layer is split: all parts have the
 same `down`, and each has its rows of `up`. Methods that read factors then get the same layers from every convention.
 
+x-flux keeps factors in attention processors: `qkv_lora1` and `proj_lora1` of the image, `qkv_lora2` and `proj_lora2` of
+the text, and `qkv_lora` and `proj_lora` in single blocks, which `names.split` ends before `_lora`.
+
 The original modulation of the last layer lists shift before scale, diffusers' lists scale before shift, so the two
 halves are swapped. So are those of the text stream in SD3's last block, which is the only one with two chunks.
 """
@@ -73,22 +76,22 @@ def fused(paths: Sequence[str], units: Sequence[int]) -> list[Piece]:
     return [Piece(path, stop - unit, stop, stops[-1]) for path, unit, stop in zip(paths, units, stops, strict=True)]
 
 
-QKV = ("to_q", "to_k", "to_v")
-ADDED = ("add_q_proj", "add_k_proj", "add_v_proj")
+IMAGE, IMAGE_2, SINGLE = (
+    tuple(f"{block}.{name}" for name in ("to_q", "to_k", "to_v"))
+    for block in ("transformer_blocks.{}.attn", "transformer_blocks.{}.attn2", "single_transformer_blocks.{}.attn")
+)
+TEXT = tuple(f"transformer_blocks.{{}}.attn.add_{name}_proj" for name in "qkv")
 # Original names with underscores for dots, and the layers they hold: "{}" is the number of the block.
 FUSED: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
-    "double_blocks_{}_img_attn_qkv": (tuple(f"transformer_blocks.{{}}.attn.{name}" for name in QKV), (1, 1, 1)),
-    "double_blocks_{}_txt_attn_qkv": (tuple(f"transformer_blocks.{{}}.attn.{name}" for name in ADDED), (1, 1, 1)),
-    "single_blocks_{}_linear1": (
-        (*(f"single_transformer_blocks.{{}}.attn.{name}" for name in QKV), "single_transformer_blocks.{}.proj_mlp"),
-        (1, 1, 1, 4),
-    ),
-    "joint_blocks_{}_x_block_attn_qkv": (tuple(f"transformer_blocks.{{}}.attn.{name}" for name in QKV), (1, 1, 1)),
-    "joint_blocks_{}_x_block_attn2_qkv": (tuple(f"transformer_blocks.{{}}.attn2.{name}" for name in QKV), (1, 1, 1)),
-    "joint_blocks_{}_context_block_attn_qkv": (
-        tuple(f"transformer_blocks.{{}}.attn.{name}" for name in ADDED),
-        (1, 1, 1),
-    ),
+    "double_blocks_{}_img_attn_qkv": (IMAGE, (1, 1, 1)),
+    "double_blocks_{}_txt_attn_qkv": (TEXT, (1, 1, 1)),
+    "single_blocks_{}_linear1": ((*SINGLE, "single_transformer_blocks.{}.proj_mlp"), (1, 1, 1, 4)),
+    "double_blocks_{}_processor_qkv_lora1": (IMAGE, (1, 1, 1)),
+    "double_blocks_{}_processor_qkv_lora2": (TEXT, (1, 1, 1)),
+    "single_blocks_{}_processor_qkv": (SINGLE, (1, 1, 1)),
+    "joint_blocks_{}_x_block_attn_qkv": (IMAGE, (1, 1, 1)),
+    "joint_blocks_{}_x_block_attn2_qkv": (IMAGE_2, (1, 1, 1)),
+    "joint_blocks_{}_context_block_attn_qkv": (TEXT, (1, 1, 1)),
 }
 PLAIN = {
     "double_blocks_{}_img_attn_proj": "transformer_blocks.{}.attn.to_out.0",
@@ -101,6 +104,9 @@ PLAIN = {
     "double_blocks_{}_txt_mod_lin": "transformer_blocks.{}.norm1_context.linear",
     "single_blocks_{}_linear2": "single_transformer_blocks.{}.proj_out",
     "single_blocks_{}_modulation_lin": "single_transformer_blocks.{}.norm.linear",
+    "double_blocks_{}_processor_proj_lora1": "transformer_blocks.{}.attn.to_out.0",
+    "double_blocks_{}_processor_proj_lora2": "transformer_blocks.{}.attn.to_add_out",
+    "single_blocks_{}_processor_proj": "single_transformer_blocks.{}.proj_out",
     "img_in": "x_embedder",
     "txt_in": "context_embedder",
     "time_in_in_layer": "time_text_embed.timestep_embedder.linear_1",

@@ -15,6 +15,7 @@ SCRIPT = tuple(
     f".attn.{name}"
     for name in ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 )
+FIRST = "text_encoder"  # its layers have the same paths as in SDXL and FLUX.1, where it has no projection
 TIME = 256  # width of the sinusoidal embedding of time
 
 
@@ -42,8 +43,9 @@ def layers_of(transformer: Config, encoders: Mapping[str, Config]) -> LayerMap:
         f"transformer_blocks.{i}": list(block_layers(f"transformer_blocks.{i}", width, i in dual, i == count - 1))
         for i in range(count)
     }
+    clip = {name: (each, name != FIRST) for name, each in encoders.items()}
     shorts = {path: f"block {path.rpartition('.')[2]}" for path in blocks}
-    return transformer_map(outside, blocks, shorts, SCRIPT, {name: (each, True) for name, each in encoders.items()})
+    return transformer_map(outside, blocks, shorts, SCRIPT, clip)
 
 
 def block_layers(path: str, width: int, dual: bool, last: bool) -> Named:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,7 @@ from lorabench.models.model import DiffusionModel
 from lorabench.models.reading import place, read_pipeline
 from lorabench.models.sampler import Sampler
 from lorabench.models.schedulers import check_own_sampler
-from lorabench.models.sd3.layers import layers_of
+from lorabench.models.sd3.layers import FIRST, layers_of
 
 T5_TOKENS = 256  # as in diffusers' pipeline
 
@@ -51,7 +51,7 @@ class SD3(DiffusionModel):
         resolution = (files.resolution if files else None) or config.sample_size * factor
         super().__init__(
             self.transformer,
-            encoders,
+            adapted(encoders),
             FlowMatching(trained_levels(pipeline.scheduler.config).to(self.transformer.device)),
             layers_of(config, {name: encoders[name].config.to_dict() for name in FAMILY.adapted}),
             resolution,
@@ -121,6 +121,16 @@ class SD3(DiffusionModel):
             max_sequence_length=self.t5_tokens,
         )
         return Conditioning((states.to(self.dtype), pooled.to(self.dtype)))
+
+
+def adapted(encoders: Mapping[str, Any]) -> dict[str, nn.Module]:
+    """Return the text encoders by the first part of their layers' names.
+
+    SD3's first encoder has a projection, so its layers are one level deeper than those of the same encoder in SDXL and
+    FLUX.1. LoRA files have one name for both, so the inner module stands for it here, next to its projection.
+    """
+    first = encoders[FIRST]
+    return {**encoders, FIRST: first.text_model, f"{FIRST}_projection": first.text_projection}
 
 
 def refuse_own(own: Sequence[Conditioning] | None) -> None:
