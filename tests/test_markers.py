@@ -12,7 +12,7 @@ from lorabench.data.markers import parse
 from lorabench.data.pairs import ROLES, Prompts, Role, Scene
 from lorabench.data.uses import scene_for
 from lorabench.merging.method import load
-from lorabench.sampling.routing import marker_scales
+from lorabench.sampling.routing import marker_scales, unmarked
 
 BOTH = "a <c>sks mug</c> in <s>szn style</s>"
 SPEC = GenerateSpec(images=4, steps=2, guidance=3.0, batch=4)
@@ -54,6 +54,7 @@ def test_scenes_know_their_marked_words() -> None:
     assert own[:5] == Prompts().scene(["dog"], ["ink style"], "a wet {} in the snow")[:5]
     assert own.content == "wet sks dog" and own.context == "a wet {} in the snow"
     assert marker_scales([scene, content, style, Scene.of("a dog")], ROLES).tolist() == [[1, 1], [1, 0], [0, 1], [0, 0]]
+    assert [unmarked(each, ("content", *ROLES)) for each in (scene, content, style)] == [[], ["style"], ["content"]]
 
 
 @pytest.mark.parametrize("rule", ["plain", "acfg", "switch", "composite", "klora"])

@@ -71,6 +71,16 @@ def test_bottom_start_removes_less_than_random_start(model) -> None:
     assert removed["bottom_svd"] < 0.5 * removed["random"]
 
 
+def test_sources_start_from_different_smallest_directions(model) -> None:
+    """Equal starts would make the merge of both span the differences that training makes."""
+    ranks = dict.fromkeys(model.layers.trained(), 2)
+    both = start(model, dict.fromkeys(ranks, 4), "bottom_svd", 0)
+    first, second = (start(model, ranks, "bottom_svd", 0, source, 2) for source in range(2))
+    for name, basis in both.items():
+        joined = torch.cat([first[name], second[name]], dim=1)
+        torch.testing.assert_close(joined @ joined.mT, basis @ basis.mT, rtol=1e-4, atol=1e-5)
+
+
 def test_rank_of_whole_layer_is_refused(model) -> None:
     name = next(iter(model.layers.trained()))
     width = model.layers[name].out_features

@@ -98,6 +98,7 @@ class BackboneJob(Job):
             images as `styled`.
     """
 
+    version = 2
     stage = "backbone"
 
     spec: BackboneSpec | None = None

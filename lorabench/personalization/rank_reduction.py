@@ -150,7 +150,7 @@ def learn_bases(
         UserError: If a rank leaves nothing of a layer.
     """
     bases = [
-        Bases(start(model, ranks, init, seed_of(seed, "basis", source))).to(model.device)
+        Bases(start(model, ranks, init, seed_of(seed, "basis", source), source, len(sources))).to(model.device)
         for source in range(len(sources))
     ]
     shown = [views(model, each, spec.flips, spec.crops, seed) for each in sources]
@@ -165,11 +165,18 @@ def learn_bases(
     return [reductions(model.denoiser, each.starts()) for each in bases]
 
 
-def start(model: DiffusionModel, ranks: Mapping[str, int], init: str, seed: int) -> dict[str, Tensor]:
+def start(
+    model: DiffusionModel, ranks: Mapping[str, int], init: str, seed: int, source: int = 0, sources: int = 1
+) -> dict[str, Tensor]:
     """Return the bases B [out, rank] by layer before training, with columns of length 1 in the mean.
 
     "random" removes rank / out of a layer's output energy. "bottom_svd" starts from the left singular vectors with the
-    smallest singular values, which removes least.
+    smallest singular values, which removes least. Sources take these in turn: bases that start equal would span, after
+    training, the small differences between them, which are directions of any importance.
+
+    Args:
+        source: Number of the source whose bases are returned.
+        sources: Number of sources.
     """
     found = {}
     for name, rank in ranks.items():
@@ -178,7 +185,8 @@ def start(model: DiffusionModel, ranks: Mapping[str, int], init: str, seed: int)
             raise UserError(f"a rank of {rank} leaves nothing of {name}; use a rank of at most {len(weight) - 1}")
         if init == "bottom_svd":
             vectors = torch.linalg.svd(weight, full_matrices=True).U.flip(1)
-            found[name] = vectors[:, :rank].contiguous()
+            own_first = sorted(range(len(weight)), key=lambda place: (place % sources != source, place))
+            found[name] = vectors[:, own_first[:rank]].contiguous()
         else:
             draw = torch.Generator().manual_seed(seed_of(seed, name))
             found[name] = torch.randn(len(weight), rank, generator=draw) / len(weight) ** 0.5

@@ -31,3 +31,8 @@ def marker_scales(scenes: Sequence[Scene], roles: Sequence[Role]) -> Tensor:
     import torch
 
     return torch.tensor([[float(bool(scene.marked(role))) for role in roles] for scene in scenes])
+
+
+def unmarked(scene: Scene, roles: Sequence[Role]) -> list[Role]:
+    """Return the roles of adapters that a prompt does not mark, so that routing turns them off."""
+    return [role for role in dict.fromkeys(roles) if not scene.marked(role)]

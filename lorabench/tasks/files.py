@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from errno import EACCES
@@ -39,7 +40,7 @@ from lorabench.engine.workers import use_threads
 from lorabench.merging.method import Method
 from lorabench.models.files import ModelFiles, model_files
 from lorabench.report.labels import label
-from lorabench.sampling.routing import LEARNED
+from lorabench.sampling.routing import LEARNED, unmarked
 from lorabench.tasks.composition import ablation_of, method_of
 from lorabench.tasks.given_loras import user_loras
 from lorabench.tasks.merge_files import check_file, drawn, image_cost, merged, recognized, work
@@ -257,13 +258,14 @@ def generate(request: Request) -> None:
     output = OutputFolder(request.output, "output=<an empty folder>")
     output.check()
     request.check_prompts()
-    spec = request.generation
+    spec, scene = request.generation, Scene.of(request.own.prompt)
+    if routing == "marker" and (off := unmarked(scene, request.own.roles)):
+        print(f"note: the prompt marks no words of the {' and the '.join(off)}; these LoRAs are off", file=sys.stderr)
     cost = image_cost(spec)
     before = work(request.own, request.method, spec)
     with claim_here(request.trainer.accelerator), Bar(before + spec.images * cost, "generate") as bar:
         result = request.merged(bar)
         base = load_model(request.files, request.trainer.accelerator)
-        scene = Scene.of(request.own.prompt)
         seeds = [seed_of("image", scene.prompt, index, request.seed) for index in range(spec.images)]
 
         def parts() -> Parts | None:
