@@ -86,9 +86,13 @@ class Cut(NamedTuple):
 def views(
     model: DiffusionModel, references: Sequence[Reference], flips: bool, crops: int, seed: int, law: str = "uniform"
 ) -> Views:
-    """The images' views as latents.
+    """Return the views of images as latents.
 
-    flips: mirrored ones too.  crops: of each, drawn by `seed`; 1 is the centre, 0 the centre as a whole image.
+    Args:
+        flips: Add mirrored images.
+        crops: Random crops per image; 1 is the center, 0 is the center as a whole image.
+        seed: Seed of the crops.
+        law: Distribution of the noise levels.
     """
     edge, loaded = model.resolution, [reference.load() for reference in references]
     if crops:

@@ -31,7 +31,7 @@ def sample(
     negative: str | None = None,
     routed: Tensor | None = None,
 ) -> Tensor:
-    """Images uint8 [n, H, W, 3], one a prompt and seed; arguments as in `sample_latents`."""
+    """Return one image per prompt and seed, uint8 [n, H, W, 3]; arguments as in `sample_latents`."""
     latents = sample_latents(
         model, prompts, seeds, steps, guidance, adapters, scales, branches, sampler, negative, routed
     )  # fmt: skip
@@ -54,17 +54,19 @@ def sample_latents(
     routed: Tensor | None = None,
     after: Callable[[Tensor, int, Sampler], Tensor] | None = None,
 ) -> Tensor:
-    """Latents [n, c, h, w] of unit scale.
+    """Return latents [n, c, h, w] of unit scale.
 
-    prompts: scenes, where branches have wordings of their own.
-    guidance: scale of classifier-free guidance; 1 leaves the unconditional rows out.
-    scales: of each adapter by step and layer; None leaves them as they are set.
-    branches: instead of classifier-free guidance, the predictions to be summed, those of weight 0 left out; they need
-        adapters and scales.
-    sampler: of `GenerateSpec.sampler`.
-    negative: prompt of the unconditional rows and of branches without a prompt; None and "" are the empty prompt.
-    routed: [n, adapters], further scale of each adapter by prompt; needs adapters and scales.
-    after: changes the latents after each step, given the step and the sampler.
+    Args:
+        prompts: Scenes, or strings if branches use no other variant of the prompt.
+        guidance: Scale of classifier-free guidance; 1 leaves the unconditional rows out.
+        adapters: The adapters on the denoiser; None without.
+        scales: Scale of each adapter by step and layer; None leaves them as they are set.
+        branches: Predictions to sum instead of classifier-free guidance; those of weight 0 are left out. They need
+            adapters and scales.
+        sampler: See `GenerateSpec.sampler`.
+        negative: Prompt of the unconditional rows and of branches without a prompt; None and "" are the empty prompt.
+        routed: [n, adapters], further scale of each adapter by prompt; needs adapters and scales.
+        after: Returns the latents to continue with after each step, given the latents, the step and the sampler.
     """
     n = len(prompts)
     run = model.sampler(steps, sampler)
