@@ -151,7 +151,13 @@ def plan(tmp_path: Path, lora_spec: LoRASpec, generate_spec: GenerateSpec) -> Pl
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["dreambooth_lora", "blora", "joint_naive", "textual_inversion", "ziplora"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "dreambooth_lora", "blora", "joint_naive", "textual_inversion", "ziplora", "unziplora",
+        "unziplora+merge.ties+sampling.plain", "unziplora+merge.duolora+sampling.plain",
+    ],
+)  # fmt: skip
 def test_cross_sets_use_adapters_of_their_images(plan: Plan, name: str) -> None:
     """They train nothing, and each merge has the content of one training and the style of another."""
     plain = replace(plan, rows=[Row.of(name)])

@@ -144,10 +144,13 @@ def run(cfg: DictConfig, folder: Path) -> None:
 
 def work(unzip: Unzip) -> float:
     """Return the cost of an image, in forward passes of the denoiser."""
-    recipe, spec = unzip.lora, unzip.generation
-    looks = recipe.steps // unzip.task.look_every if unzip.task.look_every else 0
-    images = looks * spec.images + unzip_sheet.IMAGES
-    return recipe.steps * recipe.batch * recipe.accumulate * STEP + images * spec.steps * IMAGE
+    return unzip.lora.steps * step_work(unzip) + unzip_sheet.count(unzip) * unzip.generation.steps * IMAGE
+
+
+def step_work(unzip: Unzip) -> float:
+    """Return the cost of a training step with its share of the looks."""
+    recipe, spec, every = unzip.lora, unzip.generation, unzip.task.look_every
+    return recipe.batch * recipe.accumulate * STEP + (spec.images * spec.steps * IMAGE / every if every else 0)
 
 
 def unzip_one(
@@ -164,7 +167,7 @@ def unzip_one(
 
     job = unzip.job(tuple(replace(each, prompt=words.prompts.full, word=words.subject) for each in images), words)
     artifact = unzip.training(job, words)
-    each = STEP * unzip.lora.batch * unzip.lora.accumulate
+    each = step_work(unzip)
 
     def make(draft: Path) -> None:
         train(unzip, job, words, draft, lambda steps: progress(steps * each))

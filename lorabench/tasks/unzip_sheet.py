@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from lorabench.tasks.unzip import Unzip
 
 SHOWN = 3  # scenes of the content, subjects of the style, and recombinations
-IMAGES = 2 + 3 * SHOWN
 SCENES = ("in the snow", "on the beach", "on a wooden table")
 SUBJECTS = ("dog", "house", "car", "cat")
 
@@ -111,6 +110,12 @@ def cells(images: Sequence[Image.Image], captions: Sequence[str]) -> list[Cell]:
 
 def pictures(images: np.ndarray) -> list[Image.Image]:
     return [Image.fromarray(each) for each in images]
+
+
+def count(unzip: Unzip) -> int:
+    """Return the number of images that the sheet generates."""
+    subjects = SHOWN if unzip.task.subjects is None else len(unzip.task.subjects)
+    return 2 + 2 * len(places_of(unzip)) + subjects
 
 
 def places_of(unzip: Unzip) -> list[str]:
