@@ -25,30 +25,32 @@ from lorabench.scoring.cosine import cosine_matrix, leave_group_out_r1
 from lorabench.scoring.load import load_scorers
 from lorabench.scoring.scorer import Scorer
 from lorabench.scoring.truth import CONTENT, PHOTO, STYLE, Truth, load_truth
+from pretraining.card import fill
 from pretraining.scorer_losses import distance_matrix
 
 STYLES_A_SUBJECT, PHOTOS_A_SUBJECT = 8, 4
 FIGURES, CARD = "figures.json", "README.md"
-BEGIN, END = "<!-- figures -->\n", "<!-- end of figures -->\n"  # marks of the generated part of the card
 
 
 @dataclass(frozen=True)
 class Views:
-    """Images [n, 64, 64, 3] with names of held-out subjects and styles ("photo" for a photograph)."""
+    """Images [n, 64, 64, 3] with names of held-out subjects and styles ("photo" for a photograph), and poses."""
 
     images: np.ndarray
     subjects: list[str]
     styles: list[str]
+    poses: list[mw.Pose]
 
     def only(self, photographs: bool) -> Views:
         """Return only the photographs, or only the others."""
         rows = [i for i, style in enumerate(self.styles) if (style == PHOTO) == photographs]
-        return Views(self.images[rows], [self.subjects[i] for i in rows], [self.styles[i] for i in rows])
+        subjects, styles = [self.subjects[i] for i in rows], [self.styles[i] for i in rows]
+        return Views(self.images[rows], subjects, styles, [self.poses[i] for i in rows])
 
 
 def heldout_views() -> Views:
     """Return each held-out subject in 8 held-out styles, all used equally often, and in 4 photographs."""
-    images, subjects, styles = [], [], []
+    images, subjects, styles, poses = [], [], [], []
     for k, name in enumerate(mw.HELDOUT_SUBJECTS):
         rng = np.random.default_rng(seed_of("scorer evaluation", name))
         offset = k * STYLES_A_SUBJECT
@@ -57,10 +59,11 @@ def heldout_views() -> Views:
         chosen = [str(order[(offset + j) % len(order)]) for j in range(STYLES_A_SUBJECT)]
         for style in [*chosen, *[PHOTO] * PHOTOS_A_SUBJECT]:
             look = None if style == PHOTO else mw.style(style)
-            images.append(mw.render(mw.subject(name), look, mw.sample_pose(rng)))
+            poses.append(mw.sample_pose(rng))
+            images.append(mw.render(mw.subject(name), look, poses[-1]))
             subjects.append(name)
             styles.append(style)
-    return Views(np.stack(images), subjects, styles)
+    return Views(np.stack(images), subjects, styles, poses)
 
 
 def codes(names: Sequence[str]) -> torch.Tensor:
@@ -185,8 +188,5 @@ def evaluate_scorers(root: Path) -> dict[str, Any]:
     scorers = load_scorers(root)
     figures = figures_of(scorers, load_truth(scorers, root))
     (root / FIGURES).write_text(json.dumps(figures, indent=1) + "\n")
-    card = root / CARD
-    if card.is_file():
-        before, _, rest = card.read_text().partition(BEGIN)
-        card.write_text(f"{before}{BEGIN}{as_markdown(figures)}{END}{rest.partition(END)[2]}")
+    fill(root / CARD, "figures", as_markdown(figures))
     return figures

@@ -1,10 +1,9 @@
-"""Train the networks that read the world's factors: `python -m pretraining factors` (lorabench/scoring/factors.py).
+"""Train the network that reads the world's factors: `python -m pretraining factors` (lorabench/scoring/factors.py).
 
-Examples are images of the bank from 136,000 on and, since the bank has no unseen family, images of the three unseen
-families. They show no held-out or development subject or style. Half are blurred and half have grain, as generated
-images have. Embeddings are computed once per block and kept in the work folder.
-
-The errors of the networks are measured on every held-out subject in 8 held-out styles and in 4 photographs.
+Examples are images of the bank from 136,000 on and, since the bank has no unseen family and many photographs, as many
+drawings in all families. They show no held-out or development subject or style. Half are blurred and half have grain,
+as generated images have. Drawings are rendered once and kept in the work folder; a training that was interrupted
+resumes at its last epoch.
 """
 
 from __future__ import annotations
@@ -18,189 +17,167 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from scipy.stats import spearmanr
 from torch import Tensor
 
 from lorabench.base import seed_of
 from lorabench.data import microworld as mw
 from lorabench.scoring import factors
-from lorabench.scoring.factors import CONTENT, FAMILIES, LABELS, STYLE, FactorNetwork, FactorReader
+from lorabench.scoring.description import FACTORS
+from lorabench.scoring.factor_network import FactorNetwork, build_factors
+from lorabench.scoring.factors import FAMILIES, LABELS, NUMBERS
 from lorabench.scoring.files import MICRO_SCORERS, TRUTH
-from lorabench.scoring.load import load_scorers
-from lorabench.scoring.scorer import Scorer
 from pretraining import bank
-from pretraining.evaluate_scorers import PHOTO, heldout_views
-from pretraining.scorer_models import degrade
+from pretraining.scorer_models import PREPROCESS, degrade, half
 
-BLOCK = 4000  # examples
-BLOCKS = 2  # blocks from the bank; one more block has the unseen families
-EPOCHS, BATCH, PEAK_LR = 20, 128, 1.5e-3
+BLOCK = bank.SHARD  # examples
+OF_BANK, DRAWN = 4, 4  # blocks from the bank, and of drawings in all families
+EPOCHS, BATCH, PEAK_LR, WARMUP = 10, 128, 2e-3, 200
+SHIFT = 2  # pixels by which examples are moved at most
+ARCHITECTURE = {"stem": 32, "widths": [64, 96, 144], "hidden": 224}
+KINDS = (*mw.FAMILIES, *mw.UNSEEN_FAMILIES)  # families of drawings in turn; the bank lacks the unseen ones
 Thing = tuple[mw.Subject, mw.Style | None, mw.Pose]
 
 
-def example(number: int, blocks: int = BLOCKS) -> Thing:
+def example(number: int) -> Thing:
     """Return the factors of an example."""
-    if number < blocks * BLOCK:
+    if number < OF_BANK * BLOCK:
         return bank.factors_of(bank.DEVELOPMENT_FROM + number)[:3]
-    i = number - blocks * BLOCK
+    i = number - OF_BANK * BLOCK
     rng = np.random.default_rng(seed_of("factor reader", mw.VERSION, i))
     subject, pose = mw.sample_subject(rng, development=True), mw.sample_pose(rng)
-    family = mw.UNSEEN_FAMILIES[i % len(mw.UNSEEN_FAMILIES)]
-    return subject, mw.sample_style(rng, family, development=True), pose
+    return subject, mw.sample_style(rng, KINDS[i % len(KINDS)], development=True), pose
 
 
-def embedded(block: int, scorers: Sequence[Scorer], work: Path, blocks: int = BLOCKS) -> Tensor:
-    """Return the concatenated embeddings [BLOCK, d] of a block of examples, from the work folder if they exist.
-
-    Args:
-        block: Number of the block.
-        scorers: Micro scorers.
-        work: Folder for the embeddings.
-        blocks: Number of blocks from the bank; the next block has the unseen families.
-    """
+def images(block: int, work: Path) -> np.ndarray:
+    """Return the examples of a block, uint8 [BLOCK, 64, 64, 3], from the work folder if they exist."""
+    if block < OF_BANK:
+        shard = bank.DEVELOPMENT_FROM // BLOCK + block
+        bank.render_shard(work / "bank", shard)
+        return np.load(work / "bank" / f"{shard:04d}.npy", mmap_mode="r")
     path = work / "factors" / f"{block}.npy"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        parts = []
-        for start in range(0, BLOCK, 500):
-            things = [example(block * BLOCK + start + k, blocks) for k in range(500)]
-            images = degraded(np.stack([mw.render(*thing) for thing in things]), start)
-            parts.append(factors.join({scorer.name: scorer.embed(images) for scorer in scorers}))
-        np.save(path, torch.cat(parts).half().numpy())
-    return torch.from_numpy(np.load(path)).float()
-
-
-def degraded(images: np.ndarray, seed: int) -> np.ndarray:
-    """Blur half of the images and add grain to half of them; uint8 [n, 64, 64, 3]."""
-    pixels = (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.25
-    pixels = degrade(pixels, np.random.default_rng(seed)) * 0.25 + 0.5
-    return (pixels.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+        rendered = np.stack([mw.render(*example(block * BLOCK + k)) for k in range(BLOCK)])
+        with path.with_suffix(".tmp").open("wb") as file:
+            np.save(file, rendered)
+        path.with_suffix(".tmp").rename(path)
+    return np.load(path, mmap_mode="r")
 
 
 def targets(things: Sequence[Thing]) -> dict[str, Tensor]:
-    """Return labels [n] of factors in LABELS (-1: not present) and values [n, k] of others (NaN: not present)."""
-    rows: dict[str, list] = {name: [] for name in (*CONTENT, *STYLE)}
+    """Return labels [n] of factors in LABELS (-1: not present) and values [n, k] of numbers (NaN: not present)."""
+    rows: dict[str, list] = {name: [] for name in (*LABELS, *NUMBERS)}
     for subject, style, pose in things:
         rows["class"].append(mw.CLASSES.index(subject.cls))
         rows["mark"].append(LABELS["mark"].index(subject.mark))
         rows["color"].append(LABELS["color"].index(subject.body.name))
         rows["scene"].append(-1 if style else mw.SCENES.index(pose.scene))
-        rows["family"].append(FAMILIES.index(style.family if style else PHOTO))
-        for name, value in factors.subject_values(subject).items():
+        rows["family"].append(FAMILIES.index(style.family if style else FAMILIES[-1]))
+        unknown = {name: [math.nan] * NUMBERS[name] for name in factors.STYLE}
+        for name, value in (
+            factors.subject_values(subject) | (factors.style_values(style) if style else unknown)
+        ).items():
             rows[name].append(value)
-        hues = (style.hue, style.hue2) if style else (math.nan, math.nan)
-        for name, hue in zip(("hue", "hue2"), hues, strict=True):
-            rows[name].append([math.cos(2 * math.pi * hue), math.sin(2 * math.pi * hue)])
-        rows["rest"].append([style.scale, style.weight, style.ground] if style else [math.nan] * 3)
     return {name: torch.tensor(row, dtype=None if name in LABELS else torch.float32) for name, row in rows.items()}
 
 
 def loss(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> Tensor:
-    """Return the sum of cross entropies and of squared errors, relative to a uniform factor's variance."""
+    """Return the sum of cross entropies, of squared errors relative to a uniform factor's variance, and of the negative
+    log likelihood of the errors, which trains the variances alone.
+    """
     terms = []
     for name, value in found.items():
         target = wanted[name]
         if name in LABELS:
             terms.append(F.cross_entropy(value, target, ignore_index=-1, reduction="sum") / len(value))
-        elif (known := ~torch.isnan(target)).any():
-            terms.append(value.shape[1] * F.mse_loss(value[known], target[known]) * (1 if "hue" in name else 12) / 3)
+            continue
+        mean, spread = value.chunk(2, dim=1)
+        known = ~torch.isnan(target)
+        error = torch.where(known, mean - target, 0).square().sum() / len(value)
+        likely = F.gaussian_nll_loss(
+            mean.detach()[known], target[known], spread[known].exp(), eps=1e-4, reduction="sum"
+        )
+        terms += [error * (1 if "hue" in name else 12) / 3, 0.1 * likely / len(value)]
     return torch.stack(terms).sum()
 
 
-def train(inputs: Tensor, wanted: dict[str, Tensor], outputs: dict[str, int], epochs: int = EPOCHS) -> FactorNetwork:
-    """Train a network. The rate rises for 100 steps and then falls linearly to zero.
+def degraded(pictures: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Blur half of some images and add grain to half of them; uint8 [n, 64, 64, 3]."""
+    pixels = (torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.25
+    pixels = degrade(pixels, np.random.default_rng(seed)) * 0.25 + 0.5
+    return (pixels.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+
+
+def shifted(pixels: Tensor, rng: np.random.Generator) -> Tensor:
+    """Return images [n, 3, s, s] moved by the same random number of pixels; borders are repeated."""
+    x, y = (int(each) for each in rng.integers(0, 2 * SHIFT + 1, 2))
+    size = pixels.shape[-1]
+    return F.pad(pixels, [SHIFT] * 4, mode="replicate")[..., y : y + size, x : x + size]
+
+
+def train(
+    pictures: Sequence[np.ndarray], wanted: dict[str, Tensor], checkpoint: Path, epochs: int = EPOCHS,
+    report: Callable[[str], None] = print,
+) -> FactorNetwork:  # fmt: skip
+    """Train a network. The rate rises for WARMUP steps and then falls linearly to zero.
 
     Args:
-        inputs: Embeddings [n, d].
-        wanted: Targets by name.
-        outputs: Width of each output by name.
-        epochs: Passes over the inputs.
+        pictures: Blocks of images.
+        wanted: Targets by name, of all images.
+        checkpoint: File from which an interrupted training resumes.
+        epochs: Passes over the images.
+        report: Called with a line after each epoch.
     """
-    torch.manual_seed(seed_of("factor network", *outputs) % 2**31)
-    network = FactorNetwork(inputs.shape[1], outputs)
-    network.mean.copy_(inputs.mean(0))
-    network.deviation.copy_(inputs.std(0))
+    torch.manual_seed(seed_of("factor network") % 2**31)
+    network = build_factors(ARCHITECTURE).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     optimizer = torch.optim.AdamW(network.parameters(), PEAK_LR, weight_decay=0.05)
-    steps, step = epochs * (len(inputs) // BATCH), 0
-    for _ in range(epochs):
-        for rows in torch.randperm(len(inputs))[: len(inputs) // BATCH * BATCH].split(BATCH):
-            optimizer.param_groups[0]["lr"] = PEAK_LR * min(1, (step + 1) / 100) * (1 - step / steps)
+    block, count = len(pictures[0]), sum(len(each) for each in pictures)
+    steps, start = epochs * (count // BATCH), 0
+    if checkpoint.is_file():
+        saved = torch.load(checkpoint, weights_only=True)
+        network.load_state_dict(saved["network"])
+        optimizer.load_state_dict(saved["optimizer"])
+        start = saved["epoch"]
+    network.train()
+    for epoch in range(start, epochs):
+        torch.manual_seed(seed_of("factor network", epoch) % 2**31)
+        rng = np.random.default_rng(seed_of("factor batches", epoch))
+        order, total = rng.permutation(count)[: count // BATCH * BATCH].reshape(-1, BATCH), 0.0
+        for number, rows in enumerate(order):
+            step = epoch * len(order) + number
+            optimizer.param_groups[0]["lr"] = PEAK_LR * min(1, (step + 1) / WARMUP) * (1 - step / steps)
+            some = np.stack([pictures[i // block][i % block] for i in rows])
+            pixels = degrade((torch.from_numpy(some).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.25, rng)
+            with half():
+                outputs = network(shifted(pixels, rng).contiguous(memory_format=torch.channels_last))
+            value = loss(factors.split(outputs.float()), {name: wanted[name][rows] for name in wanted})
             optimizer.zero_grad()
-            loss(network(inputs[rows]), {name: wanted[name][rows] for name in outputs}).backward()
+            value.backward()
             optimizer.step()
-            step += 1
+            total += value.item()
+        report(f"factors: epoch {epoch + 1} of {epochs}, loss {total / len(order):.3f}")
+        partial = checkpoint.with_suffix(".tmp")
+        state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch + 1}
+        torch.save(state, partial)
+        partial.rename(checkpoint)
     return network.eval()
 
 
-def errors(reader: FactorReader, scorers: Sequence[Scorer]) -> dict[str, dict[str, float]]:
-    """Measure the errors of the networks on held-out subjects and styles.
+def train_factors(work: Path, root: Path = MICRO_SCORERS, epochs: int = EPOCHS) -> dict:
+    """Write the network and its errors into the folder of the scorers; return the errors."""
+    from pretraining.evaluate_factors import evaluate_factors
 
-    Returns:
-        "drawings" and "photographs": share of correct labels, mean absolute error of other factors (hues in turns).
-        "spearman": mean rank correlation of read and true distance over drawings, by subject or style; "within":
-        only drawings of the same class or family.
-    """
-    views = heldout_views()
-    read = reader.read({scorer.name: scorer.embed(views.images) for scorer in scorers})
-    photo = np.array([style == PHOTO for style in views.styles])
-    things = [
-        (mw.subject(subject), None if style == PHOTO else mw.style(style), mw.Pose())
-        for subject, style in zip(views.subjects, views.styles, strict=True)
-    ]
-    wanted = targets(things)
-    found: dict[str, dict[str, float]] = {}
-    for kind, rows in (("drawings", ~photo), ("photographs", photo)):
-        found[kind] = {}
-        for name, value in read.items():
-            if name == "scene" or (kind == "photographs" and name in ("hue", "hue2", "rest")):
-                continue  # heldout_views keeps no pose
-            target = wanted[name][rows]
-            if name in LABELS:
-                wrong = (value[rows].argmax(1) == target).float()
-            elif "hue" in name:
-                angles = [torch.atan2(each[:, 1], each[:, 0]) / (2 * math.pi) for each in (value[rows], target)]
-                apart = (angles[0] - angles[1]).remainder(1)
-                wrong = torch.minimum(apart, 1 - apart)
-            else:
-                wrong = (value[rows] - target).abs()
-            found[kind][name] = float(wrong.mean())
-    found["spearman"] = {}
-    for role, names, lookup, far, true in (
-        ("content", views.subjects, mw.subject, factors.content_distances, mw.content_distance),
-        ("style", views.styles, mw.style, factors.style_distances, mw.style_distance),
-    ):
-        drawn = [i for i in range(len(names)) if not photo[i]]
-        found["spearman"][role] = rank(read, names, drawn, lookup, far, true, within=False)
-        found["spearman"][f"{role} within"] = rank(read, names, drawn, lookup, far, true, within=True)
-    return found
-
-
-def rank(
-    read: dict[str, Tensor], names: Sequence[str], drawn: Sequence[int], lookup: Callable, far: Callable,
-    true: Callable, within: bool,
-) -> float:  # fmt: skip
-    """Return the mean over anchors of Spearman's correlation of read and true distances."""
-    found = []
-    for anchor in sorted({names[i] for i in drawn}):
-        kind = anchor.rsplit("_", 1)[0]
-        rows = [i for i in drawn if not within or names[i].rsplit("_", 1)[0] == kind]
-        distances = [true(lookup(names[i]), lookup(anchor)) for i in rows]
-        found.append(spearmanr(far(read, lookup(anchor))[rows].numpy(), distances).statistic)
-    return float(np.nanmean(found))
-
-
-def train_factors(work: Path, root: Path = MICRO_SCORERS, blocks: int = BLOCKS, epochs: int = EPOCHS) -> dict:
-    """Write the networks and their errors into the folder of the scorers; return the errors."""
     torch.set_num_threads(1)
-    scorers = load_scorers(root)
-    inputs = torch.cat([embedded(block, scorers, work, blocks) for block in range(blocks + 1)])
-    wanted = targets([example(i, blocks) for i in range(len(inputs))])
-    networks = {"content": train(inputs, wanted, CONTENT, epochs), "style": train(inputs, wanted, STYLE, epochs)}
-    state = {f"{role}.{name}": v.half() for role, net in networks.items() for name, v in net.state_dict().items()}
-    folder = root / TRUTH
-    save_file({name: value.contiguous() for name, value in state.items()}, folder / factors.FILE)
-    made_for = factors.made_for(scorers)
-    (folder / "factors.json").write_text(json.dumps({"made_for": made_for}) + "\n")
-    found = errors(factors.load_factors(scorers, root), scorers)
-    (folder / "factors.json").write_text(json.dumps({"made_for": made_for, "errors": found}, indent=1) + "\n")
-    return found
+    pictures = [images(block, work) for block in range(OF_BANK + DRAWN)]
+    wanted = targets([example(i) for i in range(len(pictures) * BLOCK)])
+    network = train(pictures, wanted, work / "factors" / f"training-{epochs}.pt", epochs)
+    folder = root / TRUTH / FACTORS
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: v.half().contiguous() for name, v in network.state_dict().items()}, folder / "model.safetensors")
+    (folder / "model.safetensors").chmod(0o644)
+    config = {
+        "name": f"{FACTORS}@micro", "kind": FACTORS, "world": mw.VERSION, "architecture": ARCHITECTURE,
+        "preprocess": PREPROCESS, "weights": "model.safetensors",
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    return evaluate_factors(root)

@@ -12,8 +12,11 @@ from hydra import compose
 
 from lorabench.base import UserError
 from lorabench.config.dataset_schemas import MicroworldSpec
+from lorabench.config.schemas import ScorerSpec
 from lorabench.data.pairs import Prompts
-from lorabench.tasks.calibration import ideals, run, world_of
+from lorabench.scoring.files import MICRO_SCORERS, scorer_set
+from lorabench.scoring.load import load_scorer
+from lorabench.tasks.calibration import ideals, readings, run, world_of
 from lorabench.tasks.calibration_figures import CHECKS, calibrate
 from lorabench.tasks.calibration_world import Metric, World
 
@@ -91,6 +94,20 @@ def test_distances_are_factors_own(world: World) -> None:
     assert (np.diag(world.content) == 0).all() and (np.diag(world.style) == 0).all()
     assert world.content[0, 1] < 0.5 < world.content[0, 2]  # another mug is more similar than a cat
     assert world.text.shape == (3 * 2, 4, 3) and set(np.unique(world.text)) == {0.0, 0.5, 1.0}
+
+
+def test_factors_that_are_read_order_renderings_as_truth_does() -> None:
+    spec = MicroworldSpec(
+        "microworld", ["mug_1", "mug_2", "cat_1", "fish_3"], ["ink_1", "neon_1", "clay_1"], None, 1, 1, 1
+    )
+    world, pairs = world_of(spec, Prompts())
+    reader = scorer_set(ScorerSpec("micro", "micro", [], {})).reader
+    assert reader is not None and MICRO_SCORERS in reader.config.parents
+    content, style = readings(world, pairs, load_scorer(reader))
+    assert content.renderings.shape == (4, 4, 3) and style.renderings.shape == (3, 4, 3)
+    for metric in (content, style):
+        assert figures(metric, world, "spearman")["all"] > 0.6  # ink and neon hide the colors of a subject
+        assert figures(metric, world, "check")["perfect > swapped other"] == 1.0
 
 
 @pytest.mark.usefixtures("hydra")

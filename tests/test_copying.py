@@ -13,9 +13,9 @@ from lorabench.data import microworld as mw
 from lorabench.data.pairs import ROLES, Scene
 from lorabench.report import protocols
 from lorabench.scoring.complete import expected_scores
-from lorabench.scoring.embeddings import embed_images, embed_texts
-from lorabench.scoring.factor_rows import factor_rows, ground_of
-from lorabench.scoring.factors import CONTENT, INPUTS, STYLE, FactorNetwork, FactorReader, find_factors
+from lorabench.scoring.embeddings import Embeddings, embed_images, embed_texts
+from lorabench.scoring.factor_rows import BACKBONE, factor_rows, ground_of
+from lorabench.scoring.factors import WIDTH
 from lorabench.scoring.load import load_scorers
 from lorabench.scoring.rows import Embedded, images_of
 from lorabench.scoring.score import score_rows
@@ -125,19 +125,13 @@ def test_development_names_are_not_recognized_among_held_out_ones(scorers, pair,
     assert "subject_r1" not in metrics and {"class_acc", "style_r1", "family_acc"} <= metrics
 
 
-def made_reader(width=16):
-    torch.manual_seed(1)
-    networks = [FactorNetwork(width * len(INPUTS), outputs) for outputs in (CONTENT, STYLE)]
-    return FactorReader(*networks, version="v")
-
-
-def made_embeddings(count=4, width=16):
+def made_outputs(count=4):
     torch.manual_seed(2)
-    return {name: {role: torch.randn(count, width) for role in ("content", "style")} for name, _ in INPUTS}
+    return Embeddings(BACKBONE, "truth", "", "v", {"factors": torch.randn(count, WIDTH)})
 
 
 def test_truth_is_one_minus_distance_in_factors(pair):
-    from lorabench.scoring.factors import content_distances, labels, style_distances
+    from lorabench.scoring.factors import content_distances, labels, read, style_distances
 
     [content], [style] = pair.contents, pair.styles
     known = replace(
@@ -146,25 +140,24 @@ def test_truth_is_one_minus_distance_in_factors(pair):
         styles=(replace(style, factors=mw.style("ink_1")),),
         scenes=(Scene("a sks mug on the beach", "a mug on the beach", context="a {} on the beach"),),
     )
-    reader, embeddings = made_reader(), made_embeddings()
+    outputs = made_outputs()
     items = images_of(known, known.shots(4), range(4), KEYS)
-    rows = factor_rows(items, embeddings, reader)
-    read = reader.read(embeddings)
+    rows = factor_rows(items, outputs)
+    found = read(outputs.rows["factors"])
     apart = {
-        "truth/content": content_distances(read, mw.subject("mug_1")),
-        "truth/style": style_distances(read, mw.style("ink_1")),
+        "truth/content": content_distances(found, mw.subject("mug_1")),
+        "truth/style": style_distances(found, mw.style("ink_1")),
     }  # fmt: skip
     for index, own in enumerate(rows):
         values = {row["metric"]: row["value"] for row in own}
         assert values.keys() == {"truth/content", "truth/style", "ground_acc"}
         for metric, distances in apart.items():
             assert values[metric] == pytest.approx(1 - distances[index].item(), abs=1e-6)
-        assert values["ground_acc"] == float(labels(read, "scene")[index] == "beach")
-    assert factor_rows(images_of(pair, pair.shots(2), range(4), KEYS), embeddings, reader) == [[], [], [], []]
+        assert values["ground_acc"] == float(labels(found, "scene")[index] == "beach")
+    assert factor_rows(images_of(pair, pair.shots(2), range(4), KEYS), outputs) == [[], [], [], []]
 
 
-def test_networks_that_are_not_trained_give_no_score(tmp_path):
-    assert find_factors([], tmp_path) is None
+def test_ground_is_that_of_context():
     assert ground_of("a {} at night") == "night" and ground_of("") is None
 
 

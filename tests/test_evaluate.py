@@ -8,7 +8,7 @@ from lorabench.data import microworld as mw
 from lorabench.data.microworld.colors import NAMED
 from lorabench.scoring.factors import LABELS
 from pretraining import bank
-from pretraining.evaluate import SHEET, generate, shares, sheet
+from pretraining.evaluate import SHEET, as_markdown, generate, groups, matches, shares, sheet
 from pretraining.prompts import COLORED, Asked, choose, combination, seen_combinations
 
 
@@ -37,8 +37,8 @@ def test_prompts_cover_all_kinds_in_words_of_world(asked):
     assert {each.cls for each in asked} == set(mw.CLASSES)
     assert {each.family for each in asked} == {"", *mw.SEEN_FAMILIES}
     assert {each.scene for each in asked} == {"", *mw.SCENES}
-    assert {each.color for each in asked} == {"", *NAMED}
-    assert all(bool(each.color) == (bool(each.scene) or each.family in COLORED) for each in asked)
+    assert {each.color for each in asked} == set(NAMED)
+    assert all(each.shows_color == (bool(each.scene) or each.family in COLORED) for each in asked)
     assert asked == choose([])
 
 
@@ -52,16 +52,47 @@ def test_drawings_are_unseen_combinations():
     assert not banned & {each.combination for each in again if each.family}
 
 
+def test_renderings_are_what_prompts_ask_for(asked):
+    rng = np.random.default_rng(0)
+    for each in asked[::9]:
+        subject, style, pose = each.thing(rng)
+        assert (subject.cls, subject.mark, subject.body.name) == (each.cls, each.mark, each.color)
+        if style is None:
+            assert (each.family, pose.scene) == ("", each.scene)
+        else:
+            assert combination(subject, style) == each.combination
+
+
 def test_shares_count_only_what_is_named(asked):
     read = read_right(asked)
-    assert set(shares(read, asked).values()) == {1.0}
+    assert set(shares(matches(read, asked)).values()) == {1.0}
     rows = np.arange(len(asked)) % 4 == 0
     read["mark"][rows] = torch.nn.functional.one_hot(torch.tensor(0), 6).float()  # plain, which is never asked for
-    found = shares(read, asked)
-    assert found["mark"] == found["all"] == pytest.approx(0.75)
+    right = matches(read, asked)
+    assert shares(right)["mark"] == shares(right)["all"] == pytest.approx(0.75)
     drawn = np.array([not each.scene for each in asked])
     read["scene"][drawn] = 0
-    assert shares(read, asked)["scene"] == 1.0, "drawings have no scene"
+    read["color"][[not each.shows_color for each in asked]] = 0
+    found = shares(matches(read, asked))
+    assert found["scene"] == found["color"] == 1.0, "drawings have no scene, and not all have the subject's colors"
+
+
+def test_stragglers_are_shown_by_class_family_and_mark(asked):
+    read = read_right(asked)
+    cats = np.array([each.cls == "cat" for each in asked])
+    read["mark"][cats] = 0
+    right = matches(read, asked)
+    by_class = {word: shares(right.iloc[rows])["mark"] for word, rows in groups(asked, "class").items()}
+    assert by_class == {cls: float(cls != "cat") for cls in mw.CLASSES}
+    assert {name: sum(map(len, groups(asked, name).values())) for name in ("class", "family", "mark")} == dict.fromkeys(
+        ("class", "family", "mark"), len(asked)
+    )
+    found = {"images": 400, "shares": shares(right), "ceiling": shares(right)}
+    found |= {
+        f"by {name}": {w: shares(right.iloc[r]) for w, r in groups(asked, name).items()}
+        for name in ("class", "family", "mark")
+    }
+    assert "| cat | 100.0 | 100.0 | 0.0 | 100.0 | 100.0 | 0.0 |" in as_markdown(found)
 
 
 def test_images_follow_from_prompt_and_number(model):

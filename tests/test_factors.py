@@ -1,30 +1,36 @@
-"""Factors read from images: distances equal the world's for correct readings; training of the readers."""
+"""Factors read from images: distances equal the world's for right readings; the reader's training and its errors."""
 
-import json
 import math
+from dataclasses import replace
+from statistics import NormalDist
 
 import numpy as np
 import pytest
 import torch
 
-from lorabench.base import UserError
 from lorabench.data import microworld as mw
 from lorabench.scoring import factors
-from lorabench.scoring.load import load_scorers
+from lorabench.scoring.description import FACTORS, ScorerFiles
+from lorabench.scoring.factor_network import build_factors
+from lorabench.scoring.files import MICRO_SCORERS, TRUTH
+from lorabench.scoring.load import load_scorer
 from pretraining import factors as training
+from pretraining.evaluate_factors import figures_of
+from pretraining.evaluate_scorers import PHOTO, Views
 
 NAMES = mw.HELDOUT_SUBJECTS[::5], mw.HELDOUT_STYLES[::4]
 
 
-def read_right(things: list[training.Thing]) -> dict[str, torch.Tensor]:
-    """Return the output of a reader without errors."""
+def read_right(things: list[training.Thing], deviation: float = 0.1) -> dict[str, torch.Tensor]:
+    """Return what a reader without errors says."""
     wanted = training.targets(things)
-    return {
-        name: torch.nn.functional.one_hot(target, {**factors.CONTENT, **factors.STYLE}[name]).float()
-        if name in factors.LABELS and name != "scene"
-        else target
-        for name, target in wanted.items()
-    }
+    found = {}
+    for name, target in wanted.items():
+        if name in factors.LABELS:
+            found[name] = torch.nn.functional.one_hot(target.clamp_min(0), len(factors.LABELS[name])).float()
+        else:
+            found[name], found[f"{name} deviation"] = target, torch.full_like(target, deviation)
+    return found
 
 
 def test_distances_are_true_ones_if_all_is_read_right():
@@ -45,16 +51,65 @@ def test_hue_that_is_not_read_counts_as_quarter_turn():
     assert factors.turn(read, 1.0).tolist() == pytest.approx([0.5, 0.0, 0.25])
 
 
+def test_rows_are_probabilities_means_and_deviations():
+    rows = torch.randn(3, factors.WIDTH, generator=torch.Generator().manual_seed(0))
+    parts, read = factors.split(rows), factors.read(rows)
+    assert sum(part.shape[1] for part in parts.values()) == factors.WIDTH
+    for name in factors.LABELS:
+        assert torch.allclose(read[name], parts[name].softmax(1))
+    for name, width in factors.NUMBERS.items():
+        assert torch.equal(read[name], parts[name][:, :width])
+        expected = parts[name][:, width:].exp().sqrt().clamp(factors.LEAST_DEVIATION, 1)
+        assert torch.allclose(read[f"{name} deviation"], expected)
+
+
+def test_likelihood_is_that_of_labels_and_normal_numbers():
+    subject, other = mw.subject("mug_1"), mw.subject("mug_2")
+    read = read_right([(subject, mw.style("ink_1"), mw.Pose())], deviation=0.2)
+    read["class"], read["mark"] = torch.full((1, 12), 1 / 12), torch.full((1, 6), 1 / 6)
+    shown, asked = factors.subject_values(subject), factors.subject_values(other)
+    normal = [
+        math.log(NormalDist(mean, 0.2).pdf(x))
+        for name in shown
+        for mean, x in zip(shown[name], asked[name], strict=True)
+    ]
+    constant = len(normal) * math.log(2 * math.pi) / 2
+    expected = math.log(1 / 12) + math.log(1 / 6) + sum(normal) + constant
+    assert factors.likelihood(read, other).item() == pytest.approx(expected, abs=1e-3)
+
+
+def test_what_is_read_right_is_recognized():
+    things = [
+        (mw.subject(name), mw.style(mw.HELDOUT_STYLES[i % 38]), mw.Pose()) for i, name in enumerate(mw.HELDOUT_SUBJECTS)
+    ]
+    read = read_right(things)
+    assert factors.recognized(read, mw.HELDOUT_SUBJECTS) == mw.HELDOUT_SUBJECTS
+    styles = factors.recognized(read, mw.HELDOUT_STYLES)
+    assert styles == [mw.HELDOUT_STYLES[i % 38] for i in range(len(things))]
+
+
+def test_numbers_that_are_not_trusted_do_not_decide():
+    """The body's color is read wrong, as that of another subject of the class; only the trusted shape is right."""
+    subject, other = mw.subject("mug_1"), mw.subject("mug_2")
+    swapped = replace(subject, body=other.body, accent=other.accent, mark=other.mark, mark_color=other.mark_color)
+    read = read_right([(swapped, mw.style("ink_1"), mw.Pose())])
+    assert factors.recognized(read, mw.HELDOUT_SUBJECTS) == ["mug_2"]
+    for name in ("body", "accent", "mark_color"):
+        read[f"{name} deviation"] += 0.9
+    read["mark"] = torch.full((1, 6), 1 / 6)
+    assert factors.recognized(read, mw.HELDOUT_SUBJECTS) == ["mug_1"]
+
+
 def test_examples_are_never_named_ones():
-    for number in range(0, 3 * training.BLOCK, 97):
-        subject, style, _ = training.example(number, blocks=2)
+    for number in range(0, (training.OF_BANK + training.DRAWN) * training.BLOCK, 307):
+        subject, style, _ = training.example(number)
         names = mw.HELDOUT_SUBJECTS + mw.DEVELOPMENT_SUBJECTS
         assert min(mw.content_distance(subject, mw.subject(n)) for n in names) > 0.06
         if style:
             names = mw.HELDOUT_STYLES + mw.DEVELOPMENT_STYLES
             assert min(mw.style_distance(style, mw.style(n)) for n in names) > 0.06
-    families = {training.example(n, blocks=2)[1].family for n in range(2 * training.BLOCK, 2 * training.BLOCK + 9)}
-    assert families == set(mw.UNSEEN_FAMILIES)
+    first = training.OF_BANK * training.BLOCK
+    assert {training.example(first + n)[1].family for n in range(len(training.KINDS))} == set(mw.FAMILIES)
 
 
 def test_targets_leave_out_what_image_does_not_show():
@@ -68,55 +123,100 @@ def test_targets_leave_out_what_image_does_not_show():
     assert wanted["hue"][1].tolist() == pytest.approx([math.cos(angle), math.sin(angle)])
 
 
-def test_loss_of_right_reading_is_below_that_of_wrong_one():
+def test_loss_is_least_for_right_reading_and_true_deviation():
     things = [training.example(i) for i in range(12)]
     wanted = training.targets(things)
-    right = {
-        name: 20 * value if name in factors.LABELS else value
-        for name, value in read_right(things).items()
-        if name != "scene"
-    }
-    wrong = {name: -value if name in factors.LABELS else 1 - value for name, value in right.items()}
-    assert training.loss(right, wanted).item() < 1e-3 < training.loss(wrong, wanted).item()
+
+    def outputs(error: float, deviation: float) -> dict[str, torch.Tensor]:
+        right = read_right(things)
+        spread = 2 * math.log(deviation)
+        return {
+            name: 20 * right[name] * (1 - 2 * error)
+            if name in factors.LABELS
+            else torch.cat([right[name].nan_to_num() + error, torch.full_like(right[name], spread)], dim=1)
+            for name in factors.OUTPUTS
+        }
+
+    best = training.loss(outputs(0.0, 0.1), wanted).item()
+    assert best < training.loss(outputs(0.3, 0.1), wanted).item() < training.loss(outputs(0.9, 0.1), wanted).item()
+    true = training.loss(outputs(0.3, 0.3), wanted).item()
+    assert true < training.loss(outputs(0.3, 0.1), wanted).item()
+    assert true < training.loss(outputs(0.3, 0.9), wanted).item()
 
 
-def test_network_learns_what_embeddings_contain():
-    """Embeddings are the factors themselves; after training, new ones are read correctly."""
-    things = [training.example(i) for i in range(600)]
-    wanted = training.targets(things)
-    parts = [read_right(things)[name] for name in ("class", "mark", "shape", "body", "accent", "mark_color")]
-    inputs = torch.cat(parts, dim=1)
-    seen = {name: value[:480] for name, value in wanted.items()}
-    network = training.train(inputs[:480], seen, factors.CONTENT, epochs=40)
-    with torch.no_grad():
-        found = network(inputs[480:])
-    assert (found["class"].argmax(1) == wanted["class"][480:]).float().mean() > 0.95
-    assert (found["body"] - wanted["body"][480:]).abs().mean() < 0.5 * wanted["body"].std()
+def test_training_reads_more_and_resumes(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "BATCH", 16)
+    monkeypatch.setattr(training, "WARMUP", 4)
+    monkeypatch.setattr(training, "ARCHITECTURE", {"stem": 4, "widths": [8, 8, 8], "hidden": 16})
+    things = [training.example(i) for i in range(64)]
+    pictures, wanted = [np.stack([mw.render(*thing) for thing in things])], training.targets(things)
+    lines: list[str] = []
+    whole = training.train(pictures, wanted, tmp_path / "whole.pt", 3, lines.append)
+    losses = [float(line.rsplit(" ", 1)[1]) for line in lines]
+    assert len(losses) == 3 and losses[2] < losses[1] < losses[0]
+
+    def stop(line: str) -> None:
+        if "epoch 2" in line:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        training.train(pictures, wanted, tmp_path / "parts.pt", 3, stop)
+    resumed: list[str] = []
+    again = training.train(pictures, wanted, tmp_path / "parts.pt", 3, resumed.append)
+    assert [line.split(",")[0] for line in resumed] == ["factors: epoch 2 of 3", "factors: epoch 3 of 3"]
+    assert losses[1:] == pytest.approx([float(line.rsplit(" ", 1)[1]) for line in resumed], abs=2e-3)
+    pixels = torch.zeros(1, 3, 64, 64)
+    assert torch.allclose(whole(pixels), again(pixels), atol=2e-2)
 
 
-def test_written_networks_are_read_back_and_refused_for_other_scorers(tmp_path):
-    from safetensors.torch import save_file
+def test_figures_of_right_reading_are_perfect():
+    rng = np.random.default_rng(0)
+    subjects, styles = mw.HELDOUT_SUBJECTS[:8] * 3, [*mw.HELDOUT_STYLES[:8], *mw.HELDOUT_STYLES[10:18], *[PHOTO] * 8]
+    poses = [mw.sample_pose(rng) for _ in subjects]
+    views = Views(np.zeros((24, 1)), subjects, styles, poses)
+    things = [
+        (mw.subject(subject), None if style == PHOTO else mw.style(style), pose)
+        for subject, style, pose in zip(subjects, styles, poses, strict=True)
+    ]
+    found = figures_of(read_right(things), views)
+    assert list(found["spearman"].values()) == pytest.approx([1.0] * len(found["spearman"]))
+    assert set(found["recognized"].values()) == {1.0}
+    assert found["drawings"]["class"] == found["photographs"]["scene"] == 1.0
+    assert found["drawings"]["hue"] == pytest.approx(0, abs=1e-6) and "scene" not in found["drawings"]
 
-    scorers = load_scorers()
-    images = np.stack([mw.render(mw.subject("cat_1"), mw.style("neon_1"), mw.Pose())] * 2)
-    embeddings = {scorer.name: scorer.embed(images) for scorer in scorers}
-    width = factors.join(embeddings).shape[1]
-    networks = {"content": factors.CONTENT, "style": factors.STYLE}
-    built = {role: factors.FactorNetwork(width, outputs).eval() for role, outputs in networks.items()}
-    (tmp_path / "truth").mkdir()
-    state = {f"{role}.{name}": v.contiguous() for role, net in built.items() for name, v in net.state_dict().items()}
-    save_file(state, tmp_path / "truth" / factors.FILE)
-    about = tmp_path / "truth" / "factors.json"
-    about.write_text(json.dumps({"made_for": factors.made_for(scorers)}))
-    read = factors.load_factors(scorers, tmp_path).read(embeddings)
-    with torch.no_grad():
-        expected = built["content"](factors.join(embeddings))
-    assert torch.allclose(read["shape"], expected["shape"], atol=1e-6)
-    assert torch.allclose(read["class"].sum(1), torch.ones(2), atol=1e-6)
-    assert factors.labels(read, "class")[0] in mw.CLASSES
-    about.write_text(json.dumps({"made_for": {**factors.made_for(scorers), "clip@micro": "0"}}))
-    with pytest.raises(UserError, match="does not fit clip@micro"):
-        factors.load_factors(scorers, tmp_path)
-    about.unlink()
-    with pytest.raises(UserError, match="is missing; run"):
-        factors.load_factors(scorers, tmp_path)
+
+@pytest.fixture(scope="module")
+def reader():
+    return load_scorer(ScorerFiles.of(MICRO_SCORERS / TRUTH / FACTORS))
+
+
+def test_shipped_reader_is_small_and_fits_description(reader):
+    files = ScorerFiles.of(MICRO_SCORERS / TRUTH / FACTORS)
+    assert files.weights.stat().st_size < 3_000_000
+    assert isinstance(reader.network, type(build_factors(training.ARCHITECTURE)))
+
+
+def test_known_damage_lowers_truth(reader):
+    """Of each kind of damage, the mean distance to the right subject or style grows with the dose."""
+    rng = np.random.default_rng(3)
+    subjects, styles = mw.HELDOUT_SUBJECTS[::4], [f"{family}_1" for family in mw.FAMILIES[::2]]
+    pairs = [(s, styles[i % len(styles)]) for i, s in enumerate(subjects)]
+
+    def mean(change) -> tuple[float, float]:
+        images = np.stack([mw.render(*change(mw.subject(s), mw.style(t)), mw.sample_pose(rng)) for s, t in pairs])
+        read = factors.read(reader.embed(images)[FACTORS])
+        content = [factors.content_distances(read, mw.subject(s))[i].item() for i, (s, _) in enumerate(pairs)]
+        style = [factors.style_distances(read, mw.style(t))[i].item() for i, (_, t) in enumerate(pairs)]
+        return float(np.mean(content)), float(np.mean(style))
+
+    right = mean(lambda s, t: (s, t))
+    shape = [
+        mean(lambda s, t, d=dose: (replace(s, shape=tuple(x + d * (1 - 2 * (x > 0.5)) for x in s.shape)), t))
+        for dose in (0.25, 0.5)
+    ]
+    other = mean(lambda s, t: (replace(mw.subject("fish_2" if s.cls != "fish" else "mug_2")), t))
+    assert right[0] < shape[0][0] < shape[1][0] < other[0]
+    hue = [mean(lambda s, t, d=dose: (s, replace(t, hue=(t.hue + d) % 1))) for dose in (0.15, 0.5)]
+    family = mean(lambda s, t: (s, mw.style("clay_2" if t.family != "clay" else "ink_2")))
+    assert right[1] < hue[0][1] < hue[1][1] < family[1]
+    assert abs(hue[1][0] - right[0]) < 0.05 and abs(shape[1][1] - right[1]) < 0.05, "one role leaves the other"

@@ -47,8 +47,9 @@ def keys(plan: Plan) -> dict[str, set[str]]:
 
 def test_subjects_and_styles_cost_sum_and_not_product(plan: Plan) -> None:
     assert {stage: len(plan.artifacts(stage)) for stage in STAGES} == {
-        # embeddings: images and references by three backbones, texts by one, training images by one
-        "personalize": 2 + 2, "merge": 4, "generate": 5 * 4, "embed": 3 * (5 * 4 + 2 + 2) + 4 + 4, "score": 5 * 4,
+        # embeddings: images and references by three backbones, texts and training images by one; factors of images
+        "personalize": 2 + 2, "merge": 4, "generate": 5 * 4, "embed": 3 * (5 * 4 + 2 + 2) + 4 + 4 + 5 * 4,
+        "score": 5 * 4,
     }  # fmt: skip
 
 
@@ -107,7 +108,7 @@ def test_scoring_batch_is_in_key_of_scores_alone(plan: Plan) -> None:
 
 
 def test_another_backbone_embeds_only_with_itself(plan: Plan) -> None:
-    fewer = replace(plan, scorers=ScorerSet(MICRO.scorers[:2]))
+    fewer = replace(plan, scorers=ScorerSet(MICRO.scorers[:2], MICRO.truth))
     new = keys(plan)["embed"] - keys(fewer)["embed"]
     names = [each.name for each in plan.artifacts("embed") if each.key in new]
     assert len(names) == 5 * 4 + 2 + 2 and all(name.startswith("csd@micro ") for name in names)
@@ -117,7 +118,7 @@ def test_another_backbone_embeds_only_with_itself(plan: Plan) -> None:
 def test_images_go_through_all_backbones_in_one_batch(plan: Plan) -> None:
     groups = batches(plan.artifacts("embed"))
     images = [group for group in groups if any("images" in each.inputs for each in group)]
-    assert len(images) == 5 * 4 and all(len(group) == 3 for group in images)
+    assert len(images) == 5 * 4 and all(len(group) == 3 + 1 for group in images)  # and the reader of factors
 
 
 def test_every_method_starts_from_same_noise(plan: Plan) -> None:

@@ -36,7 +36,8 @@ def write_calibration(found: pd.DataFrame, grid: tuple[int, int], photographs: i
             f"{subjects * styles} rendered images: {subjects} subjects in {styles} styles. Correlations compare a "
             "metric's values with the true similarity; they are averaged over anchors and have 95 % intervals. `within "
             "kind` uses only images of the anchor's class or family. Variance is the share of the variance of an "
-            "anchor's values that content and style explain. `truth/...` metrics are the ground truth.",
+            "anchor's values that content and style explain. `the factors` are the ground truth; `factors@micro` reads "
+            "them from the image.",
             "",
             "## Known answers",
             "",
@@ -71,7 +72,7 @@ def answer_table(found: pd.DataFrame) -> Iterator[str]:
     """Yield the lines of the table of checks with known answers."""
     yield "| metric | scored by | check | another kind | the same kind |"
     yield "|---|---|---|---:|---:|"
-    checks = found.query("figure == 'check' and not metric.str.startswith('truth/')", engine="python")
+    checks = found.query("figure == 'check' and backbone != 'the factors'")
     for (metric, backbone, of), own in groups(checks, "metric", "backbone", "of"):
         cells = [cell(own, "check", of, kind) for kind in KINDS]
         yield f"| {metric} | {backbone} | {of} | {' | '.join(cells)} |"

@@ -3,7 +3,7 @@
     both(image)             = subject_r1(image) * style_r1(image)
     both_similarity(image)  = min( (c - c_base) / (c_content_only - c_base),  (s - s_base) / (s_style_only - s_base) )
 
-`both` is 1 if the subject and the style are each the nearest of all held-out ones. Its ceiling is the value of the
+`both` is 1 if the subject and the style are each recognized among all held-out ones. Its ceiling is the value of the
 oracle, because the scorers do not recognize every true image. `both_similarity` is its continuous companion: c is the
 content similarity of the image and s its style similarity (`CONTENT`, `STYLE`, means over the references), scaled such
 that the base model has 0 and the LoRA of that role by itself has 1. The four constants are means over the pairs; an
@@ -90,8 +90,8 @@ def notes(lines: pd.DataFrame) -> list[str]:
     shown = lines.set_index(["metric", "label"])["mean"]
     if BOTH in shown.index.get_level_values("metric"):
         text = (
-            f"{BOTH}: share of the images in which the subject and the style are both the nearest of their candidates "
-            f"({len(mw.HELDOUT_SUBJECTS)} subjects, {len(mw.HELDOUT_STYLES)} styles)."
+            f"{BOTH}: share of the images in which the subject and the style are both recognized among all held-out "
+            f"ones ({len(mw.HELDOUT_SUBJECTS)} subjects, {len(mw.HELDOUT_STYLES)} styles)."
         )
         if (BOTH, ORACLE) in shown.index:
             text += f" Its ceiling is {shown[BOTH, ORACLE]:.3f}, the value of the {ORACLE}."

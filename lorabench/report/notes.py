@@ -81,10 +81,10 @@ def column_notes(lines: pd.DataFrame) -> list[str]:
             "clip_t/photo and ground_acc: of photographs, which are generated with the subject's LoRA only; whether "
             "they show the scene that the prompt asks for."
         )
-    if "subject_r1" in shown and not {"truth/content", "truth/style"} & shown:
+    if {"truth/content", "truth/style"} & shown:
         found.append(
-            "truth/content and truth/style are missing: the networks that read the factors of the microworld are not "
-            "trained; run python -m pretraining factors."
+            "truth/content and truth/style: 1 - distance of the factors that a network reads from the image to the "
+            "true ones. The network errs too, so the ceiling is the value of the oracle."
         )
     return found
 

@@ -8,15 +8,13 @@ from lorabench.data import microworld as mw
 from lorabench.data.pairs import ROLES
 from lorabench.scoring import factor_rows
 from lorabench.scoring.copying import COPY, DIVERSITY, KIND
-from lorabench.scoring.factors import INPUTS
 from lorabench.scoring.rows import KEYS, UNIQUE, ScoredImage, ScoreRow
 from lorabench.scoring.truth import CONTENT, STYLE
 
-RECOGNIZED = {"content": {("subject_r1", CONTENT[0])}, "style": {("style_r1", STYLE[0])}}
-KNOWN = {  # scores from the factors of a concept
-    "content": RECOGNIZED["content"] | {("class_acc", CONTENT[0]), (factor_rows.CONTENT, factor_rows.BACKBONE)},
-    "style": RECOGNIZED["style"] | {("family_acc", STYLE[0]), (factor_rows.STYLE, factor_rows.BACKBONE)},
-}
+# Scores that need the factors of a concept: the first is recognition among the held-out ones.
+RECOGNIZED = {"content": "subject_r1", "style": "style_r1"}
+READOUT = {"content": {"class_acc", RECOGNIZED["content"]}, "style": {"family_acc", RECOGNIZED["style"]}}
+KNOWN = {"content": READOUT["content"] | {factor_rows.CONTENT}, "style": READOUT["style"] | {factor_rows.STYLE}}
 NAMES = {"content": mw.HELDOUT_SUBJECTS, "style": mw.HELDOUT_STYLES}  # candidates of the recognition
 
 
@@ -26,16 +24,17 @@ def expected_scores(metrics: Mapping[str, Sequence[str]], truth: bool, factors: 
     Args:
         metrics: Metrics of each scorer, by the scorer's name.
         truth: Whether the readout of the microworld is used.
-        factors: Whether the networks that read its factors are used.
+        factors: Whether the network that reads its factors is used.
     """
     expected = {(metric, name) for name, each in metrics.items() for metric in each}
     copied = [name for name, each in metrics.items() if f"{KIND}/content" in each]
     expected |= {(metric, name) for name in copied for metric in (*COPY.values(), DIVERSITY)}
-    of_factors = {(metric, factor_rows.BACKBONE) for metric in (factor_rows.CONTENT, factor_rows.STYLE)}
-    if factors and {name for name, _ in INPUTS} <= set(metrics):
-        expected |= of_factors
-    if truth and {CONTENT[0], STYLE[0]} <= set(metrics):
-        expected |= (KNOWN["content"] | KNOWN["style"]) - of_factors
+    if factors:
+        expected |= {(metric, factor_rows.BACKBONE) for role in ROLES for metric in KNOWN[role]}
+    elif truth and {CONTENT[0], STYLE[0]} <= set(metrics):
+        expected |= {
+            (metric, name) for role, (name, _) in zip(ROLES, (CONTENT, STYLE), strict=True) for metric in READOUT[role]
+        }
     return expected
 
 
@@ -64,24 +63,23 @@ def check_rows(rows: Sequence[ScoreRow], images: Sequence[ScoredImage], expected
         found.setdefault(tuple(r.get(key) for key in KEYS), set()).add((r["metric"], r["backbone"]))
     for image in images:
         known = image.known()
-        lacking, absent = impossible(image, images)
-        needed = {(metric, backbone) for metric, backbone in expected - absent if metric not in lacking}
+        lacking = impossible(image, images)
+        needed = {(metric, backbone) for metric, backbone in expected if metric not in lacking}
         missing = needed - found.get(tuple(known.get(key) for key in KEYS), set())
         if missing:
             names = ", ".join(f"{metric} by {backbone}" for metric, backbone in sorted(missing))
             raise RuntimeError(f"image {known.get('image')} of {image.pair.name} lacks {names}")
 
 
-def impossible(image: ScoredImage, images: Sequence[ScoredImage]) -> tuple[set[str], set[tuple[str, str]]]:
-    """Return the metrics that an image cannot have by any backbone, and the scores that it cannot have."""
-    pair, found = image.pair, set()
+def impossible(image: ScoredImage, images: Sequence[ScoredImage]) -> set[str]:
+    """Return the metrics that an image cannot have."""
+    pair, lacking = image.pair, set()
     for role in ROLES:
         concepts = pair.of(role)
         if not pair.is_single or concepts[0].factors is None:
-            found |= KNOWN[role]
+            lacking |= KNOWN[role]
         elif concepts[0].name not in NAMES[role]:
-            found |= RECOGNIZED[role]
-    lacking = [COPY[role] for role in ROLES if not any(concept.images for concept in pair.of(role))]
+            lacking.add(RECOGNIZED[role])
+    lacking |= {COPY[role] for role in ROLES if not any(concept.images for concept in pair.of(role))}
     alike = [other for other in images if other.pair is pair and other.keys["prompt"] == image.keys["prompt"]]
-    lacking += [DIVERSITY] if len(alike) < 2 else []
-    return set(lacking), found
+    return lacking | ({DIVERSITY} if len(alike) < 2 else set())

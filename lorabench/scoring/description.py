@@ -17,13 +17,16 @@ from typing import Any
 
 from lorabench.base import UserError
 
+FACTORS = "factors"  # kind of the network that reads the microworld's factors; name of its outputs in place of a role
+
 # Metrics by kind of scorer, as they are named in the scores.
 METRICS = {
     "dino": ("dino/content", "dino/style"),
     "clip": ("clip_i/content", "clip_i/style", "clip_t", "clip_t/prompt"),
     "csd": ("csd/content", "csd/style"),
+    FACTORS: ("truth/content", "truth/style"),
 }
-KINDS = tuple(METRICS)
+KINDS = tuple(kind for kind in METRICS if kind != FACTORS)  # of scorers
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,6 @@ def read_config(path: Path) -> dict[str, Any]:
     missing = [key for key in needed if not isinstance(config, dict) or key not in config]
     if missing:
         raise UserError(f"{path} has no {', '.join(missing)}; see lorabench/scoring/description.py for its format")
-    if config["kind"] not in KINDS:
+    if config["kind"] not in METRICS:
         raise UserError(f"{path}: kind '{config['kind']}' is unknown; use one of {', '.join(KINDS)}")
     return config

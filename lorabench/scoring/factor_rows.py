@@ -7,32 +7,29 @@ ground_acc      1 if the ground of a photograph is the one that the prompt asks 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
-from torch import Tensor
+from collections.abc import Sequence
 
 from lorabench.data import microworld as mw
 from lorabench.data.microworld.captions import PLACE
-from lorabench.scoring.factors import FactorReader, content_distances, labels, style_distances
+from lorabench.scoring.description import FACTORS
+from lorabench.scoring.embeddings import Embeddings
+from lorabench.scoring.factors import content_distances, labels, read, style_distances
 from lorabench.scoring.rows import VERSION, ScoredImage, ScoreRow, row
 
 BACKBONE = "factors@micro"
 CONTENT, STYLE, GROUND = "truth/content", "truth/style", "ground_acc"
 
 
-def factor_rows(
-    items: Sequence[ScoredImage], embeddings: Mapping[str, Mapping[str, Tensor]], reader: FactorReader
-) -> list[list[ScoreRow]]:
+def factor_rows(items: Sequence[ScoredImage], outputs: Embeddings) -> list[list[ScoreRow]]:
     """Return the rows of each image; none of pairs that are not single ones of the microworld.
 
     Args:
-        items: Images in the order of their embeddings.
-        embeddings: By scorer and role, [images, d].
-        reader: Networks that read the factors.
+        items: The images.
+        outputs: Outputs of the network that reads the factors, in the order of the images.
     """
-    read = reader.read(embeddings)
-    grounds = labels(read, "scene")
-    version = f"{VERSION}-{reader.version}"
+    found = read(outputs.rows[FACTORS])
+    grounds = labels(found, "scene")
+    version = f"{VERSION}-{outputs.version}"
     distances: dict[tuple[str, mw.Subject | mw.Style], list[float]] = {}
     rows: list[list[ScoreRow]] = []
     for index, item in enumerate(items):
@@ -44,7 +41,7 @@ def factor_rows(
                 if concept.factors is not None:
                     key = (metric, concept.factors)
                     if key not in distances:
-                        distances[key] = distance(read, concept.factors).tolist()
+                        distances[key] = distance(found, concept.factors).tolist()
                     value = 1 - distances[key][index]
                     own.append(row(item, metric, BACKBONE, concept.role, concept.name, value, version))
         if asked := ground_of(item.context):

@@ -1,117 +1,94 @@
 """The world's factors read from an image, and their distance to those of a subject or a style.
 
-One small network per role reads the frozen embeddings of the micro scorers: class, proportions, body, accent and mark
-from one, family, palette and strength from the other. `1 - distance` is the score `truth/content` or `truth/style`, in
+A small network reads them from the pixels (factor_network.py): class, proportions, body, accent and mark of the
+subject; family, palette and strength of the style. `1 - distance` is the score `truth/content` or `truth/style`, in
 [0, 1]. Distances have the weights of `content_distance` and `style_distance`. A class, family or mark that is read
 with probability p counts as 1 - p of a wrong one; a hue that cannot be read counts as a quarter of a turn away.
 
-The networks are trained by `python -m pretraining factors`; their own errors are in the card of the scorers.
+The network also says how far it trusts each number. An image shows the held-out subject whose factors have the largest
+likelihood,
+
+    log p(subject | image) = log p(class) + log p(mark) + sum over numbers of log N(number; mean, variance)
+
+and the same for styles. Its errors are in the card of the scorers.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lorabench.base import UserError
 from lorabench.data import microworld as mw
 from lorabench.data.microworld.colors import NAMED
 from lorabench.data.microworld.factors import MARKS
-from lorabench.scoring.files import MICRO_SCORERS, TRUTH
-from lorabench.scoring.truth import Versioned
-from lorabench.scoring.weights import read_safetensors
 
-INPUTS = (("dino@micro", "content"), ("clip@micro", "content"), ("csd@micro", "content"), ("csd@micro", "style"))
 FAMILIES = (*mw.FAMILIES, "photo")
-CONTENT = {"class": 12, "mark": 6, "color": 11, "scene": 6, "shape": 3, "body": 3, "accent": 3, "mark_color": 3}
-STYLE = {"family": 17, "hue": 2, "hue2": 2, "rest": 3}  # hues as (cos, sin); rest: scale, weight, ground
 LABELS = {"class": mw.CLASSES, "mark": MARKS, "color": tuple(NAMED), "scene": mw.SCENES, "family": FAMILIES}
-WIDTH = 256
-FILE, DESCRIPTION = "factors.safetensors", "factors.json"
+# Numbers in [0, 1]; hues as (cos, sin); rest: scale, weight, ground.
+NUMBERS = {"shape": 3, "body": 3, "accent": 3, "mark_color": 3, "hue": 2, "hue2": 2, "rest": 3}
+SUBJECT, STYLE = ("shape", "body", "accent", "mark_color"), ("hue", "hue2", "rest")  # the numbers of each
+OUTPUTS = {**{name: len(words) for name, words in LABELS.items()}, **{name: 2 * k for name, k in NUMBERS.items()}}
+WIDTH = sum(OUTPUTS.values())
+LEAST_DEVIATION = 0.03  # of a number, so that no single one decides who is recognized
 
-Embeddings = Mapping[str, Mapping[str, Tensor]]  # by scorer and role, L2-normalized rows [n, d]
+Read = Mapping[str, Tensor]
 
 
-class FactorNetwork(nn.Module):
-    """Standardized embeddings -> all outputs of a role, in the order of `outputs`.
+def split(rows: Tensor) -> dict[str, Tensor]:
+    """Split the network's rows [n, WIDTH] by factor."""
+    return dict(zip(OUTPUTS, rows.split(list(OUTPUTS.values()), dim=1), strict=True))
 
-    Args:
-        inputs: Width of the joined embeddings.
-        outputs: Width of each output by its name.
+
+def read(rows: Tensor) -> dict[str, Tensor]:
+    """Return what the network's rows [n, WIDTH] say.
+
+    Returns:
+        Probabilities [n, k] of the factors in LABELS; means [n, k] of those in NUMBERS, and "<name> deviation".
     """
-
-    def __init__(self, inputs: int, outputs: Mapping[str, int]) -> None:
-        super().__init__()
-        self.outputs = dict(outputs)
-        self.register_buffer("mean", torch.zeros(inputs))
-        self.register_buffer("deviation", torch.ones(inputs))
-        self.layers = nn.Sequential(
-            nn.Linear(inputs, WIDTH), nn.GELU(), nn.Dropout(0.2),
-            nn.Linear(WIDTH, WIDTH), nn.GELU(), nn.Dropout(0.2),
-            nn.Linear(WIDTH, sum(outputs.values())),
-        )  # fmt: skip
-
-    def forward(self, joined: Tensor) -> dict[str, Tensor]:
-        """Joined embeddings [n, d] -> outputs [n, k] by name; those of LABELS are logits."""
-        flat = self.layers((joined - self.mean) / self.deviation)
-        return dict(zip(self.outputs, flat.split(list(self.outputs.values()), dim=1), strict=True))
+    found: dict[str, Tensor] = {}
+    for name, value in split(rows).items():
+        if name in LABELS:
+            found[name] = value.softmax(1)
+        else:
+            found[name], spread = value.chunk(2, dim=1)
+            found[f"{name} deviation"] = (spread / 2).exp().clamp(LEAST_DEVIATION, 1)
+    return found
 
 
-def join(embeddings: Embeddings) -> Tensor:
-    """Return the embeddings of INPUTS side by side, [n, d]."""
-    return torch.cat([embeddings[name][role] for name, role in INPUTS], dim=1)
-
-
-class FactorReader:
-    """Reads images through the embeddings of the micro scorers."""
-
-    def __init__(self, content: FactorNetwork, style: FactorNetwork, version: str) -> None:
-        self.content, self.style, self.version = content.eval(), style.eval(), version
-
-    @torch.no_grad()
-    def read(self, embeddings: Embeddings) -> dict[str, Tensor]:
-        """Return probabilities [n, k] of the factors in LABELS, and the values [n, k] of the others."""
-        joined = join(embeddings)
-        found = {**self.content(joined), **self.style(joined)}
-        return {name: value.softmax(1) if name in LABELS else value for name, value in found.items()}
-
-
-def labels(read: Mapping[str, Tensor], name: str) -> list[str]:
+def labels(found: Read, name: str) -> list[str]:
     """Return the most likely label of each image."""
-    return [LABELS[name][i] for i in read[name].argmax(dim=1).tolist()]
+    return [LABELS[name][i] for i in found[name].argmax(dim=1).tolist()]
 
 
-def content_distances(read: Mapping[str, Tensor], subject: mw.Subject) -> Tensor:
+def content_distances(found: Read, subject: mw.Subject) -> Tensor:
     """Return the distance [n] of the subjects in images to a subject, as `content_distance`."""
     values = subject_values(subject)
 
     def apart(name: str) -> Tensor:
-        return (read[name] - torch.tensor(values[name])).norm(dim=1) / math.sqrt(3)
+        return (found[name] - torch.tensor(values[name])).norm(dim=1) / math.sqrt(3)
 
-    wrong_class = 1 - read["class"][:, mw.CLASSES.index(subject.cls)]
-    mark = 0.5 * (1 - read["mark"][:, MARKS.index(subject.mark)]) + 0.5 * apart("mark_color")
+    wrong_class = 1 - found["class"][:, mw.CLASSES.index(subject.cls)]
+    mark = 0.5 * (1 - found["mark"][:, MARKS.index(subject.mark)]) + 0.5 * apart("mark_color")
     identity = 0.3 * apart("shape") + 0.3 * apart("body") + 0.15 * apart("accent") + 0.25 * mark
     return (0.5 * wrong_class + 0.5 * identity).clamp(0, 1)
 
 
-def style_distances(read: Mapping[str, Tensor], style: mw.Style) -> Tensor:
+def style_distances(found: Read, style: mw.Style) -> Tensor:
     """Return the distance [n] of the styles of images to a style, as `style_distance`."""
-    wrong_family = 1 - read["family"][:, FAMILIES.index(style.family)]
-    turns = [turn(read[name], hue) for name, hue in (("hue", style.hue), ("hue2", style.hue2))]
-    rest = (read["rest"] - torch.tensor([style.scale, style.weight, style.ground])).abs().unbind(1)
+    wrong_family = 1 - found["family"][:, FAMILIES.index(style.family)]
+    turns = [turn(found[name], hue) for name, hue in (("hue", style.hue), ("hue2", style.hue2))]
+    rest = (found["rest"] - torch.tensor([style.scale, style.weight, style.ground])).abs().unbind(1)
     weighted = sum(w * each for w, each in zip((3, 1, 2, 2, 2), (*turns, *rest), strict=True)) / 10
     return (0.5 * wrong_family + 0.5 * weighted).clamp(0, 1)
 
 
-def turn(read: Tensor, hue: float) -> Tensor:
+def turn(hues: Tensor, hue: float) -> Tensor:
     """Return twice the part of a turn between hues read as (cos, sin) [n, 2] and a hue; 0.5 if nothing is read."""
-    apart = (torch.atan2(read[:, 1], read[:, 0]) / (2 * math.pi) - hue).remainder(1)
-    known = read.norm(dim=1).clamp(max=1)
+    apart = (torch.atan2(hues[:, 1], hues[:, 0]) / (2 * math.pi) - hue).remainder(1)
+    known = hues.norm(dim=1).clamp(max=1)
     return known * 2 * torch.minimum(apart, 1 - apart) + (1 - known) * 0.5
 
 
@@ -122,36 +99,39 @@ def subject_values(subject: mw.Subject) -> dict[str, list[float]]:
     return {"shape": list(subject.shape), **{name: rgb.tolist() for name, rgb in colors.items()}}
 
 
-def find_factors(scorers: Sequence[Versioned], root: Path | str = MICRO_SCORERS) -> FactorReader | None:
-    """Return the networks next to the scorers, or None if there are none yet; raises UserError as `load_factors`."""
-    return load_factors(scorers, root) if (Path(root) / TRUTH / DESCRIPTION).is_file() else None
+def style_values(style: mw.Style) -> dict[str, list[float]]:
+    """Return the factors of a style that are numbers."""
+    hues = {name: 2 * math.pi * hue for name, hue in (("hue", style.hue), ("hue2", style.hue2))}
+    return {
+        **{name: [math.cos(a), math.sin(a)] for name, a in hues.items()},
+        "rest": [style.scale, style.weight, style.ground],
+    }
 
 
-def load_factors(scorers: Sequence[Versioned], root: Path | str = MICRO_SCORERS) -> FactorReader:
-    """Load the networks next to the micro scorers.
-
-    Raises:
-        UserError: If they were trained on other weights or another world.
-    """
-    path = Path(root) / TRUTH / DESCRIPTION
-    if not path.is_file():
-        raise UserError(f"{path} is missing; run python -m pretraining factors")
-    config = json.loads(path.read_text())
-    found = made_for(scorers)
-    for key, version in config["made_for"].items():
-        if found.get(key) != version:
-            raise UserError(f"{path} does not fit {key} {found.get(key)}; run python -m pretraining factors")
-    tensors = {name: value.float() for name, value in read_safetensors(path.with_name(FILE)).items()}
-    networks = []
-    for role, outputs in (("content", CONTENT), ("style", STYLE)):
-        state = {name.removeprefix(f"{role}."): v for name, v in tensors.items() if name.startswith(f"{role}.")}
-        network = FactorNetwork(len(state["mean"]), outputs)
-        network.load_state_dict(state)
-        networks.append(network)
-    return FactorReader(*networks, version="+".join(config["made_for"].values()))
+def recognized(found: Read, names: Sequence[str]) -> list[str]:
+    """Return the most likely of some held-out subjects, or of some styles, for each image."""
+    likely = torch.stack([likelihood(found, mw.subject(n) if n in mw.HELDOUT_SUBJECTS else mw.style(n)) for n in names])
+    return [names[i] for i in likely.argmax(dim=0).tolist()]
 
 
-def made_for(scorers: Sequence[Versioned]) -> dict[str, str]:
-    """Return the versions that a reader depends on: of the world, and of the scorers in INPUTS."""
-    names = {name for name, _ in INPUTS}
-    return {"world": mw.VERSION, **{scorer.name: scorer.version for scorer in scorers if scorer.name in names}}
+def names_of(found: Read) -> dict[str, list[str]]:
+    """Return the class and family of each image, and its most likely held-out subject and style."""
+    return {
+        "class": labels(found, "class"), "subject": recognized(found, mw.HELDOUT_SUBJECTS),
+        "family": labels(found, "family"), "style": recognized(found, mw.HELDOUT_STYLES),
+    }  # fmt: skip
+
+
+def likelihood(found: Read, thing: mw.Subject | mw.Style) -> Tensor:
+    """Return the log likelihood [n] of the factors of a subject or a style, without its constant part."""
+    if isinstance(thing, mw.Subject):
+        words, numbers = {"class": thing.cls, "mark": thing.mark}, subject_values(thing)
+    else:
+        words, numbers = {"family": thing.family}, style_values(thing)
+    total = torch.stack(
+        [found[name][:, LABELS[name].index(word)].clamp_min(1e-4).log() for name, word in words.items()]
+    ).sum(0)
+    for name, value in numbers.items():
+        deviation = found[f"{name} deviation"]
+        total = total - (((found[name] - torch.tensor(value)) / deviation).square() / 2 + deviation.log()).sum(dim=1)
+    return total

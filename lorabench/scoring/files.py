@@ -15,7 +15,7 @@ from lorabench.base import ASSETS, UserError
 from lorabench.config.choices import unknown
 from lorabench.config.schemas import ScorerSpec
 from lorabench.scoring.backbone_weights import find_weights
-from lorabench.scoring.description import KINDS, METRICS, ScorerFiles, read_config
+from lorabench.scoring.description import FACTORS, KINDS, METRICS, ScorerFiles, read_config
 
 MICRO_SCORERS = ASSETS / "micro_scorers"
 DESCRIPTIONS = ASSETS / "scorers"
@@ -33,6 +33,12 @@ class ScorerSet:
         """Return the names of each scorer's scores, by the scorer's name."""
         configs = [read_config(files.config) for files in self.scorers]
         return {config["name"]: METRICS[config["kind"]] for config in configs}
+
+    @property
+    def reader(self) -> ScorerFiles | None:
+        """Return the network that reads the factors of the microworld, if there is one."""
+        folder = self.truth / TRUTH / FACTORS if self.truth else None
+        return ScorerFiles.of(folder) if folder and (folder / "config.json").is_file() else None
 
     def sources(self) -> list[Path]:
         """Return the files and folders that scores depend on, for the digest."""

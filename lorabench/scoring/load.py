@@ -48,6 +48,10 @@ def build_scorer(config: Mapping[str, Any], files: ScorerFiles) -> Scorer:
         from lorabench.scoring.clip import Clip, build_tokenizer
 
         return Clip(name, version, network, preprocess, build_tokenizer(architecture, files.config.parent))
+    if kind == "factors":
+        from lorabench.scoring.factor_network import Factors
+
+        return Factors(name, version, network, preprocess)
     from lorabench.scoring.csd import CSD
 
     return CSD(name, version, network, preprocess)

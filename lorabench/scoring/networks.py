@@ -22,6 +22,10 @@ def build_network(config: Mapping[str, Any]) -> nn.Module:
             from lorabench.scoring.clip import build_clip
 
             return build_clip(architecture)
+        if config["kind"] == "factors":
+            from lorabench.scoring.factor_network import build_factors
+
+            return build_factors(architecture)
         from lorabench.scoring.csd import build_csd
 
         return build_csd(architecture)

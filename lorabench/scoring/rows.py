@@ -12,10 +12,9 @@ from typing import Any
 import torch
 
 from lorabench.data import microworld as mw
-from lorabench.data.pairs import ROLES, Pair, Scene
+from lorabench.data.pairs import ROLES, Pair, Role, Scene
 from lorabench.scoring.cosine import cosine_matrix
 from lorabench.scoring.embeddings import Embeddings
-from lorabench.scoring.truth import CONTENT, STYLE, Truth
 
 VERSION = "1"  # meaning of the rows; change it if old and new values are not comparable
 KEYS = ("dataset", "world", "content", "style", "use", "prompt", "seed", "image", "method", "ablation", "model")
@@ -92,26 +91,47 @@ def similarity_rows(item: ScoredImage, index: int, embedded: Embedded) -> list[S
     return rows
 
 
-def recognition_rows(item: ScoredImage, read: Mapping[str, str], truth: Truth) -> list[ScoreRow]:
+@dataclass(frozen=True)
+class Recognized:
+    """What is recognized in images.
+
+    Args:
+        names: "class", "subject", "family" and "style" of each image.
+        by: Backbone that recognizes each role.
+        version: Version of the backbones.
+    """
+
+    names: Mapping[str, Sequence[str]]
+    by: Mapping[Role, str]
+    version: str
+
+
+def recognition_rows(item: ScoredImage, index: int, found: Recognized) -> list[ScoreRow]:
     """Return 1 or 0 for class, subject, family and style; empty unless the pair is a single one of the microworld.
 
     Subjects and styles that are not among the candidates, as those for development, get no such row.
+
+    Args:
+        item: The image.
+        index: Position of the image in `found`.
+        found: What is recognized.
     """
     rows = []
     if not item.pair.is_single:
         return rows
     content, style = item.pair.concepts
-    version = f"{VERSION}-{truth.version}"
+    expected: list[tuple[str, Role, str, str]] = []  # metric, role, kind and right name
     if content.factors is not None:
-        expected = {"class_acc": ("class", content.factors.cls)}
-        expected |= {"subject_r1": ("subject", content.name)} if content.name in mw.HELDOUT_SUBJECTS else {}
-        for metric, (kind, right) in expected.items():
-            rows.append(row(item, metric, CONTENT[0], "content", right, float(read[kind] == right), version))
+        expected.append(("class_acc", "content", "class", content.factors.cls))
+        if content.name in mw.HELDOUT_SUBJECTS:
+            expected.append(("subject_r1", "content", "subject", content.name))
     if style.factors is not None:
-        expected = {"family_acc": ("family", style.factors.family)}
-        expected |= {"style_r1": ("style", style.name)} if style.name in mw.HELDOUT_STYLES else {}
-        for metric, (kind, right) in expected.items():
-            rows.append(row(item, metric, STYLE[0], "style", right, float(read[kind] == right), version))
+        expected.append(("family_acc", "style", "family", style.factors.family))
+        if style.name in mw.HELDOUT_STYLES:
+            expected.append(("style_r1", "style", "style", style.name))
+    for metric, role, kind, right in expected:
+        value = float(found.names[kind][index] == right)
+        rows.append(row(item, metric, found.by[role], role, right, value, f"{VERSION}-{found.version}"))
     return rows
 
 

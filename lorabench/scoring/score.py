@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 from lorabench.scoring.complete import check_rows
 from lorabench.scoring.copying import copying_rows, diversity_rows
+from lorabench.scoring.description import FACTORS
+from lorabench.scoring.embeddings import Embeddings
 from lorabench.scoring.factor_rows import factor_rows
-from lorabench.scoring.factors import INPUTS, FactorReader
-from lorabench.scoring.rows import Embedded, ScoredImage, ScoreRow, recognition_rows, similarity_rows
+from lorabench.scoring.factors import names_of, read
+from lorabench.scoring.rows import Embedded, Recognized, ScoredImage, ScoreRow, recognition_rows, similarity_rows
 from lorabench.scoring.truth import CONTENT, STYLE, Truth
 
 
@@ -17,7 +19,7 @@ def score_rows(
     backbones: Sequence[Embedded],
     expected: set[tuple[str, str]],
     truth: Truth | None = None,
-    reader: FactorReader | None = None,
+    factors: Embeddings | None = None,
 ) -> list[ScoreRow]:
     """Return the rows of all images in their order: of an image all backbones, then the ground truth.
 
@@ -26,25 +28,34 @@ def score_rows(
         backbones: Embeddings by each backbone.
         expected: Metric and backbone of every score, from `expected_scores`.
         truth: Readout that recognizes subjects and styles of the microworld.
-        reader: Networks that read the factors of the microworld.
+        factors: Outputs of the network that reads the factors of the microworld.
 
     Raises:
         RuntimeError: If a row is missing or there twice.
     """
-    by_name = {each.images.name: each.images.rows for each in backbones}
-    recognizes = truth is not None and {CONTENT[0], STYLE[0]} <= by_name.keys()
-    read = truth.read(by_name) if truth is not None and recognizes else {}
     apart = [diversity_rows(images, embedded) for embedded in backbones]
-    measured = reader is not None and {name for name, _ in INPUTS} <= by_name.keys()
-    factors = factor_rows(images, by_name, reader) if reader is not None and measured else [[] for _ in images]
+    found = recognized(backbones, truth, factors)
+    measured = factor_rows(images, factors) if factors else [[] for _ in images]
     rows: list[ScoreRow] = []
     for index, image in enumerate(images):
         for embedded, own in zip(backbones, apart, strict=True):
             rows += similarity_rows(image, index, embedded)
             rows += copying_rows(image, index, embedded)
             rows += own[index]
-        if truth is not None and recognizes:
-            rows += recognition_rows(image, {factor: names[index] for factor, names in read.items()}, truth)
-        rows += factors[index]
+        if found:
+            rows += recognition_rows(image, index, found)
+        rows += measured[index]
     check_rows(rows, images, expected)
     return rows
+
+
+def recognized(backbones: Sequence[Embedded], truth: Truth | None, factors: Embeddings | None) -> Recognized | None:
+    """Return what is recognized in the images of the microworld: by their factors, or else by the nearest prototype."""
+    if factors:
+        return Recognized(
+            names_of(read(factors.rows[FACTORS])), {"content": factors.name, "style": factors.name}, factors.version
+        )
+    rows = {each.images.name: each.images.rows for each in backbones}
+    if truth is None or not {CONTENT[0], STYLE[0]} <= rows.keys():
+        return None
+    return Recognized(truth.read(rows), {"content": CONTENT[0], "style": STYLE[0]}, truth.version)

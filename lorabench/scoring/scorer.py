@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from lorabench.data.pairs import Role
 from lorabench.scoring.cosine import normalize
 from lorabench.scoring.preprocess import Preprocess
 
@@ -26,8 +25,9 @@ class Scorer(nn.Module):
     """
 
     metric: ClassVar[str]
-    roles: ClassVar[tuple[Role, ...]]
+    roles: ClassVar[tuple[str, ...]]
     metrics: ClassVar[tuple[str, ...]]  # names of its scores
+    unit: ClassVar[bool] = True  # whether rows are L2-normalized
 
     def __init__(self, name: str, version: str, network: nn.Module, preprocess: Preprocess) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Scorer(nn.Module):
             batch: Images per forward pass; it changes the result only by rounding.
 
         Returns:
-            L2-normalized rows [n, d] by role, float32 on the CPU.
+            Rows [n, d] by role, L2-normalized if the class has `unit`, float32 on the CPU.
         """
         if len(images) == 0:
             raise ValueError("no images to embed")
@@ -61,5 +61,5 @@ class Scorer(nn.Module):
         parts: dict[str, list[torch.Tensor]] = {role: [] for role in self.roles}
         for some in cut.split(batch):
             for role, value in self.features(self.preprocess.scale(some.to(device))).items():
-                parts[role].append(normalize(value).cpu())
+                parts[role].append((normalize(value) if self.unit else value.float()).cpu())
         return {role: torch.cat(values) for role, values in parts.items()}

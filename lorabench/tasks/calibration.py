@@ -45,8 +45,11 @@ def run(cfg: DictConfig, folder: Path) -> str:
     typed: object = OmegaConf.to_object(cfg.scorers)
     device = device_name(cfg.trainer.accelerator)
     with claim_here(cfg.trainer.accelerator):
-        files = scorer_set(typed).scorers  # pyright: ignore[reportArgumentType]
-        measured = [*measure(world, pairs, [load_scorer(each, device) for each in files]), *ideals(world)]
+        files = scorer_set(typed)  # pyright: ignore[reportArgumentType]
+        measured = list(measure(world, pairs, [load_scorer(each, device) for each in files.scorers]))
+        if files.reader:
+            measured += readings(world, pairs, load_scorer(files.reader, device))
+        measured += ideals(world)
     found = pd.concat([calibrate(metric, world, cfg.task.holds) for metric in measured], ignore_index=True)
     found.to_csv(folder / "calibration.csv", index=False, float_format="%.6g")
     text = write_calibration(found, world.grid, len(world.subjects[0].images), cfg.task.holds)
@@ -76,17 +79,13 @@ def world_of(spec: MicroworldSpec, prompts: Prompts) -> tuple[World, list[Pair]]
 
 def measure(world: World, pairs: Sequence[Pair], scorers: Sequence[Scorer]) -> Iterator[Metric]:
     """Yield every metric of every scorer."""
-    from lorabench.data.microworld_pairs import oracle
     from lorabench.scoring.clip import Clip
     from lorabench.scoring.embeddings import TEXT as TEXTS
     from lorabench.scoring.embeddings import embed_images, embed_texts
-    from lorabench.scoring.preprocess import to_uint8
 
-    renderings = [to_uint8(oracle(pair, 0)) for pair in pairs]
-    photographs = [[to_uint8(image.load()) for image in subject.images] for subject in world.subjects]
+    renderings, photographs = pictures(world, pairs)
     for scorer in scorers:
-        rendered = scorer.embed(renderings)
-        photographed = scorer.embed([image for own in photographs for image in own])
+        rendered, photographed = scorer.embed(renderings), scorer.embed(photographs)
         for role in scorer.roles:
             anchors = world.subjects if role == "content" else world.styles
             references = [embed_images(anchor.references, [scorer], 1)[0].rows[role] for anchor in anchors]
@@ -105,6 +104,39 @@ def measure(world: World, pairs: Sequence[Pair], scorers: Sequence[Scorer]) -> I
             rows = embed_texts(list(texts.values()), scorer).rows[TEXTS]
             values = np.stack([(rendered["content"] @ row).numpy() for row in rows])
             yield Metric(scorer.text_metric, scorer.name, TEXT, values.reshape(-1, *world.grid))
+
+
+def pictures(world: World, pairs: Sequence[Pair]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Return the renderings of the pairs and the photographs of the subjects, uint8 [h, w, 3] each."""
+    from lorabench.data.microworld_pairs import oracle
+    from lorabench.scoring.preprocess import to_uint8
+
+    photographs = [to_uint8(image.load()) for subject in world.subjects for image in subject.images]
+    return [to_uint8(oracle(pair, 0)) for pair in pairs], photographs
+
+
+def readings(world: World, pairs: Sequence[Pair], reader: Scorer) -> list[Metric]:
+    """Return the truth scores, which read the factors from the image."""
+    from lorabench.scoring.description import FACTORS
+    from lorabench.scoring.factors import content_distances, read, style_distances
+
+    rendered, photographed = (read(reader.embed(some)[FACTORS]) for some in pictures(world, pairs))
+    found = []
+    for role, anchors, distances in (
+        ("content", world.subjects, content_distances),
+        ("style", world.styles, style_distances),
+    ):
+        of = [
+            np.stack([1 - distances(some, each.factors).numpy() for each in anchors])
+            for some in (rendered, photographed)
+        ]
+        found.append(
+            Metric(
+                f"truth/{role}", reader.name, role, of[0].reshape(-1, *world.grid),
+                of[1].reshape(len(anchors), len(world.subjects), -1),
+            )
+        )  # fmt: skip
+    return found
 
 
 def ideals(world: World) -> list[Metric]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -44,7 +43,11 @@ TRAINS_NOTHING = "calibration"  # experiment without training or merging
 
 
 def run(cfg: DictConfig, folder: Path) -> str:
-    """Write hypernetwork.safetensors, held_out.csv and hypernetwork.md, and print the last one."""
+    """Write hypernetwork.safetensors (float16), held_out.csv and hypernetwork.md, and print the last one."""
+    import torch
+
+    from lorabench.merging import hypernetwork
+
     task: Any = OmegaConf.to_object(cfg.task)
     plan = plan_of(cfg, [Row.of("direct")])
     dataset: Any = OmegaConf.to_object(cfg.dataset)
@@ -57,7 +60,8 @@ def run(cfg: DictConfig, folder: Path) -> str:
     checked = checking(plan, task, trained, unseen)
     make(plan.store, plan.trainer, [*seen.values(), *unseen.values(), checked])
 
-    shutil.copyfile(plan.path(trained) / FILE, folder / FILE)
+    made = plan.path(trained) / FILE
+    hypernetwork.load(made).save(folder / FILE, hypernetwork.about(made), torch.float16)
     found = pd.read_csv(plan.path(checked) / HELD_OUT)
     found.to_csv(folder / HELD_OUT, index=False)
     costs = [json.loads((plan.path(item) / COST_FILE).read_text()) for item in (*seen.values(), trained)]

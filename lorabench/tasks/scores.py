@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from lorabench.scoring.rows import Embedded
 
-VERSIONS = {"embed": 1, "score": 5}
+VERSIONS = {"embed": 1, "score": 6}
 SCORES = "scores.parquet"
 
 
@@ -92,6 +92,7 @@ class Score:
         references: Folders of the references' embeddings, per backbone and concept of the pair.
         texts: Folder of the texts' embeddings per backbone; None if the backbone embeds no text.
         training: Folders of the training images' embeddings, per backbone and concept; empty if copying is not scored.
+        factors: Folder of the factors read from the images; None if nothing reads them.
     """
 
     scorers: ScorerSet
@@ -101,13 +102,14 @@ class Score:
     references: tuple[tuple[Path, ...], ...]
     texts: tuple[Path | None, ...]
     training: tuple[tuple[Path, ...], ...]
+    factors: Path | None
 
     def __call__(self, folder: Path, progress: Progress) -> None:
         import pandas as pd
 
         from lorabench.engine.costs import cost
         from lorabench.scoring.complete import expected_scores
-        from lorabench.scoring.factors import find_factors
+        from lorabench.scoring.embeddings import Embeddings
         from lorabench.scoring.rows import images_of
         from lorabench.scoring.score import score_rows
         from lorabench.scoring.truth import load_truth
@@ -117,9 +119,9 @@ class Score:
             backbones = [self.embedded(index) for index in range(len(self.images))]
             images = [each.images for each in backbones]
             truth = load_truth(images, self.scorers.truth) if self.scorers.truth else None
-            reader = find_factors(images, self.scorers.truth) if self.scorers.truth else None
-            expected = expected_scores(self.scorers.metrics(), truth is not None, reader is not None)
-            rows = score_rows(images_of(self.pair, shots, self.seeds, {}), backbones, expected, truth, reader)
+            factors = Embeddings.load(self.factors) if self.factors else None
+            expected = expected_scores(self.scorers.metrics(), truth is not None, factors is not None)
+            rows = score_rows(images_of(self.pair, shots, self.seeds, {}), backbones, expected, truth, factors)
             pd.DataFrame(rows).to_parquet(folder / SCORES, index=False)
         progress(1)
 
@@ -168,12 +170,22 @@ class Scoring:
     @cached_property
     def digests(self) -> dict[ScorerFiles, str]:
         """Return the hash of each scorer's files."""
-        return {files: self.store.digest(*files.contents()) for files in self.scorers.scorers}
+        return {files: self.store.digest(*files.contents()) for files in self.networks}
 
     @cached_property
     def names(self) -> dict[ScorerFiles, str]:
         """Return the name of each scorer."""
-        return {files: read_config(files.config)["name"] for files in self.scorers.scorers}
+        return {files: read_config(files.config)["name"] for files in self.networks}
+
+    @property
+    def networks(self) -> list[ScorerFiles]:
+        """Return the scorers and the reader of factors."""
+        return [*self.scorers.scorers, *([self.reader] if self.reader else [])]
+
+    @property
+    def reader(self) -> ScorerFiles | None:
+        """Return the network that reads factors, if images are of the microworld."""
+        return self.scorers.reader if self.world else None
 
     @cached_property
     def of_copying(self) -> set[ScorerFiles]:
@@ -204,8 +216,10 @@ class Scoring:
             for files in self.scorers.scorers
         ]
         texts = [self.of_texts(files, pair) if files in self.with_text else None for files in self.scorers.scorers]
+        factors = [self.of_images(self.reader, name, images, len(seeds))] if self.reader else []
         inputs: Mapping[str, Sequence[Artifact]] = {
-            "images": [images], "embeddings": embedded, "references": [each for of in references for each in of],
+            "images": [images], "embeddings": embedded, "factors": factors,
+            "references": [each for of in references for each in of],
             "texts": [each for each in texts if each], "training": [each for of in training for each in of],
         }  # fmt: skip
         params = {
@@ -219,7 +233,7 @@ class Scoring:
             self.scorers, pair, tuple(seeds), tuple(path(each) for each in embedded),
             tuple(tuple(path(each) for each in of) for of in references),
             tuple(path(each) if each else None for each in texts),
-            tuple(tuple(path(each) for each in of) for of in training),
+            tuple(tuple(path(each) for each in of) for of in training), path(factors[0]) if factors else None,
         )  # fmt: skip
         return Artifact("score", name, VERSIONS["score"], params, work, inputs)
 

@@ -5,9 +5,8 @@
     both      the smaller of the two
 
 Each is scaled: 1 is the mean cosine among renderings of the true subject (style), 0 that with renderings of others. So
-subjects are compared within the true style, which a comparison with photographs cannot do. It reads images by the micro
-scorers, not by their factors (`lorabench.scoring.factors` is not trained yet), so it makes errors; its accuracy on
-control items is printed with every verdict.
+subjects are compared within the true style, which a comparison with photographs cannot do. It makes errors; its
+accuracy on control items is printed with every verdict.
 """
 
 from __future__ import annotations
