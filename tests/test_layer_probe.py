@@ -9,6 +9,7 @@ from typing import Any
 import merges
 import pandas as pd
 import pytest
+from transformers_tiny import save_sd3
 
 from lorabench.base import UserError
 from lorabench.merging.method import load
@@ -16,7 +17,7 @@ from lorabench.merging.priors import dominant_roles
 from lorabench.models.files import model_folder
 from lorabench.models.sdxl.model import SDXL
 from lorabench.report.probe import draw_probe
-from lorabench.tasks.layer_probe import measure, names_of, table, write_prior
+from lorabench.tasks.layer_probe import measure, modules_of, names_of, table, write_prior
 
 BLOCKS = ["down_blocks.1", "down_blocks.2", "mid_block", "up_blocks.0", "up_blocks.1"]
 
@@ -63,6 +64,13 @@ def test_modules_in_order_of_forward_pass(folder: Path) -> None:
     layers = names_of(model_folder(folder), "layer")
     assert layers[0] == "down_blocks.1.attentions.0.transformer_blocks.0"
     assert len(layers) == len(set(layers)) and all(".attn" not in name for name in layers)
+
+
+def test_blocks_of_transformer_are_probed_once(folder: Path, tmp_path: Path) -> None:
+    sd3 = model_folder(save_sd3(tmp_path / "sd3"))
+    assert modules_of(sd3, ["block", "layer"]) == {"block": [f"transformer_blocks.{i}" for i in range(3)]}
+    assert modules_of(sd3, ["layer"]) == {"layer": [f"transformer_blocks.{i}" for i in range(3)]}
+    assert list(modules_of(model_folder(folder), ["layer", "block"])) == ["block", "layer"]
 
 
 def test_prior_is_one_that_duolora_reads(folder: Path, model: SDXL, loras, pair, drawn, tmp_path: Path) -> None:

@@ -27,25 +27,33 @@ def scales(model, method, loras, steps: int, roles: Any = ROLES) -> dict[str, li
     return live | {name: [scales] * steps for name, scales in found.text.items()}
 
 
-@pytest.mark.parametrize("ablation", ["none", "klora_star"])
+@pytest.mark.parametrize("ablation", ["none", "klora_star", "klora_paper", "klora_star_paper"])
 def test_klora_is_its_rule(model, loras, ablation) -> None:
     """Sample with dense updates in a loop over steps and layers."""
     method = load("klora", ablation)
     dense = [{layer: (each.up @ each.down).numpy() for layer, each in lora.items()} for lora in loras]
-    ratios = np.array([np.abs(dense[0][layer]).sum() / np.abs(dense[1][layer]).sum() for layer in dense[0]])
-    gamma = ratios[ratios < 3 * ratios.mean()].mean()
+    sums_of = np.array([[np.abs(each[layer]).sum() for layer in dense[0]] for each in dense])
+    ratios = sums_of[0] / sums_of[1]
+    paper = ablation.endswith("paper")
+    gamma = sums_of[0].sum() / sums_of[1].sum() if paper else ratios[ratios < 3 * ratios.mean()].mean()
+    star, offset = "star" in ablation, 1.3 if paper else 0.85 * 1.5
     found = scales(model, method, loras, 10)
     chosen = set()
     for layer, each in dense[0].items():
         k = loras[0][layer].rank * loras[1][layer].rank
         sums = [np.sort(np.abs(matrix).ravel())[-k:].sum() for matrix in (each, dense[1][layer])]
         for step in range(10):
-            s = 1.5 * step / 10 + (0.5 if ablation == "none" else 0.85 * 1.5)
-            s = s if ablation == "none" else s % 1.5
+            s = (1.5 * step / 10 + offset) % 1.5 if star else 1.5 * step / 10 + 0.5
             content = sums[0] / gamma / (sums[1] * s) > 1 if s else True
             assert found[layer][step] == ((1.0, 0.0) if content else (0.0, 1.0)), (layer, step)
             chosen.add(content)
     assert chosen == {True, False}
+
+
+def test_klora_s_balance_is_ratio_of_sums_or_mean_of_ratios() -> None:
+    masses = [(1.0, 1.0), (8.0, 2.0)]
+    found = [load("klora", ablation).sampling.gamma(masses) for ablation in ("klora_paper", "none")]  # pyright: ignore[reportAttributeAccessIssue]
+    assert found == [9 / 3, (1 + 4) / 2]
 
 
 def test_layers_far_from_mean_are_left_out_of_klora_s_balance(model, loras) -> None:

@@ -97,7 +97,7 @@ def test_layer_map_is_that_of_modules(model: DiffusionModel) -> None:
     )
     assert set(model.layers.text) == {name for name in text if not name.startswith(other)}
     depths = [layer.depth for layer in model.layers.trained().values()]
-    assert (depths[0], depths[-1]) == (0.0, 1.0) and depths == sorted(depths)
+    assert (depths[0], depths[-1]) == (1.0, 0.0) and depths == sorted(depths, reverse=True)
 
 
 @pytest.mark.parametrize("known", COUNTS)
@@ -304,9 +304,12 @@ def test_noise_and_target_are_those_of_training_script() -> None:
         assert torch.allclose(process.noise(xt, t, noise - x0), noise, atol=1e-5)
     means = {
         law: process.timesteps(4000, torch.Generator().manual_seed(0), law).mean()
-        for law in ("content", "uniform", "style")
+        for law in ("content", "uniform", "style", "noisy")
     }
-    assert means["style"] < means["uniform"] < means["content"]
+    assert means["style"] < means["uniform"] < means["noisy"] < means["content"]
+    # With density 1 - cos(pi u) / 2 of the level u, the mean of u is 1/2 + 1/pi^2.
+    unshifted = FlowMatching(trained_levels({})).timesteps(20_000, torch.Generator().manual_seed(0), "noisy")
+    assert unshifted.mean().item() / 1000 == pytest.approx(0.5 + 1 / torch.pi**2, abs=0.01)
 
 
 @pytest.mark.parametrize("kind", ["flow", "epsilon", "v_prediction"])

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lorabench.base import UserError
 from lorabench.config.schemas import LoRASpec
-from lorabench.models.noise import NoiseProcess
+from lorabench.models.noise import NOISY, NoiseProcess, noisy_weights
 from lorabench.models.sampler import Sampler
 
 SCALE = 1000  # noise level t of pure noise
@@ -53,13 +53,18 @@ class FlowMatching(NoiseProcess):
             rng: Generator on the CPU.
             law: Distribution of the place u in the table, between 0 (noisiest) and 1: "uniform"; "logit_normal" for
                 sigmoid(N(0, 1)) (Esser et al., arXiv 2403.03206, equation 19, with m = 0 and s = 1); "content" for u^3
-                of a uniform u, which prefers noisy levels, and "style" for 1 - u^3, both as ai-toolkit draws them.
+                of a uniform u, which prefers noisy levels, and "style" for 1 - u^3, both as ai-toolkit draws them;
+                "noisy" for the weights of Inspiration Tree, as in `DDPM`.
         """
+        count = len(self.sigmas)
+        if law == NOISY:
+            index = torch.multinomial(noisy_weights(count).flip(0), n, replacement=True, generator=rng)
+            return SCALE * self.sigmas[index.to(self.sigmas.device)]
         if law not in LAWS:
             raise UserError(f"timestep law {law} does not exist for a flow-matching model; use {'|'.join(LAWS)}")
         u = torch.randn(n, generator=rng).sigmoid() if law == "logit_normal" else torch.rand(n, generator=rng)
         place = {"content": u**3, "style": 1 - u**3}.get(law, u)
-        index = (place * len(self.sigmas)).long().clamp(max=len(self.sigmas) - 1)
+        index = (place * count).long().clamp(max=count - 1)
         return SCALE * self.sigmas[index.to(self.sigmas.device)]
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:

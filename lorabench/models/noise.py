@@ -113,8 +113,7 @@ class DDPM(NoiseProcess):
             return torch.randint(count, (n,), generator=rng).to(self.alphas_bar.device)
         if law != NOISY:
             raise UserError(f"timestep law {law} does not exist for a DDPM model; use uniform or {NOISY}")
-        weights = 1 - torch.cos(torch.pi * torch.arange(count, dtype=torch.float64) / count) / 2
-        return torch.multinomial(weights, n, replacement=True, generator=rng).to(self.alphas_bar.device)
+        return torch.multinomial(noisy_weights(count), n, replacement=True, generator=rng).to(self.alphas_bar.device)
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         signal, spread = self._signal_and_spread(t)
@@ -153,3 +152,8 @@ class DDPM(NoiseProcess):
     def _signal_and_spread(self, t: Tensor) -> tuple[Tensor, Tensor]:
         signal, spread = self.mixture(t)
         return signal.view(-1, 1, 1, 1), spread.view(-1, 1, 1, 1)
+
+
+def noisy_weights(count: int) -> Tensor:
+    """Return the weights of `count` timesteps under the law "noisy", from the cleanest."""
+    return 1 - torch.cos(torch.pi * torch.arange(count, dtype=torch.float64) / count) / 2

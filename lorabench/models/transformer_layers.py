@@ -1,7 +1,9 @@
 """Layer maps of transformers with joint attention (Esser et al., arXiv 2403.03206). Imports no torch.
 
 Image and text tokens are two streams, which meet in the attention of every block. All blocks have one resolution, so
-depth is the place of a block: 0 for the first, 1 for the last. Three sets of layers are in use, and the choice decides
+depth is the place of a block: 1 for the first, 0 for the last, because the first blocks are reported to carry semantics
+and the last ones details (Unraveling MMDiT Blocks, arXiv 2601.02211). It is our substitute for SDXL's resolutions: the
+published studies of FLUX.1's blocks contradict each other. Three sets of layers are in use, and the choice decides
 the number of parameters: `attention` (queries, keys, values and outputs of the image stream), `script` (the layers that
 diffusers' training script adapts) and `all` (every linear layer of the blocks).
 """
@@ -40,7 +42,7 @@ def transformer_map(
     last = max(len(blocks) - 1, 1)
     layers = [Layer(name, *widths) for name, widths in outside]
     for place, named in enumerate(blocks.values()):
-        layers += [Layer(name, *widths, depth=place / last) for name, widths in named]
+        layers += [Layer(name, *widths, depth=1 - place / last) for name, widths in named]
     text = [
         Layer(name, *widths) for encoder, (config, projected) in encoders.items()
         for name, widths in clip_layers(encoder, config, projected)

@@ -14,7 +14,7 @@ can be used with other models than SDXL.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,7 +47,7 @@ def run(cfg: DictConfig, folder: Path) -> str:
     for kind in cfg.task.by:
         choose("task.by", kind, KINDS)
     plan = plan_of(cfg, [])
-    modules = {kind: names_of(plan.model, kind) for kind in KINDS if kind in cfg.task.by}
+    modules = modules_of(plan.model, cfg.task.by)
     rows = [replace(Row.of(WHOLE), live=True), *(Row.of(name) for name in OFF.values())]
     for names in modules.values():
         for name in names:
@@ -67,6 +67,15 @@ def run(cfg: DictConfig, folder: Path) -> str:
     draw_probe(found, folder / "layer_probe.png")
     print(table(found))
     return "layer_probe.png"
+
+
+def modules_of(model: ModelFiles, kinds: Sequence[str]) -> dict[str, list[str]]:
+    """Return the paths of the modules by kind. The blocks of SD3 and FLUX.1 are of both kinds and are probed once."""
+    found: dict[str, list[str]] = {}
+    for kind in (each for each in KINDS if each in kinds):
+        if (names := names_of(model, kind)) not in found.values():
+            found[kind] = names
+    return found
 
 
 def names_of(model: ModelFiles, kind: str) -> list[str]:

@@ -2,9 +2,15 @@
 
     dW_m = dW_c  if  (S_c / gamma) / (S_s s(p)) > 1,  else dW_s
     S_k = sum of the K = r_c r_s largest |entries of dW_k|
+    gamma = sum over layers of sum |dW_c| / sum over layers of sum |dW_s|                       (balance: sums)
     gamma = mean over layers of sum |dW_c| / sum |dW_s|, then again without the layers that have `trim` times that mean
+                                                                                                (balance: trimmed_mean)
     s(p) = alpha p + beta        (p = step / steps): content first, style last
     s*(p) = s(p) mod alpha       (`wrap`): style for a moment, then content, then style
+
+The publication has gamma as the ratio of sums and s* with an offset of 1.3; the released code has the trimmed mean and
+1.275. Both are presets: `ablation=klora_paper`, `klora_star_paper` and `klora_star`. The rule is the same for SDXL and
+FLUX.1. The publication shows images of FLUX.1 with 28 steps and reports no scores of them.
 
 The released code does not multiply dW by alpha / rank, takes p from a counter of layer calls that is right only for 560
 layers and 50 steps, and computes S again in every call. Here the adapters are as their files define them, p works with
@@ -37,12 +43,14 @@ class KLoRA(Sampling):
         alpha: Slope of s.
         beta: Value of s at the first step.
         wrap: Use s* instead of s.
-        trim: gamma ignores layers with more than this multiple of the mean ratio.
+        balance: Definition of gamma, "trimmed_mean" or "sums".
+        trim: The trimmed mean ignores layers with more than this multiple of the mean ratio.
     """
 
     alpha: float = setting(above=0)
     beta: float
     wrap: bool
+    balance: str = setting(options=("trimmed_mean", "sums"))
     trim: float = setting(above=1)
 
     def s(self, progress: float) -> float:
@@ -61,21 +69,32 @@ class KLoRA(Sampling):
     def margins(self, parts: Sequence[LoRA], layers: Mapping[str, Layer]) -> dict[str, float]:
         """Return S_c / (gamma S_s) by layer; the content is chosen while s is smaller."""
         top: dict[str, dict[str, float]] = {}
-        ratios = []
+        masses: list[tuple[float, float]] = []  # of content and style, in layers that have both
         for name, layer in layers.items():
             dense = {role: update(parts, layer, role) for role in ROLES}
             k = 1
             for role in ROLES:
                 k *= max(1, sum(layer.ranks[index] for index in layer.of(role)))
             top[name] = {role: 0.0 if each is None else largest(each, k) for role, each in dense.items()}
-            masses = [0.0 if each is None else float(each.abs().sum()) for each in dense.values()]
-            if all(masses):
-                ratios.append(masses[0] / masses[1])
-        gamma = trimmed_mean(ratios, self.trim)
+            content, style = (0.0 if each is None else float(each.abs().sum()) for each in dense.values())
+            if content and style:
+                masses.append((content, style))
+        gamma = self.gamma(masses)
         return {
             name: each["content"] / (gamma * each["style"]) if each["style"] else float("inf")
             for name, each in top.items()
         }
+
+    def gamma(self, masses: Sequence[tuple[float, float]]) -> float:
+        """Return the balance of the adapters.
+
+        Args:
+            masses: Sums of the absolute entries of content and style in each layer that both adapt.
+        """
+        if self.balance == "sums" and masses:
+            content, style = (sum(each) for each in zip(*masses, strict=True))
+            return content / style
+        return trimmed_mean([content / style for content, style in masses], self.trim)
 
 
 def chosen_scales(chosen: Sequence[Sequence[Role]], roles: Sequence[Role]) -> Tensor:

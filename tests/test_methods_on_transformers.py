@@ -1,0 +1,143 @@
+"""Every method on tiny SD3 and FLUX.1 models: it merges and generates, or one line says why not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import CPU
+from merges import draw, fitting, merge_all, trained
+from test_golden import STYLISED, WORLD
+from test_style_guidance import SCENES
+from transformers_tiny import save_flux, save_sd3
+
+from lorabench.base import CONF, UserError, seed_of
+from lorabench.config.schemas import GenerateSpec, LoRASpec
+from lorabench.data.catalogue import load_pairs
+from lorabench.data.pairs import ROLES, Pair, Prompts
+from lorabench.lora.adapter import LoRA
+from lorabench.lora.factors import Factors
+from lorabench.merging import presets
+from lorabench.merging.hypernetwork import Hypernetwork
+from lorabench.merging.learned import LearnedMasks
+from lorabench.merging.merge import Merged, MergeItem
+from lorabench.merging.method import load as load_method
+from lorabench.models.files import model_folder
+from lorabench.models.load import load
+from lorabench.models.model import DiffusionModel
+from lorabench.personalization.training import Environment
+from lorabench.scoring.description import ScorerFiles
+from lorabench.scoring.load import load_scorer
+
+NAMES = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
+# Combinations of peft for LoRAs of different ranks.
+UNEQUAL = (
+    "peft_cat",
+    "peft_svd",
+    "peft_ties_svd",
+    "peft_dare_linear_svd",
+    "peft_dare_ties_svd",
+    "peft_magnitude_prune_svd",
+)
+EQUAL_RANKS = "needs LoRAs of one rank, not 2, 3"
+SUMS = "sums predictions .* use model.true_guidance=true"
+REFUSED = {  # reasons by method
+    "blora": r"lora.blocks=up_blocks.0.attentions.0 has no layer to adapt; use one of transformer_blocks.0, ",
+    "craft": r"method.layer_sets .* no attention layer in this model; use method.layer_sets=<a yaml of",
+    "duolora_released": r"method.prior must name modules of this network; .* use method.prior=resolution",
+    "unziplora": r"method.content_blocks=.* has no layer to adapt; use method.dedicated=depth",
+    "unziplora_released": r"method.content_blocks=.* has no layer to adapt; use method.dedicated=depth",
+    **dict.fromkeys((name for name in NAMES if name.startswith("peft_") and name not in UNEQUAL), EQUAL_RANKS),
+}
+EMBEDDED = dict.fromkeys(("lora_composite", "pair_customization", "styledrop"), SUMS)  # FLUX.1 dev
+
+
+@pytest.fixture(scope="module", params=["sd3", "dev"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> DiffusionModel:
+    path = tmp_path_factory.mktemp("model") / request.param
+    folder = save_sd3(path) if request.param == "sd3" else save_flux(path)
+    return load(replace(model_folder(folder), resolution=16))
+
+
+@pytest.fixture(scope="module")
+def uneven(model: DiffusionModel) -> tuple[LoRA, LoRA]:
+    """Return LoRAs of ranks 2 and 3; a third of the layers has only the content, another third only the style."""
+    found = []
+    for k, (role, rank) in enumerate(zip(ROLES, (2, 3), strict=True)):
+        factors = {}
+        for i, (name, layer) in enumerate(model.layers.trained().items()):
+            rng = torch.Generator().manual_seed(seed_of(role, name))
+            down = 0.3 * torch.randn(rank, layer.in_features, generator=rng)
+            if i % 3 != k:
+                factors[name] = Factors(down, 0.3 * torch.randn(layer.out_features, rank, generator=rng))
+        found.append(LoRA(factors))
+    return found[0], found[1]
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a random network of LoRA.rar for the width of the tiny transformers."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("network") / "tiny.safetensors"
+    Hypernetwork([32]).save(path, {"model": "tiny"})
+    return path
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_method_runs_or_says_why_not(
+    model: DiffusionModel, uneven: tuple[LoRA, LoRA], pair: Pair, lora_spec: LoRASpec, network: Path, name: str
+) -> None:
+    def run() -> tuple[Merged, np.ndarray]:
+        method = load_method(name, **({"weights": str(network)} if name == "lora_rar" else {}))
+        if isinstance(method.merge, LearnedMasks):
+            method = method.with_settings(fit=replace(method.merge.fit, steps=1))
+        method.training.check(model.layers, lora_spec)
+        if method.training.images == "concepts":
+            for output in method.training.outputs(pair, lora_spec):
+                output.job.ranks(model.layers)
+        loras = tuple(fitting(model, method, uneven))
+        [result] = merge_all(model, method, [MergeItem(loras, pair)])
+        spec = GenerateSpec(images=1, steps=2, guidance=3.5, batch=1)
+        return result, draw(model, method, lambda: loras, ROLES, result, SCENES[:1], [3], spec)
+
+    reason = REFUSED.get(name) or (EMBEDDED.get(name) if model.guidance == "embedded" else None)
+    if reason is None:
+        result, images = run()
+        assert set(result.file) <= {*uneven[0], *uneven[1]}
+        assert images.shape == (1, 16, 16, 3) and images.std() > 0
+        return
+    with pytest.raises(UserError, match=reason) as error:
+        run()
+    assert "\n" not in str(error.value)
+
+
+TRAININGS = [name for name in presets.options("training") if name != "given"]  # given: the user's files
+OWN_BLOCKS: dict[str, dict[str, Any]] = {
+    "blora": {"content_block": "transformer_blocks.0", "style_block": "transformer_blocks.1"},
+    "craft": {
+        "layer_sets": {"content": ["transformer_blocks.0"], "style": ["transformer_blocks.1"]},
+        "backbone": {"steps": 2, "batch": 1},
+    },
+    "unziplora": {"dedicated": "depth", "prompt_separation": False},
+    "unziplora_released": {"dedicated": "depth", "prompt_separation": False},
+}
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_training_learns_on_transformer(model: DiffusionModel, lora_spec: LoRASpec, scorers: Path, name: str) -> None:
+    """Presets that name SDXL's blocks get blocks of the transformer."""
+    option = load_method(f"direct+training.{name}", **OWN_BLOCKS.get(name, {})).training
+    [pair] = load_pairs(STYLISED if option.images == "stylised" else WORLD, Prompts())
+    env = Environment(
+        0,
+        CPU,
+        generate=GenerateSpec(1, 2, 3.0, 8),
+        scorer=lambda kind: load_scorer(ScorerFiles.of(scorers / kind), "cpu"),
+    )
+    jobs = {output.job.name: output.job for output in option.outputs(pair, lora_spec)}
+    adapters = [each for job in jobs.values() for each in trained(job, model, env).values()]
+    assert adapters and all(each or each.tokens for each in adapters)
