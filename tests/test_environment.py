@@ -131,14 +131,17 @@ FAST = [
 
 
 def test_fresh_run_records_threads_of_all_stages(commands: Commands, tiny: list[str], tmp_path: Path) -> None:
-    """Threads of every stage, also if an earlier command with another number computed a part."""
-    for threads in (2, 1):
+    """Threads of every stage, also if an earlier command with another number computed a part.
+
+    Two threads that share a core with other processes wait long for each other, so they only generate and score.
+    """
+    for threads in (1, 2):
         arguments = [*tiny, *FAST, f"trainer.threads={threads}", f"output={tmp_path}", f"name=n{threads}"]
-        done = commands.run(*arguments, *(["generate.steps=2"] if threads == 1 else []))
+        done = commands.run(*arguments, *(["generate.steps=2"] if threads == 2 else []))
         assert done.returncode == 0, done.stderr
     place = cpu().partition(",")[0]
-    two, both = (json.loads((tmp_path / f"n{n}/direct-none-s0/manifest.json").read_text()) for n in (2, 1))
-    assert two["computed_on"] == [f"{place}, threads=2"]
+    one, both = (json.loads((tmp_path / f"n{n}/direct-none-s0/manifest.json").read_text()) for n in (1, 2))
+    assert one["computed_on"] == [f"{place}, threads=1"]
     assert both["computed_on"] == [f"{place}, threads=1", f"{place}, threads=2"]  # its LoRAs are those of the first
 
 
