@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Before numpy is imported: threads of several test processes wait for each other, 40 times as long in numpy's SVD.
+# Merges without a model use as many threads and would leave their number to the tests that follow.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -51,7 +54,7 @@ SLOW = (
     "page_browser",
 )
 
-torch.set_num_threads(1)  # more threads are many times slower on a busy machine
+torch.set_num_threads(1)
 CPU = TrainerSpec(accelerator="cpu", precision="32-true", workers=0, threads=1)
 SDXL_SCHEDULE = {
     "beta_start": 0.00085,

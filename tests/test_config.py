@@ -129,7 +129,7 @@ def name_of_run(*overrides: str) -> str:
 
 def sweep_values(values: str) -> list[str]:
     """Return the choices of a sweep, which commas outside brackets separate."""
-    return re.findall(r"\[[^]]*\]|[^,\[\]]+", values)
+    return [each.strip() for each in re.findall(r"\[[^]]*\]|[^,\[\]]+", values)]
 
 
 @pytest.mark.parametrize("ablation", options("ablation"))
