@@ -1,0 +1,120 @@
+"""Fused and split forms of one FLUX.1 update give the same merge, for every method.
+
+kohya's trainer has one `down` for queries, keys and values (in single blocks for the feed-forward network too), other
+trainers have one per layer. Methods that look at factors, norms or subspaces must see the same layers in both. alpha is
+the same in both forms, because peft's combinations treat it apart from the factors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from merges import fitting, merge_all
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers_tiny import save_flux
+
+from lorabench.base import CONF, UserError
+from lorabench.data.pairs import Pair
+from lorabench.lora.adapter import Adapter
+from lorabench.merging.hypernetwork import Hypernetwork
+from lorabench.merging.learned import LearnedMasks
+from lorabench.merging.merge import MergeItem
+from lorabench.merging.method import load as load_method
+from lorabench.models.files import model_folder
+from lorabench.models.load import load
+from lorabench.models.model import DiffusionModel
+
+NAMES = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
+WIDTH, RANK, ALPHA = 32, 4, 2.0
+DOUBLE, SINGLE = "transformer_blocks.{}.attn", "single_transformer_blocks.{}"
+PARTS = {  # fused layer of block 0 or 1: layers of diffusers, with the first and the last row of `up` in widths
+    "double_blocks_{}_img_attn_qkv": {f"{DOUBLE}.to_{x}": (i, i + 1) for i, x in enumerate("qkv")},
+    "double_blocks_{}_txt_attn_qkv": {f"{DOUBLE}.add_{x}_proj": (i, i + 1) for i, x in enumerate("qkv")},
+    "single_blocks_{}_linear1": {
+        **{f"{SINGLE}.attn.to_{x}": (i, i + 1) for i, x in enumerate("qkv")}, f"{SINGLE}.proj_mlp": (3, 7),
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def flux(tmp_path_factory: pytest.TempPathFactory) -> DiffusionModel:
+    return load(replace(model_folder(save_flux(tmp_path_factory.mktemp("model") / "dev")), resolution=16))
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("network") / "tiny.safetensors"
+    Hypernetwork([WIDTH]).save(path, {"model": "tiny"})
+    return path
+
+
+@pytest.fixture(scope="module")
+def forms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Adapter, Adapter]]:
+    """Return content and style by form."""
+    folder = tmp_path_factory.mktemp("files")
+    return {
+        form: (written(folder / f"{form}0.safetensors", form, 0), written(folder / f"{form}1.safetensors", form, 1))
+        for form in ("fused", "split")
+    }
+
+
+def written(path: Path, form: str, seed: int) -> Adapter:
+    """Write and read a LoRA of two blocks of each kind."""
+    rng, tensors = torch.Generator().manual_seed(seed), {}
+    for fused, parts in PARTS.items():
+        for block in (0, 1):
+            outputs = WIDTH * max(stop for _, stop in parts.values())
+            down = torch.randn(RANK, WIDTH, generator=rng)
+            up = torch.randn(outputs, RANK, generator=rng)
+            if form == "fused":
+                tensors |= keys(f"lora_unet_{fused.format(block)}", down, up)
+                continue
+            for name, (start, stop) in parts.items():
+                stem = f"lora_transformer_{name.format(block).replace('.', '_')}"
+                tensors |= keys(stem, down, up[start * WIDTH : stop * WIDTH])
+    save_file(tensors, path)
+    return Adapter.load(path)
+
+
+def keys(stem: str, down: Tensor, up: Tensor) -> dict[str, Tensor]:
+    return {
+        f"{stem}.lora_down.weight": down.clone(), f"{stem}.lora_up.weight": up.clone(),
+        f"{stem}.alpha": torch.tensor(ALPHA),
+    }  # fmt: skip
+
+
+def test_forms_are_read_as_same_update(forms: dict[str, tuple[Adapter, Adapter]]) -> None:
+    for fused, split in zip(forms["fused"], forms["split"], strict=True):
+        assert fused.layers == split.layers and len(fused.layers) == 2 * (3 + 3 + 4)
+        assert all(torch.equal(fused[name].up @ fused[name].down, each.up @ each.down) for name, each in split.items())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fused_and_split_files_give_same_merge(
+    flux: DiffusionModel, forms: dict[str, tuple[Adapter, Adapter]], pair: Pair, network: Path, name: str
+) -> None:
+    method = load_method(name, **({"weights": str(network)} if name == "lora_rar" else {}))
+    if isinstance(method.merge, LearnedMasks):
+        method = method.with_settings(fit=replace(method.merge.fit, steps=2))
+
+    def merged(content: str, style: str) -> dict[str, Tensor]:
+        loras = tuple(fitting(flux, method, (forms[content][0], forms[style][1])))
+        [result] = merge_all(flux, method, [MergeItem(loras, pair)])
+        return {layer: each.up @ each.down for layer, each in result.file.items()}
+
+    if name in ("blora", "duolora_released"):  # presets of SDXL's blocks
+        with pytest.raises(UserError, match="must "):
+            merged("fused", "fused")
+        return
+    expected = merged("split", "split")
+    assert set(expected) <= set(forms["split"][0].layers)
+    for content, style in (("fused", "fused"), ("fused", "split")):
+        found = merged(content, style)
+        assert found.keys() == expected.keys()
+        for layer, update in expected.items():
+            torch.testing.assert_close(found[layer], update, rtol=1e-4, atol=1e-4)
