@@ -1,6 +1,7 @@
 """Pretraining of the micro models: parts, losses, resuming, and decays that do not change the training."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -307,6 +308,24 @@ def test_checkpoint_is_exported_as_loadable_pipeline(work, kind):
     other = MICRO_SDXL if kind is MICRO_SD3 else MICRO_SD3
     with pytest.raises(UserError, match="another --model"):
         averaged(checkpoint, other)
+
+
+@pytest.mark.usefixtures("narrow")
+def test_build_runs_all_steps_and_resumes(tmp_path, monkeypatch):
+    """The shards are rendered, trained on and exported; the same command again changes nothing."""
+    monkeypatch.setattr(bank, "SHARD", 4)
+    monkeypatch.setattr(heldout.heldout_data, "__defaults__", (1, heldout.FIRST))
+    folder = tmp_path / "micro_sd3" / "pipeline"
+    monkeypatch.setitem(MODELS, "micro_sd3", replace(MICRO_SD3, folder=folder))
+    typed = ["--work", str(tmp_path / "work"), "build", "--model", "micro_sd3", "--shards", "1", "--workers", "1"]
+    command.run([*typed, "--samples", "64", "--anneal", "128"])
+    assert [path.name for path in sorted((tmp_path / "work" / "bank").glob("*.json"))] == ["0034.json"]
+    weights = (folder / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes()
+    assert exported_samples(folder) == 192 and load(model_folder(folder)).resolution == 64
+    curves = [tmp_path / "work" / name / "curve.csv" for name in ("transformer", "transformer-anneal")]
+    assert [pd.read_csv(path)["samples"].tolist() for path in curves] == [[64], [192]]
+    command.run([*typed, "--samples", "64", "--anneal", "128"])
+    assert (folder / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes() == weights
 
 
 def test_loss_is_error_of_v_with_capped_weight():

@@ -21,6 +21,7 @@ from lorabench.base import UserError
 from lorabench.config.schemas import LoRASpec
 from lorabench.lora.adapter import Adapter
 from lorabench.lora.factors import Factors
+from lorabench.merging.priors import check_prior, dominant_roles, read_prior
 from lorabench.models.files import ModelFiles, model_folder, preset
 from lorabench.models.flow import FlowMatching, trained_levels
 from lorabench.models.flux.model import pack, unpack
@@ -109,6 +110,17 @@ def test_sets_of_layers_have_published_counts(known: str) -> None:
 def test_block_is_matched_by_exact_path() -> None:
     names = layer_map("flux").trained(["transformer_blocks.7"])
     assert names and not any(name.startswith("single") for name in names)
+
+
+def test_blocks_of_splitflux_are_single_blocks_of_flux() -> None:
+    prior = read_prior("splitflux")
+    layers = layer_map("flux").trained()
+    check_prior(prior, layers)
+    roles = dominant_roles(prior, layers)
+    single = [name for name, role in roles.items() if role is not None]
+    assert len(single) == 38 * 3 and all(name.startswith("single_transformer_blocks.") for name in single)
+    assert roles["single_transformer_blocks.9.attn.to_q"] == "content"
+    assert roles["single_transformer_blocks.10.attn.to_q"] == "style"
 
 
 def test_lora_finds_its_model() -> None:

@@ -17,7 +17,7 @@ from lorabench.models.random_codes import image_codes, prompt_codes
 from lorabench.models.sd3.layers import layers_of
 from lorabench.models.sd3.model import SD3, T5_TOKENS
 
-TOKENS = 77 + T5_TOKENS
+CLIP_TOKENS = 77
 SHIFT = 3.0
 
 
@@ -50,5 +50,6 @@ class SD3DenoiserOnly(SD3):
 
     def _encode(self, prompts: list[str]) -> Conditioning:
         config: Any = self.transformer.config
-        states = prompt_codes(self, "tokens", prompts, TOKENS, config.joint_attention_dim)
+        t5 = T5_TOKENS if config.joint_attention_dim > config.pooled_projection_dim else 0  # none in micro_sd3
+        states = prompt_codes(self, "tokens", prompts, CLIP_TOKENS + t5, config.joint_attention_dim)
         return Conditioning((states, prompt_codes(self, "pooled", prompts, config.pooled_projection_dim)))
