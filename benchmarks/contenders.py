@@ -144,7 +144,7 @@ class Floor:
     def __init__(self, model: SDXL, method: Any):
         self.model, self.batch = model, method.fit.batch
         self.draws = Draws(model, plain_pair(), SEED)
-        self.first = model.denoiser.get_submodule(next(iter(model.layers.trained()))).weight
+        self.first = model.denoiser.get_parameter(f"{next(iter(model.layers.trained()))}.weight")
 
     def attach(self) -> None:
         """Require gradients of the first adapted layer."""

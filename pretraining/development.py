@@ -51,13 +51,13 @@ def choose(
         named = [thing for thing in heldout if kind_of(thing) == kind]
         seen = [thing for thing in pictures if kind_of(thing) == kind]
         for name in (f"{kind}_dev{i + 1}" for i in range(NAMES_PER_KIND)):
-            for draw in count():
-                thing = sample(registry._rng(name, draw), kind)
-                if all(distance(thing, other) > registry.MARGIN for other in named) and all(
-                    distance(thing, other) > bank_margin for other in seen
-                ):
-                    break
-            chosen[name] = draw
+            candidates = ((draw, sample(registry._rng(name, draw), kind)) for draw in count())
+            chosen[name], thing = next(
+                (draw, each)
+                for draw, each in candidates
+                if all(distance(each, other) > registry.MARGIN for other in named)
+                and all(distance(each, other) > bank_margin for other in seen)
+            )
             named.append(thing)
     return chosen
 

@@ -31,6 +31,7 @@ from lorabench.data.pairs import Concept, Pair, Prompts, Reference
 from lorabench.data.pairs import pair as make_pair
 from lorabench.lora.adapter import Factors, LoRA
 from lorabench.merging.hypernetwork import Hypernetwork
+from lorabench.models.model import DiffusionModel
 from lorabench.models.sdxl.model import SDXL
 from lorabench.scoring.description import KINDS
 from lorabench.tasks import composition  # noqa: F401 (registers a resolver)
@@ -116,7 +117,7 @@ def loras(model: SDXL) -> tuple[LoRA, LoRA]:
     return random_lora(model, 3, "content"), random_lora(model, 2, "style")
 
 
-def random_lora(model: SDXL, rank: int, name: str, scale: float = 0.3) -> LoRA:
+def random_lora(model: DiffusionModel, rank: int, name: str, scale: float = 0.3) -> LoRA:
     factors = {}
     for layer, module in model.layers.trained().items():
         draw = torch.Generator().manual_seed(seed_of(name, layer))

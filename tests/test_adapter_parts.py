@@ -169,10 +169,15 @@ def test_adapters_of_different_backbones_are_refused() -> None:
         export([whole(), Adapter({LAYER: factors(1, 7)})])
 
 
+def known_vectors(model: SDXL, words: str) -> dict[str, torch.Tensor]:
+    """Return the vectors of known words by text encoder."""
+    ids = model.pipeline.tokenizer(words).input_ids[1:-1]
+    return {name: getattr(model.pipeline, name).get_input_embeddings().weight[ids].clone() for name in model.text}
+
+
 def test_trigger_reads_as_its_vectors(model: SDXL) -> None:
     """A trigger with the vectors of two known words is encoded like these words; afterwards the model is unchanged."""
-    ids = model.pipeline.tokenizer("red mug").input_ids[1:-1]
-    vectors = {name: encoder.get_input_embeddings().weight[ids].clone() for name, encoder in model.text.items()}
+    vectors = known_vectors(model, "red mug")
     expected, before = model.encode_prompts(["a red mug"]), model.encode_prompts(["a <s0>"])
     with model.attach_text([Adapter({}, tokens={"<s0>": vectors})]):
         found = model.encode_prompts(["a <s0>"])
@@ -183,8 +188,7 @@ def test_trigger_reads_as_its_vectors(model: SDXL) -> None:
 
 
 def test_learned_tokens_are_generated_with(model: SDXL) -> None:
-    ids = model.pipeline.tokenizer("red mug").input_ids[1:-1]
-    vectors = {name: encoder.get_input_embeddings().weight[ids].clone() for name, encoder in model.text.items()}
+    vectors = known_vectors(model, "red mug")
     spec = GenerateSpec(images=1, steps=2, guidance=2.0, batch=1)
     learned = generate(model, [Adapter({}, tokens={"<s0>": vectors})], ["a <s0>"], [3], spec, CPU)
     assert np.array_equal(learned, generate(model, [], ["a red mug"], [3], spec, CPU))

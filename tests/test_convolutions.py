@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -102,7 +102,7 @@ def test_sum_is_exact_in_comfyui(pair, folder: Path, tmp_path: Path) -> None:
 def test_files_load_in_diffusers(pair, folder: Path, tmp_path: Path, format: str) -> None:
     merge(*pair, model=folder).save(tmp_path / "merged.safetensors", format=format)
     pipeline = StableDiffusionXLPipeline.from_pretrained(folder)
-    pipeline.load_lora_weights(tmp_path / "merged.safetensors", adapter_name="merged")
+    pipeline.load_lora_weights(str(tmp_path / "merged.safetensors"), adapter_name="merged")
     content, style = map(kernels, pair.values())
     for path in NAMES:
         found = pipeline.unet.get_submodule(path).get_delta_weight("merged")
@@ -111,7 +111,7 @@ def test_files_load_in_diffusers(pair, folder: Path, tmp_path: Path, format: str
 
 def test_layerwise_merges_take_kernels_as_matrices(pair, folder: Path) -> None:
     """`svd` cuts the flattened kernel, as kohya's svd_merge_lora does."""
-    cut = merge(*pair, "svd", model=folder, rank=2)
+    cut = merge(*pair, method="svd", model=folder, rank=2)
     content, style = map(kernels, pair.values())
     for path in NAMES:
         u, s, vt = torch.linalg.svd((content[path] + style[path]).flatten(1), full_matrices=False)
@@ -125,6 +125,6 @@ def test_methods_that_run_model_refuse_convolutions(pair, folder: Path, model: S
 
     files = [UserLoRA(path, "a photo") for path in pair]
     with pytest.raises(UserError, match=r"adapts convolutions \(conv_in\), which ziplora does not run; use"):
-        merge(*files, "ziplora", model=folder, prompt="a photo")
+        merge(*files, method="ziplora", model=folder, prompt="a photo")
     with pytest.raises(UserError, match=r"adapts the convolution conv_in, which is not run here; use task=merge"):
         model.attach([Adapter.load(next(iter(pair)))])

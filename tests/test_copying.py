@@ -97,7 +97,7 @@ def test_image_alone_with_its_prompt_has_no_diversity(scorers, pair):
 
 
 def test_missing_copying_is_found(scorers, pair):
-    found = embed_images(pictures(2), scorers, 32)
+    found = embed_images([*pictures(2)], scorers, 32)
     without = [replace(embedded(pair, scorer, own), training={}) for scorer, own in zip(scorers, found, strict=True)]
     items = images_of(pair, pair.shots(1), [0, 1], KEYS)
     expected = expected_scores({scorer.name: scorer.metrics for scorer in scorers}, False)
@@ -117,7 +117,7 @@ def test_development_names_are_not_recognized_among_held_out_ones(scorers, pair,
         contents=(replace(content, name="mug_dev1", factors=mw.subject("mug_dev1")),),
         styles=(replace(style, factors=mw.style("ink_1")),),
     )
-    found = embed_images(pictures(2), scorers, 32)
+    found = embed_images([*pictures(2)], scorers, 32)
     backbones = [embedded(developed, scorer, own) for scorer, own in zip(scorers, found, strict=True)]
     expected = expected_scores({scorer.name: scorer.metrics for scorer in scorers}, True)
     items = images_of(developed, developed.shots(1), [0, 1], KEYS)

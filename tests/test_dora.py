@@ -24,8 +24,8 @@ KOHYA = {LAYER: "lora_unet_up_blocks_0_attentions_1_transformer_blocks_0_attn2_t
 
 
 def weight(model: SDXL, layer: str) -> Tensor:
-    module = model.text.get_submodule(layer) if layer.startswith("text") else model.unet.get_submodule(layer)
-    return module.weight.detach().float()
+    network = model.text if layer.startswith("text") else model.unet
+    return network.get_parameter(f"{layer}.weight").detach().float()
 
 
 def by_peft(weight: Tensor, down: Tensor, up: Tensor, alpha: float, magnitude: Tensor) -> Tensor:

@@ -157,17 +157,16 @@ def test_relative_output_is_that_of_command_with_chdir(commands: Commands, tiny:
     assert done.returncode == 0 and [path.parent for path in tmp_path.rglob("store")] == [tmp_path / "mine"]
 
 
-def test_figures_take_no_configuration_of_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_figures_take_no_configuration_of_user(tmp_path: Path) -> None:
     def plotted(name: str) -> bytes:
         errors = pd.DataFrame({"e_out": [0.1, 0.4], "e_rank_svd": [0.2, 0.3], "e_rank_raw": [0.5, 0.1], "k": [1, 2]})
         draw(errors, tmp_path / name)
         return (tmp_path / name).read_bytes()
 
     expected = plotted("a.png")
-    for key, value in {"axes.facecolor": "red", "font.size": 30, "savefig.dpi": 33}.items():
-        monkeypatch.setitem(matplotlib.rcParams, key, value)
-    assert plotted("b.png") == expected
-    assert matplotlib.rcParams["font.size"] == 30  # the user's own figures keep it
+    with matplotlib.rc_context({"axes.facecolor": "red", "font.size": 30, "savefig.dpi": 33}):
+        assert plotted("b.png") == expected
+        assert matplotlib.rcParams["font.size"] == 30  # the user's own figures keep it
 
 
 def test_every_figure_is_plotted_in_default_style() -> None:

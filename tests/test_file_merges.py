@@ -59,7 +59,7 @@ def dense(adapter: Adapter) -> dict[str, Tensor]:
 
 def test_text_encoders_are_merged_by_same_rule(pair, folder: Path) -> None:
     """`svd` of rank 2 reduces them too, to the nearest update."""
-    exact, cut = dense(merge(*pair, model=folder)), merge(*pair, "svd", model=folder, rank=2)
+    exact, cut = dense(merge(*pair, model=folder)), merge(*pair, method="svd", model=folder, rank=2)
     assert set(cut.text) == set(TEXT) and {each.rank for each in cut.text.values()} == {2}
     for name, update in dense(cut).items():
         u, s, vt = torch.linalg.svd(exact[name])
@@ -68,7 +68,7 @@ def test_text_encoders_are_merged_by_same_rule(pair, folder: Path) -> None:
 
 @pytest.mark.parametrize(("method", "settings"), [("slerp", {"t": 0.0}), ("content_only", {})])
 def test_merge_that_is_content_has_its_text_encoders(pair, folder: Path, method: str, settings) -> None:
-    content, found = Adapter.load(pair[0]), merge(*pair, method, model=folder, **settings)
+    content, found = Adapter.load(pair[0]), merge(*pair, method=method, model=folder, **settings)
     for name, update in dense(content).items():
         torch.testing.assert_close(dense(found)[name], update, rtol=1e-4, atol=1e-5)
     if method == "content_only":  # nothing is left of the style's ranks
@@ -77,7 +77,7 @@ def test_merge_that_is_content_has_its_text_encoders(pair, folder: Path, method:
 
 def test_text_encoders_only_are_merged(spec: ModelSpec, folder: Path, tmp_path: Path) -> None:
     paths = [saved(drawn(spec, k, 2, unet=False), tmp_path / f"{k}.safetensors") for k in (0, 1)]
-    merged = merge(*paths, "ties", model=folder, density=1.0)
+    merged = merge(*paths, method="ties", model=folder, density=1.0)
     assert not merged and set(merged.text) == set(TEXT)
     merged.save(tmp_path / "merged.safetensors")
     assert set(Adapter.load(tmp_path / "merged.safetensors").text) == set(TEXT)
@@ -108,7 +108,9 @@ def test_peft_merges_keep_alpha_and_rank_apart(spec: ModelSpec, folder: Path, tm
     adapters = [drawn(spec, k, 3, scale) for k, scale in ((0, 0.25), (1, 2.0))]
     paths = [saved(each, tmp_path / f"{k}.safetensors") for k, each in enumerate(adapters)]
     found = dense(
-        merge(*paths, f"peft_{combination}", model=folder, **({} if combination == "linear" else {"density": 0.5}))
+        merge(
+            *paths, method=f"peft_{combination}", model=folder, **({} if combination == "linear" else {"density": 0.5})
+        )
     )
     for name in (LAYER, *TEXT):
         expected = peft_merge(adapters, name, combination, 0.5)
@@ -242,6 +244,6 @@ def test_command_is_refused_in_one_line(run, tmp_path: Path, words: list[str], m
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("method", ["ties", "dare_ties", "della", "breadcrumbs"])
 def test_dense_merge_on_gpu_equals_that_on_cpu(pair, folder: Path, method: str) -> None:
-    cpu, gpu = (dense(merge(*pair, method, model=folder, device=device)) for device in ("cpu", "gpu"))
+    cpu, gpu = (dense(merge(*pair, method=method, model=folder, device=device)) for device in ("cpu", "gpu"))
     for name, update in cpu.items():
         torch.testing.assert_close(gpu[name], update, rtol=1e-3, atol=1e-4)

@@ -19,7 +19,7 @@ import lorabench
 from lorabench.base import UserError
 from lorabench.lora.adapter import Adapter
 from lorabench.lora.factors import Factors
-from lorabench.models import model as interface
+from lorabench.models import prompt_cache
 from lorabench.models.conditioning import Conditioning
 from lorabench.models.files import model_folder
 from lorabench.models.load import load
@@ -105,7 +105,7 @@ def test_rule_keeps_its_steps_if_scheduler_calls_model_more_often(
 
 
 def test_prompt_cache_is_bounded(model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(interface, "PROMPTS_KEPT", 3)
+    monkeypatch.setattr(prompt_cache, "PROMPTS_KEPT", 3)
     encoded: list[str] = []
     encode = model._encode
     monkeypatch.setattr(model, "_encode", lambda prompts: encoded.extend(prompts) or encode(prompts))
@@ -114,7 +114,7 @@ def test_prompt_cache_is_bounded(model, monkeypatch: pytest.MonkeyPatch) -> None
     assert encoded == prompts and len(rows) == 6 and len(model._prompts) == 3
     assert all(torch.equal(each[0], each[5]) for each in rows.tensors)
     model.encode_prompts([prompts[4], "a boat", prompts[4]])  # the least recent leaves
-    assert encoded == [*prompts, "a boat"] and set(model._prompts) == {prompts[3], prompts[4], "a boat"}
+    assert encoded == [*prompts, "a boat"] and set(model._prompts._kept) == {prompts[3], prompts[4], "a boat"}
 
 
 def test_conditioning_rows_are_taken_and_joined(model) -> None:

@@ -203,7 +203,7 @@ def test_both_adapters_are_trained_as_two_dense_updates_by_two_optimisers(model,
         )
         for k in range(2)
     ]
-    from lorabench.models.model import pixels
+    from lorabench.models.autoencoder import pixels
 
     shots = [[image.image(plain.resolution) for image in images] for images in (concept.images, concept.styled)]
     latents = [plain.encode_images(pixels(images)) for images in shots]

@@ -1,5 +1,7 @@
 """The world: deterministic rendering, its version, and held-out subjects and styles."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -74,14 +76,16 @@ def test_development_names_leave_heldout_names_as_they_were():
     assert {n.rsplit("_", 1)[0] for n in mw.DEVELOPMENT_STYLES} == set(mw.FAMILIES)
 
 
-def test_development_names_keep_margin_to_all_other_names():
-    for things, distance in (
-        ([mw.subject(n) for n in mw.HELDOUT_SUBJECTS + mw.DEVELOPMENT_SUBJECTS], mw.content_distance),
-        ([mw.style(n) for n in mw.HELDOUT_STYLES + mw.DEVELOPMENT_STYLES], mw.style_distance),
-    ):
-        for i, thing in enumerate(things):
-            if i >= len(things) - 24:
-                assert min(distance(thing, other) for other in things[:i]) > MARGIN
+@pytest.mark.parametrize("kind", ["subject", "style"])
+def test_development_names_keep_margin_to_all_other_names(kind: str) -> None:
+    names = {
+        "subject": (mw.HELDOUT_SUBJECTS + mw.DEVELOPMENT_SUBJECTS, mw.subject, mw.content_distance),
+        "style": (mw.HELDOUT_STYLES + mw.DEVELOPMENT_STYLES, mw.style, mw.style_distance),
+    }
+    all_names, named, distance = names[kind]
+    things: list[Any] = [named(name) for name in all_names]
+    for i in range(len(things) - 24, len(things)):
+        assert min(distance(things[i], other) for other in things[:i]) > MARGIN
 
 
 @pytest.mark.parametrize("first", [0, bank.DEVELOPMENT_FROM])

@@ -123,11 +123,11 @@ def test_variant_is_found_where_there_is_one(both, tmp_path) -> None:
     assert torch.equal(draw(SDXL.load(files)), draw(SDXL.load(folder)))
 
 
-def test_encoders_that_wait_elsewhere_give_same(folder) -> None:
+def test_encoders_that_wait_elsewhere_give_same(folder, monkeypatch) -> None:
     model, waiting = SDXL.load(folder), SDXL.load(replace(model_folder(folder), offload="encoders"))
     moved = []
     for part in (*waiting.text.values(), waiting.vae):
-        part.to = lambda device, part=part: moved.append((type(part).__name__, str(device)))
+        monkeypatch.setattr(part, "to", lambda device, part=part: moved.append((type(part).__name__, str(device))))
     assert torch.equal(draw(waiting), draw(model))
     waiting.decode(torch.zeros(1, 12, 16, 16))
     names = [type(part).__name__ for part in (*waiting.text.values(), waiting.vae)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -227,8 +228,9 @@ def test_uses_agrees_with_scales_of_merge(name: str, folder: Path, plan: Plan) -
     method = chosen(name).own
     layers = adapted_layers(layer_map(model_folder(folder)), method.training.outputs(PAIRS[0], plan.lora))
     for k, role in enumerate(ROLES):
-        scales = [method.merge.scales(layer)[k] for layer in layers.values()] if method.merge.keeps_parts else [1.0]
-        assert method.merge.uses(role) == any(scales)
+        merge: Any = method.merge
+        scales = [merge.scales(layer)[k] for layer in layers.values()] if merge.keeps_parts else [1.0]
+        assert merge.uses(role) == any(scales)
 
 
 def test_version_is_in_key_of_its_stage(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:

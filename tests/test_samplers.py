@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from hydra import compose
 
 from lorabench.base import UserError
@@ -34,7 +36,9 @@ def test_every_sampler_has_class_and_other_noise_levels_are_its_own(model) -> No
 def test_latents_are_those_of_diffusers_scheduler(model) -> None:
     """The loop of diffusers with DPM-Solver++ 2M from the same noise."""
     ours = sample_latents(model, ["a mug"], [3], 4, 1.0, sampler="dpmpp_2m")
-    scheduler = DPMSolverMultistepScheduler.from_config(model.pipeline.scheduler.config, algorithm_type="dpmsolver++")
+    scheduler: Any = DPMSolverMultistepScheduler.from_config(
+        model.pipeline.scheduler.config, algorithm_type="dpmsolver++"
+    )
     scheduler.set_timesteps(4)
     latents, prompt = model.initial_noise([3]) * scheduler.init_noise_sigma, model.encode_prompts(["a mug"])
     with torch.no_grad():
@@ -47,8 +51,6 @@ def test_latents_are_those_of_diffusers_scheduler(model) -> None:
 
 def test_more_steps_come_nearer_to_limit() -> None:
     """For data that is a point, v is known, and every sampler ends at the point."""
-    from diffusers import EulerDiscreteScheduler
-
     scheduler = EulerDiscreteScheduler(prediction_type="v_prediction", timestep_spacing="trailing")
     alphas = scheduler.alphas_cumprod
     point = torch.full((1, 1, 2, 2), 0.7)

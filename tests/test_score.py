@@ -155,7 +155,7 @@ def test_paths_score_as_pictures_in_them(scorers, tmp_path):
 
 def test_embeddings_survive_saving(scorers, tmp_path):
     for scorer in scorers:
-        [found] = embed_images(pictures(3), [scorer], 2)
+        [found] = embed_images([*pictures(3)], [scorer], 2)
         found.save(tmp_path)
         read = Embeddings.load(tmp_path)
         assert (read.name, read.metric, read.text_metric, read.version) == (

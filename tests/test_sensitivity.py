@@ -184,4 +184,4 @@ def test_doses_increase_and_name_their_rows() -> None:
     rows, doses = rows_of([0.2, 0.05], [0.6, 0.9])
     assert [row.name for row in rows[1:]] == [each.label for each in doses]
     assert [each.dose for each in doses] == pytest.approx([0.05, 0.2, 0.1, 0.4, 0.1, 0.4])
-    assert rows[1].own.merge.removed == 0.05 and rows[-1].own.merge.style == 0.6 and rows[0].name != NULL
+    assert rows[1].own.settings["removed"] == 0.05 and rows[-1].own.settings["style"] == 0.6 and rows[0].name != NULL

@@ -122,7 +122,7 @@ def test_core_s_basis_is_that_of_greatest_singular_values(model: SDXL) -> None:
     """(W - QR) + Q (R + dR) = W + Q dR holds for the released code's Q and R."""
     layers = model.layers.trained()
     for layer, factors in core(model.denoiser, layers, 3).items():
-        weight, q = model.denoiser.get_submodule(layer).weight.detach(), factors.up
+        weight, q = model.denoiser.get_parameter(f"{layer}.weight").detach(), factors.up
         u, s, vt = torch.linalg.svd(weight)
         top = u[:, :3] * s[:3] @ vt[:3]
         torch.testing.assert_close(q.mT @ q, torch.eye(3), atol=1e-5, rtol=0)

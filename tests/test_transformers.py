@@ -302,7 +302,7 @@ def test_packing_is_that_of_pipeline() -> None:
 
 def test_noise_and_target_are_those_of_training_script() -> None:
     """examples/dreambooth/train_dreambooth_lora_sd3.py: x_t = (1 - sigma) x_0 + sigma eps; target eps - x_0."""
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler: Any = FlowMatchEulerDiscreteScheduler(shift=3.0)
     process = FlowMatching(trained_levels(scheduler.config))
     assert torch.allclose(1000 * process.sigmas, scheduler.timesteps, atol=1e-3)
     x0, noise = torch.randn(5, 16, 4, 4), torch.randn(5, 16, 4, 4)

@@ -60,13 +60,13 @@ def test_command_scores_grid_and_writes_best_merge(
     row = grid.loc[least.idxmax()]
     assert weights == [row["content_weight"], row["style_weight"]] and best["method"] == "direct"
     assert f"chosen: method=direct weights=[{weights[0]:g},{weights[1]:g}]" in done.stdout
-    expected = merge(
-        *(UserLoRA(path, weight=weight) for path, weight in zip(files, weights, strict=True)), model=folder
-    )
+    content, style = (UserLoRA(path, weight=weight) for path, weight in zip(files, weights, strict=True))
+    expected = merge(content, style, model=folder)
     written = Adapter.load(made / "merged.safetensors")
     for layer, factors in expected.items():
         update = factors.up @ factors.down
-        torch.testing.assert_close(written[layer].up @ written[layer].down, update, rtol=1e-2, atol=1e-2 * update.std())
+        found = written[layer].up @ written[layer].down
+        torch.testing.assert_close(found, update, rtol=1e-2, atol=1e-2 * float(update.std()))
     kept = [word for word in words if not word.startswith(("scorers", "content.images", "style.images"))]
     pair = ",".join(f"{weight:g}" for weight in weights)
     again = commands.run("task=generate", "method=direct", f"weights=[{pair}]", "output=again", *kept, cwd=tmp_path)

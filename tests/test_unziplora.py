@@ -25,7 +25,7 @@ from lorabench.lora.adapter import LoRA
 from lorabench.lora.factors import Factors
 from lorabench.lora.masks import Masks
 from lorabench.merging.method import load
-from lorabench.models.model import pixels
+from lorabench.models.autoencoder import pixels
 from lorabench.models.sdxl.model import SDXL
 from lorabench.personalization.columns import choose, chooses, dedicated, is_masked, period_of, scores
 from lorabench.personalization.initial import random_factors

@@ -11,7 +11,7 @@ from conftest import CPU
 from PIL import Image
 
 from lorabench.data.pairs import Reference
-from lorabench.models.model import pixels
+from lorabench.models.autoencoder import pixels
 from lorabench.models.sdxl.model import SDXL
 from lorabench.personalization.dreambooth import personalize
 from lorabench.personalization.training import Environment

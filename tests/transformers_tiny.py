@@ -13,7 +13,7 @@ from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import StableDiffusion3Pipeline
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import CLIPTextModelWithProjection, T5Config, T5EncoderModel, T5TokenizerFast
+from transformers import CLIPTextModelWithProjection, T5Config, T5EncoderModel, T5Tokenizer
 
 from pretraining.architecture import build_text_encoders
 from pretraining.architecture import build_vae as build_micro_vae
@@ -25,10 +25,13 @@ WIDTH = 32
 
 def build_vae() -> AutoencoderKL:
     """Return an autoencoder with 16 latent channels and one halving, shifted and scaled as SD3's."""
+    blocks: dict[str, Any] = {  # diffusers' annotations allow one block only
+        "block_out_channels": (8, 8),
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+    }
     return AutoencoderKL(
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
+        **blocks,
         latent_channels=16,
         norm_num_groups=4,
         scaling_factor=1.5305,
@@ -94,7 +97,7 @@ def save_flux(path: Path, guidance: bool = True) -> Path:
         text_encoder=build_text_encoders(tokenizer, WIDTH, 2)[0],
         tokenizer=tokenizer,
         text_encoder_2=t5,
-        tokenizer_2=T5TokenizerFast(tokenizer_object=words, extra_ids=0),
+        tokenizer_2=T5Tokenizer(tokenizer_object=words, extra_ids=0),
     )
     pipeline.save_pretrained(path)
     return path

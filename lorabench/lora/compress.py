@@ -56,7 +56,8 @@ def compress(adapter: Adapter, rank: int | None, keep: float = 1.0) -> tuple[Ada
     def all_nearest(layers: Mapping[str, Factors]) -> dict[str, Factors]:
         found = {}
         for layer, factors in layers.items():
-            found[layer], *lost[layer] = truncated(factors, rank, keep)
+            found[layer], tail, whole = truncated(factors, rank, keep)
+            lost[layer] = tail, whole
         return found
 
     compressed = adapter.replaced(all_nearest(adapter), all_nearest(adapter.text))

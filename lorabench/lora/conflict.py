@@ -51,15 +51,18 @@ def _parts(adapter: Adapter) -> Mapping[str, Factors]:
 
 
 def _meeting(layer: str, content: Sequence[Factors], style: Sequence[Factors]) -> Meeting:
-    bases = [_basis(side) for side in (content, style)]
-    norms = [0.0 if basis is None else float(basis.core.norm()) for basis in bases]
-    first, second = bases
+    first, second = _basis(content), _basis(style)
+    norms = [0.0 if basis is None else float(basis.core.norm()) for basis in (first, second)]
     if first is None or second is None or not all(norms):
-        return Meeting(layer, *norms)
+        return Meeting(layer, norms[0], norms[1])
     outputs, inputs = first.left.mT @ second.left, first.right.mT @ second.right
     inner = (first.core * (outputs @ second.core @ inputs.mT)).sum()
-    angles = (tuple(torch.linalg.svdvals(each).clamp(max=1).tolist()) for each in (outputs, inputs))
-    return Meeting(layer, *norms, float(inner) / (norms[0] * norms[1]), *angles)
+    cosine = float(inner) / (norms[0] * norms[1])
+    return Meeting(layer, norms[0], norms[1], cosine, _cosines(outputs), _cosines(inputs))
+
+
+def _cosines(product: Tensor) -> tuple[float, ...]:
+    return tuple(torch.linalg.svdvals(product).clamp(max=1).tolist())
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,10 @@ from lorabench.lora.adapter import LoRA
 from lorabench.lora.layer import Adapters, AllMasks, Masks, learned_params
 from lorabench.merging.merge import MergeEnvironment, MergeItem
 from lorabench.merging.step import MergeStep, Noised
+from lorabench.models.autoencoder import pixels
 from lorabench.models.conditioning import Conditioning
 from lorabench.models.layer import Layer
-from lorabench.models.model import DiffusionModel, pixels
+from lorabench.models.model import DiffusionModel
 
 
 class Draws:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 LARGE = 512  # pixels, from which images are decoded one by one
+
+
+def pixels(images: Sequence[Image.Image]) -> Tensor:
+    """Return RGB images of one size as [n, 3, H, W] in [-1, 1]."""
+    stack = np.stack([np.asarray(image, dtype=np.float32) for image in images])
+    return torch.from_numpy(stack).permute(0, 3, 1, 2) / 127.5 - 1
 
 
 def encode(vae: Any, images: Tensor) -> Tensor:

@@ -171,7 +171,7 @@ def find_vae(source: str) -> Path:
 def preset(model: str | Path) -> ModelSpec:
     """Return conf/model/<name>.yaml; for a folder, file or hub id, the settings of "sdxl" with the model's own VAE."""
     name = str(model) if (CONF / "model" / f"{model}.yaml").is_file() else "sdxl"
-    values = preset_values(name)
+    values: Any = preset_values(name)
     if name != str(model):
         values = OmegaConf.merge(values, {"path": str(model), "vae": None, "vae_dtype": "fp32"})
     return ModelSpec(**values)

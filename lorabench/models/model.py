@@ -7,14 +7,11 @@ implements the abstract methods and hides everything else: packing of latents, s
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from lorabench.lora.adapter import Adapter
@@ -24,10 +21,9 @@ from lorabench.models import autoencoder
 from lorabench.models.conditioning import Conditioning
 from lorabench.models.layer_map import LayerMap
 from lorabench.models.noise import NoiseProcess
+from lorabench.models.prompt_cache import PromptCache
 from lorabench.models.sampler import Sampler
 from lorabench.models.tokens import learned_tokens, word_embeddings
-
-PROMPTS_KEPT = 256  # number of encoded prompts in the cache; 160 MB for SDXL in fp32
 
 
 class DiffusionModel(ABC):
@@ -71,7 +67,7 @@ class DiffusionModel(ABC):
         self.offload = offload
         weight = next(denoiser.parameters())
         self.device, self.dtype = weight.device, weight.dtype
-        self._prompts: OrderedDict[str, Conditioning] = OrderedDict()
+        self._prompts = PromptCache()
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
@@ -172,16 +168,11 @@ class DiffusionModel(ABC):
         if grad:
             distinct = list(dict.fromkeys(prompts))
             return self._encode(distinct).take([distinct.index(prompt) for prompt in prompts])
-        known = {prompt: self._prompts[prompt] for prompt in prompts if prompt in self._prompts}
-        if new := sorted(set(prompts) - known.keys()):
-            with torch.no_grad(), self.present(*self.text.values()):
-                known |= {prompt: self._encode([prompt]) for prompt in new}
-        for prompt in dict.fromkeys(prompts):
-            self._prompts[prompt] = known[prompt]
-            self._prompts.move_to_end(prompt)
-        while len(self._prompts) > PROMPTS_KEPT:
-            self._prompts.popitem(last=False)
-        return Conditioning.join([known[prompt] for prompt in prompts])
+        return self._prompts.rows(prompts, self._encode_each)
+
+    def _encode_each(self, prompts: Sequence[str]) -> dict[str, Conditioning]:
+        with torch.no_grad(), self.present(*self.text.values()):
+            return {prompt: self._encode([prompt]) for prompt in prompts}
 
     def initial_noise(self, seeds: Sequence[int]) -> Tensor:
         """Return noise [n, c, h, w] of variance 1. Each row depends only on its seed, not on batch or device."""
@@ -249,14 +240,9 @@ class DiffusionModel(ABC):
                 attached.rows({name: torch.tensor([scales[name]]) for name in attached.layers})
             yield attached
 
-    @contextmanager
-    def fresh_prompts(self) -> Iterator[None]:
+    def fresh_prompts(self) -> AbstractContextManager[None]:
         """Use an empty prompt cache within the block, because the text encoders have changed."""
-        kept, self._prompts = self._prompts, OrderedDict()
-        try:
-            yield
-        finally:
-            self._prompts = kept
+        return self._prompts.emptied()
 
     @contextmanager
     def present(self, *modules: nn.Module, stay: bool = False) -> Iterator[None]:
@@ -271,9 +257,3 @@ class DiffusionModel(ABC):
         yield
         for module in modules if self.offload and not stay else ():
             module.to("cpu")
-
-
-def pixels(images: Sequence[Image.Image]) -> Tensor:
-    """Return RGB images of one size as [n, 3, H, W] in [-1, 1]."""
-    stack = np.stack([np.asarray(image, dtype=np.float32) for image in images])
-    return torch.from_numpy(stack).permute(0, 3, 1, 2) / 127.5 - 1

@@ -15,7 +15,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, T5EncoderMo
 
 from lorabench.base import UserError
 from lorabench.models.families import HINT, SDXL, index_of, parts_of
-from lorabench.models.files import ModelFiles
+from lorabench.models.files import ModelFiles, model_folder
 
 KINDS = (CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel)
 ENCODERS: dict[str, Any] = {kind.__name__: kind for kind in KINDS}
@@ -23,17 +23,21 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 UNREADABLE = (OSError, ValueError, RuntimeError, SafetensorError, SingleFileComponentError)
 
 
-def read_pipeline(pipeline_class: Any, denoiser_class: Any, files: ModelFiles) -> Any:
-    """Return the pipeline on the CPU. Nothing is downloaded.
+def load_pipeline(
+    pipeline_class: Any, denoiser_class: Any, source: ModelFiles | str | Path, device: str
+) -> tuple[Any, ModelFiles]:
+    """Return the pipeline of a model on a device, and its files. Nothing is downloaded.
 
     Args:
         pipeline_class: Pipeline of diffusers for the family.
         denoiser_class: Its denoiser.
-        files: Files and precisions of the model.
+        source: Files of a model, "micro" (the packaged model), or a diffusers folder.
+        device: Device of the denoiser; with `offload` "encoders" the other parts stay on the CPU.
 
     Raises:
-        UserError: If the weights do not fit the configurations.
+        UserError: If the files are not of the family, or the weights do not fit the configurations.
     """
+    files = source if isinstance(source, ModelFiles) else model_folder(source)
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     family = files.family
@@ -42,9 +46,12 @@ def read_pipeline(pipeline_class: Any, denoiser_class: Any, files: ModelFiles) -
     except UNREADABLE as error:
         raise UserError(f"{files.path} cannot be read as {family.title} ({first_line(error)}); {HINT}") from error
     for name in parts_of(files.config, family):
-        if any(parameter.is_meta for parameter in getattr(pipeline, name).parameters()):
+        part = getattr(pipeline, name)
+        if any(parameter.is_meta for parameter in part.parameters()):
             raise UserError(f"{files.path} lacks weights of its {name}; download it again, or {HINT}")
-    return pipeline
+        if name == family.denoiser or files.offload != "encoders":
+            part.to(device)
+    return pipeline, files
 
 
 def from_files(pipeline_class: Any, denoiser_class: Any, files: ModelFiles) -> Any:
@@ -108,15 +115,6 @@ def read_vae(files: ModelFiles, path: Path) -> AutoencoderKL:
         return AutoencoderKL.from_pretrained(path, dtype=dtype, local_files_only=True)
     except UNREADABLE as error:
         raise UserError(f"{path} cannot be read as an autoencoder ({first_line(error)}); correct model.vae") from error
-
-
-def place(pipeline: Any, files: ModelFiles, device: str) -> Any:
-    """Move a pipeline to a device; with `offload` "encoders" only its denoiser. Return it."""
-    waiting = files.offload == "encoders"
-    for name in parts_of(files.config, files.family):
-        if name == files.family.denoiser or not waiting:
-            getattr(pipeline, name).to(device)
-    return pipeline
 
 
 def first_line(error: Exception) -> str:

@@ -91,9 +91,13 @@ def empty_model(name: str, dtype: torch.dtype | None = None, checkpointing: bool
         dtype: Type of its weights; fp32 if None.
         checkpointing: Use gradient checkpointing.
     """
+    import torch
+
     family = FAMILY_OF[name].name
     kind: Any = getattr(import_module(f"lorabench.models.{family}.denoiser_only"), DENOISERS[family])
-    return kind.empty(denoiser_config(name), dtype, checkpointing)
+    with torch.device("meta"):
+        denoiser = kind.network.from_config(denoiser_config(name)).to(dtype or torch.float32)
+    return kind(denoiser, checkpointing)
 
 
 def sdxl_names() -> list[str]:

@@ -102,7 +102,7 @@ class RenderJob(Job):
         import torch
         from PIL import Image
 
-        from lorabench.models.model import pixels
+        from lorabench.models.autoencoder import pixels
         from lorabench.sampling.sampler import sample_latents
 
         assert env.folder is not None

@@ -20,7 +20,8 @@ from torchvision.transforms.functional import resize
 from lorabench.base import seed_of
 from lorabench.data.pairs import Reference, square
 from lorabench.data.weights import draw_weighted
-from lorabench.models.model import DiffusionModel, pixels
+from lorabench.models.autoencoder import pixels
+from lorabench.models.model import DiffusionModel
 
 
 class Batch(NamedTuple):

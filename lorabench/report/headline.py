@@ -56,7 +56,7 @@ def similar(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
         if not on - off >= LEAST:
             return
         scaled.append(rows.assign(value=(rows["value"] - off) / (on - off)))
-    yield from joined(*scaled, SIMILARITY, lambda values: values.min(axis=1))
+    yield from joined(scaled[0], scaled[1], SIMILARITY, lambda values: values.min(axis=1))
 
 
 def joined(

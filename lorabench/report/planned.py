@@ -55,7 +55,7 @@ def comparisons(labels: Sequence[str], reference: str | None) -> list[Comparison
     method_of = {label: label if is_imported(label) else label.partition(" ")[0] for label in rows}
     ablations = [label for label in rows if method_of[label] != label and method_of[label] in rows]
     found = []
-    if reference in labels:
+    if reference is not None and reference in labels:
         found += [
             Comparison(METHODS, label, reference) for label in rows if label not in ablations and label != reference
         ]

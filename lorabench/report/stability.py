@@ -87,7 +87,7 @@ def taus(images: Images, name: str) -> dict[str, float]:
     shared = Shared.of(images, comparing.shared_images(images.values()))
     rng = np.random.default_rng(seed_of("stability", name))
     count = len(np.unique(shared.pair))
-    sizes = np.bincount(shared.pair) if count else np.zeros(1)
+    sizes = np.bincount(shared.pair) if count else np.zeros(1, dtype=int)
     by_pairs, by_images = [], []
     for _ in range(SPLITS):
         if count >= 2:

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 import pandas as pd
 
+from lorabench.data.pairs import Role
 from lorabench.report.figures import INK, MUTED, RULE
 from lorabench.report.plot_style import default_style
 
@@ -29,7 +30,7 @@ class Point(Protocol):
 
 @default_style()
 def draw_tune(
-    table: pd.DataFrame, images: Mapping[Point, np.ndarray], best: Point, metrics: Mapping[str, str], path: Path
+    table: pd.DataFrame, images: Mapping[Point, np.ndarray], best: Point, metrics: Mapping[Role, str], path: Path
 ) -> None:
     """Plot all points with the front and the choice, and the images of the chosen method by weights.
 
@@ -46,7 +47,7 @@ def draw_tune(
     contents, styles = (sorted({key[k] for key in grid}) for k in (0, 1))
     single = [(each, image) for each, image in images.items() if 0 in (each.content, each.style)]
     figure = Figure(figsize=(10.5, 5.0), dpi=100, layout="constrained", facecolor="white")
-    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.15))
+    [[left, right]] = figure.subfigures(1, 2, squeeze=False, width_ratios=(1, 1.15))
     _front(left.subplots(), table, best, metrics)
     rows, columns = len(styles) + 1, len(contents)
     panels = right.subplots(rows, max(columns, len(single)), squeeze=False)
@@ -71,7 +72,7 @@ def draw_tune(
     figure.savefig(path, metadata={"Software": None})
 
 
-def _front(panel: object, table: pd.DataFrame, best: Point, metrics: Mapping[str, str]) -> None:
+def _front(panel: object, table: pd.DataFrame, best: Point, metrics: Mapping[Role, str]) -> None:
     from matplotlib.axes import Axes
 
     assert isinstance(panel, Axes)

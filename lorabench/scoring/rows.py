@@ -72,7 +72,9 @@ def similarity_rows(item: ScoredImage, index: int, embedded: Embedded) -> list[S
     """
     rows, found = [], embedded.images
     version = f"{VERSION}-{found.version}"
-    for role in (role for role in ROLES if role in found.rows):
+    for role in ROLES:
+        if role not in found.rows:
+            continue
         image = found.rows[role][index : index + 1]
         for concept in item.pair.of(role):
             vectors = torch.stack([embedded.references[each.sha256][role] for each in concept.references])

@@ -120,7 +120,7 @@ def rows_of(energy: Sequence[float], weights: Sequence[float]) -> tuple[list[Row
         for weight in sorted(weights, reverse=True):
             doses.append(Dose(f"{role} weight", round(1 - weight, 10), f"{role} {weight:g}"))
             scales = {each: weight if each == role else 1.0 for each in ROLES}
-            rows.append(replace(Row.of("custom_weights", **scales), name=doses[-1].label))
+            rows.append(replace(Row.of("custom_weights", "none", **scales), name=doses[-1].label))
     return rows, doses
 
 

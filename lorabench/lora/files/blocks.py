@@ -94,7 +94,7 @@ def block_weights(layers: Sequence[str], blocks: Any, role: str, key: str, name:
 def _by_module(modules: Mapping[str, float]) -> Callable[[str], float]:
     def weight(layer: str) -> float:
         path = layer.removeprefix(f"{DENOISER}.")
-        return next((value for module, value in reversed(modules.items()) if within(path, module)), 1.0)
+        return next((value for module, value in reversed([*modules.items()]) if within(path, module)), 1.0)
 
     return weight
 

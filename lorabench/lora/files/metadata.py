@@ -69,5 +69,5 @@ def data_hash(tensors: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 of a .safetensors file after its header: wider types first, then by name."""
     digest = hashlib.sha256()
     for key in sorted(tensors, key=lambda key: (-tensors[key].element_size(), key)):
-        digest.update(memoryview(tensors[key].contiguous().reshape(-1).view(torch.uint8).numpy()))
+        digest.update(tensors[key].contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -21,11 +21,11 @@ from lorabench.models import autoencoder
 from lorabench.models.checkpointing import recomputed
 from lorabench.models.conditioning import Conditioning
 from lorabench.models.families import FLUX as FAMILY
-from lorabench.models.files import ModelFiles, model_folder
+from lorabench.models.files import ModelFiles
 from lorabench.models.flow import SCALE, FlowMatching, FlowSampler, shifted, trained_levels
 from lorabench.models.flux.layers import layers_of
 from lorabench.models.model import DiffusionModel
-from lorabench.models.reading import place, read_pipeline
+from lorabench.models.reading import load_pipeline
 from lorabench.models.sampler import Sampler
 from lorabench.models.schedulers import check_own_sampler
 from lorabench.models.sd3.model import refuse_own
@@ -71,20 +71,9 @@ class Flux(DiffusionModel):
             self.transformer.enable_gradient_checkpointing(recomputed)
 
     @classmethod
-    def load(cls, files: ModelFiles | str | Path, device: str = "cpu") -> Flux:
-        """Load a model.
-
-        Args:
-            files: Files of a model, or a diffusers folder.
-            device: Device of the transformer; with `offload` "encoders" the other parts stay on the CPU.
-
-        Raises:
-            UserError: If the files are not a FLUX.1 pipeline.
-        """
-        if not isinstance(files, ModelFiles):
-            files = model_folder(files)
-        pipeline = read_pipeline(FluxPipeline, FluxTransformer2DModel, files)
-        return cls(place(pipeline, files, device), files)
+    def load(cls, files: ModelFiles | str | Path, device: str = "cpu") -> Self:
+        """Load a model from its files or its folder (`load_pipeline`)."""
+        return cls(*load_pipeline(FluxPipeline, FluxTransformer2DModel, files, device))
 
     def predict(
         self,

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
-import torch
 from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from lorabench.models.checkpointing import recomputed
 from lorabench.models.conditioning import Conditioning
@@ -29,6 +27,8 @@ class SD3DenoiserOnly(SD3):
         checkpointing: Use gradient checkpointing.
     """
 
+    network = SD3Transformer2DModel
+
     def __init__(self, transformer: SD3Transformer2DModel, checkpointing: bool = False):
         self.transformer = transformer
         config: Any = transformer.config
@@ -37,13 +37,6 @@ class SD3DenoiserOnly(SD3):
         DiffusionModel.__init__(self, transformer, {}, process, layers_of(config, {}), 8 * shape[1], shape)
         if checkpointing:
             transformer.enable_gradient_checkpointing(recomputed)
-
-    @classmethod
-    def empty(cls, config: Mapping[str, Any], dtype: torch.dtype | None = None, checkpointing: bool = False) -> Self:
-        """Return the model of a transformer's configuration on torch's meta device."""
-        with torch.device("meta"):
-            transformer: Any = SD3Transformer2DModel.from_config(dict(config))
-        return cls(transformer if dtype is None else nn.Module.to(transformer, dtype), checkpointing)
 
     def encode_images(self, images: Tensor) -> Tensor:
         return image_codes(self, images)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from diffusers.models.attention import JointTransformerBlock
 from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
@@ -17,10 +17,10 @@ from lorabench.models import autoencoder
 from lorabench.models.checkpointing import recomputed
 from lorabench.models.conditioning import Conditioning
 from lorabench.models.families import SD3 as FAMILY
-from lorabench.models.files import ModelFiles, model_folder
+from lorabench.models.files import ModelFiles
 from lorabench.models.flow import FlowMatching, FlowSampler, trained_levels
 from lorabench.models.model import DiffusionModel
-from lorabench.models.reading import place, read_pipeline
+from lorabench.models.reading import load_pipeline
 from lorabench.models.sampler import Sampler
 from lorabench.models.schedulers import check_own_sampler
 from lorabench.models.sd3.layers import FIRST, layers_of
@@ -65,20 +65,9 @@ class SD3(DiffusionModel):
             self.transformer.enable_gradient_checkpointing(recomputed)
 
     @classmethod
-    def load(cls, files: ModelFiles | str | Path, device: str = "cpu") -> SD3:
-        """Load a model.
-
-        Args:
-            files: Files of a model, or a diffusers folder.
-            device: Device of the transformer; with `offload` "encoders" the other parts stay on the CPU.
-
-        Raises:
-            UserError: If the files are not an SD3 pipeline.
-        """
-        if not isinstance(files, ModelFiles):
-            files = model_folder(files)
-        pipeline = read_pipeline(StableDiffusion3Pipeline, SD3Transformer2DModel, files)
-        return cls(place(pipeline, files, device), files)
+    def load(cls, files: ModelFiles | str | Path, device: str = "cpu") -> Self:
+        """Load a model from its files or its folder (`load_pipeline`)."""
+        return cls(*load_pipeline(StableDiffusion3Pipeline, SD3Transformer2DModel, files, device))
 
     def predict(
         self,

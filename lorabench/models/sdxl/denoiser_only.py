@@ -6,10 +6,8 @@ meta device.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
-import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from torch import Tensor
@@ -36,22 +34,18 @@ class DenoiserOnly(SDXL):
         checkpointing: Use gradient checkpointing.
     """
 
+    network = UNet2DConditionModel
+
     def __init__(self, unet: UNet2DConditionModel, checkpointing: bool = False):
         self.unet = unet
-        edge = unet.config.sample_size
+        config: Any = unet.config
+        edge = config.sample_size
         process = DDPM(EulerDiscreteScheduler(**SCHEDULE).alphas_cumprod.to(unet.device), "epsilon")
-        shape = (unet.config.in_channels, edge, edge)
-        DiffusionModel.__init__(self, unet, {}, process, layers_of(unet.config, {}), 8 * edge, shape)
+        shape = (config.in_channels, edge, edge)
+        DiffusionModel.__init__(self, unet, {}, process, layers_of(config, {}), 8 * edge, shape)
         set_attention(unet, "auto")
         if checkpointing:
             unet.enable_gradient_checkpointing(recomputed)
-
-    @classmethod
-    def empty(cls, config: Mapping[str, Any], dtype: torch.dtype | None = None, checkpointing: bool = False) -> Self:
-        """Return the model of a UNet's configuration on torch's meta device."""
-        with torch.device("meta"):
-            unet: Any = UNet2DConditionModel.from_config(dict(config))
-        return cls(unet if dtype is None else unet.to(dtype), checkpointing)
 
     def sampler(self, steps: int, kind: str = "model") -> Sampler:
         return ScheduledSampler(EulerDiscreteScheduler(**SCHEDULE), steps, self.device, kind)
@@ -63,7 +57,7 @@ class DenoiserOnly(SDXL):
         return self.encode_prompts([""]).take([0] * n)
 
     def _encode(self, prompts: list[str]) -> Conditioning:
-        config = self.unet.config
+        config: Any = self.unet.config
         width = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
         states = prompt_codes(self, "tokens", prompts, TOKENS, config.cross_attention_dim)
         pooled = prompt_codes(self, "pooled", prompts, width)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from diffusers.models.attention import BasicTransformerBlock
@@ -18,10 +18,10 @@ from lorabench.lora.layer import MaskedLoRA
 from lorabench.models import autoencoder
 from lorabench.models.checkpointing import recomputed
 from lorabench.models.conditioning import Conditioning
-from lorabench.models.files import ModelFiles, model_folder
+from lorabench.models.files import ModelFiles
 from lorabench.models.model import DiffusionModel
 from lorabench.models.noise import DDPM
-from lorabench.models.reading import place, read_pipeline
+from lorabench.models.reading import load_pipeline
 from lorabench.models.sampler import Sampler, ScheduledSampler
 from lorabench.models.sdxl.attention import set_attention
 from lorabench.models.sdxl.layers import TEXT_ENCODERS, layers_of
@@ -63,20 +63,9 @@ class SDXL(DiffusionModel):
             self.unet.enable_gradient_checkpointing(recomputed)
 
     @classmethod
-    def load(cls, files: ModelFiles | str | Path, device: str = "cpu") -> SDXL:
-        """Load a model.
-
-        Args:
-            files: Files of a model, "micro" (the packaged model), or a diffusers folder.
-            device: Device of the UNet; with `offload` "encoders" the other parts stay on the CPU.
-
-        Raises:
-            UserError: If the files are not an SDXL pipeline.
-        """
-        if not isinstance(files, ModelFiles):
-            files = model_folder(files)
-        pipeline = read_pipeline(StableDiffusionXLPipeline, UNet2DConditionModel, files)
-        return cls(place(pipeline, files, device), files)
+    def load(cls, files: ModelFiles | str | Path, device: str = "cpu") -> Self:
+        """Load a model from its files or its folder (`load_pipeline`)."""
+        return cls(*load_pipeline(StableDiffusionXLPipeline, UNet2DConditionModel, files, device))
 
     def unconditional(self, n: int) -> Conditioning:
         """Return n rows of zeros or of the encoded empty string, depending on the pipeline's configuration."""
