@@ -89,8 +89,10 @@ def test_joint_training_is_one_lora_pair_of_both_trainings_steps(tmp_path, lora_
     items, [row] = plan.artifacts("personalize"), plan.rows
     assert [item.steps for item in items] == [6] * 4 and len({item.key for item in items}) == 4
     pair = plan.pairs[0]
-    assert [lora.artifact.key for lora in plan.loras(row, pair)] == [items[0].key]
-    assert plan.adapted(row, pair).roles == ("content",) and plan.adapted(row, pair).prompt == pair.prompt
+    assert [lora.artifact.key for lora in plan.trained.loras(row, pair)] == [items[0].key]
+    assert (
+        plan.trained.adapted(row, pair).roles == ("content",) and plan.trained.adapted(row, pair).prompt == pair.prompt
+    )
     assert plan.sample(row, pair).params["prompt"] == "a sks mug in szn style"
 
 
@@ -104,7 +106,7 @@ def test_training_for_one_pair_is_cost_of_its_merge(tmp_path, folder, lora_spec,
             for item in plan.artifacts(stage):
                 Make(plan.store, (item,))(lambda done: None)
         costs = row_costs(plan, row)
-        [trained] = {lora.artifact.key: plan.path(lora.artifact) for lora in plan.loras(row, pair)}.values()
+        [trained] = {lora.artifact.key: plan.path(lora.artifact) for lora in plan.trained.loras(row, pair)}.values()
         loras = [LoRA.load(file) for file in trained.glob("*.safetensors")]  # sampling need not use all of them
         assert costs["learned_parameters"] == sum(lora.parameters(*learned) for lora in loras) > 0
         assert costs["merge_denoiser_passes"] == passes and "lora_seconds" not in costs
@@ -128,16 +130,16 @@ def test_aligned_pictures_differ_in_style_alone() -> None:
 def test_aligned_loras_are_of_couple(tmp_path, lora_spec, generate_spec) -> None:
     plan = plan_of(tmp_path, lora_spec, replace(generate_spec, guidance=5.0), "pair_customization keep_subject")
     row, pair = plan.rows[0], plan.pairs[0]
-    content, style = plan.loras(row, pair)
+    content, style = plan.trained.loras(row, pair)
     assert content.artifact.key == style.artifact.key and content.key != style.key
-    assert plan.file(style).name == "style.safetensors" and content.artifact.steps == updates(lora_spec.steps)
+    assert plan.trained.file(style).name == "style.safetensors" and content.artifact.steps == updates(lora_spec.steps)
     assert len(plan.artifacts("personalize")) == 4
     assert set(plan.sample(row, pair).params["prompts"]) == {"subject"}
     other = Row.of("pair_customization")  # without the content LoRA, which the same job trains
-    [adapter] = plan.loras(other, pair)
+    [adapter] = plan.trained.loras(other, pair)
     assert adapter.key == style.key and set(plan.sample(other, pair).params["prompts"]) == {"plain", "styled"}
     several = load_pairs(replace(WORLD, subjects=["mug_1+cat_1"], styles=["ink_1+ink_2"]), Prompts())[0]
-    loras = plan.loras(row, several)
+    loras = plan.trained.loras(row, several)
     assert [lora.name for lora in loras] == ["content", "content", "style", "style"]
     assert len({lora.artifact.key for lora in loras}) == 3  # the mug in either ink, the cat in the first
 

@@ -75,7 +75,7 @@ def test_adapters_of_absent_markers_are_off_in_their_rows(model, loras, pair, ru
 
 
 def test_routing_is_no_file_and_changes_keys_only_if_on() -> None:
-    from lorabench.tasks.plan import sampling_key
+    from lorabench.tasks.sample_keys import sampling_key
 
     plain, routed = load("direct"), load("direct", routing="marker")
     assert plain.is_file and not routed.is_file

@@ -64,3 +64,10 @@ def scene_for(scene: Scene, use: Role) -> Scene:
 def strength_for(use: Use) -> dict[Role, float] | None:
     """Return the scale of all adapters by role; None: no scaling."""
     return {role: float(role == use) for role in ROLES} if use in ROLES else None
+
+
+def scaled(strength: dict[Role, float] | None, other: dict[Role, float] | None) -> dict[Role, float] | None:
+    """Return the product of two scales by role; None stands for 1."""
+    if strength is None or other is None:
+        return strength or other
+    return {role: strength[role] * other[role] for role in ROLES}

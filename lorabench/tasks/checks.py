@@ -30,7 +30,7 @@ def check_methods(plan: Plan) -> None:
     for row, pair in plan.cells():
         if row.method is not None:
             row.method.training.check(layer_map, plan.lora)
-            outputs = plan.outputs(row, pair)
+            outputs = plan.trained.outputs(row, pair)
             key = str([(output.shown.role, output.job.ranks(layer_map)) for output in outputs])
             if key not in seen:
                 seen[key] = adapted_layers(layer_map, outputs)
@@ -60,7 +60,7 @@ def check_model(plan: Plan, layer_map: LayerMap) -> None:
         raise UserError(f"generate.guidance={plan.generation.guidance:g} has no effect on this model; use 1")
     for row, pair in plan.cells():
         if flow and row.method is not None:
-            context = plan.context(tuple(output.shown.role for output in plan.outputs(row, pair)))
+            context = plan.trained.context(tuple(output.shown.role for output in plan.trained.outputs(row, pair)))
             check_one_prompt(row.method, row.name, context)
             if kind != "cfg" and row.method.sampling.branches(context) is not None:
                 raise UserError(

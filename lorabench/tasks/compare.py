@@ -149,7 +149,7 @@ def trainable_rows(plan: Plan, rows: Sequence[Row]) -> list[Row]:
     for row in rows:
         try:
             for pair in plan.pairs:
-                plan.outputs(row, pair)
+                plan.trained.outputs(row, pair)
         except UserError as error:
             refused[name_of(row)] = str(error)
     if refused:

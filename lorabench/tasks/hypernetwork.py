@@ -74,7 +74,9 @@ def run(cfg: DictConfig, folder: Path) -> str:
 def trainings(plan: Plan, pairs: Sequence[Pair]) -> dict[str, Artifact]:
     """Return the artifact of each concept's LoRA, trained by DreamBooth."""
     return {
-        concept.name: plan.training(dreambooth(concept, plan.lora).job) for pair in pairs for concept in pair.concepts
+        concept.name: plan.trained.training(dreambooth(concept, plan.lora).job)
+        for pair in pairs
+        for concept in pair.concepts
     }
 
 

@@ -35,7 +35,7 @@ def training(plan: Plan, task: HypernetworkTask, pairs: Sequence[Pair], loras: M
     from lorabench.merging.hypernetwork_training import epoch_of
 
     params = {
-        "model": plan.model_params(), "pairs": [[concept.name for concept in pair.concepts] for pair in pairs],
+        "model": plan.trained.model_params(), "pairs": [[concept.name for concept in pair.concepts] for pair in pairs],
         "prompts": [pair.prompt for pair in pairs], "epochs": task.epochs, "lr": task.lr,
         "lambda": task.lambda_similarity, "layers": task.layers, "seed": plan.seed,
     }  # fmt: skip

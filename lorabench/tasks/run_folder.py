@@ -107,7 +107,7 @@ class RunWriter:
                 merged = self.path / "merged" / (self.folder_of(row) if len(chosen_rows(self.plan)) > 1 else "")
                 merged.mkdir(parents=True, exist_ok=True)
                 made = self.plan.path(self.plan.merge(row, pair)) / "merged.safetensors"
-                write_merged(made, self.plan.backbone(row, pair), merged / f"{pair.name}.safetensors")
+                write_merged(made, self.plan.trained.backbone(row, pair), merged / f"{pair.name}.safetensors")
         self.write_references()
         self.write_ranks()
         self.write_scores()
@@ -156,7 +156,7 @@ class RunWriter:
         if chosen.is_method and not others:
             merges = {pair.name: self.plan.path(self.plan.merge(chosen, pair)) for pair in self.plan.pairs}
             ranks = {name: json.loads((path / "merge.json").read_text())["ranks"] for name, path in merges.items()}
-            roles = {pair.name: self.plan.adapted(chosen, pair).roles for pair in self.plan.pairs}
+            roles = {pair.name: self.plan.trained.adapted(chosen, pair).roles for pair in self.plan.pairs}
             if any(ranks.values()):  # learned tokens have none
                 write_ranks(self.path, ranks, roles, layer_map(self.plan.model))
 
@@ -174,8 +174,8 @@ class RunWriter:
         for row, pair in self.plan.cells():
             if row.method is None:
                 continue
-            adapters = [Adapter.load(self.plan.file(lora)) for lora in self.plan.loras(row, pair)]
-            roles = self.plan.adapted(row, pair).roles
+            adapters = [Adapter.load(self.plan.trained.file(lora)) for lora in self.plan.trained.loras(row, pair)]
+            roles = self.plan.trained.adapted(row, pair).roles
             sides = [[each for each, role in zip(adapters, roles, strict=True) if role == side] for side in ROLES]
             if all(sides):
                 known = {"label": label(row.name, row.ablation), "dataset": self.plan.dataset.name}

@@ -87,7 +87,7 @@ def row_entry(plan: Plan, row: Row) -> dict[str, Any]:
 
 def training_notes(plan: Plan, row: Row) -> dict[str, Any]:
     """Return the facts that the trainings of a row report besides their adapters, by name."""
-    loras = [each.artifact for pair in plan.pairs for each in plan.loras(row, pair)] if row.method else []
+    loras = [each.artifact for pair in plan.pairs for each in plan.trained.loras(row, pair)] if row.method else []
     files = {each.name: plan.path(each) / NOTES_FILE for each in loras}
     return {name: json.loads(file.read_text()) for name, file in files.items() if file.is_file()}
 
@@ -123,7 +123,9 @@ def row_costs(plan: Plan, row: Row) -> dict[str, float]:
     LoRAs that other rows share are not part of the cost of a merge. A training for a single pair is, such as that of an
     expert encoder. A backbone, which all pairs share, has a cost of its own.
     """
-    trained = [{lora.artifact.key: cost_of(plan, lora.artifact) for lora in plan.loras(row, p)} for p in plan.pairs]
+    trained = [
+        {lora.artifact.key: cost_of(plan, lora.artifact) for lora in plan.trained.loras(row, p)} for p in plan.pairs
+    ]
     loras = {key: cost for of_pair in trained for key, cost in of_pair.items()}
     generated = [cost_of(plan, plan.generate(row, pair)) for pair in plan.pairs]
     images = sum(len(plan.seeds(pair)) for pair in plan.pairs)

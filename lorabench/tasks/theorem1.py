@@ -35,8 +35,10 @@ def run(cfg: DictConfig, folder: Path) -> str:
     row = Row.chosen(method_of(cfg), ablation_of())
     plan = plan_of(cfg, [row])
     make(plan.store, plan.trainer, plan.artifacts("personalize"))
-    parts = {part.key: part for pair in plan.pairs for part in plan.loras(row, pair)}.values()
-    loras = {f"{part.artifact.name} {part.name}".removesuffix(" lora"): LoRA.load(plan.file(part)) for part in parts}
+    parts = {part.key: part for pair in plan.pairs for part in plan.trained.loras(row, pair)}.values()
+    loras = {
+        f"{part.artifact.name} {part.name}".removesuffix(" lora"): LoRA.load(plan.trained.file(part)) for part in parts
+    }
     errors = pd.concat([measure(name, lora) for name, lora in loras.items()], ignore_index=True)
     errors.to_csv(folder / "theorem1.csv", index=False)
     text = summary(errors)
