@@ -14,10 +14,13 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from errno import EACCES
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryFile
 from typing import Any
 
 from lorabench.base import UserError, __version__
+from lorabench.engine.failures import unwritable
 from lorabench.engine.record import BROKEN, files_of, write_whole
 
 MANIFEST = "manifest.json"
@@ -189,3 +192,12 @@ def summary(names: list[str], most: int = 3) -> str:
     """
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder; raise UserError if files cannot be written to it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(unwritable(error.errno or EACCES, str(folder))) from None

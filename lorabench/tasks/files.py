@@ -11,132 +11,29 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from errno import EACCES
-from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from lorabench.base import UserError, __version__, seed_of
-from lorabench.config.schemas import GenerateSpec, ModelSpec, TrainerSpec
-from lorabench.config.task_schemas import FileTask
-from lorabench.data.markers import parse
-from lorabench.data.pairs import Reference, Scene
-from lorabench.engine.artifact import Artifact
+from lorabench.base import UserError, seed_of
+from lorabench.data.pairs import Scene
 from lorabench.engine.bar import Bar
 from lorabench.engine.devices import claim_here
-from lorabench.engine.failures import unwritable
-from lorabench.engine.output_folder import MANIFEST, OutputFolder
-from lorabench.engine.own_files import VERSION, check_replaceable
-from lorabench.engine.record import sha256
-from lorabench.engine.store import Store
-from lorabench.engine.work import Progress
+from lorabench.engine.output_folder import MANIFEST, OutputFolder, make_folder
+from lorabench.engine.own_files import check_replaceable
 from lorabench.engine.workers import use_threads
 from lorabench.merging.method import Method
-from lorabench.models.files import ModelFiles, model_files
-from lorabench.report.labels import label
 from lorabench.sampling.routing import LEARNED, unmarked
-from lorabench.tasks.composition import ablation_of, method_of
-from lorabench.tasks.given_loras import user_loras
-from lorabench.tasks.merge_files import check_file, drawn, image_cost, merged, recognized, work
-from lorabench.tasks.prompts import check_style_kept, readers_of
-from lorabench.tasks.user_loras import UserLoRA, UserPair
+from lorabench.tasks.file_request import Request, origin, resolved
+from lorabench.tasks.merge_files import check_file, image_cost, work
 
 if TYPE_CHECKING:
-    from lorabench.lora.adapter import LoRA
-    from lorabench.merging.merge import Merged
-    from lorabench.models.model import DiffusionModel
     from lorabench.sampling.parts import Parts
 
 INSTEAD = "output=<a new .safetensors file>"
 AUTO = "auto"  # task.rank: of each layer, by `task.keep`
 EXACT = 5e-5  # an error below is that of rounding, 0.00 %
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the command line asks for; name: of the method with its ablation, as typed.  root: the store's folder."""
-
-    name: str
-    own: UserPair
-    method: Method
-    model: ModelSpec
-    generation: GenerateSpec
-    trainer: TrainerSpec
-    task: FileTask
-    root: Path
-    seed: int
-    output: Path
-    settings: Any = None  # settings of the method
-    style_token: str = ""
-
-    @classmethod
-    def of(cls, cfg: DictConfig) -> Request:
-        """UserError where a file is missing or a prompt is needed."""
-        typed: Any = {name: OmegaConf.to_object(cfg[name]) for name in ("model", "generate", "trainer", "task")}
-        own = UserPair(user_loras(cfg, "content"), user_loras(cfg, "style"), cfg.prompt).weighted(cfg.weights)
-        method = method_of(cfg)
-        own.check(method)
-        name = label(method.name, ablation_of())
-        is_chosen = any(each.startswith("model") for each in HydraConfig.get().overrides.task)
-        model = typed["model"] if is_chosen or method.merge.needs_model else recognized(own, typed["model"])
-        return cls(
-            name, own, method, model, typed["generate"], typed["trainer"], typed["task"], Path(cfg.store),
-            cfg.seed, Path(cfg.output), OmegaConf.to_container(cfg.method, resolve=True), cfg.prompts.style_token,
-        )  # fmt: skip
-
-    def check_prompts(self) -> None:
-        """Warn of prompts that the model truncates; raise UserError if words of the style would be lost."""
-        readers = readers_of(self.files, self.model.name)
-        words = {self.style_token, *(word for own in self.own.styles for word in own.style_words)}
-        for prompt in filter(None, [self.own.prompt, *(own.prompt for own in self.own.files)]):
-            check_style_kept(parse(prompt).text, words, readers)
-        if self.generation.negative:
-            check_style_kept(self.generation.negative, (), readers)
-
-    @cached_property
-    def store(self) -> Store:
-        """Open the store, on first use only: a sum of two files needs none."""
-        return Store.open(self.root)
-
-    @cached_property
-    def files(self) -> ModelFiles:
-        """Find the files of the model once; for a hub id this asks the hub."""
-        return model_files(self.model)
-
-    def merged(self, bar: Bar) -> Merged:
-        cost = image_cost(self.generation)
-        return merged(self.own, self.method, self.model, self.seed, self.trainer, self.kept, bar.reach, cost)
-
-    def kept(
-        self, model: DiffusionModel, own: UserLoRA, lora: LoRA, progress: Callable[[int], None]
-    ) -> list[Reference]:
-        """Return images that a LoRA generates from its prompt, from the store."""
-        from lorabench.data.images import image_paths, reference
-        from lorabench.lora.files.refuse import resolve
-
-        files, spec = self.files, replace(self.generation, negative=None)
-        params = {
-            "model": {"weights": self.store.digest(*files.sources()), **files.numbers()},
-            "precision": self.trainer.precision, "lora": sha256(resolve(own.file)), "weight": own.weight,
-            "prompt": own.prompt, **by_blocks(own),
-            "generate": spec.params(), "seed": self.seed,
-        }  # fmt: skip
-
-        def generate(folder: Path, progress: Progress) -> None:
-            images = drawn(spec, self.seed, self.trainer, model, own, lora, progress)
-            for index, image in enumerate(images):
-                image.load().save(folder / f"{index:02d}.png")
-
-        teachers = Artifact("teachers", Path(own.path).name, 1, params, generate)
-        folder = self.store.get_or_make(teachers, lambda draft: generate(draft, progress))
-        assert own.prompt
-        return [reference(path, "", own.prompt) for path in image_paths(folder)]
 
 
 def run(cfg: DictConfig, folder: Path) -> None:
@@ -188,14 +85,16 @@ def merge(request: Request) -> None:
         counts.append(f"{text} of text encoders{how}")
     notes = [*counts, *notes]
     notes += [f"token {trigger}" for trigger in merged.tokens]
-    size = (
-        request.output.stat().st_size if request.output.exists() else 0
-    )  # token embeddings only are in files beside it
+    size = request.output.stat().st_size if request.output.exists() else 0  # token embeddings may be all there is
     print(f"{request.output}  ({', '.join([*notes, f'rank {merged.rank}', f'{size / 1e6:.1f} MB'])})")
 
 
 def check_rank(rank: Any) -> None:
-    """UserError unless a rank is a number from 1 on, "auto" or None."""
+    """Check `task.rank`.
+
+    Raises:
+        UserError: If it is not a number from 1 on, "auto" or None.
+    """
     if rank is not None and rank != AUTO and (not isinstance(rank, int) or isinstance(rank, bool) or rank < 1):
         raise UserError(f"task.rank={rank} must be at least 1 or auto; use task.rank=auto task.keep=0.99")
 
@@ -205,35 +104,6 @@ def merges_text(method: Method) -> bool:
     return not method.merge.needs_model
 
 
-def resolved(own: UserLoRA) -> Path | None:
-    """Return the file of a LoRA, without links; None if there is none."""
-    from lorabench.lora.files.refuse import resolve
-
-    try:
-        return resolve(own.file).resolve()
-    except UserError:
-        return None
-
-
-def origin(request: Request) -> dict[str, str]:
-    """Return metadata of what was merged and how."""
-    inputs = [
-        {"role": role, "name": Path(own.path).name, "sha256": sha256(file), "weight": own.weight, **by_blocks(own)}
-        for own, role in zip(request.own.files, request.own.roles, strict=True)
-        if (file := resolved(own)) is not None
-    ]
-    return {
-        VERSION: __version__, "lorabench.method": request.name, "lorabench.seed": str(request.seed),
-        "lorabench.inputs": json.dumps(inputs), "lorabench.settings": json.dumps(request.settings, default=str),
-        "lorabench.model": request.model.name,
-    }  # fmt: skip
-
-
-def by_blocks(own: UserLoRA) -> dict[str, Any]:
-    """Return the weights by block of a LoRA as part of a key; nothing without."""
-    return {} if own.blocks is None else {"blocks": own.blocks, "role": own.role}
-
-
 def cores() -> int:
     """Return the number of cores for this process, or OMP_NUM_THREADS if it is set."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
@@ -241,7 +111,7 @@ def cores() -> int:
 
 
 def generate(request: Request) -> None:
-    """The method's images of the prompt, one a seed."""
+    """Generate images of the prompt by the method, one per seed."""
     from PIL import Image
 
     from lorabench.sampling.generate import generate_by_rule
@@ -283,12 +153,3 @@ def generate(request: Request) -> None:
             Image.fromarray(image).save(draft / f"{index:02d}.png")
         (draft / MANIFEST).write_text(json.dumps(made))
     print(f"{request.output}  ({len(images)} images, {request.name})")
-
-
-def make_folder(folder: Path) -> None:
-    """Create a folder; raise UserError if files cannot be written to it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise UserError(unwritable(error.errno or EACCES, str(folder))) from None

@@ -20,11 +20,11 @@ from omegaconf import DictConfig
 from lorabench.base import UserError, __version__
 from lorabench.data.pairs import Role
 from lorabench.engine.bar import Bar
+from lorabench.engine.output_folder import make_folder
 from lorabench.engine.own_files import NAME, PNG_NOTE, check_replaceable
 from lorabench.engine.record import write_whole
 from lorabench.engine.workers import use_threads
 from lorabench.report.plot_style import default_style
-from lorabench.tasks.files import make_folder
 from lorabench.tasks.given_loras import user_loras
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Names of sample sets and parts of their keys. Parts that are the default are omitted, to keep the keys of old runs."""
+"""Names of sample sets and parts of their keys. Defaults are omitted, to keep the keys of old runs."""
 
 from typing import Any
 

@@ -25,12 +25,13 @@ from lorabench.config.schemas import GenerateSpec, TrainerSpec
 from lorabench.data.pairs import ROLES, Reference, Role
 from lorabench.engine.bar import Bar
 from lorabench.engine.devices import claim_here, device_name
-from lorabench.engine.output_folder import MANIFEST, OutputFolder
+from lorabench.engine.output_folder import MANIFEST, OutputFolder, make_folder
 from lorabench.engine.workers import use_threads
 from lorabench.merging.method import Method, load
 from lorabench.scoring.description import read_config
 from lorabench.scoring.files import ScorerSet, scorer_set
-from lorabench.tasks.files import Request, check_rank, make_folder, origin
+from lorabench.tasks.file_request import Request, origin
+from lorabench.tasks.files import check_rank
 from lorabench.tasks.given_loras import user_loras
 from lorabench.tasks.jobs import load_model, load_scorer
 from lorabench.tasks.merge_files import check_file, merged

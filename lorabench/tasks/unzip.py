@@ -26,7 +26,7 @@ from lorabench.data.pairs import ROLES, Concept, Reference
 from lorabench.engine.artifact import Artifact
 from lorabench.engine.bar import Bar
 from lorabench.engine.devices import claim_here, device_name
-from lorabench.engine.output_folder import MANIFEST, OutputFolder
+from lorabench.engine.output_folder import MANIFEST, OutputFolder, make_folder
 from lorabench.engine.store import Store
 from lorabench.engine.workers import use_threads
 from lorabench.merging.method import Method
@@ -40,7 +40,6 @@ from lorabench.scoring.files import scorer_set
 from lorabench.tasks import unzip_sheet
 from lorabench.tasks.checks import check_one_prompt
 from lorabench.tasks.composition import ablation_of, method_of
-from lorabench.tasks.files import make_folder
 from lorabench.tasks.jobs import load_model, load_scorer
 from lorabench.tasks.unzip_inputs import check_sizes, image_sets, words_for
 from lorabench.tasks.unzip_words import Words
