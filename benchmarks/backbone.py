@@ -27,8 +27,8 @@ from benchmarks.measure import markdown
 from lorabench.base import seed_of
 from lorabench.config.schemas import TrainerSpec
 from lorabench.data import microworld as mw
+from lorabench.data.concepts import Reference
 from lorabench.data.microworld_pairs import reference, render
-from lorabench.data.pairs import Reference
 from lorabench.lora.adapter import Adapter
 from lorabench.lora.layer import linear_at
 from lorabench.merging.method import load

@@ -20,7 +20,8 @@ from torch import Tensor
 from benchmarks.measure import interleaved, markdown, new_file, publish, ratio, seconds
 from benchmarks.sizes import RANKS, build, random_lora
 from lorabench.base import seed_of
-from lorabench.data.pairs import ROLES, Scene
+from lorabench.data.concepts import ROLES
+from lorabench.data.scenes import Scene
 from lorabench.lora.adapter import Factors, LoRA
 from lorabench.lora.layer import Adapters, export
 from lorabench.merging.method import Method, load

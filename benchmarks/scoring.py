@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from lorabench.tasks.score_jobs import SCORES
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -29,7 +30,9 @@ from benchmarks.folder_scripts import Folder, FolderScripts
 from benchmarks.measure import interleaved, markdown, new_file, publish, ratio, seconds
 from lorabench.base import seed_of
 from lorabench.config.schemas import TrainerSpec
-from lorabench.data.pairs import Concept, Prompts, Reference, Role, pair
+from lorabench.data.concepts import Concept, Reference, Role
+from lorabench.data.pairs import pair
+from lorabench.data.scenes import Prompts
 from lorabench.engine.artifact import Artifact
 from lorabench.engine.make import make
 from lorabench.engine.store import Store
@@ -41,7 +44,7 @@ from lorabench.scoring.dino import Dino
 from lorabench.scoring.files import ScorerSet, backbones
 from lorabench.scoring.networks import build_network
 from lorabench.tasks import jobs as tasks
-from lorabench.tasks.scores import SCORES, Scoring
+from lorabench.tasks.scores import Scoring
 
 BACKBONES = {"dino": "dino@vits16", "clip": "clip@vitb32", "csd": "csd@vitl14"}
 TRAINER = TrainerSpec(accelerator="cpu", precision="32-true", workers=0, threads=1)

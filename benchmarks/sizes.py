@@ -18,8 +18,10 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from PIL import Image
 
 from lorabench.base import seed_of
-from lorabench.data.pairs import Concept, Pair, Prompts, Reference
+from lorabench.data.concepts import Concept, Reference
+from lorabench.data.pairs import Pair
 from lorabench.data.pairs import pair as make_pair
+from lorabench.data.scenes import Prompts
 from lorabench.lora.adapter import Factors, LoRA
 from lorabench.models.files import model_folder
 from lorabench.models.known import denoiser_config

@@ -20,7 +20,7 @@ from benchmarks.merge_step import warm_up
 from benchmarks.sizes import DIFFERENCES, RANKS, build
 from lorabench.base import seed_of
 from lorabench.config.schemas import LoRASpec
-from lorabench.data.pairs import ROLES, Concept, Reference
+from lorabench.data.concepts import ROLES, Concept, Reference
 from lorabench.data.stylised import ThreePrompts
 from lorabench.engine.lightning import quiet_trainer
 from lorabench.lora.factors import Factors

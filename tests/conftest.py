@@ -27,8 +27,10 @@ from tiny_scorers import write_scorer
 from lorabench.base import CONF, seed_of
 from lorabench.config.register import register
 from lorabench.config.schemas import GenerateSpec, LoRASpec, TrainerSpec
-from lorabench.data.pairs import Concept, Pair, Prompts, Reference
+from lorabench.data.concepts import Concept, Reference
+from lorabench.data.pairs import Pair
 from lorabench.data.pairs import pair as make_pair
+from lorabench.data.scenes import Prompts
 from lorabench.lora.adapter import Factors, LoRA
 from lorabench.merging.hypernetwork import Hypernetwork
 from lorabench.models.model import DiffusionModel

@@ -9,7 +9,9 @@ import numpy as np
 from conftest import CPU
 
 from lorabench.config.schemas import GenerateSpec, TrainerSpec
-from lorabench.data.pairs import Pair, Role, Scene
+from lorabench.data.concepts import Role
+from lorabench.data.pairs import Pair
+from lorabench.data.scenes import Scene
 from lorabench.lora.adapter import LoRA
 from lorabench.lora.projection import reductions
 from lorabench.merging.masks import effective_ranks

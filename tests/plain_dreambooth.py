@@ -21,7 +21,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from lorabench.base import seed_of
 from lorabench.config.schemas import LoRASpec
-from lorabench.data.pairs import Concept, Reference
+from lorabench.data.concepts import Concept, Reference
 from lorabench.models.files import model_folder
 from lorabench.models.shapes import layer_map
 from lorabench.personalization.initial import initial

@@ -11,7 +11,7 @@ from merges import draw, merged, sampled
 
 from lorabench.base import UserError
 from lorabench.config.schemas import GenerateSpec
-from lorabench.data.pairs import ROLES
+from lorabench.data.concepts import ROLES
 from lorabench.merging.method import load
 from lorabench.sampling.sampler import sample_latents
 

@@ -17,7 +17,7 @@ from torch import Tensor
 import lorabench
 from lorabench.base import UserError
 from lorabench.config.components import component_name
-from lorabench.data.pairs import ROLES
+from lorabench.data.concepts import ROLES
 from lorabench.lora.adapter import Adapter
 from lorabench.lora.export import export
 from lorabench.lora.factors import Factors

@@ -71,7 +71,7 @@ from pathlib import Path
 from lorabench.config.dataset_schemas import MicroworldSpec
 from lorabench.config.schemas import *
 from lorabench.data.catalogue import load_pairs
-from lorabench.data.pairs import Prompts
+from lorabench.data.scenes import Prompts
 from lorabench.engine.store import Store
 from lorabench.models.files import ModelFiles
 from lorabench.scoring.files import ScorerSet

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import CPU, random_lora
+from lorabench.merging.draws import Draws
 from test_merge import recolored, short
 from tiny_scorers import write_scorer
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -16,7 +17,7 @@ from benchmarks.contenders import EXTRA_DUOLORA, METHODS, Ours, Plain, builders,
 from benchmarks.sequential import ColumnMasked, RankMasked
 from benchmarks.sizes import plain_pair
 from lorabench.lora.adapter import LoRA, in_basis
-from lorabench.merging.learn import Draws, Merging
+from lorabench.merging.learn import Merging
 from lorabench.merging.merge import MergeEnvironment
 from lorabench.merging.method import load
 from lorabench.models.sdxl.denoiser_only import DenoiserOnly

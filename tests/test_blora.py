@@ -12,8 +12,10 @@ from merges import merge_all
 
 from lorabench.base import UserError
 from lorabench.config.schemas import LoRASpec
+from lorabench.data.concepts import ROLES, Concept
 from lorabench.data.microworld_pairs import style, subject
-from lorabench.data.pairs import ROLES, Concept, Pair, Prompts, Scene
+from lorabench.data.pairs import Pair
+from lorabench.data.scenes import Prompts, Scene
 from lorabench.lora.adapter import LoRA
 from lorabench.merging.merge import MergeItem
 from lorabench.merging.method import load

@@ -13,10 +13,10 @@ from transformers_tiny import save_micro_sd3
 
 from lorabench.base import UserError
 from lorabench.models import files
-from lorabench.report import carry_over, stats
+from lorabench.report import averages, carry_over
 from lorabench.tasks.models import run
 
-PAIRS = pd.MultiIndex.from_tuples([("d", f"c{k}", f"s{k}") for k in range(6)], names=stats.PAIR)
+PAIRS = pd.MultiIndex.from_tuples([("d", f"c{k}", f"s{k}") for k in range(6)], names=averages.PAIR)
 
 
 def values(means: dict[str, float], spread: float, seed: int) -> pd.DataFrame:

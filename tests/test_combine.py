@@ -306,7 +306,7 @@ def test_layers_that_one_lora_lacks(model, loras, name) -> None:
 
 def test_ssr_merge_answers_each_prompt_as_its_lora_does(model, loras, pair) -> None:
     """Compare with the least-squares system from independently collected inputs of every layer."""
-    from lorabench.merging.learn import Draws
+    from lorabench.merging.draws import Draws
 
     method: Any = load("ssr_merge", ridge=1e-12)
     [result] = merge_all(model, method, [MergeItem(loras, pair)])

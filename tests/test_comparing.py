@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 from statsmodels.stats.multitest import multipletests
 
-from lorabench.report import comparing, stats
+from lorabench.report import averages, comparing, stats
 
-KEY = stats.UNIT
+KEY = averages.UNIT
 
 
 def images(values: np.ndarray, pairs: list[str] | None = None) -> pd.DataFrame:
-    """Return values in the form of stats.image_means, with one image per pair."""
+    """Return values in the form of averages.image_means, with one image per pair."""
     names = pairs or [f"c{number}" for number in range(len(values))]
     rows = [("world", name, "s", "p", 0) for name in names]
     return pd.DataFrame({"value": values, "count": 1}, index=pd.MultiIndex.from_tuples(rows, names=KEY))

@@ -10,7 +10,8 @@ from test_score import KEYS, pair_of, pictures, reference
 from tiny_scorers import write_scorer
 
 from lorabench.data import microworld as mw
-from lorabench.data.pairs import ROLES, Scene
+from lorabench.data.concepts import ROLES
+from lorabench.data.scenes import Scene
 from lorabench.report import protocols
 from lorabench.scoring.complete import expected_scores
 from lorabench.scoring.embeddings import Embeddings, embed_images, embed_texts

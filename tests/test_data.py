@@ -15,7 +15,8 @@ from lorabench.base import UserError
 from lorabench.config.dataset_schemas import DreamBoothStyleDropSpec, MicroworldSpec
 from lorabench.data import images, microworld_pairs
 from lorabench.data.catalogue import load_pairs
-from lorabench.data.pairs import Prompts, square
+from lorabench.data.concepts import square
+from lorabench.data.scenes import Prompts
 
 WORLD = MicroworldSpec("microworld", ["mug_1", "cat_1"], ["halftone_1", "ink_1"], None, 3, 2, 2)
 PROMPTS = Prompts()

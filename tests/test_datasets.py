@@ -15,9 +15,11 @@ from lorabench.base import UserError
 from lorabench.config.dataset_schemas import DreamBoothStyleDropSpec
 from lorabench.data import dreambooth, styledrop
 from lorabench.data.catalogue import load_pairs
+from lorabench.data.concepts import Concept, Reference
 from lorabench.data.contexts import with_scenes
 from lorabench.data.packaged import packaged
-from lorabench.data.pairs import Concept, Pair, Prompts, Reference, pair
+from lorabench.data.pairs import Pair, pair
+from lorabench.data.scenes import Prompts
 from lorabench.data.selection import select
 from lorabench.data.splits import clusters, split
 from lorabench.engine.record import sha256

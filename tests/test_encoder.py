@@ -15,7 +15,8 @@ from merges import merged
 
 from lorabench.base import UserError, seed_of
 from lorabench.config.schemas import GenerateSpec
-from lorabench.data.pairs import ROLES, Scene
+from lorabench.data.concepts import ROLES
+from lorabench.data.scenes import Scene
 from lorabench.merging.method import load
 from lorabench.personalization import routing
 from lorabench.personalization.routing import routing_job

@@ -14,7 +14,7 @@ from test_style_guidance import SCENES
 
 from lorabench.base import CONF, UserError
 from lorabench.config.schemas import GenerateSpec
-from lorabench.data.pairs import ROLES
+from lorabench.data.concepts import ROLES
 from lorabench.lora.adapter import LoRA
 from lorabench.merging.learned import LearnedMasks
 from lorabench.merging.merge import MergeItem

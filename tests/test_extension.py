@@ -10,8 +10,9 @@ import pytest
 from lorabench.base import UserError
 from lorabench.config.dataset_schemas import MicroworldSpec
 from lorabench.data.catalogue import load_pairs
+from lorabench.data.concepts import ROLES
 from lorabench.data.extension import EXTENSIONS
-from lorabench.data.pairs import ROLES, Prompts
+from lorabench.data.scenes import Prompts
 from lorabench.data.uses import pair_for, strength_for
 from lorabench.report.by_use import write_by_use
 

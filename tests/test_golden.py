@@ -18,7 +18,8 @@ from lorabench.base import seed_of
 from lorabench.config.dataset_schemas import MicroworldSpec, StylisedSpec
 from lorabench.config.schemas import GenerateSpec, LoRASpec, TrainerSpec
 from lorabench.data.catalogue import load_pairs
-from lorabench.data.pairs import ROLES, Prompts
+from lorabench.data.concepts import ROLES
+from lorabench.data.scenes import Prompts
 from lorabench.lora.adapter import LoRA
 from lorabench.merging import presets
 from lorabench.merging.learned import LearnedMasks

@@ -14,7 +14,7 @@ from test_matching import SPEC
 from lorabench.base import UserError
 from lorabench.data.catalogue import load_pairs
 from lorabench.data.microworld.captions import PLACES
-from lorabench.data.pairs import Prompts
+from lorabench.data.scenes import Prompts
 from lorabench.data.uses import pair_for
 from lorabench.report import write_report
 from lorabench.report.folder import RunFolder

@@ -18,7 +18,7 @@ from lorabench.base import UserError
 from lorabench.config.recipe import token_recipe
 from lorabench.config.schemas import GenerateSpec, LoRASpec
 from lorabench.data.catalogue import load_pairs
-from lorabench.data.pairs import Prompts
+from lorabench.data.scenes import Prompts
 from lorabench.merging.method import load
 from lorabench.models.sdxl.model import SDXL
 from lorabench.personalization.inspiration_tree import (

@@ -19,7 +19,9 @@ from lorabench.config.dataset_schemas import DatasetSpec, DreamBoothStyleDropSpe
 from lorabench.config.schemas import MergeSpec
 from lorabench.data import microworld_pairs as world
 from lorabench.data.catalogue import load_pairs
-from lorabench.data.pairs import ROLES, Concept, Pair, Prompts, Reference, Scene, joined
+from lorabench.data.concepts import ROLES, Concept, Reference
+from lorabench.data.pairs import Pair, joined
+from lorabench.data.scenes import Prompts, Scene
 from lorabench.engine.job import Make
 from lorabench.engine.store import Store
 from lorabench.lora.adapter import LoRA

@@ -14,19 +14,20 @@ import pytest
 import torch
 from conftest import CPU, random_lora
 from hydra import compose
+from lorabench.merging.draws import Draws
 from test_koala import koala as koala
 from test_merge import recolored
 from test_resume import Killed, kill_at
 from torch import Tensor
 
 from lorabench.base import UserError
-from lorabench.data.pairs import ROLES, Pair
+from lorabench.data.concepts import ROLES
+from lorabench.data.pairs import Pair
 from lorabench.engine.checkpoint import Checkpoint
 from lorabench.engine.curves import Curves
 from lorabench.lora.adapter import Factors, LoRA
 from lorabench.merging.hypernetwork import KEY, Hypernetwork, about, load
 from lorabench.merging.hypernetwork_training import Masked, Predict, held_out, train, zip_loss
-from lorabench.merging.learn import Draws
 from lorabench.merging.method import Method
 from lorabench.merging.method import load as load_method
 from lorabench.merging.methods.lora_rar import SHIPPED, is_masked
@@ -101,8 +102,8 @@ def test_layer_that_one_lora_leaves_alone(model, method, weights, loras, pair) -
 
 
 def test_of_several_of_role_sum_counts(model, method, weights, loras, pair) -> None:
-    from lorabench.data.pairs import Prompts
     from lorabench.data.pairs import pair as make_pair
+    from lorabench.data.scenes import Prompts
 
     cat = replace(pair.contents[0], name="cat_1", word="cat")
     trio = make_pair((pair.contents[0], cat), pair.styles, Prompts())
@@ -318,7 +319,7 @@ def test_default_training_is_new_to_every_experiment(hydra) -> None:
     from omegaconf import OmegaConf
 
     from lorabench.data.catalogue import load_pairs
-    from lorabench.data.pairs import Prompts
+    from lorabench.data.scenes import Prompts
 
     cfg = compose("config", ["task=hypernetwork"])
     values: dict[str, Any] = {key: OmegaConf.to_object(cfg[key]) for key in ("task", "dataset")}

@@ -11,7 +11,8 @@ from photos import paint
 from lorabench.base import UserError
 from lorabench.config.dataset_schemas import FolderSpec
 from lorabench.data.catalogue import load_pairs
-from lorabench.data.pairs import Pair, Prompts
+from lorabench.data.pairs import Pair
+from lorabench.data.scenes import Prompts
 
 MANIFEST = """\
 subjects:

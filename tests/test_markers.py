@@ -8,8 +8,9 @@ from merges import draw, merged
 
 from lorabench.base import UserError
 from lorabench.config.schemas import GenerateSpec
+from lorabench.data.concepts import ROLES, Role
 from lorabench.data.markers import parse
-from lorabench.data.pairs import ROLES, Prompts, Role, Scene
+from lorabench.data.scenes import Prompts, Scene
 from lorabench.data.uses import scene_for
 from lorabench.merging.method import load
 from lorabench.sampling.routing import marker_scales, unmarked

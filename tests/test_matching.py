@@ -10,7 +10,7 @@ from lorabench.config.dataset_schemas import MicroworldSpec
 from lorabench.data import microworld as mw
 from lorabench.data.catalogue import load_pairs
 from lorabench.data.matching import select_world
-from lorabench.data.pairs import Prompts
+from lorabench.data.scenes import Prompts
 from lorabench.tasks import hypernetwork
 
 SPEC = MicroworldSpec(

@@ -18,14 +18,14 @@ from lorabench import UserLoRA, merge
 from lorabench.base import UserError, seed_of
 from lorabench.config.schemas import GenerateSpec
 from lorabench.config.task_schemas import FileTask
-from lorabench.data.pairs import ROLES
+from lorabench.data.concepts import ROLES
 from lorabench.lora.adapter import Factors, LoRA
 from lorabench.lora.layer import export
 from lorabench.merging.method import load
 from lorabench.models.files import preset
 from lorabench.models.sdxl.model import SDXL
 from lorabench.sampling.generate import generate
-from lorabench.tasks.files import Request
+from lorabench.tasks.file_request import Request
 from lorabench.tasks.files import merge as merge_files
 from lorabench.tasks.merge_files import merged
 from lorabench.tasks.user_loras import UserPair

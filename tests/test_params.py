@@ -7,7 +7,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from lorabench.base import UserError
-from lorabench.data.pairs import ROLES
+from lorabench.data.concepts import ROLES
 from lorabench.merging.learned import LearnedMasks
 from lorabench.merging.method import load
 from lorabench.models.known import KNOWN, denoiser_config

@@ -10,7 +10,7 @@ from diffusers.training_utils import compute_snr
 from PIL import Image
 
 from lorabench.base import UserError
-from lorabench.data.pairs import Concept
+from lorabench.data.concepts import Concept
 from lorabench.engine.curves import Curves
 from lorabench.models.files import model_folder
 from lorabench.models.sdxl.model import SDXL

@@ -15,7 +15,7 @@ from conftest import CPU
 from PIL import Image
 from plain_dreambooth import train
 
-from lorabench.data.pairs import Concept, Reference
+from lorabench.data.concepts import Concept, Reference
 from lorabench.models.sdxl.model import SDXL
 from lorabench.personalization.dreambooth import personalize
 from lorabench.personalization.training import Environment

@@ -12,7 +12,8 @@ from lorabench.base import UserError
 from lorabench.config.dataset_schemas import DreamBoothStyleDropSpec, MicroworldSpec
 from lorabench.config.schemas import GenerateSpec, LoRASpec, MergeSpec, ScorerSpec, TrainerSpec
 from lorabench.data.catalogue import load_pairs
-from lorabench.data.pairs import ROLES, Prompts
+from lorabench.data.concepts import ROLES
+from lorabench.data.scenes import Prompts
 from lorabench.engine.artifact import batches
 from lorabench.engine.store import Store
 from lorabench.models.files import ModelFiles, model_folder

@@ -15,8 +15,9 @@ from lorabench.base import ASSETS, UserError
 from lorabench.config.dataset_schemas import DreamBoothStyleDropSpec
 from lorabench.data.catalogue import load_pairs
 from lorabench.data.packaged import packaged
-from lorabench.data.pairs import Pair, Prompts
+from lorabench.data.pairs import Pair
 from lorabench.data.prompt_length import TextReader, check_prompts, clip_reader, cut, model_readers
+from lorabench.data.scenes import Prompts
 from lorabench.scoring.files import MICRO_SCORERS, read_config
 from lorabench.tasks.prompts import check_style_kept, fitting
 from lorabench.tasks.user_loras import UserLoRA

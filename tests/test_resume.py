@@ -17,7 +17,7 @@ from artifacts import artifact
 from conftest import CPU, reference
 
 from lorabench.config.schemas import GenerateSpec, LoRASpec
-from lorabench.data.pairs import Concept
+from lorabench.data.concepts import Concept
 from lorabench.engine.checkpoint import FILE
 from lorabench.engine.curves import Curves
 from lorabench.engine.job import Make

@@ -11,7 +11,7 @@ from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedule
 from merges import draw, merge_all, sampled
 
 from lorabench.base import UserError
-from lorabench.data.pairs import ROLES
+from lorabench.data.concepts import ROLES
 from lorabench.lora.adapter import Factors, LoRA
 from lorabench.lora.layer import export
 from lorabench.merging.merge import MergeEnvironment, MergeItem

@@ -9,7 +9,7 @@ from merges import draw, sampled
 from benchmarks import sampling
 from benchmarks.sampling import LIVE, PLAIN, differing, goals, live_methods, table, uneven, ways_of
 from lorabench.config.schemas import GenerateSpec
-from lorabench.data.pairs import ROLES
+from lorabench.data.concepts import ROLES
 from lorabench.merging.merge import Merged
 from lorabench.merging.method import load
 from lorabench.sampling.parts import StepScales

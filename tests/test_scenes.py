@@ -16,7 +16,7 @@ from lorabench.base import seed_of
 from lorabench.config.dataset_schemas import MicroworldSpec
 from lorabench.config.schemas import GenerateSpec, LoRASpec, MergeSpec, ScorerSpec, TrainerSpec
 from lorabench.data.catalogue import load_pairs
-from lorabench.data.pairs import Prompts, Scene
+from lorabench.data.scenes import Prompts, Scene
 from lorabench.engine.make import make
 from lorabench.engine.store import Store
 from lorabench.engine.work import Progress

@@ -13,7 +13,9 @@ from tiny_scorers import pictures, write_scorer
 
 from lorabench.base import UserError
 from lorabench.data import microworld as mw
-from lorabench.data.pairs import Concept, Pair, Reference, Scene
+from lorabench.data.concepts import Concept, Reference
+from lorabench.data.pairs import Pair
+from lorabench.data.scenes import Scene
 from lorabench.scoring.complete import check_rows, check_unique, expected_scores
 from lorabench.scoring.description import ScorerFiles
 from lorabench.scoring.embeddings import TEXT, Embeddings, embed_images, embed_texts

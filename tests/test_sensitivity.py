@@ -17,7 +17,7 @@ from lorabench.base import UserError
 from lorabench.lora.adapter import Factors
 from lorabench.merging.method import load
 from lorabench.merging.methods.damaged import kept_columns
-from lorabench.report import sensitivity, stats
+from lorabench.report import averages, sensitivity, stats
 from lorabench.report.sensitivity import Dose
 from lorabench.report.sensitivity_page import draw_response, write_sensitivity
 from lorabench.tasks.sensitivity import NULL, OTHER_STYLE, rows_of, run
@@ -60,7 +60,7 @@ DOSES = [Dose("energy", 0.1, "small"), Dose("energy", 0.4, "large"), Dose("style
 def simulated(pairs: int = 32, noise: float = 0.05, seed: int = 0) -> dict[str, pd.DataFrame]:
     """Return values with known effects: none of small, -0.2 of large, -0.1 of style."""
     rng = np.random.default_rng(seed)
-    names = pd.MultiIndex.from_tuples([("d", f"c{i}", f"s{i}") for i in range(pairs)], names=stats.PAIR)
+    names = pd.MultiIndex.from_tuples([("d", f"c{i}", f"s{i}") for i in range(pairs)], names=averages.PAIR)
     base = rng.normal(0.6, 0.2, pairs)
     effects = {"direct": 0.0, "small": 0.0, "large": -0.2, "style 0.8": -0.1, "null": 0.0}
     rows = {label: base + effect + noise * rng.normal(size=pairs) for label, effect in effects.items()}

@@ -12,7 +12,9 @@ from test_stylised import SPEC
 from lorabench.base import UserError, seed_of
 from lorabench.config.schemas import LoRASpec
 from lorabench.data.catalogue import load_pairs
-from lorabench.data.pairs import ROLES, Pair, Prompts
+from lorabench.data.concepts import ROLES
+from lorabench.data.pairs import Pair
+from lorabench.data.scenes import Prompts
 from lorabench.lora.adapter import Factors, LoRA
 from lorabench.merging.method import load
 from lorabench.models.sdxl.model import SDXL

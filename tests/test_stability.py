@@ -10,7 +10,7 @@ import pytest
 from made_run import make_run
 from scipy.stats import kendalltau
 
-from lorabench.report import stability, stats
+from lorabench.report import averages, stability
 from lorabench.report.__main__ import main
 
 
@@ -23,7 +23,7 @@ def simulated(
     names = [
         ("d", f"c{p}", f"s{p}", "p", 1000 * s + i, s) for p in range(pairs) for s in range(seeds) for i in range(images)
     ]
-    index = pd.MultiIndex.from_tuples(names, names=[*stats.UNIT, stability.TRAINING])
+    index = pd.MultiIndex.from_tuples(names, names=[*averages.UNIT, stability.TRAINING])
     found = {}
     for label, level in levels.items():
         a = np.repeat(rng.normal(0, pair, pairs), seeds * images)

@@ -10,7 +10,7 @@ import pytest
 import statsmodels.api as sm
 from scipy import stats as scipy_stats
 
-from lorabench.report import stats
+from lorabench.report import averages, stats
 from lorabench.report.clusters import Design, clustered, counts, variance
 
 
@@ -28,7 +28,7 @@ def simulate(
             for reference in range(references):
                 value = 0.5 + effect + difficulty + noise + own.normal(0, 0.01)
                 rows.append(("world", f"c{pair}", f"s{pair}", "p", 1000 * run + image, reference, value))
-    return stats.image_means(pd.DataFrame(rows, columns=[*stats.UNIT, "reference", "value"]))
+    return averages.image_means(pd.DataFrame(rows, columns=[*averages.UNIT, "reference", "value"]))
 
 
 # --- intervals
@@ -72,7 +72,7 @@ def test_crossed_pairs_are_covered_as_table_in_stats_says(
     values = sum(np.sqrt(share) * rng.normal(size=(tables, *shape)) for share, shape in parts)
     values = np.asarray(values).reshape(tables, -1)
     names = [("world", f"c{i}", f"s{j}") for i in range(subjects) for j in range(styles)]
-    two_way = Design.of(pd.MultiIndex.from_tuples(names, names=stats.PAIR))
+    two_way = Design.of(pd.MultiIndex.from_tuples(names, names=averages.PAIR))
     expected = {
         (4, 2, 0.45): (0.90, 0.71, 0.0, 0.27),
         (8, 4, 0): (1.0, 0.95, 0.006, 0.05),
@@ -148,7 +148,7 @@ def test_more_seeds_are_more_images_of_same_pairs() -> None:
     """A pair's value is the mean over its seeds; the number of pairs does not change."""
     one, other = simulate(0, seed=3), simulate(0, seed=3, run=1)
     both = pd.concat([one, other])
-    means = [stats.pair_values(images)["value"] for images in (one, other, both)]
+    means = [averages.pair_values(images)["value"] for images in (one, other, both)]
     assert means[2].to_numpy() == pytest.approx(((means[0] + means[1]) / 2).to_numpy())
     assert stats.mean(both).pairs == 10
     assert stats.difference(both, both + 0.1).mean == pytest.approx(-0.1)
@@ -195,7 +195,7 @@ def test_shared_effect_is_found() -> None:
     paired = stats.difference(a, b)
     assert paired.separated and paired.p < 0.001 and paired.mean == pytest.approx(0.02, abs=0.005)
     assert not stats.difference(a, a).separated and stats.difference(a, a).p == 1.0
-    test: Any = scipy_stats.ttest_1samp(stats.pair_values(a)["value"] - stats.pair_values(b)["value"], 0.0)
+    test: Any = scipy_stats.ttest_1samp(averages.pair_values(a)["value"] - averages.pair_values(b)["value"], 0.0)
     assert paired.p == pytest.approx(test.pvalue)
 
 

@@ -11,7 +11,8 @@ from conftest import CPU
 from merges import draw, merged, sampled
 from torch import Tensor
 
-from lorabench.data.pairs import ROLES, Scene, worded
+from lorabench.data.concepts import ROLES
+from lorabench.data.scenes import Scene, worded
 from lorabench.lora.adapter import Factors, LoRA
 from lorabench.merging.method import load
 from lorabench.models.sdxl.model import SDXL

@@ -17,7 +17,7 @@ from lorabench.config.schemas import GenerateSpec, LoRASpec, MergeSpec, ScorerSp
 from lorabench.data import microworld as mw
 from lorabench.data.catalogue import load_pairs, world_version
 from lorabench.data.microworld_pairs import draw_photo, draw_styled, oracle
-from lorabench.data.pairs import Prompts
+from lorabench.data.scenes import Prompts
 from lorabench.data.stylised import crosses, is_stylised, stylised, three_prompts
 from lorabench.data.uses import pair_for
 from lorabench.engine.store import Store

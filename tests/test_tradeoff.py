@@ -11,8 +11,8 @@ import pytest
 from hydra import compose
 
 from lorabench.base import UserError
-from lorabench.data.pairs import ROLES, Role
-from lorabench.report import stats
+from lorabench.data.concepts import ROLES, Role
+from lorabench.report import averages
 from lorabench.report.tradeoff import draw_tradeoff
 from lorabench.tasks import tradeoff
 from lorabench.tasks.tradeoff import axis_of, fan, run, table
@@ -29,7 +29,7 @@ SMALL = [
 def by_pair(metric: str, shares: list[float]) -> pd.Series:
     """Return the values with these shares of an axis, one per pair."""
     axis = AXES["content" if metric == "content" else "style"]
-    pairs = pd.MultiIndex.from_tuples([("d", f"c{i}", "s") for i in range(len(shares))], names=stats.PAIR)
+    pairs = pd.MultiIndex.from_tuples([("d", f"c{i}", "s") for i in range(len(shares))], names=averages.PAIR)
     return pd.Series([axis.off + share * (axis.on - axis.off) for share in shares], pairs)
 
 

@@ -22,8 +22,8 @@ from test_lora_files_diffusers import outputs
 
 from lorabench.base import UserError, seed_of
 from lorabench.config.schemas import GenerateSpec
+from lorabench.data.concepts import ROLES, Concept
 from lorabench.data.images import reference
-from lorabench.data.pairs import ROLES, Concept
 from lorabench.engine.lightning import quiet_trainer
 from lorabench.lora.adapter import Adapter, LoRA
 from lorabench.lora.export import export

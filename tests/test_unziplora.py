@@ -18,8 +18,10 @@ from torch.nn.functional import mse_loss
 from benchmarks import unzip as benchmark
 from lorabench.base import UserError, seed_of
 from lorabench.config.schemas import LoRASpec
-from lorabench.data.pairs import ROLES, Concept, Pair, Prompts
+from lorabench.data.concepts import ROLES, Concept
+from lorabench.data.pairs import Pair
 from lorabench.data.pairs import pair as make_pair
+from lorabench.data.scenes import Prompts
 from lorabench.engine.lightning import fit, quiet_trainer
 from lorabench.lora.adapter import LoRA
 from lorabench.lora.factors import Factors

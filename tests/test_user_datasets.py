@@ -17,7 +17,8 @@ from lorabench.data import images
 from lorabench.data.captions import caption_of
 from lorabench.data.catalogue import load_pairs
 from lorabench.data.images import image_paths, read_image
-from lorabench.data.pairs import Pair, Prompts
+from lorabench.data.pairs import Pair
+from lorabench.data.scenes import Prompts
 from lorabench.data.styledrop import plain
 
 CHOICE = {"contents": None, "pairs": "all", "count": 1, "pairs_seed": 0}

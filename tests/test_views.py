@@ -10,7 +10,7 @@ import torch
 from conftest import CPU
 from PIL import Image
 
-from lorabench.data.pairs import Reference
+from lorabench.data.concepts import Reference
 from lorabench.models.autoencoder import pixels
 from lorabench.models.sdxl.model import SDXL
 from lorabench.personalization.dreambooth import personalize

@@ -14,8 +14,10 @@ from lorabench.config.dataset_schemas import (
     StylisedSpec,
     WorldSpec,
 )
+from lorabench.data.concepts import Concept, Role
 from lorabench.data.contexts import with_grounds, with_scenes
-from lorabench.data.pairs import Concept, Pair, Prompts, Role, pair
+from lorabench.data.pairs import Pair, pair
+from lorabench.data.scenes import Prompts
 
 NAME_MAX = 255  # bytes; limit of file systems
 LONGEST_ENDING = ".safetensors"

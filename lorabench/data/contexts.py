@@ -11,7 +11,8 @@ from lorabench.base import UserError
 from lorabench.config.choices import choose
 from lorabench.data.markers import parse
 from lorabench.data.packaged import packaged
-from lorabench.data.pairs import Pair, Prompts
+from lorabench.data.pairs import Pair
+from lorabench.data.scenes import Prompts
 
 KINDS = ("none", "object", "live", "auto")
 GROUNDS = "grounds"  # all grounds of the microworld

@@ -11,9 +11,10 @@ from unicodedata import normalize
 from lorabench.base import UserError
 from lorabench.config.choices import unknown
 from lorabench.data.captions import report_unused
+from lorabench.data.concepts import Concept
 from lorabench.data.images import image_paths, reference
 from lorabench.data.packaged import is_live, packaged
-from lorabench.data.pairs import Concept, Prompts
+from lorabench.data.scenes import Prompts
 from lorabench.data.splits import split
 from lorabench.data.text_files import read_text
 

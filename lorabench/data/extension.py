@@ -17,7 +17,9 @@ from typing import Literal
 import numpy as np
 
 from lorabench.base import UserError, seed_of
-from lorabench.data.pairs import Concept, Pair, Scene
+from lorabench.data.concepts import Concept
+from lorabench.data.pairs import Pair
+from lorabench.data.scenes import Scene
 
 Extension = Literal["new_content", "new_style", "new_both"]
 EXTENSIONS: tuple[Extension, ...] = ("new_content", "new_style", "new_both")

@@ -8,11 +8,12 @@ from PIL import Image
 
 from lorabench.base import UserError
 from lorabench.config.choices import unknown
+from lorabench.data.concepts import Concept, Reference, distinct
 from lorabench.data.images import read_image
 from lorabench.data.manifest import Entry, Manifest, Shot
 from lorabench.data.markers import parse
 from lorabench.data.packaged import is_live
-from lorabench.data.pairs import Concept, Prompts, Reference, distinct
+from lorabench.data.scenes import Prompts
 from lorabench.data.splits import split
 from lorabench.data.styledrop import PICTURE
 from lorabench.engine.record import sha256

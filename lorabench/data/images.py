@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from lorabench.base import UserError
-from lorabench.data.pairs import Reference
+from lorabench.data.concepts import Reference
 from lorabench.engine.record import sha256
 
 MOST_PIXELS = 512_000_000

@@ -18,8 +18,8 @@ from PIL import Image
 
 from lorabench.base import UserError, seed_of
 from lorabench.data import microworld as mw
+from lorabench.data.concepts import Concept, Reference
 from lorabench.data.microworld_pairs import reference, render
-from lorabench.data.pairs import Concept, Reference
 
 UNSEEN = set(mw.UNSEEN_FAMILIES)
 

@@ -13,7 +13,9 @@ from PIL import Image
 
 from lorabench.base import seed_of
 from lorabench.data import microworld as mw
-from lorabench.data.pairs import Concept, Pair, Prompts, Reference
+from lorabench.data.concepts import Concept, Reference
+from lorabench.data.pairs import Pair
+from lorabench.data.scenes import Prompts
 
 SIZE = 64  # pixels
 

@@ -13,9 +13,11 @@ from lorabench.base import UserError, seed_of
 from lorabench.config.dataset_schemas import StylisedSpec
 from lorabench.data import microworld as mw
 from lorabench.data import microworld_pairs as world
+from lorabench.data.concepts import Concept
 from lorabench.data.matching import select_world
 from lorabench.data.microworld.captions import PLACES
-from lorabench.data.pairs import Concept, Pair, Prompts, Scene, pair
+from lorabench.data.pairs import Pair, pair
+from lorabench.data.scenes import Prompts, Scene
 
 
 def load(spec: StylisedSpec, prompts: Prompts) -> list[Pair]:

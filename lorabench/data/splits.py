@@ -8,7 +8,7 @@ on the same side: otherwise the references would contain a copy of a training im
 from collections.abc import Sequence
 
 from lorabench.base import UserError, seed_of
-from lorabench.data.pairs import Reference, distinct
+from lorabench.data.concepts import Reference, distinct
 
 References = tuple[Reference, ...]
 

@@ -13,9 +13,10 @@ from unicodedata import normalize
 from lorabench.base import UserError
 from lorabench.config.choices import unknown
 from lorabench.data.captions import report_unused
+from lorabench.data.concepts import Concept, distinct
 from lorabench.data.images import images_in, is_hidden, reference, suffixes
 from lorabench.data.packaged import packaged
-from lorabench.data.pairs import Concept, Prompts, distinct
+from lorabench.data.scenes import Prompts
 from lorabench.data.text_files import read_text
 
 MANIFEST = "data.json"

@@ -15,8 +15,10 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from lorabench.base import UserError
-from lorabench.data.pairs import Concept, Pair, Prompts
+from lorabench.data.concepts import Concept
+from lorabench.data.pairs import Pair
 from lorabench.data.pairs import pair as make_pair
+from lorabench.data.scenes import Prompts
 
 
 class ThreePrompts(NamedTuple):

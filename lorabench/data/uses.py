@@ -22,8 +22,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
+from lorabench.data.concepts import ROLES, Role
 from lorabench.data.extension import EXTENSIONS, extended
-from lorabench.data.pairs import ROLES, Pair, Role, Scene
+from lorabench.data.pairs import Pair
+from lorabench.data.scenes import Scene
 
 Use = Literal[
     "joint", "content", "style", "content_prompt", "style_prompt", "cross", "new_content", "new_style", "new_both"

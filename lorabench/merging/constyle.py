@@ -26,7 +26,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lorabench.data.pairs import Role
+from lorabench.data.concepts import Role
 from lorabench.merging.step import MergeStep, Noised
 
 CYCLES: dict[Role, str] = {"content": "style_cycle", "style": "content_cycle"}  # the cycle of a role's images

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lorabench.base import UserError
-from lorabench.data.pairs import ROLES, Role
+from lorabench.data.concepts import ROLES, Role
 from lorabench.lora.adapter import Factors
 
 HIDDEN = 128

@@ -25,8 +25,8 @@ from lorabench.engine.curves import Curves
 from lorabench.engine.lightning import Progress, fit
 from lorabench.lora.adapter import Factors, LoRA
 from lorabench.lora.layer import AllMasks, Masks
+from lorabench.merging.draws import Draws
 from lorabench.merging.hypernetwork import Hypernetwork
-from lorabench.merging.learn import Draws
 from lorabench.merging.method import load
 from lorabench.merging.methods.lora_rar import is_masked
 from lorabench.merging.methods.ziplora import ZipLoRA

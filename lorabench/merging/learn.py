@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from lorabench.base import seed_of
-from lorabench.data.pairs import Concept, Pair
+from lorabench.data.concepts import Concept
+from lorabench.data.pairs import Pair
 from lorabench.data.weights import draw_weighted
 from lorabench.engine.lightning import curve, fit
 from lorabench.lora.adapter import LoRA

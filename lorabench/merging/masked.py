@@ -20,7 +20,7 @@ from lorabench.models.layer import Layer
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lorabench.data.pairs import Role
+    from lorabench.data.concepts import Role
     from lorabench.lora.adapter import Factors, LoRA
     from lorabench.lora.layer import AllMasks, Masks
     from lorabench.sampling.parts import Parts

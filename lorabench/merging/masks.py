@@ -7,7 +7,8 @@ from typing import ClassVar, Protocol
 
 import torch
 
-from lorabench.data.pairs import Pair, Role
+from lorabench.data.concepts import Role
+from lorabench.data.pairs import Pair
 from lorabench.lora.adapter import Factors, LoRA, in_basis
 from lorabench.lora.effective_rank import effective_rank
 from lorabench.lora.export import jointly

@@ -17,7 +17,8 @@ from lorabench.base import seed_of
 from lorabench.config.components import overrides
 from lorabench.config.schemas import TrainerSpec
 from lorabench.config.settings import check_settings
-from lorabench.data.pairs import Pair, Role
+from lorabench.data.concepts import Role
+from lorabench.data.pairs import Pair
 from lorabench.models.layer import Layer
 from lorabench.models.layer_map import LayerMap
 

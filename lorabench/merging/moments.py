@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lorabench.engine.lightning import quiet_trainer
 from lorabench.lora.layer import Adapters, MaskedLoRA, product
-from lorabench.merging.learn import Draws
+from lorabench.merging.draws import Draws
 from lorabench.merging.merge import Activations, MergeEnvironment, MergeItem
 from lorabench.merging.step import MergeStep
 from lorabench.models.layer import Layer

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lorabench.base import UserError
-from lorabench.data.pairs import ROLES, Role
+from lorabench.data.concepts import ROLES, Role
 from lorabench.models.layer import Layer, within
 from lorabench.models.layer_sets import LayerSets, read_layer_sets
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lorabench.data.pairs import Role
+from lorabench.data.concepts import Role
 from lorabench.lora.layer import Adapters
 from lorabench.models.conditioning import Conditioning
 from lorabench.models.layer import Layer

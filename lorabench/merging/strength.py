@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from lorabench.data.pairs import Pair, Role
+from lorabench.data.concepts import Role
+from lorabench.data.pairs import Pair
 from lorabench.lora.adapter import Factors, LoRA
 from lorabench.merging.merge import Merge, Merged, MergeEnvironment, MergeItem
 

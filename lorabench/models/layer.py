@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from lorabench.base import UserError
-from lorabench.data.pairs import Role
+from lorabench.data.concepts import Role
 
 
 @dataclass(frozen=True)

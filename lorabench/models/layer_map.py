@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from lorabench.base import UserError
-from lorabench.data.pairs import Role
+from lorabench.data.concepts import Role
 from lorabench.models.layer import Layer, group, within
 
 if TYPE_CHECKING:

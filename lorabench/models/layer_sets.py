@@ -15,7 +15,7 @@ from yaml import YAMLError
 
 from lorabench.base import CONF, UserError
 from lorabench.config.choices import unknown
-from lorabench.data.pairs import ROLES
+from lorabench.data.concepts import ROLES
 from lorabench.models.layer import within
 
 LayerSets = dict[str, list[str]]  # module paths by role

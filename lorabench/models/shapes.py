@@ -20,7 +20,7 @@ from lorabench.models.layer_map import LayerMap
 if TYPE_CHECKING:
     import torch
 
-    from lorabench.data.pairs import Role
+    from lorabench.data.concepts import Role
     from lorabench.lora.adapter import Adapter
     from lorabench.models.model import DiffusionModel
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from lorabench.base import seed_of
 from lorabench.config.schemas import LoRASpec
-from lorabench.data.pairs import ROLES, Concept, Role
+from lorabench.data.concepts import ROLES, Concept, Role
 from lorabench.engine.checkpoint import Checkpoint
 from lorabench.engine.lightning import fit
 from lorabench.lora.adapter import LoRA

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from lorabench.base import UserError, seed_of
 from lorabench.config.schemas import LoRASpec
 from lorabench.config.settings import setting
-from lorabench.data.pairs import Concept, Reference
+from lorabench.data.concepts import Concept, Reference
 from lorabench.personalization.contrastive import contrastive
 from lorabench.personalization.frequency import RenderJob, RenderSpec, rendered
 from lorabench.personalization.perceptual import FILE, weights_file

@@ -15,8 +15,8 @@ from PIL import Image
 
 from lorabench.base import seed_of
 from lorabench.config.schemas import GenerateSpec, TrainerSpec
+from lorabench.data.concepts import Concept, Reference
 from lorabench.data.images import read_image
-from lorabench.data.pairs import Concept, Reference
 
 if TYPE_CHECKING:
     from lorabench.models.model import DiffusionModel

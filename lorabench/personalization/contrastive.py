@@ -11,7 +11,8 @@ from functools import cache
 from pathlib import Path
 
 from lorabench.base import UserError
-from lorabench.data.pairs import Concept, Prompts, Reference
+from lorabench.data.concepts import Concept, Reference
+from lorabench.data.scenes import Prompts
 
 
 @cache

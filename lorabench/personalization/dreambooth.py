@@ -26,7 +26,7 @@ from torch.nn.functional import mse_loss
 from lorabench.base import seed_of
 from lorabench.config.recipe import check_recipe
 from lorabench.config.schemas import LoRASpec
-from lorabench.data.pairs import Concept, Reference
+from lorabench.data.concepts import Concept, Reference
 from lorabench.engine.checkpoint import Checkpoint
 from lorabench.engine.lightning import fit
 from lorabench.lora.adapter import Factors, LoRA

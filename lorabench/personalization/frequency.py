@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any
 
 from lorabench.base import UserError, seed_of
 from lorabench.config.settings import setting
+from lorabench.data.concepts import Reference, Role
 from lorabench.data.images import read_image
-from lorabench.data.pairs import Reference, Role
 from lorabench.engine.record import sha256
 from lorabench.personalization.training import Environment, Job
 

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from lorabench.base import seed_of
 from lorabench.config.schemas import LoRASpec
-from lorabench.data.pairs import Concept, Reference
+from lorabench.data.concepts import Concept, Reference
 from lorabench.lora.adapter import Adapter
 from lorabench.lora.files.embeddings import Tokens
 from lorabench.models.model import DiffusionModel

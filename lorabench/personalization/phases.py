@@ -6,7 +6,7 @@ code).
 
 from lorabench.config.recipe import check_without
 from lorabench.config.schemas import LoRASpec
-from lorabench.data.pairs import ROLES, Role
+from lorabench.data.concepts import ROLES, Role
 
 STYLE_FROM = 1 / 3  # share of the steps
 

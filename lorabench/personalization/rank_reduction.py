@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from lorabench.base import UserError, seed_of
 from lorabench.config.schemas import LoRASpec
-from lorabench.data.pairs import Reference
+from lorabench.data.concepts import Reference
 from lorabench.engine.checkpoint import Checkpoint
 from lorabench.engine.lightning import fit
 from lorabench.lora.adapter import Adapter

@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lorabench.base import UserError, seed_of
-from lorabench.data.pairs import ROLES, Pair, Role, Scene
+from lorabench.data.concepts import ROLES, Role
+from lorabench.data.pairs import Pair
+from lorabench.data.scenes import Scene
 from lorabench.personalization.training import Environment, Job, Output
 
 if TYPE_CHECKING:

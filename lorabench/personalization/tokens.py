@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lorabench.base import UserError, seed_of
 from lorabench.config.schemas import LoRASpec
-from lorabench.data.pairs import Concept
+from lorabench.data.concepts import Concept
 from lorabench.engine.checkpoint import Checkpoint
 from lorabench.engine.lightning import fit
 from lorabench.lora.adapter import Adapter

@@ -15,7 +15,8 @@ from lorabench.base import UserError
 from lorabench.config.dataset_schemas import DatasetSpec
 from lorabench.config.schemas import GenerateSpec, LoRASpec, TrainerSpec
 from lorabench.config.settings import check_settings
-from lorabench.data.pairs import Concept, Pair, Reference, Role
+from lorabench.data.concepts import Concept, Reference, Role
+from lorabench.data.pairs import Pair
 
 if TYPE_CHECKING:
     from lorabench.engine.curves import Curves

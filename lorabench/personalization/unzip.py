@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lorabench.base import seed_of
-from lorabench.data.pairs import ROLES
+from lorabench.data.concepts import ROLES
 from lorabench.engine.checkpoint import Checkpoint
 from lorabench.engine.lightning import fit
 from lorabench.lora.adapter import LoRA

@@ -18,7 +18,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resize
 
 from lorabench.base import seed_of
-from lorabench.data.pairs import Reference, square
+from lorabench.data.concepts import Reference, square
 from lorabench.data.weights import draw_weighted
 from lorabench.models.autoencoder import pixels
 from lorabench.models.model import DiffusionModel

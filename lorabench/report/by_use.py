@@ -22,7 +22,7 @@ from typing import Any, cast
 
 import pandas as pd
 
-from lorabench.report import stats
+from lorabench.report import averages, stats
 from lorabench.report.cross_influence import cell
 from lorabench.report.labels import label
 from lorabench.report.text import escape, row
@@ -87,7 +87,7 @@ def measured(scores: pd.DataFrame, uses: Sequence[str] | dict[str, UseTable]) ->
             rows = mine[mine["metric"] == metric]
             if rows.empty:
                 continue
-            at = stats.interval(stats.pair_means(rows[rows["backbone"] == rows["backbone"].iloc[0]]))
+            at = stats.interval(averages.pair_means(rows[rows["backbone"] == rows["backbone"].iloc[0]]))
             numbers = {"mean": at.mean, "low": at.low, "high": at.high, "pairs": at.pairs}
             lines.append({"use": use, "label": name, "measure": measure, "metric": metric, **numbers})
     return pd.DataFrame(lines)

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
-from lorabench.report import stats
+from lorabench.report import averages, stats
 from lorabench.report.clusters import Design
 
 ALPHA = 0.05  # probability of any false difference in a column
@@ -42,9 +42,9 @@ def ranks(images: Mapping[str, pd.DataFrame], rule: str = "pair", of: str = "con
     """Rank methods by their mean over the images that all of them share.
 
     Args:
-        images: Method -> result of stats.image_means.
-        rule: See stats.pair_values.
-        of: See stats.pair_values.
+        images: Method -> result of averages.image_means.
+        rule: See averages.pair_values.
+        of: See averages.pair_values.
 
     Returns:
         By method: rank, rank_low, rank_high (95 %). Rank 1 is the largest mean; equal means share the mean of their
@@ -53,7 +53,7 @@ def ranks(images: Mapping[str, pd.DataFrame], rule: str = "pair", of: str = "con
     found = pd.DataFrame(np.nan, index=list(images), columns=["rank", "rank_low", "rank_high"])
     if len(images) < 2 or (shared := shared_images(images.values())).empty:
         return found
-    own = [stats.pair_values(each.loc[shared], rule, of) for each in images.values()]
+    own = [averages.pair_values(each.loc[shared], rule, of) for each in images.values()]
     values, weights = (np.stack([each[column].to_numpy() for each in own]) for column in ("value", "weight"))
     found["rank"] = order(stats.weighted_mean(values, weights))
     design = Design.of(own[0].index)
@@ -68,5 +68,5 @@ def order(means: np.ndarray) -> np.ndarray:
 
 
 def shared_images(images: Iterable[pd.DataFrame]) -> pd.Index:
-    """Return the images that all methods have, indexed by stats.UNIT."""
+    """Return the images that all methods have, indexed by averages.UNIT."""
     return reduce(pd.Index.intersection, [frame.index for frame in images]).sort_values()

@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 
 from lorabench.config.schemas import ProtocolSpec
-from lorabench.report import galleries, protocols, stats
+from lorabench.report import averages, galleries, protocols
 from lorabench.report.embed import EmbeddedImages
 from lorabench.report.folder import Picture, RunFolder
 from lorabench.report.formats import format_cost
@@ -140,7 +140,7 @@ def by_pair(scores: pd.DataFrame, column: Column, names: list[PairName]) -> dict
     images = protocols.image_values(scores, column)
     if images.empty:
         return {}
-    values = {pair[1:]: own for pair, *own in stats.pair_values(images, *column.rule).itertuples()}
+    values = {pair[1:]: own for pair, *own in averages.pair_values(images, *column.rule).itertuples()}
     return {number: [finite(each) for each in values[pair]] for number, pair in enumerate(names) if pair in values}
 
 

@@ -26,7 +26,7 @@ from typing import Any, cast
 
 import pandas as pd
 
-from lorabench.report import stats
+from lorabench.report import averages, stats
 from lorabench.report.labels import label
 from lorabench.report.text import escape, row
 
@@ -76,8 +76,8 @@ def quantities(scores: pd.DataFrame, overlap: pd.DataFrame | None = None) -> pd.
         name, backbone = cast(tuple[str, str], key)
         values = pair_quantities(mine)
         if overlap is not None:
-            own: Any = overlap.query("label == @name").drop_duplicates(stats.PAIR)
-            values["overlap"] = own.set_index(stats.PAIR)["overlap"]
+            own: Any = overlap.query("label == @name").drop_duplicates(averages.PAIR)
+            values["overlap"] = own.set_index(averages.PAIR)["overlap"]
         for quantity in QUANTITIES:
             if quantity in values and len(known := pd.Series(values[quantity]).dropna()):
                 at = stats.interval(known)
@@ -90,7 +90,7 @@ def pair_quantities(scores: pd.DataFrame) -> dict[str, pd.Series]:
     """Return each quantity by pair, for one method and backbone; those of missing uses are left out."""
 
     def of(use: str, metric: str) -> pd.Series:
-        return stats.pair_means(scores.query("use == @use and metric == @metric"))
+        return averages.pair_means(scores.query("use == @use and metric == @metric"))
 
     cp, sf = of("joint", CONTENT), of("joint", STYLE)
     found = {"CP": cp, "SF": sf, "as worded": cp * sf}

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 import pandas as pd
 
 from lorabench.data import microworld as mw
-from lorabench.report import stats
+from lorabench.report import averages
 from lorabench.report.labels import BASELINES, ORACLE
 
 BOTH, SIMILARITY = "both", "both_similarity"
@@ -52,7 +52,7 @@ def similar(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
         rows = rows[rows["backbone"] == rows["backbone"].iloc[0]] if len(rows) else rows
         if not {BASE, single} <= set(rows["label"]):
             return
-        off, on = (float(stats.pair_means(rows[rows["label"] == label]).mean()) for label in (BASE, single))
+        off, on = (float(averages.pair_means(rows[rows["label"] == label]).mean()) for label in (BASE, single))
         if not on - off >= LEAST:
             return
         scaled.append(rows.assign(value=(rows["value"] - off) / (on - off)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from lorabench.report import comparing, headline, planned, stats
+from lorabench.report import averages, comparing, headline, planned
 from lorabench.report.clusters import Design
 from lorabench.report.folder import RunFolder
 from lorabench.report.protocols import Column
@@ -49,7 +49,7 @@ def footnotes(
         )
     used = {(column.spec.metric, column.backbone) for column in columns}
     shown = [of in used for of in zip(scores["metric"], scores["backbone"], strict=True)]
-    cells = scores[shown].groupby(["metric", "label"])[[*stats.PAIR, "prompt"]]
+    cells = scores[shown].groupby(["metric", "label"])[[*averages.PAIR, "prompt"]]
     covered = cells.apply(lambda pairs: frozenset(pairs.drop_duplicates().itertuples(index=False, name=None)))
     if any(covered.groupby(level="metric").nunique() > 1):
         notes[0] += " Rows average over different pairs or prompts, so their means are not comparable."
@@ -93,7 +93,7 @@ def equal_notes(scores: pd.DataFrame) -> list[str]:
     """Return a sentence for rows that have the same images: all their scores are equal."""
     alike: dict[bytes, list[str]] = {}
     for name, mine in scores.groupby("label", sort=False):
-        hashes = pd.util.hash_pandas_object(mine[[*stats.PAIR, *IMAGE, *SCORE]].astype(str), index=False)
+        hashes = pd.util.hash_pandas_object(mine[[*averages.PAIR, *IMAGE, *SCORE]].astype(str), index=False)
         alike.setdefault(np.sort(hashes.to_numpy()).tobytes(), []).append(str(name))
     return [f"{', '.join(names)}: these rows have the same images." for names in alike.values() if len(names) > 1]
 

@@ -19,7 +19,7 @@ from math import isnan, nan
 
 import pandas as pd
 
-from lorabench.report import comparing, stats
+from lorabench.report import averages, comparing, stats
 from lorabench.report.labels import BASELINES_AND_ORACLE, is_imported
 from lorabench.report.protocols import Column
 
@@ -82,7 +82,7 @@ def planned_lines(images: Mapping[str, pd.DataFrame], column: Column, reference:
             "metric": column.name,
             "backbone": column.backbone,
             "digits": column.digits,
-            "pairs": len(stats.by_pair(pd.Series(own["value"]))),
+            "pairs": len(averages.by_pair(pd.Series(own["value"]))),
             "images": len(own),
         }
         lines.append(line | difference(own, other, column))

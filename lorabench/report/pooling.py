@@ -19,10 +19,11 @@ import pandas as pd
 
 from lorabench.base import UserError
 from lorabench.config.schemas import ProtocolSpec
-from lorabench.report.folder import Picture, RunFolder, joint_scores
+from lorabench.report.folder import Picture, RunFolder
 from lorabench.report.headline import with_headline
 from lorabench.report.imported import with_provenance
 from lorabench.report.labels import BASELINES_AND_ORACLE
+from lorabench.report.uses import joint_scores
 
 ONE_VALUE = ["label", "dataset", "content", "style", "prompt", "seed", "metric", "backbone", "reference"]
 ROUNDING = 1e-3  # largest score difference of an image between machines or batch sizes

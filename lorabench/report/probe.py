@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from lorabench.data.pairs import ROLES
+from lorabench.data.concepts import ROLES
 from lorabench.report.plot_style import default_style
 from lorabench.report.ranks import COLORS
 

@@ -27,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lorabench.base import CONF, UserError
 from lorabench.config.choices import choose
 from lorabench.config.schemas import ColumnSpec, ProtocolSpec
-from lorabench.report import stats
+from lorabench.report import averages
 from lorabench.report.headline import BOTH, SIMILARITY
 from lorabench.scoring.files import backbones
 
@@ -196,7 +196,7 @@ def reduction(metric: str) -> str:
 
 
 def image_values(scores: pd.DataFrame, column: Column) -> pd.DataFrame:
-    """Return, by stats.UNIT, the `value` of each image and the `count` of scores in it, for one method."""
+    """Return, by averages.UNIT, the `value` of each image and the `count` of scores in it, for one method."""
     images = measure(scores, column.metric, column)
     if column.spec.times is not None:
         other = measure(scores, in_use(column.spec.times, column.spec.use), column)["value"]
@@ -210,5 +210,5 @@ def measure(scores: pd.DataFrame, metric: str, column: Column) -> pd.DataFrame:
     if column.spec.floor is not None:
         rows = rows.assign(value=np.maximum(rows["value"], column.spec.floor))
     if column.spec.references == "mean":
-        return stats.image_means(rows)
-    return pd.DataFrame({"value": rows.groupby(stats.UNIT)["value"].agg(column.spec.references)}).assign(count=1)
+        return averages.image_means(rows)
+    return pd.DataFrame({"value": rows.groupby(averages.UNIT)["value"].agg(column.spec.references)}).assign(count=1)

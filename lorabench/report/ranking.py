@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy.sparse.csgraph import connected_components
 
-from lorabench.report import stats
+from lorabench.report import averages, stats
 from lorabench.report.clusters import Design, counts
 from lorabench.report.verdicts import QUESTIONS, items
 
@@ -41,8 +41,8 @@ def rankings(verdicts: pd.DataFrame) -> pd.DataFrame:
 def ranking(counted: pd.DataFrame) -> pd.DataFrame:
     """Rank the table rows by the verdicts on one question, from `items`."""
     labels = list(dict.fromkeys([*counted["a"], *counted["b"]]))
-    numbers, pairs = pd.factorize(pd.MultiIndex.from_frame(counted[stats.PAIR]))
-    wins, design = wins_by_pair(counted, labels, numbers), Design.of(pairs.set_names(stats.PAIR))
+    numbers, pairs = pd.factorize(pd.MultiIndex.from_frame(counted[averages.PAIR]))
+    wins, design = wins_by_pair(counted, labels, numbers), Design.of(pairs.set_names(averages.PAIR))
     played = ((total := wins.sum(axis=0)) + total.T > 0).astype(float)
     strength = low = high = np.full(len(labels), np.nan)
     if connected_components(played, directed=False)[0] == 1:

@@ -32,7 +32,7 @@ from scipy.stats import kendalltau
 
 from lorabench.base import UserError, seed_of
 from lorabench.config.schemas import ProtocolSpec
-from lorabench.report import comparing, protocols, stats
+from lorabench.report import averages, comparing, protocols
 from lorabench.report.folder import RunFolder
 from lorabench.report.labels import BASELINES_AND_ORACLE
 from lorabench.report.pooling import join_scores
@@ -42,7 +42,7 @@ SPLITS = 100
 LEAST = 3  # methods; two have no order to speak of
 TRAINING = "training"  # level of the index: the seed of the run
 
-Images = Mapping[str, pd.DataFrame]  # method -> values of its images, indexed by stats.UNIT and TRAINING
+Images = Mapping[str, pd.DataFrame]  # method -> values of its images, indexed by averages.UNIT and TRAINING
 
 
 def stability(runs: list[RunFolder], protocol: ProtocolSpec = protocols.ALL) -> str:
@@ -140,7 +140,7 @@ class Shared:
         """Return the values of methods at these images."""
         keys = index.to_frame(index=False)
         pair, cell = (
-            pd.factorize(pd.MultiIndex.from_frame(keys[names]))[0] for names in (stats.PAIR, [*stats.PAIR, "prompt"])
+            pd.factorize(pd.MultiIndex.from_frame(keys[names]))[0] for names in (averages.PAIR, [*averages.PAIR, "prompt"])
         )
         values = np.stack([own["value"].reindex(index).to_numpy(dtype=float) for own in images.values()], axis=1)
         return cls(values, pair, cell, keys[TRAINING].to_numpy())
@@ -190,11 +190,11 @@ def components(values: pd.Series) -> dict[str, float] | None:
         pair, training (NaN for one seed), sampling, and the numbers P, T, n; None if there are fewer than two pairs
         with all trainings and two images each.
     """
-    cells = values.groupby(level=[*stats.PAIR, TRAINING]).agg(["mean", "var", "size"])
+    cells = values.groupby(level=[*averages.PAIR, TRAINING]).agg(["mean", "var", "size"])
     trainings = cells.index.get_level_values(TRAINING).nunique()
-    whole = cells.groupby(level=stats.PAIR)["mean"].transform("size") == trainings
-    cells = cells[whole & (cells["size"] >= 2).groupby(level=stats.PAIR).transform("all")]
-    by_pair = cells["mean"].groupby(level=stats.PAIR)
+    whole = cells.groupby(level=averages.PAIR)["mean"].transform("size") == trainings
+    cells = cells[whole & (cells["size"] >= 2).groupby(level=averages.PAIR).transform("all")]
+    by_pair = cells["mean"].groupby(level=averages.PAIR)
     if by_pair.ngroups < 2:
         return None
     n = len(cells) / (1 / cells["size"]).sum()

@@ -13,13 +13,14 @@ import pandas as pd
 from lorabench.config.choices import choose
 from lorabench.config.schemas import ProtocolSpec
 from lorabench.report import comparing, planned, protocols, published, stats
-from lorabench.report.folder import RunFolder, label_rows
+from lorabench.report.folder import RunFolder
 from lorabench.report.imported import import_notes
 from lorabench.report.labels import BASELINES_AND_ORACLE, row_order
 from lorabench.report.notes import SHARED, footnotes, seen_notes
 from lorabench.report.pooling import join_scores, join_uses, left_out_notes, rounding_notes
 from lorabench.report.protocols import Column
 from lorabench.report.published import Published
+from lorabench.report.uses import label_rows
 from lorabench.report.words import in_words
 
 COSTS = {

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 import pandas as pd
 
-from lorabench.data.pairs import Role
+from lorabench.data.concepts import Role
 from lorabench.report.figures import INK, MUTED, RULE
 from lorabench.report.plot_style import default_style
 

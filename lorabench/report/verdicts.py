@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from lorabench.report import stats
+from lorabench.report import averages, stats
 from lorabench.report.clusters import Design
 
 FILE = "verdicts.parquet"
@@ -70,7 +70,7 @@ def shares(verdicts: pd.DataFrame) -> pd.DataFrame:
 
 def by_pair(rows: pd.DataFrame, column: str) -> stats.Interval:
     """Return the mean over pairs of the means of a column, with its interval."""
-    means = pd.Series(rows.groupby(stats.PAIR)[column].mean())
+    means = pd.Series(rows.groupby(averages.PAIR)[column].mean())
     return stats.interval(means, design=Design.of(means.index))
 
 

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from lorabench.data.pairs import ROLES, Scene
+from lorabench.data.concepts import ROLES
+from lorabench.data.scenes import Scene
 from lorabench.sampling.routing import marker_scales
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lorabench.config.schemas import GenerateSpec, TrainerSpec
-from lorabench.data.pairs import Scene
+from lorabench.data.scenes import Scene
 from lorabench.engine.lightning import Progress, Written, quiet_trainer
 from lorabench.lora.adapter import LoRA
 from lorabench.lora.layer import Adapters, AllMasks

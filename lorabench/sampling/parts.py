@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lorabench.data.pairs import Role
+from lorabench.data.concepts import Role
 from lorabench.lora.adapter import LoRA
 from lorabench.lora.layer import AllMasks
 from lorabench.models.layer import Layer

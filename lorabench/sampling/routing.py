@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lorabench.data.pairs import Role, Scene
+from lorabench.data.concepts import Role
+from lorabench.data.scenes import Scene
 
 if TYPE_CHECKING:
     from torch import Tensor

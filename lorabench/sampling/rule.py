@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from lorabench.config.components import overrides
 from lorabench.config.settings import check_settings, setting
-from lorabench.data.pairs import Role, Wording
+from lorabench.data.concepts import Role
+from lorabench.data.scenes import Wording
 from lorabench.models.layer import Layer
 from lorabench.sampling.routing import ROUTINGS
 

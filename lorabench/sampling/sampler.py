@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lorabench.base import UserError
-from lorabench.data.pairs import Scene, Wording, worded
+from lorabench.data.scenes import Scene, Wording, worded
 from lorabench.lora.layer import Adapters
 from lorabench.models.conditioning import Conditioning
 from lorabench.models.model import DiffusionModel

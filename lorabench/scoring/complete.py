@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from lorabench.data import microworld as mw
-from lorabench.data.pairs import ROLES
+from lorabench.data.concepts import ROLES
 from lorabench.scoring import factor_rows
 from lorabench.scoring.copying import COPY, DIVERSITY, KIND
 from lorabench.scoring.rows import KEYS, UNIQUE, ScoredImage, ScoreRow

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import torch
 
-from lorabench.data.pairs import ROLES
+from lorabench.data.concepts import ROLES
 from lorabench.scoring.cosine import cosine_matrix
 from lorabench.scoring.rows import VERSION, Embedded, ScoredImage, ScoreRow, row
 

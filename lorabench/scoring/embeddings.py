@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lorabench.base import UserError
-from lorabench.data.pairs import Reference
+from lorabench.data.concepts import Reference
 from lorabench.scoring.clip import Clip
 from lorabench.scoring.preprocess import to_uint8
 from lorabench.scoring.scorer import Scorer

@@ -18,8 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 from lorabench.base import UserError
 from lorabench.config.choices import choose
 from lorabench.data.catalogue import load_pairs
-from lorabench.data.pairs import Pair, Prompts
+from lorabench.data.pairs import Pair
 from lorabench.data.prompt_length import check_prompts
+from lorabench.data.scenes import Prompts
 from lorabench.data.uses import JOINT, USES, Use
 from lorabench.engine.artifact import Artifact
 from lorabench.engine.devices import device_name

@@ -19,7 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from lorabench.base import UserError
 from lorabench.config.dataset_schemas import MicroworldSpec
-from lorabench.data.pairs import ROLES, Pair, Prompts
+from lorabench.data.concepts import ROLES
+from lorabench.data.pairs import Pair
+from lorabench.data.scenes import Prompts
 from lorabench.engine.devices import claim_here
 from lorabench.tasks.calibration_figures import calibrate
 from lorabench.tasks.calibration_world import TEXT, Metric, World

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lorabench.data.pairs import Concept
+from lorabench.data.concepts import Concept
 
 TEXT = "text"
 

@@ -15,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from lorabench.base import UserError, __version__
 from lorabench.config.schemas import GenerateSpec, ModelSpec, TrainerSpec
 from lorabench.config.task_schemas import FileTask
+from lorabench.data.concepts import Reference
 from lorabench.data.markers import parse
-from lorabench.data.pairs import Reference
 from lorabench.engine.artifact import Artifact
 from lorabench.engine.bar import Bar
 from lorabench.engine.own_files import VERSION

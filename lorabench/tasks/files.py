@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from lorabench.base import UserError, seed_of
-from lorabench.data.pairs import Scene
+from lorabench.data.scenes import Scene
 from lorabench.engine.bar import Bar
 from lorabench.engine.devices import claim_here
 from lorabench.engine.output_folder import MANIFEST, OutputFolder, make_folder

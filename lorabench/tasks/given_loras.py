@@ -7,8 +7,8 @@ from typing import Any
 from omegaconf import Container, DictConfig, OmegaConf
 
 from lorabench.base import UserError
+from lorabench.data.concepts import Role
 from lorabench.data.markers import parse
-from lorabench.data.pairs import Role
 from lorabench.tasks.user_loras import UserLoRA
 
 

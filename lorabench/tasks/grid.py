@@ -20,7 +20,7 @@ from lorabench.engine.devices import device_name
 from lorabench.engine.failures import Incomplete
 from lorabench.engine.make import make
 from lorabench.merging import presets
-from lorabench.merging.method import CHANGED
+from lorabench.merging.method_names import CHANGED
 from lorabench.tasks.benchmark import plan_of
 from lorabench.tasks.checks import check_methods
 from lorabench.tasks.compare import FAILED, first_failure, row_of

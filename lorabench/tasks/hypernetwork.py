@@ -26,7 +26,8 @@ from lorabench.base import EXPERIMENTS, UserError
 from lorabench.config.dataset_schemas import DatasetSpec, MicroworldSpec
 from lorabench.config.task_schemas import HypernetworkTask
 from lorabench.data.catalogue import load_pairs
-from lorabench.data.pairs import Pair, Prompts
+from lorabench.data.pairs import Pair
+from lorabench.data.scenes import Prompts
 from lorabench.engine.artifact import Artifact
 from lorabench.engine.costs import COST_FILE, joined_costs
 from lorabench.engine.devices import device_name

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from lorabench.base import UserError, __version__
-from lorabench.data.pairs import Role
+from lorabench.data.concepts import Role
 from lorabench.engine.bar import Bar
 from lorabench.engine.output_folder import make_folder
 from lorabench.engine.own_files import NAME, PNG_NOTE, check_replaceable

@@ -23,11 +23,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from lorabench.base import UserError
 from lorabench.config.choices import choose
-from lorabench.data.pairs import ROLES, Role
+from lorabench.data.concepts import ROLES, Role
 from lorabench.engine.make import make
 from lorabench.models.files import ModelFiles
 from lorabench.models.shapes import layer_map
-from lorabench.report import stats
+from lorabench.report import averages, stats
 from lorabench.tasks.benchmark import plan_of
 from lorabench.tasks.plan import Plan
 from lorabench.tasks.rows import Row
@@ -120,7 +120,7 @@ def lost(scores: Mapping[str, pd.DataFrame], role: Role, scaled: str) -> pd.Seri
         UserError: If the role's LoRA does not increase the role's score.
     """
     whole, off, low = (
-        stats.pair_means(rows.query(f"metric == {METRIC[role]!r}"))
+        averages.pair_means(rows.query(f"metric == {METRIC[role]!r}"))
         for rows in (scores[WHOLE], scores[OFF[role]], scores[scaled])
     )
     unit = float((whole - off).mean())

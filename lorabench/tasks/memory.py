@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from lorabench.base import CONF, UserError
 from lorabench.config.choices import choose
 from lorabench.config.schemas import LoRASpec
-from lorabench.data.pairs import ROLES
+from lorabench.data.concepts import ROLES
 from lorabench.merging.learned import LearnedMasks
 from lorabench.merging.method import load
 from lorabench.models.layer import Layer
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.utils.hooks import RemovableHandle
 
-    from lorabench.data.pairs import Concept, Pair, Role
+    from lorabench.data.concepts import Concept, Role
+    from lorabench.data.pairs import Pair
     from lorabench.lora.layer import Adapters
     from lorabench.models.model import DiffusionModel
 
@@ -135,7 +136,8 @@ def learned_merge(name: str) -> LearnedMasks:
 
 def merging(model: DiffusionModel, adapters: Adapters, merge: LearnedMasks, layers: Mapping[str, Layer]) -> Step:
     """Return a step of a learned merge on one image per LoRA."""
-    from lorabench.merging.learn import Draws, Merging
+    from lorabench.merging.draws import Draws
+    from lorabench.merging.learn import Merging
 
     pair = plain_pair()
     starts = [merge.masks(layers, 0)]
@@ -197,7 +199,9 @@ def plain_pair() -> Pair:
     """Return a subject and a style of one gray image each; the content of the images does not matter."""
     from PIL import Image
 
-    from lorabench.data.pairs import Concept, Pair, Reference, Scene
+    from lorabench.data.concepts import Concept, Reference
+    from lorabench.data.pairs import Pair
+    from lorabench.data.scenes import Scene
 
     def concept(role: Role) -> Concept:
         image = Reference("", role, role, lambda: Image.new("RGB", (64, 64), "gray"))

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from lorabench.base import UserError, seed_of
 from lorabench.config.choices import choose
 from lorabench.config.schemas import GenerateSpec, ModelSpec, TrainerSpec
-from lorabench.data.pairs import Reference, Role
+from lorabench.data.concepts import Reference, Role
 from lorabench.merging.learned import LearnedMasks
 from lorabench.merging.method import Method, load
 from lorabench.models.files import model_files, preset

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from lorabench.base import UserError
 from lorabench.config.choices import choose
 from lorabench.config.components import component_name
-from lorabench.data.pairs import ROLES
+from lorabench.data.concepts import ROLES
 from lorabench.merging.learned import LearnedMasks
 from lorabench.merging.method import load
 from lorabench.merging.presets import presets

@@ -13,7 +13,9 @@ from lorabench.base import seed_of
 from lorabench.config.dataset_schemas import DatasetSpec
 from lorabench.config.schemas import GenerateSpec, LoRASpec, MergeSpec, TrainerSpec
 from lorabench.data.catalogue import world_version
-from lorabench.data.pairs import ROLES, Pair, Wording, worded
+from lorabench.data.concepts import ROLES
+from lorabench.data.pairs import Pair
+from lorabench.data.scenes import Wording, worded
 from lorabench.data.stylised import crosses
 from lorabench.data.uses import CROSS, JOINT, Use, pair_for, scaled, strength_for
 from lorabench.engine.artifact import Artifact

@@ -8,7 +8,8 @@ from typing import Any
 from lorabench.base import UserError
 from lorabench.config.dataset_schemas import DatasetSpec
 from lorabench.config.schemas import GenerateSpec, LoRASpec, TrainerSpec
-from lorabench.data.pairs import ROLES, Concept, Pair, Role
+from lorabench.data.concepts import ROLES, Concept, Role
+from lorabench.data.pairs import Pair
 from lorabench.engine.artifact import Artifact, Part
 from lorabench.engine.store import Store
 from lorabench.engine.work import Resumable

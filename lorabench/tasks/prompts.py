@@ -12,8 +12,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from lorabench.base import UserError
-from lorabench.data.pairs import ROLES, Pair, Prompts, Scene
+from lorabench.data.concepts import ROLES
+from lorabench.data.pairs import Pair
 from lorabench.data.prompt_length import TextReader, check_prompts, clip_reader, cut, model_readers
+from lorabench.data.scenes import Prompts, Scene
 from lorabench.data.uses import pair_for
 from lorabench.models.files import ModelFiles
 from lorabench.scoring.files import ScorerSet, read_config

@@ -18,7 +18,8 @@ from PIL import Image
 
 from lorabench.base import seed_of
 from lorabench.config.schemas import GenerateSpec
-from lorabench.data.pairs import ROLES, Role, Scene
+from lorabench.data.concepts import ROLES, Role
+from lorabench.data.scenes import Scene
 from lorabench.lora.export import export
 from lorabench.sampling.rule import Context, Sampling
 from lorabench.sampling.sampler import sample

@@ -8,7 +8,8 @@ from typing import Any
 
 from lorabench.base import UserError
 from lorabench.config.dataset_schemas import DatasetSpec, WorldSpec
-from lorabench.data.pairs import Pair, Role
+from lorabench.data.concepts import Role
+from lorabench.data.pairs import Pair
 from lorabench.engine.record import sha256
 from lorabench.merging.learned import LearnedMasks
 from lorabench.merging.masked import MaskedSum

@@ -17,7 +17,7 @@ import yaml
 
 from lorabench.config.schemas import LoggerSpec
 from lorabench.data.catalogue import world_version
-from lorabench.data.pairs import ROLES
+from lorabench.data.concepts import ROLES
 from lorabench.data.uses import JOINT
 from lorabench.engine.artifact import Artifact
 from lorabench.engine.failures import FORBIDDEN

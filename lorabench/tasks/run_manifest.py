@@ -157,10 +157,10 @@ def backbone_cost(plan: Plan, row: Row) -> dict[str, float]:
 
     They are spent once per model, whatever the number of pairs. Empty for a row on the plain model.
     """
-    job = backbone_of(plan.outputs(row, plan.pairs[0])) if row.method else None
+    job = backbone_of(plan.trained.outputs(row, plan.pairs[0])) if row.method else None
     if job is None:
         return {}
-    spent = [cost_of(plan, each) for each in closure([plan.training(job)]).values()]
+    spent = [cost_of(plan, each) for each in closure([plan.trained.training(job)]).values()]
     return mean_cost("backbone_seconds", "seconds", spent, 1)
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lorabench.config.schemas import TrainerSpec
-from lorabench.data.pairs import Concept, Pair, Reference
+from lorabench.data.concepts import Concept, Reference
+from lorabench.data.pairs import Pair
 from lorabench.engine.artifact import Artifact
 from lorabench.engine.devices import device_name
 from lorabench.engine.record import key_of

@@ -19,8 +19,10 @@ import pandas as pd
 from omegaconf import DictConfig
 
 from lorabench.base import UserError
-from lorabench.data.pairs import ROLES, Pair, Prompts
+from lorabench.data.concepts import ROLES
+from lorabench.data.pairs import Pair
 from lorabench.data.pairs import pair as make_pair
+from lorabench.data.scenes import Prompts
 from lorabench.engine.artifact import Artifact
 from lorabench.engine.devices import device_name
 from lorabench.engine.make import make

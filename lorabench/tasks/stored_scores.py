@@ -6,7 +6,7 @@ import pandas as pd
 
 from lorabench.data.catalogue import world_version
 from lorabench.engine.artifact import Artifact
-from lorabench.report import protocols, stats
+from lorabench.report import averages, protocols
 from lorabench.tasks.plan import Plan
 
 
@@ -24,7 +24,7 @@ def labeled(plan: Plan, scored: Artifact, label: str) -> pd.DataFrame:
 def by_label(scores: pd.DataFrame, column: protocols.Column) -> pd.DataFrame:
     """Return the values of a column, labels x pairs."""
     found = {
-        str(label): stats.pair_values(protocols.image_values(own, column), *column.rule)["value"]
+        str(label): averages.pair_values(protocols.image_values(own, column), *column.rule)["value"]
         for label, own in scores.groupby("label", sort=False)
     }
     return pd.DataFrame({label: values for label, values in found.items() if len(values)}).T

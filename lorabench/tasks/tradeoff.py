@@ -18,10 +18,10 @@ from omegaconf import DictConfig
 
 from lorabench.base import UserError
 from lorabench.config.choices import choose
-from lorabench.data.pairs import ROLES, Role
+from lorabench.data.concepts import ROLES, Role
 from lorabench.engine.devices import device_name
 from lorabench.engine.make import make
-from lorabench.report import stats
+from lorabench.report import averages
 from lorabench.scoring.description import read_config
 from lorabench.scoring.files import ScorerSet
 from lorabench.tasks.benchmark import plan_of
@@ -103,7 +103,7 @@ def values(plan: Plan, row: Row, metric: str) -> pd.Series:
     """Return the metric by pair, of the first backbone that has it."""
     scores = pd.concat(pd.read_parquet(plan.path(plan.score(row, pair)) / "scores.parquet") for pair in plan.pairs)
     scores = scores.loc[scores["metric"] == metric].assign(dataset=plan.dataset.name)
-    return stats.pair_means(scores.loc[scores["backbone"] == scores["backbone"].iloc[0]])
+    return averages.pair_means(scores.loc[scores["backbone"] == scores["backbone"].iloc[0]])
 
 
 def axis_of(role: Role, metric: str, single: Mapping[str, pd.Series]) -> Axis:

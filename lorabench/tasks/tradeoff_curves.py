@@ -20,7 +20,7 @@ import moocore
 import numpy as np
 import pandas as pd
 
-from lorabench.data.pairs import ROLES, Role
+from lorabench.data.concepts import ROLES, Role
 from lorabench.report import stats
 from lorabench.report.clusters import Design, counts
 

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lorabench.base import UserError, seed_of
 from lorabench.config.schemas import GenerateSpec, TrainerSpec
-from lorabench.data.pairs import ROLES, Reference, Role
+from lorabench.data.concepts import ROLES, Reference, Role
 from lorabench.engine.bar import Bar
 from lorabench.engine.devices import claim_here, device_name
 from lorabench.engine.output_folder import MANIFEST, OutputFolder, make_folder

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorabench.config.schemas import GenerateSpec, TrainerSpec
-from lorabench.data.pairs import Pair, Role
+from lorabench.data.concepts import Role
+from lorabench.data.pairs import Pair
 from lorabench.engine.work import Progress, UnitWork, counted
 from lorabench.merging.merge import Merge, Merged
 from lorabench.models.files import ModelFiles

@@ -21,8 +21,8 @@ from omegaconf import DictConfig, OmegaConf
 from lorabench.base import UserError, __version__
 from lorabench.config.schemas import GenerateSpec, LoRASpec, TrainerSpec
 from lorabench.config.task_schemas import UnzipTask
+from lorabench.data.concepts import ROLES, Concept, Reference
 from lorabench.data.images import reference
-from lorabench.data.pairs import ROLES, Concept, Reference
 from lorabench.engine.artifact import Artifact
 from lorabench.engine.bar import Bar
 from lorabench.engine.devices import claim_here, device_name

@@ -10,8 +10,8 @@ from typing import Any
 
 from lorabench.base import UserError
 from lorabench.config.schemas import ScorerSpec
+from lorabench.data.concepts import Reference
 from lorabench.data.images import image_paths
-from lorabench.data.pairs import Reference
 from lorabench.scoring.description import read_config
 from lorabench.scoring.files import scorer_set
 from lorabench.tasks.jobs import load_scorer

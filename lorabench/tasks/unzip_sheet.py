@@ -10,9 +10,10 @@ import numpy as np
 from PIL import Image
 
 from lorabench.base import seed_of
+from lorabench.data.concepts import ROLES, Reference
 from lorabench.data.microworld.captions import PLACES
 from lorabench.data.microworld.factors import CLASSES
-from lorabench.data.pairs import ROLES, Reference, Scene
+from lorabench.data.scenes import Scene
 from lorabench.report.contact_sheet import Cell, Strip, sheet
 from lorabench.tasks.unzip_words import Words
 

@@ -21,7 +21,7 @@ import yaml
 
 from lorabench.base import PACKAGE, UserError
 from lorabench.data import microworld
-from lorabench.data.pairs import Scene
+from lorabench.data.scenes import Scene
 from lorabench.data.stylised import ThreePrompts
 
 if TYPE_CHECKING:

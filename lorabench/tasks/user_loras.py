@@ -13,7 +13,9 @@ from PIL import Image
 
 from lorabench.base import UserError
 from lorabench.config.schemas import ModelSpec
-from lorabench.data.pairs import JOIN, Concept, Pair, Reference, Role, Scene
+from lorabench.data.concepts import Concept, Reference, Role
+from lorabench.data.pairs import JOIN, Pair
+from lorabench.data.scenes import Scene
 from lorabench.merging.method import Method
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lorabench.base import UserError
-from lorabench.data.pairs import Role
+from lorabench.data.concepts import Role
 from lorabench.merging.masked import MaskedSum
 from lorabench.models.layer import Layer, within
 

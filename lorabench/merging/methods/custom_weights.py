@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lorabench.base import UserError
-from lorabench.data.pairs import ROLES, Role
+from lorabench.data.concepts import ROLES, Role
 from lorabench.merging.masked import MaskedSum
 from lorabench.models.layer import Layer, within
 

@@ -55,7 +55,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorabench.base import seed_of
 from lorabench.config.settings import setting
-from lorabench.data.pairs import Role
+from lorabench.data.concepts import Role
 from lorabench.merging.learned import LearnedMasks
 from lorabench.merging.priors import check_dominant, check_prior, dominant_roles, read_prior
 from lorabench.models.layer import Layer

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lorabench.config.settings import setting
-from lorabench.data.pairs import ROLES
+from lorabench.data.concepts import ROLES
 from lorabench.merging.layerwise import LayerwiseMerge
 from lorabench.models.layer import Layer
 

@@ -13,7 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from lorabench.config.schemas import LoRASpec
-from lorabench.data.pairs import Concept, Pair
+from lorabench.data.concepts import Concept
+from lorabench.data.pairs import Pair
 from lorabench.data.stylised import is_stylised
 from lorabench.personalization.schemes.dreambooth import dreambooth
 from lorabench.personalization.training import Output, Training

@@ -21,7 +21,8 @@ from lorabench.base import UserError
 from lorabench.config.dataset_schemas import DatasetSpec, MicroworldSpec, StylisedSpec
 from lorabench.config.schemas import LoRASpec
 from lorabench.config.settings import setting
-from lorabench.data.pairs import Concept, Pair
+from lorabench.data.concepts import Concept
+from lorabench.data.pairs import Pair
 from lorabench.models.layer_sets import LayerSets, check_disjoint, read_layer_sets
 from lorabench.personalization.backbone import BackboneJob, BackboneSpec, backbone_job
 from lorabench.personalization.frequency import RenderSpec

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lorabench.config.schemas import LoRASpec
-from lorabench.data.pairs import Concept, Pair
+from lorabench.data.concepts import Concept
+from lorabench.data.pairs import Pair
 from lorabench.personalization.training import Environment, Job, Output, Training
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from lorabench.base import UserError
 from lorabench.config.schemas import LoRASpec
-from lorabench.data.pairs import ROLES, Pair
+from lorabench.data.concepts import ROLES
+from lorabench.data.pairs import Pair
 from lorabench.data.stylised import stylised
 from lorabench.personalization.training import Environment, Images, Job, Output, Training
 

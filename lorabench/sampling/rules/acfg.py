@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 
 from lorabench.base import UserError
 from lorabench.config.settings import setting
-from lorabench.data.pairs import Role
+from lorabench.data.concepts import Role
 from lorabench.sampling.rule import Branch, Context, Sampling
 
 if TYPE_CHECKING:

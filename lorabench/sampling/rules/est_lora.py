@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lorabench.config.settings import setting
-from lorabench.data.pairs import ROLES, Role
+from lorabench.data.concepts import ROLES, Role
 from lorabench.models.layer import Layer
 from lorabench.sampling.rule import Context, Sampling
 from lorabench.sampling.rules.klora import chosen_scales

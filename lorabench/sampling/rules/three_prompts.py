@@ -12,7 +12,8 @@ in which all adapters read p. The rule needs no LoRAs of UnZipLoRA: it goes with
 
 from dataclasses import dataclass
 
-from lorabench.data.pairs import Role, Wording
+from lorabench.data.concepts import Role
+from lorabench.data.scenes import Wording
 from lorabench.sampling.rule import Branch, Context, Sampling
 
 PROMPTS: dict[Role, Wording] = {"content": "subject", "style": "styled"}

@@ -30,7 +30,7 @@ from lorabench.scoring.judges.questions import Ask
 from lorabench.scoring.load import load_scorers
 
 if TYPE_CHECKING:
-    from lorabench.data.pairs import Role
+    from lorabench.data.concepts import Role
     from lorabench.scoring.scorer import Scorer
 
 VERSION = 1  # raise it if answers change under the same settings
