@@ -44,6 +44,7 @@ from lorabench.scoring.dino import Dino
 from lorabench.scoring.files import ScorerSet, backbones
 from lorabench.scoring.networks import build_network
 from lorabench.tasks import jobs as tasks
+from lorabench.tasks.score_jobs import SCORES
 from lorabench.tasks.scores import Scoring
 
 BACKBONES = {"dino": "dino@vits16", "clip": "clip@vitb32", "csd": "csd@vitl14"}

@@ -140,7 +140,8 @@ class Shared:
         """Return the values of methods at these images."""
         keys = index.to_frame(index=False)
         pair, cell = (
-            pd.factorize(pd.MultiIndex.from_frame(keys[names]))[0] for names in (averages.PAIR, [*averages.PAIR, "prompt"])
+            pd.factorize(pd.MultiIndex.from_frame(keys[names]))[0]
+            for names in (averages.PAIR, [*averages.PAIR, "prompt"])
         )
         values = np.stack([own["value"].reindex(index).to_numpy(dtype=float) for own in images.values()], axis=1)
         return cls(values, pair, cell, keys[TRAINING].to_numpy())

@@ -1,10 +1,8 @@
 """Means with bootstrap intervals over pairs, and paired differences.
 
 The independent unit is the *pair* (one content and one style). Images of one pair share its LoRAs and references, so a
-bootstrap over images would give intervals that are too narrow. Values are averaged reference -> image -> prompt ->
-pair -> all, with equal weights at each level; a protocol may instead give every object or every image the same weight.
-Images of several seeds count as images of their pair. The overall mean is a (weighted) mean of pair means, so the
-cluster bootstrap, which resamples whole pairs, is an ordinary bootstrap of the pair means.
+bootstrap over images would give intervals that are too narrow. The overall mean is a (weighted) mean of pair means
+(report/averages.py), so the cluster bootstrap, which resamples whole pairs, is an ordinary bootstrap of the pair means.
 
 Both intervals use *expanded* levels (Hesterberg, "What Teachers Should Know About the Bootstrap", The American
 Statistician 69, 2015). Without expansion they are too narrow by sqrt((n-1)/n) and by the ratio of the normal to the t
@@ -51,11 +49,8 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats
 
+from lorabench.report.averages import pair_values
 from lorabench.report.clusters import Design, counts, variance
-
-PAIR = ["dataset", "content", "style"]
-WITHIN = ["prompt", "seed"]  # keys of an image within its pair
-UNIT = [*PAIR, *WITHIN]
 
 LEVEL = 0.95
 LEAST_TAIL = 1e-9  # far below one resample, so the interval is the range of the bootstrap means
@@ -218,43 +213,6 @@ def p_value(values: ArrayLike, weights: ArrayLike, design: Design | None = None)
     same = (np.ptp(values, axis=-1) <= ROUNDING) | (error <= ROUNDING)
     p = 2 * stats.t.sf(np.abs(mean) / np.where(same, 1.0, error), design.units - 1)
     return np.where(same, np.where(np.abs(mean) <= ROUNDING, 1.0, 2.0 ** (1 - design.units)), p)
-
-
-def image_means(scores: pd.DataFrame) -> pd.DataFrame:
-    """Average over references. Rows of one method, metric and backbone -> `value` and number of references, by UNIT."""
-    by_image = scores.groupby(UNIT)["value"]
-    return pd.DataFrame({"value": by_image.mean(), "count": by_image.size()})
-
-
-def pair_values(images: pd.DataFrame, rule: str = "pair", of: str = "content") -> pd.DataFrame:
-    """Average over images and prompts.
-
-    Args:
-        images: Result of `image_means`.
-        rule: "pair" gives all pairs the same weight, "macro" all objects (values of level `of`), "micro" all values
-            (image x reference). Within a pair, prompts have the same weight except for "micro".
-        of: Level that "macro" groups by, "content" or "style".
-
-    Returns:
-        By PAIR, the `value` and the `weight` of the pair in the overall mean.
-    """
-    values, counts = pd.Series(images["value"]), pd.Series(images["count"])
-    if rule == "micro":
-        weights = pd.Series(counts.groupby(level=PAIR).sum())
-        return pd.DataFrame({"value": (values * counts).groupby(level=PAIR).sum() / weights, "weight": weights})
-    pairs = by_pair(pd.Series(values.groupby(level=[*PAIR, "prompt"]).mean()))
-    same = pd.Series(pairs.groupby(level=["dataset", of]).transform("size"))  # pairs of the same object
-    return pd.DataFrame({"value": pairs, "weight": 1.0 / same if rule == "macro" else 1.0})
-
-
-def by_pair(values: pd.Series) -> pd.Series:
-    """Average values indexed by UNIT (or by its first levels) over each pair."""
-    return pd.Series(values.groupby(level=PAIR).mean())
-
-
-def pair_means(scores: pd.DataFrame) -> pd.Series:
-    """Average the rows of one method, metric and backbone: reference -> image -> prompt -> pair."""
-    return pd.Series(pair_values(image_means(scores))["value"])
 
 
 def mean(images: pd.DataFrame, rule: str = "pair", of: str = "content") -> Interval:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -18,13 +15,11 @@ from lorabench.base import UserError
 from lorabench.lora.factors import Factors, LazyFactors, Shape
 from lorabench.lora.files import dora, embeddings, lycoris, names, refuse, stored, transformer_names
 from lorabench.lora.files.names import DENOISER
+from lorabench.lora.files.peft_config import PeftConfig, read_configs
 from lorabench.lora.files.tensors import TensorFile, is_finite
 
-METADATA_KEY = "lora_adapter_metadata"  # metadata key of the peft configs that diffusers' save_lora_weights writes
 PRODUCT = "lorabench.product"  # metadata key of an adapter that has LoHa or LoKr layers
 FOLDED = "lorabench.folded"  # metadata key of a DoRA, with a line on its folding
-PEFT_PREFIX = "base_model.model."
-PEFT_CONFIG = "adapter_config.json"  # name of the config that peft writes into the folder of a file
 
 
 def read(path: Path | str, base: dora.BaseWeights | None = None) -> dict[str, Any]:
@@ -59,7 +54,7 @@ def read(path: Path | str, base: dora.BaseWeights | None = None) -> dict[str, An
         layers, parts_of = _layers(path, keys)
         magnitudes = {layer: parts.pop(dora.MAGNITUDE) for layer, parts in layers.items() if dora.MAGNITUDE in parts}
         _check(path, layers, shapes, metadata)
-        configs = _configs(path, keys, metadata)
+        configs = read_configs(path, keys, metadata)
     except (OSError, SafetensorError) as error:
         raise refuse.broken(path, error) from None
     scales = stored.scales(metadata)
@@ -189,52 +184,6 @@ def _check_product(path: Path, layer: str, shapes: Mapping[str, tuple[int, ...]]
     return lycoris.shape(shapes)[1]
 
 
-@dataclass(frozen=True)
-class _Config:
-    """alpha in peft's config of one component; None: alpha = rank."""
-
-    alpha: float | None = None
-    patterns: tuple[tuple[re.Pattern[str], float], ...] = ()
-    rslora: bool = False
-
-    @classmethod
-    def of(cls, config: Mapping[str, Any]) -> _Config:
-        """Read peft's own options.
-
-        Raises:
-            ValueError, TypeError, AttributeError, re.error: If they are not options of peft.
-        """
-        alpha = config.get("lora_alpha")
-        alphas = (config.get("alpha_pattern") or {}).items()
-        patterns = tuple(
-            (re.compile(rf"(.*\.)?({pattern})"), float(value)) for pattern, value in alphas
-        )  # peft's reading
-        return cls(None if alpha is None else float(alpha), patterns, bool(config.get("use_rslora")))
-
-    def scale(self, path: str, rank: int) -> float:
-        """Return alpha / rank, or alpha / sqrt(rank) with rank stabilization."""
-        alpha = rank if self.alpha is None else self.alpha
-        alpha = next((value for pattern, value in self.patterns if pattern.fullmatch(path)), alpha)
-        return alpha / (rank**0.5 if self.rslora else rank)
-
-
-def _configs(path: Path, keys: list[str], metadata: Mapping[str, str]) -> dict[str, _Config]:
-    """Return the configs by component, from the file's metadata or from the config file in the same folder."""
-    found: dict[str, dict[str, Any]] = {}
-    try:
-        for name, value in json.loads(metadata.get(METADATA_KEY, "{}")).items():
-            component, _, option = name.partition(".")
-            found.setdefault(DENOISER if component == "transformer" else component, {})[option] = value
-        config_file = path.parent / PEFT_CONFIG
-        if not found and config_file.is_file() and any(key.startswith(PEFT_PREFIX) for key in keys):
-            found["unet"] = json.loads(config_file.read_text())
-        return {component: _Config.of(config) for component, config in found.items()}
-    except (ValueError, TypeError, AttributeError, re.error) as error:
-        raise UserError(
-            f"{path} has a peft config that cannot be read ({error}); write it again with pipe.save_lora_weights"
-        ) from None
-
-
 def _check_finite(path: Path, layer: str, tensors: Mapping[str, Tensor]) -> None:
     for part, tensor in tensors.items():  # diffusers' kohya converter writes alpha as an integer
         if (part != "alpha" and not tensor.is_floating_point()) or not is_finite(tensor):
@@ -242,7 +191,7 @@ def _check_finite(path: Path, layer: str, tensors: Mapping[str, Tensor]) -> None
 
 
 def _factors(
-    layer: str, tensors: dict[str, Tensor], configs: Mapping[str, _Config], scales: Mapping[str, float]
+    layer: str, tensors: dict[str, Tensor], configs: Mapping[str, PeftConfig], scales: Mapping[str, float]
 ) -> Factors:
     """Return down [rank, in] and up [out, rank] in fp32 with alpha / rank in `up`.
 
@@ -258,5 +207,5 @@ def _factors(
     if "alpha" in tensors:
         scale = tensors["alpha"].float().item() / rank
     else:
-        scale = configs.get(component, _Config()).scale(module, rank)
+        scale = configs.get(component, PeftConfig()).scale(module, rank)
     return Factors(down, up if scale == 1 else up * scale, scale)
