@@ -8,7 +8,6 @@ from statistics import median
 from typing import Any, Protocol
 
 import torch
-from lorabench.merging.draws import Draws
 from torch import Tensor
 
 from benchmarks import sequential
@@ -16,6 +15,7 @@ from benchmarks.sequential import ColumnMasked, RankMasked, Sequential
 from benchmarks.sizes import RANKS, plain_pair, random_lora
 from lorabench.lora.adapter import LoRA, in_basis
 from lorabench.merging.constyle import remove
+from lorabench.merging.draws import Draws
 from lorabench.merging.learn import Merging
 from lorabench.merging.method import load
 from lorabench.merging.step import MergeStep

@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from lorabench.tasks.score_jobs import SCORES
 from PIL import Image
 from safetensors.torch import save_file
 

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from conftest import CPU, random_lora
-from lorabench.merging.draws import Draws
 from test_merge import recolored, short
 from tiny_scorers import write_scorer
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -17,6 +16,7 @@ from benchmarks.contenders import EXTRA_DUOLORA, METHODS, Ours, Plain, builders,
 from benchmarks.sequential import ColumnMasked, RankMasked
 from benchmarks.sizes import plain_pair
 from lorabench.lora.adapter import LoRA, in_basis
+from lorabench.merging.draws import Draws
 from lorabench.merging.learn import Merging
 from lorabench.merging.merge import MergeEnvironment
 from lorabench.merging.method import load

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import CPU, random_lora
-from lorabench.merging.draws import Draws
 from merges import merged
 from scipy.optimize import minimize
 from test_merge import short
 from torch import Tensor
 
 from lorabench.lora.adapter import Factors, in_basis
+from lorabench.merging.draws import Draws
 from lorabench.merging.least_squares import LocalError, input_error, least, least_nonnegative, output_error, rank_error
 from lorabench.merging.merge import MergeItem
 from lorabench.merging.method import load

@@ -14,7 +14,6 @@ import pytest
 import torch
 from conftest import CPU, random_lora
 from hydra import compose
-from lorabench.merging.draws import Draws
 from test_koala import koala as koala
 from test_merge import recolored
 from test_resume import Killed, kill_at
@@ -26,6 +25,7 @@ from lorabench.data.pairs import Pair
 from lorabench.engine.checkpoint import Checkpoint
 from lorabench.engine.curves import Curves
 from lorabench.lora.adapter import Factors, LoRA
+from lorabench.merging.draws import Draws
 from lorabench.merging.hypernetwork import KEY, Hypernetwork, about, load
 from lorabench.merging.hypernetwork_training import Masked, Predict, held_out, train, zip_loss
 from lorabench.merging.method import Method

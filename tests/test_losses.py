@@ -183,9 +183,8 @@ def test_community_codes_similarity_starts_at_its_known_value() -> None:
 
 @pytest.mark.parametrize("name", ["ziplora", "duolora", "duolora_released"])
 def test_terms_of_pair_do_not_depend_on_its_company(model, loras, pair, name) -> None:
-    from lorabench.merging.draws import Draws
-
     from lorabench.lora.adapter import LoRA, in_basis
+    from lorabench.merging.draws import Draws
     from lorabench.merging.learn import Merging
 
     method = short(name)

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 from conftest import random_lora
-from lorabench.merging.draws import Draws
 from merges import merge_all, merged, ranks_of
 
 from lorabench.base import UserError
@@ -14,6 +13,7 @@ from lorabench.data.pairs import Pair
 from lorabench.data.pairs import pair as make_pair
 from lorabench.data.scenes import Prompts
 from lorabench.lora.adapter import LoRA, in_basis
+from lorabench.merging.draws import Draws
 from lorabench.merging.learn import Merging
 from lorabench.merging.merge import Merged, MergeItem
 from lorabench.merging.method import Method, load

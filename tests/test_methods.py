@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from conftest import random_lora
-from lorabench.merging.method_names import parse
 from merges import fitting, merge_all, ranks_of
 from omegaconf import OmegaConf
 from test_merge import merging, short
@@ -20,6 +19,7 @@ from lorabench.merging import presets
 from lorabench.merging.learned import LearnedMasks
 from lorabench.merging.merge import MergeItem
 from lorabench.merging.method import Method, build, load
+from lorabench.merging.method_names import parse
 from lorabench.merging.methods.peft_linear import APART, DENSE
 from lorabench.merging.presets import GROUPS
 from lorabench.models.layer import Layer

@@ -7,7 +7,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from pretraining.scorer_batches import degrade, grid_batch
 
 from lorabench.base import UserError
 from lorabench.data import microworld as mw
@@ -19,6 +18,7 @@ from lorabench.scoring.truth import load_truth
 from pretraining import scorer_losses as losses
 from pretraining import scorers as training
 from pretraining.scorer_bank import PHOTOS, STYLES, SUBJECTS, VIEWS, ScorerBank, draw_block
+from pretraining.scorer_batches import degrade, grid_batch
 from pretraining.scorer_models import make_config
 
 

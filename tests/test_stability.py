@@ -10,7 +10,7 @@ import pytest
 from made_run import make_run
 from scipy.stats import kendalltau
 
-from lorabench.report import averages, stability
+from lorabench.report import averages, stability, variance
 from lorabench.report.__main__ import main
 
 
@@ -23,7 +23,7 @@ def simulated(
     names = [
         ("d", f"c{p}", f"s{p}", "p", 1000 * s + i, s) for p in range(pairs) for s in range(seeds) for i in range(images)
     ]
-    index = pd.MultiIndex.from_tuples(names, names=[*averages.UNIT, stability.TRAINING])
+    index = pd.MultiIndex.from_tuples(names, names=[*averages.UNIT, variance.TRAINING])
     found = {}
     for label, level in levels.items():
         a = np.repeat(rng.normal(0, pair, pairs), seeds * images)
@@ -35,10 +35,10 @@ def simulated(
 
 def test_components_are_those_of_simulation() -> None:
     images = simulated({"a": 0.5}, pair=0.3, training=0.2, sampling=0.4, pairs=1500)["a"]
-    found = stability.components(images["value"])
+    found = variance.components(images["value"])
     assert found is not None and (found["P"], found["T"], found["n"]) == (1500, 3, 4)
     assert [found[each] ** 0.5 for each in ("pair", "training", "sampling")] == pytest.approx([0.3, 0.2, 0.4], abs=0.02)
-    shares = stability.shares_of(pd.Series(found))
+    shares = variance.shares_of(pd.Series(found))
     assert [shares[each] for each in ("pair", "training", "sampling")] == pytest.approx([0.31, 0.14, 0.55], abs=0.03)
     parts = np.array([0.09, 0.04 / 3, 0.16 / 12])
     expected = [0.5, parts[1:].sum() / 2 / parts.sum(), parts[2] / 2 / parts.sum()]
@@ -48,10 +48,10 @@ def test_components_are_those_of_simulation() -> None:
 
 def test_one_seed_gives_no_share_of_training() -> None:
     images = simulated({"a": 0.5}, 0.3, 0.2, 0.4, pairs=800, seeds=1)["a"]
-    found = stability.components(images["value"])
+    found = variance.components(images["value"])
     assert found is not None and np.isnan(found["training"])
     assert found["pair"] == pytest.approx(0.3**2 + 0.2**2, abs=0.02)  # training is part of the pair
-    assert stability.components(images["value"].iloc[:4]) is None  # one pair
+    assert variance.components(images["value"].iloc[:4]) is None  # one pair
 
 
 def test_order_far_apart_is_stable_and_noise_is_not() -> None:
@@ -66,7 +66,7 @@ def test_order_far_apart_is_stable_and_noise_is_not() -> None:
 
 def test_tau_between_seeds_is_kendalls_of_means() -> None:
     images = simulated({"a": 0.5, "b": 0.52, "c": 0.54, "d": 0.56}, 0.1, 0.3, 0.3, pairs=10, seeds=2)
-    means = [[own.xs(seed, level=stability.TRAINING)["value"].mean() for own in images.values()] for seed in (0, 1)]
+    means = [[own.xs(seed, level=variance.TRAINING)["value"].mean() for own in images.values()] for seed in (0, 1)]
     assert stability.taus(images, "x")["trainings"] == pytest.approx(kendalltau(*means).statistic)
 
 

@@ -15,18 +15,16 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lorabench.base import UserError
-from lorabench.config.choices import choose
 from lorabench.config.components import component_name, values_of
 from lorabench.merging import presets
 from lorabench.merging.masked import MaskedSum
 from lorabench.merging.merge import Merge
+from lorabench.merging.method_names import name_of, parse
 from lorabench.merging.presets import GROUPS
 from lorabench.personalization.schemes.given import Given
 from lorabench.personalization.schemes.joint import Joint
 from lorabench.personalization.training import Training
 from lorabench.sampling.rule import Sampling
-
-CHANGED = "+"  # between a preset and a changed component, "duolora+sampling.composite"
 
 
 @dataclass(frozen=True)
@@ -215,33 +213,6 @@ def load(name: str, ablation: str = "none", **settings: Any) -> Method:
         nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
         merged[key] = {**merged[key], **value} if nested else value
     return build(options, merged, name_of(preset, options))
-
-
-def parse(name: str) -> tuple[str, dict[str, str]]:
-    """Return the preset and the options of a name in tables.
-
-    >>> parse("duolora+sampling.composite")[1]["sampling"]
-    'composite'
-    """
-    preset, *changed = name.split(CHANGED)
-    options = dict(presets.choices(preset))
-    for each in changed:
-        group, _, option = each.partition(".")
-        choose("component", group, GROUPS)
-        presets.check_name(f"method/{group}", option)
-        options[group] = option
-    return preset, options
-
-
-def name_of(preset: str, options: Mapping[str, str]) -> str:
-    """Return the name in tables: the preset, and the components that differ from it.
-
-    >>> name_of("direct", {"training": "blora", "merge": "direct", "sampling": "plain"})
-    'direct+training.blora'
-    """
-    usual = presets.choices(preset)
-    changed = [f"{group}.{options[group]}" for group in GROUPS if options[group] != usual[group]]
-    return CHANGED.join([preset, *changed])
 
 
 def key_of_component(component: Training | Merge | Sampling) -> dict[str, Any]:

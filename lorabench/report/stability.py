@@ -1,22 +1,11 @@
-"""Stability of the order of methods, and the repeats that would increase it.
+"""Stability of the order of methods. report/variance.py has the repeats that would increase it.
 
     python -m lorabench.report outputs/all_methods --stability        # best with runs of several seeds
 
-**Order.** Kendall's tau (tau-b) of the methods' means between disjoint halves of the pairs, between halves of each
+Kendall's tau (tau-b) of the methods' means between disjoint halves of the pairs, between halves of each
 pair's images (sampling), and between seeds of the run (other LoRAs and other noise). 1 is the same order, 0 is chance.
 Halves are the mean of SPLITS random splits. The last column is the agreement with the ground truth: tau of a score's
 order and that of `truth/content` or `truth/style`, which shows how well the score ranks methods.
-
-**Variance.** A value of pair p, training t and image i is m + a_p + b_pt + e_pti. The variances of a, b and e are
-estimated by moments within each method and averaged over the methods, for the values and for the differences to the
-reference row on the same images:
-
-    s2_e = mean variance within (p, t)
-    s2_b = mean variance over t of the means of (p, t)  -  s2_e / n
-    s2_a = variance over p of the means of p  -  s2_b / T  -  s2_e / (T n)
-
-With one seed, b cannot be separated from a. The last columns have the part of the variance of a method's mean,
-s2_a / P + s2_b / (P T) + s2_e / (P T n), that would vanish with twice as many pairs, trainings or images per pair.
 """
 
 from __future__ import annotations
@@ -37,12 +26,10 @@ from lorabench.report.folder import RunFolder
 from lorabench.report.labels import BASELINES_AND_ORACLE
 from lorabench.report.pooling import join_scores
 from lorabench.report.table import common_reference
+from lorabench.report.variance import TRAINING, Images, variance_lines
 
 SPLITS = 100
 LEAST = 3  # methods; two have no order to speak of
-TRAINING = "training"  # level of the index: the seed of the run
-
-Images = Mapping[str, pd.DataFrame]  # method -> values of its images, indexed by averages.UNIT and TRAINING
 
 
 def stability(runs: list[RunFolder], protocol: ProtocolSpec = protocols.ALL) -> str:
@@ -170,58 +157,6 @@ def average(values: Sequence[float]) -> float:
     """Return the mean of the values that are not NaN, or NaN if there are none."""
     known = [value for value in values if not np.isnan(value)]
     return float(np.mean(known)) if known else nan
-
-
-def variance_lines(name: str, images: Images, reference: str) -> Iterator[dict[str, object]]:
-    """Yield the shares of variance of a score: of its values, and of the differences to the reference row."""
-    values = {label: own["value"] for label, own in images.items()}
-    deltas = {}
-    if reference in values:
-        deltas = {label: (own - values[reference]).dropna() for label, own in values.items() if label != reference}
-    for of, tables in (("value", values), (f"difference to {reference}", deltas)):
-        parts = [found for own in tables.values() if (found := components(own))]
-        if parts:
-            yield {"score": name, "of": of, **shares_of(pd.DataFrame(parts).mean())}
-
-
-def components(values: pd.Series) -> dict[str, float] | None:
-    """Estimate the variances by pair, by training and by image from the values of one method.
-
-    Returns:
-        pair, training (NaN for one seed), sampling, and the numbers P, T, n; None if there are fewer than two pairs
-        with all trainings and two images each.
-    """
-    cells = values.groupby(level=[*averages.PAIR, TRAINING]).agg(["mean", "var", "size"])
-    trainings = cells.index.get_level_values(TRAINING).nunique()
-    whole = cells.groupby(level=averages.PAIR)["mean"].transform("size") == trainings
-    cells = cells[whole & (cells["size"] >= 2).groupby(level=averages.PAIR).transform("all")]
-    by_pair = cells["mean"].groupby(level=averages.PAIR)
-    if by_pair.ngroups < 2:
-        return None
-    n = len(cells) / (1 / cells["size"]).sum()
-    sampling = float(cells["var"].mean())
-    training = max(float(by_pair.var().mean()) - sampling / n, 0.0) if trainings > 1 else nan
-    others = (0.0 if trainings == 1 else training / trainings) + sampling / (trainings * n)
-    pair = max(float(by_pair.mean().var()) - others, 0.0)
-    counts = {"P": float(by_pair.ngroups), "T": float(trainings), "n": float(n)}
-    return {"pair": pair, "training": training, "sampling": sampling, **counts}
-
-
-def shares_of(found: pd.Series) -> dict[str, float]:
-    """Return the shares of the variance, and the part of a mean's variance that doubling each repeat removes."""
-    training = 0.0 if np.isnan(found["training"]) else found["training"]
-    total = found["pair"] + training + found["sampling"]
-    runs = found["P"] * found["T"]
-    parts = (found["pair"] / found["P"], training / runs, found["sampling"] / (runs * found["n"]))
-    whole = sum(parts) or nan
-    return {
-        "pair": found["pair"] / (total or nan),
-        "training": found["training"] / (total or nan),
-        "sampling": found["sampling"] / (total or nan),
-        "twice the pairs": sum(parts) / 2 / whole,
-        "twice the trainings": nan if np.isnan(found["training"]) else (parts[1] + parts[2]) / 2 / whole,
-        "twice the images": parts[2] / 2 / whole,
-    }
 
 
 def write_stability(orders: pd.DataFrame, shares: pd.DataFrame) -> str:
