@@ -23,8 +23,6 @@ from torch import Tensor, nn
 from lorabench.base import seed_of
 from lorabench.config.schemas import LoRASpec
 from lorabench.data.concepts import ROLES, Concept, Role
-from lorabench.engine.checkpoint import Checkpoint
-from lorabench.engine.lightning import fit
 from lorabench.lora.adapter import LoRA
 from lorabench.lora.layer import Adapters
 from lorabench.models.model import DiffusionModel
@@ -32,6 +30,7 @@ from lorabench.personalization.dreambooth import denoised, folded, weighted_mse
 from lorabench.personalization.initial import disjoint
 from lorabench.personalization.optimizers import optimiser, schedule
 from lorabench.personalization.phases import check_aligned, phase, updates
+from lorabench.personalization.resumable import fit_resumable
 from lorabench.personalization.training import Environment
 from lorabench.personalization.views import views
 
@@ -107,12 +106,7 @@ def train_aligned(model: DiffusionModel, concept: Concept, spec: LoRASpec, env: 
     starts = disjoint(model.layers.trained(spec.blocks, spec.targets), spec.rank, BASIS_SEED)
     with model.attach(starts, dtype=torch.float32) as adapters:
         module = AlignedLoRAs(model, adapters, concept, spec, item)
-        checkpoint = Checkpoint(env.scratch, env.trainer.checkpoint_every, env.curves) if env.scratch else None
-        fit(
-            module, updates(spec.steps), model.device, env.trainer.precision, env.progress, env.curves,
-            [checkpoint] if checkpoint else [], checkpoint.done if checkpoint else 0, spec.accumulate,
-            gradient_clip_val=spec.max_grad_norm,
-        )  # fmt: skip
+        fit_resumable(module, spec, env, updates(spec.steps))
         trained = adapters.loras()
     scale = spec.alpha / spec.rank
     return {role: LoRA(folded(lora, scale)) for role, lora in zip(ROLES, trained, strict=True)}

@@ -27,14 +27,13 @@ from lorabench.base import seed_of
 from lorabench.config.recipe import check_recipe
 from lorabench.config.schemas import LoRASpec
 from lorabench.data.concepts import Concept, Reference
-from lorabench.engine.checkpoint import Checkpoint
-from lorabench.engine.lightning import fit
 from lorabench.lora.adapter import Factors, LoRA
 from lorabench.lora.layer import Adapters
 from lorabench.models.conditioning import Conditioning
 from lorabench.models.model import DiffusionModel
 from lorabench.personalization.initial import core, initial, initial_text
 from lorabench.personalization.optimizers import optimiser, schedule
+from lorabench.personalization.resumable import fit_resumable
 from lorabench.personalization.samples import Samples, SampleTarget
 from lorabench.personalization.training import Environment
 from lorabench.personalization.views import Batch, views
@@ -145,24 +144,12 @@ def personalize(
             text = stack.enter_context(model.attach_text([start], dtype=torch.float32))
         learned = ("down",) if in_core else FACTORS
         module = DreamBoothLoRA(model, adapters, concept, spec, item, env.class_images, text, learned)
-        checkpoint = Checkpoint(env.scratch, env.trainer.checkpoint_every, env.curves) if env.scratch else None
-        callbacks: list[pl.Callback] = [checkpoint] if checkpoint else []
+        callbacks = []
         if env.samples is not None and env.generate is not None and spec.sample_every:
             prompt, noise = concept.images[0].prompt, seed_of("sample", item)
             target = SampleTarget(env.samples, env.generate)
             callbacks.append(Samples(target, spec.sample_every, model, prompt, noise, spec.text_encoders))
-        fit(
-            module,
-            spec.steps,
-            model.device,
-            env.trainer.precision,
-            env.progress,
-            env.curves,
-            callbacks,
-            checkpoint.done if checkpoint else 0,
-            spec.accumulate,
-            gradient_clip_val=spec.max_grad_norm,
-        )
+        fit_resumable(module, spec, env, spec.steps, callbacks)
         [factors], [text_factors] = adapters.loras(), text.loras() if text is not None else [{}]
     return LoRA(folded(factors, module.scale), folded(text_factors, module.scale))
 
@@ -185,12 +172,7 @@ def personalize_together(
     starts = [initial(layers, spec.rank, seed_of(item, name)) for name in names]
     with model.attach(starts, dtype=torch.float32) as adapters:
         module = DreamBoothLoRA(model, adapters, concept, spec, item)
-        checkpoint = Checkpoint(env.scratch, env.trainer.checkpoint_every, env.curves) if env.scratch else None
-        fit(
-            module, spec.steps, model.device, env.trainer.precision, env.progress, env.curves,
-            [checkpoint] if checkpoint else [], checkpoint.done if checkpoint else 0, spec.accumulate,
-            gradient_clip_val=spec.max_grad_norm,
-        )  # fmt: skip
+        fit_resumable(module, spec, env, spec.steps)
         trained = adapters.loras()
     return {name: LoRA(folded(lora, module.scale)) for name, lora in zip(names, trained, strict=True)}
 

@@ -24,8 +24,6 @@ from torch import Tensor, nn
 from lorabench.base import UserError, seed_of
 from lorabench.config.schemas import LoRASpec
 from lorabench.data.concepts import Reference
-from lorabench.engine.checkpoint import Checkpoint
-from lorabench.engine.lightning import fit
 from lorabench.lora.adapter import Adapter
 from lorabench.lora.layer import linear_at
 from lorabench.lora.projection import Bases, Projected, projected, reductions
@@ -33,6 +31,7 @@ from lorabench.models.model import DiffusionModel
 from lorabench.personalization.dreambooth import denoised, weighted_mse
 from lorabench.personalization.optimizers import optimiser, schedule
 from lorabench.personalization.perceptual import Perceptual
+from lorabench.personalization.resumable import fit_resumable
 from lorabench.personalization.training import Environment
 from lorabench.personalization.views import Batch, Views, views
 
@@ -156,12 +155,7 @@ def learn_bases(
     shown = [views(model, each, spec.flips, spec.crops, seed) for each in sources]
     with projected(model.denoiser, list(ranks)) as layers:
         module = RankReduction(model, layers, bases, shown, spec, terms, seed)
-        checkpoint = Checkpoint(env.scratch, env.trainer.checkpoint_every, env.curves) if env.scratch else None
-        fit(
-            module, spec.steps, model.device, env.trainer.precision, env.progress, env.curves,
-            [checkpoint] if checkpoint else [], checkpoint.done if checkpoint else 0, spec.accumulate,
-            gradient_clip_val=spec.max_grad_norm,
-        )  # fmt: skip
+        fit_resumable(module, spec, env, spec.steps)
     return [reductions(model.denoiser, each.starts()) for each in bases]
 
 

@@ -17,13 +17,12 @@ from torch import Tensor, nn
 from lorabench.base import UserError, seed_of
 from lorabench.config.schemas import LoRASpec
 from lorabench.data.concepts import Concept
-from lorabench.engine.checkpoint import Checkpoint
-from lorabench.engine.lightning import fit
 from lorabench.lora.adapter import Adapter
 from lorabench.lora.files.embeddings import Tokens
 from lorabench.models.model import DiffusionModel
 from lorabench.personalization.dreambooth import denoised, weighted_mse
 from lorabench.personalization.optimizers import optimiser, schedule
+from lorabench.personalization.resumable import fit_resumable
 from lorabench.personalization.training import Environment
 from lorabench.personalization.views import views
 
@@ -80,15 +79,9 @@ def fit_tokens(module: LearnedTokens, env: Environment, steps: int, start: int =
         env: Seed, trainer and progress; the progress counts optimizer steps.
         folder: Folder of the checkpoint, in the scratch folder.
     """
-    model, spec = module.model, module.spec
-    place = env.scratch / folder if env.scratch else None
-    checkpoint = Checkpoint(place, env.trainer.checkpoint_every, env.curves) if place else None
+    model = module.model
     with model.present(*model.text.values()), model.fresh_prompts(), model.learned_tokens(module.tokens):
-        fit(
-            module, steps, model.device, env.trainer.precision, env.progress, env.curves,
-            [checkpoint] if checkpoint else [], max(start, checkpoint.done) if checkpoint else start, spec.accumulate,
-            gradient_clip_val=spec.max_grad_norm,
-        )  # fmt: skip
+        fit_resumable(module, module.spec, env, steps, start=start, folder=folder)
 
 
 def words_as_token(model: DiffusionModel, words: str) -> dict[str, Tensor]:

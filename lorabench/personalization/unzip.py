@@ -16,8 +16,6 @@ from torch import Tensor, nn
 
 from lorabench.base import seed_of
 from lorabench.data.concepts import ROLES
-from lorabench.engine.checkpoint import Checkpoint
-from lorabench.engine.lightning import fit
 from lorabench.lora.adapter import LoRA
 from lorabench.lora.factors import Factors
 from lorabench.lora.layer import Adapters
@@ -28,6 +26,7 @@ from lorabench.personalization.columns import choose, chooses, is_masked, period
 from lorabench.personalization.dreambooth import denoised, trainable, weighted_mse
 from lorabench.personalization.initial import random_factors
 from lorabench.personalization.optimizers import optimiser, schedule
+from lorabench.personalization.resumable import fit_resumable
 from lorabench.personalization.training import Environment
 from lorabench.personalization.views import Batch, views
 
@@ -225,10 +224,5 @@ def unzip(
     starts = [random_factors(layers, job.recipe.rank, seed_of(seed, role), job.scheme.initial_up) for role in ROLES]
     with model.attach(starts, dtype=torch.float32) as adapters:
         module = UnZipping(model, adapters, job, seed)
-        checkpoint = Checkpoint(env.scratch, env.trainer.checkpoint_every, env.curves) if env.scratch else None
-        fit(
-            module, job.steps, model.device, env.trainer.precision, env.progress, env.curves,
-            [*callbacks, *([checkpoint] if checkpoint else [])], checkpoint.done if checkpoint else 0,
-            job.recipe.accumulate, is_finished, gradient_clip_val=job.recipe.max_grad_norm,
-        )  # fmt: skip
+        fit_resumable(module, job.recipe, env, job.steps, callbacks, is_finished)
         return module.adapters(adapters.loras())
