@@ -8,14 +8,16 @@ and not a few per layer.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
 from lorabench.base import seed_of
-from lorabench.data.concepts import ROLES
+from lorabench.config.schemas import LoRASpec
+from lorabench.data.concepts import ROLES, Concept
+from lorabench.data.stylised import ThreePrompts
 from lorabench.lora.adapter import LoRA
 from lorabench.lora.factors import Factors
 from lorabench.lora.layer import Adapters
@@ -30,8 +32,24 @@ from lorabench.personalization.resumable import fit_resumable
 from lorabench.personalization.training import Environment
 from lorabench.personalization.views import Batch, views
 
-if TYPE_CHECKING:
-    from lorabench.personalization.schemes.unziplora import UnZipJob
+
+class JointJob(Protocol):
+    """The parts of `UnZipJob` that the training reads; `scheme` is an `UnZipLoRA`."""
+
+    @property
+    def concept(self) -> Concept: ...
+
+    @property
+    def recipe(self) -> LoRASpec: ...
+
+    @property
+    def prompts(self) -> ThreePrompts: ...
+
+    @property
+    def steps(self) -> int: ...
+
+    @property
+    def scheme(self) -> Any: ...
 
 
 class UnZipping(pl.LightningModule):
@@ -44,7 +62,7 @@ class UnZipping(pl.LightningModule):
         starts: First output of each layer in them.
     """
 
-    def __init__(self, model: DiffusionModel, adapters: Adapters, job: UnZipJob, seed: int):
+    def __init__(self, model: DiffusionModel, adapters: Adapters, job: JointJob, seed: int):
         super().__init__()
         self.model, self.job, self.scheme, self.spec, self.seed = model, job, job.scheme, job.recipe, seed
         self.layers = adapters.layers
@@ -199,7 +217,7 @@ def gradients(layer: Any) -> list[Factors]:
 
 def unzip(
     model: DiffusionModel,
-    job: UnZipJob,
+    job: JointJob,
     env: Environment,
     callbacks: Sequence[pl.Callback] = (),
     is_finished: Callable[[], bool] = lambda: False,

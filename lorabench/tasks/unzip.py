@@ -11,17 +11,15 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from lorabench.base import UserError, __version__
-from lorabench.config.schemas import GenerateSpec, LoRASpec, TrainerSpec
-from lorabench.config.task_schemas import UnzipTask
-from lorabench.data.concepts import ROLES, Concept, Reference
+from lorabench.base import __version__
+from lorabench.data.concepts import ROLES, Reference
 from lorabench.data.images import reference
 from lorabench.engine.artifact import Artifact
 from lorabench.engine.bar import Bar
@@ -29,11 +27,10 @@ from lorabench.engine.devices import claim_here, device_name
 from lorabench.engine.output_folder import MANIFEST, OutputFolder, make_folder
 from lorabench.engine.store import Store
 from lorabench.engine.workers import use_threads
-from lorabench.merging.method import Method
 from lorabench.models.families import SDXL
-from lorabench.models.files import ModelFiles, model_files
+from lorabench.models.files import model_files
 from lorabench.models.shapes import layer_map
-from lorabench.personalization.schemes.unziplora import UnZipJob, UnZipLoRA, check_unzip
+from lorabench.personalization.schemes.unziplora import UnZipJob, check_unzip
 from lorabench.personalization.training import Environment
 from lorabench.sampling.rule import Context
 from lorabench.scoring.files import scorer_set
@@ -42,65 +39,11 @@ from lorabench.tasks.checks import check_one_prompt
 from lorabench.tasks.composition import ablation_of, method_of
 from lorabench.tasks.jobs import load_model, load_scorer
 from lorabench.tasks.unzip_inputs import check_sizes, image_sets, words_for
+from lorabench.tasks.unzip_request import Unzip
 from lorabench.tasks.unzip_words import Words
 
 VERSION = 1  # raise it when the same settings give other adapters or looks
 STEP, IMAGE = 3.0, 2.0  # cost of an image in a training step and in a sampling step, in forward passes
-
-
-@dataclass(frozen=True)
-class Unzip:
-    """Settings of the command.
-
-    Args:
-        world: Whether the model is that of the microworld, whose words are few.
-        settings: Settings of the method, for the files' metadata.
-    """
-
-    method: Method
-    ablation: str
-    model: ModelFiles
-    model_name: str
-    world: bool
-    scorers: tuple[Any, ...]
-    lora: LoRASpec
-    generation: GenerateSpec
-    trainer: TrainerSpec
-    task: UnzipTask
-    store: Store
-    seed: int
-    settings: Any
-
-    @cached_property
-    def scheme(self) -> UnZipLoRA:
-        training = self.method.training
-        if not isinstance(training, UnZipLoRA):
-            option = self.method.options["training"]
-            raise UserError(f"task=unzip trains as UnZipLoRA, not as method/training={option}; use method=unziplora")
-        if (merge := self.method.options["merge"]) != "direct":
-            raise UserError(
-                f"task=unzip adds both LoRAs and method/merge={merge} does not; use task=merge for the files"
-            )
-        return training
-
-    def job(self, images: tuple[Reference, ...], words: Words) -> UnZipJob:
-        concept = Concept("image", "content", words.subject, images, ())
-        return UnZipJob(concept, self.lora, "image", words.prompts, self.scheme)
-
-    def training(self, job: UnZipJob, words: Words) -> Artifact:
-        """Return the artifact of the adapters and looks."""
-        looks = {"every": self.task.look_every, "stop": self.task.stop, "generate": self.generation.params()}
-        scorers = [path for files in self.scorers for path in files.contents()]
-        params: dict[str, Any] = {
-            "model": {
-                "weights": self.store.digest(*self.model.sources()), "precision": self.trainer.precision,
-                **self.model.numbers(),
-            },
-            "job": job.params, "seed": self.seed,
-        }  # fmt: skip
-        if self.task.look_every:
-            params["looks"] = {**looks, "scorers": self.store.digest(*scorers)}
-        return Artifact("unzip", job.name, VERSION, params, partial(train, self, job, words))
 
 
 def run(cfg: DictConfig, folder: Path) -> None:
@@ -165,7 +108,7 @@ def unzip_one(
     from lorabench.tasks.reconstruction import FILE, file_error
 
     job = unzip.job(tuple(replace(each, prompt=words.prompts.full, word=words.subject) for each in images), words)
-    artifact = unzip.training(job, words)
+    artifact = artifact_of(unzip, job, words)
     each = step_work(unzip)
 
     def make(draft: Path) -> None:
@@ -212,6 +155,22 @@ def unzip_one(
     return lines
 
 
+def artifact_of(unzip: Unzip, job: UnZipJob, words: Words) -> Artifact:
+    """Return the artifact of the adapters and looks."""
+    looks = {"every": unzip.task.look_every, "stop": unzip.task.stop, "generate": unzip.generation.params()}
+    scorers = [path for files in unzip.scorers for path in files.contents()]
+    params: dict[str, Any] = {
+        "model": {
+            "weights": unzip.store.digest(*unzip.model.sources()), "precision": unzip.trainer.precision,
+            **unzip.model.numbers(),
+        },
+        "job": job.params, "seed": unzip.seed,
+    }  # fmt: skip
+    if unzip.task.look_every:
+        params["looks"] = {**looks, "scorers": unzip.store.digest(*scorers)}
+    return Artifact("unzip", job.name, VERSION, params, partial(train, unzip, job, words))
+
+
 def train(unzip: Unzip, job: UnZipJob, words: Words, folder: Path, progress: Callable[[int], None]) -> None:
     """Write both adapters, the curves and the looks of a training."""
     from lorabench.engine.curves import Curves
@@ -219,7 +178,7 @@ def train(unzip: Unzip, job: UnZipJob, words: Words, folder: Path, progress: Cal
     from lorabench.tasks.reconstruction import FILE, Consistency, Looks
 
     base, curves = load_model(unzip.model, unzip.trainer.accelerator), Curves()
-    scratch = unzip.store.scratch(unzip.training(job, words))
+    scratch = unzip.store.scratch(artifact_of(unzip, job, words))
     env = Environment(unzip.seed, unzip.trainer, progress, curves, scratch=scratch)
     looks: Looks | None = None
     if unzip.task.look_every:

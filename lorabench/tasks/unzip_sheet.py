@@ -15,13 +15,13 @@ from lorabench.data.microworld.captions import PLACES
 from lorabench.data.microworld.factors import CLASSES
 from lorabench.data.scenes import Scene
 from lorabench.report.contact_sheet import Cell, Strip, sheet
+from lorabench.tasks.unzip_request import Unzip
 from lorabench.tasks.unzip_words import Words
 
 if TYPE_CHECKING:
     from lorabench.lora.adapter import Adapter
     from lorabench.models.model import DiffusionModel
     from lorabench.sampling.parts import Parts
-    from lorabench.tasks.unzip import Unzip
 
 SHOWN = 3  # scenes of the content, subjects of the style, and recombinations
 SCENES = ("in the snow", "on the beach", "on a wooden table")
