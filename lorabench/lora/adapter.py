@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from lorabench.base import UserError
-from lorabench.lora.factors import Factors, LazyFactors, Shape
+from lorabench.lora.compress import CompressionError, compress
+from lorabench.lora.factors import Factors, LazyFactors, Shape, shapes_of
 from lorabench.lora.files.names import DENOISER
 from lorabench.lora.masks import Masks
+from lorabench.lora.parts import Parts
 
 if TYPE_CHECKING:
-    from lorabench.lora.compress import CompressionError
     from lorabench.lora.files.dora import BaseWeights
 
 
@@ -67,14 +68,24 @@ class Adapter(Mapping[str, Factors]):
         return list(self._factors)
 
     @property
+    def factors(self) -> Mapping[str, Factors]:
+        """Return the factors of the denoiser, which are read from a file when they are used if the adapter is open."""
+        return self._factors
+
+    @property
+    def parts(self) -> Parts:
+        """Return all parts."""
+        return Parts(self._factors, self.text, self.tokens, self.masks, self.backbone, self.metadata)
+
+    @property
     def shapes(self) -> dict[str, Shape]:
         """Return rank, inputs and outputs by layer, including text encoders. Reads no tensors of a file."""
-        return shapes_of(self._factors) | shapes_of(self.text)
+        return self.parts.shapes
 
     @property
     def rank(self) -> int:
         """Return the highest rank of any layer; 0 without factors."""
-        return max((shape[0] for shape in self.shapes.values()), default=0)
+        return self.parts.rank
 
     @property
     def is_empty(self) -> bool:
@@ -134,9 +145,8 @@ class Adapter(Mapping[str, Factors]):
 
         Without a rank, each layer has the least one that keeps the share `keep` of its squared norm.
         """
-        from lorabench.lora.compress import compress
-
-        return compress(self, rank, keep)
+        (factors, text), error = compress([self._factors, self.text], rank, keep)
+        return self.replaced(factors, text), error
 
     @staticmethod
     def stack(adapters: Sequence[Adapter]) -> Adapter:
@@ -185,7 +195,7 @@ class Adapter(Mapping[str, Factors]):
         """
         from lorabench.lora.files.write import write
 
-        return write(self, path, metadata, format, dtype)
+        return write(self.parts, path, metadata, format, dtype)
 
     @classmethod
     def load(cls, path: Path | str) -> Adapter:
@@ -204,7 +214,7 @@ class Adapter(Mapping[str, Factors]):
         """
         from lorabench.lora.files.read import read
 
-        return cls(**read(path, base))
+        return cls(**vars(read(path, base)))
 
 
 def _times(factors: Mapping[str, Factors], weight: float) -> LazyFactors:
@@ -216,17 +226,6 @@ LoRA = Adapter  # the name until version 0.1, to be removed in 0.3
 
 def _in_order(factors: Mapping[str, Factors]) -> Mapping[str, Factors]:
     return factors if isinstance(factors, LazyFactors) else dict(sorted(factors.items()))
-
-
-def is_lazy(factors: Mapping[str, Factors]) -> bool:
-    """Return whether factors are read or computed each time they are used."""
-    return isinstance(factors._factors if isinstance(factors, Adapter) else factors, LazyFactors)
-
-
-def shapes_of(factors: Mapping[str, Factors]) -> dict[str, Shape]:
-    """Return rank, inputs and outputs by layer, without reading tensors of a file."""
-    factors = factors._factors if isinstance(factors, Adapter) else factors
-    return factors.shapes if isinstance(factors, LazyFactors) else {name: each.shape for name, each in factors.items()}
 
 
 def common_backbone(adapters: Sequence[Adapter]) -> str | None:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lorabench.base import UserError
 from lorabench.lora.factors import Factors
-
-if TYPE_CHECKING:
-    from lorabench.lora.adapter import Adapter
 
 SMALL = 4  # complete SVD if the size is at most this times the rank, else subspace iteration
 ROUNDING = 1e-12  # share of the squared norm that is rounding in float64
@@ -37,12 +33,15 @@ class CompressionError:
         return f"relative error {self.overall:.2%}, at most {self.layers[worst]:.2%} ({worst})"
 
 
-def compress(adapter: Adapter, rank: int | None, keep: float = 1.0) -> tuple[Adapter, CompressionError]:
-    """Return the nearest adapter of a lower rank in every layer (Eckart and Young 1936), and its errors.
+def compress(
+    parts: Sequence[Mapping[str, Factors]], rank: int | None, keep: float = 1.0
+) -> tuple[list[dict[str, Factors]], CompressionError]:
+    """Return the nearest factors of a lower rank in every layer (Eckart and Young 1936), and their errors.
 
     Layers with no higher rank are kept. Factors are balanced, U sqrt(s) and sqrt(s) V^T, which suits half precision.
 
     Args:
+        parts: Factors by layer.
         rank: Highest rank of a layer; None is the least rank of each layer that keeps the share `keep`.
         keep: Share of the squared norm of each layer's update.
 
@@ -60,7 +59,7 @@ def compress(adapter: Adapter, rank: int | None, keep: float = 1.0) -> tuple[Ada
             lost[layer] = tail, whole
         return found
 
-    compressed = adapter.replaced(all_nearest(adapter), all_nearest(adapter.text))
+    compressed = [all_nearest(part) for part in parts]
     errors = {layer: relative(*each) for layer, each in lost.items()}
     return compressed, CompressionError(errors, relative(*(sum(each[i] for each in lost.values()) for i in (0, 1))))
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from lorabench.lora.adapter import Adapter, common_backbone, is_lazy, shapes_of
-from lorabench.lora.factors import Factors, LazyFactors, Shape, shared_scale
+from lorabench.lora.adapter import Adapter, common_backbone
+from lorabench.lora.factors import Factors, LazyFactors, Shape, shapes_of, shared_scale
 from lorabench.lora.files.embeddings import joined
 from lorabench.lora.files.metadata import inherited
 from lorabench.lora.masks import Masks
@@ -33,7 +33,7 @@ def export(adapters: Sequence[Adapter], masks: LayerMasks | None = None, scales:
     adapters = jointly(adapters)
     used = [each for k, each in enumerate(adapters) if not scales or any(scale[k] for scale in scales.values())]
     return Adapter(
-        summed(adapters, masks, scales),
+        summed([each.factors for each in adapters], masks, scales),
         summed([each.text for each in adapters], masks, scales),
         joined([each.tokens for each in used]),
         backbone=common_backbone(adapters),
@@ -76,7 +76,7 @@ def summed(
         if each:
             totals[layer] = (sum(shapes[k][layer][0] for k in each), *shapes[each[0]][layer][1:])
     lazy = LazyFactors(totals, merged)
-    return lazy if any(is_lazy(part) for part in parts) else dict(lazy)
+    return lazy if any(isinstance(part, LazyFactors) for part in parts) else dict(lazy)
 
 
 def weighted_text(adapters: Sequence[Adapter], scales: Scales | None) -> dict[str, Factors]:

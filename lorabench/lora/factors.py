@@ -114,3 +114,8 @@ class LazyFactors(Mapping[str, Factors]):
 
     def __len__(self) -> int:
         return len(self.shapes)
+
+
+def shapes_of(factors: Mapping[str, Factors]) -> dict[str, Shape]:
+    """Return rank, inputs and outputs by layer, without reading tensors of a file."""
+    return factors.shapes if isinstance(factors, LazyFactors) else {name: each.shape for name, each in factors.items()}

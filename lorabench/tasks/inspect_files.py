@@ -83,7 +83,7 @@ def described(path: str, adapter: Adapter) -> dict[str, Any]:
     scales = sorted({round(each.scale, 4) for each in (*adapter.values(), *adapter.text.values())})
     notes = {key: adapter.metadata[key][:200] for key in TRAINING if adapter.metadata.get(key)}
     return {
-        "path": path, "base": notes.get(TRAINING[0], SDXL if is_sdxl(adapter) else "unknown"), "ranks": ranks,
+        "path": path, "base": notes.get(TRAINING[0], SDXL if is_sdxl(adapter.parts) else "unknown"), "ranks": ranks,
         "alpha / rank": scales, "UNet layers": len(adapter), "text layers": len(adapter.text),
         "tokens": {trigger: len(next(iter(each.values()))) for trigger, each in adapter.tokens.items()},
         "blocks": blocks(list(adapter)), "norm": norm(adapter), "metadata": notes,

@@ -11,14 +11,11 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from lorabench.base import UserError
 from lorabench.lora.files import names
 from lorabench.lora.files.names import DENOISER
-
-if TYPE_CHECKING:
-    from lorabench.lora.adapter import Adapter
+from lorabench.lora.parts import Parts
 
 Keys = dict[str, tuple[str, str, int | None]]  # by component and layer: down, up, alpha
 PEFT_METADATA = "lora_adapter_metadata"  # metadata key of the peft configs that diffusers writes
@@ -37,12 +34,12 @@ class Format:
     """
 
     name: str
-    keys: Callable[[Adapter], Keys]
-    notes: Callable[[Adapter, Mapping[str, int]], dict[str, str]]
+    keys: Callable[[Parts], Keys]
+    notes: Callable[[Parts, Mapping[str, int]], dict[str, str]]
     bundles: bool = False
     keeps_all: bool = False
 
-    def check(self, adapter: Adapter) -> None:
+    def check(self, adapter: Parts) -> None:
         """Raise UserError if the format does not support a part of the adapter."""
         if self.keeps_all:
             return
@@ -57,7 +54,7 @@ class Format:
             )
 
 
-def _kohya(adapter: Adapter) -> Keys:
+def _kohya(adapter: Parts) -> Keys:
     """Return kohya's names, and one alpha for the whole file: the highest rank.
 
     Readers multiply by alpha / rank, so `up` holds the inverse in layers of a lower rank. (alpha = rank in each layer
@@ -68,8 +65,8 @@ def _kohya(adapter: Adapter) -> Keys:
     in a block. If the layers do not show it, all keep diffusers' block names, which A1111 and ComfyUI also read. Names
     are never mixed, because diffusers drops one kind from a file that has both.
     """
-    layers = [*(f"{DENOISER}.{layer}" for layer in adapter), *adapter.text]
-    ldm, alpha = names.ldm_is_safe(adapter.layers), adapter.rank
+    layers = [*(f"{DENOISER}.{layer}" for layer in adapter.factors), *adapter.text]
+    ldm, alpha = names.ldm_is_safe(list(adapter.factors)), adapter.rank
     keys = {}
     for layer in layers:
         stem = names.kohya_stem(layer, ldm)
@@ -79,14 +76,14 @@ def _kohya(adapter: Adapter) -> Keys:
     return keys
 
 
-def _diffusers(adapter: Adapter) -> Keys:
+def _diffusers(adapter: Parts) -> Keys:
     """Return peft's names for the UNet, and `lora_linear_layer` for text encoders, as diffusers writes them.
 
     (diffusers refuses peft's names if an encoder has adapters on its MLPs only.) No alpha is written, which means
     alpha = rank: the update is `up @ down` without a factor.
     """
     keys = {}
-    for layer in [*(f"{DENOISER}.{layer}" for layer in adapter), *adapter.text]:
+    for layer in [*(f"{DENOISER}.{layer}" for layer in adapter.factors), *adapter.text]:
         component = layer.partition(".")[0]
         stem = f"{names.file_component(layer)}.{names.file_path(layer)}"
         down, up = ("lora_A", "lora_B") if component == DENOISER else ("lora_linear_layer.down", "lora_linear_layer.up")
@@ -94,7 +91,7 @@ def _diffusers(adapter: Adapter) -> Keys:
     return keys
 
 
-def _peft_configs(adapter: Adapter, ranks: Mapping[str, int]) -> dict[str, str]:
+def _peft_configs(adapter: Parts, ranks: Mapping[str, int]) -> dict[str, str]:
     """Return peft's configuration of each component, in which alpha is the rank of every layer.
 
     diffusers before 0.40 takes one alpha for all layers if a file has none, and scales layers of other ranks wrongly.
@@ -113,7 +110,7 @@ def _peft_configs(adapter: Adapter, ranks: Mapping[str, int]) -> dict[str, str]:
     return {PEFT_METADATA: json.dumps(options)} if options else {}
 
 
-def _none(adapter: Adapter, ranks: Mapping[str, int]) -> dict[str, str]:
+def _none(adapter: Parts, ranks: Mapping[str, int]) -> dict[str, str]:
     return {}
 
 
@@ -124,7 +121,7 @@ FORMATS = {
 }
 
 
-def format_of(adapter: Adapter, name: str) -> Format:
+def format_of(adapter: Parts, name: str) -> Format:
     """Return the format in which an adapter is written: diffusers' instead of kohya's for a transformer."""
-    transformer = any(names.file_component(f"{DENOISER}.{layer}") == "transformer" for layer in adapter.layers)
+    transformer = any(names.file_component(f"{DENOISER}.{layer}") == "transformer" for layer in adapter.factors)
     return FORMATS["diffusers" if name == "kohya" and transformer else name]

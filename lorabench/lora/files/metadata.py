@@ -6,14 +6,11 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from lorabench.lora.adapter import Adapter
-
+from lorabench.lora.parts import Parts
 
 BASE = "ss_base_model_version"
 SDXL = "sdxl_base_v1-0"
@@ -23,7 +20,7 @@ SDXL_TEXT_WIDTH = 2048
 SDXL_ONLY = re.compile(r"up_blocks\.0\.attentions\.|add_embedding\.|.*\.transformer_blocks\.[1-9]|text_encoder_2\.")
 
 
-def general(adapter: Adapter, path: Path, ranks: Mapping[str, int], tensors: Mapping[str, Tensor]) -> dict[str, str]:
+def general(adapter: Parts, path: Path, ranks: Mapping[str, int], tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """Return the metadata of kohya's trainer and of the model specification (SAI).
 
     A1111 treats a file with metadata as one of SD1.5, and hides it, unless the metadata name SDXL.
@@ -56,7 +53,7 @@ def inherited(several: Sequence[Mapping[str, str]]) -> dict[str, str]:
     return {BASE: version} if version else {}
 
 
-def is_sdxl(adapter: Adapter) -> bool:
+def is_sdxl(adapter: Parts) -> bool:
     """Return whether the layers show that the base model is of the SDXL family."""
     shapes = adapter.shapes
     if any(SDXL_ONLY.match(layer) for layer in shapes):

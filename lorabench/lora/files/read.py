@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 from torch import Tensor, einsum
@@ -17,12 +16,13 @@ from lorabench.lora.files import dora, embeddings, lycoris, names, refuse, store
 from lorabench.lora.files.names import DENOISER
 from lorabench.lora.files.peft_config import PeftConfig, read_configs
 from lorabench.lora.files.tensors import TensorFile, is_finite
+from lorabench.lora.parts import Parts
 
 PRODUCT = "lorabench.product"  # metadata key of an adapter that has LoHa or LoKr layers
 FOLDED = "lorabench.folded"  # metadata key of a DoRA, with a line on its folding
 
 
-def read(path: Path | str, base: dora.BaseWeights | None = None) -> dict[str, Any]:
+def read(path: Path | str, base: dora.BaseWeights | None = None) -> Parts:
     """Return the parts of the adapter in a .safetensors file, or in a folder of diffusers or peft.
 
     Names, shapes and metadata are checked here. Factors are read from the file on demand, in fp32. They are paired by
@@ -32,9 +32,6 @@ def read(path: Path | str, base: dora.BaseWeights | None = None) -> dict[str, An
     Args:
         path: Of the file or folder.
         base: Base weights, into which a DoRA is folded.
-
-    Returns:
-        The arguments of `Adapter`.
 
     Raises:
         UserError: If the file is not an adapter of a model of a known family, see refuse.py.
@@ -46,7 +43,7 @@ def read(path: Path | str, base: dora.BaseWeights | None = None) -> dict[str, An
         keys = list(shapes)
         if embeddings.is_embedding(shapes):
             tokens = embeddings.read_tokens(path, keys, file.tensor, metadata)
-            return {"factors": {}, "tokens": tokens, "metadata": metadata}
+            return Parts({}, tokens=tokens, metadata=metadata)
         masks = stored.masks({key: file.tensor(key) for key in keys if stored.is_mask(key)})
         tokens = embeddings.read_tokens(path, embeddings.bundled(keys), file.tensor)
         keys = [key for key in keys if not stored.is_mask(key) and not embeddings.BUNDLE.fullmatch(key)]
@@ -88,20 +85,20 @@ def read(path: Path | str, base: dora.BaseWeights | None = None) -> dict[str, An
     if kinds:
         metadata = {**metadata, PRODUCT: " and ".join(sorted(kinds))}
     head = f"{DENOISER}."
-    return {
-        "factors": LazyFactors(
+    return Parts(
+        LazyFactors(
             {layer.removeprefix(head): size for layer, size in sizes.items() if layer.startswith(head)},
             lambda layer: folded.get(head + layer) or factors(head + layer),
         ),
-        "text": LazyFactors(
+        LazyFactors(
             {layer: size for layer, size in sizes.items() if not layer.startswith(head)},
             lambda layer: folded.get(layer) or factors(layer),
         ),
-        "tokens": tokens,
-        "masks": masks,
-        "backbone": metadata.get(stored.BACKBONE),
-        "metadata": metadata,
-    }
+        tokens,
+        masks,
+        metadata.get(stored.BACKBONE),
+        metadata,
+    )
 
 
 def _dora(read: Callable[[str], Factors], layer: str, magnitude: Tensor, outputs: bool) -> tuple[Factors, Tensor, bool]:

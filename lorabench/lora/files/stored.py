@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from lorabench.lora.masks import Masks
-
-if TYPE_CHECKING:
-    from lorabench.lora.adapter import Adapter
+from lorabench.lora.parts import Parts
 
 BACKBONE = "lorabench.backbone"  # metadata key
 SCALES = "lorabench.scales"  # metadata key, JSON by component and layer
@@ -32,7 +29,7 @@ def masks(tensors: Mapping[str, Tensor]) -> dict[str, Masks]:
     return {layer: Masks(**kinds) for layer, kinds in found.items()}
 
 
-def mask_tensors(adapter: Adapter) -> dict[str, Tensor]:
+def mask_tensors(adapter: Parts) -> dict[str, Tensor]:
     """Return the tensors of an adapter's masks by their keys in a file."""
     return {
         f"{MASK}{layer}|{kind}": tensor
@@ -49,7 +46,7 @@ def scales(metadata: Mapping[str, str]) -> dict[str, float]:
         return {}  # another program's
 
 
-def notes(adapter: Adapter, scales: Mapping[str, float]) -> dict[str, str]:
+def notes(adapter: Parts, scales: Mapping[str, float]) -> dict[str, str]:
     """Return the metadata of an adapter."""
     found = {SCALES: json.dumps(scales)} if scales else {}
     return found if adapter.backbone is None else {**found, BACKBONE: adapter.backbone}

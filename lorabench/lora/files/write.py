@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import mkstemp
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -22,15 +21,13 @@ from lorabench.lora.files.formats import FORMATS, Format, format_of
 from lorabench.lora.files.names import DENOISER
 from lorabench.lora.files.precision import DTYPES, Precision, plain
 from lorabench.lora.files.tensors import is_finite
-
-if TYPE_CHECKING:
-    from lorabench.lora.adapter import Adapter
+from lorabench.lora.parts import Parts
 
 LONGEST_NAME = 255  # bytes, on every usual file system
 
 
 def write(
-    adapter: Adapter,
+    adapter: Parts,
     path: Path | str,
     origin: Mapping[str, str] | None = None,
     format: str = "kohya",
@@ -92,14 +89,14 @@ def check_name(path: Path) -> None:
         )
 
 
-def named(adapter: Adapter) -> Iterator[tuple[str, Factors]]:
+def named(adapter: Parts) -> Iterator[tuple[str, Factors]]:
     """Yield all factors by component and module path, "unet.mid_block.attentions.0.proj_in"."""
-    yield from ((f"{DENOISER}.{layer}", factors) for layer, factors in adapter.items())
+    yield from ((f"{DENOISER}.{layer}", factors) for layer, factors in adapter.factors.items())
     yield from adapter.text.items()
 
 
 def _tensors(
-    adapter: Adapter, layout: Format, precision: Precision
+    adapter: Parts, layout: Format, precision: Precision
 ) -> tuple[dict[str, Tensor], dict[str, int], dict[str, float]]:
     """Return tensors by key, and ranks and scales by component and layer, of all updates that are not zero."""
     keys = layout.keys(adapter)
