@@ -1,5 +1,5 @@
 """Every method on a UNet with blocks missing, with LoRAs of different ranks that each lack some layers: it merges and
-draws, or says in a line why not."""
+draws, or fails with the reason in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever befalls a run, it says so in a line, and the same command goes on to the same scores."""
+"""Every fault of a run is one line, and the same command resumes to the same scores."""
 
 from __future__ import annotations
 

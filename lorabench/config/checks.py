@@ -64,7 +64,11 @@ def check_limits(node: DictConfig, path: str = "") -> None:
 
 
 def check_negative(generate: dict[str, Any]) -> None:
-    """UserError if a negative prompt has no effect."""
+    """Check that a negative prompt has an effect.
+
+    Raises:
+        UserError: If it has none, because there is no guidance.
+    """
     if generate["negative"] and generate["guidance"] <= 1:
         raise UserError(f"negative='{generate['negative']}' has no effect without guidance; use generate.guidance=5")
 

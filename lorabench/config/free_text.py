@@ -82,6 +82,7 @@ def quoted(word: str) -> str:
 
 
 def is_quoted(value: str) -> bool:
+    """Return whether a value is in quotes."""
     return len(value) > 1 and value[0] in QUOTES and value[-1] == value[0]
 
 

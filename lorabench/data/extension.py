@@ -53,7 +53,7 @@ def extended(pair: Pair, kind: Extension) -> Pair:
 
 
 def asked(concept: Concept, **factors: str) -> Concept:
-    """Return a concept that is recognized in an image by what its prompt asks for; references stay those trained."""
+    """Return a concept that is recognized in an image by other words; its references are unchanged."""
     return concept if concept.factors is None else replace(concept, factors=replace(concept.factors, **factors))
 
 
@@ -76,4 +76,5 @@ def other_family(style: Concept) -> str:
 
 
 def drawn(words: list[str], concept: Concept) -> str:
+    """Draw one of the words, seeded by the concept."""
     return str(np.random.default_rng(seed_of("extension", concept.name)).choice(words))

@@ -59,5 +59,6 @@ def parse(prompt: str) -> Marked:
     return Marked(prompt, spans) if not last else Marked(" ".join((text + prompt[last:]).split()), spans)
 
 
-def wrong(prompt: str, what: str) -> UserError:
-    return UserError(f"{what} in the prompt {prompt!r}; {EXAMPLE}")
+def wrong(prompt: str, fault: str) -> UserError:
+    """Return the error for a prompt with a fault in its markers."""
+    return UserError(f"{fault} in the prompt {prompt!r}; {EXAMPLE}")

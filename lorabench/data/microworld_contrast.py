@@ -43,6 +43,11 @@ def styles(count: int) -> list[str]:
 
 
 def first(names: list[str], count: int, key: str) -> list[str]:
+    """Return `count` names, the first of every kind before the second.
+
+    Raises:
+        UserError: If there are fewer.
+    """
     ordered = [name for turn in ("1", "2") for name in names if name.endswith(turn)]
     if count > len(ordered):
         raise UserError(f"method.backbone.{key}={count} must be at most {len(ordered)} in the microworld")
@@ -65,6 +70,7 @@ def true_pairs(contents: int, looks: int) -> Concept:
 
 
 def pair_image(pair: tuple[str, str], fixed: str) -> Reference:
+    """Return the image of a subject in a style, of a set in which the role `fixed` is the same."""
     subject, style = map(kind, pair)
     draw = draw_content if fixed == "content" else draw_style
     return reference(subject, f"a {subject} in {style} style", partial(draw, *pair), f"{fixed} of {' '.join(pair)}", 0)

@@ -97,6 +97,13 @@ def quiet_trainer(
     """Return a Trainer on one device that writes and prints nothing.
 
     It is an ordinary single process, also in a rank or in a job of SLURM, whose variables it ignores.
+
+    Args:
+        place: Device.
+        precision: Lightning's name of the precision.
+        callbacks: Callbacks.
+        logger: Logger for the losses.
+        options: Further options of `Trainer`.
     """
     clear_environment()  # Lightning would read arguments from it
     return pl.Trainer(

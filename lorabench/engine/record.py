@@ -27,6 +27,12 @@ def key_of(stage: str, parts: Mapping[str, Any]) -> str:
 def seal(folder: Path, stage: str, parts: Mapping[str, Any], name: str) -> None:
     """Write key.json of a finished folder.
 
+    Args:
+        folder: The folder with its files.
+        stage: Stage of the artifact.
+        parts: Parts of its key.
+        name: Its name in messages.
+
     Raises:
         RuntimeError: If the folder has no file.
     """

@@ -112,7 +112,15 @@ def parts_of(
     masks: AllMasks | None,
     strength: Mapping[Role, float] | None,
 ) -> Parts:
-    """Return the separate adapters of a merge for sampling rules."""
+    """Return the separate adapters of a merge for sampling rules.
+
+    Args:
+        merge: The merge.
+        loras: The adapters before merging.
+        roles: Role of each adapter.
+        masks: The masks of `Merged`.
+        strength: Additional scale of all adapters of a role.
+    """
     used = None if strength is None else [bool(strength[role]) for role in roles]
     return Parts(rebased(loras, merge.basis, used), tuple(roles), merge.scales, masks, strength)
 

@@ -83,11 +83,11 @@ class Method:
         rule, merge = self.options["sampling"], self.options["merge"]
         if not self.sampling.takes_whole and not self.merge.keeps_parts:
             routing = self.sampling.routing
-            what, other = f"method/sampling={rule}", "method/sampling=plain"
+            chosen, other = f"method/sampling={rule}", "method/sampling=plain"
             if routing != "none":
-                what, other = f"method.routing={routing}", "method.routing=none"
+                chosen, other = f"method.routing={routing}", "method.routing=none"
             raise UserError(
-                f"{what} scales each LoRA separately, but method/merge={merge} computes one update; use {other} or "
+                f"{chosen} scales each LoRA separately, but method/merge={merge} computes one update; use {other} or "
                 "method/merge=direct"
             )
         training, needed = self.options["training"], self.merge.training

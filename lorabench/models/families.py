@@ -38,7 +38,7 @@ class Family:
 
     @property
     def adapted(self) -> tuple[str, ...]:
-        """Text encoders whose layers LoRAs adapt: those of CLIP."""
+        """Return the text encoders whose layers LoRAs adapt: those of CLIP."""
         return self.encoders[:1] if self.name == "flux" else self.encoders[:2]
 
 

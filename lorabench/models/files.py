@@ -57,7 +57,7 @@ class ModelFiles:
 
     @property
     def family(self) -> Family:
-        """The family of the model."""
+        """Return the family of the model."""
         return family_of(self.config)
 
     def numbers(self) -> dict[str, Any]:

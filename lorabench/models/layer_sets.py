@@ -50,6 +50,7 @@ def read_layer_sets(key: str, value: str | Mapping[str, Any], folder: str, other
 
 
 def is_names(value: Any) -> bool:
+    """Return whether a value is a list of names."""
     return isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)
 
 

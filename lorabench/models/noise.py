@@ -24,7 +24,7 @@ from lorabench.base import UserError
 from lorabench.config.schemas import LoRASpec
 
 Predicts = Literal["epsilon", "v_prediction"]
-LOSSES: dict[str, str] = {"epsilon": "eps", "v_prediction": "v"}  # what a model predicts, as `lora.loss` names it
+LOSSES: dict[str, str] = {"epsilon": "eps", "v_prediction": "v"}  # by prediction of the model, named as in `lora.loss`
 NOISY = "noisy"  # a law of timesteps
 MIN_SIGNAL = 2**-24  # lower bound of alphas_bar in diffusers' schedulers: the clean estimate divides by its root
 

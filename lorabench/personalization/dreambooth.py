@@ -183,7 +183,7 @@ def folded(factors: Mapping[str, Factors], scale: float) -> dict[str, Factors]:
 
 
 def trainable(adapters: Adapters, scale: float, learned: Sequence[str] = FACTORS) -> list[Tensor]:
-    """Those factors of all adapters, which now learn, at strength `scale` in every row."""
+    """Let factors of all adapters learn, at the adapter scale `scale` in every row, and return them."""
     count = len(next(iter(adapters.layers.values())).ranks)
     adapters.rows(torch.full((1, count), scale))
     return [getattr(layer, name).requires_grad_(True) for layer in adapters.layers.values() for name in learned]
@@ -194,7 +194,11 @@ def denoised(
 ) -> tuple[Tensor, Tensor]:
     """Return the model's prediction for a noised batch, and its target.
 
-    own: prompts of each adapter, see `DiffusionModel.predict`.
+    Args:
+        model: The model.
+        batch: Latents, noise and timesteps.
+        words: Prompt of each row.
+        own: Prompts of each adapter, see `DiffusionModel.predict`.
     """
     noised = model.process.add_noise(batch.latents, batch.noise, batch.t)
     prediction = model.predict(noised, batch.t, model.with_crops(words, batch.crops), own)

@@ -1,4 +1,4 @@
-"""Training of the expert encoder (lorabench/sampling/encoder.py). The paper does not say how; both ways are ours.
+"""Training of the expert encoder (lorabench/sampling/encoder.py). The paper does not describe it; both ways are ours.
 
     regress    min E || gamma - g ||^2 + 0.01 |gamma|,   g_k = m_k sigmoid((cos(E(words), E(trained)) - mu) / tau)
     denoise    min E || eps - eps_theta(x_t; W + gamma_c dW_c + gamma_s dW_s) ||^2 + beta || gamma - m ||^2

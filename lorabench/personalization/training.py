@@ -42,7 +42,7 @@ class Environment:
         samples: Folder for the images that `LoRASpec.sample_every` asks for.
         generate: How those are sampled, and the images that a job samples itself.
         scorer: Returns the scorer of a kind, see `Job.scorers`.
-        notes: What a job reports besides its adapters, as JSON.
+        notes: Results of a job besides its adapters, as JSON.
         needed: Folder of each job in `Job.needs`, in order.
         folder: Folder of the job's own result, for files besides its adapters.
     """
@@ -127,7 +127,7 @@ class Job(ABC):
 
     @abstractmethod
     def run(self, model: DiffusionModel, env: Environment) -> dict[str, LoRA]:
-        """Train; returns the adapters by `Output.name`.
+        """Train, and return the adapters by `Output.name`.
 
         Raises:
             UserError: If the recipe does not fit the model or this machine.
@@ -172,14 +172,14 @@ class Training(ABC):
         check_settings("method", self)
 
     def shortened(self, steps: int) -> Training:
-        """Return the training with at most this many steps of what it trains besides adapters, for quick checks."""
+        """Return the training with at most this many steps for models besides adapters, for quick checks."""
         return self
 
     def check_dataset(self, dataset: DatasetSpec) -> None:
-        """Check what the training needs besides the images of its concepts.
+        """Check that the dataset has all that the training needs besides the images of its concepts.
 
         Raises:
-            UserError: If a dataset does not have it.
+            UserError: If it does not.
         """
         return None
 

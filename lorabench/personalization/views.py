@@ -90,10 +90,13 @@ def views(
     """Return the views of images as latents.
 
     Args:
+        model: Model whose autoencoder encodes them.
+        references: Images with their prompts and weights.
         flips: Add mirrored images.
-        crops: Random crops per image; 1 is the center, 0 is the center as a whole image.
+        crops: Number of random crops of each image, seeded by `seed`; 1: the center; 0: the center, with the crop
+            coordinates of a whole image.
         seed: Seed of the crops.
-        law: Distribution of the noise levels.
+        law: Distribution of timesteps, see `NoiseProcess.timesteps`.
     """
     edge, loaded = model.resolution, [reference.load() for reference in references]
     if crops:

@@ -38,7 +38,7 @@ class UseTable:
 
     Args:
         title: Heading.
-        leaks: Measures of what the prompt does not ask for.
+        leaks: Measures of a concept that the prompt does not ask for.
     """
 
     title: str

@@ -121,5 +121,6 @@ def table(found: pd.DataFrame) -> str:
 
 
 def cell(line: Any) -> str:
+    """Return a mean with its interval as text."""
     mean = f"{line['mean']:.3f}"
     return mean if pd.isna(line["low"]) else f"{mean} [{line['low']:.3f}, {line['high']:.3f}]"

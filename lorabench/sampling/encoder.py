@@ -73,6 +73,7 @@ class ExpertEncoder(nn.Module):
 
 
 def mlp(inputs: int, hidden: int) -> nn.Sequential:
+    """Return a network of two layers."""
     return nn.Sequential(nn.Linear(inputs, hidden), nn.SiLU(), nn.Linear(hidden, WIDTH))
 
 

@@ -31,7 +31,7 @@ def sample(
     negative: str | None = None,
     routed: Tensor | None = None,
 ) -> Tensor:
-    """Return one image per prompt and seed, uint8 [n, H, W, 3]; arguments as in `sample_latents`."""
+    """Return images uint8 [n, H, W, 3], one per prompt and seed. See `sample_latents` for the arguments."""
     latents = sample_latents(
         model, prompts, seeds, steps, guidance, adapters, scales, branches, sampler, negative, routed
     )  # fmt: skip
@@ -54,19 +54,22 @@ def sample_latents(
     routed: Tensor | None = None,
     after: Callable[[Tensor, int, Sampler], Tensor] | None = None,
 ) -> Tensor:
-    """Return latents [n, c, h, w] of unit scale.
+    """Return latents [n, c, h, w] of unit scale, one per prompt and seed.
 
     Args:
-        prompts: Scenes, or strings if branches use no other variant of the prompt.
+        model: The model.
+        prompts: Prompts; scenes if branches read other variants than the prompt.
+        seeds: Seed of each image.
+        steps: Number of sampling steps.
         guidance: Scale of classifier-free guidance; 1 leaves the unconditional rows out.
-        adapters: The adapters on the denoiser; None without.
+        adapters: Attached adapters.
         scales: Scale of each adapter by step and layer; None leaves them as they are set.
-        branches: Predictions to sum instead of classifier-free guidance; those of weight 0 are left out. They need
-            adapters and scales.
-        sampler: See `GenerateSpec.sampler`.
+        branches: Predictions to be summed instead of classifier-free guidance. They need adapters and scales; those of
+            weight 0 are left out.
+        sampler: `GenerateSpec.sampler`.
         negative: Prompt of the unconditional rows and of branches without a prompt; None and "" are the empty prompt.
-        routed: [n, adapters], further scale of each adapter by prompt; needs adapters and scales.
-        after: Returns the latents to continue with after each step, given the latents, the step and the sampler.
+        routed: Further scale of each adapter by prompt, [n, adapters]. It needs adapters and scales.
+        after: Function of latents, step and sampler that changes the latents after each step.
     """
     n = len(prompts)
     run = model.sampler(steps, sampler)
@@ -76,13 +79,13 @@ def sample_latents(
     if branches is not None:
         branches = [branch for branch in branches if branch.weight]
         words = [branch.prompt for branch in branches]
-    said: dict[Wording | None, Conditioning] = {None: model.encode_prompts([negative] * n)} if negative else {}
+    encoded: dict[Wording | None, Conditioning] = {None: model.encode_prompts([negative] * n)} if negative else {}
 
     def states(several: Sequence[Wording | None]) -> Conditioning:
         for each in several:
-            if each not in said:
-                said[each] = model.encode_prompts(worded(prompts, each)) if each else model.unconditional(n)
-        return Conditioning.join([said[each] for each in several])
+            if each not in encoded:
+                encoded[each] = model.encode_prompts(worded(prompts, each)) if each else model.unconditional(n)
+        return Conditioning.join([encoded[each] for each in several])
 
     conditioning, own, switches = states(words), None, None
     if branches is not None:

@@ -74,7 +74,17 @@ def apply(
 
 
 def fill(pipeline: Any, source: Path | str | Sequence[Any], method: Method, stack: ExitStack) -> None:
-    """Attach adapters and hooks to a pipeline until the stack is closed."""
+    """Attach adapters and hooks to a pipeline until the stack is closed.
+
+    Args:
+        pipeline: Pipeline of diffusers.
+        source: A merged file or folder, or a content LoRA and a style LoRA.
+        method: The method.
+        stack: Stack that removes them.
+
+    Raises:
+        UserError: If the method cannot be applied to a pipeline, or a file does not fit it.
+    """
     from lorabench.models.sdxl.user_pipeline import open_pipeline
 
     model = open_pipeline(pipeline)
@@ -116,7 +126,15 @@ def fill(pipeline: Any, source: Path | str | Sequence[Any], method: Method, stac
 def attach(
     model: DiffusionModel, adapters: Sequence[Adapter], stack: ExitStack, parts: Parts | None = None, text: Any = None
 ) -> Adapters:
-    """Put adapters on denoiser and text encoders until the stack is closed."""
+    """Put adapters on denoiser and text encoders until the stack is closed.
+
+    Args:
+        model: The model.
+        adapters: The adapters.
+        stack: Stack that removes them.
+        parts: Masks of the adapters on the denoiser.
+        text: Scales on the text encoders by layer.
+    """
     masks = parts and parts.masks
     on_device = masks and {
         layer: tuple(mask.map(lambda tensor: tensor.to(model.device)) for mask in each) for layer, each in masks.items()

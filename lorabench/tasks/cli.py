@@ -175,7 +175,7 @@ def fill(cfg: DictConfig, output: OutputFolder) -> None:
     with output.filled() as draft:
         try:
             shown = work(cfg, draft)
-        except Incomplete as error:  # what it has written is kept
+        except Incomplete as error:  # files that it has written are kept
             incomplete = error
     if incomplete is not None:
         raise incomplete

@@ -1,4 +1,4 @@
-"""A request of task=merge, task=generate or task=tune: the user's LoRAs, a method, a model and what to write."""
+"""A request of task=merge, task=generate or task=tune: the user's LoRAs, a method, a model and an output."""
 
 from __future__ import annotations
 

@@ -13,7 +13,11 @@ from lorabench.tasks.user_loras import UserLoRA
 
 
 def user_loras(cfg: DictConfig, role: Role, needed: bool = True) -> tuple[UserLoRA, ...]:
-    """The LoRAs of a role; with several, prompts and images are lists of as many."""
+    """Return the LoRAs of a role. If there are several, prompts and images are lists of the same length.
+
+    Raises:
+        UserError: If there is none and one is needed, or if the lengths differ.
+    """
     spec: Any = OmegaConf.to_container(cfg[role])
     paths = as_list(spec["lora"])
     if not paths and needed:

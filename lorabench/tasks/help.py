@@ -34,6 +34,7 @@ WIDTH = 100
 
 
 def wanted(words: Iterable[str]) -> bool:
+    """Return whether a command line asks for help."""
     return any(word in WORDS for word in words)
 
 

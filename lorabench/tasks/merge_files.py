@@ -229,5 +229,6 @@ def check_file(method: Method) -> None:
 
 
 def listed(owns: Own | Sequence[Own], role: Role) -> tuple[UserLoRA, ...]:
+    """Return one LoRA or several as a tuple, with their role."""
     several = owns if isinstance(owns, Sequence) and not isinstance(owns, str) else [owns]
     return tuple(replace(each if isinstance(each, UserLoRA) else UserLoRA(each), role=role) for each in several)

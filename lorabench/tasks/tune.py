@@ -130,6 +130,7 @@ def checked_weights(weights: Sequence[float]) -> list[float]:
 
 
 def weighted(own: UserPair, content: float, style: float) -> UserPair:
+    """Return a pair with one weight for all contents and one for all styles."""
     return own.weighted([content] * len(own.contents) + [style] * len(own.styles))
 
 
@@ -210,7 +211,7 @@ class Tuning:
 
 
 def refused(*_: Any) -> Any:
-    """The teacher of merges that need none."""
+    """Raise an error: the teacher of merges that need no images."""
     raise AssertionError("a merge without the model asked for images")
 
 
@@ -232,6 +233,7 @@ def chosen(table: pd.DataFrame) -> Point:
 
 
 def save_image(image: np.ndarray, path: Path) -> None:
+    """Write a uint8 array [H, W, 3] as an image."""
     from PIL import Image
 
     Image.fromarray(image).save(path)

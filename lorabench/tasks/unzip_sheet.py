@@ -106,10 +106,12 @@ def page(
 
 
 def cells(images: Sequence[Image.Image], captions: Sequence[str]) -> list[Cell]:
+    """Return images with their captions."""
     return [Cell(image, caption) for image, caption in zip(images, captions, strict=True)]
 
 
 def pictures(images: np.ndarray) -> list[Image.Image]:
+    """Return uint8 arrays [n, H, W, 3] as images."""
     return [Image.fromarray(each) for each in images]
 
 

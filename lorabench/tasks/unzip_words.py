@@ -51,12 +51,12 @@ class Words:
 
     @property
     def plain(self) -> str:
-        """The content prompt without the identifier, "a cat"."""
+        """Return the content prompt without the identifier, "a cat"."""
         return " ".join(word for word in self.content.split() if word != self.token)
 
     @property
     def subject(self) -> str:
-        """The class of the content, "cat"."""
+        """Return the class of the content, "cat"."""
         words = self.plain.split()
         return " ".join(words[1:] if words[0].lower() in ("a", "an", "the") and len(words) > 1 else words)
 

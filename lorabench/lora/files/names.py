@@ -74,7 +74,7 @@ def split(key: str) -> tuple[str, str] | None:
 
 
 def kernel(layer: str) -> int | None:
-    """The edge of the kernel of a convolution of the UNet, 3 or 1; None for a linear layer."""
+    """Return the edge of the kernel of a convolution of the UNet, 3 or 1; None for a linear layer."""
     match = CONVOLUTION.search(layer)
     return match and (1 if match[1] == "conv_shortcut" else 3)
 

@@ -116,7 +116,16 @@ def unknown_key(path: Path, key: str) -> UserError:
 
 
 def kernels(path: Path, layer: str, down: tuple[int, ...], mid: tuple[int, ...] | None, up: tuple[int, ...]) -> None:
-    """UserError unless factors are matrices, or those of a convolution, of which `down` or `mid` has the kernel."""
+    """Check that factors are matrices, or those of a convolution, of which `down` or `mid` has the kernel.
+
+    Args:
+        path: The file.
+        layer: Name of the layer.
+        down, mid, up: Shapes of the factors; None if there is no middle one.
+
+    Raises:
+        UserError: If they are not.
+    """
     edge, kernel = names.kernel(layer), down if mid is None else mid
     matrices = [up] if edge is not None and mid is None else [down, up]
     whole = all(len(shape) >= 2 and all(size == 1 for size in shape[2:]) for shape in matrices)

@@ -135,5 +135,5 @@ class Craft(Training):
     def output(self, concept: Concept, recipe: LoRASpec, base: BackboneJob | None) -> Output:
         shown = replace(concept, images=concept.images[:1]) if self.one_image else concept
         modules: Sequence[str] = self.sets[concept.role]
-        where = f"{concept.name} in {concept.role} layers{'' if base is None else ' of a rank-limited backbone'}"
-        return Output(CraftJob(shown, replace(recipe, blocks=list(modules)), where, base), "lora", concept.role, shown)
+        name = f"{concept.name} in {concept.role} layers{'' if base is None else ' of a rank-limited backbone'}"
+        return Output(CraftJob(shown, replace(recipe, blocks=list(modules)), name, base), "lora", concept.role, shown)
