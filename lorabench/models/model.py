@@ -170,22 +170,18 @@ class DiffusionModel(ABC):
             return self._encode(distinct).take([distinct.index(prompt) for prompt in prompts])
         return self._prompts.rows(prompts, self._encode_each)
 
+    @torch.no_grad()
     def _encode_each(self, prompts: Sequence[str]) -> dict[str, Conditioning]:
-        with torch.no_grad(), self.present(*self.text.values()):
+        with self.present(*self.text.values()):
             return {prompt: self._encode([prompt]) for prompt in prompts}
 
     def initial_noise(self, seeds: Sequence[int]) -> Tensor:
         """Return noise [n, c, h, w] of variance 1. Each row depends only on its seed, not on batch or device."""
-        shape = (1, *self.latent_shape)
-        return torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]).to(
-            self.device
-        )
+        draws = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return torch.cat([torch.randn(1, *self.latent_shape, generator=draw) for draw in draws]).to(self.device)
 
     def attach(
-        self,
-        adapters: Sequence[Adapter],
-        masks: AllMasks | None = None,
-        dtype: torch.dtype | None = None,
+        self, adapters: Sequence[Adapter], masks: AllMasks | None = None, dtype: torch.dtype | None = None
     ) -> Adapters:
         """Put adapters on the denoiser, until the returned context manager exits.
 
