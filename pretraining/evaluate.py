@@ -22,7 +22,7 @@ from lorabench.data import microworld as mw
 from lorabench.models.files import model_folder
 from lorabench.models.load import load
 from lorabench.models.model import DiffusionModel
-from lorabench.sampling.sampler import sample
+from lorabench.sampling.sampler import decoded, sample_latents
 from lorabench.scoring.description import FACTORS, ScorerFiles
 from lorabench.scoring.factors import Read, labels, read
 from lorabench.scoring.files import MICRO_SCORERS, TRUTH
@@ -69,7 +69,7 @@ def generate(
     for start in range(0, len(prompts), BATCH):
         part = list(prompts[start : start + BATCH])
         seeds = [seed_of("evaluate", text, start + k) for k, text in enumerate(part)]
-        parts.append(sample(model, part, seeds, STEPS, GUIDANCE).numpy())
+        parts.append(decoded(model, sample_latents(model, part, seeds, STEPS, GUIDANCE)).numpy())
         progress(len(part))
     return np.concatenate(parts)
 

@@ -15,7 +15,7 @@ from lorabench.engine.costs import cost, measured, reset_peak, shared_cost
 from lorabench.merging import masks
 from lorabench.merging.method import load
 from lorabench.models.files import model_folder
-from lorabench.sampling.sampler import sample
+from lorabench.sampling.sampler import decoded, sample_latents
 from lorabench.tasks.jobs import MergePair
 
 FLOATS = 40_000_000  # 320 MB
@@ -30,10 +30,10 @@ def tells_peaks() -> bool:
 
 def test_passes_are_rows_and_guidance_doubles_them(model, tmp_path: Path) -> None:
     with cost(tmp_path, model.unet):
-        sample(model, ["a mug"] * 3, [1, 2, 3], steps=4, guidance=3.0)
+        decoded(model, sample_latents(model, ["a mug"] * 3, [1, 2, 3], steps=4, guidance=3.0))
     assert json.loads((tmp_path / "cost.json").read_text())["denoiser_passes"] == 3 * 4 * 2
     with cost(tmp_path, model.unet):
-        sample(model, ["a mug"], [1], steps=4, guidance=1.0)
+        decoded(model, sample_latents(model, ["a mug"], [1], steps=4, guidance=1.0))
     assert json.loads((tmp_path / "cost.json").read_text())["denoiser_passes"] == 4
     assert not model.unet._forward_pre_hooks
 

@@ -15,7 +15,7 @@ from lorabench.merging.method import load
 from lorabench.models.sdxl.model import SDXL
 from lorabench.personalization.dreambooth import personalize
 from lorabench.personalization.training import Environment
-from lorabench.sampling.sampler import sample
+from lorabench.sampling.sampler import decoded, sample_latents
 
 FIT = {"steps": 2, "lr": 0.1, "batch": 1}
 
@@ -41,7 +41,7 @@ def test_from_images_to_image(koala: SDXL, pair, lora_spec, method: str) -> None
     [result] = merge_all(koala, chosen, [MergeItem(loras, pair)])
     assert set(result.file) == set(koala.layers.trained())
     assert result.file.rank == 2 * lora_spec.rank
-    assert sample(koala, ["a dog"], [0], 2, 2.0).shape == (1, 64, 64, 3)
+    assert decoded(koala, sample_latents(koala, ["a dog"], [0], 2, 2.0)).shape == (1, 64, 64, 3)
 
 
 def test_lora_of_sdxl_does_not_fit(koala: SDXL, loras, pair) -> None:

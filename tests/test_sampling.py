@@ -21,7 +21,7 @@ from lorabench.models.noise import DDPM
 from lorabench.models.sdxl.model import SDXL
 from lorabench.sampling.generate import generate
 from lorabench.sampling.parts import StepScales
-from lorabench.sampling.sampler import sample, sample_latents
+from lorabench.sampling.sampler import decoded, sample_latents
 
 PROMPTS = ["a sks mug in szn style", "a boat"]
 
@@ -58,7 +58,7 @@ def test_equals_diffusers_pipeline_with_loaded_lora(any_model, loras, tmp_path, 
 
 
 def test_images_equal_those_of_pipeline(model) -> None:
-    ours = sample(model, PROMPTS, [3, 4], 2, 1.0)
+    ours = decoded(model, sample_latents(model, PROMPTS, [3, 4], 2, 1.0))
     pipeline: Any = model.pipeline
     pipeline.set_progress_bar_config(disable=True)
     theirs = pipeline(
@@ -88,7 +88,7 @@ def test_baselines_are_adapters_they_name(model, loras, generate_spec, frame, us
     scales, _ = sampled(model, load(frame), loras, ROLES, generate_spec.steps)
     images = generate(model, loras, PROMPTS, [1, 2], generate_spec, CPU, scales=scales)
     with model.attach([loras[k] for k in used]):
-        expected = sample(model, PROMPTS, [1, 2], generate_spec.steps, generate_spec.guidance)
+        expected = decoded(model, sample_latents(model, PROMPTS, [1, 2], generate_spec.steps, generate_spec.guidance))
     np.testing.assert_allclose(images.astype(int), expected.numpy().astype(int), atol=1)
 
 
@@ -98,7 +98,7 @@ def test_scales_may_differ_by_layer_and_step(model, loras) -> None:
     for index, layer in enumerate(layers):
         values[:, index, 0 if layer.startswith("mid_block") else 1] = torch.tensor([0.5, 1.0])
     with model.attach(loras) as adapters:
-        sample(model, PROMPTS, [1, 2], 2, 1.0, adapters, StepScales(layers, values, {}))
+        decoded(model, sample_latents(model, PROMPTS, [1, 2], 2, 1.0, adapters, StepScales(layers, values, {})))
         mid = next(module for layer, module in adapters.layers.items() if layer.startswith("mid_block"))
         assert mid.scale is not None and mid.scale.tolist() == [[1, 1, 1, 0, 0]]
         adapters.rows(StepScales(layers, values, {}).at(0))

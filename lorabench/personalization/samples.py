@@ -12,7 +12,7 @@ from PIL import Image
 
 from lorabench.config.schemas import GenerateSpec
 from lorabench.models.model import DiffusionModel
-from lorabench.sampling.sampler import sample
+from lorabench.sampling.sampler import decoded, sample_latents
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Samples(pl.Callback):
             encoded = self.model.fresh_prompts() if self.text else nullcontext()
             with encoded, trainer.precision_plugin.forward_context():
                 spec = self.target.spec
-                [image] = sample(self.model, [self.prompt], [self.seed], spec.steps, spec.guidance).numpy()
+                latents = sample_latents(self.model, [self.prompt], [self.seed], spec.steps, spec.guidance)
+                [image] = decoded(self.model, latents).numpy()
             self.target.folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(self.target.folder / f"{done:06d}.png")

@@ -21,7 +21,7 @@ from lorabench.sampling.encoder import ExpertEncoder, encoder_scales
 from lorabench.sampling.parts import Parts, StepScales, step_scales, whole
 from lorabench.sampling.routing import LEARNED, as_scene, marker_scales
 from lorabench.sampling.rule import Branch, Context, Sampling
-from lorabench.sampling.sampler import sample
+from lorabench.sampling.sampler import decoded, sample_latents
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,11 @@ class Generating(pl.LightningModule):
         prompts, seeds = self.batches[index]
         spec, how = self.spec, (self.adapters, self.scales, self.branches)
         routed = None if self.routed is None else self.routed[index * spec.batch :][: len(prompts)]
-        return sample(
+        latents = sample_latents(
             self.model, prompts, seeds, spec.steps, spec.guidance, *how, sampler=spec.sampler, negative=spec.negative,
             routed=routed,
         )  # fmt: skip
+        return decoded(self.model, latents)
 
 
 class CountImages(pl.Callback):

@@ -18,25 +18,9 @@ from lorabench.sampling.rule import Branch
 
 
 @torch.no_grad()
-def sample(
-    model: DiffusionModel,
-    prompts: Sequence[str | Scene],
-    seeds: Sequence[int],
-    steps: int,
-    guidance: float,
-    adapters: Adapters | None = None,
-    scales: StepScales | None = None,
-    branches: Sequence[Branch] | None = None,
-    sampler: str = "model",
-    negative: str | None = None,
-    routed: Tensor | None = None,
-) -> Tensor:
-    """Return images uint8 [n, H, W, 3], one per prompt and seed. See `sample_latents` for the arguments."""
-    latents = sample_latents(
-        model, prompts, seeds, steps, guidance, adapters, scales, branches, sampler, negative, routed
-    )  # fmt: skip
-    images = model.decode(latents) * 255
-    return images.round().byte().permute(0, 2, 3, 1).cpu()
+def decoded(model: DiffusionModel, latents: Tensor) -> Tensor:
+    """Return the images of latents, uint8 [n, H, W, 3] on the CPU."""
+    return (model.decode(latents) * 255).round().byte().permute(0, 2, 3, 1).cpu()
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from lorabench.data.concepts import ROLES, Role
 from lorabench.data.scenes import Scene
 from lorabench.lora.export import export
 from lorabench.sampling.rule import Context, Sampling
-from lorabench.sampling.sampler import sample
+from lorabench.sampling.sampler import decoded, sample_latents
 from lorabench.scoring.cosine import cosine_matrix
 from lorabench.scoring.scorer import Scorer
 
@@ -90,10 +90,11 @@ class Looks(pl.Callback):
         module: UnZipping = pl_module  # pyright: ignore[reportAssignmentType]
         module.mask(True)
         with trainer.precision_plugin.forward_context():
-            images = sample(
+            latents = sample_latents(
                 self.model, [self.scene] * len(self.seeds), self.seeds, self.spec.steps, self.spec.guidance,
                 branches=self.branches, sampler=self.spec.sampler,
-            ).numpy()  # fmt: skip
+            )  # fmt: skip
+            images = decoded(self.model, latents).numpy()
         self.found = {step: value for step, value in self.found.items() if step < done}
         self.found[done] = self.consistency(images)
         self.folder.mkdir(parents=True, exist_ok=True)
