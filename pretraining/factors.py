@@ -27,7 +27,8 @@ from lorabench.scoring.factor_network import FactorNetwork, build_factors
 from lorabench.scoring.factors import FAMILIES, LABELS, NUMBERS
 from lorabench.scoring.files import MICRO_SCORERS, TRUTH
 from pretraining import bank
-from pretraining.scorer_models import PREPROCESS, degrade, half
+from pretraining.scorer_batches import degrade
+from pretraining.scorer_models import PREPROCESS, half
 
 BLOCK = bank.SHARD  # examples
 OF_BANK, DRAWN = 4, 4  # blocks from the bank, and of drawings in all families

@@ -13,7 +13,7 @@ from hydra import compose
 from lorabench.base import UserError
 from lorabench.config.dataset_schemas import MicroworldSpec
 from lorabench.config.schemas import ScorerSpec
-from lorabench.data.pairs import Prompts
+from lorabench.data.scenes import Prompts
 from lorabench.scoring.files import MICRO_SCORERS, scorer_set
 from lorabench.scoring.load import load_scorer
 from lorabench.tasks.calibration import ideals, readings, run, world_of

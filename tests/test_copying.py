@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from test_score import KEYS, pair_of, pictures, reference
-from tiny_scorers import write_scorer
+from tiny_scorers import load_tiny
 
 from lorabench.data import microworld as mw
 from lorabench.data.concepts import ROLES
@@ -17,17 +17,13 @@ from lorabench.scoring.complete import expected_scores
 from lorabench.scoring.embeddings import Embeddings, embed_images, embed_texts
 from lorabench.scoring.factor_rows import BACKBONE, factor_rows, ground_of
 from lorabench.scoring.factors import WIDTH
-from lorabench.scoring.load import load_scorers
 from lorabench.scoring.rows import Embedded, images_of
 from lorabench.scoring.score import score_rows
 
 
 @pytest.fixture(scope="module")
 def scorers(tmp_path_factory):
-    root = tmp_path_factory.mktemp("scorers")
-    for kind in ("dino", "clip", "csd"):
-        write_scorer(root / kind, kind)
-    return load_scorers(root)
+    return load_tiny(tmp_path_factory.mktemp("scorers"))
 
 
 SCENES = (Scene("a sks mug in szn style", "a mug in ink style"), Scene("another", "a mug"), Scene("a third", "a mug"))

@@ -18,7 +18,9 @@ from transformers_tiny import save_flux, save_sd3
 from lorabench.base import CONF, UserError, seed_of
 from lorabench.config.schemas import GenerateSpec, LoRASpec
 from lorabench.data.catalogue import load_pairs
-from lorabench.data.pairs import ROLES, Pair, Prompts
+from lorabench.data.concepts import ROLES
+from lorabench.data.pairs import Pair
+from lorabench.data.scenes import Prompts
 from lorabench.lora.adapter import LoRA
 from lorabench.lora.factors import Factors
 from lorabench.merging import presets

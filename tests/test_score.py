@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_scorers import pictures, write_scorer
+from tiny_scorers import load_tiny, pictures, write_scorer
 
 from lorabench.base import UserError
 from lorabench.data import microworld as mw
@@ -19,7 +19,7 @@ from lorabench.data.scenes import Scene
 from lorabench.scoring.complete import check_rows, check_unique, expected_scores
 from lorabench.scoring.description import ScorerFiles
 from lorabench.scoring.embeddings import TEXT, Embeddings, embed_images, embed_texts
-from lorabench.scoring.load import load_scorer, load_scorers
+from lorabench.scoring.load import load_scorer
 from lorabench.scoring.rows import COLUMNS, Embedded, ScoredImage, images_of
 from lorabench.scoring.score import score_rows
 from lorabench.scoring.truth import Readout, Truth
@@ -29,10 +29,7 @@ KEYS = {"dataset": "d", "world": "1", "use": "joint", "method": "direct", "ablat
 
 @pytest.fixture(scope="module")
 def scorers(tmp_path_factory):
-    root = tmp_path_factory.mktemp("scorers")
-    for kind in ("dino", "clip", "csd"):
-        write_scorer(root / kind, kind)
-    return load_scorers(root)
+    return load_tiny(tmp_path_factory.mktemp("scorers"))
 
 
 @pytest.fixture

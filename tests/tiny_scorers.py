@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from lorabench.scoring.load import load_scorers
 from lorabench.scoring.preprocess import Preprocess
 
 MICRO = Preprocess(8, 8, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
@@ -45,6 +46,13 @@ def write_scorer(folder, kind):
     (folder / "config.json").write_text(json.dumps(config))
     save_file({k: v.half().contiguous() for k, v in network.state_dict().items()}, folder / "w.safetensors")
     return folder
+
+
+def load_tiny(root):
+    """Return scorers of all kinds, written below a folder."""
+    for kind in ("dino", "clip", "csd"):
+        write_scorer(root / kind, kind)
+    return load_scorers(root)
 
 
 def pictures(n, side=16, seed=0):

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 
 from lorabench.data import microworld as mw
-from lorabench.data.pairs import ROLES, Pair, Role, Scene
+from lorabench.data.concepts import ROLES, Role
+from lorabench.data.pairs import Pair
+from lorabench.data.scenes import Scene
 from lorabench.scoring.cosine import cosine_matrix
 from lorabench.scoring.embeddings import Embeddings
 
