@@ -39,7 +39,7 @@ from lorabench.personalization.backbone import backbone_job
 from lorabench.personalization.dreambooth import denoised, weighted_mse
 from lorabench.personalization.training import BACKBONE, Environment
 from lorabench.personalization.views import views
-from lorabench.sampling.sampler import sample
+from lorabench.sampling.sampler import decoded, sample_latents
 from lorabench.scoring.load import load_scorers
 from lorabench.scoring.truth import load_truth
 
@@ -105,10 +105,11 @@ class Check:
 
     def images(self) -> np.ndarray:
         prompts = [f"a {cls} in {family} style" for cls, family in self.combinations]
-        parts = [
-            sample(self.model, prompts[at : at + BATCH], range(at, at + len(prompts[at : at + BATCH])), STEPS, GUIDANCE)
-            for at in range(0, len(prompts), BATCH)
-        ]
+        parts = []
+        for at in range(0, len(prompts), BATCH):
+            shown = prompts[at : at + BATCH]
+            latents = sample_latents(self.model, shown, range(at, at + len(shown)), STEPS, GUIDANCE)
+            parts.append(decoded(self.model, latents))
         return torch.cat(parts).numpy()
 
 
