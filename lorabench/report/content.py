@@ -15,13 +15,11 @@ Rows, pairs, images and pictures refer to each other by list index.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
@@ -33,6 +31,7 @@ from lorabench.report.folder import Picture, RunFolder
 from lorabench.report.formats import format_cost
 from lorabench.report.labels import BASELINES_AND_ORACLE, row_order
 from lorabench.report.layout import by_cell, standings, with_verdict
+from lorabench.report.links import link
 from lorabench.report.pooling import join_uses
 from lorabench.report.protocols import Column
 from lorabench.report.published import MARK
@@ -225,25 +224,6 @@ def files_of(runs: Sequence[RunFolder]) -> list[Path]:
     in_order = sorted(shown.values(), key=lambda picture: picture.index)
     first, others = [each[:1] for each in references], [each[1:] for each in references]
     return [*chain(*first), *(picture.path for picture in in_order), *chain(*others)]
-
-
-def link(path: Path, folder: Path | None) -> str | None:
-    """Return a relative URL if the file exists in the page's folder or in one next to it, else None."""
-    if folder is None or not path.is_file():
-        return None
-    path, folder = path.resolve(), folder.resolve()
-    if not path.is_relative_to(folder.parent):
-        return None
-    return quoted(os.path.relpath(path, folder))
-
-
-def quoted(path: str) -> str:
-    """Quote a path as a URL; file names may contain # or a colon.
-
-    >>> quoted("a b/c:#.png")
-    './a%20b/c%3A%23.png'
-    """
-    return "./" + quote(path.replace(os.sep, "/"), safe="/+")
 
 
 def finite(value: Any) -> Any:

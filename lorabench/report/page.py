@@ -18,10 +18,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 from PIL import Image
 
-from lorabench.report.content import content, files_of, link
+from lorabench.report.content import content, files_of
 from lorabench.report.embed import EMBED, EmbeddedImages, embed
 from lorabench.report.folder import RunFolder
 from lorabench.report.layout import notes, planned_blocks
+from lorabench.report.links import link
 from lorabench.report.table import Table
 
 WEB = Path(__file__).with_name("web")

@@ -62,6 +62,8 @@ class Point:
 
 def run(cfg: DictConfig, folder: Path) -> None:
     """Write tune.csv, tune.png, the images, and the chosen merge."""
+    from PIL import Image
+
     from lorabench.report.tune import draw_tune
 
     typed: Any = {name: OmegaConf.to_object(cfg[name]) for name in ("model", "generate", "trainer", "task", "scorers")}
@@ -98,7 +100,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
         for point, shown in images.items():
             (draft / "images" / point.folder).mkdir(parents=True)
             for index, image in enumerate(shown):
-                save_image(image, draft / "images" / point.folder / f"{index:02d}.png")
+                Image.fromarray(image).save(draft / "images" / point.folder / f"{index:02d}.png")
         table.to_csv(draft / "tune.csv", index=False, float_format="%.6g")
         draw_tune(table, {point: shown[0] for point, shown in images.items()}, best, metrics, draft / "tune.png")
         made = {"task": "tune", "method": best.method, "weights": [best.content, best.style], "prompt": own.prompt}
@@ -230,13 +232,6 @@ def chosen(table: pd.DataFrame) -> Point:
     order = grid.assign(least=grid[list(ROLES)].min(axis=1), both=grid[list(ROLES)].sum(axis=1))
     best = order.sort_values(["least", "both"], ascending=False, kind="stable").iloc[0]
     return Point(best["method"], float(best["content_weight"]), float(best["style_weight"]))
-
-
-def save_image(image: np.ndarray, path: Path) -> None:
-    """Write a uint8 array [H, W, 3] as an image."""
-    from PIL import Image
-
-    Image.fromarray(image).save(path)
 
 
 def lines(table: pd.DataFrame, metrics: Mapping[Role, str]) -> list[str]:
