@@ -295,7 +295,7 @@ def test_merge_without_model_uses_all_cores(files, folder, tmp_path, monkeypatch
         threads.append(torch.get_num_threads())
         return merged(*arguments, **options)
 
-    monkeypatch.setattr("lorabench.tasks.files.merged", counted)
+    monkeypatch.setattr("lorabench.tasks.file_request.merged", counted)
     pair = UserPair(
         (UserLoRA(files[0], "a sks mug"),), (UserLoRA(files[1], "a boat in szn style"),), "a sks mug in szn style"
     )
