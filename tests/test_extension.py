@@ -10,10 +10,10 @@ import pytest
 from lorabench.base import UserError
 from lorabench.config.dataset_schemas import MicroworldSpec
 from lorabench.data.catalogue import load_pairs
-from lorabench.data.concepts import ROLES
+from lorabench.data.concepts import ROLES, Role
 from lorabench.data.extension import EXTENSIONS
 from lorabench.data.scenes import Prompts
-from lorabench.data.uses import pair_for, strength_for
+from lorabench.data.uses import Use, pair_for, strength_for
 from lorabench.report.by_use import write_by_use
 
 
@@ -49,11 +49,12 @@ def test_several_subjects_are_refused() -> None:
 
 
 def test_prompts_of_one_concept_keep_all_adapters(world_pair) -> None:
-    for role in ROLES:
-        named = pair_for(world_pair, f"{role}_prompt")
+    uses: dict[Role, Use] = {"content": "content_prompt", "style": "style_prompt"}
+    for role, use in uses.items():
+        named = pair_for(world_pair, use)
         assert named.alone == pair_for(world_pair, role).alone
         assert [bool(named.alone.marked(each)) for each in ROLES] == [each == role for each in ROLES]
-        assert strength_for(f"{role}_prompt") is None and strength_for(role) == {each: each == role for each in ROLES}
+        assert strength_for(use) is None and strength_for(role) == {each: each == role for each in ROLES}
 
 
 def scores_of(*uses: str) -> pd.DataFrame:

@@ -81,7 +81,7 @@ def test_folder_of_runs_makes_table_of_its_own(theirs: Path, start, tmp_path: Pa
     assert "lab \\<b>\\|cluster" in (tmp_path / "table" / "table.md").read_text()
 
 
-def changed(file: str, text: bytes = b"\0") -> Callable[[Path], None]:
+def changed(file: str, text: bytes = b"\0") -> Callable[[Path], object]:
     return lambda folder: (folder / file).write_bytes((folder / file).read_bytes() + text)
 
 

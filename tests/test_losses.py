@@ -149,7 +149,7 @@ def check(model, loras, pair, method, expected) -> None:
 
 def test_prior_of_released_code_by_hand() -> None:
     """Two layers with all-ones masks of rank 64: L5 = lambda * 64; the "nuclear norm" of a vector is its length."""
-    from test_methods import layer
+    from test_learned_methods import layer
 
     method: Any = load("duolora_released").merge
     low, high = layer(1.0, (64, 64), "down_blocks.2.attentions.0.x"), layer(0.0, (64, 64), "up_blocks.1.attentions.0.x")
@@ -170,7 +170,7 @@ def test_prior_of_released_code_by_hand() -> None:
 
 def test_community_codes_similarity_starts_at_its_known_value() -> None:
     """0.01 * 560 layers = 5.6 on SDXL, the value that its users report; 5.544 after 100 steps of 5e-5."""
-    from test_methods import layer
+    from test_learned_methods import layer
 
     method: Any = load("ziplora_mkshing").merge
     masks = method.masks({f"layer{i}": layer(0.0, name=f"layer{i}") for i in range(560)}, 0)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_methods import layer
+from test_learned_methods import layer
 
 from lorabench.base import UserError
 from lorabench.merging.method import load

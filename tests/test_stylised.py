@@ -168,8 +168,8 @@ def test_cross_sets_use_adapters_of_their_images(plan: Plan, name: str) -> None:
     assert counts == {"merge": 2, "generate": 2}
     [row] = crossed.rows
     mug, cat = plain.pairs
-    [content, style] = crossed.loras(row, crosses(plain.pairs)[0])
-    [of_mug, of_cat] = plain.loras(row, mug)[0], plain.loras(row, cat)[1]
+    [content, style] = crossed.trained.loras(row, crosses(plain.pairs)[0])
+    [of_mug, of_cat] = plain.trained.loras(row, mug)[0], plain.trained.loras(row, cat)[1]
     assert (content.artifact.key, content.name) == (of_mug.artifact.key, of_mug.name)
     assert (style.artifact.key, style.name) == (of_cat.artifact.key, of_cat.name)
     assert crossed.key() != plain.key()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ KEYS = {"dataset": "microworld", "prompt": "p", "reference": "0", "version": "1"
 BACKBONES = {"dino/content": "dino@micro", "csd/style": "csd@micro", "both": "dino@micro+csd@micro"}
 
 
-def scores(values: dict[str, dict[str, list[float]]], pairs: int = 1) -> pd.DataFrame:
+def scores(values: Mapping[str, Mapping[str, Sequence[float]]], pairs: int = 1) -> pd.DataFrame:
     """Return scores by label and metric; the values of a label are those of its images, pair by pair."""
     rows = [
         {**KEYS, "content": f"c{at % pairs}", "style": f"s{at % pairs}", "label": label, "metric": metric,
