@@ -79,9 +79,10 @@ def test_regression_lowers_scale_of_other_words(model, pair, lora_spec, tmp_path
 def test_regression_is_repeatable(model, pair, lora_spec, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setitem(routing.STEPS, "regress", 20)
     first, again = (trained(model, pair, lora_spec, "regress", tmp_path) for _ in range(2))
-    untrained: Any = ExpertEncoder(model.text_features([""]).shape[1])
+    untrained = ExpertEncoder(model.text_features([""]).shape[1])
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
-    assert not torch.equal(first.head[-1].bias, untrained.head[-1].bias)
+    biases = [[*encoder.head.parameters()][-1] for encoder in (first, untrained)]
+    assert not torch.equal(*biases)
 
 
 def test_gradient_of_denoising_is_that_of_its_loss(model, pair, loras, lora_spec, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Factors read from images: distances equal the world's for right readings; the reader's training and its errors."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from statistics import NormalDist
 
@@ -21,7 +22,7 @@ from pretraining.evaluate_scorers import PHOTO, Views
 NAMES = mw.HELDOUT_SUBJECTS[::5], mw.HELDOUT_STYLES[::4]
 
 
-def read_right(things: list[training.Thing], deviation: float = 0.1) -> dict[str, torch.Tensor]:
+def read_right(things: Sequence[training.Thing], deviation: float = 0.1) -> dict[str, torch.Tensor]:
     """Return what a reader without errors says."""
     wanted = training.targets(things)
     found = {}
@@ -109,7 +110,8 @@ def test_examples_are_never_named_ones():
             names = mw.HELDOUT_STYLES + mw.DEVELOPMENT_STYLES
             assert min(mw.style_distance(style, mw.style(n)) for n in names) > 0.06
     first = training.OF_BANK * training.BLOCK
-    assert {training.example(first + n)[1].family for n in range(len(training.KINDS))} == set(mw.FAMILIES)
+    styles = [training.example(first + n)[1] for n in range(len(training.KINDS))]
+    assert {style and style.family for style in styles} == set(mw.FAMILIES)
 
 
 def test_targets_leave_out_what_image_does_not_show():
@@ -203,7 +205,8 @@ def test_known_damage_lowers_truth(reader):
     pairs = [(s, styles[i % len(styles)]) for i, s in enumerate(subjects)]
 
     def mean(change) -> tuple[float, float]:
-        images = np.stack([mw.render(*change(mw.subject(s), mw.style(t)), mw.sample_pose(rng)) for s, t in pairs])
+        things = ((*change(mw.subject(s), mw.style(t)), mw.sample_pose(rng)) for s, t in pairs)
+        images = np.stack([mw.render(subject, style, pose) for subject, style, pose in things])
         read = factors.read(reader.embed(images)[FACTORS])
         content = [factors.content_distances(read, mw.subject(s))[i].item() for i, (s, _) in enumerate(pairs)]
         style = [factors.style_distances(read, mw.style(t))[i].item() for i, (_, t) in enumerate(pairs)]

@@ -55,7 +55,7 @@ REFUSED = {  # reasons by method
     "unziplora_released": r"method.content_blocks=.* has no layer to adapt; use method.dedicated=depth",
     **dict.fromkeys((name for name in NAMES if name.startswith("peft_") and name not in UNEQUAL), EQUAL_RANKS),
 }
-EMBEDDED = dict.fromkeys(("lora_composite", "pair_customization", "styledrop"), SUMS)  # FLUX.1 dev
+EMBEDDED: dict[str, str] = dict.fromkeys(("lora_composite", "pair_customization", "styledrop"), SUMS)  # FLUX.1 dev
 
 
 @pytest.fixture(scope="module", params=["sd3", "dev"])

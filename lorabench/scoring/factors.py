@@ -111,7 +111,7 @@ def style_values(style: mw.Style) -> dict[str, list[float]]:
 def recognized(found: Read, names: Sequence[str]) -> list[str]:
     """Return the most likely of some held-out subjects, or of some styles, for each image."""
     likely = torch.stack([likelihood(found, mw.subject(n) if n in mw.HELDOUT_SUBJECTS else mw.style(n)) for n in names])
-    return [names[i] for i in likely.argmax(dim=0).tolist()]
+    return [names[int(i)] for i in likely.argmax(dim=0)]
 
 
 def names_of(found: Read) -> dict[str, list[str]]:
