@@ -45,8 +45,8 @@ def evaluate(folder: Path, progress: Callable[[int], object] = lambda n: None) -
         UserError: If a file would be replaced that is not that of an export's evaluation.
     """
     check_target(folder, [FOUND, SHEET_FILE])
-    asked = choose(seen_combinations())
-    images = generate(load(model_folder(folder)), [each.prompt for each in asked], progress)
+    model, asked = load(model_folder(folder)), choose(seen_combinations())
+    images = generate(model, [each.prompt for each in asked], progress)
     rng = np.random.default_rng(seed_of("evaluation renderings"))
     rendered = np.stack([mw.render(*each.thing(rng)) for each in asked])
     reader = load_scorer(ScorerFiles.of(MICRO_SCORERS / TRUTH / FACTORS))

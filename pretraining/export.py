@@ -22,8 +22,10 @@ def averaged(checkpoint: Path, kind: MicroModel = MICRO_SDXL) -> Any:
     """Return the denoiser and text encoders with the moving average of their weights, from a checkpoint.
 
     Raises:
-        UserError: If the checkpoint is of another model.
+        UserError: If there is no checkpoint, or it is of another model.
     """
+    if not checkpoint.is_file():
+        raise UserError(f"{checkpoint} does not exist; use --name of a training, or run its decay (denoiser --anneal)")
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
     prefix, model = "ema.module.", kind.module()
     own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}

@@ -310,6 +310,8 @@ def test_checkpoint_is_exported_as_loadable_pipeline(work, kind):
     other = MICRO_SDXL if kind is MICRO_SD3 else MICRO_SD3
     with pytest.raises(UserError, match="another --model"):
         averaged(checkpoint, other)
+    with pytest.raises(UserError, match=r"nothing/last.ckpt does not exist; use --name"):
+        averaged(work / "nothing" / "last.ckpt", kind)
 
 
 @pytest.mark.usefixtures("narrow")
