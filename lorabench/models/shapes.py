@@ -96,8 +96,9 @@ def empty_model(name: str, dtype: torch.dtype | None = None, checkpointing: bool
     family = FAMILY_OF[name].name
     kind: Any = getattr(import_module(f"lorabench.models.{family}.denoiser_only"), DENOISERS[family])
     with torch.device("meta"):
-        denoiser = kind.network.from_config(denoiser_config(name)).to(dtype or torch.float32)
-    return kind(denoiser, checkpointing)
+        denoiser = kind.network.from_config(denoiser_config(name))
+    # diffusers' own `to` warns of every cast
+    return kind(torch.nn.Module.to(denoiser, dtype or torch.float32), checkpointing)
 
 
 def sdxl_names() -> list[str]:
