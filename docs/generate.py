@@ -44,6 +44,7 @@ EXCERPT_METRICS = ("both", "dino/content", "csd/style", "clip_t")
 START, END = "<!-- generated: excerpt -->\n", "<!-- end -->"
 INDEX = DOCS / "results" / "README.md"
 PLACE = re.compile(r"^\{(\w+)\}\n", re.MULTILINE)  # of a result in page.md
+STATE = re.compile(r"<!-- state of (\w+) -->.*?<!-- end -->")
 UNMERGED = ("base", "content_only", "style_only", "oracle")
 
 
@@ -72,7 +73,16 @@ def pages() -> dict[Path, str]:
     written = [DOCS.parent / "README.md", DOCS.parent / "experiments" / "README.md", *sorted(DOCS.glob("*.md"))]
     prose = {path: path.read_text() for path in written if path not in whole and "template" not in path.name}
     prose[DOCS.parent / "README.md"] = with_excerpt(prose[DOCS.parent / "README.md"])
-    return whole | {path: with_figures(text) for path, text in prose.items()}
+    return whole | {path: STATE.sub(state, with_figures(text)) for path, text in prose.items()}
+
+
+def state(place: re.Match[str]) -> str:
+    """Return whether an experiment has been measured, with a link, between the markers of its place."""
+    made = result_files.made(place[1])
+    text = "not measured with this base model yet"
+    if made is not None:
+        text = f"[measured](../docs/results.md#{place[1]}) on {made['base'].partition(', weights')[0]}"
+    return f"<!-- state of {place[1]} -->{text}<!-- end -->"
 
 
 def table(rows: pd.DataFrame, names: tuple[str, ...], metrics: tuple[str, ...]) -> str:
@@ -110,20 +120,20 @@ def results_page() -> str:
 
 
 def result(name: str) -> str:
-    """Return the tables of a result with its command, base model and commit."""
-    made = result_files.made(name)
+    """Return the heading and the tables of a result with its command, base model and commit."""
+    title, made = f"### `{name}`\n\n", result_files.made(name)
     if made is None:
-        return f"Not measured yet: `python run.py experiments={name}`.\n"
-    parts = [f"`{made['command']}`; base model: {made['base']}; commit {made['commit']}, {made['date']}.\n"]
+        return f"{title}Not measured yet: `python run.py experiments={name}`.\n"
+    parts = [f"{title}`{made['command']}`; base model: {made['base']}; commit {made['commit']}, {made['date']}.\n"]
     for file in sorted((result_files.FOLDER / name).iterdir()):
         part = file.name.removesuffix(result_files.SCORES).rstrip(".")
-        heading = f"### {part.replace('_', ' ')}\n\n" if part and part != file.name else ""
+        heading = f"#### {part.replace('_', ' ')}\n\n" if part and part != file.name else ""
         if file.name.endswith(result_files.SCORES):
             rows = pd.read_csv(file)
             names, metrics = tuple(dict.fromkeys(rows["row"])), tuple(dict.fromkeys(rows["metric"]))
             parts.append(heading + table(rows, names, metrics))
         elif file.suffix == ".md":
-            parts.append(re.sub(r"^#", "###", file.read_text(), flags=re.MULTILINE).rstrip() + "\n")
+            parts.append(re.sub(r"^#", "####", file.read_text(), flags=re.MULTILINE).rstrip() + "\n")
     return "\n".join(parts)
 
 

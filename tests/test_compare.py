@@ -21,12 +21,14 @@ from lorabench.base import UserError
 from lorabench.engine.failures import Incomplete
 from lorabench.engine.garbage import artifact_folders, reachable
 from lorabench.engine.make import make
+from lorabench.engine.record import sha256
 from lorabench.engine.store import Store
 from lorabench.merging.learned import LearnedMasks
 from lorabench.merging.methods.ziprank import ZipRank
 from lorabench.merging.presets import fitting_presets
 from lorabench.report import write_joint_report
 from lorabench.report.folder import RunFolder
+from lorabench.report.imported import CHECKSUMS
 from lorabench.sampling.rules.switch import Switch
 from lorabench.tasks import benchmark as pipeline
 from lorabench.tasks.benchmark import at_one_node
@@ -63,9 +65,14 @@ def test_rows_of_one_run_are_told_apart_everywhere(tiny, tmp_path: Path, folder_
     assert {path.name for path in (folder_of / "merged").iterdir()} == {"direct", "ziprank", "duolora-no_cycle"}
     runs = RunFolder.load_all(folder_of)
     assert [each.label for each in runs] == ["direct", "ziprank", "duolora no_cycle"]
-    for each in runs:
-        assert {picture.label for picture in each.pictures} == {each.label, *labels[:3], "oracle"}
+    for number, each in enumerate(runs):
+        shared = set() if number else {*labels[:3], "oracle"}  # rows of the folder, which are read once
+        assert {picture.label for picture in each.pictures} == {each.label, *shared}
         assert all(picture.path.is_file() for picture in each.pictures)
+    manifest = json.loads((folder_of / "manifest.json").read_text())
+    report = {"table.md", "table.csv", "table.tex", "comparisons.csv", "grid.png", "report.html"}
+    assert set(manifest["files"]) - set(manifest[CHECKSUMS]) == report
+    assert all(sha256(folder_of / file) == digest for file, digest in manifest[CHECKSUMS].items())
     made = {path.name for path in artifact_folders(Store(Path(cfg.store)))}
     assert made and made <= reachable(Store(Path(cfg.store)), [folder_of])  # also those of baselines and oracle
     parameters = [each.manifest["costs"]["learned_parameters"] for each in runs]

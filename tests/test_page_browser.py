@@ -177,8 +177,8 @@ def test_files_next_to_large_page_are_shown(chromium: Browser, tmp_path: Path, m
     monkeypatch.setattr("lorabench.report.embed.BATCH", 1)
     write_report(make_run(tmp_path / "run", "direct", images=1))
     with opened(chromium, tmp_path / "run") as page:
+        page.locator(f"{MATRIX}[data-image]").first.scroll_into_view_if_needed()
         first = page.locator(f"{MATRIX}[data-image] img").first
-        first.scroll_into_view_if_needed()
         assert (first.get_attribute("src") or "").startswith("./images/")
         assert first.evaluate("image => image.decode().then(() => image.naturalWidth)") == 64
 

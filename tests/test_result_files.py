@@ -24,7 +24,7 @@ import result_files  # noqa: E402
 MEASURED = (  # every experiment whose tables the documentation shows
     "all_methods", "tuning", "duolora_main", "duolora_ablation", "unziplora_alignment", "single_image", "craft_main",
     "craft_components", "craft_guidance", "closed_form", "tradeoff", "duolora_multi_concept", "calibration",
-    "sensitivity", "duolora_time", "cost",
+    "sensitivity", "duolora_time", "cost", "sdxl_against_dit",
 )  # fmt: skip
 
 
@@ -42,7 +42,9 @@ def test_page_has_place_of_every_experiment() -> None:
     assert sorted(places) == sorted(MEASURED)
     assert all((EXPERIMENTS / f"{name}.yaml").is_file() for name in places)
     text = (ROOT / "docs" / "results.md").read_text()
-    assert all(f"experiments={name}" in text for name in MEASURED)
+    assert all(f"### `{name}`" in text for name in MEASURED)
+    states = generate.STATE.findall((EXPERIMENTS / "README.md").read_text())
+    assert sorted(states) == sorted(MEASURED)
 
 
 def test_every_result_names_its_command_base_and_commit() -> None:
@@ -55,7 +57,8 @@ def test_every_result_names_its_command_base_and_commit() -> None:
 def test_report_is_copied_with_one_line_per_row_and_metric(docs: Path, tmp_path: Path) -> None:
     folder = tmp_path / "outputs" / "closed_form"
     write_joint_report([make_run(folder / name, name, pairs=PAIRS, images=2) for name in ("direct", "duolora")], folder)
-    assert generate.result("closed_form") == "Not measured yet: `python run.py experiments=closed_form`.\n"
+    title = "### `closed_form`\n\n"
+    assert generate.result("closed_form") == f"{title}Not measured yet: `python run.py experiments=closed_form`.\n"
     result_files.copy(folder)
     wide = pd.read_csv(folder / "table.csv", index_col="method")
     lines = pd.read_csv(docs / "closed_form" / "scores.csv").set_index(["row", "metric"])
@@ -68,7 +71,10 @@ def test_report_is_copied_with_one_line_per_row_and_metric(docs: Path, tmp_path:
     )
     text = generate.result("closed_form")
     made = json.loads((docs / "closed_form" / "made.json").read_text())
-    assert text.startswith("`python run.py experiments=closed_form`; base model: micro, ") and made["commit"] in text
+    assert (
+        text.startswith(f"{title}`python run.py experiments=closed_form`; base model: micro, ")
+        and made["commit"] in text
+    )
     assert re.search(rf"\| `duolora` \|.*\*\*{lines.at[('duolora', 'clip_t'), 'mean']:.3f}\*\* \(\+0\.\d+\) \|", text)
 
 
@@ -78,12 +84,12 @@ def test_study_and_several_tables_are_copied(docs: Path, tmp_path: Path) -> None
     pd.DataFrame({"method": ["direct"], "hypervolume": [0.76]}).to_csv(study / "hypervolume.csv", index=False)
     (study / "tradeoff.md").write_text("## Curves\n\ntext\n")
     result_files.copy(study.parent, "python run.py experiments=tradeoff generate.images=2")
-    assert "#### Curves\n\ntext\n" in generate.result("tradeoff")
+    assert "##### Curves\n\ntext\n" in generate.result("tradeoff")
     for part in ("2_subjects", "3_subjects"):
         write_joint_report([make_run(several / part / "direct", "direct", pairs=PAIRS[:2], images=1)], several / part)
     result_files.copy(several)
     text = generate.result("multi")
-    assert text.index("### 2 subjects\n") < text.index("| `direct` |") < text.index("### 3 subjects\n")
+    assert text.index("#### 2 subjects\n") < text.index("| `direct` |") < text.index("#### 3 subjects\n")
     with pytest.raises(SystemExit, match="and no study"):
         result_files.copy(docs / "tradeoff")
 

@@ -24,15 +24,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lorabench.config.schemas import ProtocolSpec
-from lorabench.report import averages, galleries, protocols
+from lorabench.report import averages, galleries
 from lorabench.report.embed import EmbeddedImages
 from lorabench.report.folder import Picture, RunFolder
 from lorabench.report.formats import format_cost
 from lorabench.report.labels import BASELINES_AND_ORACLE, row_order
 from lorabench.report.layout import by_cell, standings, with_verdict
 from lorabench.report.links import link
-from lorabench.report.pooling import join_uses
 from lorabench.report.protocols import Column
 from lorabench.report.published import MARK
 from lorabench.report.table import COSTS, PEAKS, Table
@@ -89,8 +87,6 @@ def described_rows(
     runs: list[RunFolder], table: Table, labels: list[str], names: list[PairName]
 ) -> list[dict[str, Any]]:
     """Return one entry per table row: scores by column, costs, reported rows and values per pair."""
-    protocol = ProtocolSpec("", None, [column.spec for column in table.columns])
-    scores = dict(iter(join_uses(runs, protocol).groupby("label", sort=False)))
     first = {run.label: number for number, run in reversed(list(enumerate(runs)))}
     return [
         {
@@ -104,7 +100,11 @@ def described_rows(
                 if label in table.spent.index
             },
             "reported": reported_of(table, label),
-            "pairs": {column.name: own for column in table.columns if (own := by_pair(scores[label], column, names))},
+            "pairs": {
+                column.name: by_pair(table.images[column.name][label], column, names)
+                for column in table.columns
+                if label in table.images[column.name]
+            },
         }
         for label in labels
     ]
@@ -134,11 +134,8 @@ def reported_of(table: Table, label: str) -> list[dict[str, Any]]:
     ]
 
 
-def by_pair(scores: pd.DataFrame, column: Column, names: list[PairName]) -> dict[int, list[Any]]:
+def by_pair(images: pd.DataFrame, column: Column, names: list[PairName]) -> dict[int, list[Any]]:
     """Return pair index -> (value in the column, weight in the column's mean)."""
-    images = protocols.image_values(scores, column)
-    if images.empty:
-        return {}
     values = {pair[1:]: own for pair, *own in averages.pair_values(images, *column.rule).itertuples()}
     return {number: [finite(each) for each in values[pair]] for number, pair in enumerate(names) if pair in values}
 

@@ -87,6 +87,8 @@ class RunFolder:
     def load_all(cls, path: Path | str) -> list[RunFolder]:
         """Read manifest and scores; a run with several methods (task=compare) gives one RunFolder per method.
 
+        The first one has the baseline and oracle rows.
+
         Raises:
             UserError: If the folder is not a finished run.
         """
@@ -107,7 +109,8 @@ class RunFolder:
             if missing := [key for key in REQUIRED if key not in one]:
                 raise UserError(f"{path / 'manifest.json'} has no {', '.join(missing)}; run its command again")
             run = cls(path, one, scores, others=others)
-            mine, also = (each["label"].isin([run.label, *BASELINES_AND_ORACLE]) for each in (scores, others))
+            shared = () if runs else BASELINES_AND_ORACLE  # rows of the folder, counted once
+            mine, also = (each["label"].isin([run.label, *shared]) for each in (scores, others))
             runs.append(replace(run, scores=scores[mine], others=others[also]) if several else run)
         return runs
 

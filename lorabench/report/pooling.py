@@ -86,13 +86,17 @@ def join_scores(runs: list[RunFolder]) -> pd.DataFrame:
     return with_headline(scores.drop_duplicates(ONE_VALUE).drop(columns="run"))
 
 
-def join_uses(runs: list[RunFolder], columns: ProtocolSpec) -> pd.DataFrame:
+def join_uses(runs: list[RunFolder], columns: ProtocolSpec, scores: pd.DataFrame) -> pd.DataFrame:
     """Join the scores that a protocol needs: of joint images, and of other uses if a column has one.
+
+    Args:
+        runs: The runs.
+        columns: The protocol.
+        scores: Result of `join_scores`.
 
     Raises:
         UserError: As `join_scores`.
     """
-    scores = join_scores(runs)
     others = [replace(run, scores=run.others) for run in runs if len(run.others)]
     if not others or all(column.use == "joint" for column in columns.columns):
         return scores

@@ -20,7 +20,6 @@ from lorabench.report.notes import SHARED, footnotes, seen_notes
 from lorabench.report.pooling import join_scores, join_uses, left_out_notes, rounding_notes
 from lorabench.report.protocols import Column
 from lorabench.report.published import Published
-from lorabench.report.uses import label_rows
 from lorabench.report.words import in_words
 
 COSTS = {
@@ -34,6 +33,7 @@ COSTS = {
     "seconds_per_image": "s per image",
     "denoiser_passes_per_image": "denoiser passes per image",
 }
+Images = dict[str, dict[str, pd.DataFrame]]
 PEAKS = ("merge_peak_gpu_bytes", "merge_peak_bytes")
 LINE = [
     "label", "metric", "backbone", "digits", "mean", "low", "high", "bca_low", "bca_high",
@@ -53,6 +53,7 @@ class Table:
         reported: Rows of publications by label.
         notes: Paragraphs below the table.
         columns: Definitions of the columns.
+        images: Result of `protocols.image_values` by column and label.
         reference: Label of the row that differences refer to; None if the row in the runs' configs is missing.
     """
 
@@ -62,6 +63,7 @@ class Table:
     reported: dict[str, list[Published]]
     notes: list[str]
     columns: list[Column]
+    images: Images
     reference: str | None
 
     @classmethod
@@ -82,9 +84,10 @@ class Table:
             choose("--reference", reference, labels)
         elif (configured := common_reference(runs)) in labels:
             reference = configured
-        every = join_uses(runs, protocol)
+        every = join_uses(runs, protocol, scores)
         columns, column_notes = protocols.columns(protocol, every)
-        lines, comparisons = summary(every, columns, reference)
+        images = images_of(every, columns)
+        lines, comparisons = summary(images, columns, row_order(every["label"].unique().tolist()), reference)
         spent = costs(runs)
         reported = published.published_results(runs, columns, protocol.arxiv)
         notes = [*footnotes(lines, comparisons, scores, columns, reference), *column_notes]
@@ -94,7 +97,7 @@ class Table:
         if reported:
             notes.append(published.FOOTNOTE)
         notes += in_words(scores, reference)
-        return cls(lines, comparisons, spent, reported, notes, columns, reference)
+        return cls(lines, comparisons, spent, reported, notes, columns, images, reference)
 
     @property
     def labels(self) -> list[str]:
@@ -113,26 +116,31 @@ def common_reference(runs: list[RunFolder]) -> str:
     return found.pop() if len(found) == 1 else "direct"
 
 
+def images_of(scores: pd.DataFrame, columns: list[Column]) -> Images:
+    """Return the values of all images by column and label, without rows that have none."""
+    by_label = dict(iter(scores.groupby("label", sort=False)))
+    labels = row_order(list(by_label))
+    found = {
+        column.name: {name: protocols.image_values(by_label[name], column) for name in labels} for column in columns
+    }
+    return {name: {label: own for label, own in each.items() if not own.empty} for name, each in found.items()}
+
+
 def summary(
-    scores: pd.DataFrame, columns: list[Column], reference: str | None = None
+    images: Images, columns: list[Column], labels: list[str], reference: str | None = None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Summarize scores as one line per row and column, with the columns LINE, and the planned comparisons.
+    """Summarize the images as one line per row and column, with the columns LINE, and the planned comparisons.
 
     Methods have a paired difference to the reference, except for the reference itself and for methods that share less
     than two pairs with it. `p_holm` and `separated` are those of the planned comparison with the reference; they are
     NaN if there is none, as for the ablations of other methods. Ranks are among the methods.
     """
-    scores = scores if "label" in scores else label_rows(scores)
-    labels = row_order(scores["label"].unique().tolist())
-    by_label = dict(iter(scores.groupby("label", sort=False)))
     parts, comparisons = [], []
     for column in columns:
-        images = {name: protocols.image_values(by_label[name], column) for name in labels}
-        images = {name: own for name, own in images.items() if not own.empty}
-        if images:
-            tested = planned.planned_lines(images, column, reference)
+        if own := images[column.name]:
+            tested = planned.planned_lines(own, column, reference)
             comparisons.append(tested)
-            parts.append(column_lines(images, column, reference, tested))
+            parts.append(column_lines(own, column, reference, tested))
     lines = pd.concat(parts, ignore_index=True)
     at = {name: place for place, name in enumerate(labels)}
     order = lines.sort_values("label", key=lambda names: names.map(at), kind="stable", ignore_index=True)
