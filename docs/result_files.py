@@ -24,6 +24,7 @@ from lorabench.report.comparing import ALPHA
 
 FOLDER = Path(__file__).parent / "results"
 MADE, SCORES, REPORT = "made.json", "scores.csv", "table.csv"
+OF_REPORT = (REPORT, "table.md", "comparisons.csv")  # their content is in SCORES
 COLUMNS = ("row", "metric", "mean", "low", "high", "pairs", "difference", "p_holm", "separated")
 MOST = 300_000  # bytes of a file; docs have tables and no raw scores
 
@@ -49,10 +50,11 @@ def copy(folder: Path, command: str | None = None, target: Path | None = None) -
         old.unlink()
     for part, source in found.items():
         start = f"{part}." if part else ""
+        files = [*source.glob("*.csv"), *source.glob("*.md")]
         if (source / REPORT).is_file():
             lines_of(pd.read_csv(source / REPORT)).to_csv(target / f"{start}{SCORES}", index=False, float_format="%.4g")
-            continue
-        for file in sorted([*source.glob("*.csv"), *source.glob("*.md")]):
+            files = [file for file in files if file.name not in OF_REPORT]
+        for file in files:
             if file.stat().st_size <= MOST:
                 (target / f"{start}{file.name}").write_bytes(file.read_bytes())
     made = {

@@ -118,7 +118,7 @@ def common_reference(runs: list[RunFolder]) -> str:
 
 def images_of(scores: pd.DataFrame, columns: list[Column]) -> Images:
     """Return the values of all images by column and label, without rows that have none."""
-    by_label = dict(iter(scores.groupby("label", sort=False)))
+    by_label = {str(label): own for label, own in scores.groupby("label", sort=False)}
     labels = row_order(list(by_label))
     found = {
         column.name: {name: protocols.image_values(by_label[name], column) for name in labels} for column in columns
