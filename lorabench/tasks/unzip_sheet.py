@@ -55,7 +55,7 @@ def page(
         progress((done + count) * spec.steps * 2.0)
 
     def seeds(texts: Sequence[str]) -> list[int]:
-        return [seed_of("sheet", text, unzip.seed) for text in texts]
+        return [seed_of("sheet", index, text, unzip.seed) for index, text in enumerate(texts)]
 
     def single(adapter: Adapter, prompts: Sequence[str]) -> list[Image.Image]:
         nonlocal done
@@ -80,7 +80,7 @@ def page(
         return found
 
     places, subjects = places_of(unzip), subjects_of(unzip, words)
-    full, recombined = words.scene(), [words.scene(place) for place in places]
+    full, recombined = words.scene(), recombinations(unzip, words)
     exact = together([full, *recombined])
     file = single(export(adapters), [full.prompt])
     content = [f"{words.content} {place}" for place in places]
@@ -125,6 +125,13 @@ def places_of(unzip: Unzip) -> list[str]:
     """Return the scenes for the content."""
     usual = (PLACES[4], PLACES[3], PLACES[1]) if unzip.world else SCENES
     return list(unzip.task.scenes if unzip.task.scenes is not None else usual)
+
+
+def recombinations(unzip: Unzip, words: Words) -> list[Scene]:
+    """Return the scenes for both, or new poses on the microworld, whose captions name no place of a drawing."""
+    if unzip.world and unzip.task.scenes is None:
+        return [words.scene()] * SHOWN
+    return [words.scene(place) for place in places_of(unzip)]
 
 
 def subjects_of(unzip: Unzip, words: Words) -> list[str]:
