@@ -47,6 +47,15 @@ def test_products_are_means_over_pairs_and_not_products_of_means() -> None:
     assert found["as worded"] == pytest.approx((0.7 * 0.6 + 0.5 * 0.4) / 2)
 
 
+def test_negative_similarities_do_not_count_as_influence() -> None:
+    found = quantities(
+        scores(shift=-0.25)
+    )  # by pair: -0.05 and 0.45 with the style's, 0.05 and 0.55 with the content's
+    assert means(found)["cross"] == pytest.approx((0 + 0.45 * 0.55) / 2)
+    far = quantities(scores(shift=-0.85))  # one pair has no similarity of its own to lose
+    assert found.set_index("quantity").at["drop", "pairs"] == 2 and far.set_index("quantity").at["drop", "pairs"] == 1
+
+
 def test_rows_without_single_images_have_joint_quantities_only() -> None:
     assert set(means(quantities(scores(("joint",))))) == {"CP", "SF", "as worded"}
 

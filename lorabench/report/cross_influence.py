@@ -2,9 +2,10 @@
 
     CP          mean f(x_cs).f(C)                          content preservation
     SF          mean f(x_cs).f(S)                          style fidelity
-    cross       mean f(x_c).f(S) * mean f(x_s).f(C)        lower is better
-    drop        ((CPo - CP) / CPo + (SFo - SF) / SFo) / 2  lower is better; CPo = f(x_c).f(C), SFo = f(x_s).f(S)
-    as worded   CP * SF                                    higher is better
+    cross       max(0, mean f(x_c).f(S)) * max(0, mean f(x_s).f(C))   lower is better
+    drop        ((CPo - CP) / CPo + (SFo - SF) / SFo) / 2             lower is better
+                CPo = mean f(x_c).f(C), SFo = mean f(x_s).f(S)
+    as worded   CP * SF                                               higher is better
 
 f is the L2-normalized CLIP embedding; x_cs, x_c, x_s are joint, content-only and style-only images; C and S are
 references.
@@ -15,7 +16,9 @@ indicate better disentanglement". The product rises with both similarities, and 
 is 0.504 and not 0.172. `cross` is the default: its size fits (0.172 = 0.415^2), its direction is right, and the
 appendix calls the score an "undesired cross effect".
 
-All quantities are computed per pair and averaged over pairs.
+Similarities by published CLIP models are positive. Those of small scorers may be negative. Then a similarity counts as
+0 in `cross`, because the product of two negative ones is positive, and a pair whose CPo or SFo is not positive has no
+`drop`. All quantities are computed per pair and averaged over pairs.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ QUANTITIES = {
     "CP": "content preservation: CLIP-I of joint images with the content's references",
     "SF": "style fidelity: CLIP-I of joint images with the style's references",
     "cross": "CLIP-I of content-only images with the style's references, times that of style-only images with the "
-    "content's; lower is better",
+    "content's, each at least 0; lower is better",
     "drop": "relative loss of CP and SF against content-only and style-only images, mean of both; lower is better",
     "as worded": "CP times SF; higher is better, so this cannot be the published score",
     "overlap": "mean squared cosine of the principal angles between the outputs of content and style adapters, over "
@@ -96,8 +99,8 @@ def pair_quantities(scores: pd.DataFrame) -> dict[str, pd.Series]:
     found = {"CP": cp, "SF": sf, "as worded": cp * sf}
     if {"content", "style"} <= set(scores["use"]):
         cpo, sfo = of("content", CONTENT), of("style", STYLE)
-        found["cross"] = of("content", STYLE) * of("style", CONTENT)
-        found["drop"] = ((cpo - cp) / cpo + (sfo - sf) / sfo) / 2
+        found["cross"] = of("content", STYLE).clip(lower=0) * of("style", CONTENT).clip(lower=0)
+        found["drop"] = (((cpo - cp) / cpo + (sfo - sf) / sfo) / 2).where((cpo > 0) & (sfo > 0))
     return found
 
 
