@@ -106,6 +106,8 @@ class BackboneJob(Job):
 
     @property
     def params(self) -> dict[str, Any]:
+        if self.own.perceptual and not self.perceptual:
+            tell_missing()
         spec = asdict(self.own) | {"perceptual": self.perceptual}
         return {**super().params, "backbone": spec, "rendered": self.source is not None}
 
@@ -121,10 +123,7 @@ class BackboneJob(Job):
     @property
     def perceptual(self) -> float:
         """Return the weight of the perceptual term, 0 without its network."""
-        if self.own.perceptual and weights_file() is None:
-            tell_missing()
-            return 0.0
-        return self.own.perceptual
+        return self.own.perceptual if weights_file() else 0.0
 
     def ranks(self, layers: LayerMap) -> dict[str, int]:
         return self.own.ranks(layers)
