@@ -15,7 +15,7 @@ import torch
 from merges import fitting, merge_all
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers_tiny import save_flux
+from transformers_tiny import tiny_transformer
 
 from lorabench.base import CONF, UserError
 from lorabench.data.pairs import Pair
@@ -24,8 +24,6 @@ from lorabench.merging.hypernetwork import Hypernetwork
 from lorabench.merging.learned import LearnedMasks
 from lorabench.merging.merge import MergeItem
 from lorabench.merging.method import load as load_method
-from lorabench.models.files import model_folder
-from lorabench.models.load import load
 from lorabench.models.model import DiffusionModel
 
 NAMES = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
@@ -42,7 +40,7 @@ PARTS = {  # fused layer of block 0 or 1: layers of diffusers, with the first an
 
 @pytest.fixture(scope="module")
 def flux(tmp_path_factory: pytest.TempPathFactory) -> DiffusionModel:
-    return load(replace(model_folder(save_flux(tmp_path_factory.mktemp("model") / "dev")), resolution=16))
+    return tiny_transformer("dev", tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

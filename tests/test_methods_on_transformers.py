@@ -4,36 +4,25 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import CPU
-from merges import draw, fitting, merge_all, trained
-from test_golden import STYLISED, WORLD
+from merges import draw, fitting, merge_all
 from test_style_guidance import SCENES
-from transformers_tiny import save_flux, save_sd3
+from transformers_tiny import tiny_transformer
 
 from lorabench.base import CONF, UserError, seed_of
 from lorabench.config.schemas import GenerateSpec, LoRASpec
-from lorabench.data.catalogue import load_pairs
 from lorabench.data.concepts import ROLES
 from lorabench.data.pairs import Pair
-from lorabench.data.scenes import Prompts
 from lorabench.lora.adapter import LoRA
 from lorabench.lora.factors import Factors
-from lorabench.merging import presets
 from lorabench.merging.hypernetwork import Hypernetwork
 from lorabench.merging.learned import LearnedMasks
 from lorabench.merging.merge import Merged, MergeItem
 from lorabench.merging.method import load as load_method
-from lorabench.models.files import model_folder
-from lorabench.models.load import load
 from lorabench.models.model import DiffusionModel
-from lorabench.personalization.training import Environment
-from lorabench.scoring.description import ScorerFiles
-from lorabench.scoring.load import load_scorer
 
 NAMES = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
 # Combinations of peft for LoRAs of different ranks.
@@ -60,9 +49,7 @@ EMBEDDED: dict[str, str] = dict.fromkeys(("lora_composite", "pair_customization"
 
 @pytest.fixture(scope="module", params=["sd3", "dev"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> DiffusionModel:
-    path = tmp_path_factory.mktemp("model") / request.param
-    folder = save_sd3(path) if request.param == "sd3" else save_flux(path)
-    return load(replace(model_folder(folder), resolution=16))
+    return tiny_transformer(request.param, tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
@@ -115,31 +102,3 @@ def test_method_runs_or_says_why_not(
     with pytest.raises(UserError, match=reason) as error:
         run()
     assert "\n" not in str(error.value)
-
-
-TRAININGS = [name for name in presets.options("training") if name != "given"]  # given: the user's files
-OWN_BLOCKS: dict[str, dict[str, Any]] = {
-    "blora": {"content_block": "transformer_blocks.0", "style_block": "transformer_blocks.1"},
-    "craft": {
-        "layer_sets": {"content": ["transformer_blocks.0"], "style": ["transformer_blocks.1"]},
-        "backbone": {"steps": 2, "batch": 1},
-    },
-    "unziplora": {"dedicated": "depth", "prompt_separation": False},
-    "unziplora_released": {"dedicated": "depth", "prompt_separation": False},
-}
-
-
-@pytest.mark.parametrize("name", TRAININGS)
-def test_training_learns_on_transformer(model: DiffusionModel, lora_spec: LoRASpec, scorers: Path, name: str) -> None:
-    """Presets that name SDXL's blocks get blocks of the transformer."""
-    option = load_method(f"direct+training.{name}", **OWN_BLOCKS.get(name, {})).training
-    [pair] = load_pairs(STYLISED if option.images == "stylised" else WORLD, Prompts())
-    env = Environment(
-        0,
-        CPU,
-        generate=GenerateSpec(1, 2, 3.0, 8),
-        scorer=lambda kind: load_scorer(ScorerFiles.of(scorers / kind), "cpu"),
-    )
-    jobs = {output.job.name: output.job for output in option.outputs(pair, lora_spec)}
-    adapters = [each for job in jobs.values() for each in trained(job, model, env).values()]
-    assert adapters and all(each or each.tokens for each in adapters)

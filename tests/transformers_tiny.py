@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CLIPTextModelWithProjection, T5Config, T5EncoderModel, T5Tokenizer
 
+from lorabench.models.files import model_folder
+from lorabench.models.load import load
+from lorabench.models.model import DiffusionModel
 from pretraining.architecture import build_text_encoders
 from pretraining.architecture import build_vae as build_micro_vae
 from pretraining.tokens import build_tokenizer
@@ -101,3 +105,9 @@ def save_flux(path: Path, guidance: bool = True) -> Path:
     )
     pipeline.save_pretrained(path)
     return path
+
+
+def tiny_transformer(name: str, folder: Path) -> DiffusionModel:
+    """Return "sd3" or "dev" (FLUX.1 dev) at 16 pixels; the default of FLUX.1 is 128 latents wide."""
+    path = save_sd3(folder / name) if name == "sd3" else save_flux(folder / name)
+    return load(replace(model_folder(path), resolution=16))

@@ -1,0 +1,59 @@
+"""Every training on a tiny SD3, and those of plain LoRAs, of tokens and of bases on a tiny FLUX.1."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import CPU
+from merges import trained
+from test_golden import STYLISED, WORLD
+from transformers_tiny import tiny_transformer
+
+from lorabench.config.schemas import GenerateSpec, LoRASpec
+from lorabench.data.catalogue import load_pairs
+from lorabench.data.scenes import Prompts
+from lorabench.merging import presets
+from lorabench.merging.method import load as load_method
+from lorabench.models.model import DiffusionModel
+from lorabench.personalization.training import Environment
+from lorabench.scoring.description import ScorerFiles
+from lorabench.scoring.load import load_scorer
+
+OPTIONS = [name for name in presets.options("training") if name != "given"]  # given: the user's files
+ON_FLUX = ("dreambooth", "joint", "para", "qr", "textual_inversion")
+SETTINGS: dict[str, dict[str, Any]] = {  # presets that name blocks of SDXL get blocks of the transformer
+    "blora": {"content_block": "transformer_blocks.0", "style_block": "transformer_blocks.1"},
+    "craft": {
+        "layer_sets": {"content": ["transformer_blocks.0"], "style": ["transformer_blocks.1"]},
+        "backbone": {"steps": 2, "batch": 1, "contents": 2, "styles": 2},
+    },
+    "inspiration_tree": {"siblings": 2, "kept": 1, "candidates": 1, "samples": 2},
+    "unziplora": {"dedicated": "depth", "prompt_separation": False},
+    "unziplora_released": {"dedicated": "depth", "prompt_separation": False},
+}
+
+
+@pytest.fixture(scope="module")
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> DiffusionModel:
+    return tiny_transformer(request.param, tmp_path_factory.mktemp("model"))
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [*(("sd3", name) for name in OPTIONS), *(("dev", name) for name in ON_FLUX)],
+    indirect=["model"],
+)
+def test_training_gives_adapters(model: DiffusionModel, lora_spec: LoRASpec, scorers: Path, name: str) -> None:
+    option = load_method(f"direct+training.{name}", **SETTINGS.get(name, {})).training
+    [pair] = load_pairs(STYLISED if option.images == "stylised" else WORLD, Prompts())
+    env = Environment(
+        0,
+        CPU,
+        generate=GenerateSpec(1, 2, 3.0, 8),
+        scorer=lambda kind: load_scorer(ScorerFiles.of(scorers / kind), "cpu"),
+    )
+    jobs = {output.job.name: output.job for output in option.outputs(pair, lora_spec)}
+    adapters = [each for job in jobs.values() for each in trained(job, model, env).values()]
+    assert adapters and all(each or each.tokens for each in adapters)
