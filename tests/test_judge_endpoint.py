@@ -193,9 +193,16 @@ def test_retry_after_can_be_date() -> None:
 
 @pytest.mark.parametrize(
     ("settings", "words"),
-    [({"model": None}, "use judge.model=gpt-4o"), ({"votes": 3}, "use judge.temperature=1")],
+    [
+        ({"model": None}, "use judge.model=gpt-4o"),
+        ({"votes": 3}, "use judge.temperature=1"),
+        ({"url": "https://api.openai.com/v1"}, "needs a key in the environment; use export TEST_JUDGE_KEY=<key>"),
+    ],
 )
-def test_settings_are_checked(server: Server, settings: dict[str, Any], words: str) -> None:
+def test_settings_are_checked(
+    server: Server, settings: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TEST_JUDGE_KEY", raising=False)
     with pytest.raises(UserError, match=words):
         judge(server, **settings)
 

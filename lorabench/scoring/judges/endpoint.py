@@ -24,6 +24,7 @@ from lorabench.scoring.judges.comparison import Comparison, png, shown
 from lorabench.scoring.judges.questions import Ask
 
 AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)  # answers of servers that are busy or restarting
+NEEDS_KEY = "https://api.openai.com/"  # other servers may need none
 EXCERPT = 200  # characters of a server's message
 
 
@@ -61,7 +62,7 @@ class EndpointJudge(Comparison):
     """A model at an endpoint.
 
     Raises:
-        UserError: If `judge.model` is missing, or votes would all be the same.
+        UserError: If `judge.model` or the key is missing, or votes would all be the same.
     """
 
     def __init__(self, spec: OpenAIJudgeSpec) -> None:
@@ -71,6 +72,11 @@ class EndpointJudge(Comparison):
             raise UserError(
                 f"judge.votes={spec.votes} needs judge.temperature above 0, or all votes are the same; "
                 "use judge.temperature=1"
+            )
+        if spec.url.startswith(NEEDS_KEY) and not os.environ.get(spec.key_variable):
+            raise UserError(
+                f"judge.url={spec.url} needs a key in the environment; use export {spec.key_variable}=<key>, or "
+                "judge.url=http://localhost:8000/v1 for a server of your own"
             )
         self.spec, self.parallel = spec, spec.parallel
         self.pace = Pace(spec.requests_per_minute)
