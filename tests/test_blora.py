@@ -36,6 +36,16 @@ def test_merge_is_one_block_of_each(model, loras, pair, squared) -> None:
         torch.testing.assert_close(factors.up @ factors.down, wanted)
 
 
+def test_block_of_several_modules_is_their_union(model, loras, pair) -> None:
+    found = [
+        merge_all(model, load("blora", style_block=block), [MergeItem(loras, pair)])[0].file
+        for block in ([W5[:-1], "mid_block"], W5[:-1], "mid_block")
+    ]
+    assert set(found[0]) == set(found[1]) | set(found[2]) and set(found[1]) != set(found[2])
+    for layer, each in found[0].items():
+        torch.testing.assert_close(each.up, found[1 if layer in found[1] else 2][layer].up)
+
+
 def test_loras_are_trained_in_both_blocks_alone(model, pair, lora_spec) -> None:
     pair = replace(pair, contents=(replace(pair.contents[0], token="sks"),))
     for output in load("blora").training.outputs(pair, lora_spec):

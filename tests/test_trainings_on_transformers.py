@@ -24,7 +24,7 @@ from lorabench.scoring.load import load_scorer
 OPTIONS = [name for name in presets.options("training") if name != "given"]  # given: the user's files
 ON_FLUX = ("dreambooth", "joint", "para", "qr", "textual_inversion")
 SETTINGS: dict[str, dict[str, Any]] = {  # presets that name blocks of SDXL get blocks of the transformer
-    "blora": {"content_block": "transformer_blocks.0", "style_block": "transformer_blocks.1"},
+    "blora": {"content_block": "transformer_blocks.0", "style_block": ["transformer_blocks.1", "transformer_blocks.2"]},
     "craft": {
         "layer_sets": {"content": ["transformer_blocks.0"], "style": ["transformer_blocks.1"]},
         "backbone": {"steps": 2, "batch": 1, "contents": 2, "styles": 2},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from lorabench.base import UserError
@@ -37,6 +37,11 @@ class Layer:
 def within(name: str, module: str) -> bool:
     """Return whether a layer is the module or a part of it."""
     return name == module or name.startswith(f"{module}.")
+
+
+def modules(block: str | Sequence[str]) -> list[str]:
+    """Return the module paths of a block, which is one module or several."""
+    return [block] if isinstance(block, str) else list(block)
 
 
 def group(layers: Iterable[str], module: str, setting: str, known: Iterable[str] = ()) -> list[str]:

@@ -6,16 +6,19 @@ The merge takes block W4 of the content LoRA and block W5 of the style LoRA. The
 only, both at once (`method/training=blora`). The released code multiplies both factors by alpha, so that alpha counts
 twice (`squared`). Images have the prompt of all methods, with the class word next to the identifier.
 
+A block may be several modules. Those of SDXL are the preset; other models need blocks of their own.
+
 Source: Frenkel et al., ECCV 2024, arXiv 2403.14572.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from lorabench.base import UserError
 from lorabench.data.concepts import Role
 from lorabench.merging.masked import MaskedSum
-from lorabench.models.layer import Layer, within
+from lorabench.models.layer import Layer, modules, within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,15 +26,15 @@ class BLoRA(MaskedSum):
     """One block per role.
 
     Args:
-        content_block: Module path of the content block, W4 in the paper.
-        style_block: Module path of the style block, W5 in the paper.
+        content_block: Module path of the content block, W4 in the paper, or several paths.
+        style_block: Module path of the style block, W5 in the paper, or several paths.
         content: Scale alpha_c.
         style: Scale alpha_s.
         squared: Apply each scale twice.
     """
 
-    content_block: str
-    style_block: str
+    content_block: Any
+    style_block: Any
     content: float
     style: float
     squared: bool
@@ -39,19 +42,26 @@ class BLoRA(MaskedSum):
     def check(self, layers: Mapping[str, Layer]) -> None:
         roles: dict[Role, None] = dict.fromkeys(role for layer in layers.values() for role in layer.roles)
         for role in roles:
-            block = self.alphas[role][0]
-            inside = [layer for layer in layers.values() if within(layer.name, block)]
+            blocks = self.alphas[role][0]
+            inside = [layer for layer in layers.values() if any(within(layer.name, block) for block in blocks)]
             if not any(layer.ranks[k] for layer in inside for k in layer.of(role)):
                 raise UserError(
-                    f"method.{role}_block={block} must have a layer that a {role} LoRA adapts; "
+                    f"method.{role}_block={','.join(blocks)} must have a layer that a {role} LoRA adapts; "
                     f"use method.{role}_block=<module path>"
                 )
 
     @property
-    def alphas(self) -> dict[Role, tuple[str, float]]:
-        """Return the block and the scale of each role."""
-        return {"content": (self.content_block, self.content), "style": (self.style_block, self.style)}
+    def alphas(self) -> dict[Role, tuple[list[str], float]]:
+        """Return the modules of the block and the scale of each role."""
+        return {
+            "content": (modules(self.content_block), self.content),
+            "style": (modules(self.style_block), self.style),
+        }
 
     def scales(self, layer: Layer) -> tuple[float, ...]:
         own, power = self.alphas, 2 if self.squared else 1
-        return tuple(own[role][1] ** power if within(layer.name, own[role][0]) else 0.0 for role in layer.roles)
+
+        def is_in(role: Role) -> bool:
+            return any(within(layer.name, module) for module in own[role][0])
+
+        return tuple(own[role][1] ** power if is_in(role) else 0.0 for role in layer.roles)

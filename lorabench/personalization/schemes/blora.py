@@ -11,11 +11,13 @@ released code: its content block is the content, and its style block is the styl
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from lorabench.config.schemas import LoRASpec
 from lorabench.data.concepts import Concept
 from lorabench.data.pairs import Pair
 from lorabench.data.stylised import is_stylised
+from lorabench.models.layer import modules
 from lorabench.personalization.schemes.dreambooth import dreambooth
 from lorabench.personalization.training import Output, Training
 
@@ -25,17 +27,17 @@ class BLoRATraining(Training):
     """DreamBooth in two blocks.
 
     Args:
-        content_block: Module path of the content block, W4 in the paper.
-        style_block: Module path of the style block, W5 in the paper.
+        content_block: Module path of the content block, W4 in the paper, or several paths.
+        style_block: Module path of the style block, W5 in the paper, or several paths.
         one_image: Train on the first image only, without a class word in its caption.
     """
 
-    content_block: str
-    style_block: str
+    content_block: Any
+    style_block: Any
     one_image: bool
 
     def outputs(self, pair: Pair, recipe: LoRASpec) -> list[Output]:
-        spec = replace(recipe, blocks=[self.content_block, self.style_block])
+        spec = replace(recipe, blocks=[*modules(self.content_block), *modules(self.style_block)])
         if self.one_image and is_stylised(pair):
             content, style = pair.concepts
             both = dreambooth(replace(self.shown(content), name=pair.name), spec, " in two blocks")
