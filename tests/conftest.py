@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +47,17 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 SLOW = (
     "faults",
     "distributed",
-    "launchers",
     "cli",
+    "config",
+    "methods",
+    "golden",
     "own",
     "slurm",
-    "compare",
-    "tradeoff",
-    "pretraining",
     "page_browser",
+    "wheel",
+    "merge",
+    "pretraining",
+    "workers",
 )
 
 torch.set_num_threads(1)
@@ -216,8 +219,11 @@ def hydra() -> Iterator[None]:
         yield
 
 
+register_once = cache(register)
+
+
 @contextmanager
 def project_config() -> Iterator[None]:
-    register()
+    register_once()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         yield

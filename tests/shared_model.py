@@ -14,18 +14,26 @@ from lorabench.models.files import model_folder
 from lorabench.models.sdxl.model import SDXL
 
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
+PLAIN = {bool, int, float, str}
 LOADED: dict[Path, StableDiffusionXLPipeline] = {}
 
 
 @contextmanager
 def shared(folder: Path) -> Iterator[SDXL]:
     """Yield the model of a folder with weights, modules and settings as loaded."""
-    pipeline = LOADED.pop(folder, None)
-    model = SDXL(pipeline, model_folder(folder)) if pipeline is not None else SDXL.load(folder)
+    pipeline = LOADED.pop(folder, None) or loaded(folder)
+    model = SDXL(pipeline, model_folder(folder))
     before = state_of(model.pipeline)
     yield model
     if state_of(model.pipeline) == before:
         LOADED[folder] = model.pipeline
+
+
+def loaded(folder: Path) -> StableDiffusionXLPipeline:
+    """Load a pipeline and encode a prompt, because transformers adds hooks to the text encoders at the first one."""
+    model = SDXL.load(folder)
+    model.encode_prompts([""])
+    return model.pipeline
 
 
 def state_of(pipeline: StableDiffusionXLPipeline) -> list[Any]:
@@ -46,7 +54,7 @@ def state_of(pipeline: StableDiffusionXLPipeline) -> list[Any]:
 def settings(module: nn.Module) -> Iterator[tuple[str, Any]]:
     """Yield the plain attributes of a module and the number of its hooks."""
     for name, value in vars(module).items():
-        if isinstance(value, bool | int | float | str):
+        if type(value) in PLAIN:
             yield name, value
         elif name.endswith("_hooks"):
             yield name, len(value)

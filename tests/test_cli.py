@@ -122,7 +122,7 @@ def test_killed_and_resumed_in_this_process_gives_same(
     """The run is killed while it trains LoRAs, and resumed without workers, because their number must not matter."""
     output, arguments, _ = run
     elsewhere = [*arguments, f"output={tmp_path}"]
-    killed = commands.start(*elsewhere)
+    killed = commands.start(*elsewhere, "trainer.workers=1")
     killed.wait_for(lambda: list(tmp_path.glob("store/personalize/*/key.json")))
     os.kill(killed.pid, signal.SIGKILL)
     assert killed.end().returncode == -signal.SIGKILL
