@@ -18,7 +18,7 @@ from PIL import Image
 EMBED = 384  # pixels: larger images are downscaled in the page; the original PNG is in the run folder
 
 
-BUDGET = 9_000_000  # characters of all embedded images
+BUDGET = 7_000_000  # characters of all embedded images
 BATCH = 256  # images that are read together
 THUMBNAIL = 75  # WebP quality of small copies; a rendered image of 64 px takes about 2 KB
 
