@@ -5,7 +5,7 @@ recognized, before heavy packages are imported.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -150,7 +150,8 @@ class Plan:
         """Return the sampled images of a row for a pair."""
         shown = pair_for(pair, use)
         method, seeds = row.own, self.seeds(shown)
-        loras, adapted = self.trained.loras(row, pair), pair_for(self.trained.adapted(row, pair), use)
+        loras = self.trained.loras(row, pair)
+        adapted = replace(self.trained.adapted(row, pair), alone=shown.alone, scenes=shown.scenes)
         merged = self.merge(row, pair) if row.is_method else None
         strength = row.strength
         if use != JOINT and method.merge.keeps_parts:
