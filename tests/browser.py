@@ -32,7 +32,7 @@ def launch() -> Iterator[Browser]:
 @contextmanager
 def opened(
     browser: Browser, folder: Path, width: int = 1280, height: int = 900, at: str = "", file: str = "report.html",
-    touch: bool = False,
+    touch: bool = False, images: bool = False,
 ) -> Iterator[Page]:  # fmt: skip
     """Open a folder's report; fail at the end on any console message, error, dialog, or request for another file.
 
@@ -40,6 +40,7 @@ def opened(
         at: End of the URL, such as "#sort=clip_t".
         file: Name of the page.
         touch: Have a touch screen.
+        images: Allow requests for images in the folder, as of a large page.
     """
     page = browser.new_page(viewport={"width": width, "height": height}, has_touch=touch)
     address = (folder / file).resolve().as_uri()
@@ -54,4 +55,6 @@ def opened(
     yield page
     page.close()
     assert not messages
-    assert {url for url in requests if not url.startswith("data:")} == {address}
+    others = {url for url in requests if not url.startswith("data:")} - {address}
+    beside = folder.resolve().as_uri() + "/"
+    assert not others or (images and all(url.startswith(beside) and url.endswith(".png") for url in others))

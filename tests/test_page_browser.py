@@ -176,7 +176,7 @@ def test_files_next_to_large_page_are_shown(chromium: Browser, tmp_path: Path, m
     monkeypatch.setattr("lorabench.report.embed.BUDGET", 1)
     monkeypatch.setattr("lorabench.report.embed.BATCH", 1)
     write_report(make_run(tmp_path / "run", "direct", images=1))
-    with opened(chromium, tmp_path / "run") as page:
+    with opened(chromium, tmp_path / "run", images=True) as page:
         page.locator(f"{MATRIX}[data-image]").first.scroll_into_view_if_needed()
         first = page.locator(f"{MATRIX}[data-image] img").first
         assert (first.get_attribute("src") or "").startswith("./images/")
