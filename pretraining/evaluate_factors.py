@@ -2,7 +2,8 @@
 
 Errors are shares of right labels and mean absolute errors of numbers (hues in parts of a turn). Spearman's correlation
 is that of read and true distances of the drawings to a subject or style, averaged over the subjects or styles;
-"within" takes only drawings of the same class or family. Ten of the sixteen families paint in inks of their own, so
+"within" takes only drawings of the same class or family. For "of means", distances are first averaged over the drawings
+of each subject or style, as a table averages over images. Ten of the sixteen families paint in inks of their own, so
 that the colors of a subject are not in the image at all; figures are also given for the other six.
 """
 
@@ -10,11 +11,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from scipy.stats import spearmanr
 from torch import Tensor
@@ -24,7 +26,9 @@ from lorabench.scoring import factors
 from lorabench.scoring.description import FACTORS, ScorerFiles
 from lorabench.scoring.factors import LABELS, Read
 from lorabench.scoring.files import MICRO_SCORERS, TRUTH
-from lorabench.scoring.load import load_scorer
+from lorabench.scoring.load import load_scorer, load_scorers
+from lorabench.scoring.recognition import names_of
+from lorabench.scoring.truth import CONTENT, STYLE, load_truth
 from pretraining.card import fill
 from pretraining.evaluate_scorers import CARD, PHOTO, Views, heldout_views
 from pretraining.factors import degraded, targets
@@ -35,17 +39,22 @@ COLORED = ("watercolor", "crayon", "pixel", "glass", "clay", "stitch")  # famili
 
 def evaluate_factors(root: Path = MICRO_SCORERS) -> dict[str, Any]:
     """Write root/factors.json and its part of the model card; return the figures."""
-    reader = load_scorer(ScorerFiles.of(root / TRUTH / FACTORS))
-    views = heldout_views()
-    found = figures_of(factors.read(reader.embed(views.images)[FACTORS]), views)
-    found["degraded"] = figures_of(factors.read(reader.embed(degraded(views.images))[FACTORS]), views)
+    reader, scorers = load_scorer(ScorerFiles.of(root / TRUTH / FACTORS)), load_scorers(root)
+    truth, views = load_truth(scorers, root), heldout_views()
+
+    def measured(images: np.ndarray) -> dict[str, Any]:
+        outputs = reader.embed(images)[FACTORS]
+        rows = {scorer.name: scorer.embed(images) for scorer in scorers if scorer.name in (CONTENT[0], STYLE[0])}
+        return {**figures_of(factors.read(outputs), views), "recognized": shares(names_of(outputs, rows, truth), views)}
+
+    found = {**measured(views.images), "degraded": measured(degraded(views.images))}
     (root / FIGURES).write_text(json.dumps(found, indent=1) + "\n")
     fill(root / CARD, FACTORS, as_markdown(found))
     return found
 
 
 def figures_of(read: Read, views: Views) -> dict[str, Any]:
-    """Return the errors on images, by kind of image and factor, the rank correlations, and the shares recognized."""
+    """Return the errors on images, by kind of image and factor, and the rank correlations."""
     photo = np.array([style == PHOTO for style in views.styles])
     colored = np.array([style.rsplit("_", 1)[0] in COLORED for style in views.styles])
     things = [
@@ -64,15 +73,23 @@ def figures_of(read: Read, views: Views) -> dict[str, Any]:
             if kind and role == "style":
                 continue
             drawn = np.flatnonzero(rows).tolist()
-            figures["spearman"][f"{role}{kind}"] = rank(read, names, drawn, lookup, far, true, within=False)
-            figures["spearman"][f"{role} within{kind}"] = rank(read, names, drawn, lookup, far, true, within=True)
-    subjects = np.array(factors.recognized(read, mw.HELDOUT_SUBJECTS)) == np.array(views.subjects)
-    styles = np.array(factors.recognized(read, mw.HELDOUT_STYLES)) == np.array(views.styles)
-    figures["recognized"] = {
-        "subject, drawings": float(subjects[~photo].mean()), "subject, photographs": float(subjects[photo].mean()),
-        "style": float(styles[~photo].mean()), "both": float((subjects & styles)[~photo].mean()),
-    }  # fmt: skip
+            for within in (False, True):
+                name = f"{role}{' within' * within}{kind}"
+                figures["spearman"][name] = rank(read, names, drawn, lookup, far, true, within)
+                if not kind:
+                    figures["spearman"][f"{name}, of means"] = rank(read, names, drawn, lookup, far, true, within, True)
     return figures
+
+
+def shares(names: Mapping[str, Sequence[str]], views: Views) -> dict[str, float]:
+    """Return the shares of images whose held-out subject, style and both are recognized."""
+    photo = np.array([style == PHOTO for style in views.styles])
+    subject = np.array(names["subject"]) == np.array(views.subjects)
+    style = np.array(names["style"]) == np.array(views.styles)
+    return {
+        "subject, drawings": float(subject[~photo].mean()), "subject, photographs": float(subject[photo].mean()),
+        "style": float(style[~photo].mean()), "both": float((subject & style)[~photo].mean()),
+    }  # fmt: skip
 
 
 def errors(read: Read, wanted: dict[str, Tensor], rows: np.ndarray) -> dict[str, float]:
@@ -99,17 +116,31 @@ def apart(one: Tensor, other: Tensor) -> Tensor:
 
 
 def rank(
-    read: Read, names: Sequence[str], drawn: Sequence[int], lookup: Callable, far: Callable,
-    true: Callable, within: bool,
+    read: Read, names: Sequence[str], drawn: Sequence[int], lookup: Callable, far: Callable, true: Callable,
+    within: bool, of_means: bool = False,
 ) -> float:  # fmt: skip
-    """Return the mean over anchors of Spearman's correlation of read and true distances."""
+    """Return the mean over anchors of Spearman's correlation of read and true distances.
+
+    Args:
+        read: What is read from the images.
+        names: Subject or style of each image.
+        drawn: Images to use.
+        lookup: Factors of a name.
+        far: Function of `read` and factors that returns the distances [n].
+        true: Function of two things' factors.
+        within: Compare only images of the anchor's class or family.
+        of_means: Average the read distances over the images of each name first.
+    """
     found = []
     for anchor in sorted({names[i] for i in drawn}):
         kind = anchor.rsplit("_", 1)[0]
         rows = [i for i in drawn if not within or names[i].rsplit("_", 1)[0] == kind]
-        distances = [true(lookup(names[i]), lookup(anchor)) for i in rows]
+        of = pd.Series(far(read, lookup(anchor))[rows].numpy(), [names[i] for i in rows])
+        if of_means:
+            of = of.groupby(level=0).mean()
+        distances = [true(lookup(name), lookup(anchor)) for name in of.index]
         if len(set(distances)) > 1:
-            found.append(spearmanr(far(read, lookup(anchor))[rows].numpy(), distances).statistic)  # pyright: ignore[reportAttributeAccessIssue]
+            found.append(spearmanr(of, distances).statistic)  # pyright: ignore[reportAttributeAccessIssue]
     return float(np.mean(found))
 
 

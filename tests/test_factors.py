@@ -15,8 +15,10 @@ from lorabench.scoring.description import FACTORS, ScorerFiles
 from lorabench.scoring.factor_network import build_factors
 from lorabench.scoring.files import MICRO_SCORERS, TRUTH
 from lorabench.scoring.load import load_scorer
+from lorabench.scoring.recognition import names_of
+from lorabench.scoring.truth import Readout, Truth
 from pretraining import factors as training
-from pretraining.evaluate_factors import figures_of
+from pretraining.evaluate_factors import figures_of, shares
 from pretraining.evaluate_scorers import PHOTO, Views
 
 NAMES = mw.HELDOUT_SUBJECTS[::5], mw.HELDOUT_STYLES[::4]
@@ -79,14 +81,60 @@ def test_likelihood_is_that_of_labels_and_normal_numbers():
     assert factors.likelihood(read, other).item() == pytest.approx(expected, abs=1e-3)
 
 
-def test_what_is_read_right_is_recognized():
-    things = [
-        (mw.subject(name), mw.style(mw.HELDOUT_STYLES[i % 38]), mw.Pose()) for i, name in enumerate(mw.HELDOUT_SUBJECTS)
-    ]
-    read = read_right(things)
-    assert factors.recognized(read, mw.HELDOUT_SUBJECTS) == mw.HELDOUT_SUBJECTS
-    styles = factors.recognized(read, mw.HELDOUT_STYLES)
-    assert styles == [mw.HELDOUT_STYLES[i % 38] for i in range(len(things))]
+def rows_of(found: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return the outputs of a network that says `found`."""
+    parts = []
+    for name in factors.OUTPUTS:
+        if name in factors.LABELS:
+            parts.append(found[name].clamp_min(1e-9).log())
+        else:
+            parts += [found[name], 2 * found[f"{name} deviation"].log()]
+    return torch.cat(parts, dim=1)
+
+
+def truth_of(seed: int = 0) -> tuple[Truth, torch.Tensor, torch.Tensor]:
+    """Return a readout with random prototypes, and the prototypes of the subjects and styles."""
+    generator = torch.Generator().manual_seed(seed)
+    made = [torch.randn(len(names), 32, generator=generator) for names in (mw.HELDOUT_SUBJECTS, mw.HELDOUT_STYLES)]
+    none = torch.zeros(1, 32)
+    content = Readout(["mug"], none, none, mw.HELDOUT_SUBJECTS, made[0])
+    return Truth(content, Readout(["ink"], none, none, mw.HELDOUT_STYLES, made[1]), "t"), *made
+
+
+def recognized(found: dict[str, torch.Tensor], content: torch.Tensor, style: torch.Tensor) -> dict[str, list[str]]:
+    rows = {"dino@micro": {"content": content}, "csd@micro": {"style": style}}
+    return names_of(rows_of(found), rows, truth_of()[0])
+
+
+def test_what_is_read_right_is_recognized_whatever_scorers_see():
+    styles = [mw.HELDOUT_STYLES[i % 38] for i in range(48)]
+    things = [(mw.subject(n), mw.style(s), mw.Pose()) for n, s in zip(mw.HELDOUT_SUBJECTS, styles, strict=True)]
+    names = recognized(read_right(things, 0.03), torch.ones(48, 32), torch.ones(48, 32))
+    assert names["subject"] == mw.HELDOUT_SUBJECTS and names["style"] == styles
+    assert names["class"] == [name.rsplit("_", 1)[0] for name in mw.HELDOUT_SUBJECTS]
+    assert names["family"] == [name.rsplit("_", 1)[0] for name in styles]
+
+
+def test_scorers_decide_if_nothing_is_read():
+    _, subjects, styles = truth_of()
+    found = read_right([(mw.subject("mug_1"), mw.style("ink_1"), mw.Pose())], deviation=1.0)
+    found = {name: value if "deviation" in name else torch.full_like(value, 0.5) for name, value in found.items()}
+    for i in (5, 20):
+        names = recognized(found, subjects[i : i + 1], styles[i : i + 1])
+        assert (names["subject"], names["style"]) == ([mw.HELDOUT_SUBJECTS[i]], [mw.HELDOUT_STYLES[i]])
+
+
+def test_witnesses_are_weighed_as_independent():
+    """The sum of log likelihood and cosine / 0.07 decides, as computed by hand for each subject."""
+    _, subjects, _ = truth_of()
+    generator = torch.Generator().manual_seed(4)
+    things = [(mw.subject(name), mw.style("ink_1"), mw.Pose()) for name in ("mug_1", "cat_3", "house_2")]
+    found = read_right(things, deviation=0.3)
+    unit = torch.randn(3, 32, generator=generator)
+    cosine = torch.nn.functional.cosine_similarity(unit[:, None], subjects[None], dim=2)
+    total = factors.likelihoods(found, mw.HELDOUT_SUBJECTS) + cosine / 0.07
+    expected = [mw.HELDOUT_SUBJECTS[i] for i in total.argmax(1)]
+    assert recognized(found, unit, torch.ones(3, 32))["subject"] == expected
 
 
 def test_numbers_that_are_not_trusted_do_not_decide():
@@ -94,11 +142,15 @@ def test_numbers_that_are_not_trusted_do_not_decide():
     subject, other = mw.subject("mug_1"), mw.subject("mug_2")
     swapped = replace(subject, body=other.body, accent=other.accent, mark=other.mark, mark_color=other.mark_color)
     read = read_right([(swapped, mw.style("ink_1"), mw.Pose())])
-    assert factors.recognized(read, mw.HELDOUT_SUBJECTS) == ["mug_2"]
+
+    def most_likely() -> str:
+        return mw.HELDOUT_SUBJECTS[int(factors.likelihoods(read, mw.HELDOUT_SUBJECTS).argmax())]
+
+    assert most_likely() == "mug_2"
     for name in ("body", "accent", "mark_color"):
         read[f"{name} deviation"] += 0.9
     read["mark"] = torch.full((1, 6), 1 / 6)
-    assert factors.recognized(read, mw.HELDOUT_SUBJECTS) == ["mug_1"]
+    assert most_likely() == "mug_1"
 
 
 def test_examples_are_never_named_ones():
@@ -182,7 +234,14 @@ def test_figures_of_right_reading_are_perfect():
     ]
     found = figures_of(read_right(things), views)
     assert list(found["spearman"].values()) == pytest.approx([1.0] * len(found["spearman"]))
-    assert set(found["recognized"].values()) == {1.0}
+    assert set(shares({"subject": subjects, "style": styles}, views).values()) == {1.0}
+    swapped = {"subject": subjects, "style": styles[::-1]}
+    assert (
+        shares(swapped, views)["both"]
+        == shares(swapped, views)["style"]
+        < 1.0
+        == shares(swapped, views)["subject, drawings"]
+    )
     assert found["drawings"]["class"] == found["photographs"]["scene"] == 1.0
     assert found["drawings"]["hue"] == pytest.approx(0, abs=1e-6) and "scene" not in found["drawings"]
 

@@ -30,11 +30,10 @@ def expected_scores(metrics: Mapping[str, Sequence[str]], truth: bool, factors: 
     copied = [name for name, each in metrics.items() if f"{KIND}/content" in each]
     expected |= {(metric, name) for name in copied for metric in (*COPY.values(), DIVERSITY)}
     if factors:
-        expected |= {(metric, factor_rows.BACKBONE) for role in ROLES for metric in KNOWN[role]}
-    elif truth and {CONTENT[0], STYLE[0]} <= set(metrics):
-        expected |= {
-            (metric, name) for role, (name, _) in zip(ROLES, (CONTENT, STYLE), strict=True) for metric in READOUT[role]
-        }
+        expected |= {(metric, factor_rows.BACKBONE) for metric in (factor_rows.CONTENT, factor_rows.STYLE)}
+    if truth and {CONTENT[0], STYLE[0]} <= set(metrics):
+        names = (CONTENT[0], STYLE[0]) if not factors else (factor_rows.BACKBONE,) * 2
+        expected |= {(metric, name) for role, name in zip(ROLES, names, strict=True) for metric in READOUT[role]}
     return expected
 
 

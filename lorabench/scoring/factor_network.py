@@ -33,24 +33,30 @@ class Residual(nn.Module):
 class FactorNetwork(nn.Module):
     """Pixels [n, 3, 64, 64] -> [n, WIDTH].
 
+    The head reads the last map with its places, which show shapes, and the mean and deviation over each earlier map,
+    which show textures and lines.
+
     Args:
         stem: Channels at half the resolution.
-        widths: Channels at a quarter, an eighth and a sixteenth of it, where pictures are 4 x 4.
+        widths: Channels at a quarter, an eighth and a sixteenth of it, where maps are 4 x 4.
         hidden: Width of the layer before the outputs.
     """
 
     def __init__(self, stem: int, widths: tuple[int, ...], hidden: int) -> None:
         super().__init__()
-        parts: list[nn.Module] = [halved(3, stem)]
-        for before, width in zip((stem, *widths), widths, strict=False):
-            parts += [halved(before, width), Residual(width)]
-        self.tower = nn.Sequential(*parts)
+        before = (stem, *widths[:-1])
+        finer = (nn.Sequential(halved(old, new), Residual(new)) for old, new in zip(before, widths, strict=True))
+        self.stages = nn.ModuleList([halved(3, stem), *finer])
         self.head = nn.Sequential(
-            nn.Flatten(), nn.Dropout(0.1), nn.Linear(16 * widths[-1], hidden), nn.GELU(), nn.Linear(hidden, WIDTH)
+            nn.Dropout(0.1), nn.Linear(16 * widths[-1] + 2 * sum(before), hidden), nn.GELU(), nn.Linear(hidden, WIDTH)
         )
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self.head(self.tower(pixels))
+        x, textures = pixels, []
+        for stage in self.stages:
+            x = stage(x)
+            textures += [x.mean(dim=(2, 3)), (x.var(dim=(2, 3)) + 1e-4).sqrt()]
+        return self.head(torch.cat([x.flatten(1), *textures[:-2]], dim=1))
 
 
 def halved(before: int, width: int) -> nn.Sequential:

@@ -5,12 +5,11 @@ subject; family, palette and strength of the style. `1 - distance` is the score 
 [0, 1]. Distances have the weights of `content_distance` and `style_distance`. A class, family or mark that is read
 with probability p counts as 1 - p of a wrong one; a hue that cannot be read counts as a quarter of a turn away.
 
-The network also says how far it trusts each number. An image shows the held-out subject whose factors have the largest
-likelihood,
+The network also says how far it trusts each number, which gives the likelihood of a subject's factors,
 
     log p(subject | image) = log p(class) + log p(mark) + sum over numbers of log N(number; mean, variance)
 
-and the same for styles. Its errors are in the card of the scorers.
+and the same for styles (recognition.py). Its errors are in the card of the scorers.
 """
 
 from __future__ import annotations
@@ -108,18 +107,10 @@ def style_values(style: mw.Style) -> dict[str, list[float]]:
     }
 
 
-def recognized(found: Read, names: Sequence[str]) -> list[str]:
-    """Return the most likely of some held-out subjects, or of some styles, for each image."""
-    likely = torch.stack([likelihood(found, mw.subject(n) if n in mw.HELDOUT_SUBJECTS else mw.style(n)) for n in names])
-    return [names[int(i)] for i in likely.argmax(dim=0)]
-
-
-def names_of(found: Read) -> dict[str, list[str]]:
-    """Return the class and family of each image, and its most likely held-out subject and style."""
-    return {
-        "class": labels(found, "class"), "subject": recognized(found, mw.HELDOUT_SUBJECTS),
-        "family": labels(found, "family"), "style": recognized(found, mw.HELDOUT_STYLES),
-    }  # fmt: skip
+def likelihoods(found: Read, names: Sequence[str]) -> Tensor:
+    """Return the log likelihood [n, m] of held-out subjects, or of held-out styles, without its constant part."""
+    known = [mw.subject(name) if name in mw.HELDOUT_SUBJECTS else mw.style(name) for name in names]
+    return torch.stack([likelihood(found, thing) for thing in known], dim=1)
 
 
 def likelihood(found: Read, thing: mw.Subject | mw.Style) -> Tensor:

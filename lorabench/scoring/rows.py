@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 
-from lorabench.data import microworld as mw
-from lorabench.data.concepts import ROLES, Role
+from lorabench.data.concepts import ROLES
 from lorabench.data.pairs import Pair
 from lorabench.data.scenes import Scene
 from lorabench.scoring.cosine import cosine_matrix
@@ -92,50 +91,6 @@ def similarity_rows(item: ScoredImage, index: int, embedded: Embedded) -> list[S
         ):
             value = cosine_matrix(image, embedded.texts[text][None]).item()
             rows.append(row(item, metric, found.name, role, text, value, version))
-    return rows
-
-
-@dataclass(frozen=True)
-class Recognized:
-    """What is recognized in images.
-
-    Args:
-        names: "class", "subject", "family" and "style" of each image.
-        by: Backbone that recognizes each role.
-        version: Version of the backbones.
-    """
-
-    names: Mapping[str, Sequence[str]]
-    by: Mapping[Role, str]
-    version: str
-
-
-def recognition_rows(item: ScoredImage, index: int, found: Recognized) -> list[ScoreRow]:
-    """Return 1 or 0 for class, subject, family and style; empty unless the pair is a single one of the microworld.
-
-    Subjects and styles that are not among the candidates, as those for development, get no such row.
-
-    Args:
-        item: The image.
-        index: Position of the image in `found`.
-        found: What is recognized.
-    """
-    rows = []
-    if not item.pair.is_single:
-        return rows
-    content, style = item.pair.concepts
-    expected: list[tuple[str, Role, str, str]] = []  # metric, role, kind and right name
-    if content.factors is not None:
-        expected.append(("class_acc", "content", "class", content.factors.cls))
-        if content.name in mw.HELDOUT_SUBJECTS:
-            expected.append(("subject_r1", "content", "subject", content.name))
-    if style.factors is not None:
-        expected.append(("family_acc", "style", "family", style.factors.family))
-        if style.name in mw.HELDOUT_STYLES:
-            expected.append(("style_r1", "style", "style", style.name))
-    for metric, role, kind, right in expected:
-        value = float(found.names[kind][index] == right)
-        rows.append(row(item, metric, found.by[role], role, right, value, f"{VERSION}-{found.version}"))
     return rows
 
 

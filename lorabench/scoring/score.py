@@ -6,12 +6,11 @@ from collections.abc import Sequence
 
 from lorabench.scoring.complete import check_rows
 from lorabench.scoring.copying import copying_rows, diversity_rows
-from lorabench.scoring.description import FACTORS
 from lorabench.scoring.embeddings import Embeddings
 from lorabench.scoring.factor_rows import factor_rows
-from lorabench.scoring.factors import names_of, read
-from lorabench.scoring.rows import Embedded, Recognized, ScoredImage, ScoreRow, recognition_rows, similarity_rows
-from lorabench.scoring.truth import CONTENT, STYLE, Truth
+from lorabench.scoring.recognition import recognition_rows, recognize
+from lorabench.scoring.rows import Embedded, ScoredImage, ScoreRow, similarity_rows
+from lorabench.scoring.truth import Truth
 
 
 def score_rows(
@@ -34,7 +33,7 @@ def score_rows(
         RuntimeError: If a row is missing or there twice.
     """
     apart = [diversity_rows(images, embedded) for embedded in backbones]
-    found = recognized(backbones, truth, factors)
+    found = recognize(backbones, truth, factors)
     measured = factor_rows(images, factors) if factors else [[] for _ in images]
     rows: list[ScoreRow] = []
     for index, image in enumerate(images):
@@ -47,15 +46,3 @@ def score_rows(
         rows += measured[index]
     check_rows(rows, images, expected)
     return rows
-
-
-def recognized(backbones: Sequence[Embedded], truth: Truth | None, factors: Embeddings | None) -> Recognized | None:
-    """Return what is recognized in the images of the microworld: by their factors, or else by the nearest prototype."""
-    if factors:
-        return Recognized(
-            names_of(read(factors.rows[FACTORS])), {"content": factors.name, "style": factors.name}, factors.version
-        )
-    rows = {each.images.name: each.images.rows for each in backbones}
-    if truth is None or not {CONTENT[0], STYLE[0]} <= rows.keys():
-        return None
-    return Recognized(truth.read(rows), {"content": CONTENT[0], "style": STYLE[0]}, truth.version)

@@ -22,7 +22,7 @@ from lorabench.scoring.files import ScorerSet
 from lorabench.tasks.score_jobs import EmbedImages, EmbedTexts, Score, texts_of, trained
 from lorabench.tasks.units import file_name
 
-VERSIONS = {"embed": 1, "score": 6}
+VERSIONS = {"embed": 1, "score": 7}
 
 
 @dataclass(frozen=True)
