@@ -31,7 +31,7 @@ from pretraining.scorer_batches import degrade
 from pretraining.scorer_models import PREPROCESS, half
 
 BLOCK = bank.SHARD  # examples
-OF_BANK, DRAWN = 4, 4  # blocks from the bank, and of drawings in all families
+OF_BANK, DRAWN = 8, 4  # blocks from the bank, and of drawings in all families
 EPOCHS, BATCH, PEAK_LR, WARMUP = 10, 128, 2e-3, 200
 SHIFT = 2  # pixels by which examples are moved at most
 ARCHITECTURE = {"stem": 32, "widths": [64, 96, 144], "hidden": 224}
