@@ -4,7 +4,8 @@ Errors are shares of right labels and mean absolute errors of numbers (hues in p
 is that of read and true distances of the drawings to a subject or style, averaged over the subjects or styles;
 "within" takes only drawings of the same class or family. For "of means", distances are first averaged over the drawings
 of each subject or style, as a table averages over images. Ten of the sixteen families paint in inks of their own, so
-that the colors of a subject are not in the image at all; figures are also given for the other six.
+that the colors of a subject are not in the image; figures are also given for the other six, and correlations for an
+ideal reader, which knows all but these colors.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from scipy.stats import spearmanr
 from torch import Tensor
 
 from lorabench.data import microworld as mw
+from lorabench.data.microworld.colors import LUMINANCE
 from lorabench.scoring import factors
 from lorabench.scoring.description import FACTORS, ScorerFiles
 from lorabench.scoring.factors import LABELS, Read
@@ -31,7 +34,7 @@ from lorabench.scoring.recognition import names_of
 from lorabench.scoring.truth import CONTENT, STYLE, load_truth
 from pretraining.card import fill
 from pretraining.evaluate_scorers import CARD, PHOTO, Views, heldout_views
-from pretraining.factors import degraded, targets
+from pretraining.factors import Thing, degraded, targets
 
 FIGURES = "factors.json"
 COLORED = ("watercolor", "crayon", "pixel", "glass", "clay", "stitch")  # families that keep a subject's colors
@@ -48,6 +51,7 @@ def evaluate_factors(root: Path = MICRO_SCORERS) -> dict[str, Any]:
         return {**figures_of(factors.read(outputs), views), "recognized": shares(names_of(outputs, rows, truth), views)}
 
     found = {**measured(views.images), "degraded": measured(degraded(views.images))}
+    found["ideal"] = figures_of(ideal(views), views)["spearman"]
     (root / FIGURES).write_text(json.dumps(found, indent=1) + "\n")
     fill(root / CARD, FACTORS, as_markdown(found))
     return found
@@ -57,11 +61,7 @@ def figures_of(read: Read, views: Views) -> dict[str, Any]:
     """Return the errors on images, by kind of image and factor, and the rank correlations."""
     photo = np.array([style == PHOTO for style in views.styles])
     colored = np.array([style.rsplit("_", 1)[0] in COLORED for style in views.styles])
-    things = [
-        (mw.subject(subject), None if style == PHOTO else mw.style(style), pose)
-        for subject, style, pose in zip(views.subjects, views.styles, views.poses, strict=True)
-    ]
-    wanted = targets(things)
+    wanted = targets(things_in(views))
     kinds = {"drawings": ~photo, "in own colors": colored, "photographs": photo}
     figures: dict[str, Any] = {kind: errors(read, wanted, rows) for kind, rows in kinds.items()}
     figures["spearman"] = {}
@@ -79,6 +79,27 @@ def figures_of(read: Read, views: Views) -> dict[str, Any]:
                 if not kind:
                     figures["spearman"][f"{name}, of means"] = rank(read, names, drawn, lookup, far, true, within, True)
     return figures
+
+
+def things_in(views: Views) -> list[Thing]:
+    """Return the factors of images."""
+    return [
+        (mw.subject(subject), None if style == PHOTO else mw.style(style), pose)
+        for subject, style, pose in zip(views.subjects, views.styles, views.poses, strict=True)
+    ]
+
+
+def ideal(views: Views) -> Read:
+    """Return the true factors of images, with grays of the same luminance for colors that the image does not have."""
+    read = {
+        name: F.one_hot(value.clamp_min(0), len(LABELS[name])).float() if name in LABELS else value
+        for name, value in targets(things_in(views)).items()
+    }
+    shown = torch.tensor([style == PHOTO or style.rsplit("_", 1)[0] in COLORED for style in views.styles])
+    for name in ("body", "accent", "mark_color"):
+        gray = read[name] @ torch.tensor(LUMINANCE, dtype=torch.float32)
+        read[name] = torch.where(shown[:, None], read[name], gray[:, None])
+    return read
 
 
 def shares(names: Mapping[str, Sequence[str]], views: Views) -> dict[str, float]:
@@ -152,9 +173,15 @@ def as_markdown(figures: dict[str, Any]) -> str:
         what = "right" if name in LABELS else "error"
         values = (f"{figures[kind][name]:.3f}" if name in figures[kind] else "-" for kind in kinds)
         lines.append(f"| {name.replace('_', ' ')}, {what} | {' | '.join(values)} |")
-    lines += ["", "| rank correlation with true distances | rendered | blurred or grainy |", "|---|---|---|"]
+    lines += [
+        "",
+        "| rank correlation with true distances | rendered | blurred or grainy | ideal reader |",
+        "|---|---|---|---|",
+    ]
     for name, value in figures["spearman"].items():
-        lines.append(f"| {name} | {value:.2f} | {figures['degraded']['spearman'][name]:.2f} |")
+        lines.append(
+            f"| {name} | {value:.2f} | {figures['degraded']['spearman'][name]:.2f} | {figures['ideal'][name]:.2f} |"
+        )
     lines += ["", "| recognized | rendered | blurred or grainy |", "|---|---|---|"]
     for name, value in figures["recognized"].items():
         lines.append(f"| {name} | {value:.3f} | {figures['degraded']['recognized'][name]:.3f} |")

@@ -18,7 +18,7 @@ from lorabench.scoring.load import load_scorer
 from lorabench.scoring.recognition import names_of
 from lorabench.scoring.truth import Readout, Truth
 from pretraining import factors as training
-from pretraining.evaluate_factors import figures_of, shares
+from pretraining.evaluate_factors import figures_of, ideal, shares
 from pretraining.evaluate_scorers import PHOTO, Views
 
 NAMES = mw.HELDOUT_SUBJECTS[::5], mw.HELDOUT_STYLES[::4]
@@ -234,6 +234,13 @@ def test_figures_of_right_reading_are_perfect():
     ]
     found = figures_of(read_right(things), views)
     assert list(found["spearman"].values()) == pytest.approx([1.0] * len(found["spearman"]))
+    colorless = figures_of(ideal(views), views)["spearman"]
+    assert (
+        colorless["content"]
+        < 1
+        == pytest.approx(colorless["content in own colors"])
+        == pytest.approx(colorless["style"])
+    )
     assert set(shares({"subject": subjects, "style": styles}, views).values()) == {1.0}
     swapped = {"subject": subjects, "style": styles[::-1]}
     assert (
