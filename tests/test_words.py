@@ -44,7 +44,7 @@ def test_verdict_has_differences_with_intervals_over_images_of_single_pair() -> 
     assert text.startswith(f"duolora keeps the subject better than direct {better}; it is not separated from direct")
     assert "in the style (csd/style +0.000 [" in text
     assert "both recognized in 75 % of its images, against 50 % of direct and 100 % of the oracle." in text
-    assert "over the images of this pair, and hold for no other pair" in text
+    assert "are over the images of this pair and hold for no other pair;" in text
     [text] = in_words(scores({"direct": OTHER, "duolora": DIRECT}), "direct")
     assert "keeps the subject worse than direct (dino/content -0.103" in text
 
@@ -52,7 +52,7 @@ def test_verdict_has_differences_with_intervals_over_images_of_single_pair() -> 
 def test_verdict_is_over_pairs_and_for_few_methods_only() -> None:
     [text] = in_words(scores({"direct": DIRECT, "a": OTHER, "b": DIRECT}, pairs=4), "direct")
     delta = stats.interval(np.subtract(OTHER["dino/content"], DIRECT["dino/content"]))
-    assert f"[{delta.low:+.3f}, {delta.high:+.3f}]" in text and "Intervals are 95 %, over pairs," in text
+    assert f"[{delta.low:+.3f}, {delta.high:+.3f}]" in text and "The 95 % intervals are over pairs;" in text
     assert "b is not separated from direct in the subject (dino/content +0.000" in text
     assert in_words(scores({"direct": DIRECT} | dict.fromkeys("abcd", OTHER)), "direct") == []
     assert in_words(scores({"direct": DIRECT, "base": OTHER}), "direct") == []

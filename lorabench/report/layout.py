@@ -79,7 +79,7 @@ def planned_blocks(table: Table) -> list[Block]:
 def notes(table: Table) -> list[str]:
     """Return the paragraphs below the table."""
     legend = [f"({letter}) {standing}" for standing, letter in standings(table).items()]
-    return [*table.notes, *(["; ".join(legend) + "."] if legend else [])]
+    return [*table.notes, *(["; ".join(legend) + "."] if legend else []), *table.verdict]
 
 
 def standings(table: Table) -> dict[str, str]:

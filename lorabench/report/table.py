@@ -52,6 +52,7 @@ class Table:
         spent: Result of `costs`.
         reported: Rows of publications by label.
         notes: Paragraphs below the table.
+        verdict: The last of them, a comparison in words, if there are few methods.
         columns: Definitions of the columns.
         images: Result of `protocols.image_values` by column and label.
         reference: Label of the row that differences refer to; None if the row in the runs' configs is missing.
@@ -62,6 +63,7 @@ class Table:
     spent: pd.DataFrame
     reported: dict[str, list[Published]]
     notes: list[str]
+    verdict: list[str]
     columns: list[Column]
     images: Images
     reference: str | None
@@ -96,8 +98,7 @@ class Table:
             notes.append(SHARED)
         if reported:
             notes.append(published.FOOTNOTE)
-        notes += in_words(scores, reference)
-        return cls(lines, comparisons, spent, reported, notes, columns, images, reference)
+        return cls(lines, comparisons, spent, reported, notes, in_words(scores, reference), columns, images, reference)
 
     @property
     def labels(self) -> list[str]:

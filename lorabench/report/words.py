@@ -43,8 +43,10 @@ def in_words(scores: pd.DataFrame, reference: str | None) -> list[str]:
     if not sentences:
         return []
     pairs = len(scores[["content", "style"]].drop_duplicates())
-    scope = "over pairs" if pairs > 1 else "over the images of this pair, and hold for no other pair"
-    return [" ".join([*sentences, f"Intervals are 95 %, {scope}, and are not corrected for several comparisons."])]
+    scope = "pairs" if pairs > 1 else "the images of this pair and hold for no other pair"
+    return [
+        " ".join([*sentences, f"The 95 % intervals are over {scope}; they are not corrected for several comparisons."])
+    ]
 
 
 def compared(label: str, reference: str, values: Mapping[str, Mapping[str, pd.DataFrame]]) -> str:
