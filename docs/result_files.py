@@ -24,7 +24,6 @@ from lorabench.report.comparing import ALPHA
 
 FOLDER = Path(__file__).parent / "results"
 MADE, SCORES, REPORT = "made.json", "scores.csv", "table.csv"
-OF_REPORT = (REPORT, "table.md", "comparisons.csv")  # their content is in SCORES
 COLUMNS = ("row", "metric", "mean", "low", "high", "pairs", "difference", "p_holm", "separated")
 MOST = 300_000  # bytes of a file; docs have tables and no raw scores
 
@@ -53,7 +52,7 @@ def copy(folder: Path, command: str | None = None, target: Path | None = None) -
         files = [*source.glob("*.csv"), *source.glob("*.md")]
         if (source / REPORT).is_file():
             lines_of(pd.read_csv(source / REPORT)).to_csv(target / f"{start}{SCORES}", index=False, float_format="%.4g")
-            files = [file for file in files if file.name not in OF_REPORT]
+            files = [file for file in files if file.stem != "table" and file.with_suffix(".md").is_file()]
         for file in files:
             if file.stat().st_size <= MOST:
                 (target / f"{start}{file.name}").write_bytes(file.read_bytes())
