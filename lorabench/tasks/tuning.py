@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lorabench.base import UserError
 from lorabench.config.choices import choose
+from lorabench.data import microworld as mw
 from lorabench.engine.devices import device_name
 from lorabench.engine.make import make
 from lorabench.merging.learned import LearnedMasks
@@ -79,7 +80,7 @@ def run(cfg: DictConfig, folder: Path) -> str:
 
     tried = configurations(cfg.task)
     evaluation, development = plan_of(cfg, []), development_plan(cfg)
-    check_apart(development, evaluation)
+    check_apart(evaluation)
     reference = Row.of(REFERENCE)
     baselines = rows_with_baselines(reference, evaluation.dataset, evaluation.pairs)[:-1]
     single = [row for row in baselines if row.method is not None]
@@ -187,14 +188,14 @@ def development_plan(cfg: DictConfig) -> Plan:
     return plan_of(OmegaConf.merge(cfg, {"dataset": changed}), [])  # type: ignore[arg-type]
 
 
-def check_apart(development: Plan, evaluation: Plan) -> None:
-    """Check that no subject and no style is both chosen and evaluated on.
+def check_apart(evaluation: Plan) -> None:
+    """Check that no subject and no style that is evaluated on is a development name.
 
     Raises:
         UserError: If one is.
     """
-    names = [{concept.name for pair in plan.pairs for concept in pair.concepts} for plan in (development, evaluation)]
-    if shared := sorted(names[0] & names[1]):
+    names = {concept.name for pair in evaluation.pairs for concept in pair.concepts}
+    if shared := sorted(names & {*mw.DEVELOPMENT_SUBJECTS, *mw.DEVELOPMENT_STYLES}):
         raise UserError(f"{shared[0]} is a development name, on which settings are chosen; use dataset.subjects=all")
 
 
