@@ -41,15 +41,17 @@ def test_untrained_encoder_is_routing_by_markers_exactly(model, tmp_path: Path) 
 
 
 def test_scales_are_between_zero_and_one_and_zero_without_mark(model) -> None:
-    encoder: Any = ExpertEncoder(model.text_features([""]).shape[1])
-    for seed in range(3):
+    words = [Scene.of(each) for each in ("a <c>sks mug</c>", "a <c>cat</c>")]
+    differ = []
+    for seed in range(5):
         torch.manual_seed(seed)
+        encoder: Any = ExpertEncoder(model.text_features([""]).shape[1])
         torch.nn.init.normal_(encoder.head[-1].weight, std=3)
         found = encoder_scales(encoder, model, SCENES, ROLES)
         assert (found >= 0).all() and (found <= 1).all() and (found[marker_scales(SCENES, ROLES) == 0] == 0).all()
-    words = ["a <c>sks mug</c>", "a <c>cat</c>"]
-    one, other = encoder_scales(encoder, model, [Scene.of(each) for each in words], ROLES)[:, 0]
-    assert one != other  # the words matter
+        one, other = encoder_scales(encoder, model, words, ROLES)[:, 0]
+        differ.append(bool(one != other))
+    assert any(differ)  # the words matter, unless both scales are 0 or both are 1
 
 
 def trained(model, pair, lora_spec, mode: str, folder: Path, needed=()) -> ExpertEncoder:

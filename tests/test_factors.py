@@ -98,7 +98,7 @@ def truth_of(seed: int = 0) -> tuple[Truth, torch.Tensor, torch.Tensor]:
     made = [torch.randn(len(names), 32, generator=generator) for names in (mw.HELDOUT_SUBJECTS, mw.HELDOUT_STYLES)]
     none = torch.zeros(1, 32)
     content = Readout(["mug"], none, none, mw.HELDOUT_SUBJECTS, made[0])
-    return Truth(content, Readout(["ink"], none, none, mw.HELDOUT_STYLES, made[1]), "t"), *made
+    return Truth(content, Readout(["ink"], none, none, mw.HELDOUT_STYLES, made[1]), "t"), made[0], made[1]
 
 
 def recognized(found: dict[str, torch.Tensor], content: torch.Tensor, style: torch.Tensor) -> dict[str, list[str]]:

@@ -14,7 +14,7 @@ from lorabench.config.schemas import GenerateSpec, LoRASpec, MergeSpec, ScorerSp
 from lorabench.data.catalogue import load_pairs
 from lorabench.data.concepts import ROLES
 from lorabench.data.scenes import Prompts
-from lorabench.data.uses import USES, pair_for
+from lorabench.data.uses import USES, Use, pair_for
 from lorabench.engine.artifact import batches
 from lorabench.engine.store import Store
 from lorabench.models.files import ModelFiles, model_folder
@@ -256,11 +256,12 @@ def test_aligned_training_needs_dataset_that_has_such_images(plan: Plan) -> None
 
 def test_baselines_have_images_of_every_use(plan: Plan) -> None:
     """They use fewer adapters than the pair has concepts, and its prompts."""
-    uses = tuple(use for use in USES if use != "cross")
+    uses: tuple[Use, ...] = tuple(use for use in USES if use != "cross")
     for row in (each for each in plan.rows if each.method):
         for use in uses:
             images = replace(plan, uses=uses).generate(row, PAIRS[0], use)
-            assert images.params["prompt"] == pair_for(PAIRS[0], use).prompt == images.work.pair.prompt
+            work: Any = images.work
+            assert images.params["prompt"] == pair_for(PAIRS[0], use).prompt == work.pair.prompt
 
 
 def test_uses_are_sample_sets_of_their_own(plan: Plan) -> None:

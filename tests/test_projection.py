@@ -101,7 +101,7 @@ def test_joined_reduction_leaves_dependent_directions_out() -> None:
 
 
 def test_joined_reduction_of_other_updates_is_refused() -> None:
-    with pytest.raises(UserError, match=r"is no rank reduction at scale 1 .*; use method/training=para"):
+    with pytest.raises(UserError, match=r"is not a rank reduction at scale 1 .*; use method/training=para"):
         joined_reduction([Factors(normal(2, 20), normal(32, 2, seed=1))])
 
 

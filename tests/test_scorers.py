@@ -160,7 +160,7 @@ def test_clip_task_learns_from_captions(bank, tmp_path):
 def test_packaged_scorers_are_small_named_and_fit_together():
     scorers = load_scorers()
     assert [s.name for s in scorers] == ["dino@micro", "clip@micro", "csd@micro"]
-    assert sum(path.stat().st_size for path in MICRO_SCORERS.rglob("*") if path.is_file()) < 9e6
+    assert sum(path.stat().st_size for path in MICRO_SCORERS.rglob("*") if path.is_file()) < 12.5e6
     truth = load_truth(scorers)
     figures = json.loads((MICRO_SCORERS / "figures.json").read_text())
     assert figures["world"] == mw.VERSION
