@@ -34,7 +34,7 @@ from lorabench.scoring.recognition import names_of
 from lorabench.scoring.truth import CONTENT, STYLE, load_truth
 from pretraining.card import fill
 from pretraining.evaluate_scorers import CARD, PHOTO, Views, heldout_views
-from pretraining.factors import Thing, degraded, targets
+from pretraining.factor_examples import Thing, degraded, targets
 
 FIGURES = "factors.json"
 COLORED = ("watercolor", "crayon", "pixel", "glass", "clay", "stitch")  # families that keep a subject's colors

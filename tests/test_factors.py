@@ -17,6 +17,7 @@ from lorabench.scoring.files import MICRO_SCORERS, TRUTH
 from lorabench.scoring.load import load_scorer
 from lorabench.scoring.recognition import names_of
 from lorabench.scoring.truth import Readout, Truth
+from pretraining import factor_examples as examples
 from pretraining import factors as training
 from pretraining.evaluate_factors import figures_of, ideal, shares
 from pretraining.evaluate_scorers import PHOTO, Views
@@ -24,9 +25,9 @@ from pretraining.evaluate_scorers import PHOTO, Views
 NAMES = mw.HELDOUT_SUBJECTS[::5], mw.HELDOUT_STYLES[::4]
 
 
-def read_right(things: Sequence[training.Thing], deviation: float = 0.1) -> dict[str, torch.Tensor]:
+def read_right(things: Sequence[examples.Thing], deviation: float = 0.1) -> dict[str, torch.Tensor]:
     """Return what a reader without errors says."""
-    wanted = training.targets(things)
+    wanted = examples.targets(things)
     found = {}
     for name, target in wanted.items():
         if name in factors.LABELS:
@@ -154,22 +155,22 @@ def test_numbers_that_are_not_trusted_do_not_decide():
 
 
 def test_examples_are_never_named_ones():
-    for number in range(0, (training.OF_BANK + training.DRAWN) * training.BLOCK, 307):
-        subject, style, _ = training.example(number)
+    for number in range(0, (examples.OF_BANK + examples.DRAWN) * examples.BLOCK, 307):
+        subject, style, _ = examples.example(number)
         names = mw.HELDOUT_SUBJECTS + mw.DEVELOPMENT_SUBJECTS
         assert min(mw.content_distance(subject, mw.subject(n)) for n in names) > 0.06
         if style:
             names = mw.HELDOUT_STYLES + mw.DEVELOPMENT_STYLES
             assert min(mw.style_distance(style, mw.style(n)) for n in names) > 0.06
-    first = training.OF_BANK * training.BLOCK
-    styles = [training.example(first + n)[1] for n in range(len(training.KINDS))]
+    first = examples.OF_BANK * examples.BLOCK
+    styles = [examples.example(first + n)[1] for n in range(len(examples.KINDS))]
     assert {style and style.family for style in styles} == set(mw.FAMILIES)
 
 
 def test_targets_leave_out_what_image_does_not_show():
     subject = mw.subject("mug_1")
     photo, drawing = (subject, None, mw.Pose(scene="snow")), (subject, mw.style("ink_1"), mw.Pose())
-    wanted = training.targets([photo, drawing])
+    wanted = examples.targets([photo, drawing])
     assert wanted["scene"].tolist() == [mw.SCENES.index("snow"), -1]
     assert wanted["family"].tolist() == [len(mw.FAMILIES), mw.FAMILIES.index("ink")]
     assert wanted["hue"][0].isnan().all() and not wanted["hue"][1].isnan().any()
@@ -178,8 +179,8 @@ def test_targets_leave_out_what_image_does_not_show():
 
 
 def test_loss_is_least_for_right_reading_and_true_deviation():
-    things = [training.example(i) for i in range(12)]
-    wanted = training.targets(things)
+    things = [examples.example(i) for i in range(12)]
+    wanted = examples.targets(things)
 
     def outputs(error: float, deviation: float) -> dict[str, torch.Tensor]:
         right = read_right(things)
@@ -202,8 +203,8 @@ def test_training_reads_more_and_resumes(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "BATCH", 16)
     monkeypatch.setattr(training, "WARMUP", 4)
     monkeypatch.setattr(training, "ARCHITECTURE", {"stem": 4, "widths": [8, 8, 8], "hidden": 16})
-    things = [training.example(i) for i in range(64)]
-    pictures, wanted = [np.stack([mw.render(*thing) for thing in things])], training.targets(things)
+    things = [examples.example(i) for i in range(64)]
+    pictures, wanted = [np.stack([mw.render(*thing) for thing in things])], examples.targets(things)
     lines: list[str] = []
     whole = training.train(pictures, wanted, tmp_path / "whole.pt", 3, lines.append)
     losses = [float(line.rsplit(" ", 1)[1]) for line in lines]
