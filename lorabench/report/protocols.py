@@ -139,7 +139,8 @@ def columns(protocol: ProtocolSpec, scores: pd.DataFrame) -> tuple[list[Column],
     notes = [f"Columns of protocol={protocol.name}{source(protocol)}: {'; '.join(map(definition, found))}."]
     if replaced:
         pairs = ", ".join(f"{micro} for {backbone}" for backbone, micro in replaced.items())
-        notes.append(f"Replaced backbones: {pairs}. The columns follow the publication, the backbones do not.")
+        follow = " The columns follow the publication, the backbones do not." if protocol.arxiv else ""
+        notes.append(f"Replaced backbones: {pairs}.{follow}")
     if lacking:
         notes.append(f"Missing: {', '.join(lacking)}; to add them run again with {needed}.")
     return found, notes
@@ -162,7 +163,8 @@ def definition(column: Column) -> str:
         parts.append(f"at least {spec.floor:g}")
     if spec.scale != 1:
         parts.append(f"x {spec.scale:g}")
-    return f"{spec.name} is {', '.join(parts)}, {spec.average} average"
+    same = spec.name == parts[0]
+    return f"{spec.name} {', '.join(parts[1:]) if same else 'is ' + ', '.join(parts)}, {spec.average} average"
 
 
 def in_use(metric: str, use: str) -> str:
