@@ -43,7 +43,7 @@ EXCERPT_ROWS = (
 EXCERPT_METRICS = ("both", "dino/content", "csd/style", "clip_t")
 START, END = "<!-- generated: excerpt -->\n", "<!-- end -->"
 INDEX = DOCS / "results" / "README.md"
-PLACE = re.compile(r"^\{(\w+)\}\n", re.MULTILINE)  # of a result in page.md
+PLACE = re.compile(r"^\{(\w+)\}\n", re.MULTILINE)  # place of a result in page.md
 STATE = re.compile(r"<!-- state of (\w+) -->.*?<!-- end -->")
 UNMERGED = ("base", "content_only", "style_only", "oracle")
 

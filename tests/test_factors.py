@@ -26,7 +26,7 @@ NAMES = mw.HELDOUT_SUBJECTS[::5], mw.HELDOUT_STYLES[::4]
 
 
 def read_right(things: Sequence[examples.Thing], deviation: float = 0.1) -> dict[str, torch.Tensor]:
-    """Return what a reader without errors says."""
+    """Return the output of a reader without errors."""
     wanted = examples.targets(things)
     found = {}
     for name, target in wanted.items():
@@ -83,7 +83,7 @@ def test_likelihood_is_that_of_labels_and_normal_numbers():
 
 
 def rows_of(found: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Return the outputs of a network that says `found`."""
+    """Return the outputs of a network that reads `found`."""
     parts = []
     for name in factors.OUTPUTS:
         if name in factors.LABELS:

@@ -26,7 +26,7 @@ METRICS = {
     "csd": ("csd/content", "csd/style"),
     FACTORS: ("truth/content", "truth/style"),
 }
-KINDS = tuple(kind for kind in METRICS if kind != FACTORS)  # of scorers
+KINDS = tuple(kind for kind in METRICS if kind != FACTORS)  # kinds of scorers
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ subject; family, palette and strength of the style. `1 - distance` is the score 
 [0, 1]. Distances have the weights of `content_distance` and `style_distance`. A class, family or mark that is read
 with probability p counts as 1 - p of a wrong one; a hue that cannot be read counts as a quarter of a turn away.
 
-The network also says how far it trusts each number, which gives the likelihood of a subject's factors,
+The network also predicts a variance of each number, which gives the likelihood of a subject's factors,
 
     log p(subject | image) = log p(class) + log p(mark) + sum over numbers of log N(number; mean, variance)
 
@@ -31,7 +31,7 @@ NUMBERS = {"shape": 3, "body": 3, "accent": 3, "mark_color": 3, "hue": 2, "hue2"
 SUBJECT, STYLE = ("shape", "body", "accent", "mark_color"), ("hue", "hue2", "rest")  # the numbers of each
 OUTPUTS = {**{name: len(words) for name, words in LABELS.items()}, **{name: 2 * k for name, k in NUMBERS.items()}}
 WIDTH = sum(OUTPUTS.values())
-LEAST_DEVIATION = 0.03  # of a number, so that no single one decides who is recognized
+LEAST_DEVIATION = 0.03  # lower bound, so that no single number decides who is recognized
 
 Read = Mapping[str, Tensor]
 
@@ -42,7 +42,7 @@ def split(rows: Tensor) -> dict[str, Tensor]:
 
 
 def read(rows: Tensor) -> dict[str, Tensor]:
-    """Return what the network's rows [n, WIDTH] say.
+    """Convert the network's rows [n, WIDTH] to probabilities, means and deviations.
 
     Returns:
         Probabilities [n, k] of the factors in LABELS; means [n, k] of those in NUMBERS, and "<name> deviation".

@@ -69,7 +69,7 @@ class KLoRA(Sampling):
     def margins(self, parts: Sequence[LoRA], layers: Mapping[str, Layer]) -> dict[str, float]:
         """Return S_c / (gamma S_s) by layer; the content is chosen while s is smaller."""
         top: dict[str, dict[str, float]] = {}
-        masses: list[tuple[float, float]] = []  # of content and style, in layers that have both
+        masses: list[tuple[float, float]] = []  # content and style, in layers that have both
         for name, layer in layers.items():
             dense = {role: update(parts, layer, role) for role in ROLES}
             k = 1
