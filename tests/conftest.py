@@ -176,9 +176,14 @@ def lora_spec() -> LoRASpec:
 @pytest.fixture(scope="session")
 def hypernetwork(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a random LoRA.rar network for the width of the tiny model; the shipped one fits only the micro model."""
+    return random_hypernetwork(tmp_path_factory.mktemp("hypernetwork"), 16)
+
+
+def random_hypernetwork(folder: Path, width: int) -> Path:
+    """Write a random LoRA.rar network for layers of a width, and return its file."""
     torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("hypernetwork") / "tiny.safetensors"
-    Hypernetwork([16]).save(path, {"model": "tiny"})
+    path = folder / "tiny.safetensors"
+    Hypernetwork([width]).save(path, {"model": "tiny"})
     return path
 
 

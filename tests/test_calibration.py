@@ -16,7 +16,7 @@ from lorabench.config.schemas import ScorerSpec
 from lorabench.data.scenes import Prompts
 from lorabench.scoring.files import MICRO_SCORERS, scorer_set
 from lorabench.scoring.load import load_scorer
-from lorabench.tasks.calibration import ideals, readings, run, world_of
+from lorabench.tasks.calibration import ideals, pictures, readings, run, world_of
 from lorabench.tasks.calibration_figures import CHECKS, calibrate
 from lorabench.tasks.calibration_world import Metric, World
 
@@ -103,7 +103,7 @@ def test_factors_that_are_read_order_renderings_as_truth_does() -> None:
     world, pairs = world_of(spec, Prompts())
     reader = scorer_set(ScorerSpec("micro", "micro", [], {})).reader
     assert reader is not None and MICRO_SCORERS in reader.config.parents
-    content, style = readings(world, pairs, load_scorer(reader))
+    content, style = readings(world, pictures(world, pairs), load_scorer(reader))
     assert content.renderings.shape == (4, 4, 3) and style.renderings.shape == (3, 4, 3)
     for metric in (content, style):
         assert figures(metric, world, "spearman")["all"] > 0.6  # ink and neon hide the colors of a subject

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import random_hypernetwork
 from merges import fitting, merge_all
 from safetensors.torch import save_file
 from torch import Tensor
@@ -20,7 +21,6 @@ from transformers_tiny import tiny_transformer
 from lorabench.base import CONF, UserError
 from lorabench.data.pairs import Pair
 from lorabench.lora.adapter import Adapter
-from lorabench.merging.hypernetwork import Hypernetwork
 from lorabench.merging.learned import LearnedMasks
 from lorabench.merging.merge import MergeItem
 from lorabench.merging.method import load as load_method
@@ -45,10 +45,7 @@ def flux(tmp_path_factory: pytest.TempPathFactory) -> DiffusionModel:
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("network") / "tiny.safetensors"
-    Hypernetwork([WIDTH]).save(path, {"model": "tiny"})
-    return path
+    return random_hypernetwork(tmp_path_factory.mktemp("network"), WIDTH)
 
 
 @pytest.fixture(scope="module")

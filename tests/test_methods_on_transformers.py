@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import random_hypernetwork
 from merges import draw, fitting, merge_all
 from test_style_guidance import SCENES
 from transformers_tiny import tiny_transformer
@@ -18,7 +19,6 @@ from lorabench.data.concepts import ROLES
 from lorabench.data.pairs import Pair
 from lorabench.lora.adapter import LoRA
 from lorabench.lora.factors import Factors
-from lorabench.merging.hypernetwork import Hypernetwork
 from lorabench.merging.learned import LearnedMasks
 from lorabench.merging.merge import Merged, MergeItem
 from lorabench.merging.method import load as load_method
@@ -70,10 +70,7 @@ def uneven(model: DiffusionModel) -> tuple[LoRA, LoRA]:
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a random network of LoRA.rar for the width of the tiny transformers."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("network") / "tiny.safetensors"
-    Hypernetwork([32]).save(path, {"model": "tiny"})
-    return path
+    return random_hypernetwork(tmp_path_factory.mktemp("network"), 32)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -231,7 +231,7 @@ def test_command_says_what_to_type(tmp_path, capsys):
 def test_run_compares_headers_before_it_trains(tmp_path):
     from types import SimpleNamespace
 
-    from lorabench.tasks.benchmark import check_scorers
+    from lorabench.tasks.checks import check_scorers
 
     path = cached(
         tmp_path, "timm/vit_small_patch16_224.dino", "model.safetensors", {"cls_token": torch.zeros(1, 1, 384)}

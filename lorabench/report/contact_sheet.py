@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from textwrap import wrap
 from typing import NamedTuple
 
@@ -26,6 +27,12 @@ class Strip(NamedTuple):
 
     title: str
     cells: Sequence[Cell]
+
+
+def opened(path: Path) -> Image.Image:
+    """Return an image file as RGB, with the file closed."""
+    with Image.open(path) as image:
+        return image.convert("RGB")
 
 
 def sheet(strips: Sequence[Strip]) -> Image.Image:

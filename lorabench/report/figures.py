@@ -12,6 +12,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from lorabench.report.contact_sheet import opened
 from lorabench.report.folder import Picture, RunFolder
 from lorabench.report.labels import BASELINES_AND_ORACLE, ORACLE, row_order
 from lorabench.report.pair_sheet import draw_pair
@@ -122,8 +123,7 @@ def fit(text: str, width: int, size: int) -> ImageFont.FreeTypeFont | ImageFont.
 
 def square(path: Path, side: int) -> Image.Image:
     """Crop an image to its central square and resize it to `side` pixels."""
-    with Image.open(path) as image:
-        image = image.convert("RGB")
+    image = opened(path)
     edge = min(image.size)
     x, y = (image.width - edge) // 2, (image.height - edge) // 2
     return image.resize((side, side), Image.Resampling.LANCZOS, box=(x, y, x + edge, y + edge))

@@ -7,16 +7,15 @@ next to the merges. Images of one column start from the same noise.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from PIL import Image
 
-from lorabench.report.contact_sheet import Cell, Strip, sheet
+from lorabench.report.contact_sheet import Cell, Strip, opened, sheet
 from lorabench.report.folder import Picture, RunFolder
 from lorabench.report.labels import ORACLE
 
 IMAGES = 6  # per row
-REFERENCES = 3  # of each concept
+REFERENCES = 3  # images per concept
 MEANING = {
     "base": "no LoRA",
     "content_only": "only the LoRA of the subject",
@@ -52,9 +51,3 @@ def draw_pair(runs: Sequence[RunFolder], pictures: Sequence[Picture], labels: Se
                 Strip(f"{label}: {MEANING.get(label, MERGED)}", [Cell(opened(each.path), "") for each in own])
             )
     return sheet([strip for strip in strips if strip.cells])
-
-
-def opened(path: Path) -> Image.Image:
-    """Return an image, with its file closed."""
-    with Image.open(path) as image:
-        return image.convert("RGB")

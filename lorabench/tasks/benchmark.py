@@ -23,14 +23,13 @@ from lorabench.data.prompt_length import check_prompts
 from lorabench.data.scenes import Prompts
 from lorabench.data.uses import JOINT, USES, Use
 from lorabench.engine.artifact import Artifact
-from lorabench.engine.devices import device_name
 from lorabench.engine.make import make
 from lorabench.engine.store import Store
 from lorabench.models.files import model_files
 from lorabench.report.loggers.view import View
 from lorabench.report.loggers.views import logger_of, open_view
 from lorabench.scoring.files import scorer_set
-from lorabench.tasks.checks import check_methods, check_scorers
+from lorabench.tasks.checks import check_plan
 from lorabench.tasks.composition import ablation_of, method_of
 from lorabench.tasks.plan import Plan
 from lorabench.tasks.prompts import fitting, readers_of, scorer_readers
@@ -118,9 +117,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
     writer = RunWriter(folder, plan, OmegaConf.to_yaml(cfg, resolve=True))
     if writer.is_done(logger):
         return print_result(writer)
-    device_name(plan.trainer.accelerator)  # raises UserError if there is no such device
-    check_methods(plan)
-    check_scorers(plan)
+    check_plan(plan)
     start, artifacts = time.perf_counter(), plan.all_artifacts()
     plan = at_one_node(plan, artifacts)
     writer.output.claim()

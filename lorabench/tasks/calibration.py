@@ -29,6 +29,7 @@ from lorabench.tasks.calibration_world import TEXT, Metric, World
 if TYPE_CHECKING:
     from lorabench.scoring.scorer import Scorer
 
+Pictures = tuple[list[np.ndarray], list[np.ndarray]]  # renderings of the pairs, photographs of the subjects
 LEAST = 3  # minimum number of subjects and of styles for ranks
 
 
@@ -48,9 +49,10 @@ def run(cfg: DictConfig, folder: Path) -> str:
     device = device_name(cfg.trainer.accelerator)
     with claim_here(cfg.trainer.accelerator):
         files = scorer_set(typed)  # pyright: ignore[reportArgumentType]
-        measured = list(measure(world, pairs, [load_scorer(each, device) for each in files.scorers]))
+        shown = pictures(world, pairs)
+        measured = list(measure(world, pairs, shown, [load_scorer(each, device) for each in files.scorers]))
         if files.reader:
-            measured += readings(world, pairs, load_scorer(files.reader, device))
+            measured += readings(world, shown, load_scorer(files.reader, device))
         measured += ideals(world)
     found = pd.concat([calibrate(metric, world, cfg.task.holds) for metric in measured], ignore_index=True)
     found.to_csv(folder / "calibration.csv", index=False, float_format="%.6g")
@@ -79,13 +81,13 @@ def world_of(spec: MicroworldSpec, prompts: Prompts) -> tuple[World, list[Pair]]
     return World.of(subjects, styles), pairs
 
 
-def measure(world: World, pairs: Sequence[Pair], scorers: Sequence[Scorer]) -> Iterator[Metric]:
-    """Yield every metric of every scorer."""
+def measure(world: World, pairs: Sequence[Pair], shown: Pictures, scorers: Sequence[Scorer]) -> Iterator[Metric]:
+    """Yield every metric of every scorer on the images of `pictures`."""
     from lorabench.scoring.clip import Clip
     from lorabench.scoring.embeddings import TEXT as TEXTS
     from lorabench.scoring.embeddings import embed_images, embed_texts
 
-    renderings, photographs = pictures(world, pairs)
+    renderings, photographs = shown
     for scorer in scorers:
         rendered, photographed = scorer.embed(renderings), scorer.embed(photographs)
         for role in scorer.roles:
@@ -108,7 +110,7 @@ def measure(world: World, pairs: Sequence[Pair], scorers: Sequence[Scorer]) -> I
             yield Metric(scorer.text_metric, scorer.name, TEXT, values.reshape(-1, *world.grid))
 
 
-def pictures(world: World, pairs: Sequence[Pair]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def pictures(world: World, pairs: Sequence[Pair]) -> Pictures:
     """Return the renderings of the pairs and the photographs of the subjects, uint8 [h, w, 3] each."""
     from lorabench.data.microworld_pairs import oracle
     from lorabench.scoring.preprocess import to_uint8
@@ -117,12 +119,12 @@ def pictures(world: World, pairs: Sequence[Pair]) -> tuple[list[np.ndarray], lis
     return [to_uint8(oracle(pair, 0)) for pair in pairs], photographs
 
 
-def readings(world: World, pairs: Sequence[Pair], reader: Scorer) -> list[Metric]:
-    """Return the truth scores, which read the factors from the image."""
+def readings(world: World, shown: Pictures, reader: Scorer) -> list[Metric]:
+    """Return the truth scores, which read the factors from the images of `pictures`."""
     from lorabench.scoring.description import FACTORS
     from lorabench.scoring.factors import content_distances, read, style_distances
 
-    rendered, photographed = (read(reader.embed(some)[FACTORS]) for some in pictures(world, pairs))
+    rendered, photographed = (read(reader.embed(some)[FACTORS]) for some in shown)
     found = []
     for role, anchors, distances in (
         ("content", world.subjects, content_distances),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lorabench.base import UserError
+from lorabench.engine.devices import device_name
 from lorabench.merging.method import Method
 from lorabench.models.families import SDXL
 from lorabench.models.layer import Layer
@@ -16,6 +17,17 @@ from lorabench.personalization.training import Output
 from lorabench.sampling.rule import Context
 from lorabench.scoring.files import MICRO_SCORERS
 from lorabench.tasks.plan import Plan
+
+
+def check_plan(plan: Plan) -> None:
+    """Check the device, the methods and the scorers of a plan.
+
+    Raises:
+        UserError: If there is no such device, or a method or the scorers do not fit.
+    """
+    device_name(plan.trainer.accelerator)
+    check_methods(plan)
+    check_scorers(plan)
 
 
 def check_methods(plan: Plan) -> None:

@@ -10,7 +10,6 @@ labels of its rows name its origin. Nothing in an imported folder is executed.
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from lorabench.base import UserError, __version__
-from lorabench.engine.output_folder import MANIFEST, OutputFolder
+from lorabench.engine.output_folder import OutputFolder
 from lorabench.engine.record import sha256
 from lorabench.report import write_joint_report
 from lorabench.report.folder import SCORES, RunFolder, common_protocol, run_folders
@@ -43,7 +42,7 @@ def run(cfg: DictConfig, _: Path) -> None:
         )
     table = Path(cfg.output) / cfg.name
     manifests = {path: checked(path) for path in found_runs(Path(cfg.folder))}
-    present = {json.loads((path / MANIFEST).read_text()).get("key"): path for path in runs_of(table)}
+    present = {OutputFolder(path).manifest().get("key"): path for path in runs_of(table)}
     for path, manifest in manifests.items():
         if manifest["key"] in present:
             print(f"{path} is already in {present[manifest['key']]}")

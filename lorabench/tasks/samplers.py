@@ -19,7 +19,6 @@ from omegaconf import DictConfig
 from lorabench.base import UserError
 from lorabench.config.choices import choose
 from lorabench.config.schemas import SAMPLERS
-from lorabench.engine.devices import device_name
 from lorabench.engine.make import make
 from lorabench.report import protocols, sensitivity
 from lorabench.report.headline import with_headline
@@ -27,7 +26,7 @@ from lorabench.report.notes import design_notes
 from lorabench.report.sensitivity import Dose
 from lorabench.report.sensitivity_page import response_table
 from lorabench.tasks.benchmark import plan_of
-from lorabench.tasks.checks import check_methods, check_scorers
+from lorabench.tasks.checks import check_plan
 from lorabench.tasks.plan import Plan
 from lorabench.tasks.rows import Row, rows_with_baselines
 from lorabench.tasks.stored_scores import by_label, scores_of
@@ -43,9 +42,7 @@ def run(cfg: DictConfig, folder: Path) -> str:
     reference = setting(replace(plan, rows=rows), "model", task.reference_steps)
     doses = [Dose(sampler, steps, name_of(sampler, steps)) for sampler in task.samplers for steps in sorted(task.steps)]
     plans = [setting(replace(plan, rows=[replace(row, name=each.label)]), each.kind, int(each.dose)) for each in doses]
-    device_name(plan.trainer.accelerator)  # fails if the device is missing
-    check_methods(reference)
-    check_scorers(plan)
+    check_plan(reference)
     make(plan.store, plan.trainer, [artifact for each in (reference, *plans) for artifact in each.all_artifacts()])
 
     scores = with_headline(pd.concat([scores_of(each) for each in (reference, *plans)]))

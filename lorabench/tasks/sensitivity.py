@@ -24,14 +24,13 @@ from lorabench.data.pairs import Pair
 from lorabench.data.pairs import pair as make_pair
 from lorabench.data.scenes import Prompts
 from lorabench.engine.artifact import Artifact
-from lorabench.engine.devices import device_name
 from lorabench.engine.make import make
 from lorabench.report import protocols, sensitivity
 from lorabench.report.headline import with_headline
 from lorabench.report.notes import design_notes
 from lorabench.report.sensitivity import Dose
 from lorabench.tasks.benchmark import plan_of
-from lorabench.tasks.checks import check_methods, check_scorers
+from lorabench.tasks.checks import check_plan
 from lorabench.tasks.plan import Plan
 from lorabench.tasks.rows import Row, rows_with_baselines
 from lorabench.tasks.stored_scores import by_label, labeled, scores_of
@@ -73,9 +72,7 @@ def run(cfg: DictConfig, folder: Path) -> str:
     plan = replace(plan, rows=[*baselines, *rows])
     null = replace(plan, rows=[replace(rows[0], name=NULL)], seed=int(task.null_seed))
     exchanged = exchange(plan, Prompts(**cfg.prompts))
-    device_name(plan.trainer.accelerator)  # fails if the device is missing
-    check_methods(plan)
-    check_scorers(plan)
+    check_plan(plan)
     others = [exchanged.score_own(rows[0], pair) for pair in exchanged.pairs]
     make(plan.store, plan.trainer, [*plan.all_artifacts(), *null.all_artifacts(), *others])
 

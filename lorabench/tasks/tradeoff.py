@@ -19,13 +19,12 @@ from omegaconf import DictConfig
 from lorabench.base import UserError
 from lorabench.config.choices import choose
 from lorabench.data.concepts import ROLES, Role
-from lorabench.engine.devices import device_name
 from lorabench.engine.make import make
 from lorabench.report import averages
 from lorabench.scoring.description import read_config
 from lorabench.scoring.files import ScorerSet
 from lorabench.tasks.benchmark import plan_of
-from lorabench.tasks.checks import check_methods, check_scorers
+from lorabench.tasks.checks import check_plan
 from lorabench.tasks.plan import Plan
 from lorabench.tasks.rows import Row, check_rows
 from lorabench.tasks.tradeoff_curves import Axis, Measured, Strengths, curves_of, volumes_of
@@ -44,9 +43,7 @@ def run(cfg: DictConfig, folder: Path) -> str:
     plan = plan_of(cfg, [*baselines, *rows.values()])
     metrics: dict[Role, str] = {"content": cfg.task.content, "style": cfg.task.style}
     check_metrics(metrics, plan.scorers)
-    device_name(plan.trainer.accelerator)  # raises UserError if there is no such device
-    check_methods(changed(plan, rows=[rows[name, (1.0, 1.0)] for name in names]))
-    check_scorers(plan)
+    check_plan(changed(plan, rows=[rows[name, (1.0, 1.0)] for name in names]))
     make(plan.store, plan.trainer, plan.all_artifacts())
 
     single = {role: {row.name: values(plan, row, metrics[role]) for row in baselines} for role in ROLES}

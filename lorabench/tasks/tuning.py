@@ -27,14 +27,13 @@ from omegaconf import DictConfig, OmegaConf
 from lorabench.base import UserError
 from lorabench.config.choices import choose
 from lorabench.data import microworld as mw
-from lorabench.engine.devices import device_name
 from lorabench.engine.make import make
 from lorabench.merging.learned import LearnedMasks
 from lorabench.merging.method import Method, load
 from lorabench.report.headline import with_headline
 from lorabench.report.notes import design_notes
 from lorabench.tasks.benchmark import plan_of
-from lorabench.tasks.checks import check_methods, check_scorers
+from lorabench.tasks.checks import check_plan
 from lorabench.tasks.plan import Plan
 from lorabench.tasks.rows import Row, rows_with_baselines
 from lorabench.tasks.stored_scores import scores_of
@@ -85,9 +84,7 @@ def run(cfg: DictConfig, folder: Path) -> str:
     baselines = rows_with_baselines(reference, evaluation.dataset, evaluation.pairs)[:-1]
     single = [row for row in baselines if row.method is not None]
     development = replace(development, rows=[*single, *(row_of(each.label, each.of) for each in flat(tried))])
-    device_name(evaluation.trainer.accelerator)  # fails if the device is missing
-    check_methods(development)
-    check_scorers(development)
+    check_plan(development)
     make(development.store, development.trainer, development.all_artifacts())
 
     found = report.development_scores(with_headline(scores_of(development)), flat(tried))

@@ -14,7 +14,7 @@ from lorabench.data.concepts import ROLES, Reference
 from lorabench.data.microworld.captions import PLACES
 from lorabench.data.microworld.factors import CLASSES
 from lorabench.data.scenes import Scene
-from lorabench.report.contact_sheet import Cell, Strip, sheet
+from lorabench.report.contact_sheet import Cell, Strip, opened, sheet
 from lorabench.tasks.unzip_request import Unzip
 from lorabench.tasks.unzip_words import Words
 
@@ -100,7 +100,7 @@ def page(
     ]
     if looks:
         steps = sorted(looks)[:: -(-len(looks) // 5)]
-        shown = [Cell(Image.open(folder / f"{step:06d}.png"), f"step {step}: {looks[step]:.3f}") for step in steps]
+        shown = [Cell(opened(folder / f"{step:06d}.png"), f"step {step}: {looks[step]:.3f}") for step in steps]
         rows.append(Strip("consistency of the reconstruction", shown))
     return sheet([row for row in rows if row.cells])
 

@@ -27,6 +27,7 @@ from PIL import Image
 
 from lorabench.base import UserError
 from lorabench.config.schemas import LoggerSpec
+from lorabench.report.contact_sheet import opened
 from lorabench.report.loggers.view import View
 
 LARGEST = 512  # largest side of an uploaded image in pixels; the run folder has the original
@@ -123,8 +124,7 @@ class WandbView(View):
 
     def image(self, path: Path) -> Any:
         """Return an image for W&B, with sides of at most LARGEST pixels."""
-        with Image.open(path) as image:
-            shown = image.convert("RGB")
+        shown = opened(path)
         large = max(shown.size) > LARGEST
         if large:
             shown.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
