@@ -43,7 +43,7 @@ COLORED = ("watercolor", "crayon", "pixel", "glass", "clay", "stitch")  # famili
 def evaluate_factors(root: Path = MICRO_SCORERS) -> dict[str, Any]:
     """Write root/factors.json and its part of the model card; return the figures."""
     reader, scorers = load_scorer(ScorerFiles.of(root / TRUTH / FACTORS)), load_scorers(root)
-    truth, views = load_truth(scorers, root), heldout_views()
+    truth, views = load_truth(scorers, root).among("heldout"), heldout_views()
 
     def measured(images: np.ndarray) -> dict[str, Any]:
         outputs = reader.embed(images)[FACTORS]

@@ -186,7 +186,7 @@ def as_markdown(figures: dict[str, Any]) -> str:
 def evaluate_scorers(root: Path) -> dict[str, Any]:
     """Write root/figures.json and the generated part of the model card, if there is one; return the figures."""
     scorers = load_scorers(root)
-    figures = figures_of(scorers, load_truth(scorers, root))
+    figures = figures_of(scorers, load_truth(scorers, root).among("heldout"))
     (root / FIGURES).write_text(json.dumps(figures, indent=1) + "\n")
     fill(root / CARD, "figures", as_markdown(figures))
     return figures

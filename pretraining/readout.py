@@ -1,8 +1,10 @@
-"""Fit the readout of ground truth: linear heads on the bank, and prototypes of held-out subjects and styles."""
+"""Fit the readout of ground truth: linear heads on the bank, and prototypes of named subjects and styles."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,8 @@ from lorabench.data import microworld as mw
 from lorabench.scoring.cosine import normalize
 from lorabench.scoring.description import ScorerFiles
 from lorabench.scoring.load import load_scorer
-from lorabench.scoring.truth import CONTENT, PHOTO, STYLE
+from lorabench.scoring.scorer import Scorer
+from lorabench.scoring.truth import CANDIDATES, CONTENT, PHOTO, STYLE
 from pretraining.scorer_bank import STYLES, SUBJECTS, VIEWS, ScorerBank
 
 HEAD_ROWS = (0, SUBJECTS // 2)  # rows per block: one subject of each class
@@ -22,7 +25,7 @@ PHOTOS_A_SUBJECT, DRAWINGS_A_SUBJECT, DRAWINGS_A_STYLE = 8, 24, 32
 
 
 def subject_views(name: str) -> np.ndarray:
-    """Return images [n, 64, 64, 3] of a held-out subject: photographs, and drawings in styles that are not held out."""
+    """Return images [n, 64, 64, 3] of a named subject: photographs, and drawings in styles that are not held out."""
     rng = np.random.default_rng(seed_of("prototype of subject", name))
     views = [mw.render(mw.subject(name), None, mw.sample_pose(rng)) for _ in range(PHOTOS_A_SUBJECT)]
     for k in range(DRAWINGS_A_SUBJECT):
@@ -32,7 +35,7 @@ def subject_views(name: str) -> np.ndarray:
 
 
 def style_views(name: str) -> np.ndarray:
-    """Return images [n, 64, 64, 3] of a held-out style, of subjects of all classes that are not held out."""
+    """Return images [n, 64, 64, 3] of a named style, of subjects of all classes that are not held out."""
     rng = np.random.default_rng(seed_of("prototype of style", name))
     subjects = [mw.sample_subject(rng, mw.CLASSES[k % len(mw.CLASSES)]) for k in range(DRAWINGS_A_STYLE)]
     return np.stack([mw.render(s, mw.style(name), mw.sample_pose(rng)) for s in subjects])
@@ -55,6 +58,11 @@ def fit_head(unit: torch.Tensor, labels: torch.Tensor, classes: int) -> tuple[to
     return head.weight.detach(), head.bias.detach()
 
 
+def prototypes(scorer: Scorer, role: str, views: Iterable[np.ndarray]) -> torch.Tensor:
+    """Return the normalized mean embedding [m, d] of the images [n, 64, 64, 3] of each individual."""
+    return torch.cat([normalize(scorer.embed(images)[role].mean(0, keepdim=True)) for images in views])
+
+
 def fit_readout(root: Path, bank: ScorerBank) -> None:
     """Fit the readout for the dino and csd scorers in `root` and write root/truth/."""
     from safetensors.torch import save_file
@@ -75,19 +83,16 @@ def fit_readout(root: Path, bank: ScorerBank) -> None:
         ("style", style, families, len(mw.FAMILIES) + 1),
     ):
         tensors[f"{role}.weight"], tensors[f"{role}.bias"] = fit_head(unit, torch.tensor(labels), count)
-    tensors["content.prototypes"] = torch.stack(
-        [normalize(dino.embed(subject_views(n))[CONTENT[1]].mean(0, keepdim=True))[0] for n in mw.HELDOUT_SUBJECTS]
-    )
-    tensors["style.prototypes"] = torch.stack(
-        [normalize(csd.embed(style_views(n))[STYLE[1]].mean(0, keepdim=True))[0] for n in mw.HELDOUT_STYLES]
-    )
+    subjects, styles = ([*chain(*names)] for names in zip(*CANDIDATES.values(), strict=True))
+    tensors["content.prototypes"] = prototypes(dino, CONTENT[1], map(subject_views, subjects))
+    tensors["style.prototypes"] = prototypes(csd, STYLE[1], map(style_views, styles))
     folder = root / "truth"
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: value.half().contiguous() for name, value in tensors.items()}, folder / "model.safetensors")
     (folder / "model.safetensors").chmod(0o644)
     config = {
         "made_for": {"world": mw.VERSION, dino.name: dino.version, csd.name: csd.version},
-        "content": {"labels": list(mw.CLASSES), "names": list(mw.HELDOUT_SUBJECTS)},
-        "style": {"labels": [*mw.FAMILIES, PHOTO], "names": list(mw.HELDOUT_STYLES)},
+        "content": {"labels": list(mw.CLASSES), "names": subjects},
+        "style": {"labels": [*mw.FAMILIES, PHOTO], "names": styles},
     }
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")

@@ -19,6 +19,7 @@ from lorabench.scoring.factor_rows import BACKBONE, factor_rows, ground_of
 from lorabench.scoring.factors import WIDTH
 from lorabench.scoring.rows import Embedded, images_of
 from lorabench.scoring.score import score_rows
+from lorabench.scoring.truth import CANDIDATES, Readout, Truth
 
 
 @pytest.fixture(scope="module")
@@ -102,24 +103,34 @@ def test_missing_copying_is_found(scorers, pair):
         score_rows(items, without, expected)
 
 
-def test_development_names_are_not_recognized_among_held_out_ones(scorers, pair, monkeypatch):
-    from test_score import truth
-
-    names = ("dino@micro", "clip@micro", "csd@micro")
-    for scorer, name in zip(scorers, names, strict=True):
+def test_development_names_are_recognized_among_themselves(scorers, pair, monkeypatch):
+    """The image has the prototype of a development subject and of a held-out one."""
+    for scorer, name in zip(scorers, ("dino@micro", "clip@micro", "csd@micro"), strict=True):
         monkeypatch.setattr(scorer, "name", name)
+    found = embed_images(pictures(2), scorers, 32)
+
+    def readout(role, kinds, alike):
+        names = [name for split in CANDIDATES.values() for name in split[ROLES.index(role)]]
+        unit = {each.name: each for each in found}[f"{'dino' if role == 'content' else 'csd'}@micro"].rows[role]
+        prototypes = -unit[:1].repeat(len(names), 1)
+        for name in alike:
+            prototypes[names.index(name)] = unit[0]
+        return Readout(kinds, torch.zeros(len(kinds), unit.shape[1]), torch.zeros(len(kinds)), names, prototypes)
+
+    truth = Truth(readout("content", ["mug"], ["mug_dev2", "cat_2"]), readout("style", ["ink"], ["ink_1"]), "t")
     [content], [style] = pair.contents, pair.styles
-    developed = replace(
-        pair,
-        contents=(replace(content, name="mug_dev1", factors=mw.subject("mug_dev1")),),
-        styles=(replace(style, factors=mw.style("ink_1")),),
-    )
-    found = embed_images([*pictures(2)], scorers, 32)
-    backbones = [embedded(developed, scorer, own) for scorer, own in zip(scorers, found, strict=True)]
     expected = expected_scores({scorer.name: scorer.metrics for scorer in scorers}, True)
-    items = images_of(developed, developed.shots(1), [0, 1], KEYS)
-    metrics = {row["metric"] for row in score_rows(items, backbones, expected, truth())}
-    assert "subject_r1" not in metrics and {"class_acc", "style_r1", "family_acc"} <= metrics
+    for name, right in (("mug_dev2", 1), ("mug_dev1", 0), ("cat_2", 1), ("mug_1", 0)):
+        named = replace(
+            pair,
+            contents=(replace(content, name=name, factors=mw.subject(name)),),
+            styles=(replace(style, name="ink_1", factors=mw.style("ink_1")),),
+        )
+        backbones = [embedded(named, scorer, own) for scorer, own in zip(scorers, found, strict=True)]
+        items = images_of(named, named.shots(1), [0, 1], KEYS)
+        rows = score_rows(items, backbones, expected, truth)
+        values = {row["metric"]: row["value"] for row in rows if row["image"] == 0}
+        assert (values["subject_r1"], values["style_r1"]) == (right, 1)
 
 
 def made_outputs(count=4):

@@ -170,6 +170,10 @@ def test_packaged_scorers_are_small_named_and_fit_together():
     read = truth.read({s.name: s.embed(images) for s in scorers})
     assert sum(a == mw.subject(n).cls for a, n in zip(read["class"], names, strict=True)) >= len(names) - 1
     assert read["family"].count("ink") >= len(names) - 1
+    names = mw.DEVELOPMENT_SUBJECTS[::2]
+    images = np.stack([mw.render(mw.subject(n), None, mw.sample_pose(rng)) for n in names])
+    read = truth.among("development").read({s.name: s.embed(images) for s in scorers})
+    assert sum(a == b for a, b in zip(read["subject"], names, strict=True)) >= len(names) - 1
 
 
 def test_packaged_clip_tells_sentences_apart():
@@ -189,6 +193,16 @@ def test_clip_version_and_digest_change_with_tokenizer(tmp_path):
     merges.write_bytes(gzip.compress(b"".join([lines[0], *lines[:0:-1]])))
     assert load_scorer(files).version != before
     assert merges in ScorerSet((files,)).sources()
+
+
+def test_readout_without_development_names_is_refused(tmp_path):
+    shutil.copytree(MICRO_SCORERS / "truth", tmp_path / "truth")
+    path = tmp_path / "truth" / "config.json"
+    config = json.loads(path.read_text())
+    config["style"]["names"] = mw.HELDOUT_STYLES
+    path.write_text(json.dumps(config))
+    with pytest.raises(UserError, match="has no prototype of poster_dev1"):
+        load_truth(load_scorers(), tmp_path)
 
 
 def test_readout_of_other_weights_is_refused():

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from lorabench.data import microworld as mw
 from lorabench.data.concepts import ROLES
 from lorabench.scoring import factor_rows
 from lorabench.scoring.copying import COPY, DIVERSITY, KIND
 from lorabench.scoring.rows import KEYS, UNIQUE, ScoredImage, ScoreRow
 from lorabench.scoring.truth import CONTENT, STYLE
 
-# Scores that need the factors of a concept: the first is recognition among the held-out ones.
-RECOGNIZED = {"content": "subject_r1", "style": "style_r1"}
-READOUT = {"content": {"class_acc", RECOGNIZED["content"]}, "style": {"family_acc", RECOGNIZED["style"]}}
+# Scores that need the factors of a concept.
+READOUT = {"content": {"class_acc", "subject_r1"}, "style": {"family_acc", "style_r1"}}
 KNOWN = {"content": READOUT["content"] | {factor_rows.CONTENT}, "style": READOUT["style"] | {factor_rows.STYLE}}
-NAMES = {"content": mw.HELDOUT_SUBJECTS, "style": mw.HELDOUT_STYLES}  # candidates of the recognition
 
 
 def expected_scores(metrics: Mapping[str, Sequence[str]], truth: bool, factors: bool = False) -> set[tuple[str, str]]:
@@ -77,8 +74,6 @@ def impossible(image: ScoredImage, images: Sequence[ScoredImage]) -> set[str]:
         concepts = pair.of(role)
         if not pair.is_single or concepts[0].factors is None:
             lacking |= KNOWN[role]
-        elif concepts[0].name not in NAMES[role]:
-            lacking.add(RECOGNIZED[role])
     lacking |= {COPY[role] for role in ROLES if not any(concept.images for concept in pair.of(role))}
     alike = [other for other in images if other.pair is pair and other.keys["prompt"] == image.keys["prompt"]]
     return lacking | ({DIVERSITY} if len(alike) < 2 else set())

@@ -108,8 +108,9 @@ def style_values(style: mw.Style) -> dict[str, list[float]]:
 
 
 def likelihoods(found: Read, names: Sequence[str]) -> Tensor:
-    """Return the log likelihood [n, m] of held-out subjects, or of held-out styles, without its constant part."""
-    known = [mw.subject(name) if name in mw.HELDOUT_SUBJECTS else mw.style(name) for name in names]
+    """Return the log likelihood [n, m] of subjects, or of styles, by name, without its constant part."""
+    subjects = {*mw.HELDOUT_SUBJECTS, *mw.DEVELOPMENT_SUBJECTS}
+    known = [mw.subject(name) if name in subjects else mw.style(name) for name in names]
     return torch.stack([likelihood(found, thing) for thing in known], dim=1)
 
 
