@@ -17,7 +17,8 @@ from lorabench.merging.method import load
 from lorabench.personalization.schemes.para import INITS
 from lorabench.report.tuning import chosen_settings, development_scores
 from lorabench.tasks.benchmark import plan_of
-from lorabench.tasks.tuning import Configuration, configurations, development_plan, grid, run, settings_of
+from lorabench.tasks.settings_grid import grid, settings_of
+from lorabench.tasks.tuning import Configuration, configurations, development_plan, run
 
 RANGES = yaml.safe_load((CONF / "task" / "tuning.yaml").read_text())["ranges"]
 WITHOUT = {"direct", "dreambooth_joint", "lora_rar"}  # no setting but routing, several concepts, or a trained network
@@ -40,7 +41,7 @@ def test_ranges_cover_every_method_of_the_table_that_has_settings() -> None:
 
 @pytest.mark.parametrize("name", RANGES)
 def test_ranges_have_budget_and_published_values_within_bounds(name: str) -> None:
-    tried = [Configuration(name, words) for words in grid(name, RANGES[name])]
+    tried = [Configuration(name, words) for words in grid(name, RANGES[name], "")]
     assert len(tried) == FEWER.get(name, 8)
     made = [each.of.settings for each in tried]  # raises for an unknown setting or a value out of bounds
     assert all(one != other for one, other in product(made, made) if one is not other)

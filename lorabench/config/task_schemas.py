@@ -107,6 +107,16 @@ class TuningTask(TaskSpec):
 
 
 @dataclass
+class RecipeTask(TaskSpec):
+    """Settings of task=recipe."""
+
+    ranges: list[str] = (
+        MISSING  # values of settings of lora=, "lr=0.0005,0.002 schedule=constant,cosine"; [] tries none
+    )
+    shown: list[str] = MISSING  # scores in the table, with the use of the images: "content subject_r1"
+
+
+@dataclass
 class CalibrationTask(TaskSpec):
     """Settings of task=calibration."""
 

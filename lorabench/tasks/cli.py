@@ -40,6 +40,7 @@ TASKS = {
     "sensitivity": "lorabench.tasks.sensitivity",
     "samplers": "lorabench.tasks.samplers",
     "tuning": "lorabench.tasks.tuning",
+    "recipe": "lorabench.tasks.recipe",
     "models": "lorabench.tasks.models",
     "calibration": "lorabench.tasks.calibration",
     "cost": "lorabench.tasks.cost",

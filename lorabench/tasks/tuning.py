@@ -17,11 +17,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import yaml
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from lorabench.base import UserError
@@ -36,6 +33,7 @@ from lorabench.tasks.benchmark import plan_of
 from lorabench.tasks.checks import check_plan
 from lorabench.tasks.plan import Plan
 from lorabench.tasks.rows import Row, rows_with_baselines
+from lorabench.tasks.settings_grid import grid, settings_of
 from lorabench.tasks.stored_scores import scores_of
 
 ALL = "all"
@@ -125,7 +123,9 @@ def configurations(task: DictConfig) -> dict[str, list[Configuration]]:
     tried = {}
     for name in names:
         choose("task.methods", name, list(task.ranges))
-        own = [Configuration(name, words) for words in grid(name, task.ranges[name])]
+        own = [
+            Configuration(name, words) for words in grid(f"task.ranges.{name}", task.ranges[name], "density=0.2,0.5")
+        ]
         if len(own) > task.configurations:
             raise UserError(
                 f"task.ranges.{name} has {len(own)} configurations, and the budget of each method is "
@@ -133,34 +133,6 @@ def configurations(task: DictConfig) -> dict[str, list[Configuration]]:
             )
         tried[name] = sorted(own, key=lambda each: not each.is_published)
     return tried
-
-
-def grid(name: str, ranges: str) -> list[str]:
-    """Return all combinations of the values, as Hydra's basic sweeper lists them.
-
-    Raises:
-        UserError: If Hydra cannot read them.
-
-    >>> grid("ties", "density=0.2,0.5 weight=1.0,1.4")[1]
-    'density=0.2 weight=1.4'
-    """
-    try:
-        overrides = OverridesParser.create().parse_overrides(ranges.split())
-        [jobs] = BasicSweeper.split_arguments(overrides, None)
-    except Exception as error:  # Hydra's errors of syntax have no common class
-        reason = str(error).splitlines()[0]
-        raise UserError(f"task.ranges.{name}='{ranges}': {reason}; use task.ranges.{name}='density=0.2,0.5'") from None
-    return [" ".join(job) for job in jobs]
-
-
-def settings_of(words: str) -> dict[str, Any]:
-    """Return settings as nested values.
-
-    >>> settings_of("fit.lr=0.01 symmetric=true rank=null")
-    {'fit': {'lr': 0.01}, 'symmetric': True, 'rank': None}
-    """
-    found: Any = OmegaConf.to_container(OmegaConf.from_dotlist(words.split()))
-    return found
 
 
 def by_steps(method: Method, shares: Sequence[float]) -> Mapping[int, Method]:
