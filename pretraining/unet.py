@@ -26,8 +26,6 @@ class UNetDenoiser(nn.Module):
         self.unet = build_unet()
         self.unet.set_attn_processor(AttnProcessor())
         self.text_encoder, self.text_encoder_2 = build_text_encoders(build_tokenizer())
-        for encoder in (self.text_encoder, self.text_encoder_2):
-            encoder.set_attn_implementation("eager")  # 6 % of a step: the fused backward pass is slow on a CPU
         for name, weight in self.text_encoder.named_parameters():  # only its penultimate state is used
             weight.requires_grad_("layers.2." not in name and "final_layer_norm" not in name)
 
