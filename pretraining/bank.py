@@ -17,6 +17,8 @@ from lorabench.data import microworld as mw
 SHARD = 4000
 PHOTO_SHARE = 0.4
 DEVELOPMENT_FROM = 136_000  # earlier images were used for training before the development names were chosen
+HELDOUT_FROM = 90_000_000  # images that are never used for training (heldout.py)
+WHOLE_SHARE = 0.5  # share of captions between both that omit no detail, so that words for marks are learned sooner
 
 
 def factors_of(i: int) -> tuple[mw.Subject, mw.Style | None, mw.Pose, np.random.Generator]:
@@ -34,7 +36,8 @@ def factors_of(i: int) -> tuple[mw.Subject, mw.Style | None, mw.Pose, np.random.
 def picture(i: int) -> tuple[np.ndarray, str]:
     """Return training image i, uint8 [64, 64, 3], and its caption."""
     subject, style, pose, rng = factors_of(i)
-    return mw.render(subject, style, pose), mw.caption(subject, style, pose, rng)
+    whole = DEVELOPMENT_FROM <= i < HELDOUT_FROM and rng.random() < WHOLE_SHARE
+    return mw.render(subject, style, pose), mw.caption(subject, style, pose, None if whole else rng)
 
 
 def render_shard(folder: Path, shard: int) -> None:

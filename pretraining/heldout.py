@@ -1,6 +1,6 @@
 """The held-out loss: the error of v at fixed noise levels, on images that are never used for training.
 
-The numbers of the images start at FIRST, far beyond any bank. Each image has the same noise at every level and in every
+The numbers of the images start far beyond any bank. Each image has the same noise at every level and in every
 call, so that checkpoints are comparable. The loss at 950 is the first to rise when a model overfits.
 """
 
@@ -16,12 +16,11 @@ from pretraining.latents import PatchPCA, encode_bank
 from pretraining.loss import Loss
 from pretraining.tokens import tokenize
 
-FIRST = 90_000_000
 COUNT = 512
 BATCH = 64
 
 
-def heldout_data(count: int = COUNT, first: int = FIRST) -> tuple[Tensor, Tensor]:
+def heldout_data(count: int = COUNT, first: int = bank.HELDOUT_FROM) -> tuple[Tensor, Tensor]:
     """Return latents [count, 12, 16, 16] and token ids [count, 32] of held-out images."""
     pictures = [bank.picture(first + i) for i in range(count)]
     pca = PatchPCA.load(CODE)

@@ -153,3 +153,13 @@ def test_bank_pictures_depend_on_their_number_alone():
     (one, text), (again, _), (other, _) = bank.picture(7), bank.picture(7), bank.picture(8)
     assert np.array_equal(one, again) and text
     assert not np.array_equal(one, other)
+
+
+def test_half_of_captions_keep_all_details_except_those_of_early_and_held_out_images():
+    def whole(first: int) -> int:
+        made = (bank.factors_of(first + k) for k in range(60))
+        texts = [mw.caption(subject, style, pose) for subject, style, pose, _ in made]
+        return sum(bank.picture(first + k)[1] == text for k, text in enumerate(texts))
+
+    assert 25 <= whole(bank.DEVELOPMENT_FROM) <= 50
+    assert whole(0) <= 20 and whole(bank.HELDOUT_FROM) <= 20

@@ -258,7 +258,7 @@ def test_heldout_loss_is_error_of_v():
 
 
 def test_heldout_pictures_are_outside_every_bank():
-    assert heldout.FIRST > 10_000_000
+    assert bank.HELDOUT_FROM > 10_000_000
     latents, ids = heldout.heldout_data(count=2)
     assert latents.shape == (2, 12, 16, 16) and ids.shape == (2, 32)
 
@@ -285,7 +285,7 @@ def test_denoiser_command_refuses_in_one_line(work, typed, words, monkeypatch):
         (work / "unet").mkdir()
         (work / "unet" / "last.ckpt").touch()
     monkeypatch.setattr(heldout, "COUNT", 1)
-    monkeypatch.setattr(heldout.heldout_data, "__defaults__", (1, heldout.FIRST))
+    monkeypatch.setattr(heldout.heldout_data, "__defaults__", (1, bank.HELDOUT_FROM))
     args = command.arguments().parse_args(["--work", str(work), "denoiser", *typed])
     with pytest.raises(UserError, match=words):
         command.denoiser(args)
@@ -318,7 +318,7 @@ def test_checkpoint_is_exported_as_loadable_pipeline(work, kind):
 def test_build_runs_all_steps_and_resumes(tmp_path, monkeypatch):
     """The shards are rendered, trained on and exported; the same command again changes nothing."""
     monkeypatch.setattr(bank, "SHARD", 4)
-    monkeypatch.setattr(heldout.heldout_data, "__defaults__", (1, heldout.FIRST))
+    monkeypatch.setattr(heldout.heldout_data, "__defaults__", (1, bank.HELDOUT_FROM))
     folder = tmp_path / "micro_sd3" / "pipeline"
     monkeypatch.setitem(MODELS, "micro_sd3", replace(MICRO_SD3, folder=folder))
     typed = ["--work", str(tmp_path / "work"), "build", "--model", "micro_sd3", "--shards", "1", "--workers", "1"]
