@@ -11,6 +11,7 @@ import torch
 from lorabench.lora.adapter import Adapter
 from lorabench.lora.factors import Factors
 from lorabench.lora.projection import overlap
+from lorabench.report import stats
 from lorabench.report.cross_influence import DATA, FILE, OVERLAP, quantities, table, write_cross_influence
 
 # clip_i of each use with the references of content and style
@@ -87,3 +88,16 @@ def test_overlap_is_mean_squared_cosine_over_common_layers() -> None:
     assert overlap([left], [left]) == pytest.approx(1.0)
     assert overlap([lora(a=[0, 1])], [lora(b=[0, 1])]) == 0.0
     assert overlap([left], [right, lora(b=[4, 5])]) == pytest.approx(0.25)
+
+
+def test_interval_of_crossed_pairs_is_not_that_of_independent_ones() -> None:
+    """Six subjects in two styles."""
+    one = scores(("joint",)).query("content == 'mug'")
+    crossed = pd.concat(
+        [one.assign(content=f"c{k}", style=name, value=one["value"] + add)
+         for k in range(6) for name, add in (("a", 0.1), ("b", -0.1))]
+    )  # fmt: skip
+    found = quantities(crossed).set_index("quantity").loc["CP"]
+    assert (found["low"], found["high"]) == pytest.approx((0.5, 0.7))  # the range of the two styles
+    independent = stats.interval([0.7, 0.5] * 6)
+    assert independent.high - independent.low < 0.16

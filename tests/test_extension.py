@@ -90,3 +90,15 @@ def test_routing_has_table_of_prompts_that_name_one_concept(tmp_path: Path) -> N
     assert "style (csd/style, lower is better)" in content and "subject (dino/content)" in content
     assert "style (csd/style)" in style and "subject (dino/content, lower is better)" in style
     assert set(pd.read_csv(tmp_path / "routing.csv")["use"]) == {"content_prompt", "style_prompt"}
+
+
+def test_interval_of_crossed_pairs_resamples_subjects_and_styles(tmp_path: Path) -> None:
+    """Six subjects in two styles."""
+    one = scores_of("new_style")
+    rows = pd.concat([one.assign(content=f"c{k}") for k in range(6)])
+    rows["value"] += 0.2 * (rows["style"] == "neon_1")
+    rows.to_parquet(tmp_path / "scores.parquet")
+    write_by_use([tmp_path], tmp_path)
+    found = pd.read_csv(tmp_path / "semantic_extension.csv").set_index("measure").loc["subject"]
+    assert found["pairs"] == 12
+    assert (found["low"], found["high"]) == pytest.approx((0.2, 0.4))  # the range of the two styles

@@ -96,3 +96,19 @@ def test_custom_weights_scale_roles_and_modules(model: SDXL, loras, pair) -> Non
         assert (merged.up @ merged.down - dense).abs().max() < 1e-5
     with pytest.raises(UserError, match=r"method\.blocks\.mid_block must have content: or style: weights"):
         load("custom_weights", blocks={"mid_block": {"subject": 0.5}})
+
+
+def test_interval_of_crossed_pairs_resamples_subjects_and_styles() -> None:
+    """Six subjects in two styles, which react differently: two styles separate nothing."""
+
+    def crossed(content: float, style: float) -> pd.DataFrame:
+        rows = scores(content, style)
+        other = rows.assign(style="t", value=rows["value"] - 0.1 * (rows["metric"] == "dino/content") * (content < 0.7))
+        return pd.concat([rows, other])
+
+    names = ("custom_weights", "style_only", "content_only", "content mid_block", "style mid_block")
+    levels = ((0.8, 0.9), (0.6, 0.9), (0.8, 0.1), (0.65, 0.9), (0.8, 0.82))
+    found: Any = measure(dict(zip(names, (crossed(*each) for each in levels), strict=True)), "block", ["mid_block"])
+    [line] = found.to_dict("records")
+    assert line["content"] > line["style"] and not line["separated"]
+    assert line["content_high"] - line["content_low"] == pytest.approx(0.4)  # the range of the two styles

@@ -87,7 +87,7 @@ def measured(scores: pd.DataFrame, uses: Sequence[str] | dict[str, UseTable]) ->
             rows = mine[mine["metric"] == metric]
             if rows.empty:
                 continue
-            at = stats.interval(averages.pair_means(rows[rows["backbone"] == rows["backbone"].iloc[0]]))
+            at = stats.over_pairs(averages.pair_means(rows[rows["backbone"] == rows["backbone"].iloc[0]]))
             numbers = {"mean": at.mean, "low": at.low, "high": at.high, "pairs": at.pairs}
             lines.append({"use": use, "label": name, "measure": measure, "metric": metric, **numbers})
     return pd.DataFrame(lines)

@@ -83,7 +83,7 @@ def quantities(scores: pd.DataFrame, overlap: pd.DataFrame | None = None) -> pd.
             values["overlap"] = own.set_index(averages.PAIR)["overlap"]
         for quantity in QUANTITIES:
             if quantity in values and len(known := pd.Series(values[quantity]).dropna()):
-                at = stats.interval(known)
+                at = stats.over_pairs(known)
                 numbers = {"mean": at.mean, "low": at.low, "high": at.high, "pairs": at.pairs}
                 lines.append({"label": name, "backbone": backbone, "quantity": quantity, **numbers})
     return pd.DataFrame(lines)

@@ -119,6 +119,11 @@ def interval(
     return Interval(mean, low, high, n, bca_low, bca_high, p, **named)
 
 
+def over_pairs(pair_means: pd.Series) -> Interval:
+    """Compute the mean of pair means that are indexed by content and style; pairs that share one are not independent."""
+    return interval(pair_means, design=Design.of(pair_means.index))
+
+
 def limits(
     values: ArrayLike, weights: ArrayLike, level: float = LEVEL, design: Design | None = None
 ) -> tuple[np.ndarray, ...]:

@@ -20,7 +20,6 @@ from __future__ import annotations
 import pandas as pd
 
 from lorabench.report import averages, stats
-from lorabench.report.clusters import Design
 
 FILE = "verdicts.parquet"
 KEYS = ["dataset", "world", "content", "style", "prompt", "seed", "image"]
@@ -71,7 +70,7 @@ def shares(verdicts: pd.DataFrame) -> pd.DataFrame:
 def by_pair(rows: pd.DataFrame, column: str) -> stats.Interval:
     """Return the mean over pairs of the means of a column, with its interval."""
     means = pd.Series(rows.groupby(averages.PAIR)[column].mean())
-    return stats.interval(means, design=Design.of(means.index))
+    return stats.over_pairs(means)
 
 
 def in_order(table: pd.DataFrame) -> pd.DataFrame:

@@ -97,9 +97,9 @@ def measure(scores: Mapping[str, pd.DataFrame], kind: str, names: list[str]) -> 
         line: dict[str, str | float] = {"kind": kind, "module": name}
         shares = {role: lost(scores, role, f"{role} {name}") for role in ROLES}
         for role, share in shares.items():
-            at = stats.interval(share)
+            at = stats.over_pairs(share)
             line |= {role: at.mean, f"{role}_low": at.low, f"{role}_high": at.high}
-        apart = stats.interval(shares["content"] - shares["style"])
+        apart = stats.over_pairs(shares["content"] - shares["style"])
         line |= {"carries": "content" if apart.mean > 0 else "style", "separated": bool(apart.separated)}
         lines.append(line)
     return pd.DataFrame(lines)

@@ -60,7 +60,7 @@ def curves_of(measured: Measured, axes: Mapping[Role, Axis]) -> pd.DataFrame:
         line: dict[str, str | float] = {"method": name, "content_strength": point[0], "style_strength": point[1]}
         for role in ROLES:
             share = axes[role].share(by_role[role])
-            at = stats.interval(share, design=Design.of(share.index))
+            at = stats.over_pairs(share)
             line |= {axes[role].metric: float(by_role[role].mean())}
             line |= {role: at.mean, f"{role}_low": at.low, f"{role}_high": at.high}
         lines.append(line)
