@@ -18,7 +18,9 @@ from lorabench.config.schemas import SAMPLERS, GenerateSpec
 from lorabench.models.sampler import ScheduledSampler
 from lorabench.models.schedulers import SAMPLERS as KNOWN
 from lorabench.sampling.sampler import sample_latents
-from lorabench.tasks.samplers import fewest_steps, run
+from lorabench.tasks.benchmark import plan_of
+from lorabench.tasks.rows import Row
+from lorabench.tasks.samplers import fewest_steps, run, setting
 
 
 def test_every_sampler_has_class_and_other_noise_levels_are_its_own(model) -> None:
@@ -97,6 +99,19 @@ def test_task_shares_loras_and_merges(tiny, tmp_path: Path, capsys) -> None:
     assert set(found["kind"]) == {"model", "dpmpp_2m"} and set(found["dose"]) == {2}
     printed = capsys.readouterr().out
     assert "| sampler | steps |" in printed and "Fewest steps from which on no score is separated: model: " in printed
+
+
+@pytest.mark.usefixtures("hydra")
+def test_settings_share_loras_that_are_trained_on_class_images(tiny) -> None:
+    plan = plan_of(compose("config", [*tiny, *SMALL, "lora.prior_weight=1"]), [Row.of("direct")])
+    for sampler, steps in (("model", 4), ("dpmpp_2m", 2)):
+        changed = setting(plan, sampler, steps)
+        keys = [[each.key for each in one.artifacts("personalize")] for one in (plan, changed)]
+        assert keys[0] == keys[1] and len(keys[0]) == 4
+        assert changed.generation.steps == steps
+        assert not {each.key for each in plan.artifacts("generate")} & {
+            each.key for each in changed.artifacts("generate")
+        }
 
 
 @pytest.mark.usefixtures("hydra")

@@ -120,7 +120,7 @@ def interval(
 
 
 def over_pairs(pair_means: pd.Series) -> Interval:
-    """Compute the mean of pair means that are indexed by content and style; pairs that share one are not independent."""
+    """Compute the mean of pair means indexed by content and style, with an interval that respects shared ones."""
     return interval(pair_means, design=Design.of(pair_means.index))
 
 

@@ -3,14 +3,16 @@
     python run.py experiments=samplers
 
 The direct merge is sampled from the same noise by each sampler of `task.samplers` at each number of `task.steps`, and
-compared with the model's own sampler at `task.reference_steps`. Two settings are separated in a score if the paired
+compared with the model's own sampler at `task.reference_steps`. All have the same LoRAs, also if those are trained on
+class images. Two settings are separated in a score if the paired
 difference is significant after Holm's correction over the numbers of steps of a sampler. Settings that are not
 separated may still differ; the intervals show by how much.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
@@ -18,7 +20,7 @@ from omegaconf import DictConfig
 
 from lorabench.base import UserError
 from lorabench.config.choices import choose
-from lorabench.config.schemas import SAMPLERS
+from lorabench.config.schemas import SAMPLERS, GenerateSpec
 from lorabench.engine.make import make
 from lorabench.report import protocols, sensitivity
 from lorabench.report.headline import with_headline
@@ -28,8 +30,25 @@ from lorabench.report.sensitivity_page import response_table
 from lorabench.tasks.benchmark import plan_of
 from lorabench.tasks.checks import check_plan
 from lorabench.tasks.plan import Plan
+from lorabench.tasks.plan_trainings import Trainings
 from lorabench.tasks.rows import Row, rows_with_baselines
 from lorabench.tasks.stored_scores import by_label, scores_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampled(Plan):
+    """A plan whose images are sampled in another way than those that LoRAs are trained on.
+
+    Args:
+        configured: `generate=` as it is configured, for class images and samples of trainings.
+    """
+
+    configured: GenerateSpec
+
+    @cached_property
+    def trained(self) -> Trainings:
+        """Return the builder of the trainings that all settings share."""
+        return replace(super().trained, generation=self.configured)
 
 
 def run(cfg: DictConfig, folder: Path) -> str:
@@ -42,7 +61,8 @@ def run(cfg: DictConfig, folder: Path) -> str:
     reference = setting(replace(plan, rows=rows), "model", task.reference_steps)
     doses = [Dose(sampler, steps, name_of(sampler, steps)) for sampler in task.samplers for steps in sorted(task.steps)]
     plans = [setting(replace(plan, rows=[replace(row, name=each.label)]), each.kind, int(each.dose)) for each in doses]
-    check_plan(reference)
+    for each in (reference, *plans):
+        check_plan(each)
     make(plan.store, plan.trainer, [artifact for each in (reference, *plans) for artifact in each.all_artifacts()])
 
     scores = with_headline(pd.concat([scores_of(each) for each in (reference, *plans)]))
@@ -72,9 +92,11 @@ def check(samplers: list[str], steps: list[int], reference: int) -> None:
         )
 
 
-def setting(plan: Plan, sampler: str, steps: int) -> Plan:
+def setting(plan: Plan, sampler: str, steps: int) -> Sampled:
     """Return a plan whose images are sampled in another way."""
-    return replace(plan, generation=replace(plan.generation, sampler=sampler, steps=steps))
+    values = {name: getattr(plan, name) for name in Plan.__dataclass_fields__}
+    values["generation"] = replace(plan.generation, sampler=sampler, steps=steps)
+    return Sampled(**values, configured=plan.generation)
 
 
 def name_of(sampler: str, steps: int) -> str:
