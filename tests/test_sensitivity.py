@@ -118,9 +118,16 @@ def test_detectable_difference_is_found_with_power() -> None:
         exact = TTestPower().power(least / 0.1, pairs, 0.05)
         assert exact == pytest.approx(0.8, abs=0.02)
     values = simulated()
-    found = sensitivity.detectable(values, "direct", ["small"], ["null"]).set_index("rows")
+    found = sensitivity.detectable(
+        values, "direct", {"like": ["small"], "unlike": ["large", "style 0.8"], "another seed": ["null"]}
+    )
+    assert found["rows"].tolist() == ["like", "unlike", "another seed"]
+    found = found.set_index("rows")
     table = values["dino/content"]
     assert found.loc["like", "sd"] == pytest.approx((table.loc["small"] - table.loc["direct"]).std())
+    several = [(table.loc[label] - table.loc["direct"]).var() for label in ("large", "style 0.8")]
+    assert found.loc["unlike", "sd"] == pytest.approx(np.sqrt(np.mean(several)))
+    assert found["target"].tolist()[:2] == [0.03, 0.07] and np.isnan(found.loc["another seed", "target"])
     row = found.loc["like"]
     assert row["32"] == pytest.approx(sensitivity.least_difference(row["sd"], 32)) and row["8"] > row["16"] > row["32"]
     enough = int(row["pairs_needed"])
@@ -133,7 +140,7 @@ def test_text_and_figure_have_all_scores(tmp_path: Path) -> None:
     response = sensitivity.dose_response(values, [*DOSES, Dose("style weight", 0.4, "large")], "direct")
     text = write_sensitivity(
         response, sensitivity.smallest_dose(response), sensitivity.null_rates(values, "direct", "null", 100),
-        sensitivity.detectable(values, "direct", ["small"], ["null"]), "32 pairs", 8,
+        sensitivity.detectable(values, "direct", {"like": ["small"], "unlike": ["large"]}), "32 pairs", 8, ["ties"],
     )  # fmt: skip
     assert (
         "| energy | 0.4 | -0.2" in text and "| dino/content | 0.4 |" in text and "8 pairs | 16 pairs | 32 pairs" in text
@@ -145,8 +152,8 @@ def test_text_and_figure_have_all_scores(tmp_path: Path) -> None:
 # --- the task
 
 SMALL = [
-    "task=sensitivity", "trainer.workers=0", "task.energy=[0.4]", "task.weights=[0.5]", "lora.steps=1",
-    "task.splits=20",
+    "task=sensitivity", "trainer.workers=0", "task.unlike=[ties]", "task.energy=[0.4]", "task.weights=[0.5]",
+    "lora.steps=1", "task.splits=20",
     "dataset.pairs=[mug_1/ink_1,cat_1/neon_1]", "dataset.references=1", "dataset.content_images=1",
     "dataset.style_images=1", "generate.images=2",
 ]  # fmt: skip
@@ -159,6 +166,7 @@ def test_task_measures_all_rows_from_same_noise(tiny, tmp_path: Path, capsys) ->
     assert set(found["label"]) == {"energy -0.4", "content 0.5", "style 0.5", OTHER_STYLE}
     assert (tmp_path / "sensitivity.md").read_text() in capsys.readouterr().out
     assert (tmp_path / "sensitivity.png").is_file()
+    assert set(pd.read_csv(tmp_path / "detectable.csv")["rows"]) == {"unlike", "another seed"}  # no small damage here
     scored = [pd.read_parquet(path) for path in (tmp_path / "store" / "score").glob("*/scores.parquet")]
     seeds = {frozenset(each["seed"]) for each in scored if set(each["content"]) == {"mug_1"}}
     assert len(seeds) == 2  # those of the run, which the exchanged pair shares, and those of the null
@@ -172,6 +180,8 @@ def test_task_measures_all_rows_from_same_noise(tiny, tmp_path: Path, capsys) ->
         ("task.energy=[]", "must not be empty"),
         ("task.energy=[0]", "task.energy=0 must be greater than 0"),
         ("task.weights=[1.0]", "task.weights=1 must be at least 0 and less than 1"),
+        ("task.unlike=[direct]", "task.unlike names direct"),
+        ("task.unlike=[]", "task.unlike is empty"),
         ("task.null_seed=0", "must differ from seed; use task.null_seed=1"),
     ],
 )

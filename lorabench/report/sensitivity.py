@@ -8,8 +8,8 @@ averaged over the images of a pair.
     null_rates      two seeds of the same method: share of random splits (which of both seeds is called the method, pair
                     by pair, on a random subset of the pairs) with p <= 5 %
     detectable      difference that is found with a probability of 80 %: (t_0.975 + t_0.8) sd / sqrt(pairs), with the
-                    standard deviation over pairs of differences of like rows (small damage) and of unlike ones (another
-                    seed, which shares neither noise nor LoRAs)
+                    standard deviation over pairs of the differences to like rows (small damage), to unlike ones
+                    (methods of other kinds), and to another seed, which shares neither noise nor LoRAs
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lorabench.report.clusters import Design
 
 POWER = 0.8
 PAIRS = (8, 16, 32)
-LIKE, UNLIKE = "like", "unlike"
+LIKE, UNLIKE, SEED = "like", "unlike", "another seed"  # rows that the undamaged merge is compared with
 # Detectable differences at 32 pairs that the benchmark aims at.
 TARGETS = {
     ("dino/content", LIKE): 0.03, ("csd/style", LIKE): 0.03, ("dino/content", UNLIKE): 0.07,
@@ -105,14 +105,13 @@ def null_rates(values: Values, one: str, other: str, splits: int, pairs: Iterabl
     return pd.DataFrame(lines, columns=["score", "pairs", "rate", "splits"])
 
 
-def detectable(values: Values, undamaged: str, like: Sequence[str], unlike: Sequence[str]) -> pd.DataFrame:
-    """Return the minimal detectable difference by score and likeness, for PAIRS pairs.
+def detectable(values: Values, undamaged: str, compared: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+    """Return the minimal detectable difference by score and kind of rows, for PAIRS pairs.
 
     Args:
         values: Values by score.
         undamaged: Row that the others are compared with.
-        like: Rows of methods of a kind.
-        unlike: Rows of unlike methods.
+        compared: Labels of the other rows by LIKE, UNLIKE and SEED.
 
     Returns:
         Columns score, rows, sd, one column per number of pairs, target, and pairs_needed: the number of pairs for which
@@ -120,7 +119,7 @@ def detectable(values: Values, undamaged: str, like: Sequence[str], unlike: Sequ
     """
     lines = []
     for column, table in values.items():
-        for name, labels in ((LIKE, like), (UNLIKE, unlike)):
+        for name, labels in compared.items():
             if not labels or table.shape[1] < 2:
                 continue
             deltas = [(table.loc[label] - table.loc[undamaged]).to_numpy(dtype=float) for label in labels]

@@ -16,8 +16,9 @@ COLORS = ("#3557d6", "#c4541b", "#2f8f5b", "#8a4fbf", "#a08000", "#6a6c76")
 
 
 def write_sensitivity(
-    response: pd.DataFrame, smallest: pd.DataFrame, nulls: pd.DataFrame, limits: pd.DataFrame, pairs: str, images: int
-) -> str:
+    response: pd.DataFrame, smallest: pd.DataFrame, nulls: pd.DataFrame, limits: pd.DataFrame, pairs: str, images: int,
+    unlike: Sequence[str],
+) -> str:  # fmt: skip
     """Return the text of sensitivity.md.
 
     Args:
@@ -27,6 +28,7 @@ def write_sensitivity(
         limits: Result of `detectable`.
         pairs: Number of pairs with those of subjects and styles, in words.
         images: Images per pair.
+        unlike: Names of the unlike methods.
     """
     return "\n".join(
         [
@@ -35,8 +37,8 @@ def write_sensitivity(
             *response_table(response),
             "",
             f"Mean difference to the direct merge over {pairs}, {images} images each, with 95 % intervals. `~`: p is "
-            "above 5 % after Holm's correction over the doses of a kind. energy: share of each update's energy that is "
-            "removed at random. content weight, style weight: 1 - scale of that LoRA.",
+            "above 5 % after Holm's correction over the doses of a kind. energy: share of the energy of each update of "
+            "the denoiser that is removed at random. content weight, style weight: 1 - scale of that LoRA.",
             "",
             "## Smallest separated dose",
             "",
@@ -57,7 +59,8 @@ def write_sensitivity(
             "",
             f"The difference that a t test at 5 % finds with a probability of {POWER:.0%}, by number of pairs, from "
             "the standard deviation (sd) of differences over pairs. like: methods of a kind, here the direct merge "
-            "and small damage. unlike: rows that share neither noise nor LoRAs. needed: pairs for the target.",
+            f"and small damage. unlike: the direct merge and {', '.join(unlike)}. another seed: two seeds of the "
+            "direct merge. needed: pairs for the target.",
             "",
         ]
     )

@@ -5,8 +5,8 @@
 The direct merge is damaged in known ways: a share of each update's energy is removed at random (`task.energy`), one
 LoRA has a lower scale (`task.weights`), or the style LoRA is that of another pair. Two seeds of the direct merge, with
 other noise and other LoRAs, are the null. The results are the dose-response curves, the smallest separated
-doses, the rate of false differences, and the difference that is detectable with 8, 16 and 32 pairs
-(lorabench/report/sensitivity.py).
+doses, the rate of false differences, and the difference that is detectable with 8, 16 and 32 pairs between methods of a
+kind and between unlike ones, which are the direct merge and those of `task.unlike` (lorabench/report/sensitivity.py).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from lorabench.report.sensitivity import Dose
 from lorabench.tasks.benchmark import plan_of
 from lorabench.tasks.checks import check_plan
 from lorabench.tasks.plan import Plan
-from lorabench.tasks.rows import Row, rows_with_baselines
+from lorabench.tasks.rows import Row, check_rows, rows_with_baselines
 from lorabench.tasks.stored_scores import by_label, labeled, scores_of
 
 UNDAMAGED, NULL, OTHER_STYLE = "direct", "direct, another seed", "style of another pair"
@@ -65,11 +65,12 @@ def run(cfg: DictConfig, folder: Path) -> str:
 
     task = cfg.task
     rows, doses = rows_of(list(task.energy), list(task.weights))
+    unlike = unlike_rows(list(task.unlike))
     plan = plan_of(cfg, [])
     if task.null_seed == plan.seed:
         raise UserError(f"task.null_seed={task.null_seed} must differ from seed; use task.null_seed={plan.seed + 1}")
     baselines = rows_with_baselines(rows[0], plan.dataset, plan.pairs)[:-1]
-    plan = replace(plan, rows=[*baselines, *rows])
+    plan = replace(plan, rows=[*baselines, *rows, *unlike])
     null = replace(plan, rows=[replace(rows[0], name=NULL)], seed=int(task.null_seed))
     exchanged = exchange(plan, Prompts(**cfg.prompts))
     check_plan(plan)
@@ -83,11 +84,12 @@ def run(cfg: DictConfig, folder: Path) -> str:
     response = sensitivity.dose_response(values, doses, UNDAMAGED)
     small = [each.label for each in doses if each.kind == "energy" and each.dose <= SMALL]
     nulls = sensitivity.null_rates(values, UNDAMAGED, NULL, task.splits)
-    limits = sensitivity.detectable(values, UNDAMAGED, small, [NULL])
+    compared = {sensitivity.LIKE: small, sensitivity.UNLIKE: [row.name for row in unlike], sensitivity.SEED: [NULL]}
+    limits = sensitivity.detectable(values, UNDAMAGED, compared)
     behind, _ = design_notes(scores)
     text = write_sensitivity(
         response, sensitivity.smallest_dose(response), nulls, limits, f"{len(plan.pairs)} pairs{behind}",
-        plan.generation.images,
+        plan.generation.images, compared[sensitivity.UNLIKE],
     )  # fmt: skip
     for name, found in (("sensitivity", response), ("detectable", limits), ("null", nulls)):
         found.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
@@ -121,6 +123,18 @@ def rows_of(energy: Sequence[float], weights: Sequence[float]) -> tuple[list[Row
             scales = {each: weight if each == role else 1.0 for each in ROLES}
             rows.append(replace(Row.of("custom_weights", "none", **scales), name=doses[-1].label))
     return rows, doses
+
+
+def unlike_rows(names: Sequence[str]) -> list[Row]:
+    """Return the rows of methods that differ from the direct merge in kind.
+
+    Raises:
+        UserError: If one is unknown, a baseline, the direct merge, or named twice.
+    """
+    check_rows("task.unlike", names, "[ties,klora]", baselines="merges nothing")
+    if UNDAMAGED in names:
+        raise UserError(f"task.unlike names {UNDAMAGED}, which it is compared with; leave it out")
+    return [Row.of(name) for name in names]
 
 
 def exchange(plan: Plan, prompts: Prompts) -> Exchanged:

@@ -1,6 +1,6 @@
 """The direct merge with known damage: a share of each update's energy is removed at random.
 
-    dW_m = sum_k dW_k diag(i_k),   ||dW_k diag(i_k)||^2 = (1 - removed) ||dW_k||^2   in every layer
+    dW_m = sum_k dW_k diag(i_k),   ||dW_k diag(i_k)||^2 = (1 - removed) ||dW_k||^2   in every layer of the denoiser
 
 i_k is 1 or 0 for whole input columns, in a random order per pair, layer and adapter; one column is scaled so that the
 share is exact. It is not a published method: task=sensitivity uses it to find out which differences the scores
