@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from made_run import make_run, read_table
 
+from lorabench.data import microworld as mw
 from lorabench.merging.method import load
 from lorabench.report import headline, write_report
 from lorabench.report.folder import RunFolder
@@ -111,13 +112,24 @@ def test_table_begins_with_headline_and_names_ceiling(tmp_path: Path) -> None:
     table = read_table(folder)
     ceiling = np.mean(list(by_image(headline.with_headline(scores), "both", "oracle").values()))
     assert table.loc["oracle", "both"] == pytest.approx(ceiling) and 0 < table.loc["direct", "both"] < 1
-    assert f"48 subjects, 38 styles). Its ceiling is {ceiling:.3f}, the value of the oracle." in text
+    assert (
+        f"48 held-out subjects and 38 held-out styles. Its ceiling is {ceiling:.3f}, the value of the oracle." in text
+    )
     assert "Scored by dino@micro, csd@micro." in text
     assert table.loc["base", "both_similarity"] < 0.1 < table.loc["direct", "both_similarity"] < 0.8
     assert (folder / "report.html").stat().st_size > 0
     runs = [RunFolder.load(folder)]
     assert Table.of(runs).columns[0].backbone == "dino@micro+csd@micro"
     assert "both" not in set(runs[0].scores["metric"]) and "both" in set(join_scores(runs)["metric"])
+
+
+def test_note_names_candidates_of_development_pairs() -> None:
+    scores = make_scores()
+    lines = pd.DataFrame({"metric": ["both"], "label": ["direct"], "mean": [0.5]})
+    [note] = headline.notes(lines, scores.assign(content="mug_dev1", style="ink_dev1"))
+    assert f"among {len(mw.DEVELOPMENT_SUBJECTS)} development subjects and" in note and "held-out" not in note
+    [note] = headline.notes(lines, pd.concat([scores, scores.assign(content="mug_dev1")]))
+    assert "48 held-out subjects or" in note and "and 38 held-out styles." in note
 
 
 def test_row_names_concepts_that_its_merge_was_trained_on(tmp_path: Path) -> None:

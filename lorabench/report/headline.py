@@ -3,7 +3,8 @@
     both(image)             = subject_r1(image) * style_r1(image)
     both_similarity(image)  = min( (c - c_base) / (c_content_only - c_base),  (s - s_base) / (s_style_only - s_base) )
 
-`both` is 1 if the subject and the style are each recognized among all held-out ones. Its ceiling is the value of the
+`both` is 1 if the subject and the style are each recognized among all held-out ones, or among all development ones if
+they are of these. Its ceiling is the value of the
 oracle, because the scorers do not recognize every true image. `both_similarity` is its continuous companion: c is the
 content similarity of the image and s its style similarity (`CONTENT`, `STYLE`, means over the references), scaled such
 that the base model has 0 and the LoRA of that role by itself has 1. The four constants are means over the pairs; an
@@ -12,7 +13,7 @@ interval of `both_similarity` takes them as known.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import pandas as pd
 
@@ -80,18 +81,32 @@ def joined(
     yield reduce(both).rename("value").reset_index().assign(metric=metric, role="both", reference=metric, **of)
 
 
-def notes(lines: pd.DataFrame) -> list[str]:
+def candidates(names: Iterable[str], heldout: Sequence[str], development: Sequence[str], noun: str) -> str:
+    """Return in words among which subjects or styles these are recognized.
+
+    >>> candidates(["mug_dev1"], ["mug_1", "cat_1"], ["mug_dev1"], "subjects")
+    '1 development subjects'
+    """
+    tuned = [name in development for name in names]
+    splits = {"held-out": (heldout, not all(tuned)), "development": (development, any(tuned))}
+    return " or ".join(f"{len(known)} {split} {noun}" for split, (known, used) in splits.items() if used)
+
+
+def notes(lines: pd.DataFrame, scores: pd.DataFrame) -> list[str]:
     """Return the paragraphs on the headline scores that a table shows.
 
     Args:
         lines: Lines of the table (report/table.py).
+        scores: Scores of all runs.
     """
     found = []
     shown = lines.set_index(["metric", "label"])["mean"]
     if BOTH in shown.index.get_level_values("metric"):
+        subjects = candidates(scores["content"].unique(), mw.HELDOUT_SUBJECTS, mw.DEVELOPMENT_SUBJECTS, "subjects")
+        styles = candidates(scores["style"].unique(), mw.HELDOUT_STYLES, mw.DEVELOPMENT_STYLES, "styles")
         text = (
-            f"{BOTH}: share of the images in which the subject and the style are both recognized among all held-out "
-            f"ones ({len(mw.HELDOUT_SUBJECTS)} subjects, {len(mw.HELDOUT_STYLES)} styles)."
+            f"{BOTH}: share of the images in which the subject and the style are both recognized, among {subjects} and "
+            f"{styles}."
         )
         if (BOTH, ORACLE) in shown.index:
             text += f" Its ceiling is {shown[BOTH, ORACLE]:.3f}, the value of the {ORACLE}."

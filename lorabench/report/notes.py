@@ -59,7 +59,7 @@ def footnotes(
             " These are small scorers trained on the microworld; "
             "their scores are not comparable with those of published backbones."
         )
-    notes += [*headline.notes(lines), *column_notes(lines), *equal_notes(scores)]
+    notes += [*headline.notes(lines, scores), *column_notes(lines), *equal_notes(scores)]
     if comparisons["p"].notna().to_numpy().any():
         notes.append(planned_note(comparisons, reference))
     if lines["rank"].notna().to_numpy().any():
