@@ -49,6 +49,14 @@ def test_image_is_as_asked_if_both_are_right():
     assert lines.loc[("second", "style as asked"), ["mean", "difference"]].tolist() == [0.5, 0.0]
 
 
+def test_copying_is_similarity_to_nearest_training_image():
+    scores = made_scores({"first": [[1, 1]] * 4})
+    copies = scores.query("use == 'content' and metric == 'subject_r1'").assign(metric="copy/content", role="content")
+    near = [copies.assign(reference=name, value=value) for name, value in (("a", 0.2), ("b", 0.9), ("c", 0.4))]
+    lines = recipe_lines(with_asked(pd.concat([scores, *near])), ["content copy/content"])
+    assert lines.set_index("score").loc["content copy/content", "mean"] == pytest.approx(0.9)
+
+
 def test_best_recipe_has_greatest_mean_and_first_wins_ties():
     sure, half, none = [[1, 1]] * 2, [[1, 1], [1, 0]], [[0, 0], [1, 1]]
 
@@ -74,7 +82,7 @@ def test_search_uses_development_names_and_check_all_held_out_ones(name, subject
     assert all(len(names) == len(set(names)) for names in drawn.values())
     if name == "single_loras":
         assert (len(drawn["content"]), len(drawn["style"])) == (48, 38)
-        assert len({pair.contents[0].word for pair in plans["style"].pairs}) >= 9
+        assert {pair.contents[0].word for pair in plans["style"].pairs} == set(mw.CLASSES)
     counts = {role: {len(plan.seeds(p)) for _, p, _ in plan.samples()} for role, plan in plans.items()}
     assert counts == {"content": {2}, "style": {12}}  # of each scene
 

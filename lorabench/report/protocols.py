@@ -193,8 +193,12 @@ def every(by_metric: dict[str, list[str]]) -> list[Column]:
 
 
 def reduction(metric: str) -> str:
-    """Return the reduction over the references of an image if no protocol defines it."""
-    return "max" if metric in NEAREST else "mean"
+    """Return the reduction over the references of an image if no protocol defines it.
+
+    >>> reduction("copy/style"), reduction("style copy/style"), reduction("style csd/style")
+    ('max', 'max', 'mean')
+    """
+    return "max" if metric.rpartition(" ")[2] in NEAREST else "mean"
 
 
 def image_values(scores: pd.DataFrame, column: Column) -> pd.DataFrame:

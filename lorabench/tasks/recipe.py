@@ -111,14 +111,14 @@ def plans_of(cfg: DictConfig) -> dict[Role, Plan]:
 
 
 def each_once(pairs: list[Pair], role: Role) -> list[Pair]:
-    """Return one pair for each subject, or for each style, with the others in turn.
+    """Return one pair for each subject, or for each style, with others that are spread evenly over all there are.
 
-    Their prompts then have different classes and styles.
+    Prompts of styles then have objects of all classes.
     """
     groups: dict[str, list[Pair]] = {}
     for pair in pairs:
         groups.setdefault(pair.names[role], []).append(pair)
-    return [own[k % len(own)] for k, own in enumerate(groups.values())]
+    return [own[k * len(own) // len(groups)] for k, own in enumerate(groups.values())]
 
 
 def scores_of(plan: Plan, role: Role, label: str) -> pd.DataFrame:
