@@ -130,6 +130,7 @@ def test_run_writes_all_three_files(scorers: Path, tmp_path: Path, capsys) -> No
         ("dataset=folder", "only the microworld has; use dataset=microworld"),
         ("dataset.subjects=[mug_1,cat_1]", "dataset.subjects has 2, too few to rank"),
         ("dataset.styles=[ink_1]", "dataset.styles has 1, too few to rank"),
+        ("dataset.pairs=[mug_1/ink_1,cat_1/ink_2,fish_3/neon_1]", "use dataset.pairs=crossed"),
         ("dataset.subjects=[mug_1+cat_1,mug_2,cat_2]", "one subject and one style per pair"),
     ],
 )

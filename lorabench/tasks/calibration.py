@@ -78,6 +78,8 @@ def world_of(spec: MicroworldSpec, prompts: Prompts) -> tuple[World, list[Pair]]
     for key, found in (("subjects", subjects), ("styles", styles)):
         if len(found) < LEAST:
             raise UserError(f"dataset.{key} has {len(found)}, too few to rank; use {LEAST} or more, of several kinds")
+    if len(pairs) != len(subjects) * len(styles):
+        raise UserError("calibration renders every subject in every style; use dataset.pairs=crossed")
     return World.of(subjects, styles), pairs
 
 
