@@ -89,6 +89,16 @@ class SensitivityTask(TaskSpec):
 
 
 @dataclass
+class StabilityTask(TaskSpec):
+    """Settings of task=stability."""
+
+    rows: list[str] = MISSING  # methods, each with an optional ablation ("duolora no_cycle")
+    repeated: list[str] = MISSING  # rows that are also run with other seeds
+    seeds: list[int] = MISSING  # seeds of the repeats
+    pairs: int = setting(MISSING, least=2)  # pairs of the repeats
+
+
+@dataclass
 class SamplersTask(TaskSpec):
     samplers: list[str] = MISSING  # see `GenerateSpec.sampler`
     steps: list[int] = MISSING

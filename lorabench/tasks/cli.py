@@ -38,6 +38,7 @@ TASKS = {
     "grid": "lorabench.tasks.grid",
     "tradeoff": "lorabench.tasks.tradeoff",
     "sensitivity": "lorabench.tasks.sensitivity",
+    "stability": "lorabench.tasks.stability",
     "samplers": "lorabench.tasks.samplers",
     "tuning": "lorabench.tasks.tuning",
     "recipe": "lorabench.tasks.recipe",
