@@ -31,6 +31,12 @@ def arguments() -> argparse.ArgumentParser:
         step.add_argument("--model", choices=MODELS, default=MODELS[0], help="(%(default)s)")
         return step
 
+    def training_options(step: argparse.ArgumentParser) -> None:
+        step.add_argument("--batch", type=int, default=64, help="samples per step, over all devices (%(default)s)")
+        step.add_argument("--lr", type=float, default=6e-4, help="constant learning rate (%(default)s)")
+        step.add_argument("--devices", type=int, default=1, help="number of devices (%(default)s)")
+        step.add_argument("--every", type=int, default=32_000, help="samples between checkpoints (%(default)s)")
+
     bank = steps.add_parser("bank", help="render training images, 4,000 per shard (about 40 s of one core each)")
     bank.add_argument("--first", type=int, default=0, help="first shard; 34 begins with image 136,000")
     bank.add_argument("--shards", type=int, default=34, help="number of shards")
@@ -47,10 +53,7 @@ def arguments() -> argparse.ArgumentParser:
     )
     denoiser.add_argument("--weights", type=Path, help="exported pipeline (default: the model's)")
     denoiser.add_argument("--name", help="the checkpoint is <work>/<name>/last.ckpt (unet or transformer)")
-    denoiser.add_argument("--batch", type=int, default=64, help="samples per step, over all devices")
-    denoiser.add_argument("--lr", type=float, default=6e-4)
-    denoiser.add_argument("--devices", type=int, default=1)
-    denoiser.add_argument("--every", type=int, default=32_000, help="samples between checkpoints")
+    training_options(denoiser)
 
     vae = steps.add_parser("vae", help="distill the autoencoder onto the latent code")
     vae.add_argument("--steps", type=int, default=2500)
@@ -81,6 +84,7 @@ def arguments() -> argparse.ArgumentParser:
     build.add_argument("--anneal", type=int, default=300_000, metavar="M", help="samples of the decay")
     build.add_argument("--shards", type=int, default=30, help="4,000 images each, from image 136,000 on")
     build.add_argument("--workers", type=int, default=2, help="processes that render")
+    training_options(build)
     return parser
 
 
@@ -116,6 +120,7 @@ def bank(args: argparse.Namespace) -> None:
 
 def denoiser(args: argparse.Namespace) -> None:
     """Train a denoiser and its text encoders."""
+    from pretraining.course import check_decay, course_of
     from pretraining.encoded import EncodedBank
     from pretraining.heldout import heldout_data
     from pretraining.models import MODELS
@@ -133,6 +138,8 @@ def denoiser(args: argparse.Namespace) -> None:
         raise UserError(f"--name={name} has a checkpoint; use --resume to continue it, or another --name")
     if args.anneal and (branch / "last.ckpt").exists() and not args.resume:
         raise UserError(f"{branch} has an earlier decay; use --resume to finish it, or remove the folder")
+    if args.anneal:
+        check_decay(branch, course_of(last)["samples"], args.anneal)
     weights = args.weights or (kind.folder if kind.folder.exists() else None)
     pretrain(
         EncodedBank(args.work / "bank"),
@@ -165,20 +172,25 @@ def export(args: argparse.Namespace) -> None:
 
     kind = MODELS[args.model]
     out = args.out or kind.folder
-    out.parent.mkdir(parents=True, exist_ok=True)
     size = write(args.work / (args.name or f"{kind.part}-anneal") / "last.ckpt", args.vae, out, kind)
     print(f"{out}: {size / 1e6:.1f} MB")
 
 
 def build(args: argparse.Namespace) -> None:
-    """Run all steps of a model with their defaults; finished steps are not repeated."""
-    typed = ["--work", str(args.work)]
-    rendered = ["bank", "--first", "34", "--shards", str(args.shards), "--workers", str(args.workers)]
-    trained = ["denoiser", "--model", args.model, "--resume"]
-    run([*typed, *rendered])
-    run([*typed, *trained, "--samples", str(args.samples)])
-    run([*typed, *trained, "--anneal", str(args.anneal)])
-    run([*typed, "export", "--model", args.model])
+    """Run all steps of a model; finished steps are not repeated."""
+    from pretraining.build import build as run_steps
+
+    numbers = {"batch": args.batch, "lr": args.lr, "devices": args.devices, "every": args.every}
+    run_steps(
+        args.model,
+        args.work,
+        args.samples,
+        args.anneal,
+        bank=["--first", "34", "--shards", str(args.shards), "--workers", str(args.workers)],
+        training=[word for name, value in numbers.items() for word in (f"--{name}", str(value))],
+        devices=args.devices,
+        run=run,
+    )
 
 
 def plot(args: argparse.Namespace) -> None:

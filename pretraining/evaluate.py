@@ -27,13 +27,13 @@ from lorabench.scoring.description import FACTORS, ScorerFiles
 from lorabench.scoring.factors import Read, labels, read
 from lorabench.scoring.files import MICRO_SCORERS, TRUTH
 from lorabench.scoring.load import load_scorer
-from pretraining.card import fill
+from pretraining.card import CARD, READOUT, fill
 from pretraining.export import check_target
 from pretraining.prompts import Asked, choose, seen_combinations
 
 STEPS, GUIDANCE = 25, 3.0  # as in conf/config.yaml
 BATCH = 24
-FOUND, SHEET_FILE, CARD = "evaluation.json", "samples.png", "README.md"
+FOUND, SHEET_FILE = "evaluation.json", "samples.png"
 BY = ("class", "family", "mark")  # shares are also given for each of these
 SHEET = 12  # images per row of the sample sheet
 
@@ -56,7 +56,7 @@ def evaluate(folder: Path, progress: Callable[[int], object] = lambda n: None) -
         **{f"by {name}": {word: shares(own.iloc[rows]) for word, rows in groups(asked, name).items()} for name in BY},
     }  # fmt: skip
     (folder.parent / FOUND).write_text(json.dumps(found, indent=1) + "\n")
-    fill(folder.parent / CARD, f"readout of {folder.name}", as_markdown(found))
+    fill(folder.parent / CARD, f"{READOUT} of {folder.name}", as_markdown(found))
     Image.fromarray(sheet(images, asked)).save(folder.parent / SHEET_FILE)
     return found
 

@@ -6,16 +6,20 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 from lorabench.base import UserError
+from lorabench.engine.record import write_whole
+from pretraining import card
 from pretraining.architecture import build_vae
+from pretraining.course import COURSE, course_of, exported_samples
 from pretraining.models import MICRO_SDXL, MicroModel
 
-COURSE = "training.json"
+INDEX = "model_index.json"
 
 
 def averaged(checkpoint: Path, kind: MicroModel = MICRO_SDXL) -> Any:
@@ -56,23 +60,40 @@ def check_target(folder: Path, names: Sequence[str]) -> None:
     Raises:
         UserError: If one of them exists and no export wrote the folder.
     """
-    try:
-        is_export = "samples" in json.loads((folder.parent / COURSE).read_text())
-    except (OSError, ValueError, TypeError):
-        is_export = False
+    is_export = exported_samples(folder) is not None
     taken = [path for name in names if os.path.lexists(path := folder.parent / name)]
-    if taken and not (is_export and (folder / "model_index.json").is_file()):
+    if is_export:  # an interrupted first export leaves only this file
+        taken = [path for path in taken if path.name != COURSE]
+    if taken and not (is_export and (folder / INDEX).is_file()):
         raise UserError(f"{taken[0]} was not written by an export and is left as it is; use another folder")
 
 
 def export(checkpoint: Path, vae: Path, folder: Path, kind: MicroModel = MICRO_SDXL) -> int:
-    """Write the pipeline to `folder` in float16, and training.json next to it; return its size in bytes.
+    """Write the pipeline to `folder` in float16, with training.json and the model card next to it.
+
+    The files are written to another folder and moved, so that an interrupted export can be repeated.
+
+    Returns:
+        The size of the pipeline in bytes.
 
     Raises:
         UserError: If a file is there that no export wrote.
     """
     check_target(folder, [COURSE, *(f"{folder.name}/{path.name}" for path in folder.glob("*"))])
-    assemble(checkpoint, vae, kind).to(torch.float16).save_pretrained(folder, safe_serialization=True)
-    course = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["course"]
-    (folder.parent / COURSE).write_text(json.dumps({"samples": course["samples"]}) + "\n")
-    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+    pipeline, samples, before = (
+        assemble(checkpoint, vae, kind),
+        course_of(checkpoint)["samples"],
+        exported_samples(folder),
+    )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".export-", dir=folder.parent) as name:
+        pipeline.to(torch.float16).save_pretrained(draft := Path(name), safe_serialization=True)
+        text = json.dumps({"samples": samples}) + "\n"
+        write_whole(folder.parent / COURSE, lambda path: path.write_text(text))
+        written = [path.relative_to(draft) for path in draft.rglob("*") if path.is_file()]
+        for path in sorted(written, key=lambda path: path != Path(INDEX)):  # it marks the folder as an export's
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (draft / path).replace(folder / path)
+    curve = checkpoint.with_name("curve.csv")
+    card.write(kind.card, folder, card.parts(pipeline), card.heldout(curve, samples), renewed=samples != before)
+    return sum((folder / path).stat().st_size for path in written)

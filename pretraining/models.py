@@ -24,6 +24,7 @@ class MicroModel:
         loss: Class of its loss.
         pipeline: Function that returns the pipeline for the keywords <part>, vae and text_encoders.
         folder: Folder of the exported pipeline.
+        card: Model card without numbers, for a pipeline that has none.
     """
 
     part: str
@@ -31,8 +32,10 @@ class MicroModel:
     loss: Callable[[], Loss]
     pipeline: Callable[..., Any]
     folder: Path
+    card: Path | None = None
 
 
+CARD = Path(__file__).with_name("micro_sd3.md")
 MICRO_SDXL = MicroModel("unet", UNetDenoiser, VLoss, build_pipeline, MICRO)
-MICRO_SD3 = MicroModel("transformer", TransformerDenoiser, FlowLoss, build_sd3_pipeline, TRAINED["micro_sd3"])
+MICRO_SD3 = MicroModel("transformer", TransformerDenoiser, FlowLoss, build_sd3_pipeline, TRAINED["micro_sd3"], CARD)
 MODELS = {"micro_sdxl": MICRO_SDXL, "micro_sd3": MICRO_SD3}

@@ -11,7 +11,6 @@ one, and the number of devices changes only the last digits.
 
 from __future__ import annotations
 
-import json
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lorabench.base import UserError
 from lorabench.engine.environment import clear_environment
+from pretraining.course import course_of, exported_samples
 from pretraining.curve import Curve
 from pretraining.encoded import EncodedBank
 from pretraining.models import MICRO_SDXL, MicroModel
@@ -61,7 +61,7 @@ class Pretraining(pl.LightningModule):
         self.samples = 0  # seen in total
         if weights:
             load_exported(self.model, weights)
-            self.samples = exported_samples(weights)
+            self.samples = exported_samples(weights) or 0
         self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(1 - batch / EMA_WINDOW))
         self.ema.requires_grad_(False)
         self.started, self.anneal_from = self.samples, self.samples
@@ -98,7 +98,7 @@ class Pretraining(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["course"] = {"samples": self.samples, "started": self.started}
         if self.anneal:
-            checkpoint["course"]["anneal_from"] = self.anneal_from
+            checkpoint["course"] |= {"anneal_from": self.anneal_from, "anneal": self.anneal}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         course = checkpoint["course"]
@@ -179,7 +179,7 @@ def pretrain(
     found = last if last.exists() else start
     module = Pretraining(data, batch, lr, anneal, None if found else weights, kind)
     if found:
-        course = torch.load(found, map_location="cpu", weights_only=True, mmap=True)["course"]
+        course = course_of(found)
         begun, anneal_from = course["samples"], course.get("anneal_from", course["samples"])
     else:
         begun = anneal_from = module.samples
@@ -214,8 +214,3 @@ def load_exported(model: nn.Module, folder: Path) -> None:
         stem = "model" if name.startswith("text_encoder") else "diffusion_pytorch_model"
         state = load_file(folder / name / f"{stem}.safetensors")
         part.load_state_dict({key: value.float() for key, value in state.items()})
-
-
-def exported_samples(folder: Path) -> int:
-    """Return the number of samples that exported weights were trained on."""
-    return int(json.loads((folder.parent / "training.json").read_text())["samples"])

@@ -1,8 +1,13 @@
 """Pretraining of the micro models: parts, losses, resuming, and decays that do not change the training."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,21 +16,24 @@ import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-from lorabench.base import UserError
+from lorabench.base import CONF, UserError
 from lorabench.data import microworld as mw
 from lorabench.models.files import MICRO, model_folder
 from lorabench.models.load import load
 from lorabench.models.sdxl.model import SDXL
 from pretraining import __main__ as command
 from pretraining import bank, heldout
+from pretraining import export as export_module
 from pretraining.architecture import build_scheduler, build_unet
+from pretraining.card import fill
+from pretraining.course import exported_samples
 from pretraining.encoded import CODE, EncodedBank
 from pretraining.export import averaged, export
 from pretraining.heldout import heldout_losses
 from pretraining.latents import PatchPCA, encode_bank, to_tensor
 from pretraining.models import MICRO_SD3, MICRO_SDXL, MODELS, MicroModel
 from pretraining.tokens import IDENTIFIERS, build_tokenizer, tokenize
-from pretraining.training import Pretraining, exported_samples, pretrain
+from pretraining.training import Pretraining, pretrain
 from pretraining.transformer import FlowLoss, build_flow_scheduler, build_transformer
 from pretraining.unet import VLoss
 from pretraining.vae import distil
@@ -304,6 +312,7 @@ def test_checkpoint_is_exported_as_loadable_pipeline(work, kind):
     for name, weight in loaded.denoiser.state_dict().items():
         assert torch.equal(weight, trained[name].half().float()), name
     assert exported_samples(work / "pipeline") == 4
+    assert (work / "README.md").exists() == (kind is MICRO_SD3)
     assert (loaded.process.predicts, loaded.resolution) == ("v_prediction", 64)
     again = Pretraining(EncodedBank(work / "bank"), weights=work / "pipeline", kind=kind)
     assert again.samples == 4
@@ -314,22 +323,120 @@ def test_checkpoint_is_exported_as_loadable_pipeline(work, kind):
         averaged(work / "nothing" / "last.ckpt", kind)
 
 
-@pytest.mark.usefixtures("narrow")
-def test_build_runs_all_steps_and_resumes(tmp_path, monkeypatch):
-    """The shards are rendered, trained on and exported; the same command again changes nothing."""
+@pytest.fixture
+def build(tmp_path, monkeypatch, narrow):
+    """Return a function that runs the build of a narrow micro SD3, and the folder of its export."""
     monkeypatch.setattr(bank, "SHARD", 4)
     monkeypatch.setattr(heldout.heldout_data, "__defaults__", (1, bank.HELDOUT_FROM))
     folder = tmp_path / "micro_sd3" / "pipeline"
     monkeypatch.setitem(MODELS, "micro_sd3", replace(MICRO_SD3, folder=folder))
     typed = ["--work", str(tmp_path / "work"), "build", "--model", "micro_sd3", "--shards", "1", "--workers", "1"]
-    command.run([*typed, "--samples", "64", "--anneal", "128"])
+
+    def run(samples: int = 64, anneal: int = 128, every: int = 32_000) -> None:
+        command.run([*typed, "--samples", str(samples), "--anneal", str(anneal), "--every", str(every)])
+
+    return run, folder
+
+
+def test_build_runs_all_steps_and_resumes(tmp_path, build):
+    """The shards are rendered, trained on and exported; the same command again changes nothing."""
+    run, folder = build
+    run()
     assert [path.name for path in sorted((tmp_path / "work" / "bank").glob("*.json"))] == ["0034.json"]
     weights = (folder / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes()
     assert exported_samples(folder) == 192 and load(model_folder(folder)).resolution == 64
     curves = [tmp_path / "work" / name / "curve.csv" for name in ("transformer", "transformer-anneal")]
     assert [pd.read_csv(path)["samples"].tolist() for path in curves] == [[64], [192]]
-    command.run([*typed, "--samples", "64", "--anneal", "128"])
+    run()
     assert (folder / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes() == weights
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["README.md", "pipeline", "training.json"]
+
+
+def test_build_stopped_in_any_step_ends_as_undisturbed_one(tmp_path, build, monkeypatch):
+    """It stops in the training, in the decay and in the export, and the same command continues each time."""
+    run, folder = build
+    step = Pretraining.training_step
+
+    def dying(samples: int):
+        def training_step(self, *args):
+            if self.samples == samples:
+                raise OSError("power cut")
+            return step(self, *args)
+
+        return training_step
+
+    def cut(*_: Any, **__: Any):
+        raise OSError("power cut")
+
+    for target, name, value in (
+        (Pretraining, "training_step", dying(64)),
+        (Pretraining, "training_step", dying(192)),
+        (export_module, "write_whole", cut),
+        (Path, "replace", cut),
+        (export_module.card, "write", cut),
+    ):
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="power cut"):
+            patch.setattr(target, name, value)
+            run(128, 128, every=64)
+    run(128, 128, every=64)
+    stopped = (folder / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes()
+    for name in ("transformer", "transformer-anneal"):
+        shutil.rmtree(tmp_path / "work" / name)
+    run(128, 128)
+    assert (folder / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes() == stopped
+
+
+def test_build_refuses_decay_of_other_training_before_work(tmp_path, build):
+    run, _ = build
+    run()
+    curve = (tmp_path / "work" / "transformer" / "curve.csv").read_bytes()
+    for numbers in ((128, 128), (64, 64)):
+        with pytest.raises(UserError, match=r"has a decay over 128 samples that began at 64 samples, .* remove"):
+            run(*numbers)
+    assert (tmp_path / "work" / "transformer" / "curve.csv").read_bytes() == curve
+
+
+def test_card_has_samples_losses_and_parts_of_weights(tmp_path, build):
+    run, folder = build
+    run()
+    card = folder.parent / "README.md"
+    text = card.read_text()
+    levels = " | ".join(map(str, FlowLoss.levels))
+    row = pd.read_csv(tmp_path / "work" / "transformer-anneal" / "curve.csv").iloc[-1]
+    assert f"| t | {levels} |" in text
+    losses = " | ".join(f"{row[f'heldout_{t}']:.3f}" for t in FlowLoss.levels)
+    assert f"| 192 samples | {losses} |" in text
+    assert "| transformer | `SD3Transformer2DModel` | " in text and "| vae | `AutoencoderKL` | 0.9 M |" in text
+    assert "Not measured on these weights" in text
+    fill(card, "readout of pipeline", "| mine |\n")
+    run()
+    assert "| mine |" in card.read_text(), "the same weights keep their readout"
+    for name in ("transformer", "transformer-anneal"):
+        shutil.rmtree(tmp_path / "work" / name)
+    run(128)
+    assert "| mine |" not in card.read_text() and "| 256 samples |" in card.read_text()
+
+
+@pytest.mark.slow
+def test_build_on_two_devices_is_that_on_one(work, tmp_path):
+    """Each device repeats the command of its process, which must not render or export."""
+    for path in list((work / "bank").iterdir()):
+        path.rename(path.with_name(f"{34 + int(path.stem):04d}{path.suffix}"))
+    done = []
+    for devices in ("1", "2"):
+        cache, images = tmp_path / f"cache{devices}", tmp_path / f"work{devices}"
+        shutil.copytree(work / "bank", images / "bank")
+        typed = ["build", "--model", "micro_sd3", "--shards", "2", "--samples", "64", "--anneal", "64"]
+        subprocess.run(
+            [sys.executable, "-m", "pretraining", "--work", str(images), *typed, "--batch", "16", "--devices", devices],
+            check=True, env={**os.environ, "XDG_CACHE_HOME": str(cache)}, cwd=CONF.parent,
+        )  # fmt: skip
+        folder = cache / "lorabench" / "micro_sd3" / "pipeline"
+        assert exported_samples(folder) == 128 and (folder.parent / "README.md").is_file()
+        done.append(weights(images / "transformer-anneal"))
+    one, two = done
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=0.05, atol=2e-3)
 
 
 def test_loss_is_error_of_v_with_capped_weight():
