@@ -11,17 +11,22 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers_tiny import save_flux, save_sd3
 
 from lorabench.base import UserError
+from lorabench.config.schemas import LoRASpec
+from lorabench.data.pairs import Pair
 from lorabench.lora.adapter import Adapter
 from lorabench.lora.factors import Factors
+from lorabench.merging.method import load as load_method
 from lorabench.merging.priors import check_prior, dominant_roles, read_prior
 from lorabench.models.files import ModelFiles, model_folder, preset
 from lorabench.models.flux.model import pack, unpack
+from lorabench.models.layer import within
 from lorabench.models.layer_map import LayerMap
 from lorabench.models.load import load
 from lorabench.models.model import DiffusionModel
@@ -117,6 +122,42 @@ def test_blocks_of_splitflux_are_single_blocks_of_flux() -> None:
     assert len(single) == 38 * 3 and all(name.startswith("single_transformer_blocks.") for name in single)
     assert roles["single_transformer_blocks.9.attn.to_q"] == "content"
     assert roles["single_transformer_blocks.10.attn.to_q"] == "style"
+
+
+@pytest.mark.parametrize(
+    ("ablation", "known", "counts"),
+    [
+        ("splitflux_blocks", "flux", (10, 28)),
+        ("b_lora_flux_blocks", "flux", (6, 8)),
+        ("b_lora_flux_mixing_blocks", "flux", (20, 18)),
+        ("stability_blocks", "sd35_large", (13, 8)),
+    ],
+)
+def test_blocks_of_sources_are_those_of_their_model(
+    ablation: str, known: str, counts: tuple[int, int], lora_spec: LoRASpec, pair: Pair
+) -> None:
+    """B-LoRA trains and merges in the blocks that a source names, and refuses them on other models."""
+    method, layers = load_method("blora", ablation), layer_map(known)
+    merge: Any = method.merge
+    method.training.check(layers, lora_spec)
+    assert (len(merge.content_block), len(merge.style_block)) == counts
+    blocks = [*merge.content_block, *merge.style_block]
+    for output in method.training.outputs(pair, lora_spec):
+        assert {layers.transformer_block_of(name) for name in output.job.ranks(layers)} == set(blocks)
+    planned = layers.planned(4, ("content", "style"), {"content": blocks, "style": blocks})
+    scales = {block: {merge.scales(each) for each in planned.values() if within(each.name, block)} for block in blocks}
+    assert scales == {block: {(1.0, 0.0) if block in merge.content_block else (0.0, 1.0)} for block in blocks}
+    for other in {"micro_sd3", "sd3", "flux", "sd35_large"} - {known}:
+        with pytest.raises(UserError, match=r"method\.(content|style)_block=.* has no layer to adapt; use one of "):
+            method.training.check(layer_map(other), lora_spec)
+
+
+def test_recipe_of_two_layers_is_found_by_exact_path(commands: Any) -> None:
+    done = commands.run("--cfg", "job", "--resolve", "model=flux", "lora=lastben")
+    recipe = yaml.safe_load(done.stdout)["lora"]
+    layers = layer_map("flux").trained(recipe["blocks"], recipe["targets"])
+    assert list(layers) == ["single_transformer_blocks.7.proj_out", "single_transformer_blocks.20.proj_out"]
+    assert (recipe["rank"], recipe["alpha"]) == (128, 128)
 
 
 def test_lora_finds_its_model() -> None:

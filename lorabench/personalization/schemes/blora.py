@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lorabench.config.schemas import LoRASpec
-from lorabench.data.concepts import Concept
+from lorabench.data.concepts import ROLES, Concept
 from lorabench.data.pairs import Pair
 from lorabench.data.stylised import is_stylised
-from lorabench.models.layer import modules
+from lorabench.models.layer import group, modules
+from lorabench.models.layer_map import LayerMap
 from lorabench.personalization.schemes.dreambooth import dreambooth
 from lorabench.personalization.training import Output, Training
 
@@ -44,6 +45,12 @@ class BLoRATraining(Training):
             of_content, of_style = (replace(each, images=both.shown.images) for each in (content, style))
             return [replace(both, shown=of_content), replace(both, role="style", shown=of_style)]
         return [dreambooth(self.shown(concept), spec, " in two blocks") for concept in pair.concepts]
+
+    def check(self, layers: LayerMap, recipe: LoRASpec) -> None:
+        trained = layers.trained(targets=recipe.targets)
+        for role in ROLES:
+            for module in modules(getattr(self, f"{role}_block")):
+                group(trained, module, f"method.{role}_block", layers.modules)
 
     def shown(self, concept: Concept) -> Concept:
         """Return the concept with the images that the adapter is trained on."""
