@@ -1,8 +1,9 @@
 """Fused and split forms of one FLUX.1 update give the same merge, for every method.
 
 kohya's trainer has one `down` for queries, keys and values (in single blocks for the feed-forward network too), other
-trainers have one per layer. Methods that look at factors, norms or subspaces must see the same layers in both. alpha is
-the same in both forms, because peft's combinations treat it apart from the factors.
+trainers have one per layer. With `split_qkv`, kohya's trains one per layer and saves them as blocks of one. Methods
+that look at factors, ranks, norms or subspaces must see the same layers in all. alpha / rank is the same, because
+peft's combinations treat it apart from the factors.
 """
 
 from __future__ import annotations
@@ -54,39 +55,51 @@ def forms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Adapter, 
     folder = tmp_path_factory.mktemp("files")
     return {
         form: (written(folder / f"{form}0.safetensors", form, 0), written(folder / f"{form}1.safetensors", form, 1))
-        for form in ("fused", "split")
+        for form in ("fused", "split", "blocks", "apart")
     }
 
 
 def written(path: Path, form: str, seed: int) -> Adapter:
-    """Write and read a LoRA of two blocks of each kind."""
+    """Write and read a LoRA of two blocks of each kind.
+
+    "fused" and "split" are one update, and so are "blocks" and "apart", in which each part has a `down` of its own.
+    """
     rng, tensors = torch.Generator().manual_seed(seed), {}
     for fused, parts in PARTS.items():
         for block in (0, 1):
             outputs = WIDTH * max(stop for _, stop in parts.values())
             down = torch.randn(RANK, WIDTH, generator=rng)
             up = torch.randn(outputs, RANK, generator=rng)
+            downs = [torch.randn(RANK, WIDTH, generator=rng) for _ in parts]
+            if form == "blocks":
+                rows = [up[start * WIDTH : stop * WIDTH] for start, stop in parts.values()]
+                stem = f"lora_unet_{fused.format(block)}"
+                tensors |= keys(stem, torch.cat(downs), torch.block_diag(*rows), ALPHA * len(parts))
+                continue
             if form == "fused":
                 tensors |= keys(f"lora_unet_{fused.format(block)}", down, up)
                 continue
-            for name, (start, stop) in parts.items():
+            for own, (name, (start, stop)) in zip(downs, parts.items(), strict=True):
                 stem = f"lora_transformer_{name.format(block).replace('.', '_')}"
-                tensors |= keys(stem, down, up[start * WIDTH : stop * WIDTH])
+                tensors |= keys(stem, down if form == "split" else own, up[start * WIDTH : stop * WIDTH])
     save_file(tensors, path)
     return Adapter.load(path)
 
 
-def keys(stem: str, down: Tensor, up: Tensor) -> dict[str, Tensor]:
+def keys(stem: str, down: Tensor, up: Tensor, alpha: float = ALPHA) -> dict[str, Tensor]:
     return {
         f"{stem}.lora_down.weight": down.clone(), f"{stem}.lora_up.weight": up.clone(),
-        f"{stem}.alpha": torch.tensor(ALPHA),
+        f"{stem}.alpha": torch.tensor(alpha),
     }  # fmt: skip
 
 
-def test_forms_are_read_as_same_update(forms: dict[str, tuple[Adapter, Adapter]]) -> None:
-    for fused, split in zip(forms["fused"], forms["split"], strict=True):
+@pytest.mark.parametrize(("one", "other"), [("fused", "split"), ("blocks", "apart")])
+def test_forms_are_read_as_same_factors(forms: dict[str, tuple[Adapter, Adapter]], one: str, other: str) -> None:
+    for fused, split in zip(forms[one], forms[other], strict=True):
         assert fused.layers == split.layers and len(fused.layers) == 2 * (3 + 3 + 4)
-        assert all(torch.equal(fused[name].up @ fused[name].down, each.up @ each.down) for name, each in split.items())
+        for name, each in split.items():
+            assert torch.equal(fused[name].up, each.up) and torch.equal(fused[name].down, each.down)
+            assert fused[name].scale == each.scale
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -106,10 +119,15 @@ def test_fused_and_split_files_give_same_merge(
         with pytest.raises(UserError, match="must "):
             merged("fused", "fused")
         return
-    expected = merged("split", "split")
-    assert set(expected) <= set(forms["split"][0].layers)
-    for content, style in (("fused", "fused"), ("fused", "split")):
-        found = merged(content, style)
-        assert found.keys() == expected.keys()
-        for layer, update in expected.items():
-            torch.testing.assert_close(found[layer], update, rtol=1e-4, atol=1e-4)
+    cases = {("split", "split"): [("fused", "fused"), ("fused", "split")], ("split", "apart"): [("fused", "blocks")]}
+    for plain, others in cases.items():
+        expected = merged(*plain)
+        assert set(expected) <= set(forms["split"][0].layers)
+        for each in others:
+            same(merged(*each), expected)
+
+
+def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for layer, update in expected.items():
+        torch.testing.assert_close(found[layer], update, rtol=1e-4, atol=1e-4)

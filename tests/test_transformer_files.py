@@ -173,6 +173,81 @@ def test_factors_of_fused_layer_give_same_merge_as_split_ones(tmp_path: Path) ->
     torch.testing.assert_close(torch.cat([each.up @ each.down for each in parts]), dense, rtol=1e-5, atol=1e-6)
 
 
+def test_qkv_that_kohya_trained_split_has_ranks_of_its_parts(tmp_path: Path) -> None:
+    """sd-scripts with split_qkv saves three LoRAs as one, whose up is zero outside of three blocks on the diagonal."""
+    downs = [torch.randn(RANK, W) / 50 for _ in range(3)]
+    ups = [torch.randn(W, RANK) / 50 for _ in range(3)]
+    stem = "lora_unet_double_blocks_0_img_attn_qkv"
+    tensors = {
+        f"{stem}.lora_down.weight": torch.cat(downs), f"{stem}.lora_up.weight": torch.block_diag(*ups),
+        f"{stem}.alpha": torch.tensor(ALPHA),
+    }  # fmt: skip
+    lora = load(tensors, tmp_path)
+    expected: dict[str, Tensor] = _convert_kohya_flux_lora_to_diffusers(dict(tensors))
+    for part, down, up in zip("qkv", downs, ups, strict=True):
+        each, name = lora[f"transformer_blocks.0.attn.to_{part}"], f"transformer.transformer_blocks.0.attn.to_{part}"
+        assert torch.equal(each.down, down) and torch.equal(each.up, up * (ALPHA / (3 * RANK)))
+        assert lora.shapes[f"transformer_blocks.0.attn.to_{part}"] == each.shape == (RANK, W, W)
+        theirs = expected[f"{name}.lora_B.weight"] @ expected[f"{name}.lora_A.weight"]
+        torch.testing.assert_close(each.up @ each.down, theirs, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["LoHa", "LoKr"])
+def test_products_of_fused_layers_are_split(tmp_path: Path, kind: str) -> None:
+    """LyCORIS' trainer for sd-scripts has LoHa and LoKr of fused layers; the parts are the rows of the dense update."""
+    torch.manual_seed(0)
+    shapes = {
+        "LoHa": {"hada_w1_a": (112, 2), "hada_w1_b": (2, 16), "hada_w2_a": (112, 2), "hada_w2_b": (2, 16)},
+        "LoKr": {"lokr_w1": (4, 4), "lokr_w2_a": (28, 2), "lokr_w2_b": (2, 4)},
+    }[kind]
+    parts = {name: torch.randn(shape) for name, shape in shapes.items()}
+    if kind == "LoHa":
+        dense = (parts["hada_w1_a"] @ parts["hada_w1_b"]) * (parts["hada_w2_a"] @ parts["hada_w2_b"])
+    else:
+        dense = torch.kron(parts["lokr_w1"], parts["lokr_w2_a"] @ parts["lokr_w2_b"])
+    tensors = {f"lora_unet_single_blocks_3_linear1.{name}": each for name, each in parts.items()}
+    lora = load(tensors | {"lora_unet_single_blocks_3_linear1.alpha": torch.tensor(ALPHA)}, tmp_path)
+    layers = [*(f"single_transformer_blocks.3.attn.to_{x}" for x in "qkv"), "single_transformer_blocks.3.proj_mlp"]
+    assert lora.layers == sorted(layers)
+    found = torch.cat([lora[layer].up @ lora[layer].down for layer in layers])
+    torch.testing.assert_close(found, dense * ALPHA / 2, rtol=1e-4, atol=1e-5)
+    assert all(lora.shapes[layer] == lora[layer].shape for layer in layers)
+    for key in tensors:
+        with pytest.raises(UserError, match="without all parts at"):
+            load({other: each for other, each in tensors.items() if other != key}, tmp_path)
+
+
+QKV = "double_blocks_0_img_attn_qkv"
+
+
+@pytest.mark.parametrize(
+    ("key", "shape", "words"),
+    [
+        (f"lora_unet_{QKV}.dora_scale", (3 * W, 1), f"is a DoRA of a fused layer .*{QKV}"),
+        ("lora_unet_double_blocks_0_img_attn_norm_query_norm.w_norm", (128,), "dense difference .*query_norm"),
+        ("lora_unet_double_blocks_0_img_mlp_0.diff_b", (4 * W,), "dense difference .*diff_b"),
+        ("lora_unet_img_in.diff", (W, 64), "dense difference .*img_in.diff"),
+        ("double_blocks.0.img_attn.norm.key_norm.scale", (128,), "'double_blocks.0.img_attn.norm.key_norm.scale'"),
+        ("img_in.lora_B.bias", (W,), "LoRA with biases .*img_in"),
+        ("lora_unet_img_in.reshape_weight", (2,), "'lora_unet_img_in.reshape_weight', whose spelling is not known"),
+        ("lora_te3_encoder_block_0_layer_0_SelfAttention_q.lora_down.weight", (4, 64), "T5 text encoder"),
+        ("lora_te2_encoder_block_0_layer_1_DenseReluDense_wo.lora_down.weight", (4, 64), "T5 text encoder"),
+        ("text_encoder_2.encoder.block.0.layer.0.SelfAttention.q.lora_A.weight", (4, 64), "T5 text encoder"),
+        ("t5xxl", (2, 4096), "'t5xxl', whose spelling is not known"),
+        ("distilled_guidance_layer.in_proj.lora_A.weight", (4, 64), "'distilled_guidance_layer"),
+        ("diffusion_model.single_blocks.0.linear1.lora_B.weight", (9 * W, 4), "'diffusion_model.single_blocks.0"),
+    ],
+)
+def test_odd_key_is_named(tmp_path: Path, key: str, shape: tuple[int, ...], words: str) -> None:
+    """Such keys occur in public files; diffusers drops most of them."""
+    tensors = kohya({QKV: (W, 3 * W)}) | {key: torch.ones(shape)}
+    if key.endswith("linear1.lora_B.weight"):  # FLUX.2 klein: gated feed-forward, 9 parts instead of 7
+        tensors[key.replace("lora_B", "lora_A")] = torch.ones(4, W)
+    with pytest.raises(UserError, match=words) as error:
+        load(tensors, tmp_path)
+    assert "\n" not in str(error.value)
+
+
 def test_every_key_is_consumed_or_named(tmp_path: Path) -> None:
     good = kohya({"double_blocks_0_img_attn_proj": (W, W)})
     for name in ("double_blocks_0_img_attn_nothing", "single_blocks_0_norm", "joint_blocks_0_y_block_attn_qkv"):
@@ -181,7 +256,7 @@ def test_every_key_is_consumed_or_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="two adapters on"):
         load(good | kohya({"transformer_blocks_0_attn_to_out_0": (W, W)}, "lora_transformer_"), tmp_path)
     product: dict[str, Any] = {"lora_unet_double_blocks_0_img_attn_qkv.lokr_w1": torch.ones(2, 2)}
-    with pytest.raises(UserError, match="without both factors of a plain LoRA"):
+    with pytest.raises(UserError, match=r"LoKr of convolutions or without all parts at .*attn\.to_q"):
         load(product, tmp_path)
 
 

@@ -51,7 +51,10 @@ def read(path: Path | str, base: dora.BaseWeights | None = None) -> Parts:
         layers, parts_of = _layers(path, keys)
         magnitudes = {layer: parts.pop(dora.MAGNITUDE) for layer, parts in layers.items() if dora.MAGNITUDE in parts}
         _check(path, layers, shapes, metadata)
+        _check_fused(path, layers, parts_of, shapes, magnitudes)
         configs = read_configs(path, keys, metadata)
+        plain = [layer for layer in parts_of if "up" in layers[layer]]
+        used = {layer: parts_of[layer].used(file.tensor(layers[layer]["up"])) for layer in plain}
     except (OSError, SafetensorError) as error:
         raise refuse.broken(path, error) from None
     scales = stored.scales(metadata)
@@ -59,18 +62,15 @@ def read(path: Path | str, base: dora.BaseWeights | None = None) -> Parts:
     def factors(layer: str) -> Factors:
         tensors = {part: file.tensor(key) for part, key in layers[layer].items()}
         _check_finite(path, layer, tensors)
-        if lycoris.kind(tensors):
-            return lycoris.factors(tensors)
-        if layer in parts_of:
-            tensors["up"] = parts_of[layer].of(tensors["up"], tensors["down"].shape[1])
-        return _factors(layer, tensors, configs, scales)
+        whole = lycoris.factors(tensors) if lycoris.kind(tensors) else _factors(layer, tensors, configs, scales)
+        return parts_of[layer].of(whole, used.get(layer)) if layer in parts_of else whole
 
     def size(layer: str, keys: Mapping[str, str]) -> Shape:
-        if lycoris.kind(keys):
-            return lycoris.shape({part: shapes[key] for part, key in keys.items()})
-        down, up = shapes[keys["down"]], shapes[keys["up"]]
-        outputs = len(range(up[0])[parts_of[layer].rows(up[0])]) if layer in parts_of else up[0]
-        return down[0], prod(down[1:]) * (prod(shapes[keys["mid"]][2:]) if "mid" in keys else 1), outputs
+        rank, inputs, outputs = _size({part: shapes[key] for part, key in keys.items()})
+        if layer not in parts_of:
+            return rank, inputs, outputs
+        kept = used.get(layer)
+        return rank if kept is None else len(kept), inputs, len(range(outputs)[parts_of[layer].rows(outputs)])
 
     sizes = {layer: size(layer, keys) for layer, keys in layers.items()}
     folded: dict[str, Factors] = {}
@@ -132,11 +132,36 @@ def _layers(path: Path, keys: list[str]) -> tuple[dict[str, dict[str, str]], dic
                 )
             if piece is not None and not piece.is_whole:
                 parts_of[layer] = piece
-    if fused := next((layer for layer in parts_of if not {"down", "up"} <= found[layer].keys()), None):
-        raise UserError(
-            f"{path} has a fused layer of {fused} without both factors of a plain LoRA; train or extract a plain LoRA"
-        )
     return found, parts_of
+
+
+def _size(shapes: Mapping[str, tuple[int, ...]]) -> Shape:
+    """Return rank, inputs and outputs of a layer, fused or not, from the shapes of its parts."""
+    if lycoris.kind(shapes):
+        return lycoris.shape(shapes)
+    down, up = shapes["down"], shapes["up"]
+    return down[0], prod(down[1:]) * (prod(shapes["mid"][2:]) if "mid" in shapes else 1), up[0]
+
+
+def _check_fused(path: Path, layers: Mapping[str, Mapping[str, str]], parts_of: Mapping[str, transformer_names.Piece],
+                 shapes: Mapping[str, tuple[int, ...]], magnitudes: Mapping[str, str]) -> None:  # fmt: skip
+    """Check that fused layers can be split: the outputs are those of the parts, and there are no magnitudes of a DoRA.
+
+    Raises:
+        UserError: If they cannot, as in a file of FLUX.2, whose fused layers have other parts.
+    """
+    for layer, piece in parts_of.items():
+        if layer in magnitudes:
+            raise UserError(
+                f"{path} is a DoRA of a fused layer (key {magnitudes[layer]!r}), which cannot be split; "
+                f"{refuse.EXPECTED}: train one with diffusers' layers, or a plain LoRA"
+            )
+        _, _, outputs = _size({part: shapes[key] for part, key in layers[layer].items()})
+        if outputs % piece.total:
+            raise UserError(
+                f"{path} has {outputs} outputs at {next(iter(layers[layer].values()))!r}, not {piece.total} parts of "
+                f"one width; {refuse.EXPECTED}: give one trained on SD3 or FLUX.1"
+            )
 
 
 def _check(path: Path, layers: Mapping[str, Mapping[str, str]], shapes: Mapping[str, tuple[int, ...]],

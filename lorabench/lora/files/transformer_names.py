@@ -3,7 +3,9 @@
 Files of kohya's and other trainers keep the names of the original code (BFL's for FLUX.1, Stability AI's for SD3). In
 that code one layer computes the queries, keys and values of a block (`qkv`), and in FLUX.1's single blocks the input of
 the feed-forward network as well (`linear1`). diffusers has a layer for each. Such a layer is split: all parts have the
-same `down`, and each has its rows of `up`. Methods that read factors then get the same layers from every convention.
+same `down`, and each has its rows of `up`. kohya's `split_qkv` trains a LoRA for each part and saves them as one, whose
+`up` is zero outside of blocks on the diagonal; a part then has only the ranks that are not zero in its rows. So methods
+that read factors get the same layers from every convention.
 
 x-flux keeps factors in attention processors: `qkv_lora1` and `proj_lora1` of the image, `qkv_lora2` and `proj_lora2` of
 the text, and `qkv_lora` and `proj_lora` in single blocks, which `names.split` ends before `_lora`.
@@ -21,6 +23,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+
+from lorabench.lora.factors import Factors
 
 ROOTS = frozenset(
     {
@@ -58,16 +62,26 @@ class Piece:
         unit = outputs // self.total
         return slice(self.start * unit, self.stop * unit)
 
-    def of(self, up: Tensor, inputs: int) -> Tensor:
-        """Return the rows of this layer.
+    def used(self, up: Tensor) -> Tensor | None:
+        """Return the ranks that are not zero in the rows of this layer; None for all, or if the layer has none.
 
         Args:
             up: Factor of the fused layer [outputs, rank].
-            inputs: Inputs of the fused layer.
         """
-        own = up[self.rows(len(up))]
-        swap = self.swapped == "yes" or (self.swapped == "pair" and len(own) == 2 * inputs)
-        return torch.cat(own.chunk(2)[::-1]) if swap else own
+        own = up[self.rows(len(up))].any(dim=0).nonzero().flatten()
+        return own if 0 < len(own) < up.shape[1] else None
+
+    def of(self, fused: Factors, used: Tensor | None) -> Factors:
+        """Return the factors of this layer.
+
+        Args:
+            fused: Factors of the fused layer.
+            used: Ranks to keep, see `used`.
+        """
+        down, up = fused.down, fused.up[self.rows(len(fused.up))]
+        if self.swapped == "yes" or (self.swapped == "pair" and len(up) == 2 * down.shape[1]):
+            up = torch.cat(up.chunk(2)[::-1])
+        return Factors(down, up, fused.scale) if used is None else Factors(down[used], up[:, used], fused.scale)
 
 
 def fused(paths: Sequence[str], units: Sequence[int]) -> list[Piece]:
@@ -135,7 +149,7 @@ SWAPPED: dict[str, tuple[str, Literal["yes", "pair"]]] = {
     "joint_blocks_{}_context_block_adaLN_modulation_1": ("transformer_blocks.{}.norm1_context.linear", "pair"),
 }
 PREFIX = re.compile(
-    r"^(lora_unet_|lora_transformer_|lycoris_|(base_model\.model\.)?(transformer|diffusion_model|unet)\.)"
+    r"^(lora_unet_|lora_transformer_|lycoris_|(base_model\.model\.)?((transformer|diffusion_model|unet)\.)?)"
 )
 NUMBER = re.compile(r"_(\d+)_")
 # Parts of diffusers' paths, the longest first, to find the dots of an underscored name again.
