@@ -19,13 +19,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers_tiny import tiny_transformer
 
-from lorabench.base import CONF, UserError
+from lorabench.base import CONF
 from lorabench.data.pairs import Pair
 from lorabench.lora.adapter import Adapter
 from lorabench.merging.learned import LearnedMasks
 from lorabench.merging.merge import MergeItem
 from lorabench.merging.method import load as load_method
 from lorabench.models.model import DiffusionModel
+from lorabench.sampling.rule import Context
 
 NAMES = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
 WIDTH, RANK, ALPHA = 32, 4, 2.0
@@ -102,32 +103,38 @@ def test_forms_are_read_as_same_factors(forms: dict[str, tuple[Adapter, Adapter]
             assert fused[name].scale == each.scale
 
 
+BLOCKS: dict[str, dict[str, object]] = {  # presets of SDXL's blocks
+    "blora": {"content_block": ["transformer_blocks.0", "single_transformer_blocks.0"],
+              "style_block": ["transformer_blocks.1", "single_transformer_blocks.1"]},
+    "duolora_released": {"prior": {"content": ["transformer_blocks"], "style": ["single_transformer_blocks"]}},
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_fused_and_split_files_give_same_merge(
+def test_forms_give_same_merge_and_scales(
     flux: DiffusionModel, forms: dict[str, tuple[Adapter, Adapter]], pair: Pair, network: Path, name: str
 ) -> None:
-    method = load_method(name, **({"weights": str(network)} if name == "lora_rar" else {}))
+    """Scales are those of the sampling rule, by step and layer, which depend on factors in K-LoRA and EST-LoRA."""
+    method = load_method(name, **({"weights": str(network)} if name == "lora_rar" else {}), **BLOCKS.get(name, {}))
     if isinstance(method.merge, LearnedMasks):
         method = method.with_settings(fit=replace(method.merge.fit, steps=2))
 
-    def merged(content: str, style: str) -> dict[str, Tensor]:
+    def outcome(content: str, style: str) -> dict[str, Tensor]:
         loras = tuple(fitting(flux, method, (forms[content][0], forms[style][1])))
         [result] = merge_all(flux, method, [MergeItem(loras, pair)])
-        return {layer: each.up @ each.down for layer, each in result.file.items()}
+        context = Context(tuple(pair.roles), 4, 3.0, flux.layers.adapted(loras, pair.roles))
+        scales = method.sampling.scales(loras, context)
+        rule = {} if scales is None else {"scales": scales}
+        return rule | {layer: each.up @ each.down for layer, each in result.file.items()}
 
-    if name in ("blora", "duolora_released"):  # presets of SDXL's blocks
-        with pytest.raises(UserError, match="must "):
-            merged("fused", "fused")
-        return
-    cases = {("split", "split"): [("fused", "fused"), ("fused", "split")], ("split", "apart"): [("fused", "blocks")]}
-    for plain, others in cases.items():
-        expected = merged(*plain)
-        assert set(expected) <= set(forms["split"][0].layers)
-        for each in others:
-            same(merged(*each), expected)
-
-
-def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    for layer, update in expected.items():
-        torch.testing.assert_close(found[layer], update, rtol=1e-4, atol=1e-4)
+    for one, others in {
+        ("split", "split"): ["fused fused", "fused split"],
+        ("split", "apart"): ["fused blocks"],
+    }.items():
+        expected = outcome(*one)
+        assert set(expected) - {"scales"} <= set(forms["split"][0].layers)
+        for other in others:
+            found = outcome(*other.split())
+            assert found.keys() == expected.keys()
+            for layer, update in expected.items():
+                torch.testing.assert_close(found[layer], update, rtol=1e-4, atol=1e-4)
