@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -103,7 +104,7 @@ def test_forms_are_read_as_same_factors(forms: dict[str, tuple[Adapter, Adapter]
             assert fused[name].scale == each.scale
 
 
-BLOCKS: dict[str, dict[str, object]] = {  # presets of SDXL's blocks
+BLOCKS: dict[str, dict[str, Any]] = {  # presets of SDXL's blocks
     "blora": {"content_block": ["transformer_blocks.0", "single_transformer_blocks.0"],
               "style_block": ["transformer_blocks.1", "single_transformer_blocks.1"]},
     "duolora_released": {"prior": {"content": ["transformer_blocks"], "style": ["single_transformer_blocks"]}},

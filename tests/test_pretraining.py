@@ -188,7 +188,7 @@ def test_interrupted_decay_ends_as_undisturbed_one(work, narrow, monkeypatch):
 def test_lost_state_is_replaced_by_exported_weights(work):
     """Training continues from the shipped weights and their number of samples, with a new warm-up."""
     module = Pretraining(EncodedBank(work / "bank"), batch=64, lr=6e-4, weights=MICRO)
-    assert module.samples == exported_samples(MICRO) >= 1_105_000
+    assert module.samples == exported_samples(MICRO) and module.samples >= 1_105_000
     assert module.rate() == pytest.approx(6e-4 * 64 / 4000)
     shipped = SDXL.load(MICRO).unet.state_dict()
     assert all(torch.equal(weight, shipped[name]) for name, weight in module.model.unet.state_dict().items())
