@@ -12,7 +12,8 @@ from hydra import compose
 
 from lorabench.base import UserError
 from lorabench.data import microworld as mw
-from lorabench.report.recipe import best, recipe_lines, with_asked
+from lorabench.report import stats
+from lorabench.report.recipe import best, recipe_lines, with_asked, write_recipes
 from lorabench.tasks.recipe import CONFIGURED, plans_of, recipes, run
 
 SMALL = [
@@ -47,6 +48,19 @@ def test_image_is_as_asked_if_both_are_right():
     }  # fmt: skip
     assert lines.loc[("second", "content as asked"), ["mean", "difference"]].tolist() == [1.0, 0.5]
     assert lines.loc[("second", "style as asked"), ["mean", "difference"]].tolist() == [0.5, 0.0]
+
+
+def test_names_are_independent_although_prompts_share_the_other_one():
+    scores = made_scores({"first": [[1, 0], [1, 1], [1, 1], [1, 0]]})
+    scores = pd.concat([scores.assign(content=scores["content"] + f"{k}") for k in range(8)])
+    line = recipe_lines(with_asked(scores), []).set_index("score").loc["content as asked"]
+    expected = stats.interval([1.0, 0.0] * 8)
+    assert (line["low"], line["high"]) == (expected.low, expected.high)
+    halves = scores.assign(style=scores["content"].str[-1].astype(int) // 2)  # each style stands in four prompts
+    shared = recipe_lines(with_asked(halves), []).set_index("score").loc["content as asked"]
+    assert (shared["low"], shared["high"]) == (line["low"], line["high"])
+    text = write_recipes(recipe_lines(with_asked(scores), []), {"first": {"images": 8, "seconds": 1}}, "16 subjects")
+    assert f"| `first` | 0.500 [{line['low']:.2f}, {line['high']:.2f}] |" in text and "with 95 % intervals" in text
 
 
 def test_copying_is_similarity_to_nearest_training_image():

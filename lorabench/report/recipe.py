@@ -9,11 +9,12 @@ The better recipe has the greater mean of both.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from math import isnan
 
 import pandas as pd
 
 from lorabench.data.concepts import ROLES, Role
-from lorabench.report import protocols, stats
+from lorabench.report import averages, protocols, stats
 from lorabench.report.headline import joined
 from lorabench.report.text import row
 from lorabench.report.uses import other_scores
@@ -57,9 +58,18 @@ def recipe_lines(scores: pd.DataFrame, shown: Sequence[str]) -> pd.DataFrame:
         images = {label: protocols.image_values(own, column) for label, own in by_label.items()}
         first = next(iter(images.values()))
         for label, values in images.items():
-            at, apart = stats.mean(values, *column.rule), stats.difference(values, first, *column.rule)
+            at, apart = over_names(values["value"]), over_names((values["value"] - first["value"]).dropna())
             lines.append((label, name, at.mean, at.low, at.high, apart.mean, apart.low, apart.high))
     return pd.DataFrame(lines, columns=list(LINE))
+
+
+def over_names(values: pd.Series) -> stats.Interval:
+    """Return the mean of images by averages.UNIT, with an interval over subjects or styles.
+
+    Each of them is in one pair. The other name of a pair is only in the prompt, so that pairs that share it are
+    independent.
+    """
+    return stats.interval(averages.by_pair(pd.Series(values.groupby(level=[*averages.PAIR, "prompt"]).mean())))
 
 
 def best(lines: pd.DataFrame) -> str:
@@ -78,10 +88,11 @@ def write_recipes(lines: pd.DataFrame, costs: Mapping[str, Mapping[str, float]],
         names: Numbers of subjects and styles, in words.
     """
     text = [*table(lines, costs), ""]
+    spans = ", with 95 % intervals over them" if len(costs) == 1 else ""
     text.append(
-        f"Means over {names}, each drawn by its own LoRA only. content as asked: share of photographs that show the "
-        "subject on the ground in the prompt. style as asked: share of drawings in the style of an object of the class "
-        "in the prompt. In parentheses: difference to the first recipe with its 95 % interval. Images: drawn in a "
+        f"Means over {names}, each drawn by its own LoRA only{spans}. content as asked: share of photographs that show "
+        "the subject on the ground in the prompt. style as asked: share of drawings in the style of an object of the "
+        "class in the prompt. In parentheses: difference to the first recipe with its 95 % interval. Images: drawn in a "
         "training, with those of the prior. Seconds: mean of a training, measured while others ran beside it."
     )
     if len(costs) > 1:
@@ -99,6 +110,8 @@ def table(lines: pd.DataFrame, costs: Mapping[str, Mapping[str, float]]) -> Iter
         cells = []
         for line in own.to_dict("records"):
             text = f"{line['mean']:.3f}"
+            if len(costs) == 1 and not isnan(line["low"]):
+                text += f" [{line['low']:.2f}, {line['high']:.2f}]"
             if recipe != first and line["score"] in map(as_asked, ROLES):
                 ends = f"{line['difference_low']:+.2f}, {line['difference_high']:+.2f}"
                 text += f" ({line['difference']:+.3f} [{ends}])"

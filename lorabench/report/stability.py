@@ -216,8 +216,8 @@ def write_stability(orders: pd.DataFrame, shares: pd.DataFrame) -> str:
     parts += [
         f"Kendall's tau of the means of {int(orders['methods'].max())} methods between halves of the pairs and of each "
         f"pair's images ({SPLITS} random splits), and{of} between seeds of the run (LoRAs and noise); truth: with the "
-        "order by truth/content or truth/style, with a 95 % interval over pairs. Empty: not measured, as with one "
-        "seed.",
+        "order by truth/content or truth/style, with a 95 % interval over pairs. Halves are smaller than the whole, "
+        "whose order is more stable. Empty: not measured, as with one seed.",
         "",
     ]
     if len(shares):
