@@ -202,6 +202,13 @@ def test_baseline_images_depend_only_on_loras_that_they_use(plan: Plan) -> None:
     assert not replace(plan, rows=[rows["base"]]).artifacts("personalize")
 
 
+def test_pairs_on_different_backbones_are_no_batch(plan: Plan) -> None:
+    rows = [chosen("ziprank"), chosen("ziprank+training.craft")]
+    merges = replace(plan, rows=rows, merging=MergeSpec(8)).artifacts("merge")
+    found = [{each.work.backbone for each in batch} for batch in batches(merges)]  # type: ignore[union-attr]
+    assert [len(each) for each in found] == [1, 1] and found[0] == {None} != found[1]
+
+
 def test_how_many_pairs_share_batch_is_in_key_where_masks_are_learned(plan: Plan) -> None:
     separate, together = keys(plan), keys(replace(plan, merging=MergeSpec(3)))
     assert separate["personalize"] == together["personalize"] and not separate["merge"] & together["merge"]

@@ -131,15 +131,16 @@ class Plan:
         learns = isinstance(merge, LearnedMasks)
         if learns and self.merging.pairs_per_batch != 1:  # it changes the last digits; 1 is omitted to keep old keys
             params["pairs_per_batch"] = self.merging.pairs_per_batch
+        backbone = self.trained.backbone(row, pair)
         work = tasks.MergePair(
             self.model, self.trainer, merge, tuple(self.trained.file(lora) for lora in loras), adapted, self.seed,
-            self.merging.pairs_per_batch, self.trained.backbone(row, pair),
+            self.merging.pairs_per_batch, backbone,
         )  # fmt: skip
         steps = merge.optimizer_steps(adapted)
         rows = merge.fit.batch * (2 if row.is_uniform else len(pair.concepts)) if isinstance(merge, LearnedMasks) else 0
         return Artifact(
             "merge", pair.name, VERSIONS["merge"], params, work, {"loras": loras}, steps, 10.0 * steps * rows,
-            key_of("batch", shared) if learns else None,
+            key_of("batch", shared | {"backbone": backbone and backbone.parent.name}) if learns else None,
         )  # fmt: skip
 
     def generate(self, row: Row, pair: Pair, use: Use = JOINT) -> Artifact:
