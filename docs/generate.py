@@ -1,11 +1,13 @@
 """`python docs/generate.py` writes docs/results.md, docs/methods.md, and the figures in README.md and other pages.
 
     python docs/generate.py                            # write the pages that have changed
-    python docs/generate.py --check                    # write nothing; exit with 1 if a page is out of date
+    python docs/generate.py --check                    # write nothing; exit with 1 if a page or its text is out of date
     python docs/generate.py --from outputs/tuning      # copy a finished experiment into docs/results/ first
 
 Results come from the files in docs/results/ (result_files.py), figures in prose too (figures.py), methods from
-conf/method/ and the component classes.
+conf/method/ and the component classes. Text that interprets a result has the commit of its measurement in a comment,
+`<!-- text on all_methods: 3727787 -->`, or `unmeasured` if it is on an earlier one. After a new measurement the text is
+named as out of date until it is read again and the comment is changed.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from figures import with_figures  # noqa: E402
 from lorabench.base import CONF  # noqa: E402
 from lorabench.merging import presets  # noqa: E402
 from lorabench.merging.method import load  # noqa: E402
+from lorabench.report.planned import TITLES  # noqa: E402
 
 EXCERPT_ROWS = (
     "base",
@@ -43,9 +46,11 @@ EXCERPT_ROWS = (
 )
 EXCERPT_METRICS = ("both", "dino/content", "csd/style", "clip_t")
 START, END = "<!-- generated: excerpt -->\n", "<!-- end -->"
-INDEX = DOCS / "results" / "README.md"
+INDEX, PAGE, RESULTS = DOCS / "results" / "README.md", DOCS / "results" / "page.md", DOCS / "results.md"
 PLACE = re.compile(r"^\{(\w+)\}\n", re.MULTILINE)  # place of a result in page.md
 STATE = re.compile(r"<!-- state of (\w+) -->.*?<!-- end -->")
+TEXT = re.compile(r"<!-- text on (\w+): (\S+) -->")
+UNMEASURED = "unmeasured"
 UNMERGED = ("base", "content_only", "style_only", "oracle")
 
 
@@ -65,16 +70,33 @@ def main(words: list[str] | None = None) -> int:
         else:
             path.write_text(text)
             print(path)
-    return int(args.check and bool(changed))
+    old = outdated_texts()
+    print("".join(f"{line}\n" for line in old), end="")
+    return int(args.check and bool(changed or old))
 
 
 def pages() -> dict[Path, str]:
     """Return the text of every page that has generated parts."""
-    whole = {DOCS / "results.md": results_page(), DOCS / "methods.md": methods_page(), INDEX: index()}
-    written = [DOCS.parent / "README.md", DOCS.parent / "experiments" / "README.md", *sorted(DOCS.glob("*.md"))]
-    prose = {path: path.read_text() for path in written if path not in whole and "template" not in path.name}
+    whole = {RESULTS: results_page(), DOCS / "methods.md": methods_page(), INDEX: index()}
+    prose = {path: path.read_text() for path in written() if path not in whole and "template" not in path.name}
     prose[DOCS.parent / "README.md"] = with_excerpt(prose[DOCS.parent / "README.md"])
     return whole | {path: STATE.sub(state, with_figures(text)) for path, text in prose.items()}
+
+
+def written() -> list[Path]:
+    """Return the pages with text."""
+    return [DOCS.parent / "README.md", DOCS.parent / "experiments" / "README.md", *sorted(DOCS.glob("*.md"))]
+
+
+def outdated_texts() -> list[str]:
+    """Return a line for each text that interprets another measurement of an experiment than that in docs/results/."""
+    found = []
+    for path in [PAGE, *(path for path in written() if path != RESULTS)]:
+        for name, commit in TEXT.findall(path.read_text()):
+            now = (result_files.made(name) or {"commit": UNMEASURED})["commit"]
+            if commit != now:
+                found.append(f"{path.name}: the text on {name} is of {commit}; read it again and write {now} there")
+    return found
 
 
 def state(place: re.Match[str]) -> str:
@@ -116,7 +138,7 @@ def with_excerpt(page: str) -> str:
 
 def results_page() -> str:
     """Return docs/results.md: the page, with each result in its place."""
-    text = (DOCS / "results" / "page.md").read_text()
+    text = PAGE.read_text()
     return with_figures(PLACE.sub(lambda place: result(place[1]), text))
 
 
@@ -133,9 +155,41 @@ def result(name: str) -> str:
             rows = pd.read_csv(file)
             names, metrics = tuple(dict.fromkeys(rows["row"])), tuple(dict.fromkeys(rows["metric"]))
             parts.append(heading + table(rows, names, metrics))
+            parts.append(legend(rows, made.get("reference", "")))
+            planned = file.with_name(file.name.replace(result_files.SCORES, result_files.COMPARISONS))
+            parts += comparisons(pd.read_csv(planned)) if planned.is_file() else []
         elif file.suffix == ".md":
             parts.append(re.sub(r"^#", "####", file.read_text(), flags=re.MULTILINE).rstrip() + "\n")
     return "\n".join(parts)
+
+
+def legend(rows: pd.DataFrame, reference: str) -> str:
+    """Return the sentence below a table: the number of pairs, and what its marks mean."""
+    least, most = int(rows["pairs"].min()), int(rows["pairs"].max())
+    text = f"Means over {least if least == most else f'{least} to {most}'} pairs with 95 % intervals."
+    if rows["separated"].isin(("yes", "no")).any():
+        text += f" Bold: separated from `{reference}`, with the difference; `~`: not separated."
+    return f"{text}\n"
+
+
+def comparisons(lines: pd.DataFrame) -> list[str]:
+    """Return a table per family of planned comparisons: the differences with their intervals."""
+    parts, metrics = [], list(dict.fromkeys(lines["metric"]))
+    for family, own in lines.groupby("family", sort=False):
+        rows = [["comparison", *metrics], ["---", *(["---:"] * len(metrics))]]
+        for (label, against), of_rows in own.groupby(["label", "against"], sort=False):
+            cells = {line.metric: compared(line) for line in of_rows.itertuples()}
+            rows.append([f"`{label}` - `{against}`", *(cells.get(metric, "") for metric in metrics)])
+        parts.append(f"{TITLES[str(family)]}:\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows))
+    return parts
+
+
+def compared(line) -> str:
+    """Format a difference with its interval; a tilde marks one that is not separated from zero."""
+    if pd.isna(line.difference):
+        return ""
+    mark = "" if line.separated is True or str(line.separated) == "True" else " ~"
+    return f"{line.difference:+.3f} [{line.difference_low:+.2f}, {line.difference_high:+.2f}]{mark}"
 
 
 def index() -> str:

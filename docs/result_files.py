@@ -1,7 +1,8 @@
 """The files in docs/results/: small copies of results, each with its command, commit and base model.
 
-    docs/results/<name>/made.json      {command, commit, base, date}
-    docs/results/<name>/*.csv          tables; scores.csv has one line per row and metric of a report
+    docs/results/<name>/made.json      {command, commit, base, date, reference}
+    docs/results/<name>/*.csv          tables; scores.csv has one line per row and metric of a report, comparisons.csv
+                                       the planned comparisons with other rows than the reference
     docs/results/<name>/*.md           texts of studies
     docs/results/<name>/<part>.*       the same of one of several tables, such as 2_subjects.scores.csv
 
@@ -13,19 +14,38 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
+import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pandas as pd
+import yaml
 
 from lorabench.base import ASSETS
+from lorabench.engine.store import Store
+from lorabench.models.files import ModelFiles
 from lorabench.report.comparing import ALPHA
+from lorabench.report.planned import METHODS
 
 FOLDER = Path(__file__).parent / "results"
-MADE, SCORES, REPORT = "made.json", "scores.csv", "table.csv"
+MADE, SCORES, REPORT, COMPARISONS = "made.json", "scores.csv", "table.csv", "comparisons.csv"
 COLUMNS = ("row", "metric", "mean", "low", "high", "pairs", "difference", "p_holm", "separated")
+COMPARED = (
+    "family",
+    "label",
+    "against",
+    "metric",
+    "difference",
+    "difference_low",
+    "difference_high",
+    "p_holm",
+    "separated",
+)
 MOST = 300_000  # bytes of a file; docs have tables and no raw scores
+CODE = ("lorabench", "conf", "experiments", "run.py")  # which results depend on
 
 
 def copy(folder: Path, command: str | None = None, target: Path | None = None) -> Path:
@@ -43,6 +63,7 @@ def copy(folder: Path, command: str | None = None, target: Path | None = None) -
     found = parts(folder)
     if not found:
         raise SystemExit(f"error: {folder} has no table.csv and no study; use --from outputs/<name>")
+    base, reference = base_of(next(iter(found.values()))), reference_of(next(iter(found.values())))
     target = target or FOLDER / name
     target.mkdir(parents=True, exist_ok=True)
     for old in target.iterdir():
@@ -53,14 +74,19 @@ def copy(folder: Path, command: str | None = None, target: Path | None = None) -
         if (source / REPORT).is_file():
             lines_of(pd.read_csv(source / REPORT)).to_csv(target / f"{start}{SCORES}", index=False, float_format="%.4g")
             files = [file for file in files if file.stem != "table" and file.with_suffix(".md").is_file()]
+            if len(others := compared_with_others(source / COMPARISONS, reference)):
+                others.to_csv(target / f"{start}{COMPARISONS}", index=False, float_format="%.4g")
         for file in files:
             if file.stat().st_size <= MOST:
                 (target / f"{start}{file.name}").write_bytes(file.read_bytes())
+            else:
+                print(f"{file} has more than {MOST:,} bytes and is left out", file=sys.stderr)
     made = {
         "command": command or f"python run.py experiments={name}",
         "commit": commit(),
-        "base": base_of(next(iter(found.values()))),
+        "base": base,
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "reference": reference,
     }
     (target / MADE).write_text(json.dumps(made, indent=1) + "\n")
     return target
@@ -90,14 +116,47 @@ def lines_of(wide: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=list(COLUMNS))
 
 
+def compared_with_others(file: Path, reference: str) -> pd.DataFrame:
+    """Return the planned comparisons of a report with other rows than the reference, which scores.csv has."""
+    if not file.is_file():
+        return pd.DataFrame()
+    lines = pd.read_csv(file)
+    return lines.loc[(lines["family"] != METHODS) & (lines["against"] != reference), list(COMPARED)]
+
+
+def run_files(folder: Path, name: str) -> list[Path]:
+    """Return the files of this name of a run, or of the runs in a folder."""
+    return [file for file in (folder / name, *sorted(folder.glob(f"*/{name}"))) if file.is_file()]
+
+
+def reference_of(folder: Path) -> str:
+    """Return the row that differences refer to, from the config of a run; "" for a study."""
+    configs = [yaml.safe_load(file.read_text()) for file in run_files(folder, "config.yaml")]
+    return next((str(config["reference"]) for config in configs if config.get("reference")), "")
+
+
 def base_of(folder: Path) -> str:
-    """Return the base model of a result: the name and hash in a run's manifest, else the packaged model."""
-    for file in [folder / "manifest.json", *sorted(folder.glob("*/manifest.json"))]:
-        manifest = json.loads(file.read_text()) if file.is_file() else {}
+    """Return the base model of a result: the name and hash in a run's manifest, else the packaged model.
+
+    Raises:
+        SystemExit: If the run was made with other weights than those that the package has now.
+    """
+    for file in run_files(folder, "manifest.json"):
+        manifest = json.loads(file.read_text())
         digest = (manifest.get("inputs") or {}).get("the weights of the model")
         if digest and manifest["model"] != "micro":
             return f"{manifest['model']}, weights {digest[:12]}"
+        if digest and digest != packaged_digest():
+            raise SystemExit(f"error: {file.parent} was made with other weights of micro than those here; run it again")
     return packaged()
+
+
+@cache
+def packaged_digest() -> str:
+    """Return the hash of the packaged model, as in manifests."""
+    folder = ASSETS / "micro_sdxl"
+    with TemporaryDirectory() as scratch:
+        return Store(Path(scratch)).digest(*ModelFiles(folder, folder).sources())
 
 
 def packaged() -> str:
@@ -109,14 +168,14 @@ def packaged() -> str:
 
 
 def commit() -> str:
-    """Return the commit of the working copy, with a plus if it has changes."""
+    """Return the commit of the working copy, with a plus if the code has changes."""
 
     def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        ).stdout.strip()
+        root = Path(__file__).parents[1]
+        return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
 
-    return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    changes = git("status", "--porcelain", "--untracked-files=no", "--", *CODE)
+    return git("rev-parse", "--short", "HEAD") + ("+" if changes else "")
 
 
 def made(name: str) -> Mapping[str, str] | None:

@@ -76,7 +76,48 @@ def test_report_is_copied_with_one_line_per_row_and_metric(docs: Path, tmp_path:
         text.startswith(f"{title}`python run.py experiments=closed_form`; base model: micro, ")
         and made["commit"] in text
     )
+    assert "\nMeans over 4 pairs with 95 % intervals. Bold: separated from `direct`," in text
     assert re.search(rf"\| `duolora` \|.*\*\*{lines.at[('duolora', 'clip_t'), 'mean']:.3f}\*\* \(\+0\.\d+\) \|", text)
+
+
+def test_comparisons_with_other_rows_than_reference_are_copied(docs: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "outputs" / "closed_form"
+    names = ("ziplora", "ziplora_closed", "direct")
+    write_joint_report([make_run(folder / name, name, pairs=PAIRS, images=2) for name in names], folder)
+    result_files.copy(folder)
+    found = pd.read_csv(docs / "closed_form" / "comparisons.csv")
+    assert set(zip(found["label"], found["against"], strict=True)) == {("ziplora", "ziplora_closed")}
+    text = generate.result("closed_form")
+    title = "Learned methods against their closed form:"
+    assert re.search(rf"{title}\n\n\| comparison \|.*\n.*\n\| `ziplora` - `ziplora_closed` \| [+-]0\.\d+ \[", text)
+
+
+def test_run_on_other_weights_is_refused(docs: Path, tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "duolora_main", pairs=PAIRS, images=1)
+    write_joint_report([folder], folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for digest in (result_files.packaged_digest(), "of an older model"):
+        manifest["inputs"] = {"the weights of the model": digest}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        if digest == "of an older model":
+            with pytest.raises(SystemExit, match="was made with other weights of micro than those here"):
+                result_files.copy(folder)
+        else:
+            result_files.copy(folder)
+    assert (docs / "duolora_main" / "scores.csv").is_file()  # the refused copy has removed nothing
+
+
+def test_text_on_an_earlier_measurement_is_named(docs: Path, tmp_path: Path, monkeypatch) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("<!-- text on cost: unmeasured -->\nNobody knows.\n<!-- text on tuning: abc -->\nAll are equal.\n")
+    monkeypatch.setattr(generate, "PAGE", page)
+    monkeypatch.setattr(generate, "written", list)
+    for name, commit in (("cost", "def"), ("tuning", "abc")):
+        (docs / name).mkdir()
+        (docs / name / result_files.MADE).write_text(json.dumps({"commit": commit}))
+    assert generate.outdated_texts() == [
+        "page.md: the text on cost is of unmeasured; read it again and write def there"
+    ]
 
 
 def test_study_and_several_tables_are_copied(docs: Path, tmp_path: Path) -> None:
