@@ -92,8 +92,8 @@ def write_recipes(lines: pd.DataFrame, costs: Mapping[str, Mapping[str, float]],
     text.append(
         f"Means over {names}, each drawn by its own LoRA only{spans}. content as asked: share of photographs that show "
         "the subject on the ground in the prompt. style as asked: share of drawings in the style of an object of the "
-        "class in the prompt. In parentheses: difference to the first recipe with its 95 % interval. Images: drawn in a "
-        "training, with those of the prior. Seconds: mean of a training, measured while others ran beside it."
+        "class in the prompt. In parentheses: difference to the first recipe with its 95 % interval. Images: drawn in "
+        "a training, with those of the prior. Seconds: mean of a training, measured while others ran beside it."
     )
     if len(costs) > 1:
         text += ["", f"Best by the mean of both: `{best(lines)}`."]
