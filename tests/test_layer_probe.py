@@ -12,10 +12,12 @@ import pytest
 from transformers_tiny import save_sd3
 
 from lorabench.base import UserError
+from lorabench.data.pairs import Pair
 from lorabench.merging.method import load
 from lorabench.merging.priors import dominant_roles
 from lorabench.models.files import model_folder
 from lorabench.models.sdxl.model import SDXL
+from lorabench.models.shapes import layer_map
 from lorabench.report.probe import draw_probe
 from lorabench.tasks.layer_probe import measure, modules_of, names_of, table, write_prior
 
@@ -84,6 +86,26 @@ def test_prior_is_one_that_duolora_reads(folder: Path, model: SDXL, loras, pair,
     assert {role for layer, role in roles.items() if layer.startswith("down_blocks.2.")} == {None}
     draw_probe(found, tmp_path / "probe.png")
     assert (tmp_path / "probe.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_prior_of_transformer_is_one_that_duolora_reads(
+    commands: Any, tiny: list[str], pair: Pair, tmp_path: Path
+) -> None:
+    """The whole probe runs on the blocks of an SD3, and its file assigns all of them."""
+    sd3 = save_sd3(tmp_path / "sd3")
+    done = commands.run(
+        *tiny, "task=layer_probe", f"model.path={sd3}", "model.resolution=16", "dataset.subjects=[mug_1]",
+        "dataset.styles=[ink_1]", "lora.lr=0.02", "lora.steps=4", f"output={tmp_path}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "adhoc" / "layer_probe-s0"
+    blocks = [f"transformer_blocks.{i}" for i in range(3)]
+    assert pd.read_csv(run / "layer_probe.csv")["module"].tolist() == blocks
+    method: Any = load("duolora", prior=str(run / "prior_block.yaml"))
+    assert sorted(sum(method.merge.prior.values(), [])) == blocks
+    layers = layer_map(model_folder(sd3)).planned(2, pair.roles)
+    method.merge.check(layers)
+    assert None not in dominant_roles(method.merge.prior, layers).values()
 
 
 def test_custom_weights_scale_roles_and_modules(model: SDXL, loras, pair) -> None:

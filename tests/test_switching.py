@@ -10,10 +10,12 @@ import pytest
 import torch
 from conftest import CPU
 from merges import draw, sampled
+from transformers_tiny import tiny_transformer
 
 from lorabench.config.schemas import GenerateSpec
 from lorabench.lora.adapter import Factors, LoRA
 from lorabench.merging.method import load
+from lorabench.models.model import DiffusionModel
 from lorabench.sampling.generate import generate
 from lorabench.sampling.rules.est_lora import energy
 
@@ -27,10 +29,18 @@ def scales(model, method, loras, steps: int, roles: Any = ROLES) -> dict[str, li
     return live | {name: [scales] * steps for name, scales in found.text.items()}
 
 
+@pytest.fixture(scope="module")
+def flux(tmp_path_factory: pytest.TempPathFactory) -> DiffusionModel:
+    return tiny_transformer("dev", tmp_path_factory.mktemp("model"))
+
+
 @pytest.mark.parametrize("ablation", ["none", "klora_star", "klora_paper", "klora_star_paper"])
-def test_klora_is_its_rule(model, loras, ablation) -> None:
+@pytest.mark.parametrize("family", ["sdxl", "flux"])
+def test_klora_is_its_rule(model, loras, flux, family, ablation) -> None:
     """Sample with dense updates in a loop over steps and layers."""
     method = load("klora", ablation)
+    if family == "flux":
+        model, loras = flux, [random_lora(flux, seed) for seed in (0, 1)]
     dense = [{layer: (each.up @ each.down).numpy() for layer, each in lora.items()} for lora in loras]
     sums_of = np.array([[np.abs(each[layer]).sum() for layer in dense[0]] for each in dense])
     ratios = sums_of[0] / sums_of[1]
@@ -48,6 +58,20 @@ def test_klora_is_its_rule(model, loras, ablation) -> None:
             assert found[layer][step] == ((1.0, 0.0) if content else (0.0, 1.0)), (layer, step)
             chosen.add(content)
     assert chosen == {True, False}
+
+
+def random_lora(model: DiffusionModel, seed: int) -> LoRA:
+    """Return a LoRA of all linear layers of the blocks, whose norms differ between layers."""
+    rng = torch.Generator().manual_seed(seed)
+    return LoRA(
+        {
+            name: Factors(
+                torch.randn(2, layer.in_features, generator=rng),
+                torch.randn(layer.out_features, 2, generator=rng) * torch.rand(1, generator=rng),
+            )
+            for name, layer in model.layers.trained(targets="all").items()
+        }
+    )
 
 
 def test_klora_s_balance_is_ratio_of_sums_or_mean_of_ratios() -> None:

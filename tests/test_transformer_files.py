@@ -276,11 +276,24 @@ def test_two_files_are_merged_without_model(commands: Any, tmp_path: Path, metho
         torch.testing.assert_close(merged[layer].up @ merged[layer].down, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_families_are_not_mixed(commands: Any, tmp_path: Path) -> None:
-    save_file(kohya({"double_blocks_0_img_attn_proj": (W, W)}), tmp_path / "flux.safetensors")
-    sdxl = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"
-    save_file(kohya({sdxl: (640, 640)}, ""), tmp_path / "sdxl.safetensors")
-    done = commands.run(
-        "task=merge", "method=direct", "content=flux.safetensors", "style=sdxl.safetensors", cwd=tmp_path
-    )
-    assert done.returncode == 2 and "use model=flux" in done.stderr, done.stderr
+SDXL = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"
+FAMILIES = {  # a layer and its width
+    "an SDXL model": (SDXL, 640),
+    "an SD3 model": ("lora_unet_joint_blocks_0_x_block_attn_proj", 1536),
+    "a FLUX.1 model": ("lora_unet_double_blocks_0_img_attn_proj", W),
+}
+
+
+@pytest.mark.parametrize(
+    ("content", "style"),
+    [("a FLUX.1 model", "an SDXL model"), ("an SD3 model", "a FLUX.1 model"), ("an SDXL model", "an SD3 model")],
+)
+def test_families_are_not_mixed(commands: Any, tmp_path: Path, content: str, style: str) -> None:
+    for name, family in (("a", content), ("b", style)):
+        layer, width = FAMILIES[family]
+        save_file(kohya({layer: (width, width)}, ""), tmp_path / f"{name}.safetensors")
+    files = ["content=a.safetensors", "style=b.safetensors"]
+    done = commands.run("task=merge", "method=direct", *files, cwd=tmp_path)
+    line = rf"a.safetensors is a LoRA of {content} and \S*b.safetensors is a LoRA of {style}; they cannot be merged"
+    assert done.returncode == 2 and re.search(line, done.stderr), done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1 and not (tmp_path / "merged.safetensors").exists()

@@ -28,6 +28,7 @@ from lorabench.data.concepts import Reference, Role
 from lorabench.merging.learned import LearnedMasks
 from lorabench.merging.method import Method, load
 from lorabench.models.files import model_files, preset
+from lorabench.models.known import KNOWN
 from lorabench.models.shapes import layer_map, model_of, sdxl_names
 from lorabench.tasks.user_loras import UserLoRA, UserPair
 
@@ -144,13 +145,25 @@ def merged(
 
 
 def recognized(own: UserPair, default: ModelSpec) -> ModelSpec:
-    """Return the preset of the transformer whose layers the files adapt, or the default for all other files."""
+    """Return the preset of the transformer whose layers the files adapt, or the default for all other files.
+
+    Raises:
+        UserError: If the files are of models of different families.
+    """
     from lorabench.lora.adapter import Adapter
 
     try:
-        name = model_of([Adapter.open(each.file) for each in own.files])  # names and shapes only
+        loras = {str(each.path): Adapter.open(each.file) for each in own.files}  # names and shapes only
     except UserError:
         return default  # the merge names the error
+    try:
+        name = model_of([*loras.values()])
+    except UserError:
+        titles = {KNOWN[model].title: path for path, lora in loras.items() if (model := fitting(lora)) in KNOWN}
+        if len(titles) > 1:
+            listed = " and ".join(f"{path} is a LoRA of {title}" for title, path in titles.items())
+            raise UserError(f"{listed}; they cannot be merged: give LoRAs of one model") from None
+        return default
     return default if name in sdxl_names() else preset(name)
 
 
