@@ -102,7 +102,7 @@ def test_prior_of_transformer_is_one_that_duolora_reads(
     blocks = [f"transformer_blocks.{i}" for i in range(3)]
     assert pd.read_csv(run / "layer_probe.csv")["module"].tolist() == blocks
     method: Any = load("duolora", prior=str(run / "prior_block.yaml"))
-    assert sorted(sum(method.merge.prior.values(), [])) == blocks
+    assert sorted(block for each in method.merge.prior.values() for block in each) == blocks
     layers = layer_map(model_folder(sd3)).planned(2, pair.roles)
     method.merge.check(layers)
     assert None not in dominant_roles(method.merge.prior, layers).values()
