@@ -16,7 +16,6 @@ import argparse
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -228,16 +227,11 @@ def ablations_table() -> str:
     """Return the table of all ablations with their settings and presets."""
     lines = [["ablation", "changes", "fits"], ["---"] * 3]
     for name in presets.ablations()[1:]:
-        values = ", ".join(f"`{key}={short(value)}`" for key, value in presets.ablation_values(name).items())
+        values = ", ".join(f"`{key}={value}`" for key, value in presets.ablation_values(name).items())
         fitting = presets.fitting_presets(name)
         every = len(fitting) == len(presets.presets())
         lines.append([f"`{name}`", values, "all" if every else ", ".join(f"`{each}`" for each in fitting)])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def short(value: Any) -> Any:
-    """Return a value for a table; a list of more than two modules has only its first and its last one."""
-    return f"[{value[0]}, ..., {value[-1]}]" if isinstance(value, list) and len(value) > 2 else value
 
 
 if __name__ == "__main__":

@@ -125,19 +125,19 @@ def test_blocks_of_splitflux_are_single_blocks_of_flux() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ablation", "known", "counts"),
+    ("source", "known", "counts"),
     [
-        ("splitflux_blocks", "flux", (10, 28)),
-        ("b_lora_flux_blocks", "flux", (6, 8)),
-        ("b_lora_flux_mixing_blocks", "flux", (20, 18)),
-        ("stability_blocks", "sd35_large", (13, 8)),
+        ("splitflux", "flux", (10, 28)),
+        ("b_lora_flux", "flux", (6, 8)),
+        ("b_lora_flux_mixing", "flux", (20, 18)),
+        ("stability", "sd35_large", (13, 8)),
     ],
 )
 def test_blocks_of_sources_are_those_of_their_model(
-    ablation: str, known: str, counts: tuple[int, int], lora_spec: LoRASpec, pair: Pair
+    source: str, known: str, counts: tuple[int, int], lora_spec: LoRASpec, pair: Pair
 ) -> None:
     """B-LoRA trains and merges in the blocks that a source names, and refuses them on other models."""
-    method, layers = load_method("blora", ablation), layer_map(known)
+    method, layers = load_method("blora", content_block=source, style_block=source), layer_map(known)
     merge: Any = method.merge
     method.training.check(layers, lora_spec)
     assert (len(merge.content_block), len(merge.style_block)) == counts
@@ -150,6 +150,8 @@ def test_blocks_of_sources_are_those_of_their_model(
     for other in {"micro_sd3", "sd3", "flux", "sd35_large"} - {known}:
         with pytest.raises(UserError, match=r"method\.(content|style)_block=.* has no layer to adapt; use one of "):
             method.training.check(layer_map(other), lora_spec)
+    with pytest.raises(UserError, match=r"method\.style_block=nowhere\.yaml is unknown"):
+        load_method("blora", style_block="nowhere.yaml")
 
 
 def test_recipe_of_two_layers_is_found_by_exact_path(commands: Any) -> None:

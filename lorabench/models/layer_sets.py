@@ -15,7 +15,7 @@ from yaml import YAMLError
 
 from lorabench.base import CONF, UserError
 from lorabench.config.choices import unknown
-from lorabench.data.concepts import ROLES
+from lorabench.data.concepts import ROLES, Role
 from lorabench.models.layer import within
 
 LayerSets = dict[str, list[str]]  # module paths by role
@@ -47,6 +47,22 @@ def read_layer_sets(key: str, value: str | Mapping[str, Any], folder: str, other
     if not isinstance(found, Mapping) or set(found) != set(ROLES) or not all(map(is_names, found.values())):
         raise UserError(f"{key} needs lists of module paths: {{content: [<module path>], style: [<module path>]}}")
     return {role: list(found[role]) for role in ROLES}
+
+
+def role_modules(key: str, value: str | Sequence[str], role: Role) -> str | Sequence[str]:
+    """Return the modules that a setting of one role names: itself, or those of a preset of conf/layer_sets or a file.
+
+    Args:
+        key: The setting, for messages.
+        value: A module path, several, the name of a preset, or the path of a yaml file.
+        role: The role.
+
+    Raises:
+        UserError: If there is no such file, or it does not have this form.
+    """
+    if isinstance(value, str) and (value.endswith(".yaml") or (CONF / "layer_sets" / f"{value}.yaml").is_file()):
+        return read_layer_sets(key, value, "layer_sets")[role]
+    return value
 
 
 def is_names(value: Any) -> bool:

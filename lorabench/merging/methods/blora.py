@@ -6,7 +6,8 @@ The merge takes block W4 of the content LoRA and block W5 of the style LoRA. The
 only, both at once (`method/training=blora`). The released code multiplies both factors by alpha, so that alpha counts
 twice (`squared`). Images have the prompt of all methods, with the class word next to the identifier.
 
-A block may be several modules. Those of SDXL are the preset; other models need blocks of their own.
+A block may be several modules. Those of SDXL are the preset; other models need blocks of their own, such as the sets of
+conf/layer_sets, which are named by their source: `content_block=splitflux style_block=splitflux`.
 
 Source: Frenkel et al., ECCV 2024, arXiv 2403.14572.
 """
@@ -16,9 +17,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorabench.base import UserError
-from lorabench.data.concepts import Role
+from lorabench.data.concepts import ROLES, Role
 from lorabench.merging.masked import MaskedSum
 from lorabench.models.layer import Layer, modules, within
+from lorabench.models.layer_sets import role_modules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +28,8 @@ class BLoRA(MaskedSum):
     """One block per role.
 
     Args:
-        content_block: Module path of the content block, W4 in the paper, or several paths.
-        style_block: Module path of the style block, W5 in the paper, or several paths.
+        content_block: Module path of the content block, W4 in the paper, several paths, or a set of conf/layer_sets.
+        style_block: Module path of the style block, W5 in the paper, several paths, or a set of conf/layer_sets.
         content: Scale alpha_c.
         style: Scale alpha_s.
         squared: Apply each scale twice.
@@ -38,6 +40,12 @@ class BLoRA(MaskedSum):
     content: float
     style: float
     squared: bool
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for role in ROLES:
+            key = f"{role}_block"
+            object.__setattr__(self, key, role_modules(f"method.{key}", getattr(self, key), role))
 
     def check(self, layers: Mapping[str, Layer]) -> None:
         roles: dict[Role, None] = dict.fromkeys(role for layer in layers.values() for role in layer.roles)

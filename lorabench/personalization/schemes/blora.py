@@ -19,6 +19,7 @@ from lorabench.data.pairs import Pair
 from lorabench.data.stylised import is_stylised
 from lorabench.models.layer import group, modules
 from lorabench.models.layer_map import LayerMap
+from lorabench.models.layer_sets import role_modules
 from lorabench.personalization.schemes.dreambooth import dreambooth
 from lorabench.personalization.training import Output, Training
 
@@ -28,14 +29,20 @@ class BLoRATraining(Training):
     """DreamBooth in two blocks.
 
     Args:
-        content_block: Module path of the content block, W4 in the paper, or several paths.
-        style_block: Module path of the style block, W5 in the paper, or several paths.
+        content_block: Module path of the content block, W4 in the paper, several paths, or a set of conf/layer_sets.
+        style_block: Module path of the style block, W5 in the paper, several paths, or a set of conf/layer_sets.
         one_image: Train on the first image only, without a class word in its caption.
     """
 
     content_block: Any
     style_block: Any
     one_image: bool
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for role in ROLES:
+            key = f"{role}_block"
+            object.__setattr__(self, key, role_modules(f"method.{key}", getattr(self, key), role))
 
     def outputs(self, pair: Pair, recipe: LoRASpec) -> list[Output]:
         spec = replace(recipe, blocks=[*modules(self.content_block), *modules(self.style_block)])
