@@ -64,7 +64,7 @@ def test_names_are_independent_although_prompts_share_the_other_one():
 
 
 def test_copying_is_similarity_to_nearest_training_image():
-    scores = made_scores({"first": [[1, 1]] * 4})
+    scores = made_scores({"first": [[1.0, 1.0]] * 4})
     copies = scores.query("use == 'content' and metric == 'subject_r1'").assign(metric="copy/content", role="content")
     near = [copies.assign(reference=name, value=value) for name, value in (("a", 0.2), ("b", 0.9), ("c", 0.4))]
     lines = recipe_lines(with_asked(pd.concat([scores, *near])), ["content copy/content"])

@@ -95,7 +95,7 @@ def test_null_rate_is_as_promised_and_shows_test_that_is_wrong(monkeypatch: pyte
     rates = sensitivity.null_rates(values, "direct", "null", splits=4000)
     assert rates["pairs"].tolist() == [8, 16, 32] and rates["rate"].tolist() == pytest.approx([0.05] * 3, abs=0.02)
 
-    def too_sure(drawn: np.ndarray, weights: np.ndarray, design: None) -> np.ndarray:
+    def too_sure(drawn: np.ndarray, weights: np.ndarray) -> np.ndarray:
         error = drawn.std(axis=1, ddof=1) / np.sqrt(drawn.shape[1])
         return 2 * scipy_stats.norm.sf(np.abs(drawn.mean(axis=1)) / error * 1.3)
 
@@ -109,6 +109,18 @@ def test_few_pairs_are_all_taken_and_scores_keep_their_order() -> None:
     assert sensitivity.null_rates(values, "direct", "null", splits=50)["pairs"].tolist() == [5, 5, 5]
     smallest = sensitivity.smallest_dose(sensitivity.dose_response(values, DOSES, "direct"))
     assert list(dict.fromkeys(smallest["score"])) == ["b", "a", "c"]
+
+
+def test_pairs_that_share_names_have_no_null_rate_and_no_limit() -> None:
+    table = simulated(pairs=16)["dino/content"]
+    names = pd.MultiIndex.from_product([["d"], [f"c{k}" for k in range(4)], [f"s{k}" for k in range(4)]])
+    values = {"dino/content": table.set_axis(names.set_names(averages.PAIR), axis=1)}
+    nulls = sensitivity.null_rates(values, "direct", "null", splits=50)
+    limits = sensitivity.detectable(values, "direct", {"like": ["small"]})
+    assert nulls.empty and limits.empty and list(nulls) == ["score", "pairs", "rate", "splits"]
+    response = sensitivity.dose_response(values, DOSES, "direct")
+    text = write_sensitivity(response, sensitivity.smallest_dose(response), nulls, limits, "16 pairs", 8, ["ties"])
+    assert "use dataset.pairs=matched" in text and "promised" not in text
 
 
 def test_detectable_difference_is_found_with_power() -> None:

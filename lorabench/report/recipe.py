@@ -37,8 +37,8 @@ def with_asked(scores: pd.DataFrame) -> pd.DataFrame:
     found = [other_scores(scores)]
     for role, metrics in ASKED.items():
         own = scores[scores["use"] == role]
-        parts = (own[own["metric"] == metric] for metric in metrics)
-        found += joined(*parts, as_asked(role), lambda values: values.prod(axis=1))
+        right, fits = (own[own["metric"] == metric] for metric in metrics)
+        found += joined(right, fits, as_asked(role), lambda values: values.prod(axis=1))
     return pd.concat(found, ignore_index=True)
 
 

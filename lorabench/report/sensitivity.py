@@ -87,20 +87,22 @@ def null_rates(values: Values, one: str, other: str, splits: int, pairs: Iterabl
         one: Row of the first seed.
         other: Row of the second seed.
         splits: Number of random splits.
-        pairs: Numbers of pairs; numbers that are not there are left out. All pairs are taken if there are fewer, or if
-            pairs share subjects or styles.
+        pairs: Numbers of pairs; numbers that are not there are left out. All pairs are taken if there are fewer.
+
+    Returns:
+        Columns score, pairs, rate and splits; empty if pairs share subjects or styles, because signs that change pair
+        by pair would make such pairs independent.
     """
     lines = []
     for column, table in values.items():
         delta, design = (table.loc[one] - table.loc[other]).to_numpy(dtype=float), Design.of(table.columns)
+        if not design.is_independent:
+            continue
         rng = np.random.default_rng(seed_of("null", column))
-        counts = [each for each in pairs if each <= len(delta)] if design.is_independent else []
-        counts = counts or [len(delta)]
-        for count in counts:
+        for count in [each for each in pairs if each <= len(delta)] or [len(delta)]:
             signs = rng.choice([-1.0, 1.0], (splits, len(delta)))
             chosen = np.argsort(rng.random((splits, len(delta))), axis=1)[:, :count]
-            drawn = np.take_along_axis(signs * delta, chosen, axis=1) if design.is_independent else signs * delta
-            p = stats.p_value(drawn, np.ones(count), design if not design.is_independent else None)
+            p = stats.p_value(np.take_along_axis(signs * delta, chosen, axis=1), np.ones(count))
             lines.append((column, count, float(np.mean(p <= comparing.ALPHA)), splits))
     return pd.DataFrame(lines, columns=["score", "pairs", "rate", "splits"])
 
@@ -114,13 +116,14 @@ def detectable(values: Values, undamaged: str, compared: Mapping[str, Sequence[s
         compared: Labels of the other rows by LIKE, UNLIKE and SEED.
 
     Returns:
-        Columns score, rows, sd, one column per number of pairs, target, and pairs_needed: the number of pairs for which
+        Empty if pairs share subjects or styles, because the formula is that of independent pairs. Otherwise the
+        columns score, rows, sd, one column per number of pairs, target, and pairs_needed: the number of pairs for which
         the target is met, NaN without a target.
     """
     lines = []
     for column, table in values.items():
         for name, labels in compared.items():
-            if not labels or table.shape[1] < 2:
+            if not labels or table.shape[1] < 2 or not Design.of(table.columns).is_independent:
                 continue
             deltas = [(table.loc[label] - table.loc[undamaged]).to_numpy(dtype=float) for label in labels]
             sd = float(np.sqrt(np.mean([delta.var(ddof=1) for delta in deltas])))

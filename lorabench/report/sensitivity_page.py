@@ -46,24 +46,33 @@ def write_sensitivity(
             "",
             "The smallest dose that is separated together with all greater ones; -: none is.",
             "",
-            "## False differences",
-            "",
-            *null_table(nulls),
-            "",
-            f"Share of {int(nulls['splits'].max()) if len(nulls) else 0} splits of two seeds of the direct merge "
-            "(other noise, other LoRAs) that have p <= 5 %; 5 % is promised.",
-            "",
-            "## Detectable differences",
-            "",
-            *limit_table(limits),
-            "",
-            f"The difference that a t test at 5 % finds with a probability of {POWER:.0%}, by number of pairs, from "
-            "the standard deviation (sd) of differences over pairs. like: methods of a kind, here the direct merge "
-            f"and small damage. unlike: the direct merge and {', '.join(unlike)}. another seed: two seeds of the "
-            "direct merge. needed: pairs for the target.",
-            "",
+            *independent_parts(nulls, limits, unlike),
         ]
     )
+
+
+def independent_parts(nulls: pd.DataFrame, limits: pd.DataFrame, unlike: Sequence[str]) -> list[str]:
+    """Return the lines on false and on detectable differences, which need independent pairs."""
+    if nulls.empty:
+        return ["False and detectable differences are measured on independent pairs: use dataset.pairs=matched.", ""]
+    return [
+        "## False differences",
+        "",
+        *null_table(nulls),
+        "",
+        f"Share of {int(nulls['splits'].max())} splits of two seeds of the direct merge (other noise, other LoRAs) "
+        "that have p <= 5 %; 5 % is promised.",
+        "",
+        "## Detectable differences",
+        "",
+        *limit_table(limits),
+        "",
+        f"The difference that a t test at 5 % finds with a probability of {POWER:.0%}, by number of pairs, from "
+        "the standard deviation (sd) of differences over pairs. like: methods of a kind, here the direct merge "
+        f"and small damage. unlike: the direct merge and {', '.join(unlike)}. another seed: two seeds of the "
+        "direct merge. needed: pairs for the target.",
+        "",
+    ]
 
 
 def response_table(response: pd.DataFrame, kind: str = "damage", dose: str = "dose") -> Iterator[str]:
