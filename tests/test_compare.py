@@ -32,7 +32,8 @@ from lorabench.report.imported import CHECKSUMS
 from lorabench.sampling.rules.switch import Switch
 from lorabench.tasks import benchmark as pipeline
 from lorabench.tasks.benchmark import at_one_node
-from lorabench.tasks.compare import name_of, rows_of, run
+from lorabench.tasks.compare import rows_of, run
+from lorabench.tasks.rows import name_of
 from lorabench.tasks.run_folder import RunWriter
 
 PAIR = "mug_1+ink_1"
@@ -110,7 +111,8 @@ def test_failing_row_is_listed_and_others_are_reported(tiny, folder_of: Path, ca
     assert f"lora_switch: generate of lora_switch {PAIR}: ZeroDivisionError: no steps to take turns in" in failure
     assert "ziprank: ZeroDivisionError" in failure  # found before anything was trained
     log = Path(failure.rpartition("turns in (")[2].partition(")")[0])
-    assert log.parent == folder_of / "failed" and "in broken" in log.read_text()
+    assert log.parent == Path("failed") and "in broken" in (folder_of / log).read_text()
+    assert failure.endswith(f"logs are in {folder_of}")
     assert "key" not in json.loads((folder_of / "manifest.json").read_text())  # not done
     run(cfg, folder_of)
     assert [each.label for each in RunFolder.load_all(folder_of)] == ["direct", "lora_switch", "ziprank"]

@@ -13,12 +13,15 @@ from hydra import compose
 
 from lorabench.base import CONF, EXPERIMENTS, UserError
 from lorabench.data import microworld as mw
+from lorabench.engine.failures import Incomplete
 from lorabench.merging.method import load
+from lorabench.merging.methods.slerp import Slerp
+from lorabench.merging.methods.ziprank import ZipRank
 from lorabench.personalization.schemes.para import INITS
 from lorabench.report.tuning import chosen_settings, development_scores
 from lorabench.tasks.benchmark import plan_of
 from lorabench.tasks.settings_grid import grid, settings_of
-from lorabench.tasks.tuning import Configuration, configurations, development_plan, run
+from lorabench.tasks.tuning import Configuration, by_steps, configurations, development_plan, run
 
 RANGES = yaml.safe_load((CONF / "task" / "tuning.yaml").read_text())["ranges"]
 WITHOUT = {"direct", "dreambooth_joint", "lora_rar"}  # no setting but routing, several concepts, or a trained network
@@ -30,6 +33,7 @@ SMALL = [
     "task.ranges.ziprank='fit.lr=0.01,0.1 fit.steps=2'", "task.pairs=1", "task.steps=[0.5]",
     "dataset.pairs=[mug_1/ink_1,cat_1/neon_1]", "lora.steps=1", "dataset.references=1", "dataset.content_images=1",
     "dataset.style_images=1", "generate.images=1", "generate.steps=2",
+    "scorers.path=micro",
 ]  # fmt: skip
 
 
@@ -47,6 +51,19 @@ def test_ranges_have_budget_and_published_values_within_bounds(name: str) -> Non
     assert all(one != other for one, other in product(made, made) if one is not other)
     assert sum(each.is_published for each in tried) == 1
     assert 1 <= len(settings_of(tried[0].words)) <= 3
+    trained = yaml.safe_load((CONF / "lora" / "default.yaml").read_text())["rank"]
+    ranks = [each.get("rank") or trained for each in made if "rank=" in RANGES[name]]  # null: the rank of the LoRAs
+    assert len({str([rank, each.get("weight")]) for rank, each in zip(ranks, made, strict=False)}) == len(ranks)
+
+
+def test_released_duolora_is_listed_with_the_steps_that_it_makes() -> None:
+    counts = {
+        steps: method.settings["fit"]["steps"] for steps, method in by_steps(load("duolora"), [0.5], [5, 4]).items()
+    }
+    assert counts == {50: 50, 100: 100}
+    changed = by_steps(load("duolora_released"), [0.5, 2], [5, 4])  # a step per epoch of five images
+    assert {steps: method.settings["fit"]["steps"] for steps, method in changed.items()} == {10: 50, 20: 100, 40: 200}
+    assert by_steps(load("ties"), [0.5], [5, 4]) == {}
 
 
 @pytest.mark.usefixtures("hydra")
@@ -90,6 +107,8 @@ def test_task_writes_both_states_and_resumes(tiny, tmp_path: Path, capsys, monke
         assert settings[row["method"]] == settings_of(row["settings"])
     lines = pd.read_csv(tmp_path / "tuning.csv").set_index(["method", "score"])
     assert set(lines.index.get_level_values("method")) == {"slerp", "ziprank"}
+    same = lines.loc["slerp"]  # chosen as published: one row for both, and no test between them
+    assert set(same["difference"]) == {0} and same["p_holm"].isna().all() and (same["published"] == same["tuned"]).all()
     delta = lines["tuned"] - lines["published"]
     pd.testing.assert_series_equal(delta, lines["difference"], check_names=False, atol=1e-5, rtol=1e-4)
     assert pd.read_csv(tmp_path / "steps.csv")[["method", "steps"]].to_numpy().tolist() == [
@@ -106,10 +125,32 @@ def test_task_writes_both_states_and_resumes(tiny, tmp_path: Path, capsys, monke
 
 
 @pytest.mark.usefixtures("hydra")
+def test_failed_configurations_are_named_and_others_are_compared(tiny, tmp_path: Path, monkeypatch) -> None:
+    combine = Slerp.combine
+
+    def failing(self: Slerp, *args):
+        if self.t == 0.3:
+            raise ZeroDivisionError("a third of the way")
+        return combine(self, *args)
+
+    monkeypatch.setattr(Slerp, "combine", failing)
+    monkeypatch.setattr(ZipRank, "loss", lambda *_: 1 / 0)
+    with pytest.raises(Incomplete, match="3 configurations failed"):
+        run(compose("config", [*tiny, *SMALL, f"output={tmp_path}"]), tmp_path)
+    found = pd.read_csv(tmp_path / "configurations.csv")
+    assert found[["method", "settings"]].to_numpy().tolist() == [["slerp", "t=0.5"]]
+    assert set(pd.read_csv(tmp_path / "tuning.csv")["method"]) == {"slerp"}
+    text = (tmp_path / "tuning.md").read_text()
+    assert re.search(r"- slerp t=0.3: merge of \S+: ZeroDivisionError: a third of the way \(failed/\w+.txt\)", text)
+    assert text.count("ZeroDivisionError: division by zero") == 2 and any((tmp_path / "failed").iterdir())
+
+
+@pytest.mark.usefixtures("hydra")
 @pytest.mark.parametrize(
     ("override", "words"),
     [
         ("task.configurations=1", "has 2 configurations, and the budget"),
+        ("scorers.path=null", "there is no both; use scorers=micro"),
         ("task.methods=[direct]", "task.methods=direct is unknown"),
         ("task.ranges.slerp='t=2'", "method.t=2"),
         ("task.ranges.slerp='t=0.3,'", "task.ranges.slerp='t=0.3,':"),

@@ -2,6 +2,7 @@
 
 Two families of comparisons with the reference are tested separately, one for published and one for tuned settings, and
 a third one compares each tuned method with its published one. Holm's correction is made within each family and score.
+A method whose published configuration was chosen has one row for both, so nothing is tested between them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from lorabench.report.headline import BOTH, SIMILARITY
 
 TUNED = "tuned"
 DIFFERENCE = ("difference", "difference_low", "difference_high", "p_holm", "separated")
+SAME: dict[str, Any] = dict.fromkeys(DIFFERENCE, np.nan) | {"difference": 0.0}  # of a row to itself
 
 
 class Configuration(Protocol):
@@ -58,11 +60,16 @@ def development_scores(scores: pd.DataFrame, tried: Sequence[Configuration]) -> 
             for each in tried]  # fmt: skip
     found = pd.DataFrame(rows)
     found.insert(3, "chosen", False)
-    criteria = [score for score in (BOTH, SIMILARITY) if score in found]
+    by = criteria(found)
     for _, own in found.groupby("method", sort=False):
-        order = pd.DataFrame(own[criteria]).round(12).sort_values(by=criteria, ascending=False, kind="stable")
+        order = pd.DataFrame(own[by]).round(12).sort_values(by=by, ascending=False, kind="stable")
         found.loc[order.index[0], "chosen"] = True
     return found
+
+
+def criteria(found: pd.DataFrame) -> list[str]:
+    """Return the scores that configurations are chosen by, the first one first."""
+    return [score for score in (BOTH, SIMILARITY) if score in found]
 
 
 def chosen_settings(found: pd.DataFrame) -> dict[str, str]:
@@ -88,29 +95,30 @@ def compared(scores: pd.DataFrame, names: Sequence[str], reference: str) -> pd.D
     """Return one row per method and score with both means, their difference, and the differences to the reference.
 
     Args:
-        scores: Scores of the evaluation pairs. A tuned method has the label "<method> tuned".
+        scores: Scores of the evaluation pairs. A tuned method has the label "<method> tuned", and none if it is as
+            published.
         names: The methods.
         reference: Label of the reference row.
     """
     columns, _ = protocols.columns(protocols.ALL, scores)
     by_label = dict(iter(scores.groupby("label", sort=False)))
-    shown = [reference, *(label for name in names if name != reference for label in (name, f"{name} {TUNED}"))]
+    shown = [reference, *(label for name in names for label in (name, f"{name} {TUNED}") if label in by_label)]
     lines = []
     for column in columns:
         images = {label: protocols.image_values(by_label[label], column) for label in shown}
         first = tested(planned.planned_lines(images, column, reference))
-        after = {label.removesuffix(f" {TUNED}"): own for label, own in images.items() if label.endswith(f" {TUNED}")}
+        after = {name: images.get(f"{name} {TUNED}", images[name]) for name in names}
         second = tested(planned.planned_lines({reference: images[reference], **after}, column, reference))
         for name in after:
             line: dict[str, Any] = {"method": name, "score": column.name}
-            for state, label in (("published", name), (TUNED, f"{name} {TUNED}")):
-                at = stats.mean(images[label], *column.rule)
+            for state, own in (("published", images[name]), (TUNED, after[name])):
+                at = stats.mean(own, *column.rule)
                 line |= {state: at.mean, f"{state}_low": at.low, f"{state}_high": at.high}
-            line |= first[f"{name} {TUNED}", name]
+            line |= first.get((f"{name} {TUNED}", name), SAME)
             line |= {f"published_{key}": value for key, value in first[name, reference].items()}
             line |= {f"tuned_{key}": value for key, value in second[name, reference].items()}
             lines.append(line)
-    return pd.DataFrame(lines)
+    return pd.DataFrame(lines, columns=None if lines else ["method", "score"])  # empty if all methods failed
 
 
 def tested(comparisons: pd.DataFrame) -> dict[tuple[str, str], dict[str, Any]]:
@@ -127,6 +135,7 @@ def write_tuning(
     shown: Sequence[str],
     pairs: str,
     development: int,
+    failed: Mapping[str, str],
 ) -> str:
     """Return the text of tuning.md.
 
@@ -138,19 +147,22 @@ def write_tuning(
         shown: Scores to show.
         pairs: The evaluation pairs, in words.
         development: Number of development pairs.
+        failed: Reasons of configurations that failed, by label.
     """
-    published = set(found.loc[found["chosen"] & found["published"], "method"])
+    published, by = set(found.loc[found["chosen"] & found["published"], "method"]), criteria(found)
     text = []
     for score in [each for each in shown if each in set(lines["score"])]:
         own = lines.loc[lines["score"] == score]
         text += [f"## {score}", "", *comparison_table(own, chosen, published), "", separated_note(own, score), ""]
     text += [
-        f"Mean over {pairs}, with 95 % intervals. Settings were chosen by `{BOTH}`, then `{SIMILARITY}`, on "
-        f"{development} development pairs, whose names are not in this table. `~`: p is above 5 % after Holm's "
+        f"Mean over {pairs}, with 95 % intervals. Settings were chosen by {', then '.join(f'`{each}`' for each in by)} "
+        f"on {development} development pairs, whose names are not in this table. `~`: p is above 5 % after Holm's "
         "correction within the column. configurations.csv has the scores of all configurations, chosen.yaml the "
         "settings.",
         "",
     ]
+    if failed:
+        text += ["Left out because they failed:", "", *(f"- {label}: {why}" for label, why in failed.items()), ""]
     if len(steps):
         text += ["## Score against steps", "", *step_table(steps, shown), ""]
         text += [f"Learned merges at their chosen settings, mean over the {development} development pairs.", ""]
@@ -175,9 +187,9 @@ def mean(line: Mapping[str, Any], state: str) -> str:
 
 
 def difference(line: Mapping[str, Any], start: str) -> str:
-    """Format a difference with its interval; empty if there is a single pair."""
+    """Format a difference with its interval; empty if there is a single pair, or one row for both."""
     value, low, high, _, separated = (line[f"{start}{key}"] for key in DIFFERENCE)
-    return "" if np.isnan(value) else f"{value:+.3f} [{low:+.2f}, {high:+.2f}]" + (" ~" if separated is False else "")
+    return "" if np.isnan(low) else f"{value:+.3f} [{low:+.2f}, {high:+.2f}]" + (" ~" if separated is False else "")
 
 
 def separated_note(own: pd.DataFrame, score: str) -> str:

@@ -30,7 +30,6 @@ from lorabench.engine.failures import Incomplete
 from lorabench.engine.make import make
 from lorabench.merging import presets
 from lorabench.merging.learned import LearnedMasks
-from lorabench.report.labels import label
 from lorabench.report.loggers.views import logger_of, open_view
 from lorabench.tasks.benchmark import (
     REPORT_COST,
@@ -41,12 +40,12 @@ from lorabench.tasks.benchmark import (
     show,
 )
 from lorabench.tasks.checks import check_methods, check_scorers
-from lorabench.tasks.plan import STAGES, Plan
-from lorabench.tasks.rows import BASELINES, Row, check_rows, check_uniform, rows_with_baselines
+from lorabench.tasks.plan import Plan
+from lorabench.tasks.row_failures import FAILED, failures_of, reason, without_failed
+from lorabench.tasks.rows import BASELINES, Row, check_rows, check_uniform, name_of, rows_with_baselines
 from lorabench.tasks.run_folder import RunWriter
 
 ALL = "all"
-FAILED = "failed"  # folder of the logs, in the run folder
 
 
 def run(cfg: DictConfig, folder: Path) -> None:
@@ -73,7 +72,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
     with suppress(OSError):  # the folder is missing or has logs of other rows
         logs.rmdir()
     failures = misfits(plan)
-    plan = replace(plan, rows=[row for row in plan.rows if name_of(row) not in failures])
+    plan = without_failed(plan, failures)
     start, artifacts = time.perf_counter(), plan.all_artifacts()
     plan = at_one_node(plan, artifacts)
     writer.output.claim()
@@ -85,14 +84,14 @@ def run(cfg: DictConfig, folder: Path) -> None:
             held.enter_context(writer.locked())
             if writer.is_done(logger):  # another process with the same command was quicker
                 return print_result(writer)
-            failures |= {name_of(row): why for row in plan.rows if (why := first_failure(plan, row, logs))}
-            whole = [row for row in plan.rows if name_of(row) not in failures]
+            failures |= failures_of(plan, logs)
             if {name_of(row) for row in rows} - failures.keys():
-                writer = RunWriter(folder, replace(plan, rows=whole), writer.config)
+                writer = RunWriter(folder, without_failed(plan, failures), writer.config)
                 put_together(writer, view, start)
             if failures:
                 lines = "".join(f"\n  {name}: {why}" for name, why in failures.items())
-                raise Incomplete(f"{len(failures)} of {len(rows) + len(baselines)} rows failed{lines}")
+                count = len(rows) + len(baselines)
+                raise Incomplete(f"{len(failures)} of {count} rows failed{lines}\nlogs are in {folder}")
         writer.seal(logger)
 
 
@@ -138,11 +137,6 @@ def row_of(words: str, fit_steps: int | None) -> Row:
     return replace(row, method=method)
 
 
-def name_of(row: Row) -> str:
-    """Return the name of a row in tables."""
-    return label(row.name, row.ablation)
-
-
 def trainable_rows(plan: Plan, rows: Sequence[Row]) -> list[Row]:
     """Return the rows whose training can use the images of all pairs; print which are left out."""
     refused: dict[str, str] = {}
@@ -174,19 +168,3 @@ def misfit(plan: Plan, row: Row) -> str | None:
     except Exception as error:
         return reason(str(error) if isinstance(error, UserError) else traceback.format_exc())
     return None
-
-
-def first_failure(plan: Plan, row: Row, logs: Path) -> str | None:
-    """Return the first artifact of a row that failed, with the reason; None if all succeeded."""
-    own = replace(plan, rows=[row])
-    for stage in STAGES:
-        for each in own.artifacts(stage):
-            log = logs / f"{each.key}.txt"
-            if log.is_file():
-                return f"{stage} of {each.name}: {reason(log.read_text(encoding='utf-8'))} ({log})"
-    return None
-
-
-def reason(log: str) -> str:
-    """Return the last line of a log that is not empty."""
-    return next((line for line in reversed(log.splitlines()) if line.strip()), "no reason given")

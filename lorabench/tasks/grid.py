@@ -23,8 +23,9 @@ from lorabench.merging import presets
 from lorabench.merging.method_names import CHANGED
 from lorabench.tasks.benchmark import plan_of
 from lorabench.tasks.checks import check_methods
-from lorabench.tasks.compare import FAILED, first_failure, row_of
+from lorabench.tasks.compare import row_of
 from lorabench.tasks.plan import Plan
+from lorabench.tasks.row_failures import FAILED, first_failure
 from lorabench.tasks.rows import Row
 
 BASE = "direct"  # preset whose components are replaced

@@ -27,9 +27,9 @@ from lorabench.report.labels import BASELINES_AND_ORACLE
 from lorabench.report.notes import design_notes
 from lorabench.tasks.benchmark import plan_of
 from lorabench.tasks.checks import check_methods, check_scorers
-from lorabench.tasks.compare import name_of, rows_of
+from lorabench.tasks.compare import rows_of
 from lorabench.tasks.plan import Plan
-from lorabench.tasks.rows import check_uniform, rows_with_baselines
+from lorabench.tasks.rows import check_uniform, name_of, rows_with_baselines
 from lorabench.tasks.stored_scores import by_label, scores_of
 
 

@@ -14,7 +14,7 @@ from lorabench.engine.record import sha256
 from lorabench.merging.learned import LearnedMasks
 from lorabench.merging.masked import MaskedSum
 from lorabench.merging.method import Method, key_of_component, load
-from lorabench.report.labels import BASELINES, ORACLE
+from lorabench.report.labels import BASELINES, ORACLE, label
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,11 @@ class Row:
         if not pair.couples:  # several concepts only
             key["settings"].pop("concepts", None)
         return key
+
+
+def name_of(row: Row) -> str:
+    """Return the name of a row in tables."""
+    return label(row.name, row.ablation)
 
 
 def rows_with_baselines(chosen: Row, dataset: DatasetSpec, pairs: Sequence[Pair]) -> list[Row]:

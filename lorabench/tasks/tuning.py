@@ -9,11 +9,15 @@ subjects and styles are development names. Learned merges are also run with shar
 pairs. Everything comes from the store, so an interrupted run resumes, and pairs that another experiment has computed
 are not computed again.
 
+A configuration that fails, as with a learning rate that is too high, cannot be chosen. It is named in tuning.md with
+its reason, all others are finished and compared, and the exit code is 1.
+
 `task=tune` is another question: the weights of a user's own LoRA files.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,14 +28,16 @@ from omegaconf import DictConfig, OmegaConf
 from lorabench.base import UserError
 from lorabench.config.choices import choose
 from lorabench.data import microworld as mw
+from lorabench.engine.failures import Incomplete
 from lorabench.engine.make import make
 from lorabench.merging.learned import LearnedMasks
 from lorabench.merging.method import Method, load
-from lorabench.report.headline import with_headline
+from lorabench.report.headline import BOTH, with_headline
 from lorabench.report.notes import design_notes
 from lorabench.tasks.benchmark import plan_of
 from lorabench.tasks.checks import check_plan
 from lorabench.tasks.plan import Plan
+from lorabench.tasks.row_failures import FAILED, failures_of, without_failed
 from lorabench.tasks.rows import Row, rows_with_baselines
 from lorabench.tasks.settings_grid import grid, settings_of
 from lorabench.tasks.stored_scores import scores_of
@@ -72,37 +78,53 @@ class Configuration:
 
 
 def run(cfg: DictConfig, folder: Path) -> str:
-    """Write tuning.md, tuning.csv, configurations.csv, steps.csv and chosen.yaml, and print the text."""
+    """Write tuning.md, tuning.csv, configurations.csv, steps.csv and chosen.yaml, and print the text.
+
+    Raises:
+        Incomplete: If a configuration failed.
+    """
     from lorabench.report import tuning as report
 
     tried = configurations(cfg.task)
     evaluation, development = plan_of(cfg, []), development_plan(cfg)
     check_apart(evaluation)
-    reference = Row.of(REFERENCE)
+    logs, reference = folder / FAILED, Row.of(REFERENCE)
+    shutil.rmtree(logs, ignore_errors=True)
     baselines = rows_with_baselines(reference, evaluation.dataset, evaluation.pairs)[:-1]
     single = [row for row in baselines if row.method is not None]
     development = replace(development, rows=[*single, *(row_of(each.label, each.of) for each in flat(tried))])
     check_plan(development)
-    make(development.store, development.trainer, development.all_artifacts())
+    check_recognition(development)
+    make(development.store, development.trainer, development.all_artifacts(), logs=logs)
 
-    found = report.development_scores(with_headline(scores_of(development)), flat(tried))
+    failed = failures_of(development, logs)
+    scores = with_headline(scores_of(without_failed(development, failed)))
+    found = report.development_scores(scores, [each for each in flat(tried) if each.label not in failed])
     best = {name: Configuration(name, words) for name, words in report.chosen_settings(found).items()}
+    images = [concept.weight for concept in development.pairs[0].concepts]
     curves = {f"{name} {steps}": (name, steps, changed) for name, each in best.items()
-              for steps, changed in by_steps(each.of, list(cfg.task.steps)).items()}  # fmt: skip
+              for steps, changed in by_steps(each.of, list(cfg.task.steps), images).items()}  # fmt: skip
     development = replace(development, rows=[*single, *(row_of(label, each) for label, (*_, each) in curves.items())])
-    tuned = [row_of(tuned_label(name), each.of) for name, each in best.items()]
-    evaluation = replace(evaluation, rows=[*baselines, reference, *(Row.of(name) for name in tried), *tuned])
-    make(evaluation.store, evaluation.trainer, [*development.all_artifacts(), *evaluation.all_artifacts()])
+    tuned = [row_of(tuned_label(name), each.of) for name, each in best.items() if not each.is_published]
+    evaluation = replace(evaluation, rows=[*baselines, reference, *(Row.of(name) for name in best), *tuned])
+    artifacts = [*development.all_artifacts(), *evaluation.all_artifacts()]
+    make(evaluation.store, evaluation.trainer, artifacts, logs=logs)
 
+    failed |= failures_of(development, logs) | failures_of(evaluation, logs)
+    if REFERENCE in failed:
+        raise Incomplete(f"{REFERENCE}, the reference of all methods, failed: {failed[REFERENCE]}")
     steps = report.scores_by_steps(
-        with_headline(scores_of(development)), {label: (name, count) for label, (name, count, _) in curves.items()}
+        with_headline(scores_of(without_failed(development, failed))),
+        {label: (name, count) for label, (name, count, _) in curves.items() if label not in failed},
     )
-    scores = with_headline(scores_of(evaluation))
-    lines = report.compared(scores, list(tried), REFERENCE)
+    scores = with_headline(scores_of(without_failed(evaluation, failed)))
+    names = [name for name in best if not {name, tuned_label(name)} & failed.keys()]
+    lines = report.compared(scores, names, REFERENCE)
     behind, _ = design_notes(scores)
     text = report.write_tuning(
         lines, {name: each.words for name, each in best.items()}, found, steps, list(cfg.task.shown),
         f"{len(evaluation.pairs)} pairs{behind}, {evaluation.generation.images} images each", len(development.pairs),
+        failed,
     )  # fmt: skip
     for name, table in (("tuning", lines), ("configurations", found), ("steps", steps)):
         table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
@@ -110,6 +132,8 @@ def run(cfg: DictConfig, folder: Path) -> str:
     (folder / "chosen.yaml").write_text(yaml.safe_dump(chosen, sort_keys=False), encoding="utf-8")
     (folder / "tuning.md").write_text(text, encoding="utf-8")
     print(text)
+    if failed:
+        raise Incomplete(f"{len(failed)} configurations failed; see tuning.md in the output folder")
     return "tuning.md"
 
 
@@ -135,13 +159,22 @@ def configurations(task: DictConfig) -> dict[str, list[Configuration]]:
     return tried
 
 
-def by_steps(method: Method, shares: Sequence[float]) -> Mapping[int, Method]:
-    """Return a learned merge by number of optimizer steps, with shares of its own and with all; empty for others."""
-    if not isinstance(method.merge, LearnedMasks):
+def by_steps(method: Method, shares: Sequence[float], images: Sequence[int]) -> Mapping[int, Method]:
+    """Return a learned merge by number of optimizer steps, with shares of its own and with all; empty for others.
+
+    Args:
+        method: The method.
+        shares: Shares of its steps.
+        images: Number of training images of each concept; duolora_released makes one step per epoch of them.
+    """
+    merge = method.merge
+    if not isinstance(merge, LearnedMasks):
         return {}
-    fit = method.merge.fit
-    counts = sorted({max(round(share * fit.steps), 1) for share in (*shares, 1.0)})
-    return {count: method.with_settings(fit=replace(fit, steps=count)) for count in counts}
+    found = {}
+    for count in sorted({max(round(share * merge.fit.steps), 1) for share in (*shares, 1.0)}):
+        changed = replace(merge, fit=replace(merge.fit, steps=count))
+        found[changed.steps(images)] = replace(method, merge=changed)
+    return found
 
 
 def development_plan(cfg: DictConfig) -> Plan:
@@ -166,6 +199,16 @@ def check_apart(evaluation: Plan) -> None:
     names = {concept.name for pair in evaluation.pairs for concept in pair.concepts}
     if shared := sorted(names & {*mw.DEVELOPMENT_SUBJECTS, *mw.DEVELOPMENT_STYLES}):
         raise UserError(f"{shared[0]} is a development name, on which settings are chosen; use dataset.subjects=all")
+
+
+def check_recognition(plan: Plan) -> None:
+    """Check that `both`, by which configurations are chosen, can be scored.
+
+    Raises:
+        UserError: If the scorers recognize no subjects and styles.
+    """
+    if plan.scorers.truth is None:
+        raise UserError(f"these scorers do not recognize subjects and styles, so there is no {BOTH}; use scorers=micro")
 
 
 def flat(tried: Mapping[str, Sequence[Configuration]]) -> list[Configuration]:
