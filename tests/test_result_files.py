@@ -6,13 +6,20 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
+from hydra import compose
 from made_run import PAIRS, make_run
+from omegaconf import OmegaConf
 
 from lorabench.base import EXPERIMENTS
+from lorabench.data.matching import select_world
 from lorabench.report import write_joint_report
+from lorabench.report.clusters import Design
+from lorabench.tasks.benchmark import plan_of
+from lorabench.tasks.rows import Row
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "docs"))
@@ -27,6 +34,10 @@ MEASURED = (  # every experiment whose tables the documentation shows
     "tradeoff", "duolora_multi_concept", "calibration", "sensitivity", "stability", "duolora_time", "cost",
     "sdxl_against_dit",
 )  # fmt: skip
+
+
+FEW = {"duolora_multi_concept", "duolora_time", "cost", "calibration", "single_loras"}  # examples, costs, no pairs
+REUSED = {"duolora_main": "duolora", "closed_form": "ziprank", "craft_main": "ziplora", "tradeoff": "ziplora"}
 
 
 @pytest.fixture
@@ -46,6 +57,27 @@ def test_page_has_place_of_every_experiment() -> None:
     assert all(f"### `{name}`" in text for name in MEASURED)
     states = generate.STATE.findall((EXPERIMENTS / "README.md").read_text())
     assert sorted(states) == sorted(MEASURED)
+
+
+@pytest.mark.usefixtures("hydra")
+@pytest.mark.parametrize("name", sorted({*MEASURED} - FEW))
+def test_tables_have_independent_pairs(name: str) -> None:
+    cfg = compose("config", [f"experiments={name}"])
+    dataset: Any = OmegaConf.to_object(cfg.dataset)
+    pairs = [("+".join(contents), "+".join(styles)) for contents, styles in select_world(dataset)]
+    design = Design.of(pd.MultiIndex.from_tuples(pairs, names=["content", "style"]))
+    assert design.is_independent and design.units >= 8
+
+
+@pytest.mark.usefixtures("hydra")
+@pytest.mark.parametrize("name", REUSED)
+def test_experiments_on_pairs_of_all_methods_reuse_their_results(name: str) -> None:
+    rows = [Row.of(REUSED[name])]
+    own, every = (plan_of(compose("config", [f"experiments={each}"]), rows) for each in (name, "all_methods"))
+    stages = ["personalize", "merge", *(["score"] if own.generation.images == every.generation.images else [])]
+    for stage in stages:
+        keys = [{each.key for each in plan.artifacts(stage)} for plan in (own, every)]
+        assert keys[0] and keys[0] <= keys[1], stage
 
 
 def test_every_result_names_its_command_base_and_commit() -> None:

@@ -23,7 +23,7 @@ from lorabench.report.__main__ import main
 from lorabench.report.folder import RunFolder, run_folders
 from lorabench.report.formats import format_cost
 from lorabench.report.layout import blocks
-from lorabench.report.notes import equal_notes
+from lorabench.report.notes import cost_note, equal_notes
 from lorabench.report.table import Table, costs
 from lorabench.report.tex import escape, write_latex
 from lorabench.report.text import write_csv, write_markdown
@@ -253,7 +253,13 @@ def test_costs_are_means_over_seeds_and_blank_where_unknown(tmp_path: Path) -> N
     ]  # fmt: skip
     head, *_ = write_markdown(Table.of(runs)).splitlines()
     assert head.endswith("| s per LoRA (shared) | s to merge | denoiser passes to merge |")
-    assert any("LoRAs that methods share" in note for note in Table.of(runs).notes)
+    [note] = [note for note in Table.of(runs).notes if "LoRAs that methods share" in note]
+    assert note.endswith("memory is the maximum over the pairs.")
+    with (runs[0].path / "config.yaml").open("a") as config:
+        config.write("merge: {pairs_per_batch: 8}\n")
+    assert cost_note([RunFolder.load(runs[0].path), runs[2]]).endswith(
+        "learned for up to 8 pairs at a time, and their memory is that of these pairs."
+    )
     assert list(costs(runs[3:])) == []
 
 

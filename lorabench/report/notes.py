@@ -12,10 +12,6 @@ from lorabench.report.protocols import Column
 
 IMAGE = ("prompt", "seed")
 SCORE = ("metric", "backbone", "reference", "value")
-SHARED = (
-    "Merge costs do not include training LoRAs that methods share, nor a backbone that all pairs share, but include "
-    "training for a single pair. They are per pair; memory is the maximum over the pairs."
-)
 
 
 def footnotes(
@@ -110,6 +106,18 @@ def planned_note(comparisons: pd.DataFrame, reference: str | None) -> str:
         "subjects or styles. If the differences of all pairs are equal, it is a sign test. Differences that were not "
         "planned are not tested. Intervals of differences are 95 % each, without correction."
     )
+
+
+def cost_note(runs: list[RunFolder]) -> str:
+    """Return what the costs of merges include, and over what they are taken."""
+    text = (
+        "Merge costs do not include training LoRAs that methods share, nor a backbone that all pairs share, but "
+        "include training for a single pair. They are per pair; memory is the maximum over the pairs."
+    )
+    together = max(int((run.settings.get("merge") or {}).get("pairs_per_batch", 1)) for run in runs)
+    if together > 1:
+        text += f" Masks are learned for up to {together} pairs at a time, and their memory is that of these pairs."
+    return text
 
 
 def seen_notes(runs: list[RunFolder]) -> list[str]:
