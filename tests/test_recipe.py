@@ -72,7 +72,7 @@ def test_copying_is_similarity_to_nearest_training_image():
 
 
 def test_best_recipe_has_greatest_mean_and_first_wins_ties():
-    sure, half, none = [[1, 1]] * 2, [[1, 1], [1, 0]], [[0, 0], [1, 1]]
+    sure, half, none = [[1.0, 1.0]] * 2, [[1.0, 1.0], [1.0, 0.0]], [[0.0, 0.0], [1.0, 1.0]]
 
     def chosen(values: dict[str, list[list[float]]]) -> str:
         return best(recipe_lines(with_asked(made_scores(values)), []))
