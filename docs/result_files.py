@@ -25,9 +25,11 @@ import pandas as pd
 import yaml
 
 from lorabench.base import ASSETS
+from lorabench.engine.output_folder import OutputFolder
 from lorabench.engine.store import Store
 from lorabench.models.files import ModelFiles
 from lorabench.report.comparing import ALPHA
+from lorabench.report.folder import SCORES as RUN_SCORES
 from lorabench.report.planned import METHODS
 
 FOLDER = Path(__file__).parent / "results"
@@ -57,12 +59,14 @@ def copy(folder: Path, command: str | None = None, target: Path | None = None) -
         target: New folder. None: docs/results/<name>.
 
     Raises:
-        SystemExit: If the folder has no tables.
+        SystemExit: If the folder has no tables, or a run in it is not finished.
     """
     name = folder.resolve().name
     found = parts(folder)
     if not found:
         raise SystemExit(f"error: {folder} has no table.csv and no study; use --from outputs/<name>")
+    for source in found.values():
+        check_finished(source)
     base, reference = base_of(next(iter(found.values()))), reference_of(next(iter(found.values())))
     target = target or FOLDER / name
     target.mkdir(parents=True, exist_ok=True)
@@ -98,6 +102,18 @@ def parts(folder: Path) -> dict[str, Path]:
         return {"": folder}
     below = [each for each in sorted(folder.iterdir()) if each.is_dir() and any(each.glob("*.csv"))]
     return {each.name if len(below) > 1 else "": each for each in below}
+
+
+def check_finished(folder: Path) -> None:
+    """Check that a run, or every run in a folder, is finished: a run with failed rows has a table without them.
+
+    Raises:
+        SystemExit: If one is not.
+    """
+    for file in run_files(folder, RUN_SCORES):
+        manifest = OutputFolder(file.parent).manifest()
+        if manifest and "key" not in manifest:
+            raise SystemExit(f"error: {file.parent} is not finished, or rows of it failed; run its command again")
 
 
 def lines_of(wide: pd.DataFrame) -> pd.DataFrame:

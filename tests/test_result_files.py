@@ -49,6 +49,14 @@ def docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "results"
 
 
+def finished_run(folder: Path, *args: Any, **settings: Any) -> Path:
+    """Return a run of invented scores whose manifest has a key, as that of a run without failures."""
+    run = make_run(folder, *args, **settings)
+    manifest = json.loads((run / "manifest.json").read_text())
+    (run / "manifest.json").write_text(json.dumps(manifest | {"key": "of the run"}))
+    return run
+
+
 def test_page_has_place_of_every_experiment() -> None:
     places = generate.PLACE.findall((ROOT / "docs" / "results" / "page.md").read_text())
     assert sorted(places) == sorted(MEASURED)
@@ -89,7 +97,9 @@ def test_every_result_names_its_command_base_and_commit() -> None:
 
 def test_report_is_copied_with_one_line_per_row_and_metric(docs: Path, tmp_path: Path) -> None:
     folder = tmp_path / "outputs" / "closed_form"
-    write_joint_report([make_run(folder / name, name, pairs=PAIRS, images=2) for name in ("direct", "duolora")], folder)
+    write_joint_report(
+        [finished_run(folder / name, name, pairs=PAIRS, images=2) for name in ("direct", "duolora")], folder
+    )
     title = "### `closed_form`\n\n"
     assert generate.result("closed_form") == f"{title}Not measured yet: `python run.py experiments=closed_form`.\n"
     result_files.copy(folder)
@@ -115,7 +125,7 @@ def test_report_is_copied_with_one_line_per_row_and_metric(docs: Path, tmp_path:
 def test_comparisons_with_other_rows_than_reference_are_copied(docs: Path, tmp_path: Path) -> None:
     folder = tmp_path / "outputs" / "closed_form"
     names = ("ziplora", "ziplora_closed", "direct")
-    write_joint_report([make_run(folder / name, name, pairs=PAIRS, images=2) for name in names], folder)
+    write_joint_report([finished_run(folder / name, name, pairs=PAIRS, images=2) for name in names], folder)
     result_files.copy(folder)
     found = pd.read_csv(docs / "closed_form" / "comparisons.csv")
     assert set(zip(found["label"], found["against"], strict=True)) == {("ziplora", "ziplora_closed")}
@@ -125,7 +135,7 @@ def test_comparisons_with_other_rows_than_reference_are_copied(docs: Path, tmp_p
 
 
 def test_run_on_other_weights_is_refused(docs: Path, tmp_path: Path) -> None:
-    folder = make_run(tmp_path / "duolora_main", pairs=PAIRS, images=1)
+    folder = finished_run(tmp_path / "duolora_main", pairs=PAIRS, images=1)
     write_joint_report([folder], folder)
     manifest = json.loads((folder / "manifest.json").read_text())
     for digest in (result_files.packaged_digest(), "of an older model"):
@@ -137,6 +147,17 @@ def test_run_on_other_weights_is_refused(docs: Path, tmp_path: Path) -> None:
         else:
             result_files.copy(folder)
     assert (docs / "duolora_main" / "scores.csv").is_file()  # the refused copy has removed nothing
+
+
+def test_run_with_failed_rows_is_refused(docs: Path, tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "all_methods" / "compare-s0", pairs=PAIRS, images=1)
+    write_joint_report([folder], folder)  # its manifest lists files, and has no key as that of a finished run
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert "key" not in manifest and manifest["files"]
+    with pytest.raises(SystemExit, match="compare-s0 is not finished, or rows of it failed"):
+        result_files.copy(folder.parent)
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"key": "of the run"}))
+    assert result_files.copy(folder.parent) == docs / "all_methods"
 
 
 def test_text_on_an_earlier_measurement_is_named(docs: Path, tmp_path: Path, monkeypatch) -> None:
@@ -160,7 +181,9 @@ def test_study_and_several_tables_are_copied(docs: Path, tmp_path: Path) -> None
     result_files.copy(study.parent, "python run.py experiments=tradeoff generate.images=2")
     assert "##### Curves\n\ntext\n" in generate.result("tradeoff")
     for part in ("2_subjects", "3_subjects"):
-        write_joint_report([make_run(several / part / "direct", "direct", pairs=PAIRS[:2], images=1)], several / part)
+        write_joint_report(
+            [finished_run(several / part / "direct", "direct", pairs=PAIRS[:2], images=1)], several / part
+        )
     result_files.copy(several)
     text = generate.result("multi")
     assert text.index("#### 2 subjects\n") < text.index("| `direct` |") < text.index("#### 3 subjects\n")
