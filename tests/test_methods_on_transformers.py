@@ -17,6 +17,8 @@ from lorabench.base import CONF, UserError, seed_of
 from lorabench.config.schemas import GenerateSpec, LoRASpec
 from lorabench.data.concepts import ROLES
 from lorabench.data.pairs import Pair
+from lorabench.data.pairs import pair as make_pair
+from lorabench.data.scenes import Prompts
 from lorabench.lora.adapter import LoRA
 from lorabench.lora.factors import Factors
 from lorabench.merging.learned import LearnedMasks
@@ -99,3 +101,23 @@ def test_method_runs_or_says_why_not(
     with pytest.raises(UserError, match=reason) as error:
         run()
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["ziplora", "duolora"])
+def test_pairs_side_by_side_are_pairs_one_by_one(
+    model: DiffusionModel, uneven: tuple[LoRA, LoRA], pair: Pair, name: str
+) -> None:
+    """The rows of a batch read the prompts of their own pair."""
+    method = load_method(name, fit={"steps": 2, "batch": 1})
+    content = replace(pair.contents[0], name="cup_1", word="cup", images=pair.styles[0].images)
+    other = make_pair((content,), pair.styles, Prompts())
+    turned = LoRA({layer: Factors(factors.down.flip(1), factors.up) for layer, factors in uneven[0].items()})
+    items = [MergeItem(uneven, pair), MergeItem((turned, uneven[1]), other)]
+    separate = [merge_all(model, method, [item])[0] for item in items]
+    for one, result in zip(separate, merge_all(model, method, items), strict=True):
+        for layer in one.file:
+            left, right = (each.file[layer].up @ each.file[layer].down for each in (result, one))
+            torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-4)
+        assert set(result.losses) == set(one.losses)
+        for term, losses in one.losses.items():
+            torch.testing.assert_close(torch.tensor(result.losses[term]), torch.tensor(losses), rtol=1e-4, atol=1e-6)
