@@ -60,7 +60,10 @@ def run_alone(typed: list[str]) -> None:
     Raises:
         SystemExit: If the step fails; its process has printed the error.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the process of the step ends with this one
-    done = subprocess.run([sys.executable, "-m", "pretraining", *typed], check=False)
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the process of the step ends as well
+    try:
+        done = subprocess.run([sys.executable, "-m", "pretraining", *typed], check=False)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if done.returncode:
         sys.exit(done.returncode)

@@ -25,6 +25,7 @@ from pretraining import __main__ as command
 from pretraining import bank, heldout
 from pretraining import export as export_module
 from pretraining.architecture import build_scheduler, build_unet
+from pretraining.build import run_alone
 from pretraining.card import fill
 from pretraining.course import exported_samples
 from pretraining.encoded import CODE, EncodedBank
@@ -415,6 +416,14 @@ def test_card_has_samples_losses_and_parts_of_weights(tmp_path, build):
         shutil.rmtree(tmp_path / "work" / name)
     run(128)
     assert "| mine |" not in card.read_text() and "| 256 samples |" in card.read_text()
+
+
+def test_step_in_its_own_process_ends_build_if_it_fails(capfd):
+    run_alone(["bank", "--help"])
+    assert "number of shards" in capfd.readouterr().out
+    with pytest.raises(SystemExit) as end:
+        run_alone(["bank", "--shards", "many"])
+    assert end.value.code == 2 and "invalid int value: 'many'" in capfd.readouterr().err
 
 
 @pytest.mark.slow
