@@ -16,7 +16,7 @@ from pretraining.curve import HELDOUT
 
 CARD = "README.md"
 READOUT = "readout"
-NOT_READ = "Not measured on these weights; run `python -m pretraining evaluate`.\n"
+NOT_READ = "Not measured on these weights.\n"
 
 
 def fill(card: Path, name: str, text: str) -> None:
@@ -49,13 +49,12 @@ def write(template: Path | None, folder: Path, parts: str, heldout: str, renewed
 
 
 def parts(pipeline: Any) -> str:
-    """Return the table of a pipeline's parts with their classes and numbers of parameters."""
+    """Return the table of a pipeline's networks with their classes and numbers of parameters."""
     lines = ["| part | class | parameters |", "|---|---|---|"]
     for name, part in sorted(pipeline.components.items()):
-        if part is None:
-            continue
-        count = sum(weight.numel() for weight in part.parameters()) if isinstance(part, nn.Module) else 0
-        lines.append(f"| {name} | `{type(part).__name__}` | {f'{count / 1e6:.1f} M' if count else ''} |")
+        if isinstance(part, nn.Module):
+            count = sum(weight.numel() for weight in part.parameters())
+            lines.append(f"| {name} | `{type(part).__name__}` | {count / 1e6:.1f} M |")
     return "\n".join(lines) + "\n"
 
 

@@ -443,9 +443,11 @@ def test_build_on_two_devices_is_that_on_one(work, tmp_path):
         folder = cache / "lorabench" / "micro_sd3" / "pipeline"
         assert exported_samples(folder) == 128 and (folder.parent / "README.md").is_file()
         done.append(weights(images / "transformer-anneal"))
-    one, two = done
-    for name, weight in one.items():
-        torch.testing.assert_close(two[name], weight, rtol=0.05, atol=2e-3)
+    torch.manual_seed(0)
+    start = Pretraining(EncodedBank(work / "bank"), kind=MICRO_SD3).state_dict()
+    names = [name for name in start if name.startswith("model.")]
+    one, two = (torch.cat([(each[name] - start[name]).flatten() for name in names]) for each in done)
+    assert (two - one).norm() < 0.05 * one.norm()  # the sum of gradients has another order
 
 
 def test_loss_is_error_of_v_with_capped_weight():
