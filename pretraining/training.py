@@ -139,6 +139,13 @@ class Keeper(pl.Callback):
         self.saved = module.samples
 
 
+class TimeLimit(pl.callbacks.Timer):
+    """Limit of the time of this process. Lightning's timer would also count the time before a resumption."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        pass
+
+
 def pretrain(
     data: EncodedBank,
     out: Path,
@@ -161,7 +168,7 @@ def pretrain(
         out: Folder of the checkpoint and the curve; a checkpoint there is resumed.
         start: Checkpoint to branch from if `out` has none.
         weights: Exported pipeline to start from if there is no checkpoint; None: random weights.
-        minutes: Stop after this time.
+        minutes: Stop after this time, which begins anew when a training is resumed.
         samples: Stop when so many samples were seen in total.
         anneal: Samples of the decay.
         batch: Samples per step over all devices.
@@ -193,9 +200,8 @@ def pretrain(
         strategy="ddp" if devices > 1 else "auto",
         precision=training_precision(),
         max_epochs=-1,
-        max_time=None if minutes is None else timedelta(minutes=minutes),
         gradient_clip_val=1.0,
-        callbacks=[keeper],
+        callbacks=[keeper, *([] if minutes is None else [TimeLimit(timedelta(minutes=minutes))])],
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,

@@ -151,6 +151,17 @@ def test_resumed_training_equals_undisturbed_one(work, kind, monkeypatch):
     assert pd.read_csv(work / "stopped" / "curve.csv")["samples"].tolist() == [4, 8]
 
 
+def test_time_limit_begins_anew_when_training_resumes(work, narrow):
+    """The checkpoint of a training that has used up its time is resumed with the same limit."""
+    data, last = EncodedBank(work / "bank"), work / "timed" / "last.ckpt"
+    pretrain(data, last.parent, minutes=600, samples=4, batch=2)
+    state = torch.load(last, weights_only=True)
+    [timer] = [own for own in state["callbacks"].values() if "time_elapsed" in own]
+    timer["time_elapsed"]["train"] = 600 * 60.0
+    torch.save(state, last)
+    assert pretrain(data, last.parent, minutes=600, samples=10, batch=2) == 10
+
+
 def test_decay_ends_at_zero_and_leaves_constant_training(work, narrow, monkeypatch):
     monkeypatch.setattr("pretraining.training.WARM_UP", 2)
     data, last = EncodedBank(work / "bank"), work / "unet" / "last.ckpt"
