@@ -28,7 +28,12 @@ def fill(card: Path, name: str, text: str) -> None:
     card.write_text(f"{before}{begin}{text}{end}{rest.partition(end)[2]}")
 
 
-def write(template: Path | None, folder: Path, parts: str, heldout: str, renewed: bool) -> None:
+def forget_readout(folder: Path) -> None:
+    """Empty the readout of a pipeline's card, before other weights replace those that it was measured on."""
+    fill(folder.parent / CARD, f"{READOUT} of {folder.name}", NOT_READ)
+
+
+def write(template: Path | None, folder: Path, parts: str, heldout: str) -> None:
     """Write the card of an exported pipeline if there is none, and fill its parts.
 
     Args:
@@ -36,7 +41,6 @@ def write(template: Path | None, folder: Path, parts: str, heldout: str, renewed
         folder: Folder of the pipeline.
         parts: Table of its parts.
         heldout: Table of held-out losses; "" keeps the card's.
-        renewed: Whether the weights are others than before, so that the readout is not theirs.
     """
     card = folder.parent / CARD
     if template is not None and not card.exists():
@@ -44,8 +48,6 @@ def write(template: Path | None, folder: Path, parts: str, heldout: str, renewed
     fill(card, f"parts of {folder.name}", parts)
     if heldout:
         fill(card, f"held-out loss of {folder.name}", heldout)
-    if renewed:
-        fill(card, f"{READOUT} of {folder.name}", NOT_READ)
 
 
 def parts(pipeline: Any) -> str:

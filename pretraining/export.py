@@ -80,11 +80,9 @@ def export(checkpoint: Path, vae: Path, folder: Path, kind: MicroModel = MICRO_S
         UserError: If a file is there that no export wrote.
     """
     check_target(folder, [COURSE, *(f"{folder.name}/{path.name}" for path in folder.glob("*"))])
-    pipeline, samples, before = (
-        assemble(checkpoint, vae, kind),
-        course_of(checkpoint)["samples"],
-        exported_samples(folder),
-    )
+    pipeline, samples = assemble(checkpoint, vae, kind), course_of(checkpoint)["samples"]
+    if samples != exported_samples(folder):
+        card.forget_readout(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".export-", dir=folder.parent) as name:
         pipeline.to(torch.float16).save_pretrained(draft := Path(name), safe_serialization=True)
@@ -95,5 +93,5 @@ def export(checkpoint: Path, vae: Path, folder: Path, kind: MicroModel = MICRO_S
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (draft / path).replace(folder / path)
     curve = checkpoint.with_name("curve.csv")
-    card.write(kind.card, folder, card.parts(pipeline), card.heldout(curve, samples), renewed=samples != before)
+    card.write(kind.card, folder, card.parts(pipeline), card.heldout(curve, samples))
     return sum((folder / path).stat().st_size for path in written)

@@ -364,6 +364,10 @@ def test_build_runs_all_steps_and_resumes(tmp_path, build):
     assert sorted(path.name for path in folder.parent.iterdir()) == ["README.md", "pipeline", "training.json"]
 
 
+def cut(*_: Any, **__: Any) -> None:
+    raise OSError("power cut")
+
+
 def test_build_stopped_in_any_step_ends_as_undisturbed_one(tmp_path, build, monkeypatch):
     """It stops in the training, in the decay and in the export, and the same command continues each time."""
     run, folder = build
@@ -376,9 +380,6 @@ def test_build_stopped_in_any_step_ends_as_undisturbed_one(tmp_path, build, monk
             return step(self, *args)
 
         return training_step
-
-    def cut(*_: Any, **__: Any):
-        raise OSError("power cut")
 
     for target, name, value in (
         (Pretraining, "training_step", dying(64)),
@@ -408,7 +409,7 @@ def test_build_refuses_decay_of_other_training_before_work(tmp_path, build):
     assert (tmp_path / "work" / "transformer" / "curve.csv").read_bytes() == curve
 
 
-def test_card_has_samples_losses_and_parts_of_weights(tmp_path, build):
+def test_card_has_samples_losses_and_parts_of_weights(tmp_path, build, monkeypatch):
     run, folder = build
     run()
     card = folder.parent / "README.md"
@@ -425,6 +426,9 @@ def test_card_has_samples_losses_and_parts_of_weights(tmp_path, build):
     assert "| mine |" in card.read_text(), "the same weights keep their readout"
     for name in ("transformer", "transformer-anneal"):
         shutil.rmtree(tmp_path / "work" / name)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="power cut"):
+        patch.setattr(export_module.card, "write", cut)
+        run(128)
     run(128)
     assert "| mine |" not in card.read_text() and "| 256 samples |" in card.read_text()
 
