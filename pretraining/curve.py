@@ -87,5 +87,5 @@ def plot(curves: dict[str, Path], out: Path) -> None:
             style = "-" if number == 0 else ":"
             axes.plot(rows["samples"] / 1e6, rows[column], style, marker=".", color=f"C{place}", label=name)
     axes.set(xlabel="million samples", ylabel="held-out loss of v", yscale="log", title=", ".join(curves))
-    axes.legend(fontsize="small")
+    figure.legend(loc="outside right center", fontsize="small")
     write_whole(out, lambda draft: figure.savefig(draft, dpi=120, format="png", metadata=PNG_NOTE))

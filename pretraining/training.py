@@ -17,6 +17,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import Timer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -139,7 +140,7 @@ class Keeper(pl.Callback):
         self.saved = module.samples
 
 
-class TimeLimit(pl.callbacks.Timer):
+class TimeLimit(Timer):
     """Limit of the time of this process. Lightning's timer would also count the time before a resumption."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -107,7 +107,7 @@ def test_development_names_are_recognized_among_themselves(scorers, pair, monkey
     """The image has the prototype of a development subject and of a held-out one."""
     for scorer, name in zip(scorers, ("dino@micro", "clip@micro", "csd@micro"), strict=True):
         monkeypatch.setattr(scorer, "name", name)
-    found = embed_images(pictures(2), scorers, 32)
+    found = embed_images([*pictures(2)], scorers, 32)
 
     def readout(role, kinds, alike):
         names = [name for split in CANDIDATES.values() for name in split[ROLES.index(role)]]

@@ -55,6 +55,7 @@ def recognize(backbones: Sequence[Embedded], truth: Truth | None, factors: Embed
     rows = {each.images.name: each.images.rows for each in backbones}
     if truth is None or not {CONTENT[0], STYLE[0]} <= rows.keys():
         return None
+    names: dict[Split, Mapping[str, Sequence[str]]]
     if factors is None:
         names = {split: truth.among(split).read(rows) for split in CANDIDATES}
         return Recognized(names, {"content": CONTENT[0], "style": STYLE[0]}, truth.version)

@@ -99,7 +99,7 @@ def plans_of(cfg: DictConfig) -> dict[Role, Plan]:
             "dataset.contents and +"
         )
     pairs = {role: each_once(plan.pairs, role) for role in ROLES}
-    scenes = {role: len(pair_for(own[0], role).drawn) for role, own in pairs.items()}
+    scenes = {role: len(pair_for(pairs[role][0], role).drawn) for role in ROLES}
     every = math.lcm(*scenes.values())
     return {
         role: replace(
