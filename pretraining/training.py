@@ -169,7 +169,7 @@ def pretrain(
         out: Folder of the checkpoint and the curve; a checkpoint there is resumed.
         start: Checkpoint to branch from if `out` has none.
         weights: Exported pipeline to start from if there is no checkpoint; None: random weights.
-        minutes: Stop after this time, which begins anew when a training is resumed.
+        minutes: Stop after this time. A resumed training gets the full time again.
         samples: Stop when so many samples were seen in total.
         anneal: Samples of the decay.
         batch: Samples per step over all devices.

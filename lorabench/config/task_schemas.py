@@ -121,9 +121,7 @@ class TuningTask(TaskSpec):
 class RecipeTask(TaskSpec):
     """Settings of task=recipe."""
 
-    ranges: list[str] = (
-        MISSING  # values of settings of lora=, "lr=0.0005,0.002 schedule=constant,cosine"; [] tries none
-    )
+    ranges: list[str] = MISSING  # values of settings of lora=, as "lr=0.0005,0.002 rank=8,16"; [] tries none
     shown: list[str] = MISSING  # scores in the table, with the use of the images: "content subject_r1"
 
 

@@ -69,7 +69,7 @@ def over_names(values: pd.Series) -> stats.Interval:
     Each of them is in one pair. The other name of a pair is only in the prompt, so that pairs that share it are
     independent.
     """
-    return stats.interval(averages.by_pair(pd.Series(values.groupby(level=[*averages.PAIR, "prompt"]).mean())))
+    return stats.interval(averages.pair_values(pd.DataFrame({"value": values, "count": 1}))["value"])
 
 
 def best(lines: pd.DataFrame) -> str:

@@ -32,7 +32,7 @@ from lorabench.report.variance import TRAINING, Images, repeated, variance_lines
 
 SPLITS = 100
 LEAST = 3  # methods; two have no order to speak of
-DIVERSITY = "diversity"  # compares the images of a pair with each other, so that they are no repeats
+DIVERSITY = "diversity"  # compares the images of a pair with each other, so they are not repeats
 TRUTH = ("truth", "truth_low", "truth_high")
 
 

@@ -18,7 +18,7 @@ from lorabench.report.headline import BOTH, SIMILARITY
 
 TUNED = "tuned"
 DIFFERENCE = ("difference", "difference_low", "difference_high", "p_holm", "separated")
-SAME: dict[str, Any] = dict.fromkeys(DIFFERENCE, np.nan) | {"difference": 0.0}  # of a row to itself
+SAME: dict[str, Any] = dict.fromkeys(DIFFERENCE, np.nan) | {"difference": 0.0}  # difference between a row and itself
 
 
 class Configuration(Protocol):

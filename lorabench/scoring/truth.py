@@ -25,7 +25,7 @@ from lorabench.scoring.weights import read_safetensors
 CONTENT, STYLE = ("dino@micro", "content"), ("csd@micro", "style")
 PHOTO = "photo"  # the family head's label for images without a style
 Split = Literal["heldout", "development"]
-CANDIDATES: dict[Split, tuple[list[str], list[str]]] = {  # subjects and styles that are told apart
+CANDIDATES: dict[Split, tuple[list[str], list[str]]] = {  # subjects and styles among which one is recognized
     "heldout": (mw.HELDOUT_SUBJECTS, mw.HELDOUT_STYLES),
     "development": (mw.DEVELOPMENT_SUBJECTS, mw.DEVELOPMENT_STYLES),
 }

@@ -5,9 +5,10 @@ recognized, before heavy packages are imported.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any, TypeVar
 
 from lorabench.base import seed_of
 from lorabench.config.dataset_schemas import DatasetSpec
@@ -37,6 +38,8 @@ from lorabench.tasks.scores import Scoring
 STAGES = ("personalize", "merge", "generate", "embed", "score")
 # The version of a stage. Raise it when its results change for all methods; components have versions of their own.
 VERSIONS = {"merge": 2, "generate": 2, "oracle": 1}
+
+Extended = TypeVar("Extended", bound="Plan")
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,10 @@ class Plan:
     scoring_batch: int = 32
     uses: tuple[Use, ...] = (JOINT,)
     left_out: dict[str, str] = field(default_factory=dict)
+
+    def extended(self, kind: type[Extended], **changes: Any) -> Extended:
+        """Return a plan of a subclass with the same values, except for changes and the subclass's own fields."""
+        return kind(**{each.name: getattr(self, each.name) for each in fields(Plan)} | changes)
 
     def artifacts(self, stage: str) -> list[Artifact]:
         """Return the artifacts of a stage, without duplicates."""

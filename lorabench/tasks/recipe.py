@@ -35,7 +35,6 @@ from lorabench.tasks.stored_scores import labeled
 
 CONFIGURED = "lora= as configured"
 SINGLE: dict[Role, str] = dict(zip(ROLES, BASELINES[1:], strict=True))  # rows with one LoRA
-
 NOUNS = ("subjects", "styles")
 
 

@@ -94,9 +94,8 @@ def check(samplers: list[str], steps: list[int], reference: int) -> None:
 
 def setting(plan: Plan, sampler: str, steps: int) -> Sampled:
     """Return a plan whose images are sampled in another way."""
-    values = {name: getattr(plan, name) for name in Plan.__dataclass_fields__}
-    values["generation"] = replace(plan.generation, sampler=sampler, steps=steps)
-    return Sampled(**values, configured=plan.generation)
+    own = replace(plan.generation, sampler=sampler, steps=steps)
+    return plan.extended(Sampled, generation=own, configured=plan.generation)
 
 
 def name_of(sampler: str, steps: int) -> str:

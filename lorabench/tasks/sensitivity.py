@@ -148,8 +148,7 @@ def exchange(plan: Plan, prompts: Prompts) -> Exchanged:
         if found is not None:
             pairs.append(found)
             own[found.name] = pair
-    values = {name: getattr(plan, name) for name in Plan.__dataclass_fields__}
-    return Exchanged(**{**values, "pairs": pairs}, own=own)
+    return plan.extended(Exchanged, pairs=pairs, own=own)
 
 
 def scores_of_exchanged(plan: Exchanged, scored: Sequence[Artifact]) -> pd.DataFrame:

@@ -25,8 +25,8 @@ from lorabench.report.headline import with_headline
 from lorabench.report.notes import design_notes
 from lorabench.tasks.benchmark import plan_of
 from lorabench.tasks.checks import check_plan
-from lorabench.tasks.compare import name_of, rows_of
-from lorabench.tasks.rows import check_uniform, rows_with_baselines
+from lorabench.tasks.compare import rows_of
+from lorabench.tasks.rows import check_uniform, name_of, rows_with_baselines
 from lorabench.tasks.stored_scores import scores_of
 
 
