@@ -23,7 +23,7 @@ from pretraining import bank
 from pretraining.scorer_batches import degrade
 
 BLOCK = bank.SHARD  # examples
-OF_BANK, DRAWN = 8, 4  # blocks from the bank, and of drawings in all families
+OF_BANK, DRAWN = 28, 12  # blocks from the bank, and of drawings in all families
 KINDS = (*mw.FAMILIES, *mw.UNSEEN_FAMILIES)  # families of drawings in turn; the bank lacks the unseen ones
 Thing = tuple[mw.Subject, mw.Style | None, mw.Pose]
 

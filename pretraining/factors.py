@@ -27,7 +27,7 @@ from pretraining.factor_examples import BLOCK, DRAWN, OF_BANK, example, images, 
 from pretraining.scorer_batches import degrade
 from pretraining.scorer_models import PREPROCESS, half
 
-EPOCHS, BATCH, PEAK_LR, WARMUP = 10, 128, 2e-3, 200
+EPOCHS, BATCH, PEAK_LR, WARMUP = 5, 128, 2e-3, 200
 SHIFT = 2  # pixels by which examples are moved at most
 ARCHITECTURE = {"stem": 32, "widths": [64, 96, 144], "hidden": 224}
 
