@@ -9,10 +9,9 @@ import pandas as pd
 import pytest
 from hydra import compose
 from made_run import make_run
-from omegaconf import OmegaConf
 from scipy.stats import kendalltau
 
-from lorabench.base import EXPERIMENTS, UserError
+from lorabench.base import UserError
 from lorabench.report import averages, stability, variance
 from lorabench.report.__main__ import main
 from lorabench.tasks.stability import run
@@ -188,7 +187,8 @@ def test_mistakes_are_one_line(tiny, tmp_path: Path, override: str, words: str) 
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.usefixtures("hydra")
 def test_experiment_has_rows_and_pairs_of_all_methods() -> None:
-    own, every = (OmegaConf.load(EXPERIMENTS / f"{name}.yaml") for name in ("stability", "all_methods"))
+    own, every = (compose("config", [f"experiments={name}"]) for name in ("stability", "all_methods"))
     assert own.task.rows == every.task.rows and own.dataset == every.dataset and own.merge == every.merge
     assert set(own.task.repeated) <= set(own.task.rows)
