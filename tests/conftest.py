@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -19,12 +20,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 from commands import Commands
-from hydra import initialize_config_dir
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
 from PIL import Image
 from shared_model import shared
 from tiny_scorers import write_scorer
 
-from lorabench.base import CONF, seed_of
+from lorabench.base import CONF, UserError, seed_of
 from lorabench.config.register import register
 from lorabench.config.schemas import GenerateSpec, LoRASpec, TrainerSpec
 from lorabench.data.concepts import Concept, Reference
@@ -222,6 +224,19 @@ def hydra() -> Iterator[None]:
     """Allow `hydra.compose` to compose the project's configuration."""
     with project_config():
         yield
+
+
+@pytest.fixture
+def refused(tiny: list[str], tmp_path: Path, hydra: None) -> Callable[..., None]:
+    """Return a function that checks that a task is refused in one line and before any training."""
+
+    def check(run: Callable[[DictConfig, Path], Any], overrides: list[str], words: str) -> None:
+        with pytest.raises(UserError, match=re.escape(words)) as error:
+            run(compose("config", [*tiny, *overrides, f"output={tmp_path}"]), tmp_path)
+        assert "\n" not in str(error.value)
+        assert not (tmp_path / "store" / "personalize").exists()
+
+    return check
 
 
 register_once = cache(register)
