@@ -22,6 +22,7 @@ from lorabench.scoring.description import FACTORS
 from lorabench.scoring.factor_network import FactorNetwork, build_factors
 from lorabench.scoring.factors import LABELS, split
 from lorabench.scoring.files import MICRO_SCORERS, TRUTH
+from pretraining.checkpoint import Checkpoint
 from pretraining.evaluate_factors import evaluate_factors
 from pretraining.factor_examples import BLOCK, DRAWN, OF_BANK, example, images, targets
 from pretraining.scorer_batches import degrade
@@ -60,7 +61,7 @@ def shifted(pixels: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def train(
-    pictures: Sequence[np.ndarray], wanted: dict[str, Tensor], checkpoint: Path, epochs: int = EPOCHS,
+    pictures: Sequence[np.ndarray], wanted: dict[str, Tensor], path: Path, epochs: int = EPOCHS,
     report: Callable[[str], None] = print,
 ) -> FactorNetwork:  # fmt: skip
     """Train a network. The rate rises for WARMUP steps and then falls linearly to zero.
@@ -68,7 +69,7 @@ def train(
     Args:
         pictures: Blocks of images.
         wanted: Targets by name, of all images.
-        checkpoint: File from which an interrupted training resumes.
+        path: File from which an interrupted training resumes.
         epochs: Passes over the images.
         report: Called with a line after each epoch.
     """
@@ -76,14 +77,10 @@ def train(
     network = build_factors(ARCHITECTURE).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     optimizer = torch.optim.AdamW(network.parameters(), PEAK_LR, weight_decay=0.05)
     block, count = len(pictures[0]), sum(len(each) for each in pictures)
-    steps, start = epochs * (count // BATCH), 0
-    if checkpoint.is_file():
-        saved = torch.load(checkpoint, weights_only=True)
-        network.load_state_dict(saved["network"])
-        optimizer.load_state_dict(saved["optimizer"])
-        start = saved["epoch"]
+    steps = epochs * (count // BATCH)
+    checkpoint = Checkpoint(path, {"network": network, "optimizer": optimizer}, "epoch")
     network.train()
-    for epoch in range(start, epochs):
+    for epoch in range(checkpoint.restore(), epochs):
         torch.manual_seed(seed_of("factor network", epoch) % 2**31)
         rng = np.random.default_rng(seed_of("factor batches", epoch))
         order, total = rng.permutation(count)[: count // BATCH * BATCH].reshape(-1, BATCH), 0.0
@@ -100,10 +97,7 @@ def train(
             optimizer.step()
             total += value.item()
         report(f"factors: epoch {epoch + 1} of {epochs}, loss {total / len(order):.3f}")
-        partial = checkpoint.with_suffix(".tmp")
-        state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch + 1}
-        torch.save(state, partial)
-        partial.rename(checkpoint)
+        checkpoint.save(epoch + 1)
     return network.eval()
 
 

@@ -18,6 +18,7 @@ import torch
 
 from lorabench.base import seed_of
 from lorabench.scoring.description import KINDS
+from pretraining.checkpoint import Checkpoint
 from pretraining.scorer_bank import ScorerBank, world_fingerprint
 from pretraining.scorer_models import TASKS, make_config
 
@@ -60,12 +61,9 @@ def train_scorer(
     optimizer = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}], betas=(0.9, 0.98)
     )
-    checkpoint, start = cache / f"scorer-{kind}-{world_fingerprint()}-{steps}.pt", 0
-    if checkpoint.is_file():
-        saved = torch.load(checkpoint, weights_only=True)
-        task.load_state_dict(saved["task"])
-        optimizer.load_state_dict(saved["optimiser"])
-        start = saved["step"]
+    path = cache / f"scorer-{kind}-{world_fingerprint()}-{steps}.pt"
+    checkpoint = Checkpoint(path, {"task": task, "optimiser": optimizer}, "step")
+    start = checkpoint.restore()
     task.train()
     began = time.monotonic()
     for step in range(start, steps):
@@ -83,9 +81,7 @@ def train_scorer(
             values = " ".join(f"{name} {value.item():.3f}" for name, value in parts.items())
             report(f"{kind} {step + 1}/{steps} {pace:.2f} s/step {values}")
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
-            partial = checkpoint.with_suffix(".tmp")
-            torch.save({"task": task.state_dict(), "optimiser": optimizer.state_dict(), "step": step + 1}, partial)
-            partial.rename(checkpoint)
+            checkpoint.save(step + 1)
     state = {name: value.half().contiguous() for name, value in task.network.state_dict().items()}
     save_file(state, folder / "model.safetensors")
     (folder / "model.safetensors").chmod(0o644)

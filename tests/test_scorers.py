@@ -17,6 +17,7 @@ from lorabench.scoring.load import load_scorer, load_scorers
 from lorabench.scoring.truth import load_truth
 from pretraining import scorer_losses as losses
 from pretraining import scorers as training
+from pretraining.checkpoint import Checkpoint
 from pretraining.scorer_bank import PHOTOS, STYLES, SUBJECTS, VIEWS, ScorerBank, draw_block
 from pretraining.scorer_batches import degrade, grid_batch
 from pretraining.scorer_models import make_config
@@ -146,6 +147,25 @@ def test_interrupted_training_ends_with_same_weights(bank, tmp_path, monkeypatch
     monkeypatch.setattr(task, "loss", loss)
     resumed = train("stopped")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_interrupted_save_leaves_previous_checkpoint(tmp_path, monkeypatch):
+    network, save = torch.nn.Linear(2, 2), torch.save
+    checkpoint = Checkpoint(tmp_path / "training.pt", {"network": network}, "step")
+    assert checkpoint.restore() == 0
+    checkpoint.save(1)
+    kept = network.weight.detach().clone()
+
+    def cut(state, path):
+        save(state, path)
+        path.write_bytes(path.read_bytes()[:100])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", cut)
+    torch.nn.init.zeros_(network.weight)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(2)
+    assert checkpoint.restore() == 1 and torch.equal(network.weight, kept)
 
 
 def test_clip_task_learns_from_captions(bank, tmp_path):
