@@ -58,6 +58,7 @@ SLOW = (
     "page_browser",
     "wheel",
     "merge",
+    "pretraining_build",
     "pretraining",
     "workers",
 )
