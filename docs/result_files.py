@@ -34,18 +34,9 @@ from lorabench.report.planned import METHODS
 
 FOLDER = Path(__file__).parent / "results"
 MADE, SCORES, REPORT, COMPARISONS = "made.json", "scores.csv", "table.csv", "comparisons.csv"
-COLUMNS = ("row", "metric", "mean", "low", "high", "pairs", "difference", "p_holm", "separated")
-COMPARED = (
-    "family",
-    "label",
-    "against",
-    "metric",
-    "difference",
-    "difference_low",
-    "difference_high",
-    "p_holm",
-    "separated",
-)
+DIFFERENCE = ("difference", "difference_low", "difference_high")
+COLUMNS = ("row", "metric", "mean", "low", "high", "pairs", *DIFFERENCE, "p_holm", "separated")
+COMPARED = ("family", "label", "against", "metric", *DIFFERENCE, "p_holm", "separated")
 MOST = 300_000  # bytes of a file; docs have tables and no raw scores
 CODE = ("lorabench", "conf", "experiments", "run.py")  # which results depend on
 
@@ -127,7 +118,7 @@ def lines_of(wide: pd.DataFrame) -> pd.DataFrame:
             if pd.notna(row[metric]):
                 p = row[f"{metric}_p_holm"]
                 line = {"row": row["method"], "metric": metric, "mean": row[metric], "p_holm": p}
-                line |= {key: row[f"{metric}_{key}"] for key in ("low", "high", "pairs", "difference")}
+                line |= {key: row[f"{metric}_{key}"] for key in ("low", "high", "pairs", *DIFFERENCE)}
                 lines.append(line | {"separated": "" if pd.isna(p) else "yes" if p <= ALPHA else "no"})
     return pd.DataFrame(lines, columns=list(COLUMNS))
 

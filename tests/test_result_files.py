@@ -109,6 +109,10 @@ def test_report_is_copied_with_one_line_per_row_and_metric(docs: Path, tmp_path:
         for metric in ("dino/content", "clip_t", "both_similarity"):
             if metric in wide:
                 assert lines.at[(row, metric), "mean"] == pytest.approx(wide.at[row, metric], abs=1e-3)
+    own = lines.loc[("duolora", "clip_t")]
+    for key in ("difference", "difference_low", "difference_high"):
+        assert own[key] == pytest.approx(wide.at["duolora", f"clip_t_{key}"], rel=1e-3), key
+    assert own["difference_low"] < own["difference"] < own["difference_high"]
     assert lines.at[("duolora", "clip_t"), "separated"] == "yes" and pd.isna(
         lines.at[("direct", "clip_t"), "separated"]
     )
