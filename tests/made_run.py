@@ -1,4 +1,4 @@
-"""A small run folder with invented scores and images, for tests of reports."""
+"""Small run folders with invented scores and images, for tests of reports."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ import pandas as pd
 import yaml
 from PIL import Image
 
+from lorabench.report.folder import RunFolder
+from lorabench.report.table import Table
+
 PAIRS = [("mug_1", "halftone_1"), ("mug_1", "neon_1"), ("bird_1", "halftone_1"), ("bird_1", "neon_1")]
+INDEPENDENT = [("mug_1", "halftone_1"), ("cat_1", "neon_1"), ("bird_1", "ink_1"), ("lamp_4", "gold_1")]
 QUALITY = {"base": 0.2, "content_only": 0.4, "style_only": 0.35, "direct": 0.5, "duolora": 0.6, "oracle": 0.9}
 METRICS = {
     "dino/content": "dino@micro",
@@ -95,6 +99,22 @@ def make_run(
     config = {"method": {"name": method}, "seed": seed, "reference": reference, "generate": {"images": images}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     return folder
+
+
+def make_runs(folder: Path, *rows: str, reference: str = "direct") -> list[Path]:
+    """Write a run on independent pairs for each row ("duolora no_cycle"), and return their folders."""
+    names = [row.partition(" ") for row in rows]
+    return [
+        make_run(
+            folder / f"{method}-{ablation or 'none'}", method, ablation or "none", INDEPENDENT, 2, reference=reference
+        )
+        for method, _, ablation in names
+    ]
+
+
+def make_table(folder: Path, *rows: str) -> Table:
+    """Return the table of these runs."""
+    return Table.of([RunFolder.load(run) for run in make_runs(folder, *rows)])
 
 
 def read_table(folder: Path) -> pd.DataFrame:

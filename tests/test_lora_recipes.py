@@ -24,7 +24,7 @@ from lorabench.tasks.benchmark import plan_of
 from lorabench.tasks.plan import Plan
 
 CONF = Path(__file__).parents[1] / "conf"
-OF_FLUX = {"lastben"}  # names blocks of FLUX.1; tests/test_transformers.py checks it
+OF_FLUX = {"lastben"}  # names blocks of FLUX.1; tests/test_transformer_layers.py checks it
 RECIPES = sorted({path.stem for path in (CONF / "lora").glob("*.yaml")} - OF_FLUX)
 PAPERS = {  # rank, blocks, rate, steps, images an update
     "ziplora": (64, 0, 5e-5, 1000, 1),

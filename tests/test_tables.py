@@ -1,19 +1,16 @@
-"""Tables of several runs: references of differences, ranks, costs, and the three formats."""
+"""Tables of several runs: references of differences, ranks and costs."""
 
 from __future__ import annotations
 
 import itertools
 import json
-import re
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from made_run import METRICS, make_run, read_table
+from made_run import INDEPENDENT, METRICS, make_run, make_runs, make_table, read_table
 from scipy import stats as scipy_stats
 
 from lorabench.base import UserError
@@ -22,36 +19,17 @@ from lorabench.report import comparing, layout, planned, write_joint_report
 from lorabench.report.__main__ import main
 from lorabench.report.folder import RunFolder, run_folders
 from lorabench.report.formats import format_cost
-from lorabench.report.layout import blocks
 from lorabench.report.notes import cost_note, equal_notes
 from lorabench.report.table import Table, costs
-from lorabench.report.tex import escape, write_latex
+from lorabench.report.tex import write_latex
 from lorabench.report.text import write_csv, write_markdown
-
-INDEPENDENT = [("mug_1", "halftone_1"), ("cat_1", "neon_1"), ("bird_1", "ink_1"), ("lamp_4", "gold_1")]
-
-
-def made(folder: Path, *rows: str, reference: str = "direct") -> list[Path]:
-    """A run of each row ("duolora no_cycle") in the folder."""
-    names = [row.partition(" ") for row in rows]
-    return [
-        make_run(
-            folder / f"{method}-{ablation or 'none'}", method, ablation or "none", INDEPENDENT, 2, reference=reference
-        )
-        for method, _, ablation in names
-    ]
-
-
-def table(folder: Path, *rows: str, reference: str | None = None) -> Table:
-    return Table.of([RunFolder.load(run) for run in made(folder, *rows)], reference=reference)
-
 
 # --- differences
 
 
 def test_differences_are_paired_and_corrected(tmp_path: Path) -> None:
     """Against plain pandas, scipy and Holm's formula."""
-    of = table(tmp_path, "direct", "ziplora", "duolora", "duolora no_cycle")
+    of = make_table(tmp_path, "direct", "ziplora", "duolora", "duolora no_cycle")
     scores = pd.concat([pd.read_parquet(run / "scores.parquet") for run in sorted(tmp_path.iterdir())])
     label = scores["method"].where(scores["ablation"] == "none", scores["method"] + " " + scores["ablation"])
     frames = of.lines.set_index(["metric", "label"])
@@ -81,7 +59,7 @@ def test_differences_are_paired_and_corrected(tmp_path: Path) -> None:
 
 def test_families_are_corrected_apart_and_shown(tmp_path: Path) -> None:
     rows = ("direct", "ziplora", "ziplora_closed", "ziplora uniform", "ziplora gaussian_init")
-    write_joint_report(made(tmp_path, *rows), tmp_path / "joint")
+    write_joint_report(make_runs(tmp_path, *rows), tmp_path / "joint")
     found = pd.read_csv(tmp_path / "joint" / "comparisons.csv")
     families = found.groupby("family", sort=False)["label"].agg(lambda names: sorted(set(names))).to_dict()
     assert families == {
@@ -109,7 +87,7 @@ def test_ablation_without_its_method_is_compared_as_method() -> None:
 
 def test_what_is_separated_alone_need_not_be_among_many(tmp_path: Path) -> None:
     """Seven methods as good as direct, one with p of about 0.02 in one column."""
-    runs = made(tmp_path, "direct", "ziplora", *[f"duolora {name}" for name in ("a", "b", "c", "d", "e", "f")])
+    runs = make_runs(tmp_path, "direct", "ziplora", *[f"duolora {name}" for name in ("a", "b", "c", "d", "e", "f")])
     at = [RunFolder.load(run) for run in runs]
     offsets = np.array([0.006, 0.001, 0.007, 0.002]) + 0.001  # offsets of the four pairs
     for run in at[1:]:
@@ -141,7 +119,7 @@ def test_rows_with_same_images_are_named() -> None:
 
 
 def test_reference_is_typed_or_configured_or_absent(tmp_path: Path) -> None:
-    runs = made(tmp_path, "direct", "duolora", "duolora no_cycle")
+    runs = make_runs(tmp_path, "direct", "duolora", "duolora no_cycle")
     loaded = [RunFolder.load(run) for run in runs]
     assert Table.of(loaded).reference == "direct"
     ablated = Table.of(loaded, reference="duolora no_cycle")
@@ -149,7 +127,7 @@ def test_reference_is_typed_or_configured_or_absent(tmp_path: Path) -> None:
     known = ablated.lines.dropna(subset="difference")["label"].unique().tolist()
     assert known == ["direct", "duolora"]
     assert "not separated from duolora no_cycle" in " ".join(ablated.notes)
-    configured = [RunFolder.load(run) for run in made(tmp_path / "own", "direct", "ziplora", reference="ziplora")]
+    configured = [RunFolder.load(run) for run in make_runs(tmp_path / "own", "direct", "ziplora", reference="ziplora")]
     assert Table.of(configured).reference == "ziplora"
     assert Table.of(loaded[1:]).reference is None and Table.of(loaded[1:]).lines["difference"].isna().to_numpy().all()
     assert Table.of([*loaded, *configured]).reference == "direct"  # they differ
@@ -166,7 +144,7 @@ def test_reference_that_cannot_be_row_is_refused_before_run() -> None:
 
 
 def test_command_takes_folders_of_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    runs = [*made(tmp_path / "a", "direct", "ziplora"), *made(tmp_path / "b", "duolora")]
+    runs = [*make_runs(tmp_path / "a", "direct", "ziplora"), *make_runs(tmp_path / "b", "duolora")]
     assert run_folders([tmp_path / "a", runs[2], runs[0]]) == [*sorted(runs[:2]), runs[2]]  # each once
     assert main([str(tmp_path / "a"), str(tmp_path / "b"), "--reference", "ziplora"]) == 0
     joint = read_table(tmp_path / "joint")
@@ -277,72 +255,3 @@ def test_one_peak_of_memory_is_shown_greatest(tmp_path: Path, first: dict, secon
     assert list(spent) == [shown]
     greatest = max(first.get(shown, 0), second.get(shown, 0))
     assert float(format_cost(spent, "ziplora", shown)) == greatest / 2**30
-
-
-# --- formats
-
-
-def test_csv_has_every_number(tmp_path: Path) -> None:
-    of = table(tmp_path, "direct", "duolora")
-    (tmp_path / "table.csv").write_text(write_csv(of))
-    found = read_table(tmp_path)
-    for line in of.lines.to_dict("records"):
-        for part in ("mean", "low", "high", "bca_low", "bca_high", "difference", "p", "p_holm", "rank", "rank_high"):
-            name = line["metric"] if part == "mean" else f"{line['metric']}_{part}"
-            assert found.loc[line["label"], name] == pytest.approx(line[part], rel=1e-5, nan_ok=True)
-    assert found.loc[["direct", "duolora"], "dino/content_rank"].tolist() == [2, 1]
-    assert np.isnan(found.loc["base", "dino/content_rank"])
-
-
-def test_markdown_shows_value_difference_and_rank(tmp_path: Path) -> None:
-    of = table(tmp_path, "direct", "ziplora", "duolora")
-    text = write_markdown(of)
-    scores, differences, ranks = blocks(of)
-    assert text.startswith("| method |") and "**Difference to direct**" in text and "**Rank**" in text
-    assert [line.cells[0] for line in differences.lines] == ["ziplora", "duolora"]
-    assert re.fullmatch(r"\+0\.\d{3} \[\+0\.\d{3}, \+0\.\d{3}\]", differences.lines[1].cells[1])
-    assert [line.cells[1] for line in ranks.lines if line.cells[0] == "duolora"] == ["1 [1, 1]"]
-    assert all(len(line.cells) == len(block.head) for block in (scores, differences, ranks) for line in block.lines)
-    assert min(of.lines["mean"] - of.lines["bca_low"]) > 0 and min(of.lines["bca_high"] - of.lines["mean"]) > 0
-    single = blocks(table(tmp_path / "single", "duolora"))
-    assert len(single) == 1  # nothing to compare with
-
-
-def document(body: str) -> str:
-    return "\\documentclass{article}\n\\usepackage{booktabs}\n\\begin{document}\n" + body + "\\end{document}\n"
-
-
-def test_latex_is_whole(tmp_path: Path) -> None:
-    """Braces and environments are closed, every row has all cells, nothing is left that LaTeX would read as its own."""
-    text = write_latex(table(tmp_path, "direct", "duolora no_cycle", "duolora"))
-    for symbol in ("{}", "$"):
-        plain = re.sub(r"\\[{}$]", "", text)
-        assert plain.count(symbol[0]) == plain.count(symbol[-1]) and (symbol != "$" or plain.count("$") % 2 == 0)
-    for kind in ("begin", "end"):
-        assert re.findall(rf"\\{kind}{{(\w+)}}", text) == ["tabular"]
-    body = text[text.index(r"\toprule") : text.index(r"\bottomrule")]
-    [columns] = re.findall(r"\\begin{tabular}{(l?r+)}", text)
-    rows = [line for line in body.splitlines() if line.endswith(r"\\") and r"\multicolumn" not in line]
-    assert rows and all(len(re.findall(r"(?<!\\)&", row)) == len(columns) - 1 for row in rows)
-    assert r"duolora no\_cycle" in text and "_" not in re.sub(r"\\_", "", text)
-    assert "\\textit{$\\hookrightarrow$ reported: arXiv 2504.13206, table ablation" in text
-    assert r"\emph{Difference to direct}" in text and "95 \\%" in text and text.isascii()
-    assert not re.search(r"\\\\\s*[\[*]", text)  # would be an argument of the line break
-
-
-def test_latex_escapes_everything() -> None:
-    hostile = '\\input{x} $a$ & #1 %c _d ^e ~ <f> | "g" [h]* {i} 漢 ü \x07\n'
-    text = escape(hostile)
-    left = re.sub(r"\\(textbackslash|textasciicircum|textless|textgreater|textbar)\{\}|\\[{}$&#%_]|\$\\sim\$", "", text)
-    assert not set('\\$&#%_^~<>|"\n') & set(left) and "?" in left and "ü" in left
-
-
-@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
-def test_latex_compiles(tmp_path: Path) -> None:
-    write_joint_report(made(tmp_path, "direct", "duolora no_cycle", "duolora"), tmp_path / "joint")
-    (tmp_path / "main.tex").write_text(
-        document("\\input{joint/table}\n" + escape("\\ & % $ # _ { } ~ ^ < > | [ ] * ü é"))
-    )
-    command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "main.tex"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stdout[-2000:]
