@@ -29,7 +29,7 @@ from figures import with_figures  # noqa: E402
 from lorabench.base import CONF  # noqa: E402
 from lorabench.merging import presets  # noqa: E402
 from lorabench.merging.method import load  # noqa: E402
-from lorabench.report.planned import TITLES  # noqa: E402
+from lorabench.report import planned  # noqa: E402
 
 EXCERPT_ROWS = (
     "base",
@@ -155,8 +155,8 @@ def result(name: str) -> str:
             names, metrics = tuple(dict.fromkeys(rows["row"])), tuple(dict.fromkeys(rows["metric"]))
             parts.append(heading + table(rows, names, metrics))
             parts.append(legend(rows, made.get("reference", "")))
-            planned = file.with_name(file.name.replace(result_files.SCORES, result_files.COMPARISONS))
-            parts += comparisons(pd.read_csv(planned)) if planned.is_file() else []
+            others = file.with_name(file.name.replace(result_files.SCORES, result_files.COMPARISONS))
+            parts += comparisons(pd.read_csv(others)) if others.is_file() else []
         elif file.suffix == ".md":
             parts.append(re.sub(r"^#", "####", file.read_text(), flags=re.MULTILINE).rstrip() + "\n")
     return "\n".join(parts)
@@ -179,7 +179,7 @@ def comparisons(lines: pd.DataFrame) -> list[str]:
         for (label, against), of_rows in own.groupby(["label", "against"], sort=False):
             cells = {line.metric: compared(line) for line in of_rows.itertuples()}
             rows.append([f"`{label}` - `{against}`", *(cells.get(metric, "") for metric in metrics)])
-        parts.append(f"{TITLES[str(family)]}:\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows))
+        parts.append(f"{planned.title(str(family))}:\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows))
     return parts
 
 

@@ -2,7 +2,7 @@
 
     docs/results/<name>/made.json      {command, commit, base, date, reference}
     docs/results/<name>/*.csv          tables; scores.csv has one line per row and metric of a report, comparisons.csv
-                                       the planned comparisons with other rows than the reference
+                                       the planned comparisons with other rows than the reference, and published orders
     docs/results/<name>/*.md           texts of studies
     docs/results/<name>/<part>.*       the same of one of several tables, such as 2_subjects.scores.csv
 
@@ -30,7 +30,7 @@ from lorabench.engine.store import Store
 from lorabench.models.files import ModelFiles
 from lorabench.report.comparing import ALPHA
 from lorabench.report.folder import SCORES as RUN_SCORES
-from lorabench.report.planned import METHODS
+from lorabench.report.planned import shown_apart
 
 FOLDER = Path(__file__).parent / "results"
 MADE, SCORES, REPORT, COMPARISONS = "made.json", "scores.csv", "table.csv", "comparisons.csv"
@@ -124,11 +124,10 @@ def lines_of(wide: pd.DataFrame) -> pd.DataFrame:
 
 
 def compared_with_others(file: Path, reference: str) -> pd.DataFrame:
-    """Return the planned comparisons of a report with other rows than the reference, which scores.csv has."""
+    """Return the planned comparisons of a report that scores.csv, which has those with the reference, lacks."""
     if not file.is_file():
         return pd.DataFrame()
-    lines = pd.read_csv(file)
-    return lines.loc[(lines["family"] != METHODS) & (lines["against"] != reference), list(COMPARED)]
+    return shown_apart(pd.read_csv(file), reference)[list(COMPARED)]
 
 
 def run_files(folder: Path, name: str) -> list[Path]:

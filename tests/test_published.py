@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -67,6 +68,30 @@ def test_methods_that_publication_proposes_exist_and_have_one_publication() -> N
     proposed = [name for paper in papers.papers().values() for name in paper.methods]
     assert set(proposed) <= {*METHODS, *NOT_HERE}
     assert len(set(proposed)) == len(proposed)
+
+
+@pytest.mark.parametrize("name", sorted(papers.papers()))
+def test_orders_follow_from_printed_numbers(name: str) -> None:
+    """The first row is not behind the second over the scores that both have, in a table of both if there is one."""
+    paper = papers.load_paper(name)
+    rows = [(table, row) for table in paper.tables for row in table.rows]
+    unprinted = []
+    for ahead, behind in paper.orders:
+        for label in (ahead, behind):
+            method, _, ablation = label.partition(" ")
+            methods.load(method, ablation or "none")
+        margins: dict[bool, list[float]] = {True: [], False: []}  # of one table, of two tables
+        for (table, first), (other, second) in itertools.product(rows, rows):
+            if ahead in first.method and behind in second.method and table.model == other.model:
+                shared = set(first.values) & set(second.values) & {*papers.METRICS, "quality", "harmonic"}
+                if shared:
+                    margins[table is other].append(sum(first.values[each] - second.values[each] for each in shared))
+        if not (found := margins[True] or margins[False]):
+            unprinted.append((ahead, behind))
+        assert all(margin > -1e-9 for margin in found), (ahead, behind, found)
+    steps = [row for table in paper.tables for row in table.rows if " vs " in row.name]  # shares that prefer the first
+    assert len(unprinted) == len(steps)
+    assert all(sum(row.values.values()) / len(row.values) > 50 for row in steps)
 
 
 @pytest.mark.parametrize(

@@ -132,8 +132,13 @@ def test_comparisons_with_other_rows_than_reference_are_copied(docs: Path, tmp_p
     write_joint_report([finished_run(folder / name, name, pairs=PAIRS, images=2) for name in names], folder)
     result_files.copy(folder)
     found = pd.read_csv(docs / "closed_form" / "comparisons.csv")
-    assert set(zip(found["label"], found["against"], strict=True)) == {("ziplora", "ziplora_closed")}
+    assert set(zip(found["family"], found["label"], found["against"], strict=True)) == {
+        ("closed", "ziplora", "ziplora_closed"),
+        ("published by DuoLoRA", "ziplora", "direct"),
+        ("published by ZipLoRA", "ziplora", "direct"),
+    }
     text = generate.result("closed_form")
+    assert "\nOrders published by DuoLoRA (first row ahead):\n\n| comparison |" in text
     title = "Learned methods against their closed form:"
     assert re.search(rf"{title}\n\n\| comparison \|.*\n.*\n\| `ziplora` - `ziplora_closed` \| [+-]0\.\d+ \[", text)
 

@@ -32,12 +32,15 @@ def test_csv_has_every_number(tmp_path: Path) -> None:
 def test_markdown_shows_value_difference_and_rank(tmp_path: Path) -> None:
     of = make_table(tmp_path, "direct", "ziplora", "duolora")
     text = write_markdown(of)
-    scores, differences, ranks = blocks(of)
+    _, differences, *orders, ranks = blocks(of)
     assert text.startswith("| method |") and "**Difference to direct**" in text and "**Rank**" in text
     assert [line.cells[0] for line in differences.lines] == ["ziplora", "duolora"]
     assert re.fullmatch(r"\+0\.\d{3} \[\+0\.\d{3}, \+0\.\d{3}\]", differences.lines[1].cells[1])
     assert [line.cells[1] for line in ranks.lines if line.cells[0] == "duolora"] == ["1 [1, 1]"]
-    assert all(len(line.cells) == len(block.head) for block in (scores, differences, ranks) for line in block.lines)
+    assert [block.title for block in orders] == [
+        f"Orders published by {name} (first row ahead)" for name in ("DuoLoRA", "ZipLoRA")
+    ]
+    assert all(len(line.cells) == len(block.head) for block in blocks(of) for line in block.lines)
     assert min(of.lines["mean"] - of.lines["bca_low"]) > 0 and min(of.lines["bca_high"] - of.lines["mean"]) > 0
     single = blocks(make_table(tmp_path / "single", "duolora"))
     assert len(single) == 1  # nothing to compare with

@@ -66,6 +66,8 @@ def test_families_are_corrected_apart_and_shown(tmp_path: Path) -> None:
         "methods": ["ziplora", "ziplora_closed"],
         "ablations": ["ziplora gaussian_init", "ziplora uniform"],
         "closed": ["ziplora"],
+        "published by DuoLoRA": ["ziplora"],
+        "published by ZipLoRA": ["ziplora"],
     }
     for _, own in found.groupby(["family", "metric"]):
         assert own["p_holm"].tolist() == pytest.approx(comparing.holm(own["p"].to_numpy()).tolist(), rel=1e-4)
@@ -74,15 +76,52 @@ def test_families_are_corrected_apart_and_shown(tmp_path: Path) -> None:
     for title in ("Ablations against their method", "Learned methods against their closed form"):
         assert f"**{title}**" in text and f"<h3>{title}</h3>" in page
     assert "| ziplora - ziplora_closed | " in text and '<th scope="row">ziplora uniform - ziplora</th>' in page
-    assert "(2 methods, 2 ablations, 1 closed)" in text
+    assert "(2 methods, 2 ablations, 1 closed, 1 published by DuoLoRA, 1 published by ZipLoRA)" in text
+
+
+def test_published_orders_are_tested_within_their_publication(tmp_path: Path) -> None:
+    """Against pairs by hand, scipy and Holm's formula; also an order against the reference is shown."""
+    orders = [("duolora", "ziplora"), ("duolora", "direct"), ("ziplora", "direct"), ("duolora", "duolora no_cycle")]
+    write_joint_report(
+        make_runs(tmp_path / "runs", "direct", "klora", "ziplora", "duolora", "duolora no_cycle"), tmp_path / "joint"
+    )
+    scores = pd.concat([pd.read_parquet(run / "scores.parquet") for run in sorted((tmp_path / "runs").iterdir())])
+    label = scores["method"].where(scores["ablation"] == "none", scores["method"] + " " + scores["ablation"])
+    found = pd.read_csv(tmp_path / "joint" / "comparisons.csv")
+    for metric in METRICS:
+        own = scores.assign(label=label)[scores["metric"] == metric]
+        pairs = own.pivot_table("value", ["content", "style"], "label")
+        tests = {of: scipy_stats.ttest_rel(pairs[of[0]], pairs[of[1]]) for of in orders}
+        ascending = sorted(orders, key=lambda of: tests[of].pvalue)
+        lines = found[(found["family"] == "published by DuoLoRA") & (found["metric"] == metric)]
+        lines = lines.set_index(["label", "against"])
+        assert sorted(lines.index) == sorted(orders)
+        corrected = 0.0
+        for place, of in enumerate(ascending):
+            corrected = min(1.0, max(corrected, (len(orders) - place) * tests[of].pvalue))
+            assert lines.at[of, "p_holm"] == pytest.approx(corrected, rel=1e-3), (metric, of)
+            assert lines.at[of, "difference"] == pytest.approx((pairs[of[0]] - pairs[of[1]]).mean(), rel=1e-3)
+    published = {f"published by {name}" for name in ("DuoLoRA", "K-LoRA", "ZipLoRA")}
+    assert set(found["family"]) == {"methods", "ablations", *published}
+    text = (tmp_path / "joint" / "table.md").read_text()
+    page = (tmp_path / "joint" / "report.html").read_text()
+    title = "Orders published by K-LoRA (first row ahead)"
+    assert f"**{title}**" in text and f"<h3>{title}</h3>" in page
+    assert "| klora - direct | " in text and "| klora - ziplora | " in text
+
+
+def test_one_pair_has_no_table_of_orders(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name, name, pairs=INDEPENDENT[:1], images=1) for name in ("direct", "duolora")]
+    titles = [block.title for block in layout.blocks(Table.of([RunFolder.load(run) for run in runs]))]
+    assert not [title for title in titles if "published" in title]
 
 
 def test_ablation_without_its_method_is_compared_as_method() -> None:
     found = planned.comparisons(["base", "direct", "duolora no_cycle", "oracle"], "direct")
     assert [(each.family, each.label, each.against) for each in found] == [("methods", "duolora no_cycle", "direct")]
     own = planned.comparisons(["duolora", "duolora no_cycle"], "duolora")
-    assert [each.family for each in own] == ["ablations"]
-    assert planned.comparisons(["ziplora", "klora"], None) == []
+    assert [each.family for each in own] == ["ablations", "published by DuoLoRA"]
+    assert planned.comparisons(["ties", "klora"], None) == []
 
 
 def test_what_is_separated_alone_need_not_be_among_many(tmp_path: Path) -> None:

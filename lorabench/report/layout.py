@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lorabench.report import published
+from lorabench.report import planned, published
 from lorabench.report.formats import format_cost, format_difference, format_rank, format_reported, format_score
 from lorabench.report.labels import BASELINES_AND_ORACLE
-from lorabench.report.planned import TITLES
 from lorabench.report.table import COSTS, Table
 
 
@@ -62,18 +61,21 @@ def of_methods(table: Table, title: str, text: Callable[[dict | None], str]) -> 
 
 
 def planned_blocks(table: Table) -> list[Block]:
-    """Return a block per family of planned comparisons, without those with the reference, which have one already."""
+    """Return a block per family of planned comparisons, without those that the differences to the reference show.
+
+    There are none for one pair, which has no differences.
+    """
     metrics = list(table.backbones)
-    tested = table.planned[table.planned["family"].isin(TITLES) & (table.planned["against"] != table.reference)]
     found = []
-    for family, own in tested.groupby("family", sort=False):
+    for family, own in planned.shown_apart(table.planned, table.reference).groupby("family", sort=False):
         lines = []
         for (label, against), cells in own.groupby(["label", "against"], sort=False):
             at = {line["metric"]: line for line in cells.to_dict("records")}
             texts = [format_difference(at.get(metric)) for metric in metrics]
-            lines.append(Line("method", [f"{label} - {against}", *texts]))
-        found.append(Block(TITLES[str(family)], ["comparison", *metrics], lines))
-    return found
+            if any(texts):
+                lines.append(Line("method", [f"{label} - {against}", *texts]))
+        found.append(Block(planned.title(str(family)), ["comparison", *metrics], lines))
+    return [block for block in found if block.lines]
 
 
 def notes(table: Table) -> list[str]:

@@ -74,13 +74,25 @@ class PaperTable:
 
 @dataclass
 class Paper:
-    """One publication; `methods` are the names in conf/method that it proposes."""
+    """One publication.
+
+    Attributes:
+        methods: Names in conf/method of the methods that it proposes.
+        orders: Claims as pairs of labels of our rows: the first is ahead of the second in this publication, in numbers
+            and over all scores of the table, if not in each.
+    """
 
     arxiv: str = MISSING
     title: str = MISSING
     venue: str | None = None
     methods: list[str] = field(default_factory=list)
+    orders: list[list[str]] = field(default_factory=list)
     tables: list[PaperTable] = MISSING
+
+    @property
+    def name(self) -> str:
+        """Return the part of the title before the colon, the name of the method."""
+        return self.title.partition(":")[0]
 
 
 @cache

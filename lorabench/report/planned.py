@@ -1,14 +1,15 @@
 """Planned comparisons: which rows of a table are tested against which.
 
-    family      compared
-    methods     each method against the reference row (`reference`, by default `direct`)
-    ablations   each ablation against its method
-    closed      each learned method against its closed form, as ziplora against ziplora_closed
+    family               compared
+    methods              each method against the reference row (`reference`, by default `direct`)
+    ablations            each ablation against its method
+    closed               each learned method against its closed form, as ziplora against ziplora_closed
+    published by <name>  each row against a row that it is ahead of in this publication (`orders` in conf/paper/)
 
-Holm's correction is made within each family and column, because each family answers a question of its own. An ablation
-whose method is not in the table is compared as a method, and so is an imported row, whose LoRAs are others. Other
-differences may be read from the table, but they are not tested. The differences are paired by (pair, prompt, seed) and
-have 95 % intervals.
+Holm's correction is made within each family and column, because each family answers a question of its own. So an order
+that is published by two papers is tested in both families. An ablation whose method is not in the table is compared as
+a method, and so is an imported row, whose LoRAs are others. Other differences may be read from the table, but they are
+not tested. The differences are paired by (pair, prompt, seed) and have 95 % intervals.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ import pandas as pd
 
 from lorabench.report import averages, comparing, stats
 from lorabench.report.labels import BASELINES_AND_ORACLE, is_imported
+from lorabench.report.papers import papers
 from lorabench.report.protocols import Column
 
-METHODS, ABLATIONS, CLOSED = "methods", "ablations", "closed"
+METHODS, ABLATIONS, CLOSED, PUBLISHED = "methods", "ablations", "closed", "published by"
 TITLES = {ABLATIONS: "Ablations against their method", CLOSED: "Learned methods against their closed form"}
 CLOSED_FORM = "_closed"  # ending of a closed form's name
 LINE = [
@@ -50,6 +52,8 @@ def comparisons(labels: Sequence[str], reference: str | None) -> list[Comparison
     methods ziplora_closed - direct
     ablations ziplora row_masks - ziplora
     closed ziplora - ziplora_closed
+    published by DuoLoRA ziplora - direct
+    published by ZipLoRA ziplora - direct
     """
     rows = [label for label in labels if label not in BASELINES_AND_ORACLE]
     method_of = {label: label if is_imported(label) else label.partition(" ")[0] for label in rows}
@@ -61,7 +65,35 @@ def comparisons(labels: Sequence[str], reference: str | None) -> list[Comparison
         ]
     found += [Comparison(ABLATIONS, label, method_of[label]) for label in ablations]
     closed = {label: f"{label}{CLOSED_FORM}" for label in rows}
-    return found + [Comparison(CLOSED, label, form) for label, form in closed.items() if form in rows]
+    found += [Comparison(CLOSED, label, form) for label, form in closed.items() if form in rows]
+    return found + [
+        Comparison(f"{PUBLISHED} {paper.name}", ahead, behind)
+        for paper in papers().values()
+        for ahead, behind in paper.orders
+        if ahead in rows and behind in rows
+    ]
+
+
+def title(family: str) -> str:
+    """Return the title of a family's table.
+
+    >>> title("closed"), title("published by DuoLoRA")
+    ('Learned methods against their closed form', 'Orders published by DuoLoRA (first row ahead)')
+    """
+    return TITLES.get(family, f"Orders {family} (first row ahead)")
+
+
+def shown_apart(lines: pd.DataFrame, reference: str | None) -> pd.DataFrame:
+    """Return the comparisons that need a table of their own.
+
+    Differences to the reference are shown by row. Published orders are shown with it too, with p values of their own.
+
+    Args:
+        lines: Result of `planned_lines`.
+        reference: Label of the reference row.
+    """
+    published = lines["family"].astype(str).str.startswith(PUBLISHED)
+    return lines[published | (lines["family"] != METHODS) & (lines["against"] != reference)]
 
 
 def planned_lines(images: Mapping[str, pd.DataFrame], column: Column, reference: str | None) -> pd.DataFrame:

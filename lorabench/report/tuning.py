@@ -122,9 +122,10 @@ def compared(scores: pd.DataFrame, names: Sequence[str], reference: str) -> pd.D
 
 
 def tested(comparisons: pd.DataFrame) -> dict[tuple[str, str], dict[str, Any]]:
-    """Return the difference of each planned comparison by (label, against)."""
+    """Return the difference of each planned comparison by (label, against); published orders are other families."""
+    own = comparisons.drop_duplicates(["label", "against"])
     return {(line["label"], line["against"]): {key: line[key] for key in DIFFERENCE}
-            for line in comparisons.to_dict("records")}  # fmt: skip
+            for line in own.to_dict("records")}  # fmt: skip
 
 
 def write_tuning(
