@@ -30,14 +30,18 @@ import result_files  # noqa: E402
 
 MEASURED = (  # every experiment whose tables the documentation shows
     "all_methods", "tuning", "recipe", "single_loras", "samplers", "duolora_main", "duolora_ablation",
-    "unziplora_alignment", "single_image", "craft_main", "craft_components", "craft_guidance", "closed_form",
+    "unziplora_alignment", "single_image", "craft_main", "craft_components", "craft_guidance", "klora_ablation",
+    "closed_form",
     "tradeoff", "duolora_multi_concept", "calibration", "sensitivity", "stability", "duolora_time", "cost",
     "sdxl_against_dit",
 )  # fmt: skip
 
 
 FEW = {"duolora_multi_concept", "duolora_time", "cost", "calibration", "single_loras"}  # examples, costs, no pairs
-REUSED = {"duolora_main": "duolora", "closed_form": "ziprank", "craft_main": "ziplora", "tradeoff": "ziplora"}
+REUSED = {
+    "duolora_main": "duolora", "duolora_ablation": "ziprank", "klora_ablation": "klora", "closed_form": "ziprank",
+    "craft_main": "ziplora", "tradeoff": "ziplora",
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -214,3 +218,24 @@ def test_figures_in_prose_are_those_of_files(docs: Path) -> None:
     for wrong in ("a/scores: both / mean", "a/scores: klora both / mean", "b/scores: direct both / mean"):
         with pytest.raises(SystemExit, match="error: the figure"):
             figures.with_figures(f"0.1<!-- {wrong} -->")
+    (docs / "a" / "shares.csv").write_text("score,of seeds\nboth,0.31\n")
+    assert figures.with_figures("0.50<!-- a/shares: both / of seeds -->").startswith("0.31<")
+    (docs / "a" / "scores.csv").write_text("row,metric,mean,difference\nduolora,both,0.7534,0.2534\n")
+    figures.value.cache_clear()
+    assert figures.with_figures("-0.25<!-- a/scores: duolora both / difference -->").startswith("+0.25<")
+
+
+def test_verdicts_in_prose_follow_from_differences_and_p_values(docs: Path) -> None:
+    (docs / "a").mkdir()
+    lines = ["direct,both,,", "ziplora,both,0.2,0.01", "klora,both,-0.2,0.01", "ties,both,0.2,0.06"]
+    (docs / "a" / "scores.csv").write_text("\n".join(["row,metric,difference,p_holm", *lines]))
+    page = "".join(
+        f"{row}: **not known**<!-- a/scores: {row} both / {sign}verdict -->\n"
+        for row in ("ziplora", "klora", "ties")
+        for sign in ("", "-")
+    )
+    words = re.findall(r"\*\*(.+?)\*\*<!--", figures.with_figures(page))
+    assert words == ["holds", "contradicted", "contradicted", "holds", "not separated", "not separated"]
+    assert figures.with_figures(figures.with_figures(page)) == figures.with_figures(page)
+    with pytest.raises(SystemExit, match="scores: direct both / difference has no number"):
+        figures.with_figures("**holds**<!-- a/scores: direct both / verdict -->")

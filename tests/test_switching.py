@@ -34,7 +34,7 @@ def flux(tmp_path_factory: pytest.TempPathFactory) -> DiffusionModel:
     return tiny_transformer("dev", tmp_path_factory.mktemp("model"))
 
 
-@pytest.mark.parametrize("ablation", ["none", "klora_star", "klora_paper", "klora_star_paper"])
+@pytest.mark.parametrize("ablation", ["none", "klora_star", "klora_paper", "klora_star_paper", "fixed_choice"])
 @pytest.mark.parametrize("family", ["sdxl", "flux"])
 def test_klora_is_its_rule(model, loras, flux, family, ablation) -> None:
     """Sample with dense updates in a loop over steps and layers."""
@@ -54,6 +54,7 @@ def test_klora_is_its_rule(model, loras, flux, family, ablation) -> None:
         sums = [np.sort(np.abs(matrix).ravel())[-k:].sum() for matrix in (each, dense[1][layer])]
         for step in range(10):
             s = (1.5 * step / 10 + offset) % 1.5 if star else 1.5 * step / 10 + 0.5
+            s = 1.25 if ablation == "fixed_choice" else s
             content = sums[0] / gamma / (sums[1] * s) > 1 if s else True
             assert found[layer][step] == ((1.0, 0.0) if content else (0.0, 1.0)), (layer, step)
             chosen.add(content)

@@ -69,12 +69,13 @@ def calibrate(metric: Metric, world: World, holds: float) -> pd.DataFrame:
         holds: Share of cases from which a check passes.
     """
     lines = [*correlations(metric, world), *leakage(metric), *answers(metric, world)]
+    own = {"metric": metric.name, "backbone": metric.backbone, "measures": metric.measures}
     found = pd.DataFrame(
-        [{"figure": figure, "of": of, "kind": kind, **summary(each)} for figure, of, kind, each in lines]
+        [own | {"figure": figure, "of": of, "kind": kind, **summary(each)} for figure, of, kind, each in lines]
     )
     is_check = found["figure"] == "check"
     found["passes"] = (found["value"] >= holds).astype(object).where(is_check & found["value"].notna(), None)
-    return found.assign(metric=metric.name, backbone=metric.backbone, measures=metric.measures)
+    return found
 
 
 def summary(by_anchor: np.ndarray) -> dict[str, float | int]:
