@@ -86,8 +86,8 @@ class Paper:
     title: str = MISSING
     venue: str | None = None
     methods: list[str] = field(default_factory=list)
-    orders: list[list[str]] = field(default_factory=list)
     tables: list[PaperTable] = MISSING
+    orders: list[list[str]] = field(default_factory=list)
 
     @property
     def name(self) -> str:
