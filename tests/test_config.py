@@ -175,6 +175,16 @@ def test_values_are_checked(override: str, words: str) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_models_have_their_own_sampling_defaults() -> None:
+    def sampled(*overrides: str) -> tuple[int, float]:
+        cfg = composed(*overrides)
+        return cfg.generate.steps, cfg.generate.guidance
+
+    assert sampled("model=sdxl") == sampled("experiments=sdxl") == (50, 5.0)
+    assert sampled("model=flux_schnell") == (4, 1.0)
+    assert sampled("model=flux_schnell", "generate.steps=2", "model.guidance=3") == (2, 3.0)
+
+
 def test_store_and_folders_follow_output() -> None:
     cfg = composed("output=/somewhere")
     assert cfg.store == "/somewhere/store"

@@ -270,6 +270,8 @@ def test_folders_are_checked(folders: dict[str, Path], tmp_path: Path) -> None:
 
 def test_presets_fill_every_setting() -> None:
     assert (preset("flux_schnell").checkpointing, preset("flux_schnell").name) == (True, "flux_schnell")
+    assert (preset("flux_schnell").steps, preset("flux_schnell").guidance) == (4, 1.0)
+    assert (preset("koala_1b").steps, preset("koala_1b").guidance) == (50, 5.0)
     assert preset("sd35_large").path == "stabilityai/stable-diffusion-3.5-large"
     assert isinstance(ModelFiles(Path("x"), Path("y"), true_guidance=True).numbers()["true_guidance"], bool)
 

@@ -99,6 +99,8 @@ class ModelSpec:
     )  # encoders: keep text encoders and VAE on the CPU while they are not used
     checkpointing: bool = MISSING  # gradient checkpointing: slower steps, less memory
     true_guidance: bool = False  # FLUX.1: guide with the empty prompt instead of the guidance embedding
+    steps: int = setting(MISSING, least=1)  # default of generate.steps
+    guidance: float = setting(MISSING, least=1)  # default of generate.guidance
 
 
 @dataclass
