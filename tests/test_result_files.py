@@ -37,7 +37,9 @@ MEASURED = (  # every experiment whose tables the documentation shows
 )  # fmt: skip
 
 
-FEW = {"duolora_multi_concept", "duolora_time", "cost", "calibration", "single_loras"}  # examples, costs, no pairs
+FEW = {  # examples, costs, no pairs
+    "duolora_multi_concept", "duolora_time", "cost", "calibration", "single_loras", "recipe",
+}  # fmt: skip
 REUSED = {
     "duolora_main": "duolora", "duolora_ablation": "ziprank", "klora_ablation": "klora", "closed_form": "ziprank",
     "craft_main": "ziplora", "tradeoff": "ziplora",
