@@ -73,7 +73,7 @@ def arguments() -> argparse.ArgumentParser:
     steps.add_parser("development", help="choose the development names")
     steps.add_parser("scorers", help="train the scorers (an hour on one thread) and evaluate them")
 
-    steps.add_parser("factors", help="train the network that reads the world's factors (17 minutes on one thread)")
+    steps.add_parser("factors", help="train the network that reads the world's factors (35 minutes on one thread)")
 
     evaluate = model_step("evaluate", "generate 400 images and measure how well they match their prompts")
     evaluate.add_argument("--folder", type=Path, help="folder of the pipeline (default: the model's)")
