@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from lorabench.engine.record import write_whole
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -33,7 +35,6 @@ class Checkpoint:
         return saved[self.count]
 
     def save(self, done: int) -> None:
-        """Write the state to a new file and rename it, so that an interruption leaves the previous one intact."""
-        partial = self.path.with_suffix(".tmp")
-        torch.save({name: part.state_dict() for name, part in self.parts.items()} | {self.count: done}, partial)
-        partial.rename(self.path)
+        """Write the state; an interruption leaves the previous one intact."""
+        state = {name: part.state_dict() for name, part in self.parts.items()} | {self.count: done}
+        write_whole(self.path, lambda draft: torch.save(state, draft))

@@ -83,9 +83,8 @@ class Pretraining(pl.LightningModule):
         each = self.batch // self.trainer.world_size
         rows = slice(self.global_rank * each, (self.global_rank + 1) * each)
         x0, ids = self.data.batch(self.samples, self.batch)
-        with sdpa_kernel(
-            SDPBackend.MATH
-        ):  # on a CPU the fused backward pass is slow: 6 % of a step, 13 % of micro SD3's
+        # On a CPU the fused backward pass is slow: it costs 6 % of a step, and 13 % of one of micro SD3.
+        with sdpa_kernel(SDPBackend.MATH):
             return self.loss(self.model, x0, ids, self.samples, rows, self.device)
 
     def optimizer_step(self, *args, **kwargs) -> None:

@@ -113,14 +113,7 @@ def test_factors_that_are_read_order_renderings_as_truth_does() -> None:
 def test_run_writes_all_three_files(scorers: Path, tmp_path: Path, capsys) -> None:
     run(compose("config", [*SMALL, f"scorers.path={scorers}", f"output={tmp_path}"]), tmp_path)
     found = pd.read_csv(tmp_path / "calibration.csv")
-    keys = [
-        "metric",
-        "backbone",
-        "measures",
-        "figure",
-        "of",
-        "kind",
-    ]  # the first columns name a line, for docs/figures.py
+    keys = ["metric", "backbone", "measures", "figure", "of", "kind"]  # these name a line in docs/figures.py
     assert list(found)[: len(keys)] == keys and not found.duplicated(keys).any()
     metrics = {"dino/content", "clip_i/content", "clip_i/style", "clip_t", "csd/content", "csd/style"}
     assert metrics <= set(found["metric"])

@@ -80,7 +80,7 @@ def test_orders_follow_from_printed_numbers(name: str) -> None:
         for label in (ahead, behind):
             method, _, ablation = label.partition(" ")
             methods.load(method, ablation or "none")
-        margins: dict[bool, list[float]] = {True: [], False: []}  # of one table, of two tables
+        margins: dict[bool, list[float]] = {True: [], False: []}  # key: whether one table has both rows
         for (table, first), (other, second) in itertools.product(rows, rows):
             if ahead in first.method and behind in second.method and table.model == other.model:
                 shared = set(first.values) & set(second.values) & {*papers.METRICS, "quality", "harmonic"}

@@ -83,7 +83,7 @@ class PromptSpec:
 
 @dataclass
 class ModelSpec:
-    """A model of the SDXL family and its memory. Only the first eight settings change results."""
+    """A model, its memory and its defaults of sampling. attention, offload and checkpointing do not change results."""
 
     name: str = MISSING
     path: str = MISSING  # "micro" (the packaged one), a diffusers folder, a single .safetensors file or a hub id

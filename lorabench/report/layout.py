@@ -74,8 +74,9 @@ def planned_blocks(table: Table) -> list[Block]:
             texts = [format_difference(at.get(metric)) for metric in metrics]
             if any(texts):
                 lines.append(Line("method", [f"{label} - {against}", *texts]))
-        found.append(Block(planned.title(str(family)), ["comparison", *metrics], lines))
-    return [block for block in found if block.lines]
+        if lines:
+            found.append(Block(planned.title(str(family)), ["comparison", *metrics], lines))
+    return found
 
 
 def notes(table: Table) -> list[str]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import isnan, nan
 
 import pandas as pd
@@ -105,8 +106,9 @@ def planned_lines(images: Mapping[str, pd.DataFrame], column: Column, reference:
         reference: Label of the reference row; None compares no method with it.
     """
     lines = []
+    compared = cache(lambda label, against: difference(images[label], images[against], column))  # in several families
     for each in comparisons(list(images), reference):
-        own, other = images[each.label], images[each.against]
+        own = images[each.label]
         line = {
             "family": each.family,
             "label": each.label,
@@ -117,7 +119,7 @@ def planned_lines(images: Mapping[str, pd.DataFrame], column: Column, reference:
             "pairs": len(averages.by_pair(pd.Series(own["value"]))),
             "images": len(own),
         }
-        lines.append(line | difference(own, other, column))
+        lines.append(line | compared(each.label, each.against))
     frame = pd.DataFrame(lines).reindex(columns=LINE)
     for _, family in frame.groupby("family", sort=False):
         frame.loc[family.index, "p_holm"] = comparing.holm(family["p"].to_numpy(dtype=float))
