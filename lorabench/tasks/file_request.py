@@ -77,18 +77,15 @@ class Request:
         Raises:
             UserError: If a file or a prompt is missing.
         """
+        typed: Any = {name: OmegaConf.to_object(cfg[name]) for name in ("model", "generate", "trainer", "task")}
         own = UserPair(user_loras(cfg, "content"), user_loras(cfg, "style"), cfg.prompt).weighted(cfg.weights)
         method = method_of(cfg)
         own.check(method)
         name = label(method.name, ablation_of())
         is_chosen = any(each.startswith("model") for each in HydraConfig.get().overrides.task)
-        if not is_chosen and not method.merge.needs_model:
-            configured: Any = OmegaConf.to_object(cfg.model)
-            cfg = cfg.copy()
-            cfg.model = OmegaConf.structured(recognized(own, configured))  # generate= has defaults of this model
-        typed: Any = {name: OmegaConf.to_object(cfg[name]) for name in ("model", "generate", "trainer", "task")}
+        model = typed["model"] if is_chosen or method.merge.needs_model else recognized(own, typed["model"])
         return cls(
-            name, own, method, typed["model"], typed["generate"], typed["trainer"], typed["task"], Path(cfg.store),
+            name, own, method, model, typed["generate"], typed["trainer"], typed["task"], Path(cfg.store),
             cfg.seed, Path(cfg.output), OmegaConf.to_container(cfg.method, resolve=True), cfg.prompts.style_token,
         )  # fmt: skip
 
