@@ -176,6 +176,17 @@ def test_sample_is_seeded_and_does_not_depend_on_order_of_names() -> None:
         drawn(SUBJECTS, MANY, count=200)
 
 
+def test_matched_photographs_use_each_name_once() -> None:
+    first = select(spec(pairs="matched", count=6), SUBJECTS, MANY)
+    for names in zip(*first, strict=True):
+        assert len(set(names)) == 6
+    assert first == select(spec(pairs="matched", count=6), dict(reversed(SUBJECTS.items())), MANY[::-1])
+    assert first == select(spec(pairs="matched", count=7), SUBJECTS, MANY)[:6]
+    assert first != select(spec(pairs="matched", count=6, pairs_seed=1), SUBJECTS, MANY)
+    with pytest.raises(UserError, match=r"dataset\.count=8 must be at most 7, because matched pairs use each name once"):
+        select(spec(pairs="matched", count=8), SUBJECTS, MANY)
+
+
 def test_publication_whose_pairs_are_not_named_is_drawn_in_its_shape() -> None:
     grid = select(spec(pairs="ziplora"), SUBJECTS, MANY)
     subjects, styles = {contents for contents, _ in grid}, {looks for _, looks in grid}

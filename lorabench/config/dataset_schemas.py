@@ -51,9 +51,9 @@ class PhotoSpec:
     contents: list[str] | None = MISSING  # one group of subjects, instead of `subjects`
     subjects: Any = MISSING  # names, or a set: all | live | object; "a+b": both in one image
     styles: Any = MISSING  # names, or all
-    pairs: str = MISSING  # all | random | the list of a publication, see lorabench/data/pair_lists.yaml
-    count: int = setting(MISSING, least=1)  # number of pairs if pairs=random
-    pairs_seed: int = setting(MISSING, least=0)  # seed of random pairs
+    pairs: str = MISSING  # all | matched | random | the list of a publication: lorabench/data/pair_lists.yaml
+    count: int = setting(MISSING, least=1)  # number of pairs if pairs=matched or random
+    pairs_seed: int = setting(MISSING, least=0)  # seed of matched and random pairs
     references: Any = setting(MISSING, least=1)  # held-out images per subject; same: score against the training images
 
     @property

@@ -1,10 +1,12 @@
-"""Which subjects are paired with which styles: all, a seeded sample, or the pairs of a publication. Names only.
+"""Which subjects are paired with which styles: all, matched, a seeded sample, or the pairs of a publication. Names only.
 
-A sample depends only on the names and the seed, not on their order, and a larger sample contains a smaller one.
+Matched pairs use each subject and each style once, so that the pairs are independent observations. Matched pairs and
+samples depend only on the names and the seed, not on their order, and a larger count contains the pairs of a smaller
+one.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import product
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import product, zip_longest
 from typing import Any
 from unicodedata import normalize
 
@@ -18,7 +20,7 @@ Names = tuple[str, ...]  # subjects or styles in one image
 
 
 def select(spec: PhotoSpec, subjects: dict[str, bool], styles: Sequence[str]) -> list[tuple[Names, Names]]:
-    """Return the names (subjects, styles) of every pair, sorted by subject.
+    """Return the names (subjects, styles) of every pair; except for matched pairs, sorted by subject.
 
     Args:
         spec: Settings of the dataset.
@@ -29,12 +31,14 @@ def select(spec: PhotoSpec, subjects: dict[str, bool], styles: Sequence[str]) ->
         UserError: If a pair list needs a name that is missing, or more names than there are.
     """
     lists = packaged("pair_lists")
-    choose("dataset.pairs", spec.pairs, ("all", "random", *lists))
+    choose("dataset.pairs", spec.pairs, ("all", "matched", "random", *lists))
     kinds = {kind: [name for name, live in subjects.items() if live == (kind == "live")] for kind in ("live", "object")}
     contents = groups("subjects", spec.contents or spec.subjects, {"all": subjects, **kinds}, spec.contents is not None)
     looks = groups("styles", spec.styles, {"all": styles})
     if spec.pairs == "all":
         return list(product(contents, looks))
+    if spec.pairs == "matched":
+        return matched(contents, looks, spec.count, spec.pairs_seed)
     if spec.pairs == "random":
         return sample(contents, looks, spec.count, spec.pairs_seed)
     every = [(name,) for name in subjects], [(name,) for name in styles]
@@ -74,6 +78,44 @@ def groups(key: str, names: Any, sets: Mapping[str, Iterable[str]], together: bo
         names = [names]
     names = [normalize("NFC", name) for name in names]  # as names of files are normalized
     return [tuple(names)] if together else [tuple(name.split(JOIN)) for name in names]
+
+
+def matched(
+    contents: list[Names], styles: list[Names], count: int, seed: int, kind: Callable[[Names], str] | None = None
+) -> list[tuple[Names, Names]]:
+    """Return the first `count` pairs of two seeded orders: the k-th group of subjects meets the k-th of styles.
+
+    Args:
+        contents: Groups of subjects.
+        styles: Groups of styles.
+        count: Number of pairs.
+        seed: Seed of the orders.
+        kind: Returns the class or family of a group; an order takes one group of each kind per round. None: all groups
+            are of one kind.
+
+    Raises:
+        UserError: If there are too few groups.
+    """
+    if count > (most := min(len(contents), len(styles))):
+        raise UserError(
+            f"dataset.count={count} must be at most {most}, because matched pairs use each name once; "
+            f"use dataset.count={most}, or dataset.subjects=all dataset.styles=all"
+        )
+    ordered = (in_turn(names, seed, kind) for names in (contents, styles))
+    return list(zip(*ordered, strict=False))[:count]
+
+
+def in_turn(names: Sequence[Names], seed: int, kind: Callable[[Names], str] | None) -> list[Names]:
+    """Order groups at random, one of each kind per round."""
+    kinds: dict[str, list[Names]] = {}
+    for group in sorted(names, key=lambda group: seed_of("matched", *group, seed)):
+        kinds.setdefault(kind(group) if kind else "", []).append(group)
+    rounds = zip_longest(*kinds.values())
+    return [
+        group
+        for number, each in enumerate(rounds)
+        for group in sorted((g for g in each if g), key=lambda group: seed_of("round", number, *group, seed))
+    ]
 
 
 def sample(contents: list[Names], styles: list[Names], count: int, seed: int) -> list[tuple[Names, Names]]:
