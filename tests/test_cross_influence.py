@@ -13,6 +13,7 @@ from lorabench.lora.factors import Factors
 from lorabench.lora.projection import overlap
 from lorabench.report import stats
 from lorabench.report.cross_influence import DATA, FILE, OVERLAP, quantities, table, write_cross_influence
+from lorabench.report.planned import contrasts
 
 # clip_i of each use with the references of content and style
 VALUES = {"joint": (0.6, 0.5), "content": (0.8, 0.2), "style": (0.3, 0.9)}
@@ -61,6 +62,23 @@ def test_rows_without_single_images_have_joint_quantities_only() -> None:
     assert set(means(quantities(scores(("joint",))))) == {"CP", "SF", "as worded"}
 
 
+def test_planned_differences_are_paired_by_pair() -> None:
+    """The other row has one pair less, so that the difference of the means is another one."""
+    other = scores(shift=0.1).assign(ablation="no_rank_limit").query("content == 'mug'")
+    found = quantities(pd.concat([scores(), other]), planned=[("craft", "craft no_rank_limit"), ("craft", "direct")])
+    compared = found[found["against"] != ""].set_index("quantity")
+    assert set(compared["against"]) == {"craft no_rank_limit"} and set(compared["pairs"]) == {1}
+    assert compared.at["CP", "mean"] == pytest.approx(0.6 - 0.7)
+    assert compared.at["cross", "mean"] == pytest.approx(0.2 * 0.3 - 0.3 * 0.4)
+    assert "| craft - craft no_rank_limit | -0.100 |" in table(found)
+
+
+def test_comparison_is_reported_once_in_the_published_direction() -> None:
+    rows = [("ablations", "craft no_rank_limit", "craft"), ("published by X", "craft", "craft no_rank_limit")]
+    lines = pd.DataFrame([("methods", "craft", "direct"), *rows], columns=["family", "label", "against"])
+    assert contrasts(lines) == [("craft", "direct"), ("craft", "craft no_rank_limit")]
+
+
 def test_report_is_written_for_all_uses_only(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
@@ -75,7 +93,7 @@ def test_report_is_written_for_all_uses_only(tmp_path: Path) -> None:
     assert "| row | CP | SF | cross | drop | as worded | overlap |" in text and "0.300 [" in text
     found = pd.read_csv(tmp_path / DATA)
     assert found.loc[found["quantity"] == "overlap", "mean"].tolist() == pytest.approx([0.3])
-    assert "2 pairs" in table(found)
+    assert "2 pairs" in text
 
 
 def test_overlap_is_mean_squared_cosine_over_common_layers() -> None:

@@ -183,7 +183,7 @@ def test_matched_photographs_use_each_name_once() -> None:
     assert first == select(spec(pairs="matched", count=6), dict(reversed(SUBJECTS.items())), MANY[::-1])
     assert first == select(spec(pairs="matched", count=7), SUBJECTS, MANY)[:6]
     assert first != select(spec(pairs="matched", count=6, pairs_seed=1), SUBJECTS, MANY)
-    with pytest.raises(UserError, match=r"dataset\.count=8 must be at most 7, because matched pairs use each name once"):
+    with pytest.raises(UserError, match=r"dataset\.count=8 must be at most 7, because matched pairs"):
         select(spec(pairs="matched", count=8), SUBJECTS, MANY)
 
 

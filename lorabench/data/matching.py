@@ -1,7 +1,7 @@
 """Pairs of the microworld by rule: crossed, matched, or typed one by one. Only names are read here.
 
-Crossed pairs each subject with each style. Matched pairs use each subject and each style once (selection.matched); their
-order goes round the classes and families.
+Crossed pairs each subject with each style. Matched pairs use each subject and each style once (selection.matched);
+their order goes round the classes and families.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Which subjects are paired with which styles: all, matched, a seeded sample, or the pairs of a publication. Names only.
+"""Which subjects are paired with which styles: all, matched, a seeded sample, or the pairs of a publication.
 
-Matched pairs use each subject and each style once, so that the pairs are independent observations. Matched pairs and
-samples depend only on the names and the seed, not on their order, and a larger count contains the pairs of a smaller
-one.
+Only names are read here. Matched pairs use each subject and each style once, so that the pairs are independent
+observations. Matched pairs and samples depend only on the names and the seed, not on their order, and a larger count
+contains the pairs of a smaller one.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -47,6 +47,7 @@ def write_joint_report(
     from lorabench.report.by_use import write_by_use
     from lorabench.report.cross_influence import write_cross_influence
     from lorabench.report.folder import common_protocol
+    from lorabench.report.planned import contrasts
     from lorabench.report.pooling import load_runs
     from lorabench.report.table import Table
     from lorabench.report.tex import write_latex
@@ -62,8 +63,9 @@ def write_joint_report(
         for ending, write in (("md", write_markdown), ("csv", write_csv), ("tex", write_latex)):
             (draft / f"table.{ending}").write_text(write(table), encoding="utf-8")
         table.planned.to_csv(draft / "comparisons.csv", index=False, float_format="%.6g")
-        for write_uses in (write_cross_influence, write_by_use):
-            write_uses(list(dict.fromkeys(run.path for run in runs)), draft)
+        paths = list(dict.fromkeys(run.path for run in runs))
+        write_cross_influence(paths, draft, contrasts(table.planned))
+        write_by_use(paths, draft)
         figures.draw_grid(runs).save(draft / "grid.png", optimize=True)
         if protocol or reference:  # another report than that of the run in whose folder it may be
             (draft / MANIFEST).write_text(json.dumps({"protocol": protocol, "reference": reference}))

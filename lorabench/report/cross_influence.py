@@ -18,12 +18,12 @@ appendix calls the score an "undesired cross effect".
 
 Similarities by published CLIP models are positive. Those of small scorers may be negative. Then a similarity counts as
 0 in `cross`, because the product of two negative ones is positive, and a pair whose CPo or SFo is not positive has no
-`drop`. All quantities are computed per pair and averaged over pairs.
+`drop`. All quantities are computed per pair and averaged over pairs. Planned comparisons are paired by pair.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -48,45 +48,66 @@ QUANTITIES = {
 }
 
 
-def write_cross_influence(folders: Sequence[Path], out: Path) -> None:
+def write_cross_influence(folders: Sequence[Path], out: Path, planned: Sequence[tuple[str, str]] = ()) -> None:
     """Write cross_influence.md and .csv if the runs have images of all three uses.
 
     Args:
         folders: Run folders.
         out: Folder of the report.
+        planned: Labels of rows whose difference, the first minus the second, is reported.
     """
     scores = pd.concat([pd.read_parquet(folder / "scores.parquet") for folder in folders])
     if "use" not in scores or not {"joint", "content", "style"} <= set(scores["use"]):
         return
     files = [folder / OVERLAP for folder in folders if (folder / OVERLAP).is_file()]
     overlap = pd.concat([pd.read_csv(file) for file in files]) if files else None
-    found = quantities(scores.drop_duplicates(), overlap)
+    found = quantities(scores.drop_duplicates(), overlap, planned)
     found.to_csv(out / DATA, index=False, float_format="%.6g")
     (out / FILE).write_text(table(found), encoding="utf-8")
 
 
-def quantities(scores: pd.DataFrame, overlap: pd.DataFrame | None = None) -> pd.DataFrame:
+def quantities(
+    scores: pd.DataFrame, overlap: pd.DataFrame | None = None, planned: Sequence[tuple[str, str]] = ()
+) -> pd.DataFrame:
     """Return one row per label, backbone and quantity, with mean, low, high and the number of pairs.
+
+    In rows of planned comparisons, `against` is the label of the other row and the mean is that of the paired
+    differences; in all others it is empty.
 
     Args:
         scores: Rows of scores of all uses.
         overlap: Columns label, content, style and overlap.
+        planned: Labels of the rows of each difference.
     """
     scores = scores.assign(label=[label(*each) for each in zip(scores["method"], scores["ablation"], strict=True)])
-    lines = []
+    values: dict[tuple[str, str], dict[str, pd.Series]] = {}  # by backbone and label
     mine: Any
-    for key, mine in scores.query("metric in @METRICS").groupby(["label", "backbone"], sort=False):
-        name, backbone = cast(tuple[str, str], key)
-        values = pair_quantities(mine)
+    for key, mine in scores.query("metric in @METRICS").groupby(["backbone", "label"], sort=False):
+        backbone, name = cast(tuple[str, str], key)
+        found = values[backbone, name] = pair_quantities(mine)
         if overlap is not None:
             own: Any = overlap.query("label == @name").drop_duplicates(averages.PAIR)
-            values["overlap"] = own.set_index(averages.PAIR)["overlap"]
-        for quantity in QUANTITIES:
-            if quantity in values and len(known := pd.Series(values[quantity]).dropna()):
-                at = stats.over_pairs(known)
-                numbers = {"mean": at.mean, "low": at.low, "high": at.high, "pairs": at.pairs}
-                lines.append({"label": name, "backbone": backbone, "quantity": quantity, **numbers})
+            found["overlap"] = own.set_index(averages.PAIR)["overlap"]
+    lines = [
+        {"label": name, "backbone": backbone, "quantity": quantity, "against": against} | numbers
+        for backbone in dict.fromkeys(scores["backbone"])
+        for name, against in [*((name, "") for at, name in values if at == backbone), *planned]
+        if (backbone, name) in values and (not against or (backbone, against) in values)
+        for quantity, numbers in over_pairs(values[backbone, name], values.get((backbone, against), {})).items()
+    ]
     return pd.DataFrame(lines)
+
+
+def over_pairs(own: Mapping[str, pd.Series], other: Mapping[str, pd.Series]) -> dict[str, dict[str, float]]:
+    """Return mean, low, high and number of pairs of each quantity, or of the differences to `other`."""
+    found = {}
+    for quantity in QUANTITIES:
+        if quantity in own and (not other or quantity in other):
+            known = (own[quantity] - other[quantity] if other else own[quantity]).dropna()
+            if len(known):
+                at = stats.over_pairs(known)
+                found[quantity] = {"mean": at.mean, "low": at.low, "high": at.high, "pairs": at.pairs}
+    return found
 
 
 def pair_quantities(scores: pd.DataFrame) -> dict[str, pd.Series]:
@@ -105,25 +126,37 @@ def pair_quantities(scores: pd.DataFrame) -> dict[str, pd.Series]:
 
 
 def table(found: pd.DataFrame) -> str:
-    """Return the quantities as Markdown, one table per backbone."""
+    """Return the quantities as Markdown, a table and one of planned comparisons per backbone."""
     parts = ["# Content preservation, style fidelity and cross-influence"]
+    known = [name for name in QUANTITIES if name in set(found["quantity"])]
     rows: Any
     for backbone, rows in found.groupby("backbone", sort=False):
-        names = [name for name in QUANTITIES if name in set(rows["quantity"])]
-        lines = [row(["row", *names]), f"|---|{'---:|' * len(names)}"]
-        for name, mine in rows.groupby("label", sort=False):
-            by_name = mine.set_index("quantity")
-            cells = [cell(by_name.loc[each]) if each in by_name.index else "" for each in names]
-            lines.append(row([escape(str(name)), *cells]))
         pairs = int(rows["pairs"].max())
-        parts += [f"Backbone {backbone}, {pairs} pair{'s' if pairs != 1 else ''}:", "\n".join(lines)]
-    known = [name for name in QUANTITIES if name in set(found["quantity"])]
+        parts.append(f"Backbone {backbone}, {pairs} pair{'s' if pairs != 1 else ''}:")
+        parts.append(lines(rows[rows["against"] == ""], known, "row", cell))
+        compared = rows[rows["against"] != ""]
+        if len(compared):
+            compared = compared.assign(label=compared["label"] + " - " + compared["against"])
+            parts.append(lines(compared, known, "difference", lambda line: cell(line, "+.3f")))
     parts.append("\n".join(f"- {name}: {QUANTITIES[name]}" for name in known))
-    parts.append("Means over pairs with 95 % intervals. docs/craft.md explains the three readings of cross-influence.")
+    parts.append(
+        "Means over pairs with 95 % intervals; differences are paired by pair, and their intervals are not corrected "
+        "for several comparisons. docs/craft.md explains the three readings of cross-influence."
+    )
     return "\n\n".join(parts) + "\n"
 
 
-def cell(line: Any) -> str:
+def lines(rows: pd.DataFrame, names: Sequence[str], head: str, shown: Callable[[Any], str]) -> str:
+    """Return a Markdown table with one line per label and one column per quantity."""
+    text = [row([head, *names]), f"|---|{'---:|' * len(names)}"]
+    for name, mine in rows.groupby("label", sort=False):
+        by_name = mine.set_index("quantity")
+        cells = [shown(by_name.loc[each]) if each in by_name.index else "" for each in names]
+        text.append(row([escape(str(name)), *cells]))
+    return "\n".join(text)
+
+
+def cell(line: Any, form: str = ".3f") -> str:
     """Return a mean with its interval as text."""
-    mean = f"{line['mean']:.3f}"
-    return mean if pd.isna(line["low"]) else f"{mean} [{line['low']:.3f}, {line['high']:.3f}]"
+    mean = f"{line['mean']:{form}}"
+    return mean if pd.isna(line["low"]) else f"{mean} [{line['low']:{form}}, {line['high']:{form}}]"

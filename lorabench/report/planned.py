@@ -97,6 +97,16 @@ def shown_apart(lines: pd.DataFrame, reference: str | None) -> pd.DataFrame:
     return lines[published | (lines["family"] != METHODS) & (lines["against"] != reference)]
 
 
+def contrasts(lines: pd.DataFrame) -> list[tuple[str, str]]:
+    """Return the labels of each comparison once, in the published direction if a publication has one.
+
+    Args:
+        lines: Result of `planned_lines`; published orders are last.
+    """
+    found = zip(lines["label"].astype(str), lines["against"].astype(str), strict=True)
+    return list({frozenset(each): each for each in found}.values())
+
+
 def planned_lines(images: Mapping[str, pd.DataFrame], column: Column, reference: str | None) -> pd.DataFrame:
     """Return one line per planned comparison of a column, with the columns LINE.
 
