@@ -31,8 +31,7 @@ import result_files  # noqa: E402
 MEASURED = (  # every experiment whose tables the documentation shows
     "all_methods", "tuning", "recipe", "single_loras", "samplers", "duolora_main", "duolora_ablation",
     "unziplora_alignment", "single_image", "craft_main", "craft_components", "craft_guidance", "klora_ablation",
-    "closed_form",
-    "tradeoff", "duolora_multi_concept", "calibration", "sensitivity", "stability", "duolora_time", "cost",
+    "nplora_ablation", "closed_form", "tradeoff", "duolora_multi_concept", "calibration", "sensitivity", "stability", "duolora_time", "cost",
     "sdxl_against_dit",
 )  # fmt: skip
 
@@ -41,8 +40,8 @@ FEW = {  # examples, costs, no pairs
     "duolora_multi_concept", "duolora_time", "cost", "calibration", "single_loras", "recipe",
 }  # fmt: skip
 REUSED = {
-    "duolora_main": "duolora", "duolora_ablation": "ziprank", "klora_ablation": "klora", "closed_form": "ziprank",
-    "craft_main": "ziplora", "tradeoff": "ziplora",
+    "duolora_main": "duolora", "duolora_ablation": "ziprank", "klora_ablation": "klora", "nplora_ablation": "np_lora",
+    "closed_form": "ziprank", "craft_main": "ziplora", "tradeoff": "ziplora",
 }  # fmt: skip
 
 
