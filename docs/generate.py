@@ -43,7 +43,8 @@ EXCERPT_ROWS = (
     "blora",
     "oracle",
 )
-EXCERPT_METRICS = ("both", "dino/content", "csd/style", "clip_t")
+EXCERPT_METRICS = ("both", "truth/content", "truth/style", "dino/content", "csd/style")
+SHOWN = (*EXCERPT_METRICS, "both_similarity", "copy/content", "clip_t")  # metrics of tables that have `both`
 START, END = "<!-- generated: excerpt -->\n", "<!-- end -->"
 INDEX, PAGE, RESULTS = DOCS / "results" / "README.md", DOCS / "results" / "page.md", DOCS / "results.md"
 PLACE = re.compile(r"^\{(\w+)\}\n", re.MULTILINE)  # place of a result in page.md
@@ -152,9 +153,9 @@ def result(name: str) -> str:
         heading = f"#### {part.replace('_', ' ')}\n\n" if part and part != file.name else ""
         if file.name.endswith(result_files.SCORES):
             rows = pd.read_csv(file)
-            names, metrics = tuple(dict.fromkeys(rows["row"])), tuple(dict.fromkeys(rows["metric"]))
-            parts.append(heading + table(rows, names, metrics))
-            parts.append(legend(rows, made.get("reference", "")))
+            parts.append(heading + table(rows, tuple(dict.fromkeys(rows["row"])), shown(rows)))
+            all_scores = f"All scores: [{file.name}](results/{name}/{file.name})."
+            parts.append(f"{legend(rows, made.get('reference', ''))} {all_scores}\n")
             others = file.with_name(file.name.replace(result_files.SCORES, result_files.COMPARISONS))
             parts += comparisons(pd.read_csv(others)) if others.is_file() else []
         elif file.suffix == ".md":
@@ -168,12 +169,18 @@ def legend(rows: pd.DataFrame, reference: str) -> str:
     text = f"Means over {least if least == most else f'{least} to {most}'} pairs with 95 % intervals."
     if rows["separated"].isin(("yes", "no")).any():
         text += f" Bold: separated from `{reference}`, with the difference; `~`: not separated."
-    return f"{text}\n"
+    return text
+
+
+def shown(rows: pd.DataFrame) -> tuple[str, ...]:
+    """Return the metrics in the table of a report: the main ones if it has `both`, else all."""
+    metrics = tuple(dict.fromkeys(rows["metric"]))
+    return tuple(each for each in SHOWN if each in metrics) if "both" in metrics else metrics
 
 
 def comparisons(lines: pd.DataFrame) -> list[str]:
     """Return a table per family of planned comparisons: the differences with their intervals."""
-    parts, metrics = [], list(dict.fromkeys(lines["metric"]))
+    parts, metrics = [], shown(lines)
     for family, own in lines.groupby("family", sort=False):
         rows = [["comparison", *metrics], ["---", *(["---:"] * len(metrics))]]
         for (label, against), of_rows in own.groupby(["label", "against"], sort=False):

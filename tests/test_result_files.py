@@ -31,8 +31,8 @@ import result_files  # noqa: E402
 MEASURED = (  # every experiment whose tables the documentation shows
     "all_methods", "tuning", "recipe", "single_loras", "samplers", "duolora_main", "duolora_ablation",
     "unziplora_alignment", "single_image", "craft_main", "craft_components", "craft_guidance", "klora_ablation",
-    "nplora_ablation", "closed_form", "tradeoff", "duolora_multi_concept", "calibration", "sensitivity", "stability", "duolora_time", "cost",
-    "sdxl_against_dit",
+    "nplora_ablation", "closed_form", "tradeoff", "duolora_multi_concept", "calibration", "sensitivity", "stability",
+    "duolora_time", "cost", "sdxl_against_dit",
 )  # fmt: skip
 
 

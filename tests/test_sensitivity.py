@@ -118,7 +118,8 @@ def test_pairs_that_share_names_have_no_null_rate_and_no_limit() -> None:
     limits = sensitivity.detectable(values, "direct", {"like": ["small"]})
     assert nulls.empty and limits.empty and list(nulls) == ["score", "pairs", "rate", "splits"]
     response = sensitivity.dose_response(values, DOSES, "direct")
-    text = write_sensitivity(response, sensitivity.smallest_dose(response), nulls, limits, "16 pairs", 8, ["ties"])
+    smallest = sensitivity.smallest_dose(response)
+    text = write_sensitivity(response, smallest, nulls, limits, "16 pairs", 8, ["ties"], ["dino/content"])
     assert "use dataset.pairs=matched" in text and "promised" not in text
 
 
@@ -146,13 +147,16 @@ def test_detectable_difference_is_found_with_power() -> None:
     assert sensitivity.least_difference(row["sd"], enough - 1) > 0.03
 
 
-def test_text_and_figure_have_all_scores(tmp_path: Path) -> None:
+def test_text_and_figure_have_the_scores_that_are_to_be_shown(tmp_path: Path) -> None:
     values = simulated()
+    values["csd/style"] = values["dino/content"]
     response = sensitivity.dose_response(values, [*DOSES, Dose("style weight", 0.4, "large")], "direct")
     text = write_sensitivity(
         response, sensitivity.smallest_dose(response), sensitivity.null_rates(values, "direct", "null", 100),
         sensitivity.detectable(values, "direct", {"like": ["small"], "unlike": ["large"]}), "32 pairs", 8, ["ties"],
+        ["dino/content", "both"],
     )  # fmt: skip
+    assert "| damage | dose | dino/content |" in text and "| score | rows |" in text and "| csd/style | like |" in text
     assert (
         "| energy | 0.4 | -0.2" in text and "| dino/content | 0.4 |" in text and "8 pairs | 16 pairs | 32 pairs" in text
     )

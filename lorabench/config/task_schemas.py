@@ -85,7 +85,7 @@ class SensitivityTask(TaskSpec):
     unlike: list[str] = MISSING  # methods that differ from the direct merge in kind
     null_seed: int = setting(MISSING, least=0)  # seed of the second direct merge
     splits: int = setting(MISSING, least=1)  # random splits of both seeds
-    shown: list[str] = MISSING  # scores in the figure
+    shown: list[str] = MISSING  # scores in the table and the figure
 
 
 @dataclass
@@ -103,6 +103,7 @@ class SamplersTask(TaskSpec):
     samplers: list[str] = MISSING  # see `GenerateSpec.sampler`
     steps: list[int] = MISSING
     reference_steps: int = setting(MISSING, least=2)  # steps of the model's own sampler
+    shown: list[str] = MISSING  # scores in the table
 
 
 @dataclass

@@ -17,7 +17,7 @@ COLORS = ("#3557d6", "#c4541b", "#2f8f5b", "#8a4fbf", "#a08000", "#6a6c76")
 
 def write_sensitivity(
     response: pd.DataFrame, smallest: pd.DataFrame, nulls: pd.DataFrame, limits: pd.DataFrame, pairs: str, images: int,
-    unlike: Sequence[str],
+    unlike: Sequence[str], shown: Sequence[str],
 ) -> str:  # fmt: skip
     """Return the text of sensitivity.md.
 
@@ -29,16 +29,18 @@ def write_sensitivity(
         pairs: Number of pairs with those of subjects and styles, in words.
         images: Images per pair.
         unlike: Names of the unlike methods.
+        shown: Scores in the table of known damage.
     """
     return "\n".join(
         [
             "## Known damage",
             "",
-            *response_table(response),
+            *response_table(response, shown),
             "",
             f"Mean difference to the direct merge over {pairs}, {images} images each, with 95 % intervals. `~`: p is "
-            "above 5 % after Holm's correction over the doses of a kind. energy: share of the energy of each update of "
-            "the denoiser that is removed at random. content weight, style weight: 1 - scale of that LoRA.",
+            "above 5 % after Holm's correction over the doses of a kind. Other scores are in sensitivity.csv. energy: "
+            "share of the energy of each update of the denoiser that is removed at random. content weight, style "
+            "weight: 1 - scale of that LoRA.",
             "",
             "## Smallest separated dose",
             "",
@@ -75,10 +77,19 @@ def independent_parts(nulls: pd.DataFrame, limits: pd.DataFrame, unlike: Sequenc
     ]
 
 
-def response_table(response: pd.DataFrame, kind: str = "damage", dose: str = "dose") -> Iterator[str]:
-    """Yield the lines of a table of differences, one per dose; `kind` and `dose` are the heads of its first columns."""
+def response_table(
+    response: pd.DataFrame, shown: Sequence[str], kind: str = "damage", dose: str = "dose"
+) -> Iterator[str]:
+    """Yield the lines of a table of differences, one per dose.
+
+    Args:
+        response: Result of `dose_response`.
+        shown: Scores that have a column.
+        kind: Head of the first column.
+        dose: Head of the second column.
+    """
     doses = pd.DataFrame(response[["kind", "dose"]]).drop_duplicates()
-    scores = list(dict.fromkeys(response["score"]))
+    scores = [each for each in shown if each in set(response["score"])]
     yield f"| {kind} | {dose} | {' | '.join(scores)} |"
     yield f"|---|---:|{'---:|' * len(scores)}"
     lines = response.set_index(["kind", "dose", "score"])

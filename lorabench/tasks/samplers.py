@@ -4,13 +4,13 @@
 
 The direct merge is sampled from the same noise by each sampler of `task.samplers` at each number of `task.steps`, and
 compared with the model's own sampler at `task.reference_steps`. All have the same LoRAs, also if those are trained on
-class images. Two settings are separated in a score if the paired
-difference is significant after Holm's correction over the numbers of steps of a sampler. Settings that are not
-separated may still differ; the intervals show by how much.
+class images. Two settings are separated in a score if the paired difference is significant after Holm's correction over
+the numbers of steps of a sampler. Settings that are not separated may still differ; the intervals show by how much.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -70,7 +70,8 @@ def run(cfg: DictConfig, folder: Path) -> str:
     values = {column.name: by_label(scores, column) for column in columns}
     response = sensitivity.dose_response(values, doses, rows[-1].name)
     behind, _ = design_notes(scores)
-    text = write_samplers(response, task.reference_steps, f"{len(plan.pairs)} pairs{behind}", plan.generation.images)
+    pairs = f"{len(plan.pairs)} pairs{behind}"
+    text = write_samplers(response, task.reference_steps, pairs, plan.generation.images, list(task.shown))
     response.to_csv(folder / "samplers.csv", index=False, float_format="%.6g")
     (folder / "samplers.md").write_text(text, encoding="utf-8")
     print(text)
@@ -113,17 +114,17 @@ def fewest_steps(response: pd.DataFrame) -> pd.Series:
     return pd.Series(found)
 
 
-def write_samplers(response: pd.DataFrame, reference: int, pairs: str, images: int) -> str:
+def write_samplers(response: pd.DataFrame, reference: int, pairs: str, images: int, shown: Sequence[str]) -> str:
     """Return the text of samplers.md."""
     fewest = fewest_steps(response)
     found = "; ".join(f"{name}: {'none' if pd.isna(steps) else f'{steps:g}'}" for name, steps in fewest.items())
     return "\n".join(
         [
-            *response_table(response, "sampler", "steps"),
+            *response_table(response, shown, "sampler", "steps"),
             "",
             f"Mean difference to the model's own sampler with {reference} steps over {pairs}, {images} images each, "
             "from the same noise, with 95 % intervals. `~`: p is above 5 % after Holm's correction over the numbers "
-            "of steps of a sampler.",
+            "of steps of a sampler. Other scores are in samplers.csv.",
             "",
             f"Fewest steps from which on no score is separated: {found}.",
             "",

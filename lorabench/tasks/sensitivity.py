@@ -89,7 +89,7 @@ def run(cfg: DictConfig, folder: Path) -> str:
     behind, _ = design_notes(scores)
     text = write_sensitivity(
         response, sensitivity.smallest_dose(response), nulls, limits, f"{len(plan.pairs)} pairs{behind}",
-        plan.generation.images, compared[sensitivity.UNLIKE],
+        plan.generation.images, compared[sensitivity.UNLIKE], list(task.shown),
     )  # fmt: skip
     for name, found in (("sensitivity", response), ("detectable", limits), ("null", nulls)):
         found.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
