@@ -2,7 +2,8 @@
 
     python docs/generate.py                            # write the pages that have changed
     python docs/generate.py --check                    # write nothing; exit with 1 if a page or its text is out of date
-    python docs/generate.py --from outputs/tuning      # copy a finished experiment into docs/results/ first
+    python docs/generate.py --from outputs/tuning      # copy a finished experiment into docs/results/ first; that of
+                                                       # all_methods gives the figure in README.md too
 
 Results come from the files in docs/results/ (result_files.py), figures in prose too (figures.py), methods from
 conf/method/ and the component classes. Text that interprets a result has the commit of its measurement in a comment,
@@ -23,6 +24,7 @@ DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS.parent))
 sys.path.insert(0, str(DOCS))
 
+import grid  # noqa: E402
 import result_files  # noqa: E402
 from figures import with_figures  # noqa: E402
 
@@ -62,7 +64,9 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--command", help="the command that made it; default: python run.py experiments=<its name>")
     args = parser.parse_args(words)
     if args.source:
-        print(result_files.copy(args.source, args.command))
+        print(copied := result_files.copy(args.source, args.command))
+        if copied.name == grid.NAME:
+            print(grid.draw(args.source))
     changed = {path: text for path, text in pages().items() if not path.is_file() or path.read_text() != text}
     for path, text in changed.items():
         if args.check:
