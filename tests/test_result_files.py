@@ -13,6 +13,7 @@ import pytest
 from hydra import compose
 from made_run import PAIRS, make_run
 from omegaconf import OmegaConf
+from PIL import Image
 
 from lorabench.base import EXPERIMENTS
 from lorabench.data.matching import select_world
@@ -26,6 +27,7 @@ sys.path.insert(0, str(ROOT / "docs"))
 
 import figures  # noqa: E402
 import generate  # noqa: E402
+import grid  # noqa: E402
 import result_files  # noqa: E402
 
 MEASURED = (  # every experiment whose tables the documentation shows
@@ -172,6 +174,18 @@ def test_run_with_failed_rows_is_refused(docs: Path, tmp_path: Path) -> None:
         result_files.copy(folder.parent)
     (folder / "manifest.json").write_text(json.dumps(manifest | {"key": "of the run"}))
     assert result_files.copy(folder.parent) == docs / "all_methods"
+
+
+def test_figure_of_the_readme_has_the_first_pairs(tmp_path: Path, monkeypatch) -> None:
+    names = [(f"mug_{k}", f"ink_{k}") for k in range(1, 8)]
+    make_run(tmp_path / "run" / "compare-s0", "duolora", pairs=names, images=1)
+    monkeypatch.setattr(grid, "FILE", tmp_path / "grid.png")
+    heights = []
+    for pairs in (2, 3, 9):
+        monkeypatch.setattr(grid, "PAIRS", pairs)
+        with Image.open(grid.draw(tmp_path / "run")) as drawn:
+            heights.append(drawn.height)
+    assert heights[2] - heights[0] == 5 * (heights[1] - heights[0]) > 0  # 7 pairs are all there are
 
 
 def test_text_on_an_earlier_measurement_is_named(docs: Path, tmp_path: Path, monkeypatch) -> None:
