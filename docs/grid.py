@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from result_files import run_files
+
 from lorabench.report.figures import draw_grid
-from lorabench.report.folder import RunFolder
+from lorabench.report.folder import SCORES, RunFolder
 
 NAME = "all_methods"
 FILE = Path(__file__).parent / "grid.png"
@@ -19,8 +21,8 @@ def draw(folder: Path) -> Path:
     Args:
         folder: outputs/all_methods, or its run folder.
     """
-    [path] = [each.parent for each in (*folder.glob("scores.parquet"), *folder.glob("*/scores.parquet"))]
-    runs = [run for run in RunFolder.load_all(path) if run.label in METHODS]
+    [scores] = run_files(folder, SCORES)
+    runs = [run for run in RunFolder.load_all(scores.parent) if run.label in METHODS]
     pairs = list(dict.fromkeys(zip(runs[0].scores["content"], runs[0].scores["style"], strict=True)))[:PAIRS]
     chosen = []
     for run in runs:

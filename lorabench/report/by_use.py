@@ -23,9 +23,8 @@ from typing import Any, cast
 import pandas as pd
 
 from lorabench.report import averages, stats
-from lorabench.report.cross_influence import cell
+from lorabench.report.cross_influence import label_table
 from lorabench.report.labels import label
-from lorabench.report.text import escape, row
 
 METRICS = {
     "asked": "clip_t", "class": "class_acc", "family": "family_acc", "style": "csd/style", "subject": "dino/content",
@@ -101,11 +100,9 @@ def text(name: str, found: pd.DataFrame) -> str:
         if rows.empty:
             continue
         names = [each for each in METRICS if each in set(rows["measure"])]
-        heads = [f"{each} ({METRICS[each]}{', lower is better' if each in table.leaks else ''})" for each in names]
-        lines = [row(["row", *heads]), f"|---|{'---:|' * len(names)}"]
-        for each, mine in rows.groupby("label", sort=False):
-            by_name = mine.set_index("measure")
-            lines.append(row([escape(str(each)), *(cell(by_name.loc[measure]) for measure in names)]))
-        parts += [f"## {table.title}", "\n".join(lines)]
+        heads = {
+            each: f"{each} ({METRICS[each]}{', lower is better' if each in table.leaks else ''})" for each in names
+        }
+        parts += [f"## {table.title}", label_table(rows, "measure", heads, "row")]
     parts.append("Means over pairs with 95 % intervals.")
     return "\n\n".join(parts) + "\n"

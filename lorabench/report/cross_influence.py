@@ -23,9 +23,9 @@ Similarities by published CLIP models are positive. Those of small scorers may b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pandas as pd
 
@@ -80,21 +80,21 @@ def quantities(
         planned: Labels of the rows of each difference.
     """
     scores = scores.assign(label=[label(*each) for each in zip(scores["method"], scores["ablation"], strict=True)])
-    values: dict[tuple[str, str], dict[str, pd.Series]] = {}  # by backbone and label
+    lines = []
+    rows: Any
     mine: Any
-    for key, mine in scores.query("metric in @METRICS").groupby(["backbone", "label"], sort=False):
-        backbone, name = cast(tuple[str, str], key)
-        found = values[backbone, name] = pair_quantities(mine)
-        if overlap is not None:
-            own: Any = overlap.query("label == @name").drop_duplicates(averages.PAIR)
-            found["overlap"] = own.set_index(averages.PAIR)["overlap"]
-    lines = [
-        {"label": name, "backbone": backbone, "quantity": quantity, "against": against} | numbers
-        for backbone in dict.fromkeys(scores["backbone"])
-        for name, against in [*((name, "") for at, name in values if at == backbone), *planned]
-        if (backbone, name) in values and (not against or (backbone, against) in values)
-        for quantity, numbers in over_pairs(values[backbone, name], values.get((backbone, against), {})).items()
-    ]
+    for backbone, rows in scores.query("metric in @METRICS").groupby("backbone", sort=False):
+        values: dict[str, dict[str, pd.Series]] = {}  # by label
+        for name, mine in rows.groupby("label", sort=False):
+            found = values[str(name)] = pair_quantities(mine)
+            if overlap is not None:
+                own: Any = overlap.query("label == @name").drop_duplicates(averages.PAIR)
+                found["overlap"] = own.set_index(averages.PAIR)["overlap"]
+        compared = [(name, against) for name, against in planned if name in values and against in values]
+        for name, against in [*((name, "") for name in values), *compared]:
+            for quantity, numbers in over_pairs(values[name], values.get(against, {})).items():
+                line = {"label": name, "backbone": backbone, "quantity": quantity, "against": against}
+                lines.append(line | numbers)
     return pd.DataFrame(lines)
 
 
@@ -129,15 +129,16 @@ def table(found: pd.DataFrame) -> str:
     """Return the quantities as Markdown, a table and one of planned comparisons per backbone."""
     parts = ["# Content preservation, style fidelity and cross-influence"]
     known = [name for name in QUANTITIES if name in set(found["quantity"])]
+    heads = {name: name for name in known}
     rows: Any
     for backbone, rows in found.groupby("backbone", sort=False):
         pairs = int(rows["pairs"].max())
         parts.append(f"Backbone {backbone}, {pairs} pair{'s' if pairs != 1 else ''}:")
-        parts.append(lines(rows[rows["against"] == ""], known, "row", cell))
+        parts.append(label_table(rows[rows["against"] == ""], "quantity", heads, "row"))
         compared = rows[rows["against"] != ""]
         if len(compared):
             compared = compared.assign(label=compared["label"] + " - " + compared["against"])
-            parts.append(lines(compared, known, "difference", lambda line: cell(line, "+.3f")))
+            parts.append(label_table(compared, "quantity", heads, "difference", "+.3f"))
     parts.append("\n".join(f"- {name}: {QUANTITIES[name]}" for name in known))
     parts.append(
         "Means over pairs with 95 % intervals; differences are paired by pair, and their intervals are not corrected "
@@ -146,13 +147,20 @@ def table(found: pd.DataFrame) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def lines(rows: pd.DataFrame, names: Sequence[str], head: str, shown: Callable[[Any], str]) -> str:
-    """Return a Markdown table with one line per label and one column per quantity."""
-    text = [row([head, *names]), f"|---|{'---:|' * len(names)}"]
+def label_table(rows: pd.DataFrame, by: str, heads: Mapping[str, str], first: str, form: str = ".3f") -> str:
+    """Return a Markdown table with one line per label and one column per measured quantity.
+
+    Args:
+        rows: Lines with a label, a quantity, mean, low and high.
+        by: The column with the name of the quantity.
+        heads: Heads of the columns, by name of the quantity.
+        first: Head of the first column.
+        form: Format of the numbers.
+    """
+    text = [row([first, *heads.values()]), f"|---|{'---:|' * len(heads)}"]
     for name, mine in rows.groupby("label", sort=False):
-        by_name = mine.set_index("quantity")
-        cells = [shown(by_name.loc[each]) if each in by_name.index else "" for each in names]
-        text.append(row([escape(str(name)), *cells]))
+        found = mine.set_index(by)
+        text.append(row([escape(str(name)), *(cell(found.loc[n], form) if n in found.index else "" for n in heads)]))
     return "\n".join(text)
 
 
