@@ -13,6 +13,7 @@ import numpy as np
 
 from lorabench.base import UserError
 from lorabench.data import microworld as mw
+from lorabench.engine.record import write_whole
 
 SHARD = 4000
 PHOTO_SHARE = 0.4
@@ -45,12 +46,19 @@ def render_shard(folder: Path, shard: int) -> None:
     images, captions = folder / f"{shard:04d}.npy", folder / f"{shard:04d}.json"
     if captions.exists():
         return
-    folder.mkdir(parents=True, exist_ok=True)
     pairs = [picture(shard * SHARD + k) for k in range(SHARD)]
-    np.save(images, np.stack([image for image, _ in pairs]))
-    partial = captions.with_suffix(".tmp")
-    partial.write_text(json.dumps([text for _, text in pairs]))
-    partial.rename(captions)
+    save(images, np.stack([image for image, _ in pairs]))
+    write_whole(captions, lambda draft: draft.write_text(json.dumps([text for _, text in pairs])))
+
+
+def save(path: Path, array: np.ndarray) -> None:
+    """Write an array as a whole file (.npy)."""
+
+    def write(draft: Path) -> None:
+        with draft.open("wb") as file:  # np.save adds .npy to the names of paths
+            np.save(file, array)
+
+    write_whole(path, write)
 
 
 def render(folder: Path, shards: range, workers: int, progress: Callable[[int], object]) -> None:

@@ -62,13 +62,6 @@ def encode_shard(captions: Path, pca: PatchPCA) -> tuple[Path, Path]:
     latents, ids = captions.with_suffix(".latents.npy"), captions.with_suffix(".ids.npy")
     if not ids.exists():
         images, texts = bank.load_shard(captions)
-        save(latents, encode_bank(pca, [images]).numpy())
-        save(ids, tokenize(texts).numpy())
+        bank.save(latents, encode_bank(pca, [images]).numpy())
+        bank.save(ids, tokenize(texts).numpy())
     return latents, ids
-
-
-def save(path: Path, array: np.ndarray) -> None:
-    """Write an array to a temporary file and rename it."""
-    partial = path.with_suffix(".tmp.npy")
-    np.save(partial, array)
-    partial.rename(path)

@@ -60,7 +60,7 @@ def evaluate_factors(root: Path = MICRO_SCORERS) -> dict[str, Any]:
 def figures_of(read: Read, views: Views) -> dict[str, Any]:
     """Return the errors on images, by kind of image and factor, and the rank correlations."""
     photo = np.array([style == PHOTO for style in views.styles])
-    colored = np.array([style.rsplit("_", 1)[0] in COLORED for style in views.styles])
+    colored = np.array([mw.kind_of(style) in COLORED for style in views.styles])
     wanted = targets(things_in(views))
     kinds = {"drawings": ~photo, "in own colors": colored, "photographs": photo}
     figures: dict[str, Any] = {kind: errors(read, wanted, rows) for kind, rows in kinds.items()}
@@ -95,7 +95,7 @@ def ideal(views: Views) -> Read:
         name: F.one_hot(value.clamp_min(0), len(LABELS[name])).float() if name in LABELS else value
         for name, value in targets(things_in(views)).items()
     }
-    shown = torch.tensor([style == PHOTO or style.rsplit("_", 1)[0] in COLORED for style in views.styles])
+    shown = torch.tensor([style == PHOTO or mw.kind_of(style) in COLORED for style in views.styles])
     for name in ("body", "accent", "mark_color"):
         gray = read[name] @ torch.tensor(LUMINANCE, dtype=torch.float32)
         read[name] = torch.where(shown[:, None], read[name], gray[:, None])
@@ -154,8 +154,8 @@ def rank(
     """
     found = []
     for anchor in sorted({names[i] for i in drawn}):
-        kind = anchor.rsplit("_", 1)[0]
-        rows = [i for i in drawn if not within or names[i].rsplit("_", 1)[0] == kind]
+        kind = mw.kind_of(anchor)
+        rows = [i for i in drawn if not within or mw.kind_of(names[i]) == kind]
         of = pd.Series(far(read, lookup(anchor))[rows].numpy(), [names[i] for i in rows])
         if of_means:
             of = of.groupby(level=0).mean()

@@ -81,10 +81,10 @@ def rank_correlation(unit: torch.Tensor, distances: torch.Tensor, usable: torch.
 def role_figures(unit: torch.Tensor, views: Views, role: str) -> dict[str, float]:
     """Return the figures of one embedding [n, d] for one role."""
     if role == "content":
-        labels, groups, kinds = views.subjects, views.styles, [name.rsplit("_", 1)[0] for name in views.subjects]
+        labels, groups, kinds = views.subjects, views.styles, [mw.kind_of(name) for name in views.subjects]
         distances = distance_matrix([mw.subject(name) for name in labels], mw.content_distance)
     else:
-        labels, groups, kinds = views.styles, views.subjects, [name.rsplit("_", 1)[0] for name in views.styles]
+        labels, groups, kinds = views.styles, views.subjects, [mw.kind_of(name) for name in views.styles]
         distances = distance_matrix([mw.style(name) for name in labels], mw.style_distance)
     label, group, kind = codes(labels), codes(groups), codes(kinds)
     across = group[:, None] != group[None, :]
@@ -112,8 +112,8 @@ def truth_figures(truth: Truth, scorers: Sequence[Scorer], views: Views) -> dict
     read = truth.read(embeddings)
     photo = np.array([style == PHOTO for style in views.styles])
     subjects, styles = np.array(views.subjects), np.array(views.styles)
-    classes = np.array([name.rsplit("_", 1)[0] for name in views.subjects])
-    families = np.array([name.rsplit("_", 1)[0] for name in views.styles])  # "photo" stays "photo"
+    classes = np.array([mw.kind_of(name) for name in views.subjects])
+    families = np.array([mw.kind_of(name) for name in views.styles])  # "photo" stays "photo"
     figures = {}
     for name, right in (("class", classes), ("subject", subjects)):
         hit = np.array(read[name]) == right
@@ -130,7 +130,7 @@ def text_figures(clip: Clip, drawings: Views) -> dict[str, float]:
     texts = clip.embed_text([f"a {c} in {f} style" for c, f in sentences])
     best = cosine_matrix(clip.embed(drawings.images)["content"], texts).argmax(dim=1).tolist()
     right = [
-        (sentences[i][0] == subject.rsplit("_", 1)[0], sentences[i][1] == style.rsplit("_", 1)[0])
+        (sentences[i][0] == mw.kind_of(subject), sentences[i][1] == mw.kind_of(style))
         for i, subject, style in zip(best, drawings.subjects, drawings.styles, strict=True)
     ]
     both = np.array(right)

@@ -46,11 +46,7 @@ def images(block: int, work: Path) -> np.ndarray:
         return np.load(work / "bank" / f"{shard:04d}.npy", mmap_mode="r")
     path = work / "factors" / f"{block}.npy"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        rendered = np.stack([mw.render(*example(block * BLOCK + k)) for k in range(BLOCK)])
-        with path.with_suffix(".tmp").open("wb") as file:
-            np.save(file, rendered)
-        path.with_suffix(".tmp").rename(path)
+        bank.save(path, np.stack([mw.render(*example(block * BLOCK + k)) for k in range(BLOCK)]))
     return np.load(path, mmap_mode="r")
 
 

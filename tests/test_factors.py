@@ -112,8 +112,8 @@ def test_what_is_read_right_is_recognized_whatever_scorers_see():
     things = [(mw.subject(n), mw.style(s), mw.Pose()) for n, s in zip(mw.HELDOUT_SUBJECTS, styles, strict=True)]
     names = recognized(read_right(things, 0.03), torch.ones(48, 32), torch.ones(48, 32))
     assert names["subject"] == mw.HELDOUT_SUBJECTS and names["style"] == styles
-    assert names["class"] == [name.rsplit("_", 1)[0] for name in mw.HELDOUT_SUBJECTS]
-    assert names["family"] == [name.rsplit("_", 1)[0] for name in styles]
+    assert names["class"] == [mw.kind_of(name) for name in mw.HELDOUT_SUBJECTS]
+    assert names["family"] == [mw.kind_of(name) for name in styles]
 
 
 def test_scorers_decide_if_nothing_is_read():

@@ -24,7 +24,7 @@ def test_matched_pairs_use_each_name_once_and_all_kinds_alike():
     subjects, styles = ([pair[role][0] for pair in pairs] for role in (0, 1))
     assert len(set(subjects)) == len(set(styles)) == 32
     assert set(subjects) <= set(mw.HELDOUT_SUBJECTS) and set(styles) <= set(mw.HELDOUT_STYLES)
-    classes, families = (Counter(name.rsplit("_", 1)[0] for name in names) for names in (subjects, styles))
+    classes, families = (Counter(mw.kind_of(name) for name in names) for names in (subjects, styles))
     assert set(classes) == set(mw.CLASSES) and set(classes.values()) == {2, 3}
     assert set(families) == set(mw.FAMILIES) and set(families.values()) == {2}
 

@@ -33,16 +33,7 @@ def select_world(spec: MicroworldSpec | StylisedSpec) -> list[tuple[Names, Names
     styles = groups("styles", spec.styles, STYLES)
     if spec.pairs == "crossed":
         return list(product(contents, styles))
-    return matched(contents, styles, spec.count, spec.pairs_seed, kind)
-
-
-def kind(group: Names) -> str:
-    """Return the class or family of a group's first name.
-
-    >>> kind(("mug_1", "cat_1"))
-    'mug'
-    """
-    return group[0].rsplit("_", 1)[0]
+    return matched(contents, styles, spec.count, spec.pairs_seed, lambda group: mw.kind_of(group[0]))
 
 
 def typed(pair: str) -> tuple[Names, Names]:

@@ -39,7 +39,7 @@ def styles(count: int) -> list[str]:
     Raises:
         UserError: If there are fewer.
     """
-    return first([name for name in mw.DEVELOPMENT_STYLES if kind(name) not in UNSEEN], count, "styles")
+    return first([name for name in mw.DEVELOPMENT_STYLES if mw.kind_of(name) not in UNSEEN], count, "styles")
 
 
 def first(names: list[str], count: int, key: str) -> list[str]:
@@ -54,11 +54,6 @@ def first(names: list[str], count: int, key: str) -> list[str]:
     return ordered[:count]
 
 
-def kind(name: str) -> str:
-    """Return the class or family in a name: "mug" of "mug_dev1"."""
-    return name.rpartition("_")[0]
-
-
 def true_pairs(contents: int, looks: int) -> Concept:
     """Return the content images of all pairs as `images` and the style images as `styled`."""
     pairs = [(subject, style) for subject in subjects(contents) for style in styles(looks)]
@@ -71,34 +66,34 @@ def true_pairs(contents: int, looks: int) -> Concept:
 
 def pair_image(pair: tuple[str, str], fixed: str) -> Reference:
     """Return the image of a subject in a style, of a set in which the role `fixed` is the same."""
-    subject, style = map(kind, pair)
+    subject, style = map(mw.kind_of, pair)
     draw = draw_content if fixed == "content" else draw_style
     return reference(subject, f"a {subject} in {style} style", partial(draw, *pair), f"{fixed} of {' '.join(pair)}", 0)
 
 
 def draw_content(subject: str, style: str) -> Image.Image:
     """Render the subject in its own pose, in a random style of the style's family."""
-    look = mw.sample_style(np.random.default_rng(seed_of("contrast style", subject, style)), kind(style), True)
+    look = mw.sample_style(np.random.default_rng(seed_of("contrast style", subject, style)), mw.kind_of(style), True)
     return render(mw.subject(subject), look, seed_of("contrast", subject))
 
 
 def draw_style(subject: str, style: str) -> Image.Image:
     """Render a random individual of the subject's class in the style."""
     rng = np.random.default_rng(seed_of("contrast subject", subject, style))
-    individual = mw.sample_subject(rng, kind(subject), True)
+    individual = mw.sample_subject(rng, mw.kind_of(subject), True)
     return render(individual, mw.style(style), seed_of("contrast pose", subject, style))
 
 
 def references(contents: int, looks: int) -> Concept:
     """Return photographs of the subjects as `images` and one image of each style as `styled`."""
     photos = tuple(
-        reference(kind(name), f"a {kind(name)}", partial(draw_photo, name), f"contrast {name}", 0)
+        reference(mw.kind_of(name), f"a {mw.kind_of(name)}", partial(draw_photo, name), f"contrast {name}", 0)
         for name in subjects(contents)
     )
     pictures = []
     for index, name in enumerate(styles(looks)):
-        shown = kind(subjects(contents)[index % contents])
-        prompt = f"a {shown} in {kind(name)} style"
+        shown = mw.kind_of(subjects(contents)[index % contents])
+        prompt = f"a {shown} in {mw.kind_of(name)} style"
         pictures.append(reference(shown, prompt, partial(draw_style, f"{shown}_", name), f"contrast {name}", index))
     return Concept("contrastive references", "content", "", photos, (), styled=tuple(pictures))
 

@@ -19,6 +19,7 @@ from lorabench.data.microworld.registry import DEVELOPMENT_SUBJECTS as DEVELOPME
 from lorabench.data.microworld.registry import HELDOUT_STYLES as HELDOUT_STYLES
 from lorabench.data.microworld.registry import HELDOUT_SUBJECTS as HELDOUT_SUBJECTS
 from lorabench.data.microworld.registry import VERSION as VERSION
+from lorabench.data.microworld.registry import kind_of as kind_of
 from lorabench.data.microworld.registry import sample_style as sample_style
 from lorabench.data.microworld.registry import sample_subject as sample_subject
 from lorabench.data.microworld.registry import style as style

@@ -36,6 +36,11 @@ def _rng(name: str, draw: int | None = None) -> np.random.Generator:
     return np.random.default_rng([zlib.crc32(name.encode()), int(VERSION), *([] if draw is None else [draw])])
 
 
+def kind_of(name: str) -> str:
+    """Return the class or family in a name: "mug" of "mug_dev1"; "photo", which is neither, stays "photo"."""
+    return name.rsplit("_", 1)[0]
+
+
 def _kind(name: str, known: list[str], role: str) -> str:
     """Return the class or family in a name. Raises UserError if the name is not in `known`."""
     if name not in known:
@@ -43,7 +48,7 @@ def _kind(name: str, known: list[str], role: str) -> str:
 
         near = difflib.get_close_matches(name, known, 3) or known[:3]
         raise UserError(f"the microworld has no {role} {name!r}; use one of {', '.join(near)}")
-    return name.rsplit("_", 1)[0]
+    return kind_of(name)
 
 
 @cache
@@ -94,4 +99,4 @@ def _rivals(kind: str, development: bool) -> list[str]:
     names = HELDOUT_SUBJECTS + HELDOUT_STYLES
     if development:
         names = names + DEVELOPMENT_SUBJECTS + DEVELOPMENT_STYLES
-    return [name for name in names if name.rsplit("_", 1)[0] == kind]
+    return [name for name in names if kind_of(name) == kind]
