@@ -13,11 +13,13 @@ from diffusers.loaders.lora_conversion_utils import (
     _convert_xlabs_flux_lora_to_diffusers,
 )
 from safetensors.torch import save_file
+from test_config import composed
 from torch import Tensor
 
 from lorabench.base import UserError
 from lorabench.lora.adapter import Adapter
 from lorabench.models.shapes import layer_map, model_of
+from lorabench.tasks.file_request import Request
 
 RANK, ALPHA = 4, 2.0
 W = 3072  # width of FLUX.1, which diffusers' converter expects
@@ -274,6 +276,21 @@ def test_two_files_are_merged_without_model(commands: Any, tmp_path: Path, metho
         layer = "single_transformer_blocks.3.proj_mlp"
         expected = 2 * one[layer].up @ one[layer].down
         torch.testing.assert_close(merged[layer].up @ merged[layer].down, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("hydra")
+def test_sampling_is_that_of_the_model_of_the_files(tmp_path: Path) -> None:
+    save_file(kohya({"double_blocks_0_img_attn_proj": (W, W)}), tmp_path / "a.safetensors")
+    files = [f"{role}.lora={tmp_path}/a.safetensors" for role in ("content", "style")]
+    files.append("prompt=a sks dog in szn style")
+
+    def sampled(*overrides: str) -> tuple[str, int, float]:
+        request = Request.of(composed("task=generate", "method=direct", *files, *overrides))
+        return request.model.name, request.generation.steps, request.generation.guidance
+
+    assert sampled() == ("flux", 28, 3.5)
+    assert sampled("generate.steps=8") == ("flux", 8, 3.5)
+    assert sampled("model=flux_schnell") == ("flux_schnell", 4, 1.0)
 
 
 SDXL = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"

@@ -77,15 +77,18 @@ class Request:
         Raises:
             UserError: If a file or a prompt is missing.
         """
-        typed: Any = {name: OmegaConf.to_object(cfg[name]) for name in ("model", "generate", "trainer", "task")}
         own = UserPair(user_loras(cfg, "content"), user_loras(cfg, "style"), cfg.prompt).weighted(cfg.weights)
         method = method_of(cfg)
         own.check(method)
         name = label(method.name, ablation_of())
         is_chosen = any(each.startswith("model") for each in HydraConfig.get().overrides.task)
-        model = typed["model"] if is_chosen or method.merge.needs_model else recognized(own, typed["model"])
+        if not (is_chosen or method.merge.needs_model):
+            cfg.model = recognized(
+                own, OmegaConf.to_object(cfg.model)
+            )  # generate.steps and generate.guidance follow it
+        typed: Any = {name: OmegaConf.to_object(cfg[name]) for name in ("model", "generate", "trainer", "task")}
         return cls(
-            name, own, method, model, typed["generate"], typed["trainer"], typed["task"], Path(cfg.store),
+            name, own, method, typed["model"], typed["generate"], typed["trainer"], typed["task"], Path(cfg.store),
             cfg.seed, Path(cfg.output), OmegaConf.to_container(cfg.method, resolve=True), cfg.prompts.style_token,
         )  # fmt: skip
 

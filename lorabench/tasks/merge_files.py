@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from lorabench.merging.merge import Merged
     from lorabench.models.model import DiffusionModel
 
-TEACHERS = GenerateSpec(images=4, steps=30, guidance=5.0, batch=1)
 LAYERS = 1.0  # work of a merge without the model
 STEP, IMAGE = 10.0, 2.0  # cost of a row of a merging step, and of a step of an image, in denoiser rows; see Item.cost
 
@@ -55,7 +54,7 @@ def merge(
     model: str | Path | None = None,
     device: str = "auto",
     seed: int = 0,
-    teachers: GenerateSpec = TEACHERS,
+    teachers: GenerateSpec | None = None,
     **settings: Any,
 ) -> LoRA:
     """Merge a content LoRA and a style LoRA (or several of each) into one LoRA.
@@ -68,7 +67,7 @@ def merge(
             is the transformer whose layers the files adapt, otherwise SDXL.
         device: "cpu", "gpu" or "auto".
         seed: Seed of all random draws.
-        teachers: Sampler of images for LoRAs that come without images.
+        teachers: Sampler of images for LoRAs that come without images. None: 4 images with the model's own settings.
         settings: As on the command line: merge(..., method="duolora", ablation="no_cycle", lambda_prior=0.2).
 
     Raises:
@@ -80,6 +79,7 @@ def merge(
     pair = UserPair(listed(content, "content"), listed(style, "style"), prompt)
     spec = preset(model) if model is not None else recognized(pair, preset("sdxl"))
     trainer = TrainerSpec(accelerator=device, precision="32-true", workers=0, threads=1)
+    teachers = teachers or GenerateSpec(images=4, steps=spec.steps, guidance=spec.guidance, batch=1)
     return merged(pair, chosen, spec, seed, trainer, partial(drawn, teachers, seed, trainer)).file
 
 
