@@ -13,19 +13,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
+from subprocess import CalledProcessError
 from tempfile import TemporaryDirectory
 
 import pandas as pd
 import yaml
 
 from lorabench.base import ASSETS
-from lorabench.engine.output_folder import OutputFolder
+from lorabench.engine.commit import git
+from lorabench.engine.output_folder import INCOMPLETE, MANIFEST, UNFINISHED, OutputFolder
 from lorabench.engine.store import Store
 from lorabench.models.files import ModelFiles
 from lorabench.report.comparing import ALPHA
@@ -38,7 +39,6 @@ DIFFERENCE = ("difference", "difference_low", "difference_high")
 COLUMNS = ("row", "metric", "mean", "low", "high", "pairs", *DIFFERENCE, "p_holm", "separated")
 COMPARED = ("family", "label", "against", "metric", *DIFFERENCE, "p_holm", "separated")
 MOST = 300_000  # bytes of a file; docs have tables and no raw scores
-CODE = ("lorabench", "conf", "experiments", "run.py")  # which results depend on
 
 
 def copy(folder: Path, command: str | None = None, target: Path | None = None) -> Path:
@@ -58,7 +58,8 @@ def copy(folder: Path, command: str | None = None, target: Path | None = None) -
         raise SystemExit(f"error: {folder} has no table.csv and no study; use --from outputs/<name>")
     for source in found.values():
         check_finished(source)
-    base, reference = base_of(next(iter(found.values()))), reference_of(next(iter(found.values())))
+    commits = commits_of(found.values())
+    base, reference = base_of(found.values()), reference_of(next(iter(found.values())))
     target = target or FOLDER / name
     target.mkdir(parents=True, exist_ok=True)
     for old in target.iterdir():
@@ -78,7 +79,7 @@ def copy(folder: Path, command: str | None = None, target: Path | None = None) -
                 print(f"{file} has more than {MOST:,} bytes and is left out", file=sys.stderr)
     made = {
         "command": command or f"python run.py experiments={name}",
-        "commit": commit(),
+        "commit": commits,
         "base": base,
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "reference": reference,
@@ -96,15 +97,16 @@ def parts(folder: Path) -> dict[str, Path]:
 
 
 def check_finished(folder: Path) -> None:
-    """Check that a run, or every run in a folder, is finished: a run with failed rows has a table without them.
+    """Check that a study or run, or every run in a folder, is finished, and that nothing in it failed.
 
     Raises:
         SystemExit: If one is not.
     """
-    for file in run_files(folder, RUN_SCORES):
+    for file in run_files(folder, MANIFEST):
         manifest = OutputFolder(file.parent).manifest()
-        if manifest and "key" not in manifest:
-            raise SystemExit(f"error: {file.parent} is not finished, or rows of it failed; run its command again")
+        is_run = (file.parent / RUN_SCORES).is_file()
+        if {UNFINISHED, INCOMPLETE} & manifest.keys() or (is_run and "key" not in manifest):
+            raise SystemExit(f"error: {file.parent} is not finished, or parts of it failed; run its command again")
 
 
 def lines_of(wide: pd.DataFrame) -> pd.DataFrame:
@@ -141,20 +143,47 @@ def reference_of(folder: Path) -> str:
     return next((str(config["reference"]) for config in configs if config.get("reference")), "")
 
 
-def base_of(folder: Path) -> str:
-    """Return the base model of a result: the name and hash in a run's manifest, else the packaged model.
+def commits_of(folders: Iterable[Path]) -> str:
+    """Return the commits of the code that made a result, usually one, separated by commas.
 
     Raises:
-        SystemExit: If the run was made with other weights than those that the package has now.
+        SystemExit: If a manifest has none.
     """
-    for file in run_files(folder, "manifest.json"):
+    found = set()
+    for file in (file for folder in folders for file in run_files(folder, MANIFEST)):
+        if not (commit := json.loads(file.read_text()).get("commit")):
+            raise SystemExit(f"error: {file.parent} has no commit; run its command again in a checkout of this code")
+        found.add(commit)
+    if not found:
+        raise SystemExit("error: the folder has no manifest.json; run its command again")
+    return ",".join(sorted(found))
+
+
+def base_of(folders: Iterable[Path]) -> str:
+    """Return the base model of a result: the name and hash in a run's manifest, else the packaged model.
+
+    Manifests of studies have no hash; the weights of their commit count.
+
+    Raises:
+        SystemExit: If something was made with other weights than those that the package has now.
+    """
+    for file in (file for folder in folders for file in run_files(folder, MANIFEST)):
         manifest = json.loads(file.read_text())
         digest = (manifest.get("inputs") or {}).get("the weights of the model")
         if digest and manifest["model"] != "micro":
             return f"{manifest['model']}, weights {digest[:12]}"
-        if digest and digest != packaged_digest():
+        if not (digest == packaged_digest() if digest else is_packaged_at(manifest["commit"].removesuffix("+"))):
             raise SystemExit(f"error: {file.parent} was made with other weights of micro than those here; run it again")
     return packaged()
+
+
+def is_packaged_at(commit: str) -> bool:
+    """Return whether a commit has the packaged weights of now."""
+    try:
+        git("diff", "--quiet", commit, "--", str(ASSETS / "micro_sdxl"))
+        return True
+    except CalledProcessError:  # they differ, or the commit is not known
+        return False
 
 
 @cache
@@ -171,17 +200,6 @@ def packaged() -> str:
     weights = sorted((ASSETS / "micro_sdxl" / "unet").glob("*.safetensors"))
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in weights)).hexdigest()
     return f"micro, {samples:,} samples, weights {digest[:12]}"
-
-
-def commit() -> str:
-    """Return the commit of the working copy, with a plus if the code has changes."""
-
-    def git(*words: str) -> str:
-        root = Path(__file__).parents[1]
-        return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
-
-    changes = git("status", "--porcelain", "--untracked-files=no", "--", *CODE)
-    return git("rev-parse", "--short", "HEAD") + ("+" if changes else "")
 
 
 def made(name: str) -> Mapping[str, str] | None:

@@ -13,6 +13,7 @@ from test_store import write
 
 from lorabench.engine import failures
 from lorabench.engine.failures import Failed, Incomplete, system_fault
+from lorabench.engine.output_folder import INCOMPLETE, OutputFolder
 from lorabench.engine.store import Store
 from lorabench.tasks import cli
 
@@ -75,7 +76,8 @@ def test_traceback_of_fault_is_there_for_who_asks(wanted: str, attempt, monkeypa
     assert ("Traceback" in err) == (wanted == "1") and err.splitlines()[-1].startswith("error: no space is left")
 
 
-def test_run_of_which_some_failed_does_not_end_sweep(attempt, capsys) -> None:
+def test_run_of_which_some_failed_does_not_end_sweep(attempt, tmp_path: Path, capsys) -> None:
     why = "1 of 2 rows failed\n  direct: no"
     assert attempt(Incomplete(why)) == (Failed(1, "1 of 2 rows failed"), why)
+    assert OutputFolder(tmp_path / "run").manifest()[INCOMPLETE] == "1 of 2 rows failed"
     assert capsys.readouterr().err == f"error: {why}\n"

@@ -17,6 +17,8 @@ from PIL import Image
 
 from lorabench.base import EXPERIMENTS
 from lorabench.data.matching import select_world
+from lorabench.engine.commit import commit, git
+from lorabench.engine.output_folder import INCOMPLETE, UNFINISHED, OutputFolder
 from lorabench.report import write_joint_report
 from lorabench.report.clusters import Design
 from lorabench.tasks.benchmark import plan_of
@@ -57,10 +59,10 @@ def docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def finished_run(folder: Path, *args: Any, **settings: Any) -> Path:
-    """Return a run of invented scores whose manifest has a key, as that of a run without failures."""
+    """Return a run of invented scores whose manifest has a key and a commit, as that of a run without failures."""
     run = make_run(folder, *args, **settings)
     manifest = json.loads((run / "manifest.json").read_text())
-    (run / "manifest.json").write_text(json.dumps(manifest | {"key": "of the run"}))
+    (run / "manifest.json").write_text(json.dumps(manifest | {"key": "of the run", "commit": commit()}))
     return run
 
 
@@ -170,10 +172,40 @@ def test_run_with_failed_rows_is_refused(docs: Path, tmp_path: Path) -> None:
     write_joint_report([folder], folder)  # its manifest lists files, and has no key as that of a finished run
     manifest = json.loads((folder / "manifest.json").read_text())
     assert "key" not in manifest and manifest["files"]
-    with pytest.raises(SystemExit, match="compare-s0 is not finished, or rows of it failed"):
+    with pytest.raises(SystemExit, match="compare-s0 is not finished, or parts of it failed"):
         result_files.copy(folder.parent)
     (folder / "manifest.json").write_text(json.dumps(manifest | {"key": "of the run"}))
     assert result_files.copy(folder.parent) == docs / "all_methods"
+
+
+def study(folder: Path, **manifest: Any) -> Path:
+    """Return the folder of a finished study."""
+    folder.mkdir(parents=True)
+    pd.DataFrame({"method": ["direct"], "hypervolume": [0.76]}).to_csv(folder / "hypervolume.csv", index=False)
+    (folder / "tradeoff.md").write_text("## Curves\n\ntext\n")
+    OutputFolder(folder).write_manifest(manifest, {"hypervolume.csv": 0, "tradeoff.md": 0})
+    return folder
+
+
+def test_commit_is_that_of_the_code_that_made_the_result(docs: Path, tmp_path: Path) -> None:
+    made = {}
+    for name, manifest in {"now": {}, "earlier": {"commit": git("rev-parse", "--short", "HEAD")}}.items():
+        study(tmp_path / name / "tradeoff-s0", **manifest)
+        made[name] = json.loads((result_files.copy(tmp_path / name) / result_files.MADE).read_text())["commit"]
+    assert made == {"now": commit(), "earlier": git("rev-parse", "--short", "HEAD")}
+    study(tmp_path / "unknown" / "tradeoff-s0", commit="")
+    with pytest.raises(SystemExit, match="tradeoff-s0 has no commit"):
+        result_files.copy(tmp_path / "unknown")
+    study(tmp_path / "foreign" / "tradeoff-s0", commit="0000000")
+    with pytest.raises(SystemExit, match="tradeoff-s0 was made with other weights of micro"):
+        result_files.copy(tmp_path / "foreign")
+
+
+@pytest.mark.parametrize("mark", [UNFINISHED, INCOMPLETE])
+def test_unfinished_study_is_refused(docs: Path, tmp_path: Path, mark: str) -> None:
+    study(tmp_path / "tuning" / "tuning-s0", **{mark: "1 configuration failed"})
+    with pytest.raises(SystemExit, match="tuning-s0 is not finished, or parts of it failed"):
+        result_files.copy(tmp_path / "tuning")
 
 
 def test_figure_of_the_readme_has_the_first_pairs(tmp_path: Path, monkeypatch) -> None:
@@ -193,20 +225,18 @@ def test_text_on_an_earlier_measurement_is_named(docs: Path, tmp_path: Path, mon
     page.write_text("<!-- text on cost: unmeasured -->\nNobody knows.\n<!-- text on tuning: abc -->\nAll are equal.\n")
     monkeypatch.setattr(generate, "PAGE", page)
     monkeypatch.setattr(generate, "written", list)
-    for name, commit in (("cost", "def"), ("tuning", "abc")):
+    for name, made in (("cost", "def"), ("tuning", "abc")):
         (docs / name).mkdir()
-        (docs / name / result_files.MADE).write_text(json.dumps({"commit": commit}))
+        (docs / name / result_files.MADE).write_text(json.dumps({"commit": made}))
     assert generate.outdated_texts() == [
         "page.md: the text on cost is of unmeasured; read it again and write def there"
     ]
 
 
 def test_study_and_several_tables_are_copied(docs: Path, tmp_path: Path) -> None:
-    study, several = tmp_path / "tradeoff" / "tradeoff-s0", tmp_path / "multi"
-    study.mkdir(parents=True)
-    pd.DataFrame({"method": ["direct"], "hypervolume": [0.76]}).to_csv(study / "hypervolume.csv", index=False)
-    (study / "tradeoff.md").write_text("## Curves\n\ntext\n")
-    result_files.copy(study.parent, "python run.py experiments=tradeoff generate.images=2")
+    several = tmp_path / "multi"
+    study(tmp_path / "tradeoff" / "tradeoff-s0")
+    result_files.copy(tmp_path / "tradeoff", "python run.py experiments=tradeoff generate.images=2")
     assert "##### Curves\n\ntext\n" in generate.result("tradeoff")
     for part in ("2_subjects", "3_subjects"):
         write_joint_report(

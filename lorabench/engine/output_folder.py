@@ -20,12 +20,14 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from lorabench.base import UserError, __version__
+from lorabench.engine.commit import commit
 from lorabench.engine.failures import unwritable
 from lorabench.engine.record import BROKEN, files_of, write_whole
 
 MANIFEST = "manifest.json"
 DRAFT = ".draft-"  # followed by the machine and the process that fills it
 UNFINISHED = "unfinished"  # key of the manifest until a command has filled the folder
+INCOMPLETE = "incomplete"  # key of the manifest if a part of the work failed
 
 
 @dataclass(frozen=True)
@@ -161,9 +163,9 @@ class OutputFolder:
         self.write_manifest(own | made if keep else made, old | new if keep else new)
 
     def write_manifest(self, manifest: Mapping[str, Any], files: Mapping[str, int]) -> None:
-        """Write the manifest with this list of files."""
+        """Write the manifest with this list of files, and with the commit if it has none."""
         versions = {"lorabench": __version__, **manifest.get("versions", {})}
-        whole = {**manifest, "versions": versions, "files": dict(files)}
+        whole = {"commit": commit(), **manifest, "versions": versions, "files": dict(files)}
         write_whole(self.path / MANIFEST, lambda draft: draft.write_text(json.dumps(whole, indent=1)))
 
 

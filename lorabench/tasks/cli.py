@@ -24,9 +24,10 @@ from lorabench.config.checks import validate
 from lorabench.config.choices import unknown
 from lorabench.config.free_text import as_typed, quoted
 from lorabench.config.register import register
+from lorabench.engine.commit import commit
 from lorabench.engine.environment import clear_environment
 from lorabench.engine.failures import Failed, Incomplete, system_fault, unwritable
-from lorabench.engine.output_folder import OutputFolder
+from lorabench.engine.output_folder import INCOMPLETE, OutputFolder
 from lorabench.report.sweep import OWN_TASKS, JointReport
 from lorabench.tasks import help as help_page
 from lorabench.tasks.composition import method_of
@@ -160,6 +161,7 @@ def fill(cfg: DictConfig, output: OutputFolder) -> None:
     Raises:
         UserError: If the folder has files of the user.
     """
+    commit()  # that of the code from here on
     work = importlib.import_module(TASKS[cfg.task.name]).run
     if cfg.task.name in OWN_TASKS:
         return work(cfg, output.path)
@@ -179,6 +181,7 @@ def fill(cfg: DictConfig, output: OutputFolder) -> None:
             shown = work(cfg, draft)
         except Incomplete as error:  # files that it has written are kept
             incomplete = error
+            OutputFolder(draft).write_manifest({INCOMPLETE: str(error).splitlines()[0]}, {})
     if incomplete is not None:
         raise incomplete
     print(output.path / shown)
