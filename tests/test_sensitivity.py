@@ -115,11 +115,11 @@ def test_pairs_that_share_names_have_no_null_rate_and_no_limit() -> None:
     names = pd.MultiIndex.from_product([["d"], [f"c{k}" for k in range(4)], [f"s{k}" for k in range(4)]])
     values = {"dino/content": table.set_axis(names.set_names(averages.PAIR), axis=1)}
     nulls = sensitivity.null_rates(values, "direct", "null", splits=50)
-    limits = sensitivity.detectable(values, "direct", {"like": ["small"]})
+    limits = sensitivity.detectable(values, {"like": [("small", "direct")]})
     assert nulls.empty and limits.empty and list(nulls) == ["score", "pairs", "rate", "splits"]
     response = sensitivity.dose_response(values, DOSES, "direct")
     smallest = sensitivity.smallest_dose(response)
-    text = write_sensitivity(response, smallest, nulls, limits, "16 pairs", 8, ["ties"], ["dino/content"])
+    text = write_sensitivity(response, smallest, nulls, limits, "16 pairs", 8, [], ["ties"], ["dino/content"])
     assert "use dataset.pairs=matched" in text and "promised" not in text
 
 
@@ -131,12 +131,17 @@ def test_detectable_difference_is_found_with_power() -> None:
         assert exact == pytest.approx(0.8, abs=0.02)
     values = simulated()
     found = sensitivity.detectable(
-        values, "direct", {"like": ["small"], "unlike": ["large", "style 0.8"], "another seed": ["null"]}
+        values,
+        {
+            "like": [("small", "large")],
+            "unlike": [("large", "direct"), ("style 0.8", "direct")],
+            "another seed": [("null", "direct")],
+        },
     )
     assert found["rows"].tolist() == ["like", "unlike", "another seed"]
     found = found.set_index("rows")
     table = values["dino/content"]
-    assert found.loc["like", "sd"] == pytest.approx((table.loc["small"] - table.loc["direct"]).std())
+    assert found.loc["like", "sd"] == pytest.approx((table.loc["small"] - table.loc["large"]).std())
     several = [(table.loc[label] - table.loc["direct"]).var() for label in ("large", "style 0.8")]
     assert found.loc["unlike", "sd"] == pytest.approx(np.sqrt(np.mean(several)))
     assert found["target"].tolist()[:2] == [0.03, 0.07] and np.isnan(found.loc["another seed", "target"])
@@ -153,13 +158,14 @@ def test_text_and_figure_have_the_scores_that_are_to_be_shown(tmp_path: Path) ->
     response = sensitivity.dose_response(values, [*DOSES, Dose("style weight", 0.4, "large")], "direct")
     text = write_sensitivity(
         response, sensitivity.smallest_dose(response), sensitivity.null_rates(values, "direct", "null", 100),
-        sensitivity.detectable(values, "direct", {"like": ["small"], "unlike": ["large"]}), "32 pairs", 8, ["ties"],
-        ["dino/content", "both"],
+        sensitivity.detectable(values, {"like": [("small", "direct")], "unlike": [("large", "direct")]}), "32 pairs", 8,
+        [("klora fixed_choice", "klora")], ["ties"], ["dino/content", "both"],
     )  # fmt: skip
     assert "| damage | dose | dino/content |" in text and "| score | rows |" in text and "| csd/style | like |" in text
     assert (
         "| energy | 0.4 | -0.2" in text and "| dino/content | 0.4 |" in text and "8 pairs | 16 pairs | 32 pairs" in text
     )
+    assert "methods of a kind: klora fixed_choice and klora. unlike: the direct merge and ties." in text
     draw_response(response, ["dino/content"], tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
@@ -167,7 +173,8 @@ def test_text_and_figure_have_the_scores_that_are_to_be_shown(tmp_path: Path) ->
 # --- the task
 
 SMALL = [
-    "task=sensitivity", "trainer.workers=0", "task.unlike=[ties]", "task.energy=[0.4]", "task.weights=[0.5]",
+    "task=sensitivity", "trainer.workers=0", "task.unlike=[ties]", "task.like=[klora,klora fixed_choice]",
+    "task.energy=[0.4]", "task.weights=[0.5]",
     "lora.steps=1", "task.splits=20",
     "dataset.pairs=[mug_1/ink_1,cat_1/neon_1]", "dataset.references=1", "dataset.content_images=1",
     "dataset.style_images=1", "generate.images=2",
@@ -181,7 +188,11 @@ def test_task_measures_all_rows_from_same_noise(tiny, tmp_path: Path, capsys) ->
     assert set(found["label"]) == {"energy -0.4", "content 0.5", "style 0.5", OTHER_STYLE}
     assert (tmp_path / "sensitivity.md").read_text() in capsys.readouterr().out
     assert (tmp_path / "sensitivity.png").is_file()
-    assert set(pd.read_csv(tmp_path / "detectable.csv")["rows"]) == {"unlike", "another seed"}  # no small damage here
+    assert set(pd.read_csv(tmp_path / "detectable.csv")["rows"]) == {
+        "like",
+        "unlike",
+        "another seed",
+    }  # 0.4 is no small damage
     scored = [pd.read_parquet(path) for path in (tmp_path / "store" / "score").glob("*/scores.parquet")]
     seeds = {frozenset(each["seed"]) for each in scored if set(each["content"]) == {"mug_1"}}
     assert len(seeds) == 2  # those of the run, which the exchanged pair shares, and those of the null
@@ -196,6 +207,8 @@ def test_task_measures_all_rows_from_same_noise(tiny, tmp_path: Path, capsys) ->
         ("task.weights=[1.0]", "task.weights=1 must be at least 0 and less than 1"),
         ("task.unlike=[direct]", "task.unlike names direct"),
         ("task.unlike=[]", "task.unlike is empty"),
+        ("task.like=[ties]", "task.like names ties without a row of its kind"),
+        ("task.like=[ties,ties]", "task.like names ties twice"),
         ("task.null_seed=0", "must differ from seed; use task.null_seed=1"),
     ],
 )

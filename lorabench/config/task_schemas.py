@@ -82,6 +82,7 @@ class TradeoffTask(TaskSpec):
 class SensitivityTask(TaskSpec):
     energy: list[float] = MISSING  # shares of the energy of each update that are removed
     weights: list[float] = MISSING  # scales of one LoRA while the other has scale 1
+    like: list[str] = MISSING  # rows of a kind: methods with their ablations ("klora fixed_choice") and closed forms
     unlike: list[str] = MISSING  # methods that differ from the direct merge in kind
     null_seed: int = setting(MISSING, least=0)  # seed of the second direct merge
     splits: int = setting(MISSING, least=1)  # random splits of both seeds

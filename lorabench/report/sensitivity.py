@@ -8,8 +8,9 @@ averaged over the images of a pair.
     null_rates      two seeds of the same method: share of random splits (which of both seeds is called the method, pair
                     by pair, on a random subset of the pairs) with p <= 5 %
     detectable      difference that is found with a probability of 80 %: (t_0.975 + t_0.8) sd / sqrt(pairs), with the
-                    standard deviation over pairs of the differences to like rows (small damage), to unlike ones
-                    (methods of other kinds), and to another seed, which shares neither noise nor LoRAs
+                    standard deviation over pairs of the differences between the direct merge and small damage, methods
+                    of a kind (an ablation and its method, a learned method and its closed form), the direct merge and
+                    methods of other kinds, and two seeds, which share neither noise nor LoRAs
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from lorabench.report.clusters import Design
 
 POWER = 0.8
 PAIRS = (8, 16, 32)
-LIKE, UNLIKE, SEED = "like", "unlike", "another seed"  # rows that the undamaged merge is compared with
+DAMAGE, LIKE, UNLIKE, SEED = "small damage", "like", "unlike", "another seed"  # kinds of compared rows
 # Detectable differences at 32 pairs that the benchmark aims at.
 TARGETS = {
     ("dino/content", LIKE): 0.03, ("csd/style", LIKE): 0.03, ("dino/content", UNLIKE): 0.07,
@@ -107,13 +108,12 @@ def null_rates(values: Values, one: str, other: str, splits: int, pairs: Iterabl
     return pd.DataFrame(lines, columns=["score", "pairs", "rate", "splits"])
 
 
-def detectable(values: Values, undamaged: str, compared: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+def detectable(values: Values, compared: Mapping[str, Sequence[tuple[str, str]]]) -> pd.DataFrame:
     """Return the minimal detectable difference by score and kind of rows, for PAIRS pairs.
 
     Args:
         values: Values by score.
-        undamaged: Row that the others are compared with.
-        compared: Labels of the other rows by LIKE, UNLIKE and SEED.
+        compared: Labels of two rows each, by DAMAGE, LIKE, UNLIKE and SEED.
 
     Returns:
         Empty if pairs share subjects or styles, because the formula is that of independent pairs. Otherwise the
@@ -125,7 +125,7 @@ def detectable(values: Values, undamaged: str, compared: Mapping[str, Sequence[s
         for name, labels in compared.items():
             if not labels or table.shape[1] < 2 or not Design.of(table.columns).is_independent:
                 continue
-            deltas = [(table.loc[label] - table.loc[undamaged]).to_numpy(dtype=float) for label in labels]
+            deltas = [(table.loc[one] - table.loc[other]).to_numpy(dtype=float) for one, other in labels]
             sd = float(np.sqrt(np.mean([delta.var(ddof=1) for delta in deltas])))
             target = TARGETS.get((column, name), nan)
             lines.append(

@@ -17,7 +17,7 @@ COLORS = ("#3557d6", "#c4541b", "#2f8f5b", "#8a4fbf", "#a08000", "#6a6c76")
 
 def write_sensitivity(
     response: pd.DataFrame, smallest: pd.DataFrame, nulls: pd.DataFrame, limits: pd.DataFrame, pairs: str, images: int,
-    unlike: Sequence[str], shown: Sequence[str],
+    like: Sequence[tuple[str, str]], unlike: Sequence[str], shown: Sequence[str],
 ) -> str:  # fmt: skip
     """Return the text of sensitivity.md.
 
@@ -28,6 +28,7 @@ def write_sensitivity(
         limits: Result of `detectable`.
         pairs: Number of pairs with those of subjects and styles, in words.
         images: Images per pair.
+        like: Labels of the compared rows of a kind.
         unlike: Names of the unlike methods.
         shown: Scores in the table of known damage.
     """
@@ -48,12 +49,14 @@ def write_sensitivity(
             "",
             "The smallest dose that is separated together with all greater ones; -: none is.",
             "",
-            *independent_parts(nulls, limits, unlike),
+            *independent_parts(nulls, limits, like, unlike),
         ]
     )
 
 
-def independent_parts(nulls: pd.DataFrame, limits: pd.DataFrame, unlike: Sequence[str]) -> list[str]:
+def independent_parts(
+    nulls: pd.DataFrame, limits: pd.DataFrame, like: Sequence[tuple[str, str]], unlike: Sequence[str]
+) -> list[str]:
     """Return the lines on false and on detectable differences, which need independent pairs."""
     if nulls.empty:
         return ["False and detectable differences are measured on independent pairs: use dataset.pairs=matched.", ""]
@@ -70,9 +73,10 @@ def independent_parts(nulls: pd.DataFrame, limits: pd.DataFrame, unlike: Sequenc
         *limit_table(limits),
         "",
         f"The difference that a t test at 5 % finds with a probability of {POWER:.0%}, by number of pairs, from "
-        "the standard deviation (sd) of differences over pairs. like: methods of a kind, here the direct merge "
-        f"and small damage. unlike: the direct merge and {', '.join(unlike)}. another seed: two seeds of the "
-        "direct merge. needed: pairs for the target.",
+        "the standard deviation (sd) of differences over pairs. small damage: the direct merge and the same with "
+        "little energy removed. like: methods of a kind: "
+        f"{', '.join(f'{one} and {other}' for one, other in like)}. unlike: the direct merge and {', '.join(unlike)}. "
+        "another seed: two seeds of the direct merge. needed: pairs for the target.",
         "",
     ]
 

@@ -5,8 +5,9 @@
 The direct merge is damaged in known ways: a share of each update's energy is removed at random (`task.energy`), one
 LoRA has a lower scale (`task.weights`), or the style LoRA is that of another pair. Two seeds of the direct merge, with
 other noise and other LoRAs, are the null. The results are the dose-response curves, the smallest separated
-doses, the rate of false differences, and the difference that is detectable with 8, 16 and 32 pairs between methods of a
-kind and between unlike ones, which are the direct merge and those of `task.unlike` (lorabench/report/sensitivity.py).
+doses, the rate of false differences, and the difference that is detectable with 8, 16 and 32 pairs: between the direct
+merge and small damage, between methods of a kind (`task.like`: ablations and their methods, learned methods and their
+closed forms), and between the direct merge and those of `task.unlike` (lorabench/report/sensitivity.py).
 """
 
 from __future__ import annotations
@@ -25,14 +26,15 @@ from lorabench.data.pairs import pair as make_pair
 from lorabench.data.scenes import Prompts
 from lorabench.engine.artifact import Artifact
 from lorabench.engine.make import make
-from lorabench.report import protocols, sensitivity
+from lorabench.report import planned, protocols, sensitivity
 from lorabench.report.headline import with_headline
 from lorabench.report.notes import design_notes
 from lorabench.report.sensitivity import Dose
 from lorabench.tasks.benchmark import plan_of
 from lorabench.tasks.checks import check_plan
+from lorabench.tasks.compare import rows_of as rows_of_methods
 from lorabench.tasks.plan import Plan
-from lorabench.tasks.rows import Row, check_rows, rows_with_baselines
+from lorabench.tasks.rows import Row, check_rows, name_of, rows_with_baselines
 from lorabench.tasks.stored_scores import by_label, labeled, scores_of
 
 UNDAMAGED, NULL, OTHER_STYLE = "direct", "direct, another seed", "style of another pair"
@@ -65,12 +67,13 @@ def run(cfg: DictConfig, folder: Path) -> str:
 
     task = cfg.task
     rows, doses = rows_of(list(task.energy), list(task.weights))
-    unlike = unlike_rows(list(task.unlike))
+    unlike, (like, of_a_kind) = unlike_rows(list(task.unlike)), like_rows(list(task.like))
     plan = plan_of(cfg, [])
     if task.null_seed == plan.seed:
         raise UserError(f"task.null_seed={task.null_seed} must differ from seed; use task.null_seed={plan.seed + 1}")
     baselines = rows_with_baselines(rows[0], plan.dataset, plan.pairs)[:-1]
-    plan = replace(plan, rows=[*baselines, *rows, *unlike])
+    named = {row.name: row for row in (*baselines, *rows, *unlike, *like)}
+    plan = replace(plan, rows=list(named.values()))
     null = replace(plan, rows=[replace(rows[0], name=NULL)], seed=int(task.null_seed))
     exchanged = exchange(plan, Prompts(**cfg.prompts))
     check_plan(plan)
@@ -84,12 +87,13 @@ def run(cfg: DictConfig, folder: Path) -> str:
     response = sensitivity.dose_response(values, doses, UNDAMAGED)
     small = [each.label for each in doses if each.kind == "energy" and each.dose <= SMALL]
     nulls = sensitivity.null_rates(values, UNDAMAGED, NULL, task.splits)
-    compared = {sensitivity.LIKE: small, sensitivity.UNLIKE: [row.name for row in unlike], sensitivity.SEED: [NULL]}
-    limits = sensitivity.detectable(values, UNDAMAGED, compared)
+    names = {sensitivity.DAMAGE: small, sensitivity.UNLIKE: [row.name for row in unlike], sensitivity.SEED: [NULL]}
+    compared = {kind: [(name, UNDAMAGED) for name in those] for kind, those in names.items()}
+    limits = sensitivity.detectable(values, compared | {sensitivity.LIKE: of_a_kind})
     behind, _ = design_notes(scores)
     text = write_sensitivity(
         response, sensitivity.smallest_dose(response), nulls, limits, f"{len(plan.pairs)} pairs{behind}",
-        plan.generation.images, compared[sensitivity.UNLIKE], list(task.shown),
+        plan.generation.images, of_a_kind, names[sensitivity.UNLIKE], list(task.shown),
     )  # fmt: skip
     for name, found in (("sensitivity", response), ("detectable", limits), ("null", nulls)):
         found.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
@@ -135,6 +139,23 @@ def unlike_rows(names: Sequence[str]) -> list[Row]:
     if UNDAMAGED in names:
         raise UserError(f"task.unlike names {UNDAMAGED}, which it is compared with; leave it out")
     return [Row.of(name) for name in names]
+
+
+def like_rows(names: Sequence[str]) -> tuple[list[Row], list[tuple[str, str]]]:
+    """Return rows, and the labels of those that are compared: ablations with their methods, and closed forms.
+
+    Raises:
+        UserError: If a row is unknown, a baseline, named twice, or has none that it is compared with.
+    """
+    check_rows("task.like", names, "[ziprank,ziprank_closed]", baselines="merges nothing")
+    rows = [replace(row, name=name_of(row)) for row in rows_of_methods(list(names))]
+    found = [(each.label, each.against) for each in planned.comparisons([row.name for row in rows], None)
+             if each.family in (planned.ABLATIONS, planned.CLOSED)]  # fmt: skip
+    if alone := {row.name for row in rows} - {name for pair in found for name in pair}:
+        raise UserError(
+            f"task.like names {min(alone)} without a row of its kind; use task.like=[klora,klora fixed_choice]"
+        )
+    return rows, found
 
 
 def exchange(plan: Plan, prompts: Prompts) -> Exchanged:
