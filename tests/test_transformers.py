@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -128,6 +129,34 @@ def test_sampling_is_that_of_diffusers(folders: dict[str, Path], name: str, adap
     with model.attach([lora] if lora else []) as adapters:
         found = sample_latents(model, PROMPTS, [0, 1], 3, guidance, adapters if lora else None)
     assert (found - expected).abs().max() < 1e-5 * expected.abs().max().clamp(min=1)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"use_dynamic_shifting": True},
+        {"use_dynamic_shifting": True, "time_shift_type": "linear", "base_shift": 0.3, "max_image_seq_len": 300},
+        {"use_dynamic_shifting": False, "shift": 2.0, "shift_terminal": 0.1},
+        {"use_karras_sigmas": True},
+        {"use_exponential_sigmas": True},
+        {"use_beta_sigmas": True},
+    ],
+)
+@pytest.mark.parametrize("which", ["sd3", "dev"])
+def test_levels_of_every_scheduler_setting_are_those_of_diffusers(
+    folders: dict[str, Path], which: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / which
+    shutil.copytree(folders[which], folder)
+    config = folder / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **settings}))
+    model: Any = load(files(folder))
+    plain = load(files(folders[which])).sampler(4).timesteps
+    expected = pipeline_latents(model, which, 4, 3.5, None, tmp_path)
+    found = sample_latents(model, PROMPTS, [0, 1], 4, 3.5)
+    assert (found - expected).abs().max() < 1e-5 * expected.abs().max().clamp(min=1)
+    if which == "sd3" or settings != {"use_dynamic_shifting": True}:  # FLUX.1 dev has this setting
+        assert not torch.allclose(model.sampler(4).timesteps, plain, rtol=1e-2)
 
 
 @pytest.mark.parametrize("form", ["diffusers", "kohya"])
@@ -260,9 +289,16 @@ def test_folders_are_checked(folders: dict[str, Path], tmp_path: Path) -> None:
         model_folder(folder)
     (folder / "model_index.json").write_text(json.dumps(index))
     settings = folder / "scheduler" / "scheduler_config.json"
-    settings.write_text(json.dumps({**json.loads(settings.read_text()), "stochastic_sampling": True}))
-    with pytest.raises(UserError, match="stochastic_sampling: true; use false"):
-        model_folder(folder)
+    known = json.loads(settings.read_text())
+    for wrong, message in (
+        ({"stochastic_sampling": True}, "stochastic_sampling: true; use false"),
+        ({"use_karras_sigmas": True, "use_beta_sigmas": True}, "use_karras_sigmas and use_beta_sigmas; use one"),
+        ({"time_shift_type": "cubic"}, "time_shift_type: cubic; use exponential"),
+        ({"num_train_timesteps": 500}, "num_train_timesteps: 500; use 1000"),
+    ):
+        settings.write_text(json.dumps({**known, **wrong}))
+        with pytest.raises(UserError, match=message):
+            model_folder(folder)
     (folder / "vae" / "config.json").unlink()
     with pytest.raises(UserError, match="incomplete folder of an SD3 model without vae"):
         model_folder(folder)

@@ -13,7 +13,8 @@ diffusers' FlowMatchEulerDiscreteScheduler, because its other functions look lev
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -130,6 +131,23 @@ def trained_levels(config: Mapping[str, Any]) -> Tensor:
     count = int(config.get("num_train_timesteps", SCALE))
     sigmas = torch.arange(count, 0, -1, dtype=torch.float32) / count
     return sigmas if config.get("use_dynamic_shifting") else shifted(sigmas, config.get("shift", 1.0))
+
+
+def sampled_levels(scheduler: Any, steps: int, tokens: int, sigmas: Sequence[float] | None = None) -> Tensor:
+    """Return the table that diffusers' pipelines sample from: [steps], noisiest first, without the final 0.
+
+    Args:
+        scheduler: FlowMatchEulerDiscreteScheduler of the pipeline; it is copied.
+        steps: Number of sampling steps.
+        tokens: Number of image tokens. A dynamic shift exp(mu) is linear in it: mu = base_shift at base_image_seq_len
+            tokens, and max_shift at max_image_seq_len.
+        sigmas: Levels before the shift; None uses those of the scheduler.
+    """
+    scheduler, config = deepcopy(scheduler), scheduler.config
+    slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
+    mu = config.base_shift + slope * (tokens - config.base_image_seq_len)
+    scheduler.set_timesteps(steps, sigmas=sigmas, mu=mu)
+    return scheduler.sigmas[:-1]
 
 
 def shifted(sigmas: Tensor, shift: float) -> Tensor:

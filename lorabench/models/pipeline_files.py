@@ -11,6 +11,7 @@ from lorabench.models.families import FAMILIES, HINT, SDXL, Family, family_of, i
 from lorabench.models.schedulers import check_deterministic
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
+SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")  # of a flow-matching scheduler
 SETTINGS = (".json", ".txt", ".model")  # configurations and vocabularies
 VOCABULARIES = ("vocab.json", "tokenizer.json", "spiece.model")  # a tokenizer has one of them
 # Start of a tensor name that only one kind of file has; the first match names the kind.
@@ -125,12 +126,22 @@ def check_scheduler(folder: Path, family: Family, index: dict[str, Any]) -> None
     if family is not SDXL:
         if name != "FlowMatchEulerDiscreteScheduler":
             raise UserError(f"{folder} samples with {name}; use FlowMatchEulerDiscreteScheduler in its configuration")
-        if odd := [key for key in ("stochastic_sampling", "invert_sigmas") if settings.get(key)]:
-            raise UserError(f"{folder} has a scheduler with {odd[0]}: true; use false in its configuration")
+        check_flow_scheduler(folder, settings)
         return
     if settings.get("prediction_type", "epsilon") not in PREDICTION_TYPES:
         raise UserError(f"{folder} predicts {settings['prediction_type']}, not one of {PREDICTION_TYPES}; {HINT}")
     check_deterministic(str(name), settings, str(folder))
+
+
+def check_flow_scheduler(folder: Path, settings: dict[str, Any]) -> None:
+    """Raise UserError unless diffusers' FlowMatchEulerDiscreteScheduler and our Euler steps allow the settings."""
+    if odd := [key for key in ("stochastic_sampling", "invert_sigmas") if settings.get(key)]:
+        raise UserError(f"{folder} has a scheduler with {odd[0]}: true; use false in its configuration")
+    if len(several := [key for key in SPACINGS if settings.get(key)]) > 1:
+        raise UserError(f"{folder} has a scheduler with {several[0]} and {several[1]}; use one in its configuration")
+    for key, usable in (("num_train_timesteps", (1000,)), ("time_shift_type", ("exponential", "linear"))):
+        if (value := settings.get(key, usable[0])) not in usable:
+            raise UserError(f"{folder} has a scheduler with {key}: {value}; use {usable[0]} in its configuration")
 
 
 def check_resolution(config: Path, resolution: int | None) -> None:

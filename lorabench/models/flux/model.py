@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -14,7 +13,7 @@ from diffusers.models.transformers.transformer_flux import (
     FluxTransformer2DModel,
     FluxTransformerBlock,
 )
-from diffusers.pipelines.flux.pipeline_flux import FluxPipeline, calculate_shift
+from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 from torch import Tensor, nn
 
 from lorabench.models import autoencoder
@@ -22,7 +21,7 @@ from lorabench.models.checkpointing import recomputed
 from lorabench.models.conditioning import Conditioning
 from lorabench.models.families import FLUX as FAMILY
 from lorabench.models.files import ModelFiles
-from lorabench.models.flow import SCALE, FlowMatching, FlowSampler, shifted, trained_levels
+from lorabench.models.flow import SCALE, FlowMatching, FlowSampler, sampled_levels, trained_levels
 from lorabench.models.flux.layers import layers_of
 from lorabench.models.model import DiffusionModel
 from lorabench.models.reading import load_pipeline
@@ -101,20 +100,12 @@ class Flux(DiffusionModel):
         return unpack(prediction.float(), height, width)
 
     def sampler(self, steps: int, kind: str = "model") -> Sampler:
-        """Return Euler steps along the levels of diffusers' pipeline, shifted by the number of image tokens."""
+        """Return Euler steps along the levels that diffusers' pipeline uses."""
         check_own_sampler(kind)
-        config: Any = self.pipeline.scheduler.config
-        sigmas = torch.tensor(np.linspace(1.0, 1 / steps, steps), dtype=torch.float32)
         _, height, width = self.latent_shape
-        if config.use_dynamic_shifting:
-            tokens = height * width // PATCH**2
-            mu = calculate_shift(
-                tokens, config.base_image_seq_len, config.max_image_seq_len, config.base_shift, config.max_shift
-            )
-            sigmas = shifted(sigmas, math.exp(mu))
-        else:
-            sigmas = shifted(sigmas, config.shift)
-        return FlowSampler(sigmas.to(self.device))
+        unshifted = np.linspace(1.0, 1 / steps, steps).tolist()
+        levels = sampled_levels(self.pipeline.scheduler, steps, height * width // PATCH**2, unshifted)
+        return FlowSampler(levels.to(self.device))
 
     def recomputed_blocks(self) -> list[nn.Module]:
         kinds = FluxTransformerBlock | FluxSingleTransformerBlock

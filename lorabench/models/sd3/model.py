@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -18,7 +17,7 @@ from lorabench.models.checkpointing import recomputed
 from lorabench.models.conditioning import Conditioning
 from lorabench.models.families import SD3 as FAMILY
 from lorabench.models.files import ModelFiles
-from lorabench.models.flow import FlowMatching, FlowSampler, trained_levels
+from lorabench.models.flow import FlowMatching, FlowSampler, sampled_levels, trained_levels
 from lorabench.models.model import DiffusionModel
 from lorabench.models.reading import load_pipeline
 from lorabench.models.sampler import Sampler
@@ -92,9 +91,10 @@ class SD3(DiffusionModel):
     def sampler(self, steps: int, kind: str = "model") -> Sampler:
         """Return Euler steps along the levels that diffusers' pipeline uses."""
         check_own_sampler(kind)
-        scheduler = deepcopy(self.pipeline.scheduler)
-        scheduler.set_timesteps(steps)
-        return FlowSampler(scheduler.sigmas[:-1].to(self.device))
+        config: Any = self.transformer.config
+        _, height, width = self.latent_shape
+        tokens = (height // config.patch_size) * (width // config.patch_size)
+        return FlowSampler(sampled_levels(self.pipeline.scheduler, steps, tokens).to(self.device))
 
     def recomputed_blocks(self) -> list[nn.Module]:
         return [each for each in self.transformer.modules() if isinstance(each, JointTransformerBlock)]
