@@ -35,6 +35,8 @@ def test_holm_is_formula() -> None:
     assert comparing.holm(p).tolist() == pytest.approx(by_hand(p))
     library: Any = multipletests(p, method="holm")
     assert comparing.holm(p).tolist() == pytest.approx(library[1].tolist())
+    larger = multipletests([*p, 1.0, 1.0], method="holm")[1][: len(p)]
+    assert comparing.holm(p, len(p) + 2).tolist() == pytest.approx(larger.tolist())
     with_gaps = comparing.holm([0.01, np.nan, 0.04])
     assert with_gaps[[0, 2]].tolist() == pytest.approx(by_hand([0.01, 0.04])) and np.isnan(with_gaps[1])
     assert np.isnan(comparing.holm([np.nan])).all() and len(comparing.holm([])) == 0

@@ -214,7 +214,7 @@ def test_runs_of_different_pairs_side_by_side(tmp_path: Path) -> None:
     assert "Mean over 2 to 6 pairs" in text and "Rows average over different pairs" in text
     assert "~" not in text.partition("**Orders published by DuoLoRA")[0]
     assert "not separated from direct" not in text  # less than two pairs in common with direct
-    assert "(1 published by DuoLoRA)" in text and "| duolora - ziplora | " in text
+    assert "(8 published by DuoLoRA)" in text and "| duolora - ziplora | " in text
 
 
 def test_rows_of_same_pairs_need_no_warning(tmp_path: Path) -> None:

@@ -24,16 +24,20 @@ ALPHA = 0.05  # probability of any false difference in a column
 DECIMALS = 12  # means that agree to so many decimals are equal
 
 
-def holm(p: Sequence[float] | np.ndarray | pd.Series) -> np.ndarray:
+def holm(p: Sequence[float] | np.ndarray | pd.Series, tests: int = 0) -> np.ndarray:
     """Adjust a family of p-values [n] with Holm's procedure; NaN entries are ignored and stay NaN.
 
     The k-th smallest of m p-values is multiplied by m - k + 1, and adjusted values never decrease. statsmodels has
     this too, but runs the garbage collector in every call, which takes a second or two per table.
+
+    Args:
+        p: The p-values.
+        tests: Size m of the family, if it has more tests than these; those that are not there count as the greatest.
     """
     given = np.asarray(p, dtype=float)
     adjusted = np.full(len(given), np.nan)
     ascending = np.argsort(given)[: np.count_nonzero(~np.isnan(given))]  # NaN is sorted last
-    left = np.arange(len(ascending), 0, -1)
+    left = max(tests, len(ascending)) - np.arange(len(ascending))
     adjusted[ascending] = np.minimum(np.maximum.accumulate(left * given[ascending]), 1.0)
     return adjusted
 

@@ -98,7 +98,9 @@ def planned_note(comparisons: pd.DataFrame, reference: str | None) -> str:
     """Return how the planned comparisons are tested."""
     tested = comparisons[comparisons["p"].notna()]
     sizes = tested.groupby(["family", "metric"], sort=False).size().groupby(level="family", sort=False).agg(list)
-    families = ", ".join(f"{span(counts)} {family}" for family, counts in sizes.items())
+    families = ", ".join(
+        f"{planned.published_orders(str(family)) or span(counts)} {family}" for family, counts in sizes.items()
+    )
     mark = f"~ not separated from {reference}" if planned.METHODS in sizes else "~ not separated"
     return (
         f"{mark}: a t test of the differences, paired by (pair, prompt, seed), has p above {comparing.ALPHA:g} after "

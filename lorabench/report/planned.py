@@ -7,9 +7,10 @@
     published by <name>  each row against a row that it is ahead of in this publication (`orders` in conf/paper/)
 
 Holm's correction is made within each family and column, because each family answers a question of its own. So an order
-that is published by two papers is tested in both families. An ablation whose method is not in the table is compared as
-a method, and so is an imported row, whose LoRAs are others. Other differences may be read from the table, but they are
-not tested. The differences are paired by (pair, prompt, seed) and have 95 % intervals.
+that is published by two papers is tested in both families. The family of a publication always has all of its orders: a
+claim is judged alike in every table, whatever other rows it has. An ablation whose method is not in the table is
+compared as a method, and so is an imported row, whose LoRAs are others. Other differences may be read from the table,
+but they are not tested. The differences are paired by (pair, prompt, seed) and have 95 % intervals.
 """
 
 from __future__ import annotations
@@ -131,10 +132,20 @@ def planned_lines(images: Mapping[str, pd.DataFrame], column: Column, reference:
         }
         lines.append(line | compared(each.label, each.against))
     frame = pd.DataFrame(lines).reindex(columns=LINE)
-    for _, family in frame.groupby("family", sort=False):
-        frame.loc[family.index, "p_holm"] = comparing.holm(family["p"].to_numpy(dtype=float))
+    for name, family in frame.groupby("family", sort=False):
+        p = family["p"].to_numpy(dtype=float)
+        frame.loc[family.index, "p_holm"] = comparing.holm(p, published_orders(str(name)))
     separated = [nan if isnan(p) else bool(p <= comparing.ALPHA) for p in frame["p_holm"].astype(float)]
     return frame.assign(separated=pd.Series(separated, frame.index, dtype=object))
+
+
+def published_orders(family: str) -> int:
+    """Return the number of orders that a publication reports, in a table or not; 0 for the other families.
+
+    >>> published_orders("published by ZipLoRA"), published_orders("ablations")
+    (2, 0)
+    """
+    return sum(len(paper.orders) for paper in papers().values() if family == f"{PUBLISHED} {paper.name}")
 
 
 def difference(own: pd.DataFrame, other: pd.DataFrame, column: Column) -> dict[str, float]:
