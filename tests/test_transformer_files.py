@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lorabench.base import UserError
 from lorabench.lora.adapter import Adapter
+from lorabench.lora.files.tensors import TensorFile
 from lorabench.models.shapes import layer_map, model_of
 from lorabench.tasks.file_request import Request
 
@@ -314,3 +315,30 @@ def test_families_are_not_mixed(commands: Any, tmp_path: Path, content: str, sty
     line = rf"a.safetensors is a LoRA of {content} and \S*b.safetensors is a LoRA of {style}; they cannot be merged"
     assert done.returncode == 2 and re.search(line, done.stderr), done.stderr
     assert len(done.stderr.strip().splitlines()) == 1 and not (tmp_path / "merged.safetensors").exists()
+
+
+TE2 = "lora_te2_text_model_encoder_layers_0_self_attn_q_proj"
+
+
+@pytest.mark.parametrize(
+    ("version", "layers"),
+    [
+        ("sd3_m", {"lora_unet_joint_blocks_0_x_block_attn_proj": 1536, TE2: 1280}),
+        ("flux1", {"lora_unet_single_blocks_0_linear2": 5 * W}),
+        ("", {"lora_unet_joint_blocks_0_x_block_attn_proj": 1536, TE2: 1280}),
+    ],
+)
+def test_merged_file_has_base_model_of_its_files(
+    commands: Any, tmp_path: Path, version: str, layers: dict[str, int]
+) -> None:
+    """SD3 has SDXL's second text encoder, which must not make the file one of SDXL."""
+    base = {"ss_base_model_version": version} if version else {}
+    for name in ("a", "b"):
+        sizes = {layer: (width, W if width > W else width) for layer, width in layers.items()}
+        save_file(kohya(sizes, ""), tmp_path / f"{name}.safetensors", base)
+    done = commands.run("task=merge", "content=a.safetensors", "style=b.safetensors", "output=m.safetensors",
+                        "method=direct", cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    metadata = TensorFile(tmp_path / "m.safetensors").metadata
+    assert metadata.get("ss_base_model_version", "") == version and "modelspec.architecture" not in metadata
+    assert set(Adapter.load(tmp_path / "m.safetensors").shapes) == set(Adapter.load(tmp_path / "a.safetensors").shapes)

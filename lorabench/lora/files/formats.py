@@ -123,5 +123,4 @@ FORMATS = {
 
 def format_of(adapter: Parts, name: str) -> Format:
     """Return the format in which an adapter is written: diffusers' instead of kohya's for a transformer."""
-    transformer = any(names.file_component(f"{DENOISER}.{layer}") == "transformer" for layer in adapter.factors)
-    return FORMATS["diffusers" if name == "kohya" and transformer else name]
+    return FORMATS["diffusers" if name == "kohya" and names.is_transformer(adapter.factors) else name]

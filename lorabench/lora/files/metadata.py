@@ -10,20 +10,23 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lorabench.lora.files import names
 from lorabench.lora.parts import Parts
 
 BASE = "ss_base_model_version"
 SDXL = "sdxl_base_v1-0"
+BASES = ("sdxl", "sd3", "flux")  # how kohya's trainer begins the versions of the families
 SDXL_TEXT_WIDTH = 2048
 # The first up block of SD1.5 and SD2 has no attention, their blocks have one transformer layer, and only SDXL embeds
-# sizes or has a second encoder.
+# sizes. A second encoder shows SDXL too, without layers of a transformer.
 SDXL_ONLY = re.compile(r"up_blocks\.0\.attentions\.|add_embedding\.|.*\.transformer_blocks\.[1-9]|text_encoder_2\.")
 
 
 def general(adapter: Parts, path: Path, ranks: Mapping[str, int], tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """Return the metadata of kohya's trainer and of the model specification (SAI).
 
-    A1111 treats a file with metadata as one of SD1.5, and hides it, unless the metadata name SDXL.
+    A1111 treats a file with metadata as one of SD1.5, and hides it, unless the metadata name SDXL. The base model of
+    SD3 and FLUX.1 is that of the merged files.
 
     Args:
         adapter: The adapter.
@@ -32,7 +35,8 @@ def general(adapter: Parts, path: Path, ranks: Mapping[str, int], tensors: Mappi
         tensors: Tensors of the file, which are hashed.
     """
     version = adapter.metadata.get(BASE, "")
-    base = version if version.startswith("sdxl") else SDXL if is_sdxl(adapter) else None
+    fits = version.startswith(BASES[1:] if names.is_transformer(adapter.shapes) else BASES)
+    base = version if fits else SDXL if is_sdxl(adapter) else None
     digest = data_hash(tensors)
     found = {
         "modelspec.sai_model_spec": "1.0.0", "modelspec.title": path.stem, "modelspec.hash_sha256": f"0x{digest}",
@@ -43,7 +47,10 @@ def general(adapter: Parts, path: Path, ranks: Mapping[str, int], tensors: Mappi
         found |= {"ss_network_module": "networks.lora", "ss_network_dim": rank, "ss_network_alpha": rank}
     if base is None:
         return found
-    return found | {BASE: base, "modelspec.architecture": "stable-diffusion-xl-v1-base/lora"}
+    found[BASE] = base
+    if base.startswith("sdxl"):
+        found["modelspec.architecture"] = "stable-diffusion-xl-v1-base/lora"
+    return found
 
 
 def inherited(several: Sequence[Mapping[str, str]]) -> dict[str, str]:
@@ -56,6 +63,8 @@ def inherited(several: Sequence[Mapping[str, str]]) -> dict[str, str]:
 def is_sdxl(adapter: Parts) -> bool:
     """Return whether the layers show that the base model is of the SDXL family."""
     shapes = adapter.shapes
+    if names.is_transformer(shapes):
+        return False
     if any(SDXL_ONLY.match(layer) for layer in shapes):
         return True
     reads_text = (shape for layer, shape in shapes.items() if layer.endswith((".attn2.to_k", ".attn2.to_v")))

@@ -12,6 +12,7 @@ family have few names, so a list of those with underscores is enough to recover 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 DENOISER = "unet"  # component of the layers in an adapter's mapping
 LAYERS = 2  # ResNets of a down block: 2 in SDXL, 1 in KOALA; an up block has one more
@@ -151,7 +152,12 @@ def kohya_stem(layer: str, ldm: bool) -> str:
 def file_component(layer: str) -> str:
     """Return the component of a layer as diffusers' files name it: the denoiser of SD3 and FLUX.1 is `transformer`."""
     component, _, path = layer.partition(".")
-    return "transformer" if component == DENOISER and path.partition(".")[0] in TRANSFORMER_ROOTS else component
+    return "transformer" if component == DENOISER and is_transformer([path]) else component
+
+
+def is_transformer(layers: Iterable[str]) -> bool:
+    """Return whether any layer of an adapter belongs to a transformer: the denoiser of SD3 and FLUX.1."""
+    return any(layer.partition(".")[0] in TRANSFORMER_ROOTS for layer in layers)
 
 
 def file_path(layer: str) -> str:
