@@ -17,7 +17,7 @@ from lorabench.models.files import model_folder, preset
 from lorabench.models.layer import group
 from lorabench.models.sdxl.model import SDXL
 from lorabench.models.shapes import KNOWN, empty_model, layer_map
-from lorabench.tasks.merge_files import fitting
+from lorabench.tasks.recognition import fitting
 
 ROLES = ("content", "style")
 

@@ -342,3 +342,38 @@ def test_merged_file_has_base_model_of_its_files(
     metadata = TensorFile(tmp_path / "m.safetensors").metadata
     assert metadata.get("ss_base_model_version", "") == version and "modelspec.architecture" not in metadata
     assert set(Adapter.load(tmp_path / "m.safetensors").shapes) == set(Adapter.load(tmp_path / "a.safetensors").shapes)
+
+
+GOOD = {"lora_unet_double_blocks_0_img_attn_proj": (W, W)}
+FLUX_1, SD3_MEDIUM = "black-forest-labs/FLUX.1-dev", "stabilityai/stable-diffusion-3-medium-diffusers"
+
+
+@pytest.mark.parametrize(
+    ("content", "style", "line"),
+    [
+        (GOOD, {"transformer.transformer_blocks.0.attn.nothing": (W, W)},
+         rf"b.safetensors does not fit {FLUX_1}: the LoRA adapts transformer_blocks.0.attn.nothing, which"),
+        (GOOD, {"lora_unet_double_blocks_30_img_attn_proj": (W, W)},
+         rf"b.safetensors does not fit {FLUX_1}: the LoRA adapts transformer_blocks.30.attn.to_out.0, which"),
+        (GOOD, {"lora_unet_double_blocks_0_img_attn_proj": (6144, 6144)},
+         rf"b.safetensors does not fit {FLUX_1}: the LoRA maps 6144 to 6144 channels at .*, the model {W} to {W}"),
+        ({"lora_unet_img_in": (128, W)}, GOOD,
+         rf"a.safetensors does not fit {FLUX_1}: the LoRA maps 128 to {W} channels at x_embedder, the model 64 to"),
+        ({"lora_unet_single_blocks_40_linear2": (5 * W, W)}, {"lora_unet_img_in": (128, W)},
+         rf"a.safetensors does not fit {FLUX_1}: the LoRA adapts single_transformer_blocks.40.proj_out, which"),
+        ({"transformer.transformer_blocks.0.attn.nothing": (1536, 1536)}, {"lora_unet_joint_blocks_0_x_block_attn_proj":
+         (1536, 1536)}, rf"a.safetensors does not fit {SD3_MEDIUM}: the LoRA adapts transformer_blocks.0.attn.nothing"),
+        ({"lora_unet_joint_blocks_0_x_block_attn_proj": (1536, 1536)},
+         {"lora_unet_joint_blocks_0_x_block_attn_proj": (2432, 2432)},
+         r"a.safetensors is a LoRA of model=sd3 and \S*b.safetensors is a LoRA of model=sd35_large; they cannot be"),
+        (GOOD, {TE2: (1280, 1280)}, rf"b.safetensors does not fit {FLUX_1}: the LoRA adapts text_encoder_2.text_model"),
+    ],
+)  # fmt: skip
+def test_file_that_does_not_fit_is_named(commands: Any, tmp_path: Path, content: Any, style: Any, line: str) -> None:
+    """The other file is not blamed, and the model is that of the files instead of SDXL."""
+    save_file(kohya(content, ""), tmp_path / "a.safetensors")
+    save_file(kohya(style, ""), tmp_path / "b.safetensors")
+    files = ["content=a.safetensors", "style=b.safetensors"]
+    done = commands.run("task=merge", "method=direct", *files, cwd=tmp_path)
+    assert done.returncode == 2 and re.search(line, done.stderr), done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1 and not (tmp_path / "merged.safetensors").exists()

@@ -73,14 +73,23 @@ def model_of(loras: Sequence[Adapter]) -> str:
     Raises:
         UserError: If none fits.
     """
+    if names := models_of(loras):
+        return names[0]
+    raise UserError(f"the LoRAs fit none of the known models ({', '.join(KNOWN)}); use model.path=<their model>")
+
+
+def models_of(loras: Sequence[Adapter]) -> list[str]:
+    """Return the names of the known models that all LoRAs fit."""
     roles: list[Role] = ["content"] * len(loras)
-    for name in KNOWN:
+
+    def fits(name: str) -> bool:
         try:
             known_layers(name).adapted(loras, roles)
         except UserError:
-            continue
-        return name
-    raise UserError(f"the LoRAs fit none of the known models ({', '.join(KNOWN)}); use model.path=<their model>")
+            return False
+        return True
+
+    return [name for name in KNOWN if fits(name)]
 
 
 def empty_model(name: str, dtype: torch.dtype | None = None, checkpointing: bool = False) -> DiffusionModel:

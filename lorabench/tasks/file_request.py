@@ -28,8 +28,9 @@ from lorabench.models.files import ModelFiles, model_files
 from lorabench.report.labels import label
 from lorabench.tasks.composition import ablation_of, method_of
 from lorabench.tasks.given_loras import user_loras
-from lorabench.tasks.merge_files import drawn, image_cost, merged, recognized
+from lorabench.tasks.merge_files import drawn, image_cost, merged
 from lorabench.tasks.prompts import check_style_kept, readers_of
+from lorabench.tasks.recognition import recognized
 from lorabench.tasks.user_loras import UserLoRA, UserPair
 
 if TYPE_CHECKING:

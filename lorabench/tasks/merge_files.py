@@ -28,8 +28,8 @@ from lorabench.data.concepts import Reference, Role
 from lorabench.merging.learned import LearnedMasks
 from lorabench.merging.method import Method, load
 from lorabench.models.files import model_files, preset
-from lorabench.models.known import KNOWN
-from lorabench.models.shapes import layer_map, model_of, sdxl_names
+from lorabench.models.shapes import layer_map
+from lorabench.tasks.recognition import fitting, recognized
 from lorabench.tasks.user_loras import UserLoRA, UserPair
 
 if TYPE_CHECKING:
@@ -142,37 +142,6 @@ def merged(
     env = MergeEnvironment(base.layers, base, seed, trainer, partial(advance, cost=step_cost(own, method)))
     [result] = merge.merge_pairs([item], env)
     return result
-
-
-def recognized(own: UserPair, default: ModelSpec) -> ModelSpec:
-    """Return the preset of the transformer whose layers the files adapt, or the default for all other files.
-
-    Raises:
-        UserError: If the files are of models of different families.
-    """
-    from lorabench.lora.adapter import Adapter
-
-    try:
-        loras = {str(each.path): Adapter.open(each.file) for each in own.files}  # names and shapes only
-    except UserError:
-        return default  # the merge names the error
-    try:
-        name = model_of([*loras.values()])
-    except UserError:
-        titles = {KNOWN[model].title: path for path, lora in loras.items() if (model := fitting(lora)) in KNOWN}
-        if len(titles) > 1:
-            listed = " and ".join(f"{path} is a LoRA of {title}" for title, path in titles.items())
-            raise UserError(f"{listed}; they cannot be merged: give LoRAs of one model") from None
-        return default
-    return default if name in sdxl_names() else preset(name)
-
-
-def fitting(lora: LoRA) -> str:
-    """Return the known model that a LoRA fits, or a placeholder."""
-    try:
-        return model_of([lora])
-    except UserError:
-        return "<its model>"
 
 
 def work(own: UserPair, method: Method, teachers: GenerateSpec) -> float:

@@ -17,21 +17,18 @@ halves are swapped. So are those of the text stream in SD3's last block, which i
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from lorabench.lora.factors import Factors
+from lorabench.lora.factors import Factors, Shape
+from lorabench.lora.files.names import TRANSFORMER_ROOTS
 
-ROOTS = frozenset(
-    {
-        "transformer_blocks", "single_transformer_blocks", "time_text_embed", "context_embedder", "x_embedder",
-        "norm_out", "proj_out",
-    }
-)  # fmt: skip
+FLUX_ONLY = ("single_transformer_blocks.", "x_embedder", "time_text_embed.guidance_embedder.")
+FLUX_WIDTH = 3072  # of all FLUX.1 models; SD3 has 1536 or 2432
 
 
 @dataclass(frozen=True)
@@ -172,7 +169,7 @@ def pieces(stem: str) -> list[Piece] | None:
         stem: "lora_unet_double_blocks_0_img_attn_qkv", "transformer.single_transformer_blocks.3.proj_out", ...
     """
     name = PREFIX.sub("", stem)
-    if name in ROOTS or name.startswith(tuple(f"{root}." for root in ROOTS)):
+    if name in TRANSFORMER_ROOTS or name.startswith(tuple(f"{root}." for root in TRANSFORMER_ROOTS)):
         return [Piece(f"{name}.0" if name.endswith(".to_out") else name)]
     flat = name.replace(".", "_")
     if path := dotted(flat):
@@ -194,9 +191,22 @@ def pieces(stem: str) -> list[Piece] | None:
     return None
 
 
+def is_flux(shapes: Mapping[str, Shape]) -> bool:
+    """Return whether layers of a transformer show that it is FLUX.1: SD3 has no single blocks and is narrower.
+
+    Args:
+        shapes: Rank, inputs and outputs by layer of the denoiser.
+    """
+    return any(
+        path.startswith(FLUX_ONLY)
+        or (FLUX_WIDTH in (inputs, outputs) and inputs * 2 != FLUX_WIDTH)  # SD3 medium modulates 1536 by 3072 numbers
+        for path, (_, inputs, outputs) in shapes.items()
+    )
+
+
 def dotted(name: str) -> str | None:
     """Return the module path of an underscored name of diffusers; None if it is not one."""
-    if not any(name == root or name.startswith(f"{root}_") for root in ROOTS):
+    if not any(name == root or name.startswith(f"{root}_") for root in TRANSFORMER_ROOTS):
         return None
     found, rest = [], name
     while rest:
