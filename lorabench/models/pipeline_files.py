@@ -23,6 +23,7 @@ OTHER_KINDS = {
     "unet.": "a LoRA",
     "first_stage_model.": "a VAE or an incomplete checkpoint",
 }
+FLUX_2 = "double_stream_modulation"  # in a tensor name: FLUX.2, whose blocks have the names of FLUX.1's
 
 
 def weight_patterns(variant: str | None) -> list[str]:
@@ -82,12 +83,13 @@ def check_single_file(path: Path) -> Family:
             names = list(file.keys())
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} is not a whole safetensors file ({error}); download it again") from None
+    flux_2 = any(FLUX_2 in name for name in names)
     for family in FAMILIES:
-        if any(name.startswith(family.single_file) for name in names):
+        if any(name.startswith(family.single_file) for name in names) and not flux_2:
             return family
     kind = next((kind for start, kind in OTHER_KINDS.items() if any(name.startswith(start) for name in names)), None)
     first = names[0] if names else "nothing"
-    found = kind or f"not a known model (its first tensor is {first})"
+    found = "a FLUX.2 model" if flux_2 else kind or f"not a known model (its first tensor is {first})"
     raise UserError(f"{path} is {found}, not a checkpoint of a text-to-image model that is supported; {HINT}")
 
 

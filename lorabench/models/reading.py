@@ -8,9 +8,10 @@ from typing import Any
 import diffusers
 import torch
 import transformers
+from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 from diffusers.loaders.single_file_utils import SingleFileComponentError
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel
 
 from lorabench.base import UserError
@@ -20,7 +21,8 @@ from lorabench.models.files import ModelFiles, model_folder
 KINDS = (CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel)
 ENCODERS: dict[str, Any] = {kind.__name__: kind for kind in KINDS}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-UNREADABLE = (OSError, ValueError, RuntimeError, SafetensorError, SingleFileComponentError)
+CHECKPOINT = "model.diffusion_model."  # start of the denoiser's tensors in a checkpoint that has other parts too
+UNREADABLE = (OSError, LookupError, ValueError, RuntimeError, SafetensorError, SingleFileComponentError)
 
 
 def load_pipeline(
@@ -78,6 +80,7 @@ def from_files(pipeline_class: Any, denoiser_class: Any, files: ModelFiles) -> A
     if files.vae:
         parts["vae"] = read_vae(files, files.vae)
     if single:
+        check_tensors(denoiser_class, files)
         parts[family.denoiser] = denoiser_class.from_single_file(
             str(files.path),
             config=str(files.config),
@@ -86,6 +89,33 @@ def from_files(pipeline_class: Any, denoiser_class: Any, files: ModelFiles) -> A
             local_files_only=True,
         )
     return pipeline_class.from_pretrained(folder, dtype=dtypes, variant=files.variant, local_files_only=True, **parts)
+
+
+def check_tensors(denoiser_class: Any, files: ModelFiles) -> None:
+    """Check that the denoiser has a place for each of its tensors in a single file: diffusers ignores the others.
+
+    Args:
+        denoiser_class: Denoiser of diffusers for the family.
+        files: The model.
+
+    Raises:
+        LookupError: If a tensor of the original code is missing.
+        UserError: If a tensor has no place.
+    """
+    with safe_open(files.path, framework="pt") as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    inside = [name for name in shapes if name.startswith(CHECKPOINT)] or list(shapes)
+    tensors = {name: torch.empty(shapes[name], device="meta") for name in inside}
+    convert = SINGLE_FILE_LOADABLE_CLASSES[denoiser_class.__name__]["checkpoint_mapping_fn"]
+    converted = convert(tensors)  # takes what it converts out of `tensors`
+    with torch.device("meta"):
+        config = denoiser_class.load_config(files.config, subfolder=files.family.denoiser, local_files_only=True)
+        known = denoiser_class.from_config(config).state_dict()
+    if odd := [*tensors, *(name for name in converted if name not in known)]:
+        raise UserError(
+            f"{files.path} has {odd[0]}, for which {files.config} has no layer; use model.config=<the folder of its "
+            f"configurations>, or a checkpoint of {files.family.title}"
+        )
 
 
 def read_encoder(files: ModelFiles, folder: Path, name: str) -> Any:
@@ -118,5 +148,6 @@ def read_vae(files: ModelFiles, path: Path) -> AutoencoderKL:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's message."""
-    return str(error).strip().splitlines()[0]
+    """Return the first line of an error's message. A failed look-up is that of a tensor that is not in the file."""
+    line = str(error).strip().splitlines()[0]
+    return f"a tensor is missing: {line}" if isinstance(error, LookupError) else line
