@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -377,3 +378,35 @@ def test_file_that_does_not_fit_is_named(commands: Any, tmp_path: Path, content:
     done = commands.run("task=merge", "method=direct", *files, cwd=tmp_path)
     assert done.returncode == 2 and re.search(line, done.stderr), done.stderr
     assert len(done.stderr.strip().splitlines()) == 1 and not (tmp_path / "merged.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "style", "line"),
+    [
+        (GOOD, {"lora_unet_joint_blocks_0_x_block_attn_proj": (1536, 1536)},
+         r"a.safetensors is a LoRA of a FLUX.1 model and \S*b.safetensors is a LoRA of an SD3 model; they cannot be"),
+        (GOOD, {"lora_unet_double_blocks_0_img_attn_proj": (6144, 6144)},
+         rf"b.safetensors maps 6144 to 6144 channels at \S+, and \S*a.safetensors {W} to {W}"),
+    ],
+)  # fmt: skip
+def test_files_of_two_models_are_not_compared(
+    commands: Any, tmp_path: Path, content: Any, style: Any, line: str
+) -> None:
+    save_file(kohya(content, ""), tmp_path / "a.safetensors")
+    save_file(kohya(style, ""), tmp_path / "b.safetensors")
+    done = commands.run("task=inspect", "content=a.safetensors", "style=b.safetensors", cwd=tmp_path)
+    assert done.returncode == 2 and re.search(line, done.stderr), done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_files_of_transformer_are_inspected(commands: Any, tmp_path: Path) -> None:
+    names = ("double_blocks_10_img_attn_proj", "double_blocks_9_img_attn_proj", "single_blocks_3_linear2")
+    for name in ("a", "b"):
+        save_file(
+            kohya({each: (5 * W if "single" in each else W, W) for each in names}), tmp_path / f"{name}.safetensors"
+        )
+    done = commands.run("task=inspect", "content=a.safetensors", "style=b.safetensors", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "inspect.json").read_text())
+    assert {each["base"] for each in report["files"]} == {"flux"} and (tmp_path / "inspect.png").exists()
+    assert list(report["blocks"]) == ["transformer_blocks.9", "transformer_blocks.10", "single_transformer_blocks.3"]

@@ -26,6 +26,8 @@ from lorabench.engine.record import write_whole
 from lorabench.engine.workers import use_threads
 from lorabench.report.plot_style import default_style
 from lorabench.tasks.given_loras import user_loras
+from lorabench.tasks.recognition import check_comparable, fitting
+from lorabench.tasks.user_loras import UserPair
 
 if TYPE_CHECKING:
     from lorabench.lora.adapter import Adapter
@@ -56,8 +58,9 @@ def run(cfg: DictConfig, folder: Path) -> None:
     written = [numbers, figure] if all(files.values()) else [numbers]
     for file in written:
         check_replaceable(file, "output=<a new name>")
+    adapters: dict[Role, list[Adapter]] = {role: [each.read() for each in files[role]] for role in ROLES}
+    check_comparable(UserPair(files["content"], files["style"]), [*adapters["content"], *adapters["style"]])
     with Bar(sum(map(len, files.values())) + 1, "inspect") as bar:
-        adapters: dict[Role, list[Adapter]] = {role: [each.read() for each in files[role]] for role in ROLES}
         facts = [
             {"role": role, **described(str(each.path), adapter)}
             for role in ROLES
@@ -78,12 +81,14 @@ def run(cfg: DictConfig, folder: Path) -> None:
 def described(path: str, adapter: Adapter) -> dict[str, Any]:
     """Return parts, ranks, scales and training metadata of a file."""
     from lorabench.lora.files.metadata import SDXL, is_sdxl
+    from lorabench.lora.files.names import is_transformer
 
     ranks = sorted({shape[0] for shape in adapter.shapes.values()})
     scales = sorted({round(each.scale, 4) for each in (*adapter.values(), *adapter.text.values())})
     notes = {key: adapter.metadata[key][:200] for key in TRAINING if adapter.metadata.get(key)}
+    shown = fitting(adapter, "unknown") if is_transformer(adapter) else SDXL if is_sdxl(adapter.parts) else "unknown"
     return {
-        "path": path, "base": notes.get(TRAINING[0], SDXL if is_sdxl(adapter.parts) else "unknown"), "ranks": ranks,
+        "path": path, "base": notes.get(TRAINING[0], shown), "ranks": ranks,
         "alpha / rank": scales, "UNet layers": len(adapter), "text layers": len(adapter.text),
         "tokens": {trigger: len(next(iter(each.values()))) for trigger, each in adapter.tokens.items()},
         "blocks": blocks(list(adapter)), "norm": norm(adapter), "metadata": notes,
@@ -107,8 +112,12 @@ def block_of(layer: str) -> str:
 
 def blocks(layers: Sequence[str]) -> list[str]:
     """Return the blocks of layers without repetition, in the order of the forward pass."""
-    order = {"down": 0, "mid": 1, "up": 2, "text": 3}
-    return sorted({block_of(each) for each in layers}, key=lambda name: (order.get(name.split("_")[0], 4), name))
+    order = {start: place for place, start in enumerate(("down", "mid", "up", "text", "transformer", "single"))}
+
+    def place(name: str) -> tuple[int, list[Any]]:
+        return order.get(name.split("_")[0], len(order)), [int(x) if x.isdigit() else x for x in name.split(".")]
+
+    return sorted({block_of(each) for each in layers}, key=place)
 
 
 def conflict(found: Sequence[Meeting], content: str, style: str) -> dict[str, Any]:

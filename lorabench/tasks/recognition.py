@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lorabench.base import UserError
@@ -15,6 +15,7 @@ from lorabench.tasks.user_loras import UserPair
 
 if TYPE_CHECKING:
     from lorabench.lora.adapter import Adapter
+    from lorabench.lora.factors import Shape
 
 
 def recognized(own: UserPair, default: ModelSpec) -> ModelSpec:
@@ -60,7 +61,7 @@ def check_equal(models: Mapping[str, str]) -> None:
         first.setdefault(model, path)
     if len(first) > 1:
         listed = " and ".join(f"{path} is a LoRA of {model}" for model, path in first.items())
-        raise UserError(f"{listed}; they cannot be merged: give LoRAs of one model")
+        raise UserError(f"{listed}; they cannot be merged or compared: give LoRAs of one model")
 
 
 def family_of(lora: Adapter) -> Family | None:
@@ -79,6 +80,28 @@ def family_of(lora: Adapter) -> Family | None:
     return FLUX if is_flux(shapes_of(lora.factors)) else None
 
 
-def fitting(lora: Adapter) -> str:
+def fitting(lora: Adapter, other: str = "<its model>") -> str:
     """Return the known model that a LoRA fits, or a placeholder."""
-    return next(iter(models_of([lora])), "<its model>")
+    return next(iter(models_of([lora])), other)
+
+
+def check_comparable(own: UserPair, loras: Sequence[Adapter]) -> None:
+    """Check that files can be compared layer by layer.
+
+    Args:
+        own: The files.
+        loras: Their contents.
+
+    Raises:
+        UserError: If the files are of different models, known or not.
+    """
+    recognized(own, preset("sdxl"))
+    seen: dict[str, tuple[str, Shape]] = {}
+    for each, lora in zip(own.files, loras, strict=True):
+        for layer, shape in lora.shapes.items():
+            path, (_, inputs, outputs) = seen.setdefault(layer, (str(each.path), shape))
+            if shape[1:] != (inputs, outputs):
+                raise UserError(
+                    f"{each.path} maps {shape[1]} to {shape[2]} channels at {layer}, and {path} {inputs} to {outputs}; "
+                    "give LoRAs of one model"
+                )
