@@ -36,7 +36,8 @@ MEASURED = (  # every experiment whose tables the documentation shows
     "all_methods", "tuning", "recipe", "single_loras", "samplers", "duolora_main", "duolora_ablation",
     "unziplora_alignment", "single_image", "craft_main", "craft_components", "craft_guidance", "klora_ablation",
     "nplora_ablation", "closed_form", "tradeoff", "duolora_multi_concept", "calibration", "sensitivity", "stability",
-    "duolora_time", "cost", "sdxl_against_dit",
+    "duolora_time", "cost", "sdxl_against_dit", "duolora_released_traps", "constyle_readings", "layer_priors",
+    "ziplora_similarity", "duolora_vs_pair", "craft_routing", "craft_layer_sets", "craft_semantic_extension",
 )  # fmt: skip
 
 
@@ -45,7 +46,9 @@ FEW = {  # examples, costs, no pairs
 }  # fmt: skip
 REUSED = {
     "duolora_main": "duolora", "duolora_ablation": "ziprank", "klora_ablation": "klora", "nplora_ablation": "np_lora",
-    "closed_form": "ziprank", "craft_main": "ziplora", "tradeoff": "ziplora",
+    "closed_form": "ziprank", "craft_main": "ziplora", "tradeoff": "ziplora", "duolora_released_traps": "duolora",
+    "constyle_readings": "duolora", "layer_priors": "duolora", "ziplora_similarity": "ziplora",
+    "duolora_vs_pair": "pair_customization", "craft_routing": "craft", "craft_layer_sets": "craft",
 }  # fmt: skip
 
 
