@@ -14,7 +14,8 @@ from torch import nn
 from lorabench.base import UserError
 from lorabench.lora.adapter import Factors, LoRA
 from lorabench.models.files import model_folder, preset
-from lorabench.models.layer import group
+from lorabench.models.layer import Layer
+from lorabench.models.layer_map import LayerMap
 from lorabench.models.sdxl.model import SDXL
 from lorabench.models.shapes import KNOWN, empty_model, layer_map
 from lorabench.tasks.recognition import fitting
@@ -89,13 +90,21 @@ def test_blocks_are_named_in_order() -> None:
     assert layers.in_order(shuffled) == list(layers)
 
 
-def test_group_is_exact_path() -> None:
-    names = ["blocks.1.to_q", "blocks.10.to_q", "single_blocks.1.to_q"]
-    assert group(names, "blocks.1", "lora.blocks") == ["blocks.1.to_q"]
+def test_block_is_exact_path() -> None:
+    names = ["blocks.1.to_q", "blocks.10.to_q", "single_blocks.1.to_q", "blocks.1.norm"]
+    layers = LayerMap(
+        {name: Layer(name, 1, 1) for name in names}, attention=frozenset(names[:3]), modules=("blocks.1", "blocks.10"),
+        targets={"all": frozenset(names)},
+    )  # fmt: skip
+    assert list(layers.trained(["blocks.1"])) == ["blocks.1.to_q"]
     with pytest.raises(
         UserError, match=r"^lora\.blocks=blocks\.7 has no layer to adapt; use one of blocks.1, blocks.10$"
     ):
-        group(names, "blocks.7", "lora.blocks", ["blocks.1", "blocks.10"])
+        layers.trained(["blocks.7"])
+    with pytest.raises(
+        UserError, match=r"^lora\.blocks=blocks\.1\.norm has no layer of lora.targets=attention; use lora.targets=all$"
+    ):
+        layers.trained(["blocks.1.norm"])
 
 
 def test_loras_alone_give_map_of_first_known_model_that_they_fit(loras) -> None:

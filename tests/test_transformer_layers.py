@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import yaml
 
 from lorabench.base import UserError
 from lorabench.config.schemas import LoRASpec
+from lorabench.data.concepts import ROLES
 from lorabench.data.pairs import Pair
 from lorabench.lora.adapter import Adapter
 from lorabench.lora.factors import Factors
@@ -17,6 +19,7 @@ from lorabench.merging.method import load as load_method
 from lorabench.merging.priors import check_prior, dominant_roles, read_prior
 from lorabench.models.layer import within
 from lorabench.models.shapes import layer_map, model_of
+from lorabench.personalization.columns import dedicated
 
 COUNTS = {  # layers of the sets attention, script and all, counted on the published models
     "flux": (190, 342, 494),
@@ -30,6 +33,84 @@ COUNTS = {  # layers of the sets attention, script and all, counted on the publi
 def test_sets_of_layers_have_published_counts(known: str) -> None:
     for targets, count in zip(("attention", "script", "all"), COUNTS[known], strict=True):
         assert count is None or len(layer_map(known).trained(targets=targets)) == count
+
+
+# Layers of the groups in the set `all`. FLUX.1: 19 double blocks of 14 layers, 38 single ones of 6. SD3.5 large: 37
+# blocks of 14 layers and a last one of 11; medium: 23 and one, with 4 more for image tokens in the first 13 blocks.
+GROUPS = {
+    "flux": {"double": 266, "single": 228, "image": 133, "text": 133, "early": 266, "middle": 114, "late": 114},
+    "sd3": {"double": 333, "image": 168, "text": 165, "early": 112, "middle": 112, "late": 109},
+    "sd35_medium": {"double": 385, "image": 220, "text": 165, "early": 144, "middle": 132, "late": 109},
+    "sd35_large": {"double": 529, "image": 266, "text": 263, "early": 182, "middle": 182, "late": 165},
+}
+
+
+@pytest.mark.parametrize("known", GROUPS)
+def test_groups_have_counts_of_published_models(known: str) -> None:
+    layers = layer_map(known)
+    assert {name: len(layers.trained([name], "all")) for name in GROUPS[known]} == GROUPS[known]
+    parts = [("early", "middle", "late"), ("image", "text", *(["single"] if known == "flux" else []))]
+    for names in parts:  # of all layers, without an overlap
+        assert len(layers.trained(names, "all")) == sum(GROUPS[known][name] for name in names)
+        assert list(layers.trained(names, "all")) == list(layers.trained(targets="all"))
+    depths = {name: [each.depth for each in layers.trained([name]).values()] for name in parts[0]}
+    assert min(depths["early"]) > max(depths["middle"]) and min(depths["middle"]) > max(depths["late"])
+
+
+def test_streams_are_those_of_layers_of_double_blocks() -> None:
+    layers, block = layer_map("flux").trained(["transformer_blocks.3"], "all"), "transformer_blocks.3."
+    text = {name.removeprefix(block) for name, layer in layers.items() if layer.inside("text")}
+    projections = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+    assert text == {
+        "norm1_context.linear", "ff_context.net.0.proj", "ff_context.net.2", *(f"attn.{name}" for name in projections)
+    }  # fmt: skip
+    assert {name.removeprefix(block) for name, layer in layers.items() if layer.inside("image")} == {
+        "norm1.linear", "ff.net.0.proj", "ff.net.2", "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"
+    }  # fmt: skip
+
+
+def test_group_without_layers_of_set_names_set_that_has_them() -> None:
+    with pytest.raises(
+        UserError, match=r"^lora\.blocks=text has no layer of lora.targets=attention; use lora.targets=script$"
+    ):
+        layer_map("flux").trained(["text"])
+    with pytest.raises(
+        UserError, match=r"lora\.blocks=single has no layer to adapt; use one of double, early, image, "
+    ):
+        layer_map("sd35_large").trained(["single"])
+
+
+@pytest.mark.parametrize("known", ["sdxl", "koala_700m", "micro"])
+def test_sdxl_has_no_groups(known: str) -> None:
+    assert not any(layer.groups for layer in layer_map(known).values())
+
+
+def test_methods_take_groups_as_blocks(lora_spec: LoRASpec, pair: Pair) -> None:
+    """B-LoRA, CRAFT-LoRA, UnZipLoRA, the layer prior and weights by block read names of groups."""
+    layers, recipe, blocks = layer_map("flux"), replace(lora_spec, targets="script"), ("early", "single")
+    sets: dict[str, Any] = {"content": ["early"], "style": ["single"]}
+    planned = layers.planned(4, ROLES)
+    content, style = ({name for name, layer in planned.items() if layer.inside(block)} for block in blocks)
+
+    blora: Any = load_method("blora", content_block="early", style_block="single")
+    blora.training.check(layers, recipe)
+    for output in blora.training.outputs(pair, recipe):
+        assert list(output.job.ranks(layers)) == list(layers.trained(blocks, "script"))
+    blora.merge.check(planned)
+    craft: Any = load_method("craft", layer_sets=sets).training
+    craft.check(layers, recipe)
+    trained = [set(output.job.ranks(layers)) for output in craft.outputs(pair, lora_spec)]
+    assert trained == [content, style]
+    roles = dominant_roles(read_prior(sets), planned)
+    weights: Any = load_method("custom_weights", blocks={"single": {"content": 0.0}, "early": {"style": 0.0}}).merge
+    weights.check(planned)
+    columns = dedicated(planned, "names", *sets.values())
+    for name, layer in planned.items():
+        scales = (float(name in content), float(name in style))
+        assert blora.merge.scales(layer) == weights.scales(layer) == columns[name] == scales
+        assert roles[name] == ("content" if name in content else "style")
+    with pytest.raises(UserError, match=r"method.layer_sets gives transformer_blocks.0.* to both roles"):
+        load_method("craft", layer_sets={"content": ["early"], "style": ["double"]}).training.check(layers, lora_spec)
 
 
 def test_block_is_matched_by_exact_path() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from lorabench.base import UserError
 from lorabench.data.concepts import ROLES, Role
-from lorabench.models.layer import Layer, within
+from lorabench.models.layer import Layer
 from lorabench.models.layer_sets import LayerSets, read_layer_sets
 
 RESOLUTION = "resolution"
@@ -42,26 +42,26 @@ def check_prior(prior: str | Blocks, layers: Mapping[str, Layer]) -> None:
     if isinstance(prior, str):
         return
     for role in ROLES:
-        if prior[role] and not any(within(name, block) for name in layers for block in prior[role]):
+        if prior[role] and not any(layer.inside(block) for layer in layers.values() for block in prior[role]):
             raise UserError(
                 f"method.prior must name modules of this network; its {role} layers ({', '.join(prior[role])}) are "
                 "not; use method.prior=resolution"
             )
-    both = [name for name in layers if len(roles_of(prior, name)) > 1]
+    both = [name for name, layer in layers.items() if len(roles_of(prior, layer)) > 1]
     if both:
         raise UserError(f"method.prior must give {both[0]} to content or to style; remove it from one list")
 
 
-def roles_of(prior: Blocks, name: str) -> list[Role]:
+def roles_of(prior: Blocks, layer: Layer) -> list[Role]:
     """Return the roles to which a prior assigns a layer."""
-    return [role for role in ROLES if any(within(name, block) for block in prior[role])]
+    return [role for role in ROLES if any(map(layer.inside, prior[role]))]
 
 
 def dominant_role(prior: str | Blocks, layer: Layer) -> Role | None:
     """Return the role that dominates a layer, or None if neither does."""
     if isinstance(prior, str):
         return by_depth(layer)
-    return next(iter(roles_of(prior, layer.name)), None)
+    return next(iter(roles_of(prior, layer)), None)
 
 
 def dominant_roles(prior: str | Blocks, layers: Mapping[str, Layer]) -> dict[str, Role | None]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lorabench.base import UserError
 from lorabench.data.concepts import Role
 
 
@@ -20,6 +19,7 @@ class Layer:
         ranks: Rank of each adapter here; 0 if it does not adapt the layer.
         roles: Role of each adapter.
         depth: Between 0 (finest) and 1 (coarsest), as the family defines it; 0.5 outside the blocks.
+        groups: Names of the groups it belongs to besides its modules, such as "image" or "early"; none on SDXL.
     """
 
     name: str
@@ -28,10 +28,15 @@ class Layer:
     ranks: tuple[int, ...] = ()
     roles: tuple[Role, ...] = ()
     depth: float = 0.5
+    groups: frozenset[str] = frozenset()
 
     def of(self, role: Role) -> list[int]:
         """Return the indices of the adapters of a role."""
         return [k for k, each in enumerate(self.roles) if each == role]
+
+    def inside(self, block: str) -> bool:
+        """Return True if the layer is in a block: the path of a module, or the name of a group."""
+        return block in self.groups or within(self.name, block)
 
 
 def within(name: str, module: str) -> bool:
@@ -42,21 +47,3 @@ def within(name: str, module: str) -> bool:
 def modules(block: str | Sequence[str]) -> list[str]:
     """Return the module paths of a block, which is one module or several."""
     return [block] if isinstance(block, str) else list(block)
-
-
-def group(layers: Iterable[str], module: str, setting: str, known: Iterable[str] = ()) -> list[str]:
-    """Return the layers of a module, by exact path: "up_blocks.1" does not contain the layers of "up_blocks.10".
-
-    Args:
-        layers: Names to choose from.
-        module: Module path.
-        setting: Setting that names the module, for the message.
-        known: Modules with layers, for the message.
-
-    Raises:
-        UserError: If the group is empty.
-    """
-    if found := [name for name in layers if within(name, module)]:
-        return found
-    hint = f"one of {', '.join(known)}" if known else "the path of a module with adapted layers"
-    raise UserError(f"{setting}={module} has no layer to adapt; use {hint}")

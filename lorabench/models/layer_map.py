@@ -1,7 +1,7 @@
 """The layers of a model, without its weights. It does not import torch, so that plans are fast.
 
 A layer map has every linear layer of a model by its exact path, in the order of the forward pass, and the groups that
-methods use: modules, blocks with attention, and depth.
+methods use: modules, blocks with attention, depth, and named groups (`Layer.groups`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from lorabench.base import UserError
 from lorabench.data.concepts import Role
-from lorabench.models.layer import Layer, group, within
+from lorabench.models.layer import Layer, within
 
 if TYPE_CHECKING:
     from lorabench.lora.adapter import Adapter
@@ -55,24 +55,48 @@ class LayerMap(Mapping[str, Layer]):
         """Return the layers of the denoiser that a LoRA is trained on.
 
         Args:
-            groups: Groups to which the layers are limited; none selects all layers of the set.
+            groups: Paths of modules and names of groups to which the layers are limited; none selects all layers of
+                the set.
             targets: "attention" for the attention projections, or the name of another set of layers.
 
         Raises:
             UserError: If the set does not exist, or a group has no layer of it.
         """
-        sets = {"attention": self.attention, **self.targets}
+        sets = self.sets
         if targets not in sets:
             raise UserError(f"lora.targets={targets} does not exist for this model; use one of {', '.join(sets)}")
+        for each in groups:
+            self.check_block(each, "lora.blocks", targets)
         layers = {name: layer for name, layer in self.denoiser.items() if name in sets[targets]}
-        if not groups:
-            return layers
-        chosen = {name for each in groups for name in group(layers, each, "lora.blocks", self.modules)}
-        return {name: layer for name, layer in layers.items() if name in chosen}
+        return {name: each for name, each in layers.items() if not groups or any(map(each.inside, groups))}
 
-    def has(self, module: str) -> bool:
-        """Return True if a LoRA could be trained in a module."""
-        return any(within(name, module) for name in self.denoiser if name in self.attention)
+    @property
+    def sets(self) -> dict[str, frozenset[str]]:
+        """Return the sets of layers that LoRAs are trained on, by the name that `lora.targets` has."""
+        return {"attention": self.attention, **self.targets}
+
+    def has(self, block: str, targets: str = "attention") -> bool:
+        """Return True if a set has a layer in a module or group."""
+        chosen = self.sets[targets]
+        return any(layer.inside(block) for name, layer in self.denoiser.items() if name in chosen)
+
+    def check_block(self, block: str, setting: str, targets: str = "attention") -> None:
+        """Check that a LoRA could be trained in a module or group.
+
+        Args:
+            block: Path of a module, or name of a group.
+            setting: Setting that names it, for the message.
+            targets: Set of layers that the LoRA is trained on.
+
+        Raises:
+            UserError: If the set has no layer there.
+        """
+        if self.has(block, targets):
+            return
+        if wider := next((each for each in self.sets if self.has(block, each)), None):
+            raise UserError(f"{setting}={block} has no layer of lora.targets={targets}; use lora.targets={wider}")
+        groups = sorted({group for layer in self.trained(targets=targets).values() for group in layer.groups})
+        raise UserError(f"{setting}={block} has no layer to adapt; use one of {', '.join([*groups, *self.modules])}")
 
     def trained_text(self) -> dict[str, Layer]:
         """Return the layers of the text encoders that a LoRA is trained on."""

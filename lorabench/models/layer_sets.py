@@ -1,6 +1,7 @@
-"""Sets of layers by role, {content: [module paths], style: [module paths]}: presets of conf/, or files.
+"""Sets of layers by role, {content: [modules], style: [modules]}: presets of conf/, or files.
 
-`python run.py task=layer_probe` writes such a file. Imports no torch.
+A module is given by its path, or by the name of a group of a transformer's layers. `python run.py task=layer_probe`
+writes such a file. Imports no torch.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from yaml import YAMLError
 from lorabench.base import CONF, UserError
 from lorabench.config.choices import unknown
 from lorabench.data.concepts import ROLES, Role
-from lorabench.models.layer import within
 
 LayerSets = dict[str, list[str]]  # module paths by role
 
@@ -68,15 +68,3 @@ def role_modules(key: str, value: str | Sequence[str], role: Role) -> str | Sequ
 def is_names(value: Any) -> bool:
     """Return whether a value is a list of names."""
     return isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)
-
-
-def check_disjoint(key: str, sets: Mapping[str, Sequence[str]]) -> None:
-    """Check that no module belongs to both roles.
-
-    Raises:
-        UserError: If one does.
-    """
-    for content in sets["content"]:
-        for style in sets["style"]:
-            if within(content, style) or within(style, content):
-                raise UserError(f"{key} gives {max(content, style, key=len)} to both roles; take it out of one list")

@@ -6,10 +6,17 @@ and the last ones details (Unraveling MMDiT Blocks, arXiv 2601.02211). It is our
 published studies of FLUX.1's blocks contradict each other. Three sets of layers are in use, and the choice decides
 the number of parameters: `attention` (queries, keys, values and outputs of the image stream), `script` (the layers that
 diffusers' training script adapts) and `all` (every linear layer of the blocks).
+
+The layers of the blocks have named groups:
+
+    double, single          blocks with separate layers for both streams, and with one set of layers for both (FLUX.1)
+    image, text             layers of double blocks that process one stream; those of single blocks process both
+    early, middle, late     thirds of the blocks, in the order of the forward pass
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +27,8 @@ from lorabench.models.layer_map import LayerMap
 Config = Mapping[str, Any]
 Named = Iterator[tuple[str, Widths]]
 ATTENTION = (".to_q", ".to_k", ".to_v", ".to_out.0")
+TEXT_STREAM = re.compile(r"\.(norm1_context|ff_context|attn\.(add_[qkv]_proj|to_add_out))(\.|$)")
+THIRDS = ("early", "middle", "late")
 TEXT_ATTENTION = (".q_proj", ".k_proj", ".v_proj", ".out_proj")
 
 
@@ -41,8 +50,11 @@ def transformer_map(
     """
     last = max(len(blocks) - 1, 1)
     layers = [Layer(name, *widths) for name, widths in outside]
-    for place, named in enumerate(blocks.values()):
-        layers += [Layer(name, *widths, depth=1 - place / last) for name, widths in named]
+    for place, (block, named) in enumerate(blocks.items()):
+        third = THIRDS[3 * place // len(blocks)]
+        layers += [
+            Layer(name, *widths, depth=1 - place / last, groups=groups_of(name, block, third)) for name, widths in named
+        ]
     text = [
         Layer(name, *widths) for encoder, (config, projected) in encoders.items()
         for name, widths in clip_layers(encoder, config, projected)
@@ -58,6 +70,13 @@ def transformer_map(
         tuple(blocks),
         {"script": frozenset(name for name in inside if name.endswith(tuple(script))), "all": frozenset(inside)},
     )
+
+
+def groups_of(layer: str, block: str, third: str) -> frozenset[str]:
+    """Return the groups of a layer: the kind of its block, its stream and its third of the blocks."""
+    if block.startswith("single_"):
+        return frozenset(("single", third))
+    return frozenset(("double", "text" if TEXT_STREAM.search(layer) else "image", third))
 
 
 def embedder(path: str, inputs: int, width: int) -> Named:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lorabench.base import UserError
 from lorabench.lora.factors import Factors
-from lorabench.models.layer import Layer, within
+from lorabench.models.layer import Layer
 
 
 def period_of(steps: int, recalibrations: int) -> int:
@@ -94,8 +94,8 @@ def dedicated(
         layers: Layers that the adapters adapt.
         rule: "names" (the modules of `content` and `style`), "depth" (coarse layers for the content and fine ones for
             the style) or "none".
-        content: Module paths.
-        style: Module paths.
+        content: Module paths or groups.
+        style: Module paths or groups.
         modules: Modules with such layers, for the message.
 
     Raises:
@@ -107,7 +107,7 @@ def dedicated(
         return dict.fromkeys(layers, (False, False))
     found = []
     for role, paths in (("content", content), ("style", style)):
-        inside = {path: {name for name in layers if within(name, path)} for path in paths}
+        inside = {path: {name for name, layer in layers.items() if layer.inside(path)} for path in paths}
         if empty := next((path for path, names in inside.items() if not names), None):
             raise UserError(
                 f"method.{role}_blocks={empty} has no layer to adapt; use method.dedicated=depth, or modules out of "

@@ -19,7 +19,7 @@ from typing import Any
 from lorabench.base import UserError
 from lorabench.data.concepts import ROLES, Role
 from lorabench.merging.masked import MaskedSum
-from lorabench.models.layer import Layer, modules, within
+from lorabench.models.layer import Layer, modules
 from lorabench.models.layer_sets import role_modules
 
 
@@ -28,8 +28,8 @@ class BLoRA(MaskedSum):
     """One block per role.
 
     Args:
-        content_block: Module path of the content block, W4 in the paper, several paths, or a set of conf/layer_sets.
-        style_block: Module path of the style block, W5 in the paper, several paths, or a set of conf/layer_sets.
+        content_block: Module or group of the content block, W4 in the paper, several, or a set of conf/layer_sets.
+        style_block: Module or group of the style block, W5 in the paper, several, or a set of conf/layer_sets.
         content: Scale alpha_c.
         style: Scale alpha_s.
         squared: Apply each scale twice.
@@ -51,7 +51,7 @@ class BLoRA(MaskedSum):
         roles: dict[Role, None] = dict.fromkeys(role for layer in layers.values() for role in layer.roles)
         for role in roles:
             blocks = self.alphas[role][0]
-            inside = [layer for layer in layers.values() if any(within(layer.name, block) for block in blocks)]
+            inside = [layer for layer in layers.values() if any(map(layer.inside, blocks))]
             if not any(layer.ranks[k] for layer in inside for k in layer.of(role)):
                 raise UserError(
                     f"method.{role}_block={','.join(blocks)} must have a layer that a {role} LoRA adapts; "
@@ -70,6 +70,6 @@ class BLoRA(MaskedSum):
         own, power = self.alphas, 2 if self.squared else 1
 
         def is_in(role: Role) -> bool:
-            return any(within(layer.name, module) for module in own[role][0])
+            return any(map(layer.inside, own[role][0]))
 
         return tuple(own[role][1] ** power if is_in(role) else 0.0 for role in layer.roles)

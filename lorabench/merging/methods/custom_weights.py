@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from lorabench.base import UserError
 from lorabench.data.concepts import ROLES, Role
 from lorabench.merging.masked import MaskedSum
-from lorabench.models.layer import Layer, within
+from lorabench.models.layer import Layer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class CustomWeights(MaskedSum):
     Args:
         content: Scale of content adapters.
         style: Scale of style adapters.
-        blocks: {module path: {content: w, style: w}} for all layers of a module.
+        blocks: {module path: {content: w, style: w}} for all layers of a module or group.
     """
 
     content: float
@@ -43,7 +43,7 @@ class CustomWeights(MaskedSum):
 
     def check(self, layers: Mapping[str, Layer]) -> None:
         for block in self.blocks or {}:
-            if not any(within(layer, block) for layer in layers):
+            if not any(layer.inside(block) for layer in layers.values()):
                 raise UserError(
                     f"method.blocks.{block} must be a module with adapted layers; "
                     "use method.blocks={<module path>: {style: 0.5}}"
@@ -52,6 +52,6 @@ class CustomWeights(MaskedSum):
     def scales(self, layer: Layer) -> tuple[float, ...]:
         weights: Mapping[str, float] = {"content": self.content, "style": self.style}
         for block, own in (self.blocks or {}).items():
-            if within(layer.name, block):
+            if layer.inside(block):
                 weights = {**weights, **own}
         return tuple(weights[role] for role in layer.roles)

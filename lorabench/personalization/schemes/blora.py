@@ -17,7 +17,7 @@ from lorabench.config.schemas import LoRASpec
 from lorabench.data.concepts import ROLES, Concept
 from lorabench.data.pairs import Pair
 from lorabench.data.stylised import is_stylised
-from lorabench.models.layer import group, modules
+from lorabench.models.layer import modules
 from lorabench.models.layer_map import LayerMap
 from lorabench.models.layer_sets import role_modules
 from lorabench.personalization.schemes.dreambooth import dreambooth
@@ -29,8 +29,8 @@ class BLoRATraining(Training):
     """DreamBooth in two blocks.
 
     Args:
-        content_block: Module path of the content block, W4 in the paper, several paths, or a set of conf/layer_sets.
-        style_block: Module path of the style block, W5 in the paper, several paths, or a set of conf/layer_sets.
+        content_block: Module or group of the content block, W4 in the paper, several, or a set of conf/layer_sets.
+        style_block: Module or group of the style block, W5 in the paper, several, or a set of conf/layer_sets.
         one_image: Train on the first image only, without a class word in its caption.
     """
 
@@ -54,10 +54,9 @@ class BLoRATraining(Training):
         return [dreambooth(self.shown(concept), spec, " in two blocks") for concept in pair.concepts]
 
     def check(self, layers: LayerMap, recipe: LoRASpec) -> None:
-        trained = layers.trained(targets=recipe.targets)
         for role in ROLES:
             for module in modules(getattr(self, f"{role}_block")):
-                group(trained, module, f"method.{role}_block", layers.modules)
+                layers.check_block(module, f"method.{role}_block", recipe.targets)
 
     def shown(self, concept: Concept) -> Concept:
         """Return the concept with the images that the adapter is trained on."""

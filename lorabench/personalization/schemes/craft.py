@@ -21,9 +21,9 @@ from lorabench.base import UserError
 from lorabench.config.dataset_schemas import DatasetSpec, MicroworldSpec, StylisedSpec
 from lorabench.config.schemas import LoRASpec
 from lorabench.config.settings import setting
-from lorabench.data.concepts import Concept
+from lorabench.data.concepts import ROLES, Concept
 from lorabench.data.pairs import Pair
-from lorabench.models.layer_sets import LayerSets, check_disjoint, read_layer_sets
+from lorabench.models.layer_sets import LayerSets, read_layer_sets
 from lorabench.personalization.backbone import BackboneJob, BackboneSpec, backbone_job
 from lorabench.personalization.frequency import RenderSpec
 from lorabench.personalization.schemes.dreambooth import DreamBoothJob
@@ -90,7 +90,7 @@ class Craft(Training):
     """Adapters in separate layers.
 
     Args:
-        layer_sets: Modules of each role: a preset of conf/layer_sets, a file, or {content: [...], style: [...]}.
+        layer_sets: Modules or groups by role: a preset of conf/layer_sets, a file, or {content: [...], style: [...]}.
         one_image: Train each adapter on the first image only.
         rank_limited: Train on a rank-limited backbone instead of the plain base weights.
         pairs: Images that the backbone learns from: "truth", "reference" or "rendered".
@@ -109,11 +109,17 @@ class Craft(Training):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_disjoint("method.layer_sets", self.sets)
+        read_layer_sets("method.layer_sets", self.layer_sets, "layer_sets")  # a mistake in it ends the run here
 
     @property
     def sets(self) -> LayerSets:
         return read_layer_sets("method.layer_sets", self.layer_sets, "layer_sets")
+
+    def check(self, layers: LayerMap, recipe: LoRASpec) -> None:
+        sets = self.sets
+        for layer in layers.trained(targets=recipe.targets).values():
+            if all(any(map(layer.inside, sets[role])) for role in ROLES):
+                raise UserError(f"method.layer_sets gives {layer.name} to both roles; take it out of one list")
 
     def check_dataset(self, dataset: DatasetSpec) -> None:
         in_world = isinstance(dataset, MicroworldSpec | StylisedSpec)
