@@ -295,6 +295,27 @@ def test_sampling_is_that_of_the_model_of_the_files(tmp_path: Path) -> None:
     assert sampled("model=flux_schnell") == ("flux_schnell", 4, 1.0)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["method=unziplora"], "gives each LoRA its own prompt.*; use ablation=no_prompt_separation, or an SDXL model"),
+        (["method=unziplora", "model=flux", "model.true_guidance=true"], "use ablation=no_prompt_separation, or"),
+        (["method=lora_composite"], "lora_composite sums predictions.* use model.true_guidance=true or"),
+        (["model=flux_schnell", "method=direct", "generate.guidance=3"], "generate.guidance=3 has no effect"),
+        (["method=direct", "generate.negative=bad"], "use generate.negative=null"),
+        (["method=direct", "generate.sampler=euler"], "use generate.sampler=model"),
+    ],
+)
+def test_sampling_is_refused_before_model_is_downloaded(
+    commands: Any, tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    save_file(kohya({"double_blocks_0_img_attn_proj": (W, W)}), tmp_path / "a.safetensors")
+    files = ["content=a.safetensors", "style=a.safetensors", "prompt=a sks dog in szn style"]
+    done = commands.run("task=generate", *files, *overrides, cwd=tmp_path)
+    assert done.returncode == 2 and re.search(message, done.stderr), done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1 and not (tmp_path / "generated").exists()
+
+
 SDXL = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"
 FAMILIES = {  # a layer and its width
     "an SDXL model": (SDXL, 640),

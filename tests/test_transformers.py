@@ -335,3 +335,15 @@ def test_unziplora_runs_with_offered_settings(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "| unziplora no_prompt_separation |" in done.stdout
+
+
+def test_unziplora_generates_from_files_with_offered_ablation(
+    folders: dict[str, Path], commands: Any, tmp_path: Path
+) -> None:
+    random_lora(load(files(folders["dev"])).layers).save(tmp_path / "a.safetensors")
+    given = ["content=a.safetensors", "style=a.safetensors", "prompt=a sks dog in szn style", "method=unziplora"]
+    settings = ["model=flux", f"model.path={folders['dev']}", "model.resolution=16", "model.dtype=fp32",
+                "generate.images=1", "generate.steps=2"]  # fmt: skip
+    done = commands.run("task=generate", *given, *settings, "ablation=no_prompt_separation", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "generated" / "00.png").is_file()

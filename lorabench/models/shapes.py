@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lorabench.base import UserError
 from lorabench.config.choices import unknown
 from lorabench.config.schemas import ModelSpec
-from lorabench.models.families import FLUX
+from lorabench.models.families import FLUX, Family, family_of
 from lorabench.models.files import ModelFiles, embedded, model_files
 from lorabench.models.hub import HUB_ID
 from lorabench.models.known import KNOWN as FAMILY_OF
@@ -49,22 +49,35 @@ def layer_map(source: ModelFiles | ModelSpec | str | Sequence[Adapter]) -> Layer
     return known_layers(model_of(source))
 
 
-def guidance_kind(files: ModelFiles) -> str:
-    """Return the kind of guidance of a model: "cfg", "embedded" or "none" (see `DiffusionModel`)."""
-    if files.family != FLUX or files.true_guidance:
-        return "cfg"
-    return "embedded" if read(files.config / files.family.denoiser / "config.json")["guidance_embeds"] else "none"
+def family_and_guidance(source: ModelFiles | ModelSpec) -> tuple[Family, str]:
+    """Return the family of a model and its kind of guidance: "cfg", "embedded" or "none" (see `DiffusionModel`).
+
+    Args:
+        source: Files of a model, or its configuration. The configuration of a known model is not downloaded.
+    """
+    found = source.config if isinstance(source, ModelFiles) else configs_of(source)
+    family = FAMILY_OF[found] if isinstance(found, str) else family_of(found)
+    if family != FLUX or source.true_guidance:
+        return family, "cfg"
+    denoiser = denoiser_config(found) if isinstance(found, str) else read(found / family.denoiser / "config.json")
+    return family, "embedded" if denoiser["guidance_embeds"] else "none"
 
 
 def spec_layers(spec: ModelSpec) -> LayerMap:
     """Return the layers of a configured model, without a download if possible."""
+    found = configs_of(spec)
+    return known_layers(found) if isinstance(found, str) else folder_layers(found)
+
+
+def configs_of(spec: ModelSpec) -> str | Path:
+    """Return the folder of a model's configurations, or the name of a known model, without a download if possible."""
     local = embedded(spec.path) or Path(spec.path)
     folder = Path(spec.config) if local.is_file() else local
     if has_configs(folder):
-        return folder_layers(folder)
+        return folder
     if spec.name in KNOWN and (local.is_file() or (not local.exists() and HUB_ID.fullmatch(spec.path))):
-        return known_layers(spec.name)
-    return folder_layers(model_files(spec).config)
+        return spec.name
+    return model_files(spec).config
 
 
 def model_of(loras: Sequence[Adapter]) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lorabench.base import UserError
+from lorabench.config.schemas import GenerateSpec
 from lorabench.engine.devices import device_name
 from lorabench.merging.method import Method
-from lorabench.models.families import SDXL
+from lorabench.models.families import SDXL, Family
 from lorabench.models.layer import Layer
 from lorabench.models.layer_map import LayerMap, with_ranks
 from lorabench.models.schedulers import check_own_sampler
-from lorabench.models.shapes import guidance_kind
+from lorabench.models.shapes import family_and_guidance
 from lorabench.models.shapes import layer_map as model_layers
 from lorabench.personalization.training import Output
 from lorabench.sampling.rule import Context
@@ -55,30 +56,63 @@ def check_model(plan: Plan, layer_map: LayerMap) -> None:
     Raises:
         UserError: If the model has no such noise levels, guidance or text layers.
     """
-    recipe, kind, flow = plan.lora, guidance_kind(plan.model), plan.model.family != SDXL
+    recipe, (family, kind) = plan.lora, family_and_guidance(plan.model)
+    flow = family != SDXL
     if flow and recipe.min_snr is not None:
         raise UserError("lora.min_snr weighs the timesteps of DDPM models; use lora.min_snr=null")
     if not flow and recipe.timesteps != "uniform":
         raise UserError(f"lora.timesteps={recipe.timesteps} needs a flow-matching model; use lora.timesteps=uniform")
-    if flow:
-        check_own_sampler(plan.generation.sampler)
     if recipe.text_encoders and not layer_map.trained_text():
         raise UserError("lora.text_encoders=true is not supported for this model; use lora.text_encoders=false")
-    if kind != "cfg" and plan.generation.negative:
+    check_generation(plan.generation, family, kind)
+    for row, pair in plan.cells():
+        if row.method is not None:
+            context = plan.trained.context(tuple(output.shown.role for output in plan.trained.outputs(row, pair)))
+            check_rule(row.method, row.name, context, family, kind)
+
+
+def check_generation(spec: GenerateSpec, family: Family, kind: str) -> None:
+    """Check the settings of image generation against a model.
+
+    Args:
+        spec: The settings.
+        family: Family of the model.
+        kind: Its kind of guidance.
+
+    Raises:
+        UserError: If it has no such sampler or guidance.
+    """
+    if family != SDXL:
+        check_own_sampler(spec.sampler)
+    if kind != "cfg" and spec.negative:
         raise UserError(
             f"generate.negative has no effect on a model whose guidance is {kind}; use generate.negative=null"
         )
-    if kind == "none" and plan.generation.guidance > 1:
-        raise UserError(f"generate.guidance={plan.generation.guidance:g} has no effect on this model; use 1")
-    for row, pair in plan.cells():
-        if flow and row.method is not None:
-            context = plan.trained.context(tuple(output.shown.role for output in plan.trained.outputs(row, pair)))
-            check_one_prompt(row.method, row.name, context)
-            if kind != "cfg" and row.method.sampling.branches(context) is not None:
-                raise UserError(
-                    f"{row.name} sums predictions with and without the prompt, and the guidance of this model is "
-                    f"{kind}; use model.true_guidance=true or another method"
-                )
+    if kind == "none" and spec.guidance > 1:
+        raise UserError(f"generate.guidance={spec.guidance:g} has no effect on this model; use 1")
+
+
+def check_rule(method: Method, name: str, context: Context, family: Family, kind: str) -> None:
+    """Check the training and the sampling rule of a method against a model.
+
+    Args:
+        method: The method.
+        name: Its name in the message.
+        context: Adapters and sampling steps.
+        family: Family of the model.
+        kind: Its kind of guidance.
+
+    Raises:
+        UserError: If the model has no prompts by adapter, or no sums of predictions.
+    """
+    if family == SDXL:
+        return
+    check_one_prompt(method, name, context)
+    if kind != "cfg" and method.sampling.branches(context) is not None:
+        raise UserError(
+            f"{name} sums predictions with and without the prompt, and the guidance of this model is {kind}; "
+            "use model.true_guidance=true or another method"
+        )
 
 
 def check_one_prompt(method: Method, name: str, context: Context) -> None:

@@ -25,7 +25,11 @@ from lorabench.engine.store import Store
 from lorabench.engine.work import Progress
 from lorabench.merging.method import Method
 from lorabench.models.files import ModelFiles, model_files
+from lorabench.models.shapes import family_and_guidance
+from lorabench.personalization.schemes.given import Given
 from lorabench.report.labels import label
+from lorabench.sampling.rule import Context
+from lorabench.tasks.checks import check_generation, check_rule
 from lorabench.tasks.composition import ablation_of, method_of
 from lorabench.tasks.given_loras import user_loras
 from lorabench.tasks.merge_files import drawn, image_cost, merged
@@ -92,6 +96,17 @@ class Request:
             name, own, method, typed["model"], typed["generate"], typed["trainer"], typed["task"], Path(cfg.store),
             cfg.seed, Path(cfg.output), OmegaConf.to_container(cfg.method, resolve=True), cfg.prompts.style_token,
         )  # fmt: skip
+
+    def check_sampling(self) -> None:
+        """Check the sampling of the method against the model, which is neither downloaded nor loaded if it is known.
+
+        Raises:
+            UserError: If the model has no such sampler, guidance or prompts by adapter.
+        """
+        family, kind = family_and_guidance(self.model)
+        check_generation(self.generation, family, kind)
+        context = Context(self.own.roles, self.generation.steps, self.generation.guidance)
+        check_rule(replace(self.method, training=Given()), self.name, context, family, kind)
 
     def check_prompts(self) -> None:
         """Warn of prompts that the model truncates; raise UserError if words of the style would be lost."""

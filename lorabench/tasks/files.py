@@ -59,6 +59,7 @@ def merge(request: Request) -> None:
     check_replaceable(request.output, INSTEAD)
     merge = request.method.merge
     if merge.needs_model:
+        request.check_sampling()
         request.check_prompts()
     else:
         use_threads(cores())
@@ -124,6 +125,7 @@ def generate(request: Request) -> None:
         )
     if not request.own.prompt:
         raise UserError("task=generate needs a prompt; use prompt='a sks dog in szn style'")
+    request.check_sampling()
     make_folder(request.output)
     output = OutputFolder(request.output, "output=<an empty folder>")
     output.check()

@@ -87,6 +87,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
         cfg.seed,
         output.path / FILE,
     )  # fmt: skip
+    job.check_sampling()
     with claim_here(trainer.accelerator), Bar(1.0 + len(points) + 2 * len(ROLES), "tune") as bar:
         found = Tuning(job, methods, metrics, networks(metrics, scorers, trainer), bar)
         images = found.images(points)

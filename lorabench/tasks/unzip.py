@@ -27,15 +27,14 @@ from lorabench.engine.devices import claim_here, device_name
 from lorabench.engine.output_folder import MANIFEST, OutputFolder, make_folder
 from lorabench.engine.store import Store
 from lorabench.engine.workers import use_threads
-from lorabench.models.families import SDXL
 from lorabench.models.files import model_files
-from lorabench.models.shapes import layer_map
+from lorabench.models.shapes import family_and_guidance, layer_map
 from lorabench.personalization.schemes.unziplora import UnZipJob, check_unzip
 from lorabench.personalization.training import Environment
 from lorabench.sampling.rule import Context
 from lorabench.scoring.files import scorer_set
 from lorabench.tasks import unzip_sheet
-from lorabench.tasks.checks import check_one_prompt
+from lorabench.tasks.checks import check_generation, check_rule
 from lorabench.tasks.composition import ablation_of, method_of
 from lorabench.tasks.jobs import load_model, load_scorer
 from lorabench.tasks.unzip_inputs import check_sizes, image_sets, words_for
@@ -62,9 +61,10 @@ def run(cfg: DictConfig, folder: Path) -> None:
         typed["task"], Store.open(Path(cfg.store)), cfg.seed, OmegaConf.to_container(cfg.method, resolve=True),
     )  # fmt: skip
     check_unzip(unzip.lora)
-    if files.family != SDXL:
-        context = Context(ROLES, unzip.generation.steps, unzip.generation.guidance)
-        check_one_prompt(unzip.method, unzip.method.name, context)
+    family, kind = family_and_guidance(files)
+    check_generation(unzip.generation, family, kind)
+    context = Context(ROLES, unzip.generation.steps, unzip.generation.guidance)
+    check_rule(unzip.method, unzip.method.name, context, family, kind)
     unzip.scheme.check(layer_map(typed["model"]), unzip.lora)
     given = {role: cfg[role] and cfg[role].prompt for role in ("content", "style")}
     images = [tuple(reference(path, "", "") for path in paths) for _, paths in sets]
