@@ -101,9 +101,11 @@ def test_min_snr_weights_follow_diffusers_snr(model: SDXL, lora_spec, prediction
     assert model.process.loss_weight(t, lora_spec) is None
 
 
-def test_prior_term_is_weighted_by_its_weight_alone(model: SDXL, pair, lora_spec) -> None:
-    """Their timesteps are not weighted: min-SNR applies to the concept's images only, as in diffusers."""
-    spec = replace(lora_spec, min_snr=0.5, prior_weight=3.0)
+@pytest.mark.parametrize("changes", [{}, {"min_snr": 0.5}, {"loss": "v"}, {"loss": "eps"}, {"loss": "x0"}])
+def test_prior_term_has_weights_of_loss_but_not_of_min_snr(model: SDXL, pair, lora_spec, changes: dict) -> None:
+    """Min-SNR applies to the concept's images only, as in diffusers. The error of eps is that of v times the signal."""
+    assert model.process.predicts == "v_prediction"
+    spec = replace(lora_spec, prior_weight=3.0, **changes)
     prior = [reference("mug", "a mug", "gray")]
     with model.attach([initial(model.layers.trained(), 2, 0)]) as adapters:
         module = DreamBoothLoRA(model, adapters, pair.contents[0], spec, 0, prior)
@@ -115,7 +117,10 @@ def test_prior_term_is_weighted_by_its_weight_alone(model: SDXL, pair, lora_spec
             prediction = model.predict(noised, part.t, model.encode_prompts(part.prompts))
             target = model.process.target(part.latents, part.noise, part.t)
             errors.append((prediction - target).square().mean(dim=(1, 2, 3)))
-        expected = (errors[0] * model.process.loss_weight(own.t, spec)).mean() + 3.0 * errors[1].mean()
+        weight = model.process.loss_weight(own.t, spec)
+        alpha_bar = model.pipeline.scheduler.alphas_cumprod[theirs.t]
+        loss_weight = {"eps": alpha_bar, "x0": 1 - alpha_bar}.get(spec.loss, torch.ones_like(alpha_bar))
+        expected = (errors[0] * (1 if weight is None else weight)).mean() + 3.0 * (errors[1] * loss_weight).mean()
         torch.testing.assert_close(module.loss(own.join(theirs)), expected)
     assert theirs.prompts == ["a mug"] * 2
 
