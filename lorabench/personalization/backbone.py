@@ -14,7 +14,7 @@ A layer has at most `most` of its outputs removed per basis, so that one setting
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -158,12 +158,15 @@ class BackboneJob(Job):
         return lora.parameters("up")
 
 
-def backbone_job(spec: BackboneSpec, render: RenderSpec, pairs: str, manifest: str | None) -> BackboneJob:
+def backbone_job(
+    spec: BackboneSpec, render: RenderSpec, pairs: str, manifest: str | None, like: LoRASpec | None = None
+) -> BackboneJob:
     """Return the job of a backbone.
 
     Args:
         pairs: "truth", "reference" or "rendered".
         manifest: Of the reference images; None uses the microworld's.
+        like: Recipe of the adapters, whose noise levels and loss the backbone has; None uses the defaults.
     """
     recipe = LoRASpec(
         rank=spec.r_max, alpha=spec.r_max, blocks=[], text_encoders=False, text_lr=spec.lr, steps=spec.steps,
@@ -171,6 +174,8 @@ def backbone_job(spec: BackboneSpec, render: RenderSpec, pairs: str, manifest: s
         schedule="cosine", cycles=1, warmup=spec.warmup, max_grad_norm=1.0, min_snr=None, prior_weight=0.0,
         prior_images=1, flips=False, crops=0, sample_every=0,
     )  # fmt: skip
+    if like is not None:
+        recipe = replace(recipe, timesteps=like.timesteps, loss=like.loss)
     concept: Concept = contrastive(spec.contents, spec.styles, pairs == "truth", manifest)
     source = RenderJob(concept, recipe, "contrastive pairs", render) if pairs == "rendered" else None
     return BackboneJob(concept, recipe, f"backbone on {pairs} pairs", spec, source)

@@ -152,7 +152,7 @@ def learn_bases(
         Bases(start(model, ranks, init, seed_of(seed, "basis", source), source, len(sources))).to(model.device)
         for source in range(len(sources))
     ]
-    shown = [views(model, each, spec.flips, spec.crops, seed) for each in sources]
+    shown = [views(model, each, spec.flips, spec.crops, seed, spec.timesteps) for each in sources]
     with projected(model.denoiser, list(ranks)) as layers:
         module = RankReduction(model, layers, bases, shown, spec, terms, seed)
         fit_resumable(module, spec, env, spec.steps)

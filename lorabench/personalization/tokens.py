@@ -26,8 +26,6 @@ from lorabench.personalization.resumable import fit_resumable
 from lorabench.personalization.training import Environment
 from lorabench.personalization.views import views
 
-UNIFORM = "uniform"
-
 
 class LearnedTokens(pl.LightningModule):
     """Trains the embeddings of triggers in the captions of a concept.
@@ -36,15 +34,21 @@ class LearnedTokens(pl.LightningModule):
 
     Args:
         tokens: Embeddings [1, width] at the start, by trigger and text encoder.
-        law: Distribution of the timesteps, see `NoiseProcess.timesteps`.
+        law: Distribution of the timesteps, see `NoiseProcess.timesteps`; None is that of the recipe.
     """
 
     def __init__(
-        self, model: DiffusionModel, tokens: Tokens, concept: Concept, spec: LoRASpec, seed: int, law: str = UNIFORM
+        self,
+        model: DiffusionModel,
+        tokens: Tokens,
+        concept: Concept,
+        spec: LoRASpec,
+        seed: int,
+        law: str | None = None,
     ):
         super().__init__()
         self.model, self.spec, self.seed = model, spec, seed
-        self.images = views(model, concept.images, spec.flips, spec.crops, seed, law)
+        self.images = views(model, concept.images, spec.flips, spec.crops, seed, law or spec.timesteps)
         self.tokens: Tokens = {
             trigger: {encoder: nn.Parameter(vectors.clone()) for encoder, vectors in encoders.items()}
             for trigger, encoders in tokens.items()

@@ -135,7 +135,9 @@ class Craft(Training):
         return replace(self, backbone=backbone, render=replace(self.render, steps=min(steps, self.render.steps)))
 
     def outputs(self, pair: Pair, recipe: LoRASpec) -> list[Output]:
-        base = backbone_job(self.backbone, self.render, self.pairs, self.references) if self.rank_limited else None
+        base = None
+        if self.rank_limited:
+            base = backbone_job(self.backbone, self.render, self.pairs, self.references, recipe)
         return [self.output(each, recipe, base) for each in pair.concepts]
 
     def output(self, concept: Concept, recipe: LoRASpec, base: BackboneJob | None) -> Output:
