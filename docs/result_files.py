@@ -2,7 +2,8 @@
 
     docs/results/<name>/made.json      {command, commit, base, date, reference}
     docs/results/<name>/*.csv          tables; scores.csv has one line per row and metric of a report, comparisons.csv
-                                       the planned comparisons with other rows than the reference, and published orders
+                                       the planned comparisons with other rows than the reference, and published orders;
+                                       costs.csv the seconds, passes and bytes of each row
     docs/results/<name>/*.md           texts of studies
     docs/results/<name>/<part>.*       the same of one of several tables, such as 2_subjects.scores.csv
 
@@ -32,9 +33,10 @@ from lorabench.models.files import ModelFiles
 from lorabench.report.comparing import ALPHA
 from lorabench.report.folder import SCORES as RUN_SCORES
 from lorabench.report.planned import shown_apart
+from lorabench.report.table import COSTS as COST_LABELS
 
 FOLDER = Path(__file__).parent / "results"
-MADE, SCORES, REPORT, COMPARISONS = "made.json", "scores.csv", "table.csv", "comparisons.csv"
+MADE, SCORES, REPORT, COMPARISONS, COSTS = "made.json", "scores.csv", "table.csv", "comparisons.csv", "costs.csv"
 DIFFERENCE = ("difference", "difference_low", "difference_high")
 COLUMNS = ("row", "metric", "mean", "low", "high", "pairs", *DIFFERENCE, "p_holm", "separated")
 COMPARED = ("family", "label", "against", "metric", *DIFFERENCE, "p_holm", "separated")
@@ -68,7 +70,9 @@ def copy(folder: Path, command: str | None = None, target: Path | None = None) -
         start = f"{part}." if part else ""
         files = [*source.glob("*.csv"), *source.glob("*.md")]
         if (source / REPORT).is_file():
-            lines_of(pd.read_csv(source / REPORT)).to_csv(target / f"{start}{SCORES}", index=False, float_format="%.4g")
+            wide = own_rows(pd.read_csv(source / REPORT))
+            lines_of(wide).to_csv(target / f"{start}{SCORES}", index=False, float_format="%.4g")
+            costs_of(wide).to_csv(target / f"{start}{COSTS}", index=False, float_format="%.4g")
             files = [file for file in files if file.stem != "table" and file.with_suffix(".md").is_file()]
             if len(others := compared_with_others(source / COMPARISONS, reference)):
                 others.to_csv(target / f"{start}{COMPARISONS}", index=False, float_format="%.4g")
@@ -109,9 +113,18 @@ def check_finished(folder: Path) -> None:
             raise SystemExit(f"error: {file.parent} is not finished, or parts of it failed; run its command again")
 
 
+def own_rows(wide: pd.DataFrame) -> pd.DataFrame:
+    """Return a report's table.csv without the rows of publications."""
+    return wide.loc[wide["reported"].isna()] if "reported" in wide else wide
+
+
+def costs_of(wide: pd.DataFrame) -> pd.DataFrame:
+    """Return the costs in a report's table.csv, one line per row."""
+    return wide[["method", *(name for name in COST_LABELS if name in wide)]].rename(columns={"method": "row"})
+
+
 def lines_of(wide: pd.DataFrame) -> pd.DataFrame:
-    """Return a report's table.csv with one line per row and metric; rows of publications are left out."""
-    wide = wide.loc[wide["reported"].isna()] if "reported" in wide else wide
+    """Return a report's table.csv with one line per row and metric."""
     metrics = [name.removesuffix("_low") for name in wide if f"{name.removesuffix('_low')}_high" in wide.columns
                and name.endswith("_low") and not name.endswith(("bca_low", "difference_low", "rank_low"))]  # fmt: skip
     lines = []

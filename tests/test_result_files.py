@@ -128,6 +128,9 @@ def test_report_is_copied_with_one_line_per_row_and_metric(docs: Path, tmp_path:
     assert lines.at[("duolora", "clip_t"), "separated"] == "yes" and pd.isna(
         lines.at[("direct", "clip_t"), "separated"]
     )
+    costs = pd.read_csv(docs / "closed_form" / "costs.csv", index_col="row")
+    assert costs.at["duolora", "merge_seconds"] == pytest.approx(wide.at["duolora", "merge_seconds"], rel=1e-3)
+    assert not set(costs) & set(lines.index.get_level_values("metric"))
     text = generate.result("closed_form")
     made = json.loads((docs / "closed_form" / "made.json").read_text())
     assert (

@@ -81,8 +81,8 @@ class InspirationTree(Training):
             raise UserError(f"method.kept={self.kept} must be at most method.siblings={self.siblings}")
         if recipe.timesteps != "uniform":
             raise UserError(
-                f"lora.timesteps={recipe.timesteps} is not a setting of method/training=inspiration_tree, which has its "
-                "own law; use lora.timesteps=uniform"
+                f"lora.timesteps={recipe.timesteps} is not a setting of method/training=inspiration_tree, which has "
+                "its own law; use lora.timesteps=uniform"
             )
         tree = Tree(self.siblings, self.kept, self.candidates, self.trial, self.samples)
         both, (content, style) = stylised(pair), pair.concepts
