@@ -431,3 +431,24 @@ def test_files_of_transformer_are_inspected(commands: Any, tmp_path: Path) -> No
     report = json.loads((tmp_path / "inspect.json").read_text())
     assert {each["base"] for each in report["files"]} == {"flux"} and (tmp_path / "inspect.png").exists()
     assert list(report["blocks"]) == ["transformer_blocks.9", "transformer_blocks.10", "single_transformer_blocks.3"]
+
+
+@pytest.mark.parametrize(("form", "start"), [("kohya", "lora_unet_joint_blocks_0_"), ("diffusers", "transformer.")])
+def test_two_sd3_files_are_merged(commands: Any, tmp_path: Path, form: str, start: str) -> None:
+    width = 1536
+    fused = {"lora_unet_joint_blocks_0_x_block_attn_qkv": (width, 3 * width)}
+    apart = {f"transformer.transformer_blocks.0.attn.to_{part}": (width, width) for part in "qv"}
+    save_file(kohya(fused, ""), tmp_path / "a.safetensors")
+    save_file(kohya(apart, ""), tmp_path / "b.safetensors")
+    options = [f"task.format={form}", "task.dtype=float32", "output=m.safetensors", "method=direct"]
+    done = commands.run("task=merge", "content=a.safetensors", "style=b.safetensors", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert ("diffusers ignores 3 of 3 layers" in done.stderr) == (form == "kohya")
+    file = TensorFile(tmp_path / "m.safetensors")
+    assert all(key.startswith(start) for key in file.shapes)
+    assert file.metadata.get("ss_network_module") == ("networks.lora_sd3" if form == "kohya" else None)
+    a, b, merged = (Adapter.load(tmp_path / f"{name}.safetensors") for name in ("a", "b", "m"))
+    assert merged.layers == a.layers and len(b.layers) == 2
+    for layer, each in merged.items():
+        expected = a[layer].up @ a[layer].down + (b[layer].up @ b[layer].down if layer in b else 0)
+        torch.testing.assert_close(each.up @ each.down, expected, rtol=1e-4, atol=1e-6)

@@ -183,12 +183,12 @@ class Adapter(Mapping[str, Factors]):
         Args:
             path: The file.
             metadata: Strings about its origin.
-            format: "kohya" (ComfyUI, A1111, Forge, diffusers), "diffusers" (diffusers only), or "store", which keeps
-                every part bitwise.
+            format: "kohya" (ComfyUI, A1111, Forge; diffusers, except for SD3), "diffusers" (diffusers; for SD3 and
+                FLUX.1 ComfyUI too), or "store", which keeps every part bitwise.
             dtype: "float32", "float16" or "bfloat16"; None keeps the data types of the factors.
 
         Returns:
-            The layers that the file has, by component and module path.
+            The layers that the file has, by component and module path; fused ones by their original name.
 
         Raises:
             UserError: If the format cannot hold a part, or the data type cannot hold the numbers.
@@ -202,7 +202,7 @@ class Adapter(Mapping[str, Factors]):
         """Read a file in any naming convention, in fp32, with alpha / rank multiplied into `up`.
 
         Raises:
-            UserError: If the file is not an adapter for linear layers of a model of the SDXL family.
+            UserError: If the file is not an adapter for layers of an SDXL, SD3 or FLUX.1 model.
         """
         return cls.open(path).loaded()
 

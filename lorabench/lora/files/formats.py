@@ -1,7 +1,7 @@
 """Formats of adapter files: the keys of the factors, the supported parts, and the metadata of the format.
 
-kohya        read by A1111, Forge, ComfyUI, Fooocus, sd-scripts and diffusers
-diffusers    read by diffusers; ComfyUI reads none of its attention layers
+kohya        read by A1111, Forge, ComfyUI, Fooocus, sd-scripts and diffusers; that of SD3 by ComfyUI and sd-scripts
+diffusers    read by diffusers; ComfyUI reads no attention layer of SDXL, and all layers of SD3 and FLUX.1
 store        read by lorabench: diffusers' keys, with every part
 """
 
@@ -9,16 +9,25 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from lorabench.base import UserError
-from lorabench.lora.files import names
+from lorabench.lora.factors import Factors, shapes_of
+from lorabench.lora.files import names, original_names
 from lorabench.lora.files.names import DENOISER
+from lorabench.lora.files.transformer_names import is_flux
 from lorabench.lora.parts import Parts
 
-Keys = dict[str, tuple[str, str, int | None]]  # by component and layer: down, up, alpha
+Keys = dict[str, tuple[str, str, int | Literal["rank"] | None]]  # by component and layer: down, up, alpha
 PEFT_METADATA = "lora_adapter_metadata"  # metadata key of the peft configs that diffusers writes
+
+
+def named(adapter: Parts) -> Iterator[tuple[str, Factors]]:
+    """Yield all factors by component and module path, "unet.mid_block.attentions.0.proj_in"."""
+    yield from ((f"{DENOISER}.{layer}", factors) for layer, factors in adapter.factors.items())
+    yield from adapter.text.items()
 
 
 @dataclass(frozen=True)
@@ -27,8 +36,10 @@ class Format:
 
     Attributes:
         name: Name of the format in `task.format`.
-        keys: Returns the keys of an adapter's factors, and the alpha that readers divide by the rank; None: no alpha.
+        keys: Returns the keys of an adapter's factors, and the alpha that readers divide by the rank: a number, "rank"
+            for that of the layer, or None for no alpha.
         notes: Returns metadata from the ranks by component and layer.
+        layers: Yields the factors by component and layer of the file.
         bundles: Whether token embeddings are in the file, which diffusers refuses; else they get files of their own.
         keeps_all: Whether the format supports masks and a backbone.
     """
@@ -36,6 +47,7 @@ class Format:
     name: str
     keys: Callable[[Parts], Keys]
     notes: Callable[[Parts, Mapping[str, int]], dict[str, str]]
+    layers: Callable[[Parts], Iterator[tuple[str, Factors]]] = named
     bundles: bool = False
     keeps_all: bool = False
 
@@ -74,6 +86,22 @@ def _kohya(adapter: Parts) -> Keys:
             raise UserError(f"kohya's format has no name for {layer}; use task.format=diffusers")
         keys[layer] = f"{stem}.lora_down.weight", f"{stem}.lora_up.weight", alpha
     return keys
+
+
+def _kohya_transformer(adapter: Parts) -> Keys:
+    """Return kohya's names for SD3 and FLUX.1: those of the original code, with the rank as alpha.
+
+    diffusers' converter ignores the alpha of FLUX.1's last layers.
+    """
+    layers = [*(f"{DENOISER}.{name}" for name in original_names.grouped(adapter)), *adapter.text]
+    stems = {layer: names.kohya_stem(layer, ldm=False) for layer in layers}
+    return {layer: (f"{stem}.lora_down.weight", f"{stem}.lora_up.weight", "rank") for layer, stem in stems.items()}
+
+
+def _network_module(adapter: Parts, ranks: Mapping[str, int]) -> dict[str, str]:
+    """Return the module of sd-scripts that reads the file."""
+    family = "flux" if is_flux(shapes_of(adapter.factors)) else "sd3"
+    return {"ss_network_module": f"networks.lora_{family}"}
 
 
 def _diffusers(adapter: Parts) -> Keys:
@@ -121,6 +149,20 @@ FORMATS = {
 }
 
 
+KOHYA_TRANSFORMER = Format("kohya", _kohya_transformer, _network_module, original_names.original)
+
+
 def format_of(adapter: Parts, name: str) -> Format:
-    """Return the format in which an adapter is written: diffusers' instead of kohya's for a transformer."""
-    return FORMATS["diffusers" if name == "kohya" and names.is_transformer(adapter.factors) else name]
+    """Return the format in which an adapter is written; kohya's differs for transformers."""
+    return KOHYA_TRANSFORMER if name == "kohya" and names.is_transformer(adapter.factors) else FORMATS[name]
+
+
+def lost_in_diffusers(adapter: Parts, name: str) -> list[str]:
+    """Return the layers of the denoiser that diffusers ignores in a file of this format, without an error.
+
+    diffusers 0.42 has no converter of kohya's names of SD3, and that of FLUX.1 is for layers in blocks.
+    """
+    if format_of(adapter, name) is not KOHYA_TRANSFORMER:
+        return []
+    flux = is_flux(shapes_of(adapter.factors))
+    return [layer for layer in adapter.factors if not (flux and "transformer_blocks." in layer)]

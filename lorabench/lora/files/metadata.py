@@ -44,7 +44,9 @@ def general(adapter: Parts, path: Path, ranks: Mapping[str, int], tensors: Mappi
     }  # fmt: skip
     if ranks:
         rank = str(max(ranks.values())) if len(set(ranks.values())) == 1 else "Dynamic"
-        found |= {"ss_network_module": "networks.lora", "ss_network_dim": rank, "ss_network_alpha": rank}
+        found |= {"ss_network_dim": rank, "ss_network_alpha": rank}
+        if not names.is_transformer(adapter.shapes):
+            found["ss_network_module"] = "networks.lora"
     if base is None:
         return found
     found[BASE] = base

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -38,8 +39,8 @@ class Precision:
         if self.dtype == "float32":
             return plain(down), plain(up)
         if not (self.holds(down) and self.holds(up)):
-            power = 2.0 ** round(float(torch.log2(rms(down) / rms(up)) / 2))
-            down, up = down / power, up * power
+            even = balanced(Factors(down, up))
+            down, up = even.down, even.up
         return self.cast(f"{layer} (down)", down), self.cast(f"{layer} (up)", up)
 
     def vectors(self, key: str, vectors: Tensor) -> Tensor:
@@ -78,6 +79,15 @@ class Precision:
 def plain(tensor: Tensor) -> Tensor:
     """Copy a tensor to memory of its own; safetensors refuses tensors that share memory."""
     return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def balanced(factors: Factors) -> Factors:
+    """Return the same update with factors of similar size, which differ by a power of two from the given ones."""
+    exponent = float(torch.log2(rms(factors.down) / rms(factors.up)) / 2)
+    if not isfinite(exponent):  # a factor is zero or not finite
+        return factors
+    power = 2.0 ** round(exponent)
+    return Factors(factors.down / power, factors.up * power, factors.scale)
 
 
 def rms(tensor: Tensor) -> Tensor:

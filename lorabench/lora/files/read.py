@@ -55,6 +55,7 @@ def read(path: Path | str, base: dora.BaseWeights | None = None) -> Parts:
         configs = read_configs(path, keys, metadata)
         plain = [layer for layer in parts_of if "up" in layers[layer]]
         used = {layer: parts_of[layer].used(file.tensor(layers[layer]["up"])) for layer in plain}
+        layers = {layer: keys for layer, keys in layers.items() if (kept := used.get(layer)) is None or len(kept)}
     except (OSError, SafetensorError) as error:
         raise refuse.broken(path, error) from None
     scales = stored.scales(metadata)

@@ -54,19 +54,26 @@ class Piece:
         """Return True if the layer is the same in both conventions."""
         return self.total == 1 and self.swapped == "no"
 
+    @property
+    def units(self) -> int:
+        """Return the width of the part, in units of the narrowest one."""
+        return self.stop - self.start
+
     def rows(self, outputs: int) -> slice:
         """Return the rows of a fused layer with so many outputs."""
         unit = outputs // self.total
         return slice(self.start * unit, self.stop * unit)
 
     def used(self, up: Tensor) -> Tensor | None:
-        """Return the ranks that are not zero in the rows of this layer; None for all, or if the layer has none.
+        """Return the ranks that are not zero in the rows of this layer; None for all, or if all rows are zero.
+
+        No rank is left if only other parts of the fused layer are adapted.
 
         Args:
             up: Factor of the fused layer [outputs, rank].
         """
         own = up[self.rows(len(up))].any(dim=0).nonzero().flatten()
-        return own if 0 < len(own) < up.shape[1] else None
+        return own if len(own) < up.shape[1] and up.any() else None
 
     def of(self, fused: Factors, used: Tensor | None) -> Factors:
         """Return the factors of this layer.
@@ -120,6 +127,7 @@ PLAIN = {
     "single_blocks_{}_processor_proj": "single_transformer_blocks.{}.proj_out",
     "img_in": "x_embedder",
     "txt_in": "context_embedder",
+    "context_embedder": "context_embedder",
     "time_in_in_layer": "time_text_embed.timestep_embedder.linear_1",
     "time_in_out_layer": "time_text_embed.timestep_embedder.linear_2",
     "vector_in_in_layer": "time_text_embed.text_embedder.linear_1",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import mkstemp
 
@@ -15,10 +16,8 @@ from torch import Tensor
 
 from lorabench.base import UserError
 from lorabench.engine.failures import system_fault
-from lorabench.lora.factors import Factors
 from lorabench.lora.files import embeddings, metadata, names, stored
-from lorabench.lora.files.formats import FORMATS, Format, format_of
-from lorabench.lora.files.names import DENOISER
+from lorabench.lora.files.formats import FORMATS, Format, format_of, lost_in_diffusers
 from lorabench.lora.files.precision import DTYPES, Precision, plain
 from lorabench.lora.files.tensors import is_finite
 from lorabench.lora.parts import Parts
@@ -45,7 +44,7 @@ def write(
         dtype: "float32", "float16" or "bfloat16"; None keeps the factors as they are.
 
     Returns:
-        The layers that the file has, by component and module path.
+        The layers that the file has, by component and module path; fused ones by their original name.
 
     Raises:
         UserError: If the format, the precision or the path is not possible, nothing is left to write, or a number is
@@ -78,6 +77,10 @@ def write(
         check_name(file)
         notes = {**(origin or {}), embeddings.TRIGGER: trigger}
         _save({key: precision.vectors(key, each) for key, each in vectors.items()}, file, notes)
+    if lost := lost_in_diffusers(adapter, format):
+        counts = f"{len(lost)} of {len(adapter.factors)} layers of the transformer"
+        print(f"{path.name}: diffusers ignores {counts} in kohya's names; use task.format=diffusers for it",
+              file=sys.stderr)  # fmt: skip
     return list(ranks)
 
 
@@ -89,12 +92,6 @@ def check_name(path: Path) -> None:
         )
 
 
-def named(adapter: Parts) -> Iterator[tuple[str, Factors]]:
-    """Yield all factors by component and module path, "unet.mid_block.attentions.0.proj_in"."""
-    yield from ((f"{DENOISER}.{layer}", factors) for layer, factors in adapter.factors.items())
-    yield from adapter.text.items()
-
-
 def _tensors(
     adapter: Parts, layout: Format, precision: Precision
 ) -> tuple[dict[str, Tensor], dict[str, int], dict[str, float]]:
@@ -103,7 +100,7 @@ def _tensors(
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
     scales: dict[str, float] = {}
-    for layer, factors in named(adapter):
+    for layer, factors in layout.layers(adapter):
         if not (is_finite(factors.down) and is_finite(factors.up)):
             raise UserError(
                 f"{layer} has values that are not finite numbers: the training diverged; use a smaller lora.lr, or a "
@@ -115,6 +112,7 @@ def _tensors(
         if factors.scale != 1:
             scales[layer] = factors.scale
         down, up, alpha = keys[layer]
+        alpha = factors.rank if alpha == "rank" else alpha
         scaled = factors if alpha is None or factors.rank == alpha else factors.times(factors.rank / alpha)
         tensors[down], tensors[up] = _shaped(layer, *precision.factors(layer, scaled))
         if alpha is not None:
