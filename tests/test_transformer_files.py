@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lorabench.base import UserError
 from lorabench.lora.adapter import Adapter
+from lorabench.lora.files.blocks import block_weights
 from lorabench.lora.files.tensors import TensorFile
 from lorabench.models.shapes import layer_map, model_of
 from lorabench.tasks.file_request import Request
@@ -250,6 +251,20 @@ def test_odd_key_is_named(tmp_path: Path, key: str, shape: tuple[int, ...], word
     with pytest.raises(UserError, match=words) as error:
         load(tensors, tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_hints_are_those_of_family_of_file(tmp_path: Path) -> None:
+    good, odd = kohya({"single_blocks_3_linear2": (5 * 16, 16)}), {"img_in.reshape_weight": torch.ones(2)}
+    with pytest.raises(UserError, match=r"\(transformer.<layer>.lora_A.weight\): .* trained on SD3 or FLUX.1$"):
+        load(good | odd, tmp_path)
+    with pytest.raises(UserError, match=r"\(unet.<layer>.lora_A.weight\): .* trained on SDXL, SD3 or FLUX.1$"):
+        load(kohya({SDXL: (640, 640)}, "") | odd, tmp_path)
+    layers = [f"unet.{layer}" for layer in load(good, tmp_path)]
+    for blocks in ("blora", [1.0] * 12, {"up_blocks.0": 0.5}, {"single_transformer_blocks.3": "x"}):
+        with pytest.raises(UserError, match=r"; use style\.blocks=\{single_transformer_blocks\.3: 0\.5\}$"):
+            block_weights(layers, blocks, "style", "style.blocks", "a.safetensors")
+    weight = block_weights(layers, {"single_transformer_blocks.3": 0.5}, "style", "style.blocks", "a.safetensors")
+    assert [weight(layer) for layer in layers] == [0.5]
 
 
 def test_every_key_is_consumed_or_named(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def described(path: str, adapter: Adapter) -> dict[str, Any]:
     shown = fitting(adapter, "unknown") if is_transformer(adapter) else SDXL if is_sdxl(adapter.parts) else "unknown"
     return {
         "path": path, "base": notes.get(TRAINING[0], shown), "ranks": ranks,
-        "alpha / rank": scales, "UNet layers": len(adapter), "text layers": len(adapter.text),
+        "alpha / rank": scales, "denoiser layers": len(adapter), "text layers": len(adapter.text),
         "tokens": {trigger: len(next(iter(each.values()))) for trigger, each in adapter.tokens.items()},
         "blocks": blocks(list(adapter)), "norm": norm(adapter), "metadata": notes,
     }  # fmt: skip
@@ -172,7 +172,7 @@ def lines(report: dict[str, Any]) -> list[str]:
         ranks = "-".join(map(str, {each["ranks"][0]: 0, each["ranks"][-1]: 0})) if each["ranks"] else "none"
         tokens = "".join(f", token {trigger} ({count} vectors)" for trigger, count in each["tokens"].items())
         found.append(
-            f"{each['role']}: {each['path']}, {each['base']}, rank {ranks}, {each['UNet layers']} UNet and "
+            f"{each['role']}: {each['path']}, {each['base']}, rank {ranks}, {each['denoiser layers']} denoiser and "
             f"{each['text layers']} text layers{tokens}, norm {each['norm']:.3g}"
         )
     if "blocks" not in report:

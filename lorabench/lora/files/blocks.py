@@ -9,7 +9,8 @@ the middle, OUT: up blocks):
     26   BASE IN00 to IN11 M00 OUT00 to OUT11                        SD1.5
 
 A block without a number has weight 0, as in supermerger; kohya's scripts leave it at 1, which matters for 17 numbers
-only, since these name no block OUT00 to OUT02. Embeddings of time and size belong to IN00.
+only, since these name no block OUT00 to OUT02. Embeddings of time and size belong to IN00. Numbers and presets are
+those of a UNet; layers of SD3 and FLUX.1 are chosen by module paths.
 
 Sources: sd-webui-supermerger, scripts/mergers/pluslora.py (`to26`); sd-scripts, networks/svd_merge_lora.py
 (`get_lbw_block_index`).
@@ -24,7 +25,7 @@ from typing import Any
 
 from lorabench.base import UserError
 from lorabench.config.choices import unknown
-from lorabench.lora.files.names import DENOISER, TRANSFORMER_ROOTS, kohya_stem
+from lorabench.lora.files.names import DENOISER, is_transformer, kohya_stem
 
 
 def _numbered(side: str, *numbers: int) -> list[str]:
@@ -37,6 +38,7 @@ LISTS = {
     20: ["BASE", *_numbered("IN", *range(9)), "M00", *_numbered("OUT", *range(9))],
     26: ["BASE", *_numbered("IN", *range(12)), "M00", *_numbered("OUT", *range(12))],
 }
+LIST = "{}=[1,0,0,0,0,0,1,1,1,0,0,0]"
 LDM = re.compile(r"lora_unet_(input|middle|output)_blocks?_(\d+)_")
 NOTHING = {"down_blocks": 0.0, "mid_block": 0.0, "up_blocks": 0.0, "time_embedding": 0.0, "add_embedding": 0.0,
            "conv_in": 0.0, "conv_out": 0.0, "text_encoder": 0.0, "text_encoder_2": 0.0}  # fmt: skip
@@ -64,18 +66,17 @@ def block_weights(layers: Sequence[str], blocks: Any, role: str, key: str, name:
     Raises:
         UserError: If the blocks are none of these, or name no layer of the file.
     """
-    roots = {layer.removeprefix(f"{DENOISER}.").partition(".")[0] for layer in layers}
-    if not isinstance(blocks, Mapping) and roots & TRANSFORMER_ROOTS:
-        raise UserError(
-            f"{key} has weights of a UNet's blocks, and {name} adapts a transformer; use {key}={{<path>: 0.5}}"
-        )
+    paths = [layer.removeprefix(f"{DENOISER}.") for layer in layers]
+    shown = next((path for path in paths if is_transformer([path])), "up_blocks.0")
+    example = f"{key}={{{'.'.join(shown.split('.')[:2])}: 0.5}}"
+    if not isinstance(blocks, Mapping) and is_transformer(paths):
+        raise UserError(f"{key} has weights of a UNet's blocks, and {name} adapts a transformer; use {example}")
     if isinstance(blocks, str) and blocks in PRESETS:
         return _by_module(PRESETS[blocks].get(role, {}))
     if isinstance(blocks, Mapping):
-        modules = {str(module): _number(value, key) for module, value in blocks.items()}
-        paths = [layer.removeprefix(f"{DENOISER}.") for layer in layers]
+        modules = {str(module): _number(value, key, example) for module, value in blocks.items()}
         if lost := [module for module in modules if not any(within(path, module) for path in paths)]:
-            raise UserError(f"{key} names {lost[0]}, in which {name} adapts no layer; use {key}={{up_blocks.0: 0.5}}")
+            raise UserError(f"{key} names {lost[0]}, in which {name} adapts no layer; use {example}")
         return _by_module(modules)
     numbers = blocks.split(",") if isinstance(blocks, str) else blocks
     if isinstance(blocks, str) and len(numbers) == 1:
@@ -83,9 +84,9 @@ def block_weights(layers: Sequence[str], blocks: Any, role: str, key: str, name:
     if not isinstance(numbers, Sequence) or len(numbers) not in LISTS:
         raise UserError(
             f"{key} must have 12, 17, 20 or 26 numbers, a preset ({', '.join(PRESETS)}) or module paths; "
-            f"use {key}=[1,0,0,0,0,0,1,1,1,0,0,0]"
+            f"use {LIST.format(key)}"
         )
-    found = dict(zip(LISTS[len(numbers)], (_number(each, key) for each in numbers), strict=True))
+    found = dict(zip(LISTS[len(numbers)], (_number(each, key, LIST.format(key)) for each in numbers), strict=True))
     if lost := sorted({block_id(layer) for layer in layers} - found.keys()):
         print(f"{name}: {len(numbers)} numbers name no {', '.join(lost)}: 0, as in supermerger", file=sys.stderr)
     return lambda layer: found.get(block_id(layer), 0.0)
@@ -104,11 +105,11 @@ def within(layer: str, module: str) -> bool:
     return f"{layer}.".startswith(f"{module}.")
 
 
-def _number(value: Any, key: str) -> float:
+def _number(value: Any, key: str, example: str) -> float:
     try:
         return float(value)
     except (TypeError, ValueError):
-        raise UserError(f"{key} has {value!r}, which is not a number; use {key}=[1,0,0,0,0,0,1,1,1,0,0,0]") from None
+        raise UserError(f"{key} has {value!r}, which is not a number; use {example}") from None
 
 
 def block_id(layer: str) -> str:

@@ -115,7 +115,7 @@ def _layers(path: Path, keys: list[str]) -> tuple[dict[str, dict[str, str]], dic
     parts = {}
     for key in keys:
         if (split := names.split(key) or lycoris.split(key) or dora.split(key)) is None:
-            raise refuse.unknown_key(path, key)
+            raise refuse.unknown_key(path, key, keys)
         parts[key] = split
     layers = names.layers_of([stem for stem, _ in parts.values()])
     found: dict[str, dict[str, str]] = {}
@@ -124,7 +124,7 @@ def _layers(path: Path, keys: list[str]) -> tuple[dict[str, dict[str, str]], dic
         layer = names.layer(stem, layers)
         pieces = {layer: None} if layer else transformer_names.layers(stem)
         if not pieces:
-            raise refuse.unknown_key(path, key)
+            raise refuse.unknown_key(path, key, keys)
         for layer, piece in pieces.items():
             other = found.setdefault(layer, {}).setdefault(part, key)
             if other != key:

@@ -1,4 +1,4 @@
-"""Errors for files that are not LoRAs of SDXL; each names the kind of the file, the expected kind and a remedy.
+"""Errors for files that are not LoRAs of SDXL, SD3 or FLUX.1; each names the kind of file, what is expected, a remedy.
 
 The checks use only the first bytes, names and shapes, so that a checkpoint of gigabytes is refused at once.
 """
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from lorabench.base import UserError
-from lorabench.lora.files import lycoris, names
+from lorabench.lora.files import lycoris, names, transformer_names
 
 EXPECTED = "a LoRA of an SDXL, SD3 or FLUX.1 model is expected"
 WEIGHT_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")  # as diffusers and peft name them
@@ -107,12 +107,21 @@ def other_kinds(path: Path, keys: Iterable[str]) -> None:
         )
 
 
-def unknown_key(path: Path, key: str) -> UserError:
-    """Return the error for a key in an unknown convention."""
+def unknown_key(path: Path, key: str, keys: Iterable[str]) -> UserError:
+    """Return the error for a key in an unknown convention.
+
+    Args:
+        path: The file.
+        key: The key.
+        keys: All keys of the file, which show its family.
+    """
+    stems = [split[0] for each in keys if (split := names.split(each))]
+    transformer = any(transformer_names.layers(stem) for stem in stems)
+    component, models = ("transformer", "SD3 or FLUX.1") if transformer else ("unet", "SDXL, SD3 or FLUX.1")
     return UserError(
         f"{path} has the key {key!r}, whose spelling is not known; {EXPECTED}, in kohya's format "
-        "(lora_unet_<layer>.lora_down.weight) or diffusers' (unet.<layer>.lora_A.weight): export it in one of them, or "
-        "give one trained on SDXL"
+        f"(lora_unet_<layer>.lora_down.weight) or diffusers' ({component}.<layer>.lora_A.weight): export it in one of "
+        f"them, or give one trained on {models}"
     )
 
 
@@ -141,7 +150,7 @@ def kernels(path: Path, layer: str, down: tuple[int, ...], mid: tuple[int, ...] 
 
 
 def other_bases(path: Path, widths: Mapping[str, int], metadata: Mapping[str, str]) -> None:
-    """Check that nothing in the file names another base model than SDXL.
+    """Check that nothing in the file names another base model than one of SDXL, SD3 or FLUX.1.
 
     Args:
         path: The file.
