@@ -73,7 +73,7 @@ def test_layer_sets_are_disjoint_and_present_on_sdxl(ablation: str, pair, lora_s
 def test_sets_without_layers_and_with_common_layers_are_refused(pair, lora_spec) -> None:
     sets = {"content": ["mid_block"], "style": ["up_blocks.7"]}
     job = craft(layer_sets=sets).outputs(pair, lora_spec)[1].job
-    with pytest.raises(UserError, match=r"the style set of method.layer_sets \(up_blocks.7\) has no attention layer"):
+    with pytest.raises(UserError, match=r"the style set of method.layer_sets \(up_blocks.7\) has no layer of lora"):
         job.ranks(layer_map("sdxl"))
     with pytest.raises(UserError, match=r"method.layer_sets gives mid_block.attentions.0.* to both roles"):
         craft(layer_sets={"content": ["mid_block"], "style": ["mid_block.attentions.0"]}).check(

@@ -54,7 +54,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def test_training_follows_recipe(
     model: DiffusionModel, lora_spec: LoRASpec, scorers: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It draws the noise levels of the recipe and minimizes its loss."""
+    """It draws the noise levels of the recipe, minimizes its loss, and trains the planned layers of its set."""
     laws, losses = set(), set()
 
     def timesteps(n: int, rng: torch.Generator, law: str = "uniform") -> Tensor:
@@ -67,7 +67,7 @@ def test_training_follows_recipe(
 
     monkeypatch.setattr(model.process, "timesteps", timesteps)
     monkeypatch.setattr(model.process, "of_loss", of_loss)
-    recipe = replace(lora_spec, timesteps="uniform" if name in OWN_LAW else "style", loss="x0")
+    recipe = replace(lora_spec, timesteps="uniform" if name in OWN_LAW else "style", loss="x0", targets="all")
     option = load_method(f"direct+training.{name}", **SETTINGS.get(name, {})).training
     [pair] = load_pairs(STYLISED if option.images == "stylised" else WORLD, Prompts())
     env = Environment(
@@ -77,8 +77,10 @@ def test_training_follows_recipe(
         scorer=lambda kind: load_scorer(ScorerFiles.of(scorers / kind), "cpu"),
     )
     jobs = {output.job.name: output.job for output in option.outputs(pair, recipe)}
-    adapters = [each for job in jobs.values() for each in trained(job, model, env).values()]
-    assert adapters and all(each or each.tokens for each in adapters)
+    for job in [*jobs.values(), *filter(None, (job.backbone for job in jobs.values()))]:
+        for adapter in trained(job, model, env).values():
+            assert set(adapter) == (set(job.ranks(model.layers)) if option.has_factors else set())
+            assert any(name.endswith("ff.net.2") for name in adapter) or adapter.tokens
     assert (laws, losses) == ({OWN_LAW.get(name, "style")}, {"x0"})
 
 

@@ -40,7 +40,10 @@ def token_recipe(recipe: LoRASpec, lr: float) -> LoRASpec:
         raise UserError(
             f"lora.prior_weight={recipe.prior_weight} is not part of textual inversion; use lora.prior_weight=0"
         )
-    return replace(recipe, lr=lr, rank=1, alpha=1.0, blocks=[], text_encoders=False, prior_images=1, sample_every=0)
+    return replace(
+        recipe, lr=lr, rank=1, alpha=1.0, blocks=[], targets="attention", text_encoders=False, prior_images=1,
+        sample_every=0,
+    )  # fmt: skip
 
 
 def check_without(spec: LoRASpec, training: str) -> None:

@@ -76,9 +76,8 @@ class LayerMap(Mapping[str, Layer]):
         return {"attention": self.attention, **self.targets}
 
     def has(self, block: str, targets: str = "attention") -> bool:
-        """Return True if a set has a layer in a module or group."""
-        chosen = self.sets[targets]
-        return any(layer.inside(block) for name, layer in self.denoiser.items() if name in chosen)
+        """Return True if a set has a layer in a module or group; UserError if the set does not exist."""
+        return any(layer.inside(block) for layer in self.trained(targets=targets).values())
 
     def check_block(self, block: str, setting: str, targets: str = "attention") -> None:
         """Check that a LoRA could be trained in a module or group.

@@ -6,7 +6,7 @@
     Q_l = QR([Q_c | Q_s]),    W_l' = W_l - Q_l Q_l^T W_l
 
 The result is the adapter `backbone` (`up` = -Q, `down` = Q^T W), from which the weights are rebuilt exactly; the bases
-of both factors are stored next to it. Attention projections are changed. The paper also changes convolutions.
+of both factors are stored next to it. The layers of `lora.targets` are changed. The paper also changes convolutions.
 
 A layer has at most `most` of its outputs removed per basis, so that one setting serves models of all widths.
 """
@@ -69,8 +69,12 @@ class BackboneSpec:
     penalty: float = setting(least=0)
     cross: float = setting(least=0)
 
-    def ranks(self, layers: LayerMap) -> dict[str, int]:
+    def ranks(self, layers: LayerMap, targets: str = "attention") -> dict[str, int]:
         """Return the rank of each basis by layer, falling along the forward pass.
+
+        Args:
+            layers: Layers of the model.
+            targets: Set of layers that are changed, see `LayerMap.trained`.
 
         Raises:
             UserError: If the ranks rise.
@@ -80,8 +84,9 @@ class BackboneSpec:
                 f"method.backbone.r_min={self.r_min} must be at most method.backbone.r_max={self.r_max}; use "
                 f"method.backbone.r_min={self.r_max}"
             )
-        found, last = {}, max(len(layers.trained()) - 1, 1)
-        for place, (name, layer) in enumerate(layers.trained().items()):
+        changed = layers.trained(targets=targets)
+        found, last = {}, max(len(changed) - 1, 1)
+        for place, (name, layer) in enumerate(changed.items()):
             rank = round(self.r_max - place / last * (self.r_max - self.r_min))
             limit = layer.out_features - 1 if self.most is None else int(self.most * layer.out_features)
             found[name] = max(1, min(rank, limit))
@@ -126,7 +131,7 @@ class BackboneJob(Job):
         return self.own.perceptual if weights_file() else 0.0
 
     def ranks(self, layers: LayerMap) -> dict[str, int]:
-        return self.own.ranks(layers)
+        return self.own.ranks(layers, self.recipe.targets)
 
     def images(self, env: Environment) -> tuple[tuple[Reference, ...], tuple[Reference, ...]]:
         """Return content images and style images."""
@@ -166,7 +171,7 @@ def backbone_job(
     Args:
         pairs: "truth", "reference" or "rendered".
         manifest: Of the reference images; None uses the microworld's.
-        like: Recipe of the adapters, whose noise levels and loss the backbone has; None uses the defaults.
+        like: Recipe of the adapters, whose layers, noise levels and loss the backbone has; None uses the defaults.
     """
     recipe = LoRASpec(
         rank=spec.r_max, alpha=spec.r_max, blocks=[], text_encoders=False, text_lr=spec.lr, steps=spec.steps,
@@ -175,7 +180,7 @@ def backbone_job(
         prior_images=1, flips=False, crops=0, sample_every=0,
     )  # fmt: skip
     if like is not None:
-        recipe = replace(recipe, timesteps=like.timesteps, loss=like.loss)
+        recipe = replace(recipe, targets=like.targets, timesteps=like.timesteps, loss=like.loss)
     concept: Concept = contrastive(spec.contents, spec.styles, pairs == "truth", manifest)
     source = RenderJob(concept, recipe, "contrastive pairs", render) if pairs == "rendered" else None
     return BackboneJob(concept, recipe, f"backbone on {pairs} pairs", spec, source)

@@ -170,7 +170,7 @@ def personalize_together(
     """
     check_recipe(spec)
     item = seed_of("together", concept.identity(), env.seed)
-    layers = model.layers.trained(spec.blocks)
+    layers = model.layers.trained(spec.blocks, spec.targets)
     starts = [initial(layers, spec.rank, seed_of(item, name)) for name in names]
     with model.attach(starts, dtype=torch.float32) as adapters:
         module = DreamBoothLoRA(model, adapters, concept, spec, item)

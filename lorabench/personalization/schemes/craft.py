@@ -52,7 +52,7 @@ class CraftJob(DreamBoothJob):
         return self.base
 
     def ranks(self, layers: LayerMap) -> dict[str, int]:
-        return dict.fromkeys(layers.trained(self.present(layers)), self.recipe.rank)
+        return dict.fromkeys(layers.trained(self.present(layers), self.recipe.targets), self.recipe.rank)
 
     def run(self, model: DiffusionModel, env: Environment) -> dict[str, LoRA]:
         from lorabench.personalization.dreambooth import personalize
@@ -61,28 +61,29 @@ class CraftJob(DreamBoothJob):
         return {"lora": personalize(model, self.concept, recipe, env)}
 
     def present(self, layers: LayerMap) -> list[str]:
-        """Return the modules of the set that have attention projections in this model; prints the others.
+        """Return the modules of the set that have layers of `recipe.targets` in this model; prints the others.
 
         Raises:
             UserError: If none has.
         """
-        found = [each for each in self.recipe.blocks if layers.has(each)]
+        found = [each for each in self.recipe.blocks if layers.has(each, self.recipe.targets)]
         missing = tuple(each for each in self.recipe.blocks if each not in found)
         role = self.concept.role
         if not found:
             raise UserError(
-                f"the {role} set of method.layer_sets ({', '.join(missing)}) has no attention layer in this model; use "
-                "method.layer_sets=<a yaml of task=layer_probe>"
+                f"the {role} set of method.layer_sets ({', '.join(missing)}) has no layer of lora.targets="
+                f"{self.recipe.targets} in this model; use method.layer_sets=<a yaml of task=layer_probe>"
             )
         if missing:
-            tell_missing(role, missing)
+            tell_missing(role, missing, self.recipe.targets)
         return found
 
 
 @cache
-def tell_missing(role: str, modules: tuple[str, ...]) -> None:
+def tell_missing(role: str, modules: tuple[str, ...], targets: str) -> None:
     """Print once that modules are left out."""
-    print(f"the {role} layers {', '.join(modules)} have no attention in this model; left out", file=sys.stderr)
+    names = ", ".join(modules)
+    print(f"the {role} modules {names} have no layer of lora.targets={targets} here; left out", file=sys.stderr)
 
 
 @dataclass(frozen=True, kw_only=True)
