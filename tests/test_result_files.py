@@ -48,7 +48,7 @@ REUSED = {
     "duolora_main": "duolora", "duolora_ablation": "ziprank", "klora_ablation": "klora", "nplora_ablation": "np_lora",
     "closed_form": "ziprank", "craft_main": "ziplora", "tradeoff": "ziplora", "duolora_released_traps": "duolora",
     "constyle_readings": "duolora", "layer_priors": "duolora", "ziplora_similarity": "ziplora",
-    "duolora_vs_pair": "pair_customization", "sensitivity": "duolora", "craft_routing": "craft", "craft_layer_sets": "craft",
+    "duolora_vs_pair": "pair_customization", "sensitivity": "duolora",
 }  # fmt: skip
 
 
