@@ -12,7 +12,8 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from lorabench.models.checkpointing import recomputed
 from lorabench.models.sdxl.attention import set_attention
-from lorabench.tasks.memory import COLUMNS, PARTS, TRAINING, Kept, count, table
+from lorabench.models.shapes import layer_map
+from lorabench.tasks.memory import COLUMNS, GB, PARTS, TRAINING, Kept, count, table
 
 
 def kept_by(unet: UNet2DConditionModel, device: str, checkpointing: bool) -> Kept:
@@ -56,3 +57,14 @@ def test_checkpointing_keeps_fraction() -> None:
     assert (recomputed["activations"] < plain["activations"] / 5).all()
     assert (recomputed["total"] < plain["total"]).all()
     assert table(counts).count("\n") == 2 + 4
+    assert set(counts["targets"]) == {"attention"} and table(counts).count("| koala_700m | attention |") == 4
+
+
+def test_more_layers_need_more_memory() -> None:
+    """The LoRA and its optimizer grow with the layers of the set; the weights stay."""
+    found: list[Any] = [count("koala_700m", [], 8, targets).iloc[0] for targets in ("attention", "all")]
+    layers = [layer_map("koala_700m").trained(targets=targets).values() for targets in ("attention", "all")]
+    sizes = [sum(8 * (each.in_features + each.out_features) * 4 / GB for each in own) for own in layers]
+    assert [row["loras"] for row in found] == pytest.approx(sizes) and sizes[0] < sizes[1]
+    assert found[0]["weights"] == found[1]["weights"] and found[0]["activations"] < found[1]["activations"]
+    assert [row["targets"] for row in found] == ["attention", "all"]

@@ -56,6 +56,14 @@ def test_counts_follow_from_layers(counts, model: str) -> None:
     assert of_loras == [2 * rank * sum(ins + outs for ins, outs in widths)]
 
 
+@pytest.mark.parametrize(("targets", "layers"), [("attention", 190), ("script", 342), ("all", 494)])
+def test_counts_name_set_of_layers(targets: str, layers: int) -> None:
+    found = count({"flux": 4}, targets)
+    assert set(found["targets"]) == {targets} and set(found["layers"]) == {layers}
+    assert learned(found, "flux", "ziprank") == 2 * 4 * layers
+    assert f"| set of layers | {targets} |\n| adapted layers | {layers} |" in table(found)
+
+
 def test_layers_carry_what_masks_are_made_of() -> None:
     layers = layer_map("micro").planned(3, ROLES)
     assert {(layer.ranks, layer.roles) for layer in layers.values()} == {((3, 3), ("content", "style"))}
@@ -71,7 +79,7 @@ def test_methods_that_learn_nothing_are_left_out(counts) -> None:
 
 
 def test_run_writes_both_tables(tmp_path, capsys) -> None:
-    cfg = OmegaConf.create({"task": {"name": "params", "ranks": {"micro": 4}}})
+    cfg = OmegaConf.create({"task": {"name": "params", "ranks": {"micro": 4}, "targets": "attention"}})
     run(cfg, tmp_path)
     written = pd.read_csv(tmp_path / "params.csv")
     text = (tmp_path / "params.md").read_text()

@@ -317,10 +317,14 @@ def test_whole_run(folders: dict[str, Path], commands: Any, tiny: list[str], tmp
     overrides = [f"model.path={folders['sd3']}", "dataset.subjects=[mug_1]", "dataset.styles=[ink_1]"]
     done = commands.run(
         *tiny, *overrides, "method=duolora", "method.fit.steps=2", "lora.timesteps=logit_normal", "lora.loss=x0",
-        "lora.text_encoders=true", f"output={tmp_path}",
+        "lora.text_encoders=true", "lora.targets=script", f"output={tmp_path}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "| duolora |" in done.stdout
+    run = tmp_path / "adhoc" / "duolora-none-s0"
+    assert json.loads((run / "manifest.json").read_text())["targets"] == "script"
+    assert "LoRAs are trained on the layers of lora.targets=script." in (run / "table.md").read_text()
+    assert Adapter.load(next((run / "merged").glob("*.safetensors"))).metadata["lorabench.targets"] == "script"
 
 
 @pytest.mark.parametrize("which", ["sd3", "dev"])

@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from lorabench.config.settings import setting
-from lorabench.config.task_schemas import UserLoRASpec
+from lorabench.config.task_schemas import TARGETS, UserLoRASpec
 
 SAMPLERS = ("model", "euler", "euler_karras", "dpmpp_2m", "dpmpp_2m_karras")  # lorabench/models/schedulers.py
 
@@ -23,7 +23,7 @@ class LoRASpec:
     rank: int = setting(MISSING, least=1)
     alpha: float = setting(MISSING, above=0)  # the update is scaled by alpha / rank
     blocks: list[str] = MISSING  # modules of the denoiser that are adapted, by path; [] adapts all attention layers
-    targets: str = setting("attention", options=("attention", "script", "all"))  # set of layers that are adapted
+    targets: str = setting(TARGETS[0], options=TARGETS)  # set of layers that are adapted
     text_encoders: bool = MISSING  # adapt the CLIP text encoders as well
     text_lr: float = setting(MISSING, above=0)  # learning rate of the text encoders
     steps: int = setting(MISSING, least=1)  # updates of the factors

@@ -7,6 +7,8 @@ from omegaconf import MISSING
 
 from lorabench.config.settings import setting
 
+TARGETS = ("attention", "script", "all")  # sets of layers that LoRAs adapt (lorabench/models/layer_map.py)
+
 
 @dataclass
 class TaskSpec:
@@ -26,6 +28,7 @@ class ParamsTask(TaskSpec):
     """Settings of task=params."""
 
     ranks: dict[str, int] = MISSING  # rank of both LoRAs by model
+    targets: str = setting(MISSING, options=TARGETS)  # layers that the LoRAs adapt
 
 
 @dataclass
@@ -35,6 +38,7 @@ class MemoryTask(TaskSpec):
     models: list[str] = MISSING
     methods: list[str] = MISSING
     rank: int = setting(MISSING, least=1)  # rank of both LoRAs
+    targets: str = setting(MISSING, options=TARGETS)  # layers that the LoRAs adapt
 
 
 @dataclass

@@ -33,4 +33,4 @@ def scaled(lora: LoRA, strength: float) -> LoRA:
     def times(parts: Mapping[str, Factors]) -> dict[str, Factors]:
         return {name: Factors(each.down, each.up * strength) for name, each in parts.items()}
 
-    return LoRA(times(lora), times(lora.text), backbone=lora.backbone)
+    return LoRA(times(lora), times(lora.text), backbone=lora.backbone, metadata=lora.metadata)

@@ -102,16 +102,21 @@ class LayerMap(Mapping[str, Layer]):
         return {name: layer for name, layer in self.text.items() if name in self.attention}
 
     def planned(
-        self, rank: int, roles: Sequence[Role], groups: Mapping[Role, Sequence[str]] | None = None
+        self,
+        rank: int,
+        roles: Sequence[Role],
+        groups: Mapping[Role, Sequence[str]] | None = None,
+        targets: str = "attention",
     ) -> dict[str, Layer]:
         """Return the layers that LoRAs will adapt, before they are trained.
 
         Args:
             rank: Rank of the LoRAs.
             roles: Role of each LoRA.
-            groups: Groups of layers by role, if its LoRAs do not adapt all attention projections.
+            groups: Groups of layers by role, if its LoRAs do not adapt the whole set.
+            targets: Set of layers that the LoRAs adapt.
         """
-        names = [self.trained((groups or {}).get(role, ())) for role in roles]
+        names = [self.trained((groups or {}).get(role, ()), targets) for role in roles]
         return with_ranks(self.denoiser, [dict.fromkeys(each, rank) for each in names], roles)
 
     def adapted(self, loras: Sequence[Adapter], roles: Sequence[Role]) -> dict[str, Layer]:

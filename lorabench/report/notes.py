@@ -122,6 +122,14 @@ def cost_note(runs: list[RunFolder]) -> str:
     return text
 
 
+def layer_notes(runs: list[RunFolder]) -> list[str]:
+    """Return a sentence on the layers that LoRAs are trained on, if they are not all attention projections."""
+    recipe = runs[0].settings.get("lora") or {}  # the same in all runs of a table
+    chosen = {"targets": recipe.get("targets", "attention"), "blocks": ",".join(recipe.get("blocks") or ())}
+    named = [f"lora.{key}={value}" for key, value in chosen.items() if value not in ("", "attention")]
+    return [f"LoRAs are trained on the layers of {' and '.join(named)}."] if named else []
+
+
 def seen_notes(runs: list[RunFolder]) -> list[str]:
     """Return a sentence for each row whose merge was trained on subjects or styles of its pairs."""
     found = {run.label: run.manifest["trained_on"] for run in runs if run.manifest.get("trained_on")}

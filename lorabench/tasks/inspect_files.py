@@ -38,7 +38,7 @@ DOMINANT = 2.0  # ratio of norms above which one LoRA dominates
 SHARED = 0.1  # mean squared cosine above which two spaces overlap more than by chance
 TRAINING = ("ss_base_model_version", "ss_sd_model_name", "ss_output_name", "ss_num_train_images", "ss_steps",
             "ss_learning_rate", "ss_network_dim", "ss_network_alpha", "ss_training_comment", "modelspec.title",
-            "modelspec.trigger_phrase", "lorabench.method", "lorabench.inputs")  # fmt: skip
+            "modelspec.trigger_phrase", "lorabench.method", "lorabench.inputs", "lorabench.targets")  # fmt: skip
 BLOCK = re.compile(r"(.+?_blocks?(?:\.\d+)?(?:\.attentions\.\d+)?)\.")
 
 

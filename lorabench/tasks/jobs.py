@@ -72,6 +72,7 @@ class Personalize:
         """
         from lorabench.engine.costs import cost
         from lorabench.engine.curves import Curves
+        from lorabench.lora.files.metadata import trained_layers
 
         base, curves = load_model(self.model, self.trainer.accelerator), Curves()
         images = self.prior[0].references(self.prior[1]) if self.prior else []
@@ -84,6 +85,7 @@ class Personalize:
             adapters = self.job.run(base, env)
             for name, adapter in adapters.items():
                 adapter.backbone = key
+                adapter.metadata |= trained_layers(self.job.recipe.targets)
                 adapter.save(folder / f"{name}.safetensors", format="store")
             costs["learned_parameters"] = sum(self.job.learned(adapter) for adapter in adapters.values())
         curves.write(folder)

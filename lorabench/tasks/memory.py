@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 GB = 1e9
 TRAINING = "training a LoRA"
 PARTS = ["weights", "loras", "optimizer", "activations", "block"]
-COLUMNS = ["model", "step", "checkpointing", *PARTS, "total"]
+COLUMNS = ["model", "targets", "step", "checkpointing", *PARTS, "total"]
 Step = tuple[Callable[[], Any], Sequence["Tensor"]]  # forward pass, and the tensors that get gradients
 
 
@@ -47,7 +47,8 @@ def run(cfg: DictConfig, folder: Path) -> str:
 
     for model in cfg.task.models:
         choose("task.models", model, KNOWN)
-    counts = pd.concat([count(model, list(cfg.task.methods), cfg.task.rank) for model in cfg.task.models])
+    methods, rank, targets = list(cfg.task.methods), cfg.task.rank, cfg.task.targets
+    counts = pd.concat([count(model, methods, rank, targets) for model in cfg.task.models])
     text = table(counts)
     counts.to_csv(folder / "memory.csv", index=False, float_format="%.4g")
     (folder / "memory.md").write_text(text, encoding="utf-8")
@@ -55,7 +56,7 @@ def run(cfg: DictConfig, folder: Path) -> str:
     return "memory.md"
 
 
-def count(model: str, methods: Sequence[str], rank: int) -> pd.DataFrame:
+def count(model: str, methods: Sequence[str], rank: int, targets: str = "attention") -> pd.DataFrame:
     """Return GB by part: one row per step, without and with checkpointing.
 
     Weights are bfloat16, LoRAs float32, with one image per LoRA.
@@ -64,25 +65,27 @@ def count(model: str, methods: Sequence[str], rank: int) -> pd.DataFrame:
         model: Name of the model.
         methods: Learned merges to count, besides the training of one LoRA.
         rank: Rank of the LoRAs.
+        targets: Set of layers that the LoRAs adapt.
     """
     rows = []
     for step in (TRAINING, *methods):
-        weights, loras, learned, plain = parts(model, step, rank, checkpointing=False)
-        recomputed = parts(model, step, rank, checkpointing=True)[-1]
+        weights, loras, learned, plain = parts(model, step, rank, targets, checkpointing=False)
+        recomputed = parts(model, step, rank, targets, checkpointing=True)[-1]
         fixed = [weights, loras, 3 * learned]  # gradients and two moments
         for checkpointing, activations, block in ((False, plain.bytes, 0), (True, recomputed.bytes, plain.largest)):
             values = [each / GB for each in (*fixed, activations, block)]
-            rows.append((model, step, checkpointing, *values, sum(values)))
+            rows.append((model, targets, step, checkpointing, *values, sum(values)))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def parts(name: str, step: str, rank: int, checkpointing: bool) -> tuple[int, int, int, Kept]:
+def parts(name: str, step: str, rank: int, targets: str, checkpointing: bool) -> tuple[int, int, int, Kept]:
     """Return the bytes of weights, of LoRAs and of learned tensors, and the tensors that a step keeps.
 
     Args:
         name: Name of a known model.
         step: TRAINING, or the name of a method with a learned merge.
         rank: Rank of the LoRAs.
+        targets: Set of layers that the LoRAs adapt.
         checkpointing: Whether blocks are recomputed in the backward pass.
     """
     import torch
@@ -94,7 +97,7 @@ def parts(name: str, step: str, rank: int, checkpointing: bool) -> tuple[int, in
     with torch.device("meta"):
         factors = {
             layer: Factors(torch.empty(rank, module.in_features), torch.empty(module.out_features, rank))
-            for layer, module in model.layers.trained().items()
+            for layer, module in model.layers.trained(targets=targets).items()
         }
     weights, loras = size(model.denoiser.parameters()), [LoRA(factors)] * (1 if step == TRAINING else 2)
     layers = model.layers.adapted(loras, ROLES[: len(loras)])
@@ -224,9 +227,9 @@ def fused_attention() -> Iterator[None]:
 
 def table(counts: pd.DataFrame) -> str:
     """Return Markdown with one row per model, step and setting, in GB."""
-    head = [*COLUMNS[:3], "denoiser", "LoRAs", "gradients, Adam", "activations", "a block again", "sum, GB"]
-    lines = [head, ["---"] * 3 + ["---:"] * 6]
+    head = [*COLUMNS[:4], "denoiser", "LoRAs", "gradients, Adam", "activations", "a block again", "sum, GB"]
+    lines = [head, ["---"] * 4 + ["---:"] * 6]
     for row in counts.to_dict("records"):
         numbers = [f"{row[column]:.2f}" for column in (*PARTS, "total")]
-        lines.append([row["model"], row["step"], "yes" if row["checkpointing"] else "no", *numbers])
+        lines.append([row["model"], row["targets"], row["step"], "yes" if row["checkpointing"] else "no", *numbers])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -58,6 +58,7 @@ def manifest_of(plan: Plan, seconds: float) -> dict[str, Any]:
         "dataset": plan.dataset.name,
         "world": world_version(plan.dataset),
         "model": plan.model_name,
+        "targets": plan.lora.targets,
         "seed": plan.seed,
         "timings": {stage: sum(cost_of(plan, item).get("seconds", 0.0) for item in stages[stage]) for stage in STAGES},
         "wall_seconds": seconds,

@@ -201,8 +201,11 @@ def train(unzip: Unzip, job: UnZipJob, words: Words, folder: Path, progress: Cal
 
 def origin(unzip: Unzip, job: UnZipJob, prompt: str) -> dict[str, str]:
     """Return metadata of a file: the prompt that it reads, and how it was made."""
+    from lorabench.lora.files.metadata import trained_layers
+
     return {
         "lorabench.version": __version__, "lorabench.method": unzip.method.name, "lorabench.seed": str(unzip.seed),
         "lorabench.prompt": prompt, "lorabench.images": json.dumps([each.sha256 for each in job.concept.images]),
         "lorabench.settings": json.dumps(unzip.settings, default=str), "lorabench.model": unzip.model_name,
+        **trained_layers(job.recipe.targets),
     }  # fmt: skip

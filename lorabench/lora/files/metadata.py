@@ -14,6 +14,7 @@ from lorabench.lora.files import names
 from lorabench.lora.parts import Parts
 
 BASE = "ss_base_model_version"
+TARGETS = "lorabench.targets"  # `lora.targets` of the training, if it is not "attention"
 SDXL = "sdxl_base_v1-0"
 BASES = ("sdxl", "sd3", "flux")  # how kohya's trainer begins the versions of the families
 SDXL_TEXT_WIDTH = 2048
@@ -47,6 +48,8 @@ def general(adapter: Parts, path: Path, ranks: Mapping[str, int], tensors: Mappi
         found |= {"ss_network_dim": rank, "ss_network_alpha": rank}
         if not names.is_transformer(adapter.shapes):
             found["ss_network_module"] = "networks.lora"
+    if TARGETS in adapter.metadata:
+        found[TARGETS] = adapter.metadata[TARGETS]
     if base is None:
         return found
     found[BASE] = base
@@ -56,10 +59,15 @@ def general(adapter: Parts, path: Path, ranks: Mapping[str, int], tensors: Mappi
 
 
 def inherited(several: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """Return the metadata of a merge of files with these metadata: the base model, if all of them name one."""
-    versions = {metadata.get(BASE) for metadata in several}
-    version = versions.pop() if len(versions) == 1 else None
-    return {BASE: version} if version else {}
+    """Return the metadata of a merge of files with these metadata: base model and layers, if all name the same."""
+    first = several[0] if several else {}
+    same = [key for key in (BASE, TARGETS) if all(each.get(key) == first.get(key) for each in several)]
+    return {key: first[key] for key in same if first.get(key)}
+
+
+def trained_layers(targets: str) -> dict[str, str]:
+    """Return the metadata of a LoRA that was trained on a set of layers: its name, unless it is "attention"."""
+    return {} if targets == "attention" else {TARGETS: targets}
 
 
 def is_sdxl(adapter: Parts) -> bool:
