@@ -18,7 +18,7 @@ from lorabench.models.shapes import layer_map
 from lorabench.sampling.sampler import sample_latents
 from pretraining.models import MICRO_SD3
 from pretraining.tokens import tokenize
-from pretraining.transformer import FlowLoss, build_transformer
+from pretraining.transformer import FlowLoss, build_clip_encoders, build_transformer
 
 
 @pytest.fixture(scope="module")
@@ -74,4 +74,5 @@ def test_known_layers_are_those_of_built_model() -> None:
     transformer: Any = build_transformer()
     linear = {name for name, each in transformer.named_modules() if isinstance(each, torch.nn.Linear)}
     assert set(layer_map("micro_sd3").denoiser) == linear
-    assert 7e6 < sum(weight.numel() for weight in transformer.parameters()) < 16e6
+    parts = (transformer, *build_clip_encoders())
+    assert 8e6 < sum(weight.numel() for part in parts for weight in part.parameters()) < 16e6
