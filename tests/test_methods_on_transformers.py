@@ -46,10 +46,10 @@ REFUSED = {  # reasons by method
     "unziplora_released": r"method.content_blocks=.* has no layer to adapt; use method.dedicated=depth",
     **dict.fromkeys((name for name in NAMES if name.startswith("peft_") and name not in UNEQUAL), EQUAL_RANKS),
 }
-EMBEDDED: dict[str, str] = dict.fromkeys(("lora_composite", "pair_customization", "styledrop"), SUMS)  # FLUX.1 dev
+WITHOUT_CFG: dict[str, str] = dict.fromkeys(("lora_composite", "pair_customization", "styledrop"), SUMS)  # FLUX.1
 
 
-@pytest.fixture(scope="module", params=["sd3", "dev"])
+@pytest.fixture(scope="module", params=["sd3", "dev", "schnell"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> DiffusionModel:
     return tiny_transformer(request.param, tmp_path_factory.mktemp("model"))
 
@@ -89,10 +89,10 @@ def test_method_runs_or_says_why_not(
                 output.job.ranks(model.layers)
         loras = tuple(fitting(model, method, uneven))
         [result] = merge_all(model, method, [MergeItem(loras, pair)])
-        spec = GenerateSpec(images=1, steps=2, guidance=3.5, batch=1)
+        spec = GenerateSpec(images=1, steps=2, guidance=1.0 if model.guidance == "none" else 3.5, batch=1)
         return result, draw(model, method, lambda: loras, ROLES, result, SCENES[:1], [3], spec)
 
-    reason = REFUSED.get(name) or (EMBEDDED.get(name) if model.guidance == "embedded" else None)
+    reason = REFUSED.get(name) or (WITHOUT_CFG.get(name) if model.guidance != "cfg" else None)
     if reason is None:
         result, images = run()
         assert set(result.file) <= {*uneven[0], *uneven[1]}

@@ -18,21 +18,25 @@ from lorabench.lora.factors import Factors
 from lorabench.merging.method import load as load_method
 from lorabench.merging.priors import check_prior, dominant_roles, read_prior
 from lorabench.models.layer import within
-from lorabench.models.shapes import layer_map, model_of
+from lorabench.models.shapes import empty_model, layer_map, model_of
 from lorabench.personalization.columns import dedicated
 
 COUNTS = {  # layers of the sets attention, script and all, counted on the published models
     "flux": (190, 342, 494),
     "flux_schnell": (190, 342, 494),
-    "sd35_medium": (148, 191, None),
-    "sd35_large": (152, 303, None),
+    "sd3": (96, 191, 333),
+    "sd35_medium": (148, 191, 385),
+    "sd35_large": (152, 303, 529),
 }
 
 
 @pytest.mark.parametrize("known", COUNTS)
 def test_sets_of_layers_have_published_counts(known: str) -> None:
-    for targets, count in zip(("attention", "script", "all"), COUNTS[known], strict=True):
-        assert count is None or len(layer_map(known).trained(targets=targets)) == count
+    layers = layer_map(known)
+    assert tuple(len(layers.trained(targets=targets)) for targets in ("attention", "script", "all")) == COUNTS[known]
+    modules = empty_model(known).denoiser.named_modules()
+    linear = {name for name, each in modules if isinstance(each, torch.nn.Linear) and "transformer_blocks." in name}
+    assert set(layers.trained(targets="all")) == linear
 
 
 # Layers of the groups in the set `all`. FLUX.1: 19 double blocks of 14 layers, 38 single ones of 6. SD3.5 large: 37

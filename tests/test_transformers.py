@@ -103,9 +103,9 @@ def test_file_of_transformer_is_read_again(folders: dict[str, Path], form: str, 
 
 
 def pipeline_latents(
-    model: Any, name: str, steps: int, guidance: float, lora: Adapter | None, tmp_path: Path
+    model: Any, name: str, steps: int, guidance: float, lora: Adapter | None, tmp_path: Path, **options: Any
 ) -> Tensor:
-    """Sample the prompts with diffusers' own pipeline, from the noise of seeds 0 and 1."""
+    """Sample the prompts with diffusers' own pipeline, from the noise of seeds 0 and 1, with its `options`."""
     pipeline: Any = deepcopy(model.pipeline)
     noise = model.initial_noise([0, 1])
     if lora is not None:
@@ -116,7 +116,7 @@ def pipeline_latents(
     edge = model.resolution
     done = pipeline(
         PROMPTS, height=edge, width=edge, num_inference_steps=steps, guidance_scale=guidance,
-        latents=noise if name == "sd3" else pack(noise), output_type="latent",
+        latents=noise if name == "sd3" else pack(noise), output_type="latent", **options,
     )  # fmt: skip
     return done.images if name == "sd3" else unpack(done.images, *model.latent_shape[1:])
 
@@ -186,16 +186,19 @@ def test_text_encoders_of_sd3_are_adapted_as_by_diffusers(folders: dict[str, Pat
     assert all(torch.equal(a, b) for a, b in zip(model.encode_prompts(PROMPTS).tensors, plain, strict=True))
 
 
-def test_true_guidance_is_that_of_diffusers(folders: dict[str, Path]) -> None:
+@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize("negative", ["", "a dog"])
+def test_true_guidance_is_that_of_diffusers(
+    folders: dict[str, Path], adapted: bool, negative: str, tmp_path: Path
+) -> None:
     model: Any = load(replace(files(folders["dev"]), true_guidance=True))
     assert model.guidance == "cfg"
-    noise, edge = pack(model.initial_noise([0, 1])), model.resolution
-    done = model.pipeline(
-        PROMPTS, negative_prompt=["", ""], true_cfg_scale=2.5, guidance_scale=1.0, num_inference_steps=3,
-        height=edge, width=edge, latents=noise, output_type="latent",
-    )  # fmt: skip
-    expected = unpack(done.images, *model.latent_shape[1:])
-    assert (sample_latents(model, PROMPTS, [0, 1], 3, 2.5) - expected).abs().max() < 1e-5 * expected.abs().max()
+    lora = random_lora(model.layers) if adapted else None
+    options = {"negative_prompt": [negative] * 2, "true_cfg_scale": 2.5}
+    expected = pipeline_latents(model, "dev", 3, 1.0, lora, tmp_path, **options)
+    with model.attach([lora] if lora else []) as adapters:
+        found = sample_latents(model, PROMPTS, [0, 1], 3, 2.5, adapters if lora else None, negative=negative)
+    assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
 def test_rows_carry_their_own_scales(model: DiffusionModel) -> None:

@@ -108,6 +108,6 @@ def save_flux(path: Path, guidance: bool = True) -> Path:
 
 
 def tiny_transformer(name: str, folder: Path) -> DiffusionModel:
-    """Return "sd3" or "dev" (FLUX.1 dev) at 16 pixels; the default of FLUX.1 is 128 latents wide."""
-    path = save_sd3(folder / name) if name == "sd3" else save_flux(folder / name)
+    """Return "sd3", "dev" or "schnell" (FLUX.1) at 16 pixels; the default of FLUX.1 is 128 latents wide."""
+    path = save_sd3(folder / name) if name == "sd3" else save_flux(folder / name, guidance=name == "dev")
     return load(replace(model_folder(path), resolution=16))

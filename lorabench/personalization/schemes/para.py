@@ -6,8 +6,8 @@ A basis has half as many parameters as a LoRA of the same rank. `method/merge=pa
 concepts together; every other merge treats the change as an ordinary adapter (`up` = -Q, `down` = Q^T W).
 
 The layers of `lora.targets` are changed, as LoRA changes them. The paper's learning rate could not be found, so the
-recipe of all methods serves. A random basis is far from the plain model at the first step: it removes rank / out of the output of
-every layer. `basis_init=bottom_svd` starts from the directions that a layer uses least.
+recipe of all methods serves. A random basis is far from the plain model at the first step: it removes rank / out of the
+output of every layer. `basis_init=bottom_svd` starts from the directions that a layer uses least.
 """
 
 from __future__ import annotations
