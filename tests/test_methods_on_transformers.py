@@ -41,7 +41,7 @@ SUMS = "sums predictions .* use model.true_guidance=true"
 REFUSED = {  # reasons by method
     "blora": r"method.content_block=up_blocks.0.attentions.0 has no layer to adapt; use one of double, early, ",
     "craft": r"method.layer_sets .* no layer of lora.targets=attention in this model; use method.layer_sets=<a yaml of",
-    "duolora_released": r"method.prior must name modules of this network; .* use method.prior=resolution",
+    "duolora_released": r"method.prior must name modules of this model; .* use method.prior=depth",
     "unziplora": r"method.content_blocks=.* has no layer to adapt; use method.dedicated=depth",
     "unziplora_released": r"method.content_blocks=.* has no layer to adapt; use method.dedicated=depth",
     **dict.fromkeys((name for name in NAMES if name.startswith("peft_") and name not in UNEQUAL), EQUAL_RANKS),

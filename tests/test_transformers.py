@@ -326,7 +326,9 @@ def test_whole_run(folders: dict[str, Path], commands: Any, tiny: list[str], tmp
     assert "| duolora |" in done.stdout
     run = tmp_path / "adhoc" / "duolora-none-s0"
     assert json.loads((run / "manifest.json").read_text())["targets"] == "script"
-    assert "LoRAs are trained on the layers of lora.targets=script." in (run / "table.md").read_text()
+    notes = (run / "table.md").read_text()
+    assert "LoRAs are trained on the layers of lora.targets=script." in notes
+    assert "duolora: the layer prior is by depth, ours: content in the first half of the blocks" in notes
     assert Adapter.load(next((run / "merged").glob("*.safetensors"))).metadata["lorabench.targets"] == "script"
 
 

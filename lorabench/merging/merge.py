@@ -201,6 +201,10 @@ class Merge(ABC):
         """
         return None
 
+    def note(self, layers: Mapping[str, Layer]) -> str | None:
+        """Return a sentence on the merge on these layers that belongs below a table; None if there is none."""
+        return None
+
     def uses(self, role: Role) -> bool:
         """Return whether the adapters of a role are used. If not, they are not trained."""
         return True

@@ -1,11 +1,16 @@
-"""The dominant role of each layer: from a preset, from resolutions, or from a measurement by a layer probe.
+"""The dominant role of each layer: from a preset, from resolution or depth, or from a measurement by a layer probe.
 
 DuoLoRA (arXiv 2504.13206) finds that layers of low resolution carry content and layers of high resolution style. A
-prior assigns the layers of a UNet to these roles:
+prior assigns the layers of a model to these roles:
 
     resolution              below the middle of the resolutions with attention: content; above it: style
+    depth                   transformers: first half of the blocks: content; last half: style
     a name in conf/prior    {content: [module paths], style: [module paths]}, from the paper or the released code
     a file in this form     written by `python run.py task=layer_probe`
+
+All blocks of a transformer have one resolution. The prior by depth is ours: no publication supports it. Both names
+stand for the same rule on `Layer.depth`, which is the resolution on SDXL and the place of the block on transformers. So
+`resolution`, the value of the presets, is by depth on a transformer, and a note below the table says so.
 """
 
 from __future__ import annotations
@@ -18,19 +23,19 @@ from lorabench.data.concepts import ROLES, Role
 from lorabench.models.layer import Layer
 from lorabench.models.layer_sets import LayerSets, read_layer_sets
 
-RESOLUTION = "resolution"
+RESOLUTION, DEPTH = "resolution", "depth"
 Blocks = LayerSets
 
 
 def read_prior(prior: str | Mapping[str, Any]) -> str | Blocks:
-    """Return the prior for a setting: RESOLUTION, or the blocks of a preset, a file or a mapping.
+    """Return the prior for a setting: RESOLUTION, DEPTH, or the blocks of a preset, a file or a mapping.
 
     Raises:
         UserError: If it is none of these.
     """
-    if prior == RESOLUTION:
-        return RESOLUTION
-    return read_layer_sets("method.prior", prior, "prior", [RESOLUTION])
+    if isinstance(prior, str) and prior in (RESOLUTION, DEPTH):
+        return prior
+    return read_layer_sets("method.prior", prior, "prior", [RESOLUTION, DEPTH])
 
 
 def check_prior(prior: str | Blocks, layers: Mapping[str, Layer]) -> None:
@@ -44,8 +49,8 @@ def check_prior(prior: str | Blocks, layers: Mapping[str, Layer]) -> None:
     for role in ROLES:
         if prior[role] and not any(layer.inside(block) for layer in layers.values() for block in prior[role]):
             raise UserError(
-                f"method.prior must name modules of this network; its {role} layers ({', '.join(prior[role])}) are "
-                "not; use method.prior=resolution"
+                f"method.prior must name modules of this model; its {role} layers ({', '.join(prior[role])}) are "
+                f"not; use method.prior={DEPTH if on_transformer(layers) else RESOLUTION}"
             )
     both = [name for name, layer in layers.items() if len(roles_of(prior, layer)) > 1]
     if both:
@@ -76,11 +81,23 @@ def check_dominant(roles: Mapping[str, Role | None]) -> None:
         UserError: If none has.
     """
     if not any(roles.values()):
-        raise UserError("the prior has no layer of this UNet; use ablation=no_layer_prior or another method.prior")
+        raise UserError("method.prior must have an adapted layer of this model; use ablation=no_layer_prior")
+
+
+def prior_note(prior: str | Blocks, layers: Mapping[str, Layer]) -> str | None:
+    """Return a sentence on a prior by depth on a transformer; None for other priors and models."""
+    if isinstance(prior, str) and on_transformer(layers):
+        return "the layer prior is by depth, ours: content in the first half of the blocks, style in the last"
+    return None
+
+
+def on_transformer(layers: Mapping[str, Layer]) -> bool:
+    """Return True if layers are those of a transformer, which have groups."""
+    return any(layer.groups for layer in layers.values())
 
 
 def by_depth(layer: Layer) -> Role | None:
-    """Return content below the middle of the resolutions with attention, style above it, and None exactly there."""
+    """Return content for the coarser half of the depths, style for the finer one, and None exactly between them."""
     if layer.depth == 0.5:
         return None
     return "content" if layer.depth > 0.5 else "style"

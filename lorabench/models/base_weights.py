@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def base_weights(spec: ModelSpec) -> BaseWeights | None:
     """Return a function from a layer "<component>.<module path>" to its weight; None for a model that is not here.
 
-    Files are a diffusers folder, or a single file for the layers of the UNet.
+    Files are a diffusers folder, or a single file for the layers of the denoiser.
     """
     if embedded(spec.path) is None and not Path(spec.path).exists():
         return None

@@ -1,9 +1,9 @@
 """DreamBooth-LoRA: train one LoRA for one concept.
 
 Ruiz et al., DreamBooth, CVPR 2023, with the weights of Hu et al., LoRA, ICLR 2022, on the attention projections of the
-UNet, as ZipLoRA (arXiv 2311.13600, section 4) trains the LoRAs it merges:
+denoiser, as ZipLoRA (arXiv 2311.13600, section 4) trains the LoRAs it merges:
 
-    minimize  E_{image, eps, t} w(t) || UNet_{W + alpha/rank U D}(x_t, t, prompt) - target(x_0, eps, t) ||^2
+    minimize  E_{image, eps, t} w(t) || e_{W + alpha/rank U D}(x_t, t, prompt) - target(x_0, eps, t) ||^2
 
 The target is the noise or the velocity, depending on the model. w is that of `lora.loss` (1 for the model's own
 prediction) or of Min-SNR (Hang et al., ICCV 2023). Prior preservation adds the same term, without Min-SNR, on images of

@@ -2,6 +2,7 @@
 
     scores.parquet                                     one row per image, metric, backbone and reference
     manifest.json                                      method, ablation, dataset, model, seed, and
+        note        sentence on the merge, if its method means something else on this model
         targets     set of layers that LoRAs were trained on (`lora.targets`)
         costs       {learned_parameters, merge_seconds (per pair), seconds_per_image}
         timings     {stage: seconds}

@@ -130,6 +130,11 @@ def layer_notes(runs: list[RunFolder]) -> list[str]:
     return [f"LoRAs are trained on the layers of {' and '.join(named)}."] if named else []
 
 
+def merge_notes(runs: list[RunFolder]) -> list[str]:
+    """Return the sentences on merges that their manifests have."""
+    return [f"{run.label}: {run.manifest['note']}." for run in runs if run.manifest.get("note")]
+
+
 def seen_notes(runs: list[RunFolder]) -> list[str]:
     """Return a sentence for each row whose merge was trained on subjects or styles of its pairs."""
     found = {run.label: run.manifest["trained_on"] for run in runs if run.manifest.get("trained_on")}

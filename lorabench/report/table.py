@@ -16,7 +16,7 @@ from lorabench.report import comparing, planned, protocols, published, stats
 from lorabench.report.folder import RunFolder
 from lorabench.report.imported import import_notes
 from lorabench.report.labels import BASELINES_AND_ORACLE, row_order
-from lorabench.report.notes import cost_note, footnotes, layer_notes, seen_notes
+from lorabench.report.notes import cost_note, footnotes, layer_notes, merge_notes, seen_notes
 from lorabench.report.pooling import join_scores, join_uses, left_out_notes, rounding_notes
 from lorabench.report.protocols import Column
 from lorabench.report.published import Published
@@ -95,6 +95,7 @@ class Table:
         notes = [*footnotes(lines, comparisons, scores, columns, reference), *column_notes]
         notes += [
             *layer_notes(runs),
+            *merge_notes(runs),
             *seen_notes(runs),
             *left_out_notes(runs),
             *rounding_notes(runs),

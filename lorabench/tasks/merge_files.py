@@ -145,7 +145,7 @@ def merged(
 
 
 def work(own: UserPair, method: Method, teachers: GenerateSpec) -> float:
-    """Return the cost of a merge, in rows of the UNet while sampling."""
+    """Return the cost of a merge, in rows of the denoiser while sampling."""
     merge = method.merge
     if not merge.needs_model:
         return LAYERS
@@ -154,12 +154,12 @@ def work(own: UserPair, method: Method, teachers: GenerateSpec) -> float:
 
 
 def image_cost(spec: GenerateSpec) -> float:
-    """Return the cost of an image, in rows of the UNet while sampling."""
+    """Return the cost of an image, in rows of the denoiser while sampling."""
     return IMAGE * spec.steps
 
 
 def step_cost(own: UserPair, method: Method) -> float:
-    """Return the cost of a merging step, in rows of the UNet while sampling."""
+    """Return the cost of a merging step, in rows of the denoiser while sampling."""
     batch = method.merge.fit.batch if isinstance(method.merge, LearnedMasks) else 1
     return STEP * len(own.files) * batch
 

@@ -13,8 +13,10 @@ from lorabench.engine.artifact import Artifact, closure
 from lorabench.engine.costs import COMPUTED_ON, COST_FILE, joined_costs
 from lorabench.engine.record import key_of
 from lorabench.merging.presets import GROUPS
+from lorabench.models.shapes import layer_map
 from lorabench.personalization.training import backbone_of, is_per_pair
 from lorabench.report.labels import label
+from lorabench.tasks.checks import adapted_layers
 from lorabench.tasks.jobs import CURVES_FILE, NOTES_FILE
 from lorabench.tasks.plan import STAGES, Plan
 from lorabench.tasks.rows import BASELINES, ORACLE, Row
@@ -79,6 +81,7 @@ def row_entry(plan: Plan, row: Row) -> dict[str, Any]:
         "ablation": row.ablation,
         **options_of(row),
         **({"trained_on": seen} if (seen := seen_concepts(plan, row)) else {}),
+        **({"note": note} if (note := merge_note(plan, row)) else {}),
         **({"trainings": notes} if (notes := training_notes(plan, row)) else {}),
         "costs": row_costs(plan, row),
         "losses": {item.name: curves_of(own, item) for item in own.artifacts("merge") if curves_of(own, item)},
@@ -97,6 +100,14 @@ def seen_concepts(plan: Plan, row: Row) -> list[str]:
     """Return the subjects and styles of the run that files of the row's merge were trained on."""
     names = {concept.name for pair in plan.pairs for concept in pair.concepts}
     return sorted(names & row.own.merge.trained_on()) if row.method else []
+
+
+def merge_note(plan: Plan, row: Row) -> str | None:
+    """Return the sentence on the row's merge on the layers of the model, or None."""
+    if row.method is None:
+        return None
+    outputs = plan.trained.outputs(row, plan.pairs[0])
+    return row.method.merge.note(adapted_layers(layer_map(plan.model), outputs))
 
 
 def keys_of(plan: Plan, rows: Sequence[Row]) -> dict[str, dict[str, str]]:

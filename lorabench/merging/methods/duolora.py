@@ -57,7 +57,7 @@ from lorabench.base import seed_of
 from lorabench.config.settings import setting
 from lorabench.data.concepts import Role
 from lorabench.merging.learned import LearnedMasks
-from lorabench.merging.priors import check_dominant, check_prior, dominant_roles, read_prior
+from lorabench.merging.priors import check_dominant, check_prior, dominant_roles, prior_note, read_prior
 from lorabench.models.layer import Layer
 
 if TYPE_CHECKING:
@@ -123,6 +123,9 @@ class DuoLoRA(LearnedMasks):
         check_prior(self.prior, layers)
         if self.lambda_prior:
             check_dominant(dominant_roles(self.prior, layers))
+
+    def note(self, layers: Mapping[str, Layer]) -> str | None:
+        return prior_note(self.prior, layers) if self.lambda_prior or self.init != "ones" else None
 
     def steps(self, images: Sequence[int]) -> int:
         epoch = ceil(max(images) / self.fit.batch)

@@ -80,7 +80,7 @@ class LoRARar(MaskedSum):
 
 
 def is_masked(layer: str) -> bool:
-    """Return whether a layer of the UNet has masks: the query and output projections of attention have."""
+    """Return whether a layer of the denoiser has masks: the query and output projections of attention have."""
     return layer.endswith(MASKED)
 
 

@@ -6,8 +6,8 @@
 
 x_k is a layer's input while the model with adapter k only denoises the images of concept k. e_k marks the entries of
 adapter k in m, and `o` is elementwise. ZipRank minimizes the same error of the final prediction instead of each layer's
-output; then m is learned through the whole UNet, with a forward and a backward pass per step. Here a few teacher passes
-give A and b of all layers, and m is the solution of a system of size r_c + r_s.
+output; then m is learned through the whole model, with a forward and a backward pass per step. Here a few teacher
+passes give A and b of all layers, and m is the solution of a system of size r_c + r_s.
 
 The merge has masks r. In contrast to ZipRank, each layer is fitted separately, to its optimum, on the inputs from the
 teachers, and cannot correct the errors of other layers. ZipRank's 100 steps of 0.01 from ones can, and its predictions
@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 from lorabench.config.settings import setting
 from lorabench.merging.masked import MaskedSum
 from lorabench.merging.merge import Activations
-from lorabench.merging.priors import check_dominant, check_prior, dominant_role, dominant_roles, read_prior
+from lorabench.merging.priors import check_dominant, check_prior, dominant_role, dominant_roles, prior_note, read_prior
 from lorabench.models.layer import Layer
 
 if TYPE_CHECKING:
@@ -74,6 +74,9 @@ class ZipRankClosed(MaskedSum):
         if self.lambda_prior:
             check_prior(self.prior, layers)
             check_dominant(dominant_roles(self.prior, layers))
+
+    def note(self, layers: Mapping[str, Layer]) -> str | None:
+        return prior_note(self.prior, layers) if self.lambda_prior else None
 
     def masks(self, updates: Sequence[Factors], layer: Layer, seed: int, moments: Tensor | None) -> tuple[Masks, ...]:
         from lorabench.lora.layer import Masks
