@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from lorabench.base import UserError
 from lorabench.config.schemas import LoRASpec
-from lorabench.models.flow import FlowMatching, trained_levels
+from lorabench.models.flow import FlowMatching, sampled_levels, trained_levels
 from lorabench.models.flux.model import pack, unpack
 from lorabench.models.noise import DDPM
 
@@ -47,6 +48,21 @@ def test_noise_and_target_are_those_of_training_script() -> None:
     # With density 1 - cos(pi u) / 2 of the level u, the mean of u is 1/2 + 1/pi^2.
     unshifted = FlowMatching(trained_levels({})).timesteps(20_000, torch.Generator().manual_seed(0), "noisy")
     assert unshifted.mean().item() / 1000 == pytest.approx(0.5 + 1 / torch.pi**2, abs=0.01)
+
+
+def test_level_of_step_follows_from_progress_and_shift() -> None:
+    """docs/transformers.md: sigma = s (1 - p) / (1 + (s - 1)(1 - p)) on FLUX.1, and up to 0.1 less on SD3."""
+    steps = 28
+    left = 1 - torch.arange(steps) / steps  # 1 - p
+
+    def shifted(s: float) -> Tensor:
+        return s * left / (1 + (s - 1) * left)
+
+    flux = sampled_levels(FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), steps, 4096, left.tolist())
+    sd3 = sampled_levels(FlowMatchEulerDiscreteScheduler(shift=3.0), steps, 4096)
+    assert torch.allclose(flux, shifted(math.exp(1.15)), atol=1e-6) and math.exp(1.15) == pytest.approx(3.16, abs=0.005)
+    assert ((less := shifted(3.0) - sd3) >= 0).all() and less.max() < 0.1 and less.argmax() == steps - 1
+    assert all((each > 0.75).float().mean() == pytest.approx(0.5, abs=0.04) for each in (flux, sd3))
 
 
 @pytest.mark.parametrize("kind", ["flow", "epsilon", "v_prediction"])
