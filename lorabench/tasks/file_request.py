@@ -88,9 +88,8 @@ class Request:
         name = label(method.name, ablation_of())
         is_chosen = any(each.startswith("model") for each in HydraConfig.get().overrides.task)
         if not (is_chosen or method.merge.needs_model):
-            cfg.model = recognized(
-                own, OmegaConf.to_object(cfg.model)
-            )  # generate.steps and generate.guidance follow it
+            default: Any = OmegaConf.to_object(cfg.model)
+            cfg.model = recognized(own, default)  # generate.steps and generate.guidance follow it
         typed: Any = {name: OmegaConf.to_object(cfg[name]) for name in ("model", "generate", "trainer", "task")}
         return cls(
             name, own, method, typed["model"], typed["generate"], typed["trainer"], typed["task"], Path(cfg.store),
