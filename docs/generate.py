@@ -46,13 +46,8 @@ EXCERPT_ROWS = (
     "oracle",
 )
 EXCERPT_METRICS = ("both", "truth/content", "truth/style", "dino/content", "csd/style")
-SHOWN = (
-    *EXCERPT_METRICS,
-    "both_similarity",
-    "copy/content",
-    "diversity",
-    "clip_t",
-)  # metrics of tables that have `both`
+# Metrics of tables that have `both`
+SHOWN = (*EXCERPT_METRICS, "both_similarity", "copy/content", "diversity", "clip_t")
 START, END = "<!-- generated: excerpt -->\n", "<!-- end -->"
 INDEX, PAGE, RESULTS = DOCS / "results" / "README.md", DOCS / "results" / "page.md", DOCS / "results.md"
 PLACE = re.compile(r"^\{(\w+)\}\n", re.MULTILINE)  # place of a result in page.md

@@ -15,19 +15,20 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from subprocess import CalledProcessError
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pandas as pd
 import yaml
 
 from lorabench.base import ASSETS
 from lorabench.engine.commit import git
-from lorabench.engine.output_folder import INCOMPLETE, MANIFEST, UNFINISHED, OutputFolder
+from lorabench.engine.output_folder import INCOMPLETE, MANIFEST, UNFINISHED
 from lorabench.engine.store import Store
 from lorabench.models.files import ModelFiles
 from lorabench.report.comparing import ALPHA
@@ -58,10 +59,10 @@ def copy(folder: Path, command: str | None = None, target: Path | None = None) -
     found = parts(folder)
     if not found:
         raise SystemExit(f"error: {folder} has no table.csv and no study; use --from outputs/<name>")
-    for source in found.values():
-        check_finished(source)
-    commits = commits_of(found.values())
-    base, reference = base_of(found.values()), reference_of(next(iter(found.values())))
+    manifests = {file.parent: json.loads(file.read_text()) for source in found.values()
+                 for file in run_files(source, MANIFEST)}  # fmt: skip
+    check_finished(manifests)
+    commits, base, reference = commits_of(manifests), base_of(manifests), reference_of(next(iter(found.values())))
     target = target or FOLDER / name
     target.mkdir(parents=True, exist_ok=True)
     for old in target.iterdir():
@@ -100,17 +101,19 @@ def parts(folder: Path) -> dict[str, Path]:
     return {each.name if len(below) > 1 else "": each for each in below}
 
 
-def check_finished(folder: Path) -> None:
-    """Check that a study or run, or every run in a folder, is finished, and that nothing in it failed.
+def check_finished(manifests: Mapping[Path, Mapping[str, Any]]) -> None:
+    """Check that studies and runs are finished, and that nothing in them failed.
+
+    Args:
+        manifests: Manifests by folder, as in the functions below.
 
     Raises:
         SystemExit: If one is not.
     """
-    for file in run_files(folder, MANIFEST):
-        manifest = OutputFolder(file.parent).manifest()
-        is_run = (file.parent / RUN_SCORES).is_file()
+    for folder, manifest in manifests.items():
+        is_run = (folder / RUN_SCORES).is_file()
         if {UNFINISHED, INCOMPLETE} & manifest.keys() or (is_run and "key" not in manifest):
-            raise SystemExit(f"error: {file.parent} is not finished, or parts of it failed; run its command again")
+            raise SystemExit(f"error: {folder} is not finished, or parts of it failed; run its command again")
 
 
 def own_rows(wide: pd.DataFrame) -> pd.DataFrame:
@@ -156,23 +159,20 @@ def reference_of(folder: Path) -> str:
     return next((str(config["reference"]) for config in configs if config.get("reference")), "")
 
 
-def commits_of(folders: Iterable[Path]) -> str:
+def commits_of(manifests: Mapping[Path, Mapping[str, Any]]) -> str:
     """Return the commits of the code that made a result, usually one, separated by commas.
 
     Raises:
         SystemExit: If a manifest has none.
     """
-    found = set()
-    for file in (file for folder in folders for file in run_files(folder, MANIFEST)):
-        if not (commit := json.loads(file.read_text()).get("commit")):
-            raise SystemExit(f"error: {file.parent} has no commit; run its command again in a checkout of this code")
-        found.add(commit)
-    if not found:
+    if not manifests:
         raise SystemExit("error: the folder has no manifest.json; run its command again")
-    return ",".join(sorted(found))
+    if lost := next((folder for folder, manifest in manifests.items() if not manifest.get("commit")), None):
+        raise SystemExit(f"error: {lost} has no commit; run its command again in a checkout of this code")
+    return ",".join(sorted({manifest["commit"] for manifest in manifests.values()}))
 
 
-def base_of(folders: Iterable[Path]) -> str:
+def base_of(manifests: Mapping[Path, Mapping[str, Any]]) -> str:
     """Return the base model of a result: the name and hash in a run's manifest, else the packaged model.
 
     Manifests of studies have no hash; the weights of their commit count.
@@ -180,13 +180,12 @@ def base_of(folders: Iterable[Path]) -> str:
     Raises:
         SystemExit: If something was made with other weights than those that the package has now.
     """
-    for file in (file for folder in folders for file in run_files(folder, MANIFEST)):
-        manifest = json.loads(file.read_text())
+    for folder, manifest in manifests.items():
         digest = (manifest.get("inputs") or {}).get("the weights of the model")
         if digest and manifest["model"] != "micro":
             return f"{manifest['model']}, weights {digest[:12]}"
         if not (digest == packaged_digest() if digest else is_packaged_at(manifest["commit"].removesuffix("+"))):
-            raise SystemExit(f"error: {file.parent} was made with other weights of micro than those here; run it again")
+            raise SystemExit(f"error: {folder} was made with other weights of micro than those here; run it again")
     return packaged()
 
 

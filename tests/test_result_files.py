@@ -194,7 +194,7 @@ def study(folder: Path, **manifest: Any) -> Path:
     return folder
 
 
-def test_commit_is_that_of_the_code_that_made_the_result(docs: Path, tmp_path: Path) -> None:
+def test_commit_is_that_of_code_that_made_result(docs: Path, tmp_path: Path) -> None:
     made = {}
     for name, manifest in {"now": {}, "earlier": {"commit": git("rev-parse", "--short", "HEAD")}}.items():
         study(tmp_path / name / "tradeoff-s0", **manifest)
