@@ -10,7 +10,7 @@ prior assigns the layers of a model to these roles:
 
 All blocks of a transformer have one resolution. The prior by depth is ours: no publication supports it. Both names
 stand for the same rule on `Layer.depth`, which is the resolution on SDXL and the place of the block on transformers. So
-`resolution`, the value of the presets, is by depth on a transformer, and a note below the table says so.
+`resolution`, the value of the presets, is by depth on a transformer; a note below the table names it.
 """
 
 from __future__ import annotations

@@ -87,14 +87,17 @@ def run(cfg: DictConfig, folder: Path) -> str:
     response = sensitivity.dose_response(values, doses, UNDAMAGED)
     small = [each.label for each in doses if each.kind == "energy" and each.dose <= SMALL]
     nulls = sensitivity.null_rates(values, UNDAMAGED, NULL, task.splits)
-    others_of = {sensitivity.DAMAGE: small, sensitivity.LIKE: [], sensitivity.UNLIKE: [row.name for row in unlike],
-                 sensitivity.SEED: [NULL]}  # fmt: skip
-    compared = {kind: [(name, UNDAMAGED) for name in names] for kind, names in others_of.items()}
-    limits = sensitivity.detectable(values, compared | {sensitivity.LIKE: of_a_kind})
+    compared = {
+        sensitivity.DAMAGE: [(name, UNDAMAGED) for name in small],
+        sensitivity.LIKE: of_a_kind,
+        sensitivity.UNLIKE: [(row.name, UNDAMAGED) for row in unlike],
+        sensitivity.SEED: [(NULL, UNDAMAGED)],
+    }
+    limits = sensitivity.detectable(values, compared)
     behind, _ = design_notes(scores)
     text = write_sensitivity(
         response, sensitivity.smallest_dose(response), nulls, limits, f"{len(plan.pairs)} pairs{behind}",
-        plan.generation.images, of_a_kind, others_of[sensitivity.UNLIKE], list(task.shown),
+        plan.generation.images, of_a_kind, [row.name for row in unlike], list(task.shown),
     )  # fmt: skip
     for name, found in (("sensitivity", response), ("detectable", limits), ("null", nulls)):
         found.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")

@@ -110,7 +110,7 @@ class Craft(Training):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        read_layer_sets("method.layer_sets", self.layer_sets, "layer_sets")  # a mistake in it ends the run here
+        _ = self.sets  # a mistake in them ends the run here
 
     @property
     def sets(self) -> LayerSets:
