@@ -66,7 +66,7 @@ def write_joint_report(
         paths = list(dict.fromkeys(run.path for run in runs))
         write_cross_influence(paths, draft, contrasts(table.planned))
         write_by_use(paths, draft)
-        figures.draw_grid(runs).save(draft / "grid.png", optimize=True)
+        figures.draw_grid(runs).save(draft / "grid.png")
         if protocol or reference:  # another report than that of the run in whose folder it may be
             (draft / MANIFEST).write_text(json.dumps({"protocol": protocol, "reference": reference}))
     with folder.filled(keep=True) as draft:  # it links to the others, which are there now

@@ -36,8 +36,10 @@ def pair_values(images: pd.DataFrame, rule: str = "pair", of: str = "content") -
         weights = pd.Series(counts.groupby(level=PAIR).sum())
         return pd.DataFrame({"value": (values * counts).groupby(level=PAIR).sum() / weights, "weight": weights})
     pairs = by_pair(pd.Series(values.groupby(level=[*PAIR, "prompt"]).mean()))
+    if rule == "pair":
+        return pd.DataFrame({"value": pairs, "weight": 1.0})
     same = pd.Series(pairs.groupby(level=["dataset", of]).transform("size"))  # pairs of the same object
-    return pd.DataFrame({"value": pairs, "weight": 1.0 / same if rule == "macro" else 1.0})
+    return pd.DataFrame({"value": pairs, "weight": 1.0 / same})
 
 
 def by_pair(values: pd.Series) -> pd.Series:

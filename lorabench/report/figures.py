@@ -6,6 +6,7 @@ A single pair has a sheet with one row per table row instead (pair_sheet.py).
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -36,6 +37,9 @@ class Cell:
 def grid_rows(runs: list[RunFolder]) -> dict[tuple[str, str], list[Cell | None]]:
     """Return (content, style) -> cells, with the same columns for every pair; None: the pair lacks this image."""
     pictures = join_pictures(runs)
+    of: defaultdict[tuple[str, str, str], list[Picture]] = defaultdict(list)
+    for p in pictures:
+        of[p.label, p.content, p.style].append(p)
     pairs = list(dict.fromkeys((p.content, p.style) for p in pictures))
     methods = list(dict.fromkeys(p.label for p in pictures if p.label not in BASELINES_AND_ORACLE))
     wanted = {
@@ -51,7 +55,7 @@ def grid_rows(runs: list[RunFolder]) -> dict[tuple[str, str], list[Cell | None]]
             found = next((path for run in runs for path in run.references(role, name)), None)
             cells.append(Cell(f"{role} reference", found) if found else None)
         for row, count in wanted.items():
-            own = [p for p in pictures if (p.label, p.content, p.style) == (row, content, style)][:count]
+            own = of[row, content, style][:count]
             cells += [Cell(row.replace("_", " "), p.path, p) for p in own] + [None] * (count - len(own))
         rows[content, style] = cells
     used = [any(column) for column in zip(*rows.values(), strict=True)]
