@@ -35,10 +35,10 @@ import result_files  # noqa: E402
 MEASURED = (  # every experiment whose tables the documentation shows
     "all_methods", "tuning", "recipe", "single_loras", "samplers", "duolora_main", "duolora_ablation",
     "unziplora_alignment", "unziplora_ablation", "single_image", "craft_main", "craft_components", "craft_guidance",
-    "klora_ablation", "nplora_ablation", "closed_form", "tradeoff", "duolora_multi_concept", "calibration", "sensitivity", "stability",
-    "duolora_time", "cost", "sdxl_against_dit", "duolora_released_traps", "constyle_readings", "layer_priors",
-    "ziplora_similarity", "duolora_vs_pair", "layer_probe", "craft_routing", "craft_layer_sets",
-    "craft_semantic_extension",
+    "klora_ablation", "nplora_ablation", "closed_form", "tradeoff", "duolora_multi_concept", "calibration",
+    "sensitivity", "stability", "duolora_time", "cost", "sdxl_against_dit", "duolora_released_traps",
+    "constyle_readings", "layer_priors", "ziplora_similarity", "duolora_vs_pair", "layer_probe", "craft_routing",
+    "craft_layer_sets", "craft_semantic_extension",
 )  # fmt: skip
 
 
