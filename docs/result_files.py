@@ -53,9 +53,11 @@ def copy(folder: Path, command: str | None = None, target: Path | None = None) -
         target: New folder. None: docs/results/<name>.
 
     Raises:
-        SystemExit: If the folder has no tables, or a run in it is not finished.
+        SystemExit: If the folder does not exist or has no tables, or a run in it is not finished.
     """
     name = folder.resolve().name
+    if not folder.is_dir():
+        raise SystemExit(f"error: {folder} is not a folder; use --from outputs/<name>")
     found = parts(folder)
     if not found:
         raise SystemExit(f"error: {folder} has no table.csv and no study; use --from outputs/<name>")

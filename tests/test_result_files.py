@@ -252,6 +252,8 @@ def test_study_and_several_tables_are_copied(docs: Path, tmp_path: Path) -> None
     result_files.copy(several)
     text = generate.result("multi")
     assert text.index("#### 2 subjects\n") < text.index("| `direct` |") < text.index("#### 3 subjects\n")
+    with pytest.raises(SystemExit, match="nothing is not a folder; use --from outputs/<name>"):
+        result_files.copy(tmp_path / "nothing")
     with pytest.raises(SystemExit, match="and no study"):
         result_files.copy(docs / "tradeoff")
 
